@@ -1,0 +1,24 @@
+"""Curvature Aware Task Scaling (CATS) and the operators it stands on, for any multi-task problem in PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["CATS", "MultiTask", "__version__", "ops", "weighting"]
+
+# In a clone the Triton kernels lie beside this folder; an install has them in it, as cats.kernels. So that `import cats`
+# with the clone as working directory finds them too, whether or not anything is installed, the clone is searched as well.
+_clone = Path(__file__).resolve().parent.parent
+if (_clone / "setup.py").is_file() and (_clone / "kernels" / "__init__.py").is_file():
+    __path__.append(str(_clone))
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ops", "weighting"):
+        return importlib.import_module(f"cats.{name}")
+    if name in ("CATS", "MultiTask"):
+        return getattr(importlib.import_module("cats.optim"), name)
+    raise AttributeError(f"module 'cats' has no attribute {name!r}")

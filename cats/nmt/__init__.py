@@ -1,0 +1,1 @@
+"""The reference multilingual translation trainer. It uses the library through its public names only."""
