@@ -1,0 +1,406 @@
+"""The training run: corpus in, run directory out. The loop at the end is Algorithm 1 of the CATS paper, seen from the user's side.
+
+Everything random is a pure function of (seed, step), so a run resumed from a checkpoint continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import cats
+from cats.nmt import checkpoint, data
+from cats.nmt.config import Config, to_toml
+from cats.nmt.errors import UserError
+from cats.nmt.files import atomic_write
+from cats.nmt.loss import token_losses
+from cats.nmt.model import Batch, Transformer, collate
+from cats.nmt.sampler import Sampler, shares
+from cats.nmt.schedule import learning_rate
+from cats.nmt.tokenizer import Tokenizer
+
+LOG_EVERY = 10  # updates per line of metrics.jsonl
+VOCABULARY_TEMPERATURE = 5.0  # languages' shares of the text the subword model is trained on
+
+
+def load_corpus(config: Config) -> data.Corpus:
+    """The corpus a configuration names: a folder, or the one generated from CLDR."""
+    if config.data.path:
+        return data.load(Path(config.data.path), source=config.data.source)
+    from cats.nmt import cldr  # needs Babel
+
+    return cldr.generate(config.data.languages, config.data.sizes, config.data.seed)
+
+
+def vocabulary_text(corpus: data.Corpus) -> list[str]:
+    """Training lines for the subword model: every source sentence once; targets, repeated so that small languages get pieces too."""
+    sources = sorted({line for task in corpus.tasks for line in task.train.source})
+    total = sum(corpus.sizes.values())
+    lines = list(sources)
+    for task in corpus.tasks:
+        count = math.ceil(total * shares(corpus.sizes, VOCABULARY_TEMPERATURE)[task.name])
+        lines += itertools.islice(itertools.cycle(task.train.target), count)
+    return lines
+
+
+def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
+    shape = config.model
+    return Transformer(
+        tokenizer.vocab_size,
+        shape.d_model,
+        shape.heads,
+        shape.ffn,
+        shape.encoder_layers,
+        shape.decoder_layers,
+        shape.dropout,
+        tokenizer.pad_id,
+    )
+
+
+class Encoded:
+    """One split of every task as token ids, without the pairs longer than ``max_length`` pieces on a side."""
+
+    def __init__(
+        self, corpus: data.Corpus, tokenizer: Tokenizer, split: str, max_length: int, device: torch.device
+    ) -> None:
+        self.tokenizer, self.device = tokenizer, device
+        self.sources: dict[str, list[list[int]]] = {}
+        self.targets: dict[str, list[list[int]]] = {}
+        self.dropped: dict[str, int] = {}
+        for task in corpus.tasks:
+            part: data.Split = getattr(task, split)
+            pairs = zip(
+                tokenizer.encode_source(part.source, task.target),
+                tokenizer.encode_target(part.target),
+                strict=True,
+            )
+            kept = [(s, t) for s, t in pairs if len(s) <= max_length and len(t) <= max_length]
+            self.dropped[task.name] = len(part.source) - len(kept)
+            self.sources[task.name] = [s for s, _ in kept]
+            self.targets[task.name] = [t for _, t in kept]
+
+    def lengths(self) -> dict[str, np.ndarray]:
+        return {
+            task: np.array([(len(s), len(t)) for s, t in zip(sources, self.targets[task], strict=True)])
+            for task, sources in self.sources.items()
+        }
+
+    def batch(self, chosen: dict[str, np.ndarray]) -> Batch:
+        """The padded batch of the chosen sentences, task after task."""
+        return collate(
+            [self.sources[task][i] for task, rows in chosen.items() for i in rows],
+            [self.targets[task][i] for task, rows in chosen.items() for i in rows],
+            self.tokenizer.bos_id,
+            self.tokenizer.pad_id,
+            self.device,
+        )
+
+
+def task_losses(
+    model: Transformer, batch: Batch, rows: dict[str, int], smoothing: float
+) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """{task: (smoothed sum, nll sum, tokens)} of a batch whose first rows[first task] rows are the first task's, and so on."""
+    real = batch.target_out != model.pad_id
+    hidden = model.hidden(batch.source, batch.target_in)[real]
+    smoothed, nll = token_losses(model.project(hidden).float(), batch.target_out[real], smoothing)
+    tokens = [int(part.sum()) for part in real.split(list(rows.values()))]
+    parts = zip(rows, smoothed.split(tokens), nll.detach().split(tokens), tokens, strict=True)
+    return {task: (s.sum(), n.sum(), count) for task, s, n, count in parts}
+
+
+@torch.no_grad()
+def validation_nll(model: Transformer, encoded: Encoded, batch_tokens: int) -> dict[str, float]:
+    """Unsmoothed negative log likelihood in nats per target token, by task; tasks without data are left out."""
+    was_training = model.training
+    model.eval()
+    result = {}
+    for task, targets in encoded.targets.items():
+        total = 0.0
+        order = sorted(range(len(targets)), key=lambda i: len(targets[i]))
+        rows = max(1, batch_tokens // max(map(len, targets), default=1))
+        for start in range(0, len(order), rows):
+            chosen = {task: np.array(order[start : start + rows])}
+            batch = encoded.batch(chosen)
+            total += float(task_losses(model, batch, {task: len(chosen[task])}, 0.0)[task][1])
+        if targets:
+            result[task] = total / sum(map(len, targets))
+    model.train(was_training)
+    return result
+
+
+def build_optimizer(config: Config, model: nn.Module, tasks: list[str]) -> cats.MultiTask:
+    """AdamW under the configured weighting."""
+    base = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.train.lr,
+        betas=tuple(config.train.betas),
+        eps=1e-9,
+        weight_decay=config.train.weight_decay,
+    )
+    method = config.method
+    if method.name == "cats":
+        return cats.CATS(
+            base,
+            tasks,
+            inner_steps=method.inner_steps,
+            alpha_lr=method.alpha_lr,
+            multiplier_lr=method.multiplier_lr,
+            epsilon=method.epsilon,
+            simplex=method.simplex,
+            loss_term=method.loss_term,
+            cross_batch=method.cross_batch,
+        )
+    if method.weights == "tokens":
+        weights = [1.0] * len(tasks)
+    elif method.weights == "uniform":
+        weights = [1.0 / len(tasks)] * len(tasks)
+    else:
+        weights = list(method.weights)
+        if len(weights) != len(tasks):
+            raise UserError(
+                f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} languages ({', '.join(tasks)})"
+            )
+    return cats.MultiTask(base, tasks, cats.weighting.Static(weights))
+
+
+class Metrics:
+    """metrics.jsonl: one line per LOG_EVERY updates and one per validation."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        """Lines of steps behind the checkpoint that is resumed from are dropped: they will be written again."""
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # A line without its newline is what a kill left of the last write.
+        whole = [line for line in lines if line.endswith("\n")]
+        atomic_write(path, "".join(line for line in whole if json.loads(line)["step"] <= keep_until))
+
+    def write(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C into a question the loop asks between two updates, where the state is whole; a second one acts at once."""
+    asked = False
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: signals are somebody else's business
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Trainer:
+    """One run: the model, its optimizer and everything a checkpoint holds."""
+
+    def __init__(self, config: Config, out: Path, *, resume: bool, quiet: bool) -> None:
+        self.config, self.out, self.quiet = config, out, quiet
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        corpus = load_corpus(config)
+        if resume:
+            tokenizer = Tokenizer.load(out / "tokenizer.model")
+        else:
+            languages = sorted({task.target for task in corpus.tasks})
+            tokenizer = Tokenizer.train(vocabulary_text(corpus), languages, config.tokenizer.vocab_size)
+        longest = config.model.max_length
+        self.training = Encoded(corpus, tokenizer, "train", longest, self.device)
+        self.validation = Encoded(corpus, tokenizer, "valid", longest, self.device)
+        for task, sources in self.training.sources.items():
+            if not sources:
+                raise UserError(f"{task}: no training pair is within {longest} tokens; raise model.max_length")
+        torch.manual_seed(config.train.seed)
+        self.model = build_model(config, tokenizer).to(self.device)
+        self.optimizer = build_optimizer(config, self.model, [task.name for task in corpus.tasks])
+        self.sampler = Sampler(
+            self.training.lengths(),
+            temperature=config.sampling.temperature,
+            batch_tokens=config.sampling.batch_tokens,
+            seed=config.train.seed,
+        )
+        self.digest = corpus.digest()
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.since_log: dict[str, list[float]] = {}  # task -> [nll sum, tokens] since the last line of metrics
+        self.logged_at = 0.0
+        if resume:
+            self.load()
+        else:
+            (out / "checkpoints").mkdir(parents=True)
+            tokenizer.save(out / "tokenizer.model")
+            atomic_write(out / "config.toml", to_toml(config))
+        self.metrics = Metrics(out / "metrics.jsonl", self.step)
+
+    def save(self, name: str) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "digest": self.digest,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "since_log": self.since_log,
+            "logged_at": self.logged_at,
+        }
+        checkpoint.save(self.out / "checkpoints" / name, state)
+
+    def load(self) -> None:
+        state = checkpoint.load(self.out / "checkpoints" / "last.pt")
+        if state["digest"] != self.digest:
+            raise UserError(f"{self.out}: the corpus is not the one this run was started on; start a new run")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.since_log, self.logged_at = state["since_log"], state["logged_at"]
+
+    def losses(self, chosen: dict[str, np.ndarray], normaliser: int | None) -> dict[str, Tensor]:
+        """{task: loss} of one joint forward: the mean over the task's own tokens, or its sum over ``normaliser``."""
+        batch = self.training.batch(chosen)
+        rows = {task: len(indices) for task, indices in chosen.items()}
+        result = {}
+        for task, (loss, nll, tokens) in task_losses(
+            self.model, batch, rows, self.config.train.label_smoothing
+        ).items():
+            entry = self.since_log.setdefault(task, [0.0, 0.0])
+            entry[0] += float(nll)
+            entry[1] += tokens
+            result[task] = loss / (normaliser or tokens)
+        return result
+
+    def update(self) -> None:
+        """One step of Algorithm 1. The optimizer knows whether it is an inner one or also moves alpha."""
+        config = self.config
+        rate = learning_rate(
+            self.step,
+            peak=config.train.lr,
+            warmup=config.train.warmup,
+            steps=config.train.steps,
+            schedule=config.train.schedule,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed((config.train.seed << 32) + self.step + 1)  # dropout: a function of (seed, step)
+        chosen = self.sampler.batch(self.step)
+        normaliser = None
+        if config.method.name == "static" and config.method.weights == "tokens":
+            normaliser = sum(len(self.training.targets[task][i]) for task, rows in chosen.items() for i in rows)
+
+        def loss_of(task: str, rows: np.ndarray) -> Callable[[], Tensor]:
+            return lambda: self.losses({task: rows}, normaliser)[task]
+
+        if not self.optimizer.needs_task_gradients:
+            self.optimizer.backward(self.losses(chosen, normaliser))  # one forward and one backward for all
+        elif config.method.cross_batch:  # two independent halves; a task with one sentence has none
+            self.optimizer.backward(
+                {t: (loss_of(t, rows[::2]), loss_of(t, rows[1::2])) for t, rows in chosen.items() if len(rows) > 1}
+            )
+        else:
+            self.optimizer.backward({task: loss_of(task, rows) for task, rows in chosen.items()})
+        if config.train.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+
+    def log(self) -> dict[str, Any]:
+        """Writes one line of metrics: mean nll per language since the last line, and where alpha stands."""
+        statistics = self.optimizer.statistics
+        tokens = {task: int(count) for task, (_, count) in self.since_log.items()}
+        losses = {task: nll / count for task, (nll, count) in self.since_log.items()}
+        record = {
+            "step": self.step,
+            "loss": sum(losses.values()) / len(losses),
+            "losses": losses,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "alpha": self.optimizer.alpha,
+            "multipliers": self.optimizer.multipliers,
+            "dots": statistics.get("dots"),
+            "sqnorms": statistics.get("sqnorms"),
+            "skipped": statistics.get("skipped", 0),
+            "tokens": tokens,
+            "tokens_per_second": sum(tokens.values()) / max(1e-9, self.seconds - self.logged_at),
+            "seconds": self.seconds,
+        }
+        self.metrics.write(record)
+        self.since_log, self.logged_at = {}, self.seconds
+        return record
+
+    def validate(self) -> None:
+        """Measures, and keeps the newest and the best checkpoint (lowest mean nll over the languages)."""
+        nll = validation_nll(self.model, self.validation, 4 * self.config.sampling.batch_tokens)
+        mean = sum(nll.values()) / len(nll) if nll else None
+        better = mean is None or mean < self.best  # without validation data the newest is the best
+        if mean is not None:
+            self.best = min(self.best, mean)
+        self.metrics.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
+        if better:
+            self.save("best.pt")
+        self.save("last.pt")
+
+    def run(self) -> None:
+        from tqdm import tqdm
+
+        config = self.config.train
+        self.model.train()
+        silent = self.quiet or not sys.stderr.isatty()
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=silent, dynamic_ncols=True)
+        clock = time.perf_counter() - self.seconds
+        with bar, interrupt_between_updates() as interrupted:
+            while self.step < config.steps:
+                self.update()
+                self.seconds = time.perf_counter() - clock
+                bar.update()
+                if self.step % LOG_EVERY == 0:
+                    record = self.log()
+                    bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
+                if self.step % config.validate_every == 0 or self.step == config.steps:
+                    self.validate()
+                if interrupted() and self.step < config.steps:
+                    self.save("last.pt")
+                    bar.close()
+                    print(
+                        f"cats: stopped after update {self.step} of {config.steps}; to go on: cats train --resume {self.out}",
+                        file=sys.stderr,
+                    )
+                    raise KeyboardInterrupt
+
+
+def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> None:
+    """Train as configured into the run directory ``out``: config.toml, tokenizer.model, metrics.jsonl, checkpoints/.
+
+    Args:
+        config: see ``cats.nmt.config``.
+        out: created, unless ``resume``. ``checkpoints/best.pt`` has the lowest validation nll (mean over the
+            languages); ``last.pt`` is the newest and holds all it takes to go on.
+        resume: go on from ``last.pt``; bitwise the run that was not interrupted.
+        quiet: no progress bar (there is none either where standard error is not a terminal).
+
+    Raises:
+        UserError: unusable data or settings, a full disk.
+        KeyboardInterrupt: on Ctrl-C, after the update in hand is done, saved, and the way to go on is printed.
+    """
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    Trainer(config, out, resume=resume, quiet=quiet).run()

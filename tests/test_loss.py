@@ -1,0 +1,32 @@
+"""Label smoothing against torch's own, and the plain NLL beside it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from cats.nmt.loss import token_losses
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(7, 23, dtype=torch.float64), torch.randint(0, 23, (7,))
+
+
+def test_fairseq_smoothing_is_torchs_with_the_mass_rescaled():
+    logits, targets = data()
+    smoothed, nll = token_losses(logits, targets, 0.1)
+    # torch spreads s over all V tokens, fairseq over the V - 1 wrong ones: s V / (V - 1) makes them equal
+    expected = F.cross_entropy(logits, targets, reduction="none", label_smoothing=0.1 * 23 / 22)
+    torch.testing.assert_close(smoothed, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-12, atol=1e-12)
+
+
+def test_no_smoothing_is_the_nll():
+    smoothed, nll = token_losses(*data(), 0.0)
+    assert torch.equal(smoothed, nll)
+
+
+def test_gradient():
+    logits, targets = data()
+    assert torch.autograd.gradcheck(lambda x: token_losses(x, targets, 0.1)[0], logits.requires_grad_())
