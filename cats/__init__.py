@@ -1,4 +1,4 @@
-"""Curvature Aware Task Scaling (CATS) and the operators it stands on, for any multi-task problem in PyTorch."""
+"""Curvature Aware Task Scaling (CATS) for PyTorch, and the operators it stands on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["CATS", "MultiTask", "__version__", "ops", "weighting"]
 
-# In a clone the Triton kernels lie beside this folder; an install has them in it, as cats.kernels. So that `import cats`
-# with the clone as working directory finds them too, whether or not anything is installed, the clone is searched as well.
+# In a clone the Triton kernels lie beside this folder; an install has them inside it, as cats.kernels. With the clone
+# as working directory `import cats` means the clone, installed or not: then its kernels/ is found through the parent.
 _clone = Path(__file__).resolve().parent.parent
 if (_clone / "setup.py").is_file() and (_clone / "kernels" / "__init__.py").is_file():
     __path__.append(str(_clone))

@@ -14,11 +14,15 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+    """Write `data` to `path` so that a reader, or a crash, finds the old file or the new one, nothing between.
 
-    Text is written as UTF-8, its line ends as they are. The data goes to a temporary name in the same folder (which must
-    exist), is flushed to the disk and renamed over `path`; on any failure the temporary file is removed and `path` is
-    untouched. A full disk or a folder that may not be written raises UserError; other failures raise OSError.
+    Text is written as UTF-8, its line ends as they are. The data goes to a temporary name in the same folder
+    (which must exist), is flushed to the disk and renamed over `path`; on any failure the temporary file is
+    removed and `path` keeps what it had.
+
+    Raises:
+        UserError: the disk is full, or the folder may not be written.
+        OSError: any other failure.
     """
     path = Path(path)
     if isinstance(data, str):

@@ -1,0 +1,46 @@
+"""What all tests share. The first lines must run before anything imports a Triton kernel."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # Read where a kernel is decorated: set later, Triton finds no driver and every kernel fails.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# The tests' tensors are small: more threads cost time, and two suffice to find what depends on their number.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# A test passes or fails by what it tests, not by how busy the machine is or by the run's luck with examples.
+hypothesis.settings.register_profile("cats", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("cats")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The clone's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def help8() -> Path:
+    """The folder of eight English-xx pairs in Moses form: $CATS_HELP8, else beside the clone."""
+    folder = Path(os.environ.get("CATS_HELP8") or ROOT.parent / "shared" / "corpora" / "help8")
+    if not folder.is_dir():
+        pytest.skip(f"no corpus at {folder}; set CATS_HELP8 to its folder")
+    return folder

@@ -1,0 +1,137 @@
+"""cats.nmt.files and cats.nmt.errors: a file is whole or not there, and a user's mistake is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import atomic_write
+
+
+def raising(error: BaseException):
+    def call(*args: object, **kwargs: object) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("data", "stored"),
+    [
+        (b"\x00\r\n\xff", b"\x00\r\n\xff"),
+        ("", b""),
+        ("çox sağ ol\nдякуй\r\n", "çox sağ ol\nдякуй\r\n".encode()),
+    ],
+)
+def test_what_is_written_is_what_is_stored(tmp_path: Path, data: bytes | str, stored: bytes) -> None:
+    atomic_write(tmp_path / "file", data)
+    assert (tmp_path / "file").read_bytes() == stored
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_existing_file_is_replaced_and_a_string_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("a much longer text than the new one")
+    atomic_write(str(path), "new")
+    assert path.read_text() == "new"
+
+
+def test_a_relative_path_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    atomic_write("file", "x")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits and folder fsync are POSIX")
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits and folder fsync are POSIX")
+def test_order_is_sync_file_rename_sync_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        if calls[-1] == "file":
+            assert os.fstat(descriptor).st_size == 3  # flushed before it is synced
+        fsync(descriptor)
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        assert Path(source).parent == Path(target).parent  # a rename across file systems is a copy
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    atomic_write(tmp_path / "file", "abc")
+    assert calls == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    ("error", "raised", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError, "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), UserError, "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied"), UserError, "cannot be written"),
+        (OSError(errno.EROFS, "Read-only file system"), UserError, "cannot be written"),
+        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output error"),
+        (KeyboardInterrupt("Ctrl-C"), KeyboardInterrupt, "Ctrl-C"),
+    ],
+)
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: BaseException,
+    raised: type[BaseException],
+    says: str,
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr(os, place, raising(error))
+    with pytest.raises(raised, match=says) as caught:
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+    if raised is UserError:
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_text_that_has_no_utf8_form_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        atomic_write(tmp_path / "file", "\ud800")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        atomic_write(tmp_path / "missing" / "file", "x")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "says"),
+    [
+        ("statc", ["cats", "static"], " (did you mean static?)"),
+        ("AZ", ["az", "be"], " (did you mean az?)"),
+        ("cldr", ("TED", "CLDR"), " (did you mean CLDR?)"),
+        ("quux", ["cats", "static"], ""),
+        ("cats", [], ""),
+    ],
+)
+def test_nearest(word: str, choices: list[str], says: str) -> None:
+    assert nearest(word, iter(choices)) == says
