@@ -1,0 +1,376 @@
+"""The configuration of a run: read from TOML, changed by ``section.key=value``, written back as TOML.
+
+Every setting carries its help line, which also stands in a run's ``config.toml`` and in ``cats train --help``.
+Reading is strict: an unknown section, key, choice or type is a `UserError` that says where it stands and
+names the nearest known name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from cats.nmt.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a value must satisfy beyond its type, and how to say so."""
+
+    text: str
+    test: Callable[[Any], bool]
+
+
+POSITIVE_COUNT = Condition("at least 1", lambda value: value >= 1)
+COUNT = Condition("at least 0", lambda value: value >= 0)
+FINITE = Condition("finite and at least 0", lambda value: 0 <= value < math.inf)
+POSITIVE = Condition("finite and above 0", lambda value: 0 < value < math.inf)
+POSITIVE_OR_INF = Condition("above 0 (inf is allowed)", lambda value: value > 0)
+FRACTION = Condition("at least 0 and below 1", lambda value: 0 <= value < 1)
+SEED = Condition("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
+BETAS = Condition(
+    "two numbers, each at least 0 and below 1",
+    lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
+)
+WEIGHTS = Condition(
+    "'tokens', 'uniform' or a list with one finite number of at least 0 per task, not all of them 0",
+    lambda v: (
+        v in ("tokens", "uniform") if isinstance(v, str) else any(v) and all(0 <= w < math.inf for w in v)
+    ),
+)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    need: Condition | None = None,
+) -> Any:
+    """A dataclass field with its help line and the values it may take."""
+    metadata = {"help": help, "choices": choices, "need": need}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = setting(
+        "",
+        "folder of a parallel corpus (Moses pairs or OPUS-100's layout); empty: the built-in CLDR corpus",
+    )
+    languages: str = setting(
+        "related",
+        "CLDR corpus: the set of target languages (related, diverse: those of TED-8; wmt: those of WMT-10)",
+        choices=("related", "diverse", "wmt"),
+    )
+    sizes: str = setting(
+        "ted",
+        "CLDR corpus: training pairs per language (ted: 10 to 1; wmt: one giant)",
+        choices=("ted", "wmt"),
+    )
+    source: str = setting("en", "source language")
+    seed: int = setting(1, "CLDR corpus: seed of the generator", need=SEED)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    vocab_size: int = setting(1000, "pieces of the joint sentencepiece model, at most", need=POSITIVE_COUNT)
+
+
+@dataclass(frozen=True)
+class Model:
+    d_model: int = setting(128, "width of the Transformer", need=POSITIVE_COUNT)
+    heads: int = setting(4, "attention heads; must divide d_model", need=POSITIVE_COUNT)
+    ffn: int = setting(256, "width of the feed-forward layers", need=POSITIVE_COUNT)
+    encoder_layers: int = setting(2, "encoder layers", need=POSITIVE_COUNT)
+    decoder_layers: int = setting(2, "decoder layers", need=POSITIVE_COUNT)
+    dropout: float = setting(0.1, "dropout rate", need=FRACTION)
+    max_length: int = setting(
+        256,
+        "longest side of a pair in pieces; longer training pairs are dropped and counted",
+        need=POSITIVE_COUNT,
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = setting(
+        1.0,
+        "tasks are drawn with probability ~ pairs^(1/T): 1 = by size, inf = all alike",
+        need=POSITIVE_OR_INF,
+    )
+    batch_tokens: int = setting(2000, "target tokens per update, over all tasks", need=POSITIVE_COUNT)
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str = setting("cats", "how tasks are weighted", choices=("cats", "static"))
+    weights: str | tuple[float, ...] = setting(
+        "tokens",
+        "static: tokens (plain mean over the batch's tokens), uniform, or one number per task",
+        need=WEIGHTS,
+    )
+    inner_steps: int = setting(10, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
+    alpha_lr: float = setting(0.1, "cats: learning rate of alpha (descent)", need=FINITE)
+    multiplier_lr: float = setting(1e-3, "cats: learning rate of the multipliers (ascent)", need=FINITE)
+    epsilon: float = setting(
+        1e-3,
+        "cats: the squared gradient norm that the constraint asks for",
+        need=FINITE,
+    )
+    simplex: str = setting(
+        "softmax",
+        "cats: how alpha stays on the simplex",
+        choices=("softmax", "lagrangian"),
+    )
+    loss_term: bool = setting(False, "cats: whether the losses enter alpha's gradient")
+    cross_batch: bool = setting(
+        False,
+        "cats: dot products between two halves of each task's batch, free of its noise",
+    )
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = setting(1200, "updates of the model", need=POSITIVE_COUNT)
+    lr: float = setting(2e-3, "highest learning rate", need=POSITIVE)
+    warmup: int = setting(150, "updates until the learning rate is at its highest", need=COUNT)
+    schedule: str = setting(
+        "inverse-sqrt",
+        "the learning rate after the warm-up",
+        choices=("inverse-sqrt", "cosine", "constant"),
+    )
+    label_smoothing: float = setting(
+        0.1, "share of the target probability spread over the vocabulary", need=FRACTION
+    )
+    betas: tuple[float, float] = setting((0.9, 0.98), "Adam's averaging factors", need=BETAS)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", need=FINITE)
+    clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
+    seed: int = setting(1, "seed of the model, the batches and the dropout", need=SEED)
+    validate_every: int = setting(200, "updates between two validations", need=POSITIVE_COUNT)
+    threads: int = setting(0, "CPU threads; 0: torch's default", need=COUNT)
+
+
+@dataclass(frozen=True)
+class Decode:
+    beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
+    length_penalty: float = setting(
+        1.0,
+        "hypotheses are compared by log probability / length^length_penalty",
+        need=FINITE,
+    )
+    batch_tokens: int = setting(4000, "source tokens translated at a time", need=POSITIVE_COUNT)
+
+
+@dataclass(frozen=True)
+class Config:
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    model: Model = field(default_factory=Model)
+    sampling: Sampling = field(default_factory=Sampling)
+    method: Method = field(default_factory=Method)
+    train: Train = field(default_factory=Train)
+    decode: Decode = field(default_factory=Decode)
+
+
+SECTIONS: dict[str, type] = get_type_hints(Config)
+TYPES: dict[str, Any] = {
+    f"{section}.{key}": kind for section, cls in SECTIONS.items() for key, kind in get_type_hints(cls).items()
+}
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)
+}
+TYPE_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def load(path: Path | str) -> Config:
+    """Reads a TOML file; settings that it leaves out keep their defaults.
+
+    Raises:
+        UserError: the file cannot be read, is not TOML, or holds an unknown section, key, choice or type.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    values = {}
+    for section, table in tables.items():
+        if section not in SECTIONS and not isinstance(table, dict):
+            raise UserError(f"{path}: '{section}' stands outside of every section{_nearest(section)}")
+        if section not in SECTIONS:
+            raise UserError(f"{path}: unknown section [{section}]{nearest(section, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: '{section}' is a section: write [{section}] and its settings below")
+        values.update({f"{section}.{key}": value for key, value in table.items()})
+    return replace(Config(), values, where=str(path))
+
+
+def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
+    """A copy of ``config`` with other values for some settings, given as ``{"section.key": value}``.
+
+    Args:
+        where: what error messages begin with, such as the file the values come from.
+
+    Raises:
+        UserError: unknown setting, wrong type, or a value out of range.
+    """
+    prefix = f"{where}: " if where else ""
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise UserError(f"{prefix}unknown setting '{name}'{_nearest(name)}")
+        section, key = name.split(".")
+        changes.setdefault(section, {})[key] = _checked(name, value, prefix)
+    sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
+    config = dataclasses.replace(config, **sections)
+    if config.model.d_model % config.model.heads:
+        width, heads = config.model.d_model, config.model.heads
+        raise UserError(f"{prefix}model.d_model = {width} is no multiple of model.heads = {heads}")
+    return config
+
+
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """A copy of ``config`` changed by texts such as ``"train.lr=1e-3"``, in their order.
+
+    Strings need no quotes; lists are written as in TOML.
+
+    Raises:
+        UserError: a text without ``=``, an unknown setting, wrong type, or a value out of range.
+    """
+    values = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UserError(f"--set {override}: write section.key=value")
+        if name not in FIELDS:
+            raise UserError(f"--set {override}: unknown setting '{name}'{_nearest(name)}")
+        values[name] = _parse(text.strip(), TYPES[name])
+    return replace(config, values, where="--set")
+
+
+def to_toml(config: Config) -> str:
+    """Every setting with its help line and its value; `load` reads exactly the same configuration back."""
+    lines = ["# All settings of a CATS training run. To run it again: cats train --config FILE"]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for f in dataclasses.fields(getattr(config, section)):
+            lines += [
+                f"# {_help(f)}",
+                f"{f.name} = {_toml_value(getattr(getattr(config, section), f.name))}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def describe() -> str:
+    """All settings with their defaults and help lines, for ``--help``."""
+    lines = []
+    for name, f in FIELDS.items():
+        lines += [f"  {name} = {_toml_value(f.default)}", f"      {_help(f)}"]
+    return "\n".join(lines)
+
+
+def _help(f: dataclasses.Field[Any]) -> str:
+    text, choices = f.metadata["help"], f.metadata["choices"]
+    if choices and not all(choice in text for choice in choices):
+        return f"{text} ({' | '.join(choices)})"
+    return str(text)
+
+
+def _nearest(name: str) -> str:
+    """A suggestion for an unknown setting; a bare key finds the sections that have it."""
+    if "." not in name:
+        owners = [known for known in FIELDS if known.endswith(f".{name}")]
+        if owners:
+            return f" (did you mean {' or '.join(owners)}?)"
+        keys = nearest(name, [known.partition(".")[2] for known in FIELDS])
+        return keys or nearest(name, FIELDS)
+    return nearest(name, FIELDS)
+
+
+def _checked(name: str, value: Any, prefix: str) -> Any:
+    """``value`` in the setting's type, or a `UserError`."""
+    kind, metadata = TYPES[name], FIELDS[name].metadata
+    converted = _convert(value, kind)
+    if converted is None:
+        shown = value if isinstance(value, str) else _toml_value(value)
+        raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {shown!r}")
+    if isinstance(converted, str) and not _is_text(converted):
+        raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
+    choices, need = metadata["choices"], metadata["need"]
+    if choices and converted not in choices:
+        raise UserError(
+            f"{prefix}{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}"
+        )
+    if need and not need.test(converted):
+        raise UserError(f"{prefix}{name} must be {need.text}, not {value}")
+    return converted
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``, or None where it is not one; a whole number is a number, true is not."""
+    if isinstance(kind, types.UnionType):
+        return next(
+            (v for v in (_convert(value, option) for option in get_args(kind)) if v is not None),
+            None,
+        )
+    if get_origin(kind) is tuple:
+        items = tuple(_convert(item, float) for item in value) if isinstance(value, list | tuple) else (None,)
+        return None if None in items else items
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return None if math.isnan(value) else float(value)
+    return value if type(value) is kind else None
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """The value that ``text`` writes in the setting's type; what does not fit stays text and gets refused."""
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is str or quoted or (isinstance(kind, types.UnionType) and not text.startswith("[")):
+        return text[1:-1] if quoted else text
+    try:
+        return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, but for U+007F, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return repr(value)
+
+
+def _type_name(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_type_name, get_args(kind)))
+    return "a list of numbers" if get_origin(kind) is tuple else TYPE_NAMES[kind]
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 reaches Python as lone surrogates
+        return False
+    return True
