@@ -9,8 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["CATS", "MultiTask", "__version__", "ops", "weighting"]
 
-# In a clone the Triton kernels lie beside this folder; an install has them inside it, as cats.kernels. With the clone
-# as working directory `import cats` means the clone, installed or not: then its kernels/ is found through the parent.
+# In a clone the Triton kernels lie beside this folder; an install has them inside it, as cats.kernels. With
+# the clone as working directory `import cats` means the clone, installed or not: its kernels/ is then found here.
 _clone = Path(__file__).resolve().parent.parent
 if (_clone / "setup.py").is_file() and (_clone / "kernels" / "__init__.py").is_file():
     __path__.append(str(_clone))

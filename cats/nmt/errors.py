@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, what to do. The command prints it and exits with 2."""
+    """Bad input. The message is one line: what is wrong, where, what to do. The command line exits with 2."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader, or a crash, finds the old file or the new one, nothing between.
+    """Write `data` to `path` so that a reader, or a crash, finds the old file or the new one, whole.
 
     Text is written as UTF-8, its line ends as they are. The data goes to a temporary name in the same folder
     (which must exist), is flushed to the disk and renamed over `path`; on any failure the temporary file is
