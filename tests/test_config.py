@@ -99,6 +99,7 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
             "[model]\nd_model = 130",
             r"model\.d_model = 130 is no multiple of model\.heads = 4",
         ),
+        ("[model]\nd_model = 63\nheads = 3", r"model\.d_model must be even and at least 2, not 63"),
         ("[method]\nname = 'Static'", r"\(did you mean static\?\)"),
         (
             "[method]\nweights = 'token'",
@@ -162,14 +163,14 @@ def test_overrides():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.lr", r"--set train\.lr: write section\.key=value"),
+        ("train.lr", r"'train\.lr' changes no setting: write section\.key=value"),
         ("train.rl=1", r"unknown setting 'train\.rl' \(did you mean train\.lr\?\)"),
         ("lr=1", r"unknown setting 'lr' \(did you mean train\.lr\?\)"),
         (
             "batch_tokens=1",
             r"did you mean sampling\.batch_tokens or decode\.batch_tokens\?",
         ),
-        ("train.lr=fast", r"--set: train\.lr needs a number, not 'fast'"),
+        ("train.lr=fast", r"^train\.lr needs a number, not 'fast'"),
         ("train.lr=", r"train\.lr needs a number, not ''"),
         ("train.steps=1e3", r"train\.steps needs a whole number, not '1e3'"),
         ("method.loss_term=yes", r"method\.loss_term needs true or false, not 'yes'"),

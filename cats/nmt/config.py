@@ -1,6 +1,6 @@
 """The configuration of a run: read from TOML, changed by ``section.key=value``, written back as TOML.
 
-Every setting carries its help line, which also stands in a run's ``config.toml`` and in ``cats train --help``.
+Every setting carries a help line, which also stands in a run's ``config.toml`` and in ``cats train --help``.
 Reading is strict: an unknown section, key, choice or type is a `UserError` that says where it stands and
 names the nearest known name.
 """
@@ -29,6 +29,7 @@ class Condition:
 
 
 POSITIVE_COUNT = Condition("at least 1", lambda value: value >= 1)
+EVEN = Condition("even and at least 2", lambda value: value >= 2 and value % 2 == 0)
 COUNT = Condition("at least 0", lambda value: value >= 0)
 FINITE = Condition("finite and at least 0", lambda value: 0 <= value < math.inf)
 POSITIVE = Condition("finite and above 0", lambda value: 0 < value < math.inf)
@@ -86,7 +87,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Model:
-    d_model: int = setting(128, "width of the Transformer", need=POSITIVE_COUNT)
+    d_model: int = setting(128, "width of the Transformer", need=EVEN)
     heads: int = setting(4, "attention heads; must divide d_model", need=POSITIVE_COUNT)
     ffn: int = setting(256, "width of the feed-forward layers", need=POSITIVE_COUNT)
     encoder_layers: int = setting(2, "encoder layers", need=POSITIVE_COUNT)
@@ -258,11 +259,11 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
         name, equals, text = override.partition("=")
         name = name.strip()
         if not equals:
-            raise UserError(f"--set {override}: write section.key=value")
+            raise UserError(f"'{override}' changes no setting: write section.key=value")
         if name not in FIELDS:
-            raise UserError(f"--set {override}: unknown setting '{name}'{_nearest(name)}")
+            raise UserError(f"unknown setting '{name}'{_nearest(name)}")
         values[name] = _parse(text.strip(), TYPES[name])
-    return replace(config, values, where="--set")
+    return replace(config, values)
 
 
 def to_toml(config: Config) -> str:
