@@ -1,0 +1,278 @@
+"""What holds for the package as a whole: what it ships, what importing it costs, which module may import which."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cats
+
+
+def run_python(code: str, folder: Path, *flags: str, **environment: str) -> str:
+    """Standard output of a fresh interpreter that runs `code` in `folder`."""
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---- names and versions
+
+
+def test_public_names() -> None:
+    assert {name for name in cats.__all__ if not hasattr(cats, name)} == set()
+    assert {"CATS", "MultiTask", "ops", "weighting"} < set(cats.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        cats.no_such_name  # noqa: B018
+
+
+def test_one_version(root: Path) -> None:
+    newest = re.search(r"^## \[(\d[^]]*)\]", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == cats.__version__
+    try:
+        installed = importlib.metadata.distribution("cats-optim")
+    except importlib.metadata.PackageNotFoundError:
+        return  # run from the folder, without an install
+    assert installed.version == cats.__version__
+
+
+def test_constraints_satisfy_what_the_library_accepts(root: Path) -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE))
+    wanted = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    for requirement in map(Requirement, wanted):
+        if requirement.name != project["name"]:
+            assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert {Requirement(text).name for text in wanted} == {*pins, project["name"]}, "a pin nobody needs"
+
+
+# ---- the cost of an import
+
+
+def test_import_brings_in_torch_and_nothing_heavier(root: Path) -> None:
+    brought = run_python(
+        "import sys, torch; before = set(sys.modules); import cats; cats.ops, cats.weighting, cats.CATS;"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))",
+        root,
+    ).split()
+    assert "cats" in brought
+    # tqdm is no part of this list: torch itself imports it, and `brought` holds what cats adds.
+    heavy = {"triton", "sentencepiece", "sacrebleu", "matplotlib", "babel", "tqdm", "scipy", "pandas"}
+    assert heavy.isdisjoint(brought)
+    assert "cats.nmt" not in run_python("import sys, cats; print(*sys.modules)", root).split()
+
+
+# ---- who may import whom: nmt -> optim -> weighting, gradients -> ops -> reference, kernels, _native
+
+LEVEL = {
+    "reference": 0,
+    "kernels": 0,
+    "_native": 0,
+    "ops": 1,
+    "gradients": 2,
+    "weighting": 2,
+    "optim": 3,
+    "nmt": 4,
+    "cli": 5,
+    "__main__": 6,
+}
+PUBLIC = {"", "CATS", "MultiTask", "ops", "weighting", "__version__"}  # "" is cats itself
+
+
+def imported(path: Path, package: list[str]) -> set[str]:
+    """Dotted names below `cats` that a file imports anywhere, functions included; "" is cats itself."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        found.update(name.partition(".")[2] for name in names if name.split(".")[0] == "cats")
+    return found
+
+
+def modules(root: Path) -> list[tuple[Path, str, list[str]]]:
+    """(path, the part of the library it belongs to, its package) of every file but cats/__init__.py."""
+    files = [(path, path.relative_to(root)) for path in sorted((root / "cats").rglob("*.py"))]
+    files += [(path, Path("cats") / path.relative_to(root)) for path in sorted((root / "kernels").rglob("*.py"))]
+    return [
+        (path, place.with_suffix("").parts[1], list(place.parent.parts))
+        for path, place in files
+        if place != Path("cats/__init__.py")
+    ]
+
+
+def test_imports_run_downwards(root: Path) -> None:
+    wrong = []
+    for path, part, package in modules(root):
+        assert part in LEVEL, f"{path}: give the new module its level in this test"
+        for name in imported(path, package):
+            target = name.split(".")[0]
+            if target == part or (target in PUBLIC - LEVEL.keys() and LEVEL[part] >= LEVEL["nmt"]):
+                continue
+            if target not in LEVEL or LEVEL[target] >= LEVEL[part]:
+                wrong.append(f"{path.relative_to(root)} imports cats.{name}")
+    assert wrong == []
+
+
+def test_the_trainer_uses_public_names_only(root: Path) -> None:
+    wrong = [
+        f"{path.relative_to(root)} imports cats.{name}"
+        for path, part, package in modules(root)
+        if part == "nmt"
+        for name in imported(path, package)
+        if name.split(".")[0] not in PUBLIC | {"nmt"}
+    ]
+    assert wrong == []
+
+
+def test_the_import_check_sees_every_form(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import cats\nimport cats.ops as o, torch\nfrom cats import reference\nfrom cats.nmt.data import load\n"
+        "from . import loss\nfrom .. import optim\nfrom ..weighting import Static\n"
+        "def f():\n    from cats.cli import main\n"
+    )
+    assert imported(path, ["cats", "nmt"]) == {
+        *("", "ops", "reference", "nmt.data.load", "nmt.loss", "optim", "weighting.Static", "cli.main"),
+    }
+
+
+# ---- kernels/ is cats.kernels, however the library got here
+
+
+def test_kernels_are_found_in_a_clone_that_is_not_installed(root: Path) -> None:
+    # -S: no .pth files, so no editable install; what is left of site-packages is torch and its kind. This is also
+    # what happens after a plain `pip install .`, for the working directory comes before site-packages.
+    found = run_python(
+        "import cats, cats.kernels; print(cats.__file__, cats.kernels.__file__)",
+        root,
+        "-S",
+        PYTHONPATH=sysconfig.get_path("purelib"),
+    )
+    assert found == f"{root / 'cats' / '__init__.py'} {root / 'kernels' / '__init__.py'}"
+
+
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that `pip install .` makes of this folder, built from a copy of what the build reads."""
+    source = tmp_path_factory.mktemp("source")
+    skip = {"__pycache__"}
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "cats", "kernels"):
+        for path in [root / name, *(root / name).rglob("*")]:
+            if path.is_file() and not skip & set(path.parts):
+                target = source / path.relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(root: Path, wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "cats = cats.cli:main" in archive.read(entry).decode()
+        assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+    library = {str(path.relative_to(root)) for path in (root / "cats").rglob("*.py")}
+    kernels = {f"cats/{path.relative_to(root)}" for path in (root / "kernels").rglob("*.py")}
+    assert held == library | kernels | {"cats/py.typed"}
+
+
+def test_an_installed_library_takes_its_own_kernels(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    # another package of that name, as anyone may have it installed
+    (site / "kernels").mkdir()
+    (site / "kernels" / "__init__.py").write_text("")
+    found = run_python(
+        "import cats, cats.kernels, kernels; print(cats.kernels.__file__, len(cats.__path__))",
+        tmp_path,
+        "-S",
+        PYTHONPATH=f"{site}{os.pathsep}{sysconfig.get_path('purelib')}",
+    )
+    assert found == f"{site / 'cats' / 'kernels' / '__init__.py'} 1"
+
+
+# ---- the two commands of README.md
+
+
+def commands(root: Path) -> list[str]:
+    blocks = re.findall(r"^```bash\n(.*?)^```", (root / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("python3 -m venv")]
+
+
+def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
+    main, tests = commands(root)
+    install = 'python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[{}]" && '
+    assert main == install.format("nmt") + ".venv/bin/cats train"
+    assert tests == install.format("all") + ".venv/bin/python -m pytest -q"
+
+
+STAND_IN = """#!/bin/sh
+# python3 -m venv FOLDER: tools that write down how they were called, and fail where $FAIL names them
+mkdir -p "$3/bin"
+for tool in pip python ruff mypy; do
+    printf '#!/bin/sh\\necho "%s $*" >>"$LOG"; read line && exit 9; [ "$FAIL" != %s ]\\n' $tool $tool >"$3/bin/$tool"
+    chmod +x "$3/bin/$tool"
+done
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a bash script")
+@pytest.mark.parametrize("fails", ["", "pip", "python", "ruff", "mypy"])
+def test_ci_runs_the_readme_command_and_its_exit_status_is_the_truth(root: Path, tmp_path: Path, fails: str) -> None:
+    for folder in ("bin", "tmp"):
+        (tmp_path / folder).mkdir()
+    python = tmp_path / "bin" / "python3"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    log = tmp_path / "log"
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path / "tmp"),
+    }
+    done = subprocess.run(
+        [str(root / ".ci" / "run")],
+        env={**os.environ, **environment, "LOG": str(log), "FAIL": fails},
+        input="a line that no step may wait for\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
+    assert ("FAILED" in done.stderr) == bool(fails)
+    calls = log.read_text().splitlines()
+    assert calls[0] == "pip install -c constraints.txt -e .[all]"
+    if fails != "pip":
+        assert calls[1] == "python -m pytest -q"
+    # a failed step does not hide what the later ones have to say
+    assert calls[-3:] == ["ruff check .", "ruff format --check .", "mypy "]
+    assert os.listdir(tmp_path / "tmp") == []
