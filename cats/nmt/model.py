@@ -41,7 +41,7 @@ def collate(
     pad_id: int = 0,
     device: torch.device | str | None = None,
 ) -> Batch:
-    """The batch of encoded pairs; ``targets`` end in eos, and shifted right behind ``bos_id`` they are the decoder input."""
+    """The batch of encoded pairs; ``targets`` end in eos; shifted right behind ``bos_id`` they are the decoder's input."""
     return Batch(
         pad(sources, pad_id, device),
         pad([[bos_id, *row[:-1]] for row in targets], pad_id, device),
@@ -53,9 +53,7 @@ def collate(
 def sinusoids(length: int, width: int, start: int = 0, device: torch.device | None = None) -> Tensor:
     """(length, width) fixed position encodings of positions start, start + 1, ..: no longest sentence to configure."""
     position = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None]
-    rate = torch.exp(
-        torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width)
-    )
+    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width))
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=-1).flatten(1)
 
 
@@ -215,9 +213,7 @@ class Transformer(nn.Module):
         x = self.embed(tokens[:, None], state.length)
         past: list[tuple[Tensor, Tensor]] = []
         for i, layer in enumerate(self.decoder):
-            x, cache = layer(
-                x, state.memory[i], state.mask[:, None, None], state.past[i] if state.past else None
-            )
+            x, cache = layer(x, state.memory[i], state.mask[:, None, None], state.past[i] if state.past else None)
             past.append(cache)
         state.past, state.length = past, state.length + 1
         return self.project(self.decoder_norm(x[:, 0]))

@@ -15,7 +15,7 @@ MOST_BUCKETS = 8
 
 
 def shares(sizes: dict[str, int], temperature: float) -> dict[str, float]:
-    """Sampling probability of every task, q_n proportional to size_n^(1/T) (Arivazhagan et al., 2019); T = inf is uniform."""
+    """Sampling probability of every task, q_n ~ size_n^(1/T) (Arivazhagan et al., 2019); T = inf is uniform."""
     largest = max(sizes.values())
     power = 0.0 if math.isinf(temperature) else 1.0 / temperature
     raw = {task: (size / largest) ** power for task, size in sizes.items()}
@@ -39,9 +39,7 @@ class Sampler:
     and a task owed 0.3 stands in every third such batch.
     """
 
-    def __init__(
-        self, lengths: dict[str, np.ndarray], *, temperature: float, batch_tokens: int, seed: int
-    ) -> None:
+    def __init__(self, lengths: dict[str, np.ndarray], *, temperature: float, batch_tokens: int, seed: int) -> None:
         self.seed = seed
         self.tasks = list(lengths)
         sizes = {task: len(pairs) for task, pairs in lengths.items()}

@@ -1,4 +1,4 @@
-"""The training run: corpus in, run directory out. The loop at the end is Algorithm 1 of the CATS paper, seen from the user's side.
+"""The training run: corpus in, run directory out. Trainer.update is Algorithm 1 of the paper from the user's side.
 
 Everything random is a pure function of (seed, step), so a run resumed from a checkpoint continues bit for bit.
 """
@@ -46,7 +46,7 @@ def load_corpus(config: Config) -> data.Corpus:
 
 
 def vocabulary_text(corpus: data.Corpus) -> list[str]:
-    """Training lines for the subword model: every source sentence once; targets, repeated so that small languages get pieces too."""
+    """Training lines for the subword model: every source sentence once; targets repeated, for small languages' sake."""
     sources = sorted({line for task in corpus.tasks for line in task.train.source})
     total = sum(corpus.sizes.values())
     lines = list(sources)
@@ -112,7 +112,7 @@ class Encoded:
 def task_losses(
     model: Transformer, batch: Batch, rows: dict[str, int], smoothing: float
 ) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """{task: (smoothed sum, nll sum, tokens)} of a batch whose first rows[first task] rows are the first task's, and so on."""
+    """{task: (smoothed sum, nll sum, tokens)} of a batch whose first rows[task] rows are the first task's, and so on."""
     real = batch.target_out != model.pad_id
     hidden = model.hidden(batch.source, batch.target_in)[real]
     smoothed, nll = token_losses(model.project(hidden).float(), batch.target_out[real], smoothing)
@@ -194,7 +194,7 @@ class Metrics:
 
 @contextmanager
 def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C into a question the loop asks between two updates, where the state is whole; a second one acts at once."""
+    """Turns Ctrl-C into a question asked between two updates, where the state is whole; a second one acts at once."""
     asked = False
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -381,7 +381,7 @@ class Trainer:
                     self.save("last.pt")
                     bar.close()
                     print(
-                        f"cats: stopped after update {self.step} of {config.steps}; to go on: cats train --resume {self.out}",
+                        f"cats: stopped after update {self.step}; to go on: cats train --resume {self.out}",
                         file=sys.stderr,
                     )
                     raise KeyboardInterrupt

@@ -1,0 +1,76 @@
+"""Hierarchical bootstrap of corpus chrF: does a difference between methods survive other seeds and other test text?
+
+A resample draws seeds with replacement and clusters of test lines (templates, or sentences shared by languages) with
+replacement, the same ones for every method: differences are paired (Koehn, 2004; clusters as in Field & Welsh, 2007).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+CHAR_ORDER = 6  # sacreBLEU's default chrF: character 1- to 6-grams, whitespace removed, beta 2
+BETA = 2
+
+
+def _ngrams(text: str, order: int) -> Counter[str]:
+    return Counter(text[i : i + order] for i in range(len(text) - order + 1))
+
+
+def chrf_counts(hypothesis: str, reference: str) -> np.ndarray:
+    """(CHAR_ORDER, 3) int64: n-grams of the hypothesis, of the reference, matched (Popović, 2015)."""
+    hypothesis, reference = "".join(hypothesis.split()), "".join(reference.split())
+    counts = np.zeros((CHAR_ORDER, 3), dtype=np.int64)
+    for order in range(1, CHAR_ORDER + 1):
+        ours, theirs = _ngrams(hypothesis, order), _ngrams(reference, order)
+        if theirs:  # as in sacreBLEU, n-grams longer than the reference do not count against the hypothesis
+            counts[order - 1] = ours.total(), theirs.total(), (ours & theirs).total()
+    return counts
+
+
+def chrf(counts: np.ndarray) -> np.ndarray:
+    """Corpus chrF, 0 to 100, of summed counts (.., CHAR_ORDER, 3)."""
+    hypothesis, reference, match = np.moveaxis(counts.astype(np.float64), -1, 0)
+    effective = (hypothesis > 0) & (reference > 0)
+    orders = np.maximum(effective.sum(-1), 1)
+    precision = (np.divide(match, hypothesis, out=np.zeros_like(match), where=effective)).sum(-1) / orders
+    recall = (np.divide(match, reference, out=np.zeros_like(match), where=effective)).sum(-1) / orders
+    below = BETA**2 * precision + recall
+    return 100 * np.divide((1 + BETA**2) * precision * recall, below, out=np.zeros_like(below), where=below > 0)
+
+
+def cluster_counts(
+    hypotheses: Sequence[str], references: Sequence[str], clusters: Sequence[str], index: Mapping[str, int]
+) -> np.ndarray:
+    """(clusters, CHAR_ORDER, 3): chrF counts of the lines, added up per cluster; ``index`` numbers the clusters."""
+    total = np.zeros((len(index), CHAR_ORDER, 3), dtype=np.int64)
+    for hypothesis, reference, cluster in zip(hypotheses, references, clusters, strict=True):
+        total[index[cluster]] += chrf_counts(hypothesis, reference)
+    return total
+
+
+def resampled_chrf(
+    runs: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]], resamples: int, seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """Distribution of chrF averaged over seeds: {method: {language: (resamples,)}}.
+
+    Args:
+        runs: {method: {seed: {language: counts (clusters, CHAR_ORDER, 3)}}}; clusters are numbered alike in all.
+        resamples: number of resamples.
+        seed: of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    seeds = sorted({s for by_seed in runs.values() for s in by_seed})
+    languages = next(iter(next(iter(runs.values())).values()))
+    clusters = next(iter(languages.values())).shape[0]
+    times = random.multinomial(clusters, [1 / clusters] * clusters, size=resamples)
+    weight = random.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=resamples) / len(seeds)
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for method, by_seed in runs.items():
+        result[method] = {}
+        for language in languages:
+            scores = [chrf(np.tensordot(times, by_seed[s][language], axes=1)) for s in seeds]
+            result[method][language] = (np.stack(scores, axis=1) * weight).sum(1)
+    return result
