@@ -19,14 +19,14 @@ def written(tmp_path, text: str):
 
 
 def test_toml_round_trip_of_the_defaults(tmp_path):
-    assert c.load(written(tmp_path, c.to_toml(c.Config()))) == c.Config()
+    assert c.read_config(written(tmp_path, c.to_toml(c.Config()))) == c.Config()
 
 
 def test_toml_round_trip_of_awkward_values(tmp_path):
     awkward = c.replace(
         c.Config(),
         {
-            "data.path": 'C:\\new "corpora"\n\t\x7f/é漢',
+            "data.path": '/new "corpora" C:\\n\n\t\x7f/é漢',
             "sampling.temperature": math.inf,
             "method.weights": [1, 0.5, 1e-7],
             "train.lr": 1e-05,
@@ -36,7 +36,7 @@ def test_toml_round_trip_of_awkward_values(tmp_path):
         },
     )
     text = c.to_toml(awkward)
-    assert c.load(written(tmp_path, text)) == awkward
+    assert c.read_config(written(tmp_path, text)) == awkward
     assert awkward.method.weights == (1.0, 0.5, 1e-7)
     assert "temperature = inf\n" in text and "loss_term = true\n" in text
 
@@ -55,7 +55,7 @@ def test_toml_is_complete_and_documented():
 
 
 def test_left_out_settings_keep_their_defaults(tmp_path):
-    config = c.load(written(tmp_path, "[train]\nsteps = 7\nlr = 1\n"))
+    config = c.read_config(written(tmp_path, "[train]\nsteps = 7\nlr = 1\n"))
     assert config == dataclasses.replace(c.Config(), train=c.Train(steps=7, lr=1.0))
     assert isinstance(config.train.lr, float)
 
@@ -118,16 +118,16 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
 )
 def test_bad_files_are_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as info:
-        c.load(written(tmp_path, text))
+        c.read_config(written(tmp_path, text))
     assert "\n" not in str(info.value)
 
 
 def test_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the configuration .*absent\.toml: No such file"):
-        c.load(tmp_path / "absent.toml")
+        c.read_config(tmp_path / "absent.toml")
     (tmp_path / "latin.toml").write_bytes(b"[data]\npath = '\xe9'")
     with pytest.raises(UserError, match=r"latin\.toml: not UTF-8 \(byte 15\)"):
-        c.load(tmp_path / "latin.toml")
+        c.read_config(tmp_path / "latin.toml")
 
 
 def test_overrides():
@@ -184,6 +184,12 @@ def test_overrides():
 def test_bad_overrides_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         c.apply_overrides(c.Config(), [override])
+
+
+def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert c.apply_overrides(c.Config(), ["data.path=../corpus"]).data.path == str(tmp_path.parent / "corpus")
+    assert c.read_config(written(tmp_path, "[data]\npath = ''")).data.path == ""
 
 
 def test_ranges_that_span_settings_see_all_changes_at_once():

@@ -13,7 +13,7 @@ from cats.nmt.files import atomic_write
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors, numbers, strings and containers of them. An older file stays until the new one is whole.
+    """Writes tensors, numbers, strings, containers of them; an older file stays until the new one is whole.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the older file is intact.
@@ -33,12 +33,8 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    except (
-        Exception
-    ) as error:  # torch names damage in many ways: RuntimeError, UnpicklingError, EOFError, ...
-        raise UserError(
-            f"{path} is damaged or not a checkpoint; restore it from a copy or train again"
-        ) from error
+    except Exception as error:  # torch names damage in many ways: RuntimeError, UnpicklingError, EOFError, ...
+        raise UserError(f"{path} is damaged or not a checkpoint; restore it from a copy or train again") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint: it holds no dictionary")
     return state

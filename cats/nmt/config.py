@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -42,9 +43,7 @@ BETAS = Condition(
 )
 WEIGHTS = Condition(
     "'tokens', 'uniform' or a list with one finite number of at least 0 per task, not all of them 0",
-    lambda v: (
-        v in ("tokens", "uniform") if isinstance(v, str) else any(v) and all(0 <= w < math.inf for w in v)
-    ),
+    lambda v: v in ("tokens", "uniform") if isinstance(v, str) else any(v) and all(0 <= w < math.inf for w in v),
 )
 
 
@@ -148,9 +147,7 @@ class Train:
         "the learning rate after the warm-up",
         choices=("inverse-sqrt", "cosine", "constant"),
     )
-    label_smoothing: float = setting(
-        0.1, "share of the target probability spread over the vocabulary", need=FRACTION
-    )
+    label_smoothing: float = setting(0.1, "share of the target probability spread over the vocabulary", need=FRACTION)
     betas: tuple[float, float] = setting((0.9, 0.98), "Adam's averaging factors", need=BETAS)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", need=FINITE)
     clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
@@ -196,7 +193,7 @@ TYPE_NAMES = {
 }
 
 
-def load(path: Path | str) -> Config:
+def read_config(path: Path | str) -> Config:
     """Reads a TOML file; settings that it leaves out keep their defaults.
 
     Raises:
@@ -237,7 +234,10 @@ def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Co
         if name not in FIELDS:
             raise UserError(f"{prefix}unknown setting '{name}'{_nearest(name)}")
         section, key = name.split(".")
-        changes.setdefault(section, {})[key] = _checked(name, value, prefix)
+        value = _checked(name, value, prefix)
+        if name == "data.path" and value:
+            value = os.path.abspath(value)  # a run is evaluated from other folders than it was started in
+        changes.setdefault(section, {})[key] = value
     sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
     config = dataclasses.replace(config, **sections)
     if config.model.d_model % config.model.heads:
@@ -267,7 +267,7 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """Every setting with its help line and its value; `load` reads exactly the same configuration back."""
+    """Every setting with its help line and its value; `read_config` reads exactly the same configuration back."""
     lines = ["# All settings of a CATS training run. To run it again: cats train --config FILE"]
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
@@ -316,9 +316,7 @@ def _checked(name: str, value: Any, prefix: str) -> Any:
         raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
     choices, need = metadata["choices"], metadata["need"]
     if choices and converted not in choices:
-        raise UserError(
-            f"{prefix}{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}"
-        )
+        raise UserError(f"{prefix}{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}")
     if need and not need.test(converted):
         raise UserError(f"{prefix}{name} must be {need.text}, not {value}")
     return converted
