@@ -1,0 +1,8 @@
+"""Task weightings: from losses, dots and norms, or from a Gram matrix, to one weight per task. One method a file."""
+
+from .cats import CATS
+from .gramian import Gramian
+from .protocol import Weighting
+from .static import Static
+
+__all__ = ["CATS", "Gramian", "Static", "Weighting"]

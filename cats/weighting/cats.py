@@ -1,0 +1,129 @@
+"""CATS: the α and λ of Eq. 4 of Li & Gong, "Robust Optimization for Multilingual Translation with Imbalanced Data",
+NeurIPS 2021 (arXiv 2104.07639)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .protocol import Weighting
+
+Simplex = Literal["softmax", "lagrangian"]
+
+# The defaults of cats.CATS and cats.weighting.CATS. The paper's text leaves all of these but Eq. 4 itself open.
+INNER_STEPS = 10
+ALPHA_LR = 0.1
+MULTIPLIER_LR = 1e-3
+EPSILON = 1e-3
+SIMPLEX: Simplex = "softmax"
+LOSS_TERM = False
+CROSS_BATCH = False
+
+
+class CATS(Weighting):
+    """Weights α that trade the tasks' losses for a small norm of the combined gradient (Eq. 4 of the paper):
+
+        L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε)
+
+    α descends and λ ascends on it once every ``inner_steps`` steps. Both see only the losses L_n and the dots
+    v_n = <g_n, ḡ>, ḡ = Σ α_n g_n, because ∂‖ḡ‖²/∂α_n = 2 v_n. The options are those of :class:`cats.CATS`.
+
+    A batch with K of the N tasks moves the α of those K only.
+    ``simplex="softmax"``: the K tasks share the mass s = Σ α_n they had; the update is the one of the K-task problem
+    with weights α_n / s and ḡ / s, and their sum is s again afterwards, so that every other α keeps its value.
+    ``simplex="lagrangian"``: Eq. 4 as written, the sum in its constraint over all N tasks; only the K present α_n and
+    λ_n move, and nothing is rescaled.
+    """
+
+    def __init__(
+        self,
+        *,
+        inner_steps: int = INNER_STEPS,
+        alpha_lr: float = ALPHA_LR,
+        multiplier_lr: float = MULTIPLIER_LR,
+        epsilon: float = EPSILON,
+        simplex: Simplex = SIMPLEX,
+        loss_term: bool = LOSS_TERM,
+        cross_batch: bool = CROSS_BATCH,
+    ) -> None:
+        if isinstance(inner_steps, bool) or not isinstance(inner_steps, int) or inner_steps < 1:
+            raise ValueError(f"CATS: inner_steps must be an integer of at least 1, got {inner_steps!r}")
+        for name, value in (("alpha_lr", alpha_lr), ("multiplier_lr", multiplier_lr), ("epsilon", epsilon)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"CATS: {name} must be a finite number of at least 0, got {value!r}")
+        if simplex not in ("softmax", "lagrangian"):
+            raise ValueError(f"CATS: simplex must be 'softmax' or 'lagrangian', got {simplex!r}")
+        self.period = inner_steps
+        self.alpha_lr = alpha_lr
+        self.multiplier_lr = multiplier_lr
+        self.epsilon = epsilon
+        self.simplex = simplex
+        self.loss_term = loss_term
+        self.cross_batch = cross_batch
+
+    def start(self, tasks: int) -> None:
+        self._lambda_c = 0.0
+        if self.simplex == "softmax":
+            self._a = torch.zeros(tasks, dtype=torch.float64)
+        else:
+            self._alpha = torch.ones(tasks, dtype=torch.float64)
+            self._lambda_s = 0.0
+            self._lambda_n = torch.zeros(tasks, dtype=torch.float64)
+
+    def weights(self) -> Tensor:
+        return torch.softmax(self._a, dim=0) if self.simplex == "softmax" else self._alpha.clone()
+
+    def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
+        step = self._update_softmax if self.simplex == "softmax" else self._update_lagrangian
+        step(losses if self.loss_term else torch.zeros_like(losses), dots, list(present))
+
+    def _update_softmax(self, losses: Tensor, v: Tensor, present: list[int]) -> None:
+        a, alpha = self._a[present], self.weights()[present]
+        subset = len(present) < len(self._a)
+        if subset:
+            mass = alpha.sum()
+            alpha, v = alpha / mass, v / mass
+        h = (losses + 2 * self._lambda_c * v) / (1 + 2 * self._lambda_c)
+        moved = a - self.alpha_lr * alpha * (h - alpha @ h)
+        if subset:
+            moved = moved + (torch.logsumexp(a, 0) - torch.logsumexp(moved, 0))
+        self._a[present] = moved
+        self._lambda_c = self._ascend(self._lambda_c, alpha @ v - self.epsilon)
+
+    def _update_lagrangian(self, losses: Tensor, v: Tensor, present: list[int]) -> None:
+        alpha, lambda_n, excess = self._alpha[present], self._lambda_n[present], self._alpha.sum() - 1
+        descent = losses + 2 * self._lambda_c * v + 2 * self._lambda_s * excess - lambda_n
+        self._alpha[present] = (alpha - self.alpha_lr * descent).clamp(min=0)
+        self._lambda_n[present] = (lambda_n + self.multiplier_lr * (self.epsilon - alpha)).clamp(min=0)
+        self._lambda_c = self._ascend(self._lambda_c, alpha @ v - self.epsilon)
+        self._lambda_s = self._ascend(self._lambda_s, excess**2)
+
+    def _ascend(self, multiplier: float, slope: Tensor) -> float:
+        return max(0.0, multiplier + self.multiplier_lr * slope.item())
+
+    @property
+    def multipliers(self) -> dict[str, float | Tensor]:
+        if self.simplex == "softmax":
+            return {"lambda_c": self._lambda_c}
+        return {"lambda_c": self._lambda_c, "lambda_s": self._lambda_s, "lambda_n": self._lambda_n}
+
+    def state_dict(self) -> dict[str, Any]:
+        own = (
+            {"a": self._a.clone()}
+            if self.simplex == "softmax"
+            else {"alpha": self._alpha.clone(), "lambda_s": self._lambda_s, "lambda_n": self._lambda_n.clone()}
+        )
+        return {"simplex": self.simplex, "lambda_c": self._lambda_c, **own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("simplex") != self.simplex:
+            raise ValueError(f"CATS: the state is for simplex={state.get('simplex')!r}, this one is {self.simplex!r}")
+        self._lambda_c = state["lambda_c"]
+        if self.simplex == "softmax":
+            self._a = state["a"].clone()
+        else:
+            self._alpha, self._lambda_n = state["alpha"].clone(), state["lambda_n"].clone()
+            self._lambda_s = state["lambda_s"]

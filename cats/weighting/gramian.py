@@ -1,0 +1,52 @@
+"""Any callable from a Gram matrix to weights, among them the Weighting objects of TorchJD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .protocol import Weighting
+
+
+class Gramian(Weighting):
+    """Weights from ``rule(gram)``, gram the (K, K) float64 Gram matrix of the tasks present, on the CPU.
+
+    Args:
+        rule: returns (K,) weights. If it is an ``nn.Module`` (as TorchJD's are), its buffers and parameters are
+            saved and restored with the optimizer.
+    """
+
+    needs_gram = True
+
+    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
+        if not callable(rule):
+            raise TypeError(f"a weighting is a cats.weighting.Weighting or a callable from a Gram matrix, got {rule!r}")
+        self.rule = rule
+
+    def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.rule(gram)
+
+    def state_dict(self) -> dict[str, Any]:
+        if not isinstance(self.rule, nn.Module):
+            return {}
+        # Not rule.state_dict(): a buffer that is None until first used is missing there and refused on loading.
+        return {
+            name: {key: None if value is None else value.detach().clone() for key, value in module._buffers.items()}
+            | {key: value.detach().clone() for key, value in module._parameters.items() if value is not None}
+            for name, module in self.rule.named_modules()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not isinstance(self.rule, nn.Module):
+            return
+        with torch.no_grad():
+            for name, module in self.rule.named_modules():
+                for key, value in state[name].items():
+                    if key in module._buffers:
+                        module._buffers[key] = None if value is None else value.clone()
+                    else:
+                        module.get_parameter(key).copy_(value)

@@ -1,0 +1,37 @@
+"""Weights that never change: plain scalarisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .protocol import Weighting
+
+
+class Static(Weighting):
+    """Σ_n w_n L_n with fixed w_n, used as they are (not normalised). Never needs per-task gradients.
+
+    Args:
+        weights: N finite numbers, or one number for all tasks. ``Static()`` minimises the sum of the losses.
+
+    With per-task mean losses equal weights mean equal tasks, whatever the sampling; to weight tasks by their share of
+    the batch's tokens, pass that share.
+    """
+
+    period = 0
+
+    def __init__(self, weights: Sequence[float] | Tensor | float = 1.0) -> None:
+        self._weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
+        if self._weights.dim() > 1 or not torch.isfinite(self._weights).all():
+            raise ValueError(f"Static: weights must be one number or one finite number per task, got {weights}")
+
+    def start(self, tasks: int) -> None:
+        if self._weights.dim() == 0:
+            self._weights = self._weights.repeat(tasks)
+        if len(self._weights) != tasks:
+            raise ValueError(f"Static: {len(self._weights)} weights for {tasks} tasks")
+
+    def weights(self) -> Tensor:
+        return self._weights
