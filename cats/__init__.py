@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
+
+from cats import ops, weighting
+from cats.optim import CATS, MultiTask
 
 __version__ = "0.1.0"
 __all__ = ["CATS", "MultiTask", "__version__", "ops", "weighting"]
@@ -14,11 +15,3 @@ __all__ = ["CATS", "MultiTask", "__version__", "ops", "weighting"]
 _clone = Path(__file__).resolve().parent.parent
 if (_clone / "setup.py").is_file() and (_clone / "kernels" / "__init__.py").is_file():
     __path__.append(str(_clone))
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("ops", "weighting"):
-        return importlib.import_module(f"cats.{name}")
-    if name in ("CATS", "MultiTask"):
-        return getattr(importlib.import_module("cats.optim"), name)
-    raise AttributeError(f"module 'cats' has no attribute {name!r}")

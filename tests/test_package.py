@@ -106,6 +106,7 @@ LEVEL = {
     "gradients": 2,
     "weighting": 2,
     "optim": 3,
+    "info": 4,
     "nmt": 4,
     "cli": 5,
     "__main__": 6,
