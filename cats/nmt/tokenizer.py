@@ -1,0 +1,156 @@
+"""One subword vocabulary for all languages: sentencepiece's unigram model (Kudo, 2018), and language tags beside it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+from pathlib import Path
+
+import sentencepiece
+
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import atomic_write
+
+_SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
+_NO_PIECE_ACROSS = "\x01"  # put into training text only
+_RESERVED = "\u2585"  # sentencepiece's own sign for the unknown: it leaves out lines that have it
+
+
+class Tokenizer:
+    """Text to ids and back. Ids: pad, unk, bos, eos, then one tag ``<2xx>`` per target language, then the pieces.
+
+    The tags are control symbols: no text is encoded as one, "<2ru>" is text like any other. Every digit of every script
+    is a piece of its own. Text is not normalised, apart from runs of spaces, of which one remains: what is built from
+    training characters comes back from ``decode`` as it was. (U+2581, which stands for a space in pieces, comes back
+    as one.)
+    """
+
+    pad_id, unk_id, bos_id, eos_id = range(4)
+
+    def __init__(self, model: bytes) -> None:
+        """`model`: a sentencepiece model as ``train`` makes them, serialised."""
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        tags = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
+        self.languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in tags]
+
+    @classmethod
+    def train(cls, lines: list[str], languages: list[str], vocab_size: int) -> Tokenizer:
+        """Train on `lines`; the same arguments give the same bytes.
+
+        Args:
+            lines: text of all languages, source and targets; how often a line stands there is its weight.
+            languages: the target languages, each of which gets a tag.
+            vocab_size: ids in all, specials and tags included. Fewer come out where the text does not support so many.
+
+        Raises:
+            UserError: `vocab_size` has no room for every character of the text, or there is no text.
+        """
+        characters = set().union(*lines) - {" ", _RESERVED, _NO_PIECE_ACROSS}
+        if not characters:
+            raise UserError("no text to train the tokenizer on: all lines are blank")
+        tags = [f"<2{language}>" for language in languages]
+        needed = len(_SPECIALS) + len(tags) + len(characters | {"▁"})
+        if vocab_size < needed:
+            raise UserError(
+                f"tokenizer.vocab_size={vocab_size} is too small: {len(characters)} characters and {len(tags)} "
+                f"languages need {needed} at least"
+            )
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(_training_form(line, [*_SPECIALS, *tags]) for line in lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            byte_fallback=False,
+            normalization_rule_name="identity",
+            pretokenization_delimiter=_NO_PIECE_ACROSS,
+            max_sentence_length=2**30,  # bytes; longer lines would be left out
+            control_symbols=tags,
+            pad_id=cls.pad_id,
+            unk_id=cls.unk_id,
+            bos_id=cls.bos_id,
+            eos_id=cls.eos_id,
+            pad_piece=_SPECIALS[0],
+            unk_piece=_SPECIALS[1],
+            bos_piece=_SPECIALS[2],
+            eos_piece=_SPECIALS[3],
+            num_threads=1,  # more would sum in an order that varies
+            minloglevel=2,
+        )
+        return cls(model.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Read what ``save`` wrote.
+
+        Raises:
+            UserError: no such file, or not a tokenizer with these ids.
+        """
+        try:
+            tokenizer = cls(Path(path).read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from error
+        except RuntimeError as error:
+            raise UserError(f"{path}: not a sentencepiece model") from error
+        specials = tuple(map(tokenizer._processor.id_to_piece, range(min(len(_SPECIALS), tokenizer.vocab_size))))
+        if specials != _SPECIALS:
+            raise UserError(f"{path}: its first pieces must be {' '.join(_SPECIALS)}, found {' '.join(specials)}")
+        return tokenizer
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sentencepiece model; any sentencepiece tool reads it."""
+        atomic_write(path, self._model)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.get_piece_size()
+
+    @property
+    def first_piece(self) -> int:
+        """Ids from here on are text; below are the specials and the tags."""
+        return len(_SPECIALS) + len(self.languages)
+
+    def tag(self, language: str) -> int:
+        """The id that asks for a translation into `language`.
+
+        Raises:
+            UserError: the tokenizer was trained without that language.
+        """
+        if language not in self.languages:
+            raise UserError(
+                f"unknown language {language}{nearest(language, self.languages)}; known: {', '.join(self.languages)}"
+            )
+        return len(_SPECIALS) + self.languages.index(language)
+
+    def encode_source(self, lines: list[str], language: str) -> list[list[int]]:
+        """``[tag, pieces.., eos]`` for every line: the encoder's input, in training and in translation."""
+        tag = self.tag(language)
+        return [[tag, *ids, self.eos_id] for ids in self._processor.encode(lines)]
+
+    def encode_target(self, lines: list[str]) -> list[list[int]]:
+        """``[pieces.., eos]`` for every line: what the decoder is to produce."""
+        return [[*ids, self.eos_id] for ids in self._processor.encode(lines)]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """The text of every list of ids up to its first eos, specials and tags left out."""
+        if not ids:
+            return []  # sentencepiece takes an empty list for one empty sentence
+        first = self.first_piece
+        cut = (itertools.takewhile(lambda i: i != self.eos_id, row) for row in ids)
+        return self._processor.decode([[i for i in row if i >= first] for row in cut])
+
+
+def _training_form(line: str, symbols: list[str]) -> str:
+    """`line` with marks where no piece may reach across: around digits, and within what only looks like a symbol.
+
+    sentencepiece would cut a symbol's text out of the training text, and leave its characters unknown.
+    """
+    line = re.sub(r"\d", f"{_NO_PIECE_ACROSS}\\g<0>{_NO_PIECE_ACROSS}", line.replace(_RESERVED, " "))
+    for symbol in symbols:
+        line = line.replace(symbol, symbol[0] + _NO_PIECE_ACROSS + symbol[1:])
+    return line
