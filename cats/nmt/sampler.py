@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-MOST_BUCKETS = 8
+MOST_BUCKETS = 16
 
 
 def shares(sizes: dict[str, int], temperature: float) -> dict[str, float]:

@@ -1,0 +1,216 @@
+"""The training run: it learns, it repeats bit for bit, it resumes bit for bit, its files are what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("sentencepiece")
+
+from cats.nmt import checkpoint, data
+from cats.nmt.config import Config, apply_overrides, read_config
+from cats.nmt.errors import UserError
+from cats.nmt.train import Trainer, train, vocabulary_text
+
+WORDS = "alpha bravo carol delta echo fox golf hotel india jazz kilo lima".split()
+
+
+def split(count: int, seed: int, turn: bool) -> data.Split:
+    """Source: four words. Target: the same, or turned round."""
+    rng = random.Random(seed)
+    rows = [[rng.choice(WORDS) for _ in range(4)] for _ in range(count)]
+    return data.Split([" ".join(row) for row in rows], [" ".join(row[::-1] if turn else row) for row in rows])
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two languages, copy (xa, 200 pairs) and reversal (xb, 40 pairs), that only the tag tells apart."""
+    tasks = [
+        data.Task("xa", "en", "xa", split(200, 1, False), split(20, 2, False), split(20, 3, False)),
+        data.Task("xb", "en", "xb", split(40, 4, True), split(20, 5, True), split(20, 6, True)),
+    ]
+    data.write(data.Corpus("toy", tasks), tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def settings(corpus: Path, *more: str) -> Config:
+    small = ["model.d_model=32", "model.heads=2", "model.ffn=64", "model.encoder_layers=1", "model.decoder_layers=1"]
+    run = ["train.steps=30", "train.validate_every=10", "train.warmup=10", "sampling.batch_tokens=150", "train.threads=1"]
+    base = [f"data.path={corpus}", "tokenizer.vocab_size=60", "method.inner_steps=3"]
+    return apply_overrides(Config(), [*base, *small, *run, *more])
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+        line.pop("tokens_per_second", None)
+    return lines
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    state = checkpoint.load(run / "checkpoints" / "last.pt")
+    for clock in ("seconds", "logged_at"):
+        state.pop(clock)
+    return state
+
+
+def assert_same(left: Any, right: Any, where: str = "state") -> None:
+    """Equal bit for bit, through dicts and lists."""
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype and torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for i, (one, other) in enumerate(zip(left, right, strict=True)):
+            assert_same(one, other, f"{where}[{i}]")
+    else:
+        assert left == right or (left != left and right != right), where  # nan is as good as nan
+
+
+@pytest.mark.parametrize("method", ["cats", "static"])
+def test_two_runs_are_the_same_run(corpus, tmp_path, method):
+    config = settings(corpus, f"method.name={method}")
+    train(config, tmp_path / "one", quiet=True)
+    train(config, tmp_path / "two", quiet=True)
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
+    assert_same(final_state(tmp_path / "one"), final_state(tmp_path / "two"))
+    train(apply_overrides(config, ["train.seed=2"]), tmp_path / "three", quiet=True)
+    assert metrics(tmp_path / "one") != metrics(tmp_path / "three")
+
+
+@pytest.mark.parametrize("stop", [4, 13, 20])
+def test_an_interrupted_run_goes_on_bit_for_bit(corpus, tmp_path, stop, monkeypatch, capsys):
+    config = settings(corpus)
+    train(config, tmp_path / "whole", quiet=True)
+    update = Trainer.update
+
+    def interrupted(trainer: Trainer) -> None:
+        if trainer.step == stop - 1:  # in the middle of update number ``stop``
+            os.kill(os.getpid(), signal.SIGINT)
+        update(trainer)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", quiet=True)
+    assert f"--resume {tmp_path / 'parts'}" in capsys.readouterr().err
+    assert final_state(tmp_path / "parts")["step"] == stop
+    monkeypatch.setattr(Trainer, "update", update)
+    train(read_config(tmp_path / "parts" / "config.toml"), tmp_path / "parts", resume=True, quiet=True)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+def test_lines_behind_the_checkpoint_are_written_again(corpus, tmp_path, monkeypatch):
+    config = settings(corpus)
+    train(config, tmp_path / "whole", quiet=True)
+    update = Trainer.update
+
+    def killed(trainer: Trainer) -> None:
+        if trainer.step == 26:  # the last checkpoint is of update 20, the last line of metrics too, and half a line
+            raise RuntimeError("killed")
+        update(trainer)
+
+    monkeypatch.setattr(Trainer, "update", killed)
+    monkeypatch.setattr("cats.nmt.train.LOG_EVERY", 5)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, tmp_path / "parts", quiet=True)
+    monkeypatch.undo()
+    with (tmp_path / "parts" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 26, "lo')
+    train(config, tmp_path / "parts", resume=True, quiet=True)
+    assert [m for m in metrics(tmp_path / "parts") if m["step"] > 20] == [
+        m for m in metrics(tmp_path / "whole") if m["step"] > 20
+    ]
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
+    train(settings(corpus, "method.alpha_lr=0", "model.dropout=0"), tmp_path / "cats", quiet=True)
+    train(
+        settings(corpus, "method.name=static", "method.weights=uniform", "model.dropout=0"),
+        tmp_path / "static",
+        quiet=True,
+    )
+    for ours, theirs in zip(metrics(tmp_path / "cats"), metrics(tmp_path / "static"), strict=True):
+        for kind in ("losses", "valid"):
+            mine, other = (line.get(kind, {}) for line in (ours, theirs))
+            # Outer steps add the tasks' gradients one by one, scalarisation sums the losses: fp32 rounding, which Adam
+            # amplifies where a gradient is zero but for rounding (the keys' biases); the losses feel little of it.
+            assert mine.get("nll", mine) == pytest.approx(other.get("nll", other), rel=1e-4)
+
+
+@pytest.mark.parametrize("more", [["method.cross_batch=true"], ["method.simplex=lagrangian"], ["method.loss_term=true"]])
+def test_every_kind_of_cats_trains(corpus, tmp_path, more):
+    train(settings(corpus, *more), tmp_path / "run", quiet=True)
+    last = [line for line in metrics(tmp_path / "run") if "alpha" in line][-1]
+    assert last["skipped"] == 0
+    assert set(last["alpha"]) == {"xa", "xb"}
+    assert len({round(value, 12) for value in last["alpha"].values()}) == 2  # they moved, and not together
+
+
+def test_the_run_directory(corpus, tmp_path):
+    config = settings(corpus)
+    train(config, tmp_path / "run", quiet=True)
+    assert sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()) == [
+        "checkpoints/best.pt",
+        "checkpoints/last.pt",
+        "config.toml",
+        "metrics.jsonl",
+        "tokenizer.model",
+    ]
+    assert read_config(tmp_path / "run" / "config.toml") == config
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "losses" in line] == [10, 20, 30]
+    assert [line["step"] for line in lines if "valid" in line] == [10, 20, 30]
+    best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
+    validations = [line for line in lines if "valid" in line]
+    assert best["best"] == min(line["valid"]["all"] for line in validations)
+    first = lines[0]
+    assert sum(first["alpha"].values()) == pytest.approx(1.0)
+    assert first["tokens"].keys() == {"xa", "xb"}
+
+
+def test_a_changed_corpus_is_noticed(corpus, tmp_path):
+    train(settings(corpus), tmp_path / "run", quiet=True)
+    path = corpus / "train.en-xa.xa"
+    path.write_text(path.read_text(encoding="utf-8").replace("alpha", "omega"), encoding="utf-8")
+    with pytest.raises(UserError, match="not the one this run was started on"):
+        train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_pairs_that_are_too_long_leave_a_clear_message(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"no training pair is within 3 tokens; raise model\.max_length"):
+        train(settings(corpus, "model.max_length=3"), tmp_path / "run", quiet=True)
+
+
+def test_small_languages_get_their_share_of_the_vocabulary(corpus):
+    lines = vocabulary_text(data.load(corpus))
+    sources = len({line for task in data.load(corpus).tasks for line in task.train.source})
+    targets = lines[sources:]
+    # of 240 target lines at T = 5: 240 * 200^0.2 / (200^0.2 + 40^0.2) for xa, the others, repeated, for xb
+    assert len(targets) == 139 + 102
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_tag_selects_what_is_learnt(corpus, tmp_path, seed):
+    """Copying and reversing the same words: only possible with working tags, positions, masks and cache."""
+    from cats.nmt.evaluate import evaluate
+
+    long = ["train.steps=900", "train.validate_every=100", "train.warmup=50", "train.lr=4e-3", "model.dropout=0"]
+    bigger = ["model.d_model=64", "model.encoder_layers=2", "model.decoder_layers=2", "sampling.temperature=5"]
+    train(settings(corpus, *long, *bigger, "sampling.batch_tokens=400", f"train.seed={seed}"), tmp_path / "run")
+    scores = evaluate(tmp_path / "run")
+    assert scores["languages"]["xa"]["chrf"] > 90
