@@ -52,6 +52,7 @@ def weighted_backward(
         values.append(_number(value))
         if callable(loss):
             torch.autograd.backward(value, seed, inputs=params)
+            del value  # or its graph would live on through the next forward pass
         else:
             roots.append(value)
             seeds.append(seed)
@@ -76,6 +77,7 @@ def task_gradients(
         grads = torch.autograd.grad(value, params, _seed(value, 1.0, scale), retain_graph=retain, allow_unused=True)
         values.append(_number(value))
         gradients.append(list(grads))
+        del value  # or its graph would live on through the next forward pass
     return values, gradients
 
 

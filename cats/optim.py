@@ -73,7 +73,8 @@ class MultiTask(Optimizer):
             leaves parameters, base optimizer, weights and multipliers as they are and is counted in
             :attr:`statistics`. The last attempt forms per-task gradients in order to name the task.
 
-    Only the base optimizer's parameters receive gradients. step() reads one small tensor back to the host (losses, dots
+    Only the base optimizer's parameters receive gradients, and where per-task gradients are formed they are written to
+    ``p.grad`` directly: post-accumulate-grad hooks do not see them. step() reads one small tensor back to the host (losses, dots
     and norms with the verdict on finiteness); weightings that need the Gram matrix read once more, in backward().
 
     Raises:
@@ -101,6 +102,8 @@ class MultiTask(Optimizer):
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise TypeError(f"{type(optimizer).__name__} needs a closure in every step(), which is not supported")
+        if getattr(weighting, "needs_gram", False) and getattr(weighting, "cross_batch", False):
+            raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
         if engine != "auto":
             raise ValueError(f"engine={engine!r} does not exist; available: 'auto'")
         if isinstance(max_nonfinite, bool) or not isinstance(max_nonfinite, int) or max_nonfinite < 1:
@@ -203,8 +206,8 @@ class MultiTask(Optimizer):
     def _weigh_by_gram(self, cycle: _Cycle) -> None:
         gram = ops.gram([row[: cycle.shared] for row in cycle.all_rows()], backend=self.backend) / cycle.square()
         losses = torch.stack(list(cycle.losses.values()))
-        *rows, losses = torch.cat([gram, losses.to(gram.device)[None]]).cpu()
-        gram = torch.stack(rows)
+        host = torch.cat([gram, losses.to(gram.device)[None]]).cpu()
+        gram, losses = host[:-1], host[-1]
         if cycle.restore is None:
             cycle.restore = self.weighting.state_dict()
         else:

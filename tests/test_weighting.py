@@ -1,0 +1,243 @@
+"""Weightings on their own: numbers in, weights out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cats
+from cats.weighting import CATS, Gramian, Static, Weighting
+
+# The rules are a dozen float64 operations on numbers near 1; only the order of the sums differs from the oracle's.
+CLOSE = {"rtol": 1e-12, "atol": 1e-14}
+
+
+def lagrangian(alpha, lc, ls, ln, losses, gram, epsilon):
+    """Eq. 4 of the paper as a number, for finite differences; the norm is that of the combination of rows with this Gram."""
+    norm = alpha @ gram @ alpha
+    return alpha @ losses - lc * (epsilon - norm) + ls * (alpha.sum() - 1) ** 2 - ln @ (alpha - epsilon)
+
+
+def slope(f, x):
+    """Central differences; exact up to rounding, because Eq. 4 is at most quadratic in each argument."""
+    h = 1e-3
+    return np.array([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(len(x))])
+
+
+def random_problem(rng, k):
+    rows = rng.normal(size=(k, 7))
+    return rng.uniform(0.5, 3, size=k), rows @ rows.T
+
+
+@pytest.mark.parametrize("loss_term", [True, False])
+def test_lagrangian_descends_and_ascends_eq_4(loss_term):
+    rng = np.random.default_rng(0)
+    k, eta, mu, epsilon = 4, 0.05, 0.02, 0.03
+    weighting = CATS(simplex="lagrangian", alpha_lr=eta, multiplier_lr=mu, epsilon=epsilon, loss_term=loss_term)
+    weighting.start(k)
+    alpha, lc, ls, ln = np.ones(k), np.zeros(1), np.zeros(1), np.zeros(k)
+    clipped = pushed = False
+    for _ in range(60):
+        losses, gram = random_problem(rng, k)
+        seen = losses if loss_term else np.zeros(k)
+        moved = alpha - eta * slope(lambda x: lagrangian(x, lc[0], ls[0], ln, seen, gram, epsilon), alpha)
+        new_lc = lc + mu * slope(lambda x: lagrangian(alpha, x[0], ls[0], ln, seen, gram, epsilon), lc)
+        new_ls = ls + mu * slope(lambda x: lagrangian(alpha, lc[0], x[0], ln, seen, gram, epsilon), ls)
+        new_ln = ln + mu * slope(lambda x: lagrangian(alpha, lc[0], ls[0], x, seen, gram, epsilon), ln)
+        dots = torch.tensor(gram @ alpha)
+        weighting.update(torch.tensor(losses), dots, torch.tensor(np.diag(gram)), range(k))
+        clipped = clipped or bool((moved < 0).any())
+        alpha, lc, ls, ln = np.maximum(moved, 0), np.maximum(new_lc, 0), new_ls, np.maximum(new_ln, 0)
+        # Differences of numbers of order 1e2 over 1e-3: 1e-11 of rounding per step, 60 steps.
+        np.testing.assert_allclose(weighting.weights(), alpha, rtol=1e-8, atol=1e-9)
+        got = weighting.multipliers
+        np.testing.assert_allclose([got["lambda_c"], got["lambda_s"]], [lc[0], ls[0]], rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(got["lambda_n"], ln, rtol=1e-8, atol=1e-9)
+        pushed = pushed or bool((ln > 0).any())
+    assert clipped and pushed, "the problem must clip α and raise λ_n to test them"
+
+
+@pytest.mark.parametrize("loss_term", [True, False])
+def test_softmax_rule(loss_term):
+    rng = np.random.default_rng(1)
+    k, eta, mu, epsilon = 5, 0.3, 0.05, 0.01
+    weighting = CATS(simplex="softmax", alpha_lr=eta, multiplier_lr=mu, epsilon=epsilon, loss_term=loss_term)
+    weighting.start(k)
+    np.testing.assert_allclose(weighting.weights(), np.full(k, 1 / k), **CLOSE)
+    a, lc = np.zeros(k), 0.0
+    for _ in range(20):
+        losses, gram = random_problem(rng, k)
+        alpha = np.exp(a) / np.exp(a).sum()
+        v = gram @ alpha
+        h = ((losses if loss_term else 0) + 2 * lc * v) / (1 + 2 * lc)
+        a, lc = a - eta * alpha * (h - alpha @ h), max(0.0, lc + mu * (alpha @ v - epsilon))
+        weighting.update(torch.tensor(losses), torch.tensor(v), torch.tensor(np.diag(gram)), range(k))
+        np.testing.assert_allclose(weighting.weights(), np.exp(a) / np.exp(a).sum(), **CLOSE)
+        np.testing.assert_allclose(weighting.multipliers["lambda_c"], lc, **CLOSE)
+
+
+def test_softmax_subset_keeps_its_mass_and_the_others_their_values():
+    rng = np.random.default_rng(2)
+    weighting = CATS(alpha_lr=0.5, multiplier_lr=0.1, loss_term=True)
+    weighting.start(5)
+    for _ in range(5):
+        losses, gram = random_problem(rng, 5)
+        weighting.update(torch.tensor(losses), torch.tensor(gram @ weighting.weights().numpy()), None, range(5))
+    before, lc, present = weighting.weights().numpy(), weighting.multipliers["lambda_c"], [1, 3, 4]
+    losses, gram = random_problem(rng, 3)
+    weighting.update(torch.tensor(losses), torch.tensor(gram @ before[present]), None, present)
+    after = weighting.weights().numpy()
+
+    # The three-task problem, in the weights that sum to one.
+    mass = before[present].sum()
+    alpha = before[present] / mass
+    v = gram @ alpha
+    h = (losses + 2 * lc * v) / (1 + 2 * lc)
+    moved = alpha * np.exp(-0.5 * alpha * (h - alpha @ h))
+    np.testing.assert_allclose(after[present], mass * moved / moved.sum(), **CLOSE)
+    np.testing.assert_allclose(after[[0, 2]], before[[0, 2]], **CLOSE)
+    np.testing.assert_allclose(weighting.multipliers["lambda_c"], lc + 0.1 * (alpha @ v - 1e-3), **CLOSE)
+    assert np.abs(after[present] - before[present]).max() > 1e-3
+
+
+def test_lagrangian_subset_moves_only_what_is_present():
+    weighting = CATS(simplex="lagrangian", alpha_lr=0.1, multiplier_lr=0.5, epsilon=2.0, loss_term=True)
+    weighting.start(4)
+    weighting.update(torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, -0.25]).double(), None, [0, 2])
+    # alpha = 1, all multipliers 0: the slope is L_n alone. The excess of Σα over 1 is that of all four tasks.
+    np.testing.assert_allclose(weighting.weights(), [0.9, 1.0, 0.8, 1.0], **CLOSE)
+    assert weighting.multipliers["lambda_s"] == 0.5 * 3.0**2
+    assert weighting.multipliers["lambda_c"] == 0.0  # 0.25 - 2 < 0: clipped
+    np.testing.assert_allclose(weighting.multipliers["lambda_n"], [0.5, 0, 0.5, 0], **CLOSE)
+
+
+def min_norm(gram):
+    """The min-norm point of the simplex by enumeration of its faces: exact for small K."""
+    k, best = len(gram), None
+    for mask in range(1, 2**k):
+        face = [i for i in range(k) if mask >> i & 1]
+        w = np.linalg.solve(gram[np.ix_(face, face)], np.ones(len(face)))
+        if (w > 0).all():
+            full = np.zeros(k)
+            full[face] = w / w.sum()
+            if best is None or full @ gram @ full < best @ gram @ best:
+                best = full
+    return best
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_softmax_without_loss_term_reaches_the_min_norm_point(seed):
+    rows = np.random.default_rng(seed).normal(size=(4, 6)) + 0.3
+    gram = rows @ rows.T
+    target = min_norm(gram)
+    assert (gram @ target >= target @ gram @ target - 1e-12).all()  # the oracle's own optimality
+    weighting = CATS(alpha_lr=1.0, multiplier_lr=0.01)
+    weighting.start(4)
+    for _ in range(6000):
+        alpha = weighting.weights().numpy()
+        weighting.update(torch.zeros(4).double(), torch.tensor(gram @ alpha), None, range(4))
+    alpha = weighting.weights().numpy()
+    # A task whose optimal weight is 0 gets there like 1/t; the others converge geometrically.
+    assert alpha @ gram @ alpha <= (target @ gram @ target) * (1 + 1e-3)
+    np.testing.assert_allclose(alpha, target, atol=2e-3)
+
+
+@pytest.mark.parametrize("simplex", ["softmax", "lagrangian"])
+def test_cats_state_is_a_copy_and_restores_exactly(simplex):
+    def step(weighting):
+        v = torch.tensor([0.3, -0.1, 2.0]).double() + weighting.weights()
+        weighting.update(torch.tensor([1.0, 2.0, 0.5]).double(), v, v.square(), range(3))
+
+    one, two = (CATS(simplex=simplex, loss_term=True, multiplier_lr=0.1) for _ in range(2))
+    one.start(3)
+    two.start(3)
+    step(one)
+    state = one.state_dict()
+    step(one)
+    two.load_state_dict(state)
+    step(two)
+    assert torch.equal(one.weights(), two.weights())
+    assert repr(one.state_dict()) == repr(two.state_dict())
+    other = CATS(simplex="lagrangian" if simplex == "softmax" else "softmax")
+    with pytest.raises(ValueError, match="simplex"):
+        other.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inner_steps": 0},
+        {"inner_steps": 2.5},
+        {"inner_steps": True},
+        {"alpha_lr": -1.0},
+        {"multiplier_lr": float("nan")},
+        {"epsilon": float("inf")},
+        {"simplex": "simplex"},
+    ],
+)
+def test_cats_refuses_bad_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        CATS(**options)
+
+
+def test_static():
+    weighting = Static([1, 2, 3.5])
+    weighting.start(3)
+    assert weighting.weights().tolist() == [1, 2, 3.5]
+    assert weighting.period == 0 and not weighting.needs_gram
+    equal = Static()
+    equal.start(2)
+    assert equal.weights().tolist() == [1, 1]
+    with pytest.raises(ValueError, match="3 weights for 2 tasks"):
+        Static([1, 2, 3]).start(2)
+    for bad in ([1, float("nan")], [[1.0]]):
+        with pytest.raises(ValueError, match="weights must be"):
+            Static(bad)
+
+
+class Momentum(nn.Module):
+    """Shaped like a TorchJD Weighting: Gram matrix in, weights out, a buffer that is None until first used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("average", None)
+
+    def forward(self, gram: Tensor) -> Tensor:
+        diagonal = gram.diagonal()
+        self.average = diagonal if self.average is None else 0.5 * self.average + 0.5 * diagonal
+        return self.scale / self.average
+
+
+def test_gramian_saves_and_restores_a_modules_buffers():
+    gram = torch.diag(torch.tensor([1.0, 4.0]).double())
+    one = Gramian(Momentum())
+    empty = one.state_dict()
+    assert one.weights_from_gram(gram, None).tolist() == [2.0, 0.5]
+    state = one.state_dict()
+    expected = one.weights_from_gram(3 * gram, None)
+    two = Gramian(Momentum())
+    two.load_state_dict(state)
+    assert torch.equal(two.weights_from_gram(3 * gram, None), expected)
+    assert not expected.requires_grad
+    two.load_state_dict(empty)
+    assert two.weights_from_gram(gram, None).tolist() == [2.0, 0.5]
+
+
+def test_gramian_takes_a_function_and_refuses_the_rest():
+    assert Gramian(lambda gram: gram.sum(1)).weights_from_gram(torch.ones(2, 2), None).tolist() == [2, 2]
+    with pytest.raises(TypeError, match="callable"):
+        Gramian(3)
+
+
+def test_a_weighting_says_what_it_lacks():
+    with pytest.raises(NotImplementedError, match=r"weights\(\)"):
+        Weighting().weights()
+    with pytest.raises(NotImplementedError, match="weights_from_gram"):
+        Weighting().weights_from_gram(torch.eye(2), torch.ones(2))
+
+
+def test_public_names():
+    assert {"CATS", "Static", "Weighting", "Gramian"} <= set(cats.weighting.__all__)
