@@ -1,0 +1,448 @@
+"""The command ``cats``. What a command needs is imported when it runs, so that ``cats --help`` is there at once."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NoReturn
+
+from cats.nmt.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from cats.nmt.config import Config
+
+MAIN_HELP = """\
+Multilingual translation with Curvature Aware Task Scaling: train, score, translate, compare.
+
+commands:
+  train       train a model and score it: eight languages in about five minutes with no option at all
+  evaluate    score a run again: BLEU, chrF and NLL per language, tables and pictures
+  translate   translate standard input with a trained model
+  compare     several methods and seeds on one corpus, and one table
+  data        write the built-in corpus, or look at any corpus
+  info        versions, devices, backends, and what is missing for the rest
+
+examples:
+  cats train
+  cats train --data my/corpus --method static --temperature 5 --steps 20000
+  echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
+
+"cats COMMAND --help" says more.
+"""
+
+TRAIN_HELP = """\
+Train one multilingual model, then translate the test set and write scores, a report and pictures.
+Without --data it trains on phrases of the Unicode CLDR (English to eight languages; nothing is downloaded).
+
+examples:
+  cats train                                        CATS on the built-in corpus
+  cats train --method static --temperature 5        the usual baseline: sampling with T = 5
+  cats train --data my/corpus --set model.d_model=512 --set train.steps=50000
+  cats train --config runs/NAME/config.toml         the same run again
+  cats train --resume runs/NAME                     go on after Ctrl-C or a crash, bit for bit
+"""
+
+SETTINGS_HELP = """\
+settings for --set and --config, with their defaults:
+{settings}
+
+The run directory holds config.toml, tokenizer.model, checkpoints/, metrics.jsonl, scores.json, report.md, loss.png,
+alpha.png and hyp/. Exit status: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C.
+"""
+
+EVALUATE_HELP = """\
+Translate and score the test set of a run with its best checkpoint; write scores.json, report.md and the pictures again.
+With another split only scores.SPLIT.json and the translations in hyp/ are written.
+"""
+
+TRANSLATE_HELP = """\
+Translate standard input, a sentence per line, to standard output.
+
+examples:
+  echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
+  cats translate runs/NAME --to ru --beam 1 < english.txt > russian.txt
+"""
+
+COMPARE_HELP = """\
+Train several methods with several seeds on the same corpora and budget, and write one table and one picture.
+Killed or stopped, the same command goes on where it was.
+"""
+
+CLDR_HELP = """\
+Write the built-in corpus as parallel text, to look at or to train something else on: phrases of the Unicode CLDR,
+English to each language of a set.
+"""
+
+INSPECT_HELP = """\
+Show which languages a folder of parallel text holds, how many pairs, and what was left out on reading.
+"""
+
+INFO_HELP = """\
+Show versions, devices, the backends of the operators with the reason where one cannot be used, and missing extras.
+"""
+
+DATA_HELP = """\
+Look at corpora and write the built-in one.
+
+commands:
+  data cldr      write the built-in corpus as parallel text: train.en-xx.en, train.en-xx.xx, ...
+  data inspect   how many pairs of which languages a folder holds
+
+"cats data COMMAND --help" says more.
+"""
+
+# Options that have a name of their own -> the setting they stand for.
+SHORTHANDS = {
+    "method": "method.name",
+    "temperature": "sampling.temperature",
+    "steps": "train.steps",
+    "seed": "train.seed",
+}
+BLOCK = 32  # lines translated at a time, at most
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports misuse as `UserError` and keeps the line breaks of its texts."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The parsed arguments; an unknown option is named with the nearest known one."""
+        known, unknown = self.parse_known_args(arguments)
+        for argument in unknown:
+            if argument.startswith("-"):
+                option = argument.partition("=")[0]
+                suggestion = nearest(option, self._option_string_actions)
+                self.error(f"unknown option '{option}'{suggestion}")
+        if unknown:
+            self.error(f"unexpected argument '{unknown[0]}'")
+        return known
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit status: 0, 2 after bad input or misuse, 130 after Ctrl-C, 141 when nobody reads the output any more.
+    """
+    try:
+        status = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # As after "| head". The interpreter flushes once more at exit, and that must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _complain(f"{where}the disk is full; free some space and start again")
+        if not where:
+            raise
+        return _complain(f"{where}{error.strerror}")
+    except ModuleNotFoundError as error:
+        from cats.info import EXTRAS
+
+        extra = next((name for name, modules in EXTRAS.items() if error.name in modules), None)
+        if extra is None:
+            raise
+        return _complain(f"this needs {error.name}; install it with: pip install 'cats-optim[{extra}]'")
+
+
+def _complain(message: str) -> int:
+    print(f"cats: {message}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+    """Finds the command, parses its options, runs it; asked for nothing, it prints what could be asked for."""
+    name, rest = (arguments[0] if arguments else ""), arguments[1:]
+    if name == "--version":
+        from cats import __version__
+
+        print(f"cats {__version__}")
+        return 0
+    text, commands, prog = MAIN_HELP, COMMANDS, "cats"
+    if name == "data":
+        name, rest = (rest[0] if rest else ""), rest[1:]
+        text, commands, prog = DATA_HELP, DATA_COMMANDS, "cats data"
+    if name in ("", "-h", "--help"):
+        print(text, end="")
+        return 0 if name else 2
+    if name not in commands:
+        known = [*commands, *(["data"] if commands is COMMANDS else [])]
+        kind = "option" if name.startswith("-") else "command"
+        raise UserError(f"unknown {kind} '{name}'{nearest(name, known)}; see {prog} --help")
+    description, add_arguments, run = commands[name]
+    parser = Parser(f"{prog} {name}", description)
+    add_arguments(parser)
+    run(parser.parse(rest))
+    return 0
+
+
+def _train_arguments(parser: Parser) -> None:
+    from cats.nmt.config import Config, describe
+
+    default = Config()
+    parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in one)")
+    parser.add_argument("--method", metavar="{cats,static}", help=f"default: {default.method.name}")
+    parser.add_argument(
+        "--temperature", metavar="T", help=f"of the sampling (default: {default.sampling.temperature:g})"
+    )
+    parser.add_argument("--steps", metavar="N", help=f"updates of the model (default: {default.train.steps})")
+    parser.add_argument("--seed", metavar="S", help=f"default: {default.train.seed}")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; options given beside it win")
+    parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
+    parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    parser.epilog = SETTINGS_HELP.format(settings=describe())
+
+
+def _train(args: argparse.Namespace) -> None:
+    from cats.info import missing
+
+    if packages := missing("nmt"):
+        raise UserError(f"training needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
+    from cats.nmt.config import read_config
+    from cats.nmt.train import train
+
+    if args.resume:
+        given = [
+            name for name in (*SHORTHANDS, "data", "config", "out", "overrides") if getattr(args, name) is not None
+        ]
+        if given:
+            option = "set" if given[0] == "overrides" else given[0]
+            raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
+        run = Path(args.resume)
+        if not (run / "config.toml").is_file():
+            raise UserError(f"{run} is no run directory: it holds no config.toml")
+        config = read_config(run / "config.toml")
+    else:
+        config = _configured(args)
+        run = _new_run(args.out, config)
+    if not args.quiet:
+        print(f"cats: {'going on' if args.resume else 'training'} in {run}", file=sys.stderr)
+    train(config, run, resume=bool(args.resume), quiet=args.quiet)
+    try:
+        _score(run, "test", args.quiet)
+    except KeyboardInterrupt:
+        print(f"cats: trained but not scored; to go on: cats evaluate {run}", file=sys.stderr)
+        raise
+
+
+def _configured(args: argparse.Namespace) -> Config:
+    """The settings that `cats train` was given: --config, then the options with names of their own, then --set."""
+    from cats.nmt.config import Config, apply_overrides, read_config, replace
+
+    config = read_config(args.config) if args.config else Config()
+    if args.data is not None:
+        config = replace(config, {"data.path": args.data})
+    named = [
+        f"{setting}={getattr(args, name)}" for name, setting in SHORTHANDS.items() if getattr(args, name) is not None
+    ]
+    return apply_overrides(config, [*named, *(args.overrides or [])])
+
+
+def _new_run(out: str | None, config: Config) -> Path:
+    """The directory of a new run: ``out``, which must be new or empty, or a free name under runs/."""
+    if out is not None:
+        run = Path(out)
+        if run.exists() and not (run.is_dir() and not any(run.iterdir())):
+            go_on = f", or go on with: cats train --resume {run}" if (run / "config.toml").is_file() else ""
+            raise UserError(f"{run} exists already; choose another --out{go_on}")
+        return run
+    data = config.data
+    corpus = Path(data.path).name if data.path else f"cldr-{data.languages}-{data.sizes}"
+    temperature = "" if config.sampling.temperature == 1 else f"-T{config.sampling.temperature:g}"
+    name = f"{corpus}-{config.method.name}{temperature}-seed{config.train.seed}"
+    run, count = Path("runs", name), 1
+    while run.exists():
+        count += 1
+        run = Path("runs", f"{name}-{count}")
+    return run
+
+
+def _score(run: Path, split: str, quiet: bool) -> None:
+    """Evaluates a run, writes its report and prints the table."""
+    from cats.nmt import report
+    from cats.nmt.evaluate import evaluate
+
+    scores = evaluate(run, split=split)
+    if not quiet:
+        print(f"\n{report.table(scores)}\n\n{report.verdict(scores)}")
+    if split == "test":
+        report.write(run)
+        if not quiet:
+            target = next(iter(scores["languages"])).rpartition("-")[2]
+            print(f"\n{run}: report.md, loss.png, alpha.png, scores.json\nTry it: cats translate {run} --to {target}")
+
+
+def _evaluate_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("--split", default="test", metavar="{test,valid,train}", help="default: test")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    _score(Path(args.run), args.split, quiet=False)
+
+
+def _translate_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
+    parser.add_argument("--beam", metavar="N", help="beam size; 1 is greedy search (default: that of the run)")
+    parser.add_argument("--length-penalty", metavar="X", help="log probability / length^X ranks (default: the run's)")
+
+
+def _translate(args: argparse.Namespace) -> None:
+    import torch
+
+    from cats.nmt import decode
+    from cats.nmt.config import apply_overrides
+    from cats.nmt.evaluate import load_model
+
+    config, tokenizer, model, _ = load_model(Path(args.run))
+    if args.to not in tokenizer.languages:
+        known = ", ".join(tokenizer.languages)
+        raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, tokenizer.languages)}: {known}")
+    given = {"decode.beam": args.beam, "decode.length_penalty": args.length_penalty}
+    search = apply_overrides(config, [f"{name}={value}" for name, value in given.items() if value is not None]).decode
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    for lines in _blocks(sys.stdin.buffer):
+        translations = decode.translate(
+            model,
+            tokenizer,
+            lines,
+            args.to,
+            beam=search.beam,
+            length_penalty=search.length_penalty,
+            batch_tokens=search.batch_tokens,
+        )
+        sys.stdout.buffer.write("".join(f"{line}\n" for line in translations).encode())
+        sys.stdout.buffer.flush()
+
+
+def _blocks(stream: IO[bytes]) -> Iterator[list[str]]:
+    """The lines of a stream as they come: `BLOCK` at a time, or fewer where no more are there yet."""
+    count, rest, block = 0, b"", list[str]()
+    while True:
+        chunk = stream.read1(1 << 16)  # type: ignore[attr-defined]
+        *lines, rest = (rest + chunk).split(b"\n")
+        if not chunk and rest:
+            lines = [rest]
+        for line in lines:
+            count += 1
+            try:
+                text = line.decode().removesuffix("\r")
+            except UnicodeDecodeError as error:
+                if block:
+                    yield block
+                where = f"standard input, line {count}, byte {error.start + 1}"
+                raise UserError(f"{where}: not UTF-8; convert it, for example with iconv") from None
+            block.append(text.removeprefix("\ufeff") if count == 1 else text)
+            if len(block) == BLOCK:
+                yield block
+                block = []
+        if block:
+            yield block
+            block = []
+        if not chunk:
+            return
+
+
+def _cldr_arguments(parser: Parser) -> None:
+    from cats.nmt.config import Data
+
+    default = Data()
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder to write to")
+    parser.add_argument("--languages", metavar="{related,diverse,wmt}", help=f"default: {default.languages}")
+    parser.add_argument("--sizes", metavar="{ted,wmt}", help=f"training pairs per language (default: {default.sizes})")
+    parser.add_argument("--seed", metavar="S", help=f"default: {default.seed}")
+
+
+def _cldr(args: argparse.Namespace) -> None:
+    from cats.nmt import cldr
+    from cats.nmt.config import Config, apply_overrides
+    from cats.nmt.data import write
+
+    names = ("languages", "sizes", "seed")
+    given = [f"data.{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
+    data = apply_overrides(Config(), given).data
+    out = Path(args.out)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another --out")
+    corpus = cldr.generate(data.languages, data.sizes, data.seed)
+    write(corpus, out)
+    pairs = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
+    print(f"{out}: training pairs {pairs}\nTrain on it: cats train --data {out}")
+
+
+def _inspect_arguments(parser: Parser) -> None:
+    parser.add_argument("dir", metavar="DIR", help="folder of a parallel corpus, Moses pairs or OPUS-100's layout")
+    parser.add_argument("--source", default="en", metavar="LANG", help="source language (default: en)")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from cats.nmt.data import SPLITS, load
+    from cats.nmt.report import TITLES, aligned
+
+    corpus = load(Path(args.dir), source=args.source)
+    rows = [["language", "group", *SPLITS, "characters/line"]]
+    for task in sorted(corpus.tasks, key=lambda task: (len(task.train.source), task.name)):
+        group = TITLES["lores" if task.name in corpus.groups["lores"] else "hires"]
+        length = sum(map(len, task.train.target)) / len(task.train.target)
+        counts = [f"{len(getattr(task, split).source):,}" for split in SPLITS]
+        rows.append([task.name, group, *counts, f"{length:.1f}"])
+    print(aligned(rows, left=2))
+    for notice in corpus.notices:
+        print(notice)
+
+
+def _compare_arguments(parser: Parser) -> None:
+    from cats.nmt import compare
+
+    compare.add_arguments(parser)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from cats.nmt import compare
+
+    compare.main(args)
+
+
+def _info(_args: argparse.Namespace) -> None:
+    from cats.info import describe
+
+    print(describe())
+
+
+Command = tuple[str, Callable[[Parser], None], Callable[[argparse.Namespace], None]]  # description, options, action
+COMMANDS: dict[str, Command] = {
+    "train": (TRAIN_HELP, _train_arguments, _train),
+    "evaluate": (EVALUATE_HELP, _evaluate_arguments, _evaluate),
+    "translate": (TRANSLATE_HELP, _translate_arguments, _translate),
+    "compare": (COMPARE_HELP, _compare_arguments, _compare),
+    "info": (INFO_HELP, lambda parser: None, _info),
+}
+DATA_COMMANDS: dict[str, Command] = {
+    "cldr": (CLDR_HELP, _cldr_arguments, _cldr),
+    "inspect": (INSPECT_HELP, _inspect_arguments, _inspect),
+}

@@ -1,0 +1,344 @@
+"""A run told in one page: report.md with the table, loss.png and alpha.png beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cats.nmt.config import read_config, to_toml
+from cats.nmt.errors import UserError
+from cats.nmt.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {"all": "All", "lores": "LoRes", "hires": "HiRes"}
+MOST_LABELS = 12  # languages that get a colour and a label of their own; of more, only the groups do
+INK, GRID = "#333333", "#dddddd"
+
+
+def write(run: Path) -> None:
+    """Writes report.md, loss.png and alpha.png of an evaluated run.
+
+    Raises:
+        UserError: the run is not evaluated, a file of it is damaged, matplotlib is missing, or the disk is full.
+    """
+    scores = read_scores(run)
+    records = read_metrics(run / "metrics.jsonl")
+    atomic_write(run / "report.md", markdown(run, scores, records))
+    draw_loss(records, scores, run / "loss.png")
+    draw_alpha(records, scores, run / "alpha.png")
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    """The run's scores.json."""
+    try:
+        scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{run} holds no scores.json; make it with: cats evaluate {run}") from None
+    except ValueError:
+        raise UserError(f"{run}/scores.json is damaged; make it anew with: cats evaluate {run}") from None
+    return dict(scores)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; the last one may be cut short by a kill and is then left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """The scores as an aligned Markdown table: languages from the smallest to the largest, then the groups."""
+    lores = set(scores["groups"].get("lores", {}).get("languages", ()))
+    lookup = scores["lookup"]
+    rows = [["language", "group", "pairs", "BLEU", "chrF", "NLL", "lookup chrF"]]
+    for name, cell in sorted(scores["languages"].items(), key=lambda item: (item[1]["pairs"], item[0])):
+        group = TITLES["lores" if name in lores else "hires"]
+        rows.append([name, group, f"{cell['pairs']:,}", *_numbers(cell, lookup["languages"][name])])
+    for group, cell in scores["groups"].items():
+        if cell["languages"]:
+            pairs = sum(scores["languages"][name]["pairs"] for name in cell["languages"])
+            rows.append([f"**{TITLES[group]}**", "", f"{pairs:,}", *_numbers(cell, lookup["groups"][group])])
+    return aligned(rows, left=2)
+
+
+def verdict(scores: Mapping[str, Any]) -> str:
+    """Whether the model beats the lookup baseline, in one line."""
+    below = [group for group, beats in scores["beats_lookup"].items() if beats is False]
+    if not below:
+        return "Beats lookup (the nearest training sentence, digits replaced) in every group."
+    cells = [
+        f"{TITLES[g]} (chrF {scores['groups'][g]['chrf']:.1f} against {scores['lookup']['groups'][g]['chrf']:.1f})"
+        for g in below
+    ]
+    return f"Below lookup in {', '.join(cells)}: not trained."
+
+
+def markdown(run: Path, scores: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """The text of report.md."""
+    best = max((r["step"] for r in records if r.get("best")), default=None)
+    speed = scores["tokens_per_second"]
+    facts = [
+        f"corpus {scores['corpus']}",
+        f"method {scores['method']}, temperature {scores['temperature']}",
+        f"{scores['steps']:,} updates" + (f", best by validation NLL after {best:,}" if best is not None else ""),
+        f"seed {scores['seed']}",
+    ]
+    if speed:
+        facts.append(f"{scores['seconds']:,.0f} s of training at {speed:,.0f} target tokens/s")
+    headline = scores["headline"]
+    basis = f"the {scores['split']} lines of stratum {headline}" if headline else f"all {scores['split']} lines"
+    signatures = _signatures(scores["signatures"])
+    lines = [
+        f"# {run.resolve().name}",
+        "",
+        *[f"- {fact}" for fact in facts],
+        "",
+        table(scores),
+        "",
+        verdict(scores),
+        "",
+        f"BLEU and chrF are on {basis}; NLL is in nats per target token over all {scores['split']} lines, without",
+        "smoothing. Groups are macro-averages; LoRes are the languages with fewer training pairs than the mean.",
+        "",
+    ]
+    if scores["strata"]:
+        lines += ["## By stratum", "", _strata(scores), ""]
+    lines += ["## Training", "", "![loss per language](loss.png)", "", "![alpha per language](alpha.png)", ""]
+    lines += ["## Signatures", "", *[f"- {line}" for line in signatures], ""]
+    lines += ["## Settings", "", "```toml", to_toml(read_config(run / "config.toml")).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _strata(scores: Mapping[str, Any]) -> str:
+    groups = [group for group, cell in scores["groups"].items() if cell["languages"]]
+    rows = [["stratum", "lines", *[f"{TITLES[g]} {m}" for g in groups for m in ("chrF", "lookup", "NLL")]]]
+    for name, part in scores["strata"].items():
+        row = [name, f"{sum(cell['lines'] for cell in part['languages'].values()):,}"]
+        for g in groups:
+            cell, baseline = part["groups"][g], part["lookup"]["groups"][g]
+            row += [_number(cell["chrf"], 1), _number(baseline["chrf"], 1), _number(cell["nll"], 3)]
+        rows.append(row)
+    return aligned(rows, left=1)
+
+
+def _signatures(signatures: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """One line per signature, with the languages that have it where they are not all."""
+    lines = []
+    for metric, title in (("bleu", "BLEU"), ("chrf", "chrF")):
+        names: dict[str, list[str]] = {}
+        for language, signature in signatures[metric].items():
+            names.setdefault(signature, []).append(language)
+        for signature, languages in names.items():
+            where = f" ({', '.join(languages)})" if len(names) > 1 else ""
+            lines.append(f"{title}{where}: `{signature}`")
+    return lines
+
+
+def _numbers(cell: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    return [
+        _number(cell["bleu"], 1),
+        _number(cell["chrf"], 1),
+        _number(cell["nll"], 3),
+        _number(baseline["chrf"], 1),
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """A Markdown table that is one in plain text too; all but the first ``left`` columns are right-aligned."""
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [f"{c:<{w}}" if i < left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return f"| {' | '.join(cells)} |"
+
+    rule = [("-" * w if i < left else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
+    return "\n".join([line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])])
+
+
+def new_figure(panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, in the project's style, as wide as a README; no window is ever opened.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
+    figure = Figure(figsize=(8.4, 3.8 if panels > 1 else 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, panels, sharey=sharey, squeeze=False)[0])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(INK)
+        axis.tick_params(colors=INK, labelsize=9)
+        axis.grid(color=GRID, linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.xaxis.label.set_color(INK)
+        axis.yaxis.label.set_color(INK)
+        axis.title.set_size(10.5)
+    return figure, axes
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    atomic_write(path, buffer.getvalue())
+
+
+def draw_loss(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], path: Path) -> None:
+    """Training NLL (a running mean) and validation NLL per language over the updates, on one scale."""
+    training: dict[str, list[tuple[int, float]]] = {}
+    validation: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for name, value in record.get("losses", {}).items():
+            training.setdefault(name, []).append((record["step"], value))
+        for name, value in record.get("valid", {}).get("nll", {}).items():
+            validation.setdefault(name, []).append((record["step"], value))
+    panels = {"training (running mean)": {n: _smooth(p) for n, p in training.items()}}
+    if validation:
+        panels["validation"] = validation
+    figure, axes = new_figure(len(panels), sharey=True)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        _curves(axis, curves, scores)
+        axis.set_title(title, loc="left", color=INK)
+        axis.set_xlabel("update")
+    axes[0].set_ylabel("NLL, nats per target token")
+    _label_ends(axes[-1])
+    _legend(axes[0])
+    save_figure(figure, path)
+
+
+def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], path: Path) -> None:
+    """The task weights over the updates, on a logarithmic scale; the dotted line is uniform weighting."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        alpha = record.get("alpha", {})
+        total = sum(alpha.values())
+        for name, value in alpha.items():
+            curves.setdefault(name, []).append((record["step"], value / total if total else 0.0))
+    figure, (axis,) = new_figure(1)
+    _curves(axis, curves, scores)
+    if curves:
+        axis.axhline(1 / len(curves), color=INK, linewidth=0.9, linestyle=":", zorder=1)
+    if all(value > 0 for points in curves.values() for _, value in points):
+        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        if high < 12 * low:  # within a decade ticks at powers of ten alone would say nothing
+            axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("update")
+    axis.set_ylabel("α, share of the total")
+    axis.set_title(f"task weights, method {scores['method']} (dotted: uniform)", loc="left", color=INK)
+    _label_ends(axis)
+    _legend(axis)
+    save_figure(figure, path)
+
+
+def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Mean over a window of 1/20 of the curve around each point; a language has few tokens in each update."""
+    half = len(points) // 40
+    smoothed = []
+    for i, (step, _) in enumerate(points):
+        window = [value for _, value in points[max(0, i - half) : i + half + 1]]
+        smoothed.append((step, sum(window) / len(window)))
+    return smoothed
+
+
+def _curves(axis: Axes, curves: Mapping[str, list[tuple[int, float]]], scores: Mapping[str, Any]) -> None:
+    """One line per language, LoRes warm and solid, HiRes cool and dashed; of many, the groups' means stand out."""
+    from matplotlib import colormaps
+
+    lores = set(scores["groups"].get("lores", {}).get("languages", ()))
+    names = sorted(curves, key=lambda name: (scores["languages"][name]["pairs"], name))
+    few = len(names) <= MOST_LABELS
+    for title, palette, style, members in (
+        ("LoRes", colormaps["YlOrRd"], "-", [name for name in names if name in lores]),
+        ("HiRes", colormaps["YlGnBu"], "--", [name for name in names if name not in lores]),
+    ):
+        for i, name in enumerate(members):
+            colour = palette(0.95 - 0.45 * i / max(1, len(members) - 1))
+            steps, values = zip(*curves[name], strict=True)
+            width, opacity, label = (1.6, 1.0, name) if few else (0.7, 0.4, "_")
+            axis.plot(steps, values, style, color=colour, linewidth=width, alpha=opacity, label=label)
+        if members and not few:
+            steps, values = zip(*_mean([curves[name] for name in members]), strict=True)
+            axis.plot(steps, values, style, color=palette(0.9), linewidth=2.4, label=title)
+    axis.set_xlim(0, max((points[-1][0] for points in curves.values()), default=1))
+
+
+def _mean(curves: Sequence[list[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """The mean of several curves, at the steps where any of them has a value."""
+    values: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, value in curve:
+            values.setdefault(step, []).append(value)
+    return [(step, sum(here) / len(here)) for step, here in sorted(values.items())]
+
+
+def _label_ends(axis: Axes) -> None:
+    """Names every labelled line at its right end, moved up or down where names would touch. Set the scales before."""
+    gap = 0.055  # of the axes' height: one line of text
+    axis.autoscale_view()  # matplotlib leaves it for later, but the heights below depend on it
+    ends = []
+    for line in axis.get_lines():
+        if not str(line.get_label()).startswith("_"):
+            point = axis.transData.transform(np.asarray(line.get_xydata())[-1])
+            ends.append((float(axis.transAxes.inverted().transform(point)[1]), line))
+    ends.sort(key=lambda end: end[0])
+    heights = _spread([end for end, _ in ends], gap)
+    for height, (end, line) in zip(heights, ends, strict=True):
+        axis.annotate(
+            str(line.get_label()),
+            xy=(1.005, end),
+            xytext=(1.04, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=line.get_color(),
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights, moved as little as possible (least squares) to be ``gap`` apart and in 0.03 .. 1."""
+    # With the gaps taken out this is isotonic regression: blocks that are out of order are merged to their mean.
+    blocks: list[tuple[float, int]] = []
+    for i, height in enumerate(heights):
+        mean, count = height - i * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, size = blocks.pop()
+            mean, count = (mean * count + before * size) / (count + size), count + size
+        blocks.append((mean, count))
+    highest = max(0.03, 1 - (len(heights) - 1) * gap)
+    flat = [min(max(mean, 0.03), highest) for mean, count in blocks for _ in range(count)]
+    return [mean + i * gap for i, mean in enumerate(flat)]
+
+
+def _legend(axis: Axes) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color="#bd0026", linestyle="-", label="LoRes"),
+        Line2D([], [], color="#225ea8", linestyle="--", label="HiRes"),
+    ]
+    axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=INK)
