@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 import cats
@@ -230,6 +231,31 @@ def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
     install = 'python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[{}]" && '
     assert main == install.format("nmt") + ".venv/bin/cats train"
     assert tests == install.format("all") + ".venv/bin/python -m pytest -q"
+
+
+def test_the_readme_loop_trains(root: Path) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", (root / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2, bias=False)
+    inputs = torch.randn(8, 3)
+    targets = {"az": torch.zeros(8, 2), "be": torch.ones(8, 2), "cs": 3 * torch.ones(8, 2)}
+    batches = {task: (inputs, target) for task, target in targets.items()}
+
+    def loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    def total() -> float:
+        return sum(loss(model, batch).item() for batch in batches.values())
+
+    before = total()
+    names = {"model": model, "loader": [batches] * 200, "loss": loss}
+    exec(example, names)
+    optimizer = names["optimizer"]
+    assert isinstance(optimizer, cats.CATS)
+    assert total() < before
+    assert optimizer.alpha.keys() == targets.keys()
+    # 200 updates include outer steps, and the tasks differ: the weights have moved from where they began, all equal
+    assert len(set(optimizer.alpha.values())) == 3
 
 
 STAND_IN = """#!/bin/sh
