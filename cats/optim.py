@@ -73,9 +73,10 @@ class MultiTask(Optimizer):
             leaves parameters, base optimizer, weights and multipliers as they are and is counted in
             :attr:`statistics`. The last attempt forms per-task gradients in order to name the task.
 
-    Only the base optimizer's parameters receive gradients, and where per-task gradients are formed they are written to
-    ``p.grad`` directly: post-accumulate-grad hooks do not see them. step() reads one small tensor back to the host (losses, dots
-    and norms with the verdict on finiteness); weightings that need the Gram matrix read once more, in backward().
+    Only the base optimizer's parameters receive gradients, and where per-task gradients are formed these are written to
+    ``p.grad`` directly: post-accumulate-grad hooks do not see them. step() reads one small tensor back to the host
+    (losses, dots and norms with the verdict on finiteness); weightings that need the Gram matrix read another one in
+    backward().
 
     Raises:
         TypeError, ValueError: an argument is not what is described above.

@@ -15,15 +15,21 @@ CLOSE = {"rtol": 1e-12, "atol": 1e-14}
 
 
 def lagrangian(alpha, lc, ls, ln, losses, gram, epsilon):
-    """Eq. 4 of the paper as a number, for finite differences; the norm is that of the combination of rows with this Gram."""
+    """Eq. 4 of the paper as a number; gram is that of the g_n, so that the norm is αᵀ gram α."""
     norm = alpha @ gram @ alpha
     return alpha @ losses - lc * (epsilon - norm) + ls * (alpha.sum() - 1) ** 2 - ln @ (alpha - epsilon)
 
 
-def slope(f, x):
-    """Central differences; exact up to rounding, because Eq. 4 is at most quadratic in each argument."""
-    h = 1e-3
-    return np.array([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(len(x))])
+def slopes(alpha, lc, ls, ln, losses, gram, epsilon):
+    """Eq. 4 differentiated by central differences, exact up to rounding: it is at most quadratic in each argument."""
+    h, k = 1e-3, len(alpha)
+
+    def value(x):
+        return lagrangian(x[:k], x[k], x[k + 1], x[k + 2 :], losses, gram, epsilon)
+
+    point = np.concatenate([alpha, [lc, ls], ln])
+    slope = np.array([(value(point + h * e) - value(point - h * e)) / (2 * h) for e in np.eye(len(point))])
+    return slope[:k], slope[k], slope[k + 1], slope[k + 2 :]
 
 
 def random_problem(rng, k):
@@ -37,23 +43,19 @@ def test_lagrangian_descends_and_ascends_eq_4(loss_term):
     k, eta, mu, epsilon = 4, 0.05, 0.02, 0.03
     weighting = CATS(simplex="lagrangian", alpha_lr=eta, multiplier_lr=mu, epsilon=epsilon, loss_term=loss_term)
     weighting.start(k)
-    alpha, lc, ls, ln = np.ones(k), np.zeros(1), np.zeros(1), np.zeros(k)
+    alpha, lc, ls, ln = np.ones(k), 0.0, 0.0, np.zeros(k)
     clipped = pushed = False
     for _ in range(60):
         losses, gram = random_problem(rng, k)
-        seen = losses if loss_term else np.zeros(k)
-        moved = alpha - eta * slope(lambda x: lagrangian(x, lc[0], ls[0], ln, seen, gram, epsilon), alpha)
-        new_lc = lc + mu * slope(lambda x: lagrangian(alpha, x[0], ls[0], ln, seen, gram, epsilon), lc)
-        new_ls = ls + mu * slope(lambda x: lagrangian(alpha, lc[0], x[0], ln, seen, gram, epsilon), ls)
-        new_ln = ln + mu * slope(lambda x: lagrangian(alpha, lc[0], ls[0], x, seen, gram, epsilon), ln)
-        dots = torch.tensor(gram @ alpha)
-        weighting.update(torch.tensor(losses), dots, torch.tensor(np.diag(gram)), range(k))
-        clipped = clipped or bool((moved < 0).any())
-        alpha, lc, ls, ln = np.maximum(moved, 0), np.maximum(new_lc, 0), new_ls, np.maximum(new_ln, 0)
+        d_alpha, d_lc, d_ls, d_ln = slopes(alpha, lc, ls, ln, losses * loss_term, gram, epsilon)
+        weighting.update(torch.tensor(losses), torch.tensor(gram @ alpha), torch.tensor(np.diag(gram)), range(k))
+        clipped = clipped or bool((alpha - eta * d_alpha < 0).any())
+        alpha = np.maximum(alpha - eta * d_alpha, 0)
+        lc, ls, ln = max(lc + mu * d_lc, 0), ls + mu * d_ls, np.maximum(ln + mu * d_ln, 0)
         # Differences of numbers of order 1e2 over 1e-3: 1e-11 of rounding per step, 60 steps.
         np.testing.assert_allclose(weighting.weights(), alpha, rtol=1e-8, atol=1e-9)
         got = weighting.multipliers
-        np.testing.assert_allclose([got["lambda_c"], got["lambda_s"]], [lc[0], ls[0]], rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose([got["lambda_c"], got["lambda_s"]], [lc, ls], rtol=1e-8, atol=1e-9)
         np.testing.assert_allclose(got["lambda_n"], ln, rtol=1e-8, atol=1e-9)
         pushed = pushed or bool((ln > 0).any())
     assert clipped and pushed, "the problem must clip α and raise λ_n to test them"
