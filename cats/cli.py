@@ -308,7 +308,7 @@ def _translate_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
     parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
     parser.add_argument("--beam", metavar="N", help="beam size; 1 is greedy search (default: that of the run)")
-    parser.add_argument("--length-penalty", metavar="X", help="log probability / length^X ranks (default: the run's)")
+    parser.add_argument("--length-penalty", metavar="X", help="above 0 favours longer ones (default: the run's)")
 
 
 def _translate(args: argparse.Namespace) -> None:

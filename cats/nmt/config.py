@@ -161,7 +161,7 @@ class Decode:
     beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
     length_penalty: float = setting(
         1.0,
-        "hypotheses are compared by log probability / length^length_penalty",
+        "p: hypotheses are ranked by log probability / ((5 + length) / 6)^p",
         need=FINITE,
     )
     batch_tokens: int = setting(4000, "source tokens translated at a time", need=POSITIVE_COUNT)
