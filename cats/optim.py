@@ -238,6 +238,16 @@ class MultiTask(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        try:
+            self._step()
+        except BaseException:
+            # GradScaler deletes these only after a step() that returns, and multiplies with what it finds.
+            self.__dict__.pop("grad_scale", None)
+            self.__dict__.pop("found_inf", None)
+            raise
+        return result
+
+    def _step(self) -> None:
         if self._cycle is None:
             raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
         cycle, due, tasks = self._cycle, self._due, list(self._cycle.losses)
@@ -245,7 +255,7 @@ class MultiTask(Optimizer):
         cycle.rows.clear()  # K gradients that the base optimizer's step needs no more
         if not finite:
             self._skip(cycle)
-            return result
+            return
         self._cycle = None
         grad_scale = getattr(self, "grad_scale", None)  # None also if scaler.unscale_() was called
         if grad_scale is not None:
@@ -259,7 +269,6 @@ class MultiTask(Optimizer):
                 self._weights[tasks] = cycle.weights
             if due:
                 self.weighting.update(losses, dots, sqnorms, tasks)
-        return result
 
     def _read(self, cycle: _Cycle) -> tuple[bool, Tensor, Tensor, Tensor]:
         """Whether all is finite, and losses, dots and sqnorms, (K,) or empty, on the host: the one host sync."""
@@ -407,8 +416,10 @@ class MultiTask(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # As in torch, hooks (and the step() that a scheduler wrapped) are not copied or pickled.
-        return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
+        # As in torch, hooks (and the step() that a scheduler wrapped) are not copied or pickled; nor is p.grad and what
+        # belongs to it.
+        kept = {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
+        return kept | {"_cycle": None}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.tasks)}, {type(self.weighting).__name__}) over {self.base!r}"
