@@ -19,7 +19,7 @@ from cats.nmt.config import Config, apply_overrides, read_config
 from cats.nmt.errors import UserError
 from cats.nmt.train import Trainer, train, vocabulary_text
 
-WORDS = "alpha bravo carol delta echo fox golf hotel india jazz kilo lima".split()
+WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
 
 
 def split(count: int, seed: int, turn: bool) -> data.Split:
@@ -42,7 +42,13 @@ def corpus(tmp_path: Path) -> Path:
 
 def settings(corpus: Path, *more: str) -> Config:
     small = ["model.d_model=32", "model.heads=2", "model.ffn=64", "model.encoder_layers=1", "model.decoder_layers=1"]
-    run = ["train.steps=30", "train.validate_every=10", "train.warmup=10", "sampling.batch_tokens=150", "train.threads=1"]
+    run = [
+        "train.steps=30",
+        "train.validate_every=10",
+        "train.warmup=10",
+        "train.threads=1",
+        "sampling.batch_tokens=150",
+    ]
     base = [f"data.path={corpus}", "tokenizer.vocab_size=60", "method.inner_steps=3"]
     return apply_overrides(Config(), [*base, *small, *run, *more])
 
@@ -151,9 +157,9 @@ def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
             assert mine.get("nll", mine) == pytest.approx(other.get("nll", other), rel=1e-4)
 
 
-@pytest.mark.parametrize("more", [["method.cross_batch=true"], ["method.simplex=lagrangian"], ["method.loss_term=true"]])
+@pytest.mark.parametrize("more", ["method.cross_batch=true", "method.simplex=lagrangian", "method.loss_term=true"])
 def test_every_kind_of_cats_trains(corpus, tmp_path, more):
-    train(settings(corpus, *more), tmp_path / "run", quiet=True)
+    train(settings(corpus, more), tmp_path / "run", quiet=True)
     last = [line for line in metrics(tmp_path / "run") if "alpha" in line][-1]
     assert last["skipped"] == 0
     assert set(last["alpha"]) == {"xa", "xb"}

@@ -7,7 +7,9 @@ multilingual. Attention is torch's scaled_dot_product_attention. Decoding keeps 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,7 @@ def collate(
     pad_id: int = 0,
     device: torch.device | str | None = None,
 ) -> Batch:
-    """The batch of encoded pairs; ``targets`` end in eos; shifted right behind ``bos_id`` they are the decoder's input."""
+    """The batch of encoded pairs. ``targets`` end in eos; shifted right behind bos they are the decoder's input."""
     return Batch(
         pad(sources, pad_id, device),
         pad([[bos_id, *row[:-1]] for row in targets], pad_id, device),
@@ -176,6 +178,9 @@ class Transformer(nn.Module):
         with torch.no_grad():
             self.embedding.weight[pad_id].zero_()
 
+    def _decoder_layers(self) -> Iterable[DecoderLayer]:
+        return cast(Iterable[DecoderLayer], self.decoder)
+
     def embed(self, ids: Tensor, start: int = 0) -> Tensor:
         x = self.embedding(ids) * self.scale
         return self.dropout(x + sinusoids(ids.shape[1], x.shape[-1], start, ids.device).to(x.dtype))
@@ -192,7 +197,7 @@ class Transformer(nn.Module):
         """Decoder states (B, T, d) before the output projection; causal, so right padding needs no mask."""
         memory, mask = self.encode(source)
         x = self.embed(target_in)
-        for layer in self.decoder:
+        for layer in self._decoder_layers():
             x, _ = layer(x, layer.cross.project(memory), mask[:, None, None])
         return self.decoder_norm(x)
 
@@ -206,7 +211,7 @@ class Transformer(nn.Module):
 
     def start(self, memory: Tensor, mask: Tensor) -> DecoderState:
         """The state before the first decoding step."""
-        return DecoderState(mask, [layer.cross.project(memory) for layer in self.decoder], [])
+        return DecoderState(mask, [layer.cross.project(memory) for layer in self._decoder_layers()], [])
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Logits (B, V) after the tokens (B,) int64 (bos first); the state is advanced in place."""

@@ -112,7 +112,7 @@ class Encoded:
 def task_losses(
     model: Transformer, batch: Batch, rows: dict[str, int], smoothing: float
 ) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """{task: (smoothed sum, nll sum, tokens)} of a batch whose first rows[task] rows are the first task's, and so on."""
+    """{task: (smoothed sum, nll sum, tokens)} of a batch that holds rows[task] rows of each task, in that order."""
     real = batch.target_out != model.pad_id
     hidden = model.hidden(batch.source, batch.target_in)[real]
     smoothed, nll = token_losses(model.project(hidden).float(), batch.target_out[real], smoothing)
@@ -146,7 +146,7 @@ def build_optimizer(config: Config, model: nn.Module, tasks: list[str]) -> cats.
     base = torch.optim.AdamW(
         model.parameters(),
         lr=config.train.lr,
-        betas=tuple(config.train.betas),
+        betas=(config.train.betas[0], config.train.betas[1]),
         eps=1e-9,
         weight_decay=config.train.weight_decay,
     )
@@ -159,20 +159,18 @@ def build_optimizer(config: Config, model: nn.Module, tasks: list[str]) -> cats.
             alpha_lr=method.alpha_lr,
             multiplier_lr=method.multiplier_lr,
             epsilon=method.epsilon,
-            simplex=method.simplex,
+            simplex="softmax" if method.simplex == "softmax" else "lagrangian",
             loss_term=method.loss_term,
             cross_batch=method.cross_batch,
         )
-    if method.weights == "tokens":
-        weights = [1.0] * len(tasks)
-    elif method.weights == "uniform":
-        weights = [1.0 / len(tasks)] * len(tasks)
+    if isinstance(method.weights, str):  # by tokens the losses carry the weights themselves: see Trainer.losses
+        weights = [1.0 if method.weights == "tokens" else 1.0 / len(tasks)] * len(tasks)
     else:
         weights = list(method.weights)
-        if len(weights) != len(tasks):
-            raise UserError(
-                f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} languages ({', '.join(tasks)})"
-            )
+    if len(weights) != len(tasks):
+        raise UserError(
+            f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} languages ({', '.join(tasks)})"
+        )
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights))
 
 
