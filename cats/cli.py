@@ -1,4 +1,4 @@
-"""The command ``cats``. What a command needs is imported when it runs, so that ``cats --help`` is there at once."""
+"""The command ``cats``. What a command needs is imported when it runs: help and errors come without waiting for it."""
 
 from __future__ import annotations
 
@@ -238,8 +238,6 @@ def _train(args: argparse.Namespace) -> None:
     else:
         config = _configured(args)
         run = _new_run(args.out, config)
-    if not args.quiet:
-        print(f"cats: {'going on' if args.resume else 'training'} in {run}", file=sys.stderr)
     train(config, run, resume=bool(args.resume), quiet=args.quiet)
     try:
         _score(run, "test", args.quiet)
@@ -379,7 +377,6 @@ def _cldr_arguments(parser: Parser) -> None:
 
 
 def _cldr(args: argparse.Namespace) -> None:
-    from cats.nmt import cldr
     from cats.nmt.config import Config, apply_overrides
     from cats.nmt.data import write
 
@@ -389,6 +386,8 @@ def _cldr(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out")
+    from cats.nmt import cldr
+
     corpus = cldr.generate(data.languages, data.sizes, data.seed)
     write(corpus, out)
     pairs = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())

@@ -1,0 +1,459 @@
+"""The command line: what each command does, and one line and status 2 for every kind of bad input."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+
+import cats
+from cats import cli, info
+from cats.nmt import config, data
+from cats.nmt.data import Split
+
+WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel"]
+TINY = [
+    "tokenizer.vocab_size=70",
+    "model.d_model=16",
+    "model.heads=2",
+    "model.ffn=32",
+    "model.encoder_layers=1",
+    "model.decoder_layers=1",
+    "train.steps=20",
+    "train.warmup=5",
+    "train.validate_every=10",
+    "train.threads=1",
+    "sampling.batch_tokens=100",
+    "decode.beam=2",
+]
+SET = [argument for setting in TINY for argument in ("--set", setting)]
+
+
+def split(count: int, seed: int) -> Split:
+    chooser = random.Random(seed)
+    source = [" ".join(chooser.choices(WORDS, k=chooser.randint(1, 6))) for _ in range(count)]
+    return Split(source, [line.upper() for line in source])
+
+
+def write_corpus(path: Path) -> Path:
+    sizes = {"az": 60, "be": 20}
+    tasks = [data.Task(name, "en", name, split(n, n), split(8, 5), split(10, 6)) for name, n in sizes.items()]
+    data.write(data.Corpus("toy", tasks), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the corpus toy/ and the run run/, made by the command itself."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_corpus(folder / "toy")
+    arguments = ["train", "--data", str(folder / "toy"), "--out", str(folder / "run"), "--seed", "3", "--quiet", *SET]
+    assert cli.main(arguments) == 0
+    return folder
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused; the message, which must be all there is."""
+
+    def run(*arguments: Any) -> str:
+        capfd.readouterr()
+        assert cli.main([str(argument) for argument in arguments]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith("cats: ") and err.count("\n") == 1 and err.endswith("\n"), (out, err)
+        return err.removeprefix("cats: ").rstrip("\n")
+
+    return run
+
+
+# ---- help, versions, misuse
+
+
+def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) -> None:
+    code = (
+        "import runpy, sys; from cats.cli import main; main(['-h']), main(['data', '-h']);"
+        "print(*sys.modules, file=sys.stderr);"
+        "sys.argv[1:] = ['--version']; runpy.run_module('cats', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "examples:" in done.stdout and "data inspect" in done.stdout
+    heavy = {"sentencepiece", "sacrebleu", "matplotlib", "babel", "cats.nmt.train"}
+    assert heavy.isdisjoint(done.stderr.split())
+    for command in ("train", "evaluate", "translate", "compare", "data", "info"):
+        assert f"\n  {command} " in done.stdout
+    assert done.stdout.endswith(f"\ncats {cats.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, *(f"data {name}" for name in cli.DATA_COMMANDS)])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and text.startswith(f"usage: cats {command}")
+    assert all(ord(character) < 128 for character in text)  # readable in every locale
+
+
+def test_train_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in config.FIELDS)
+    assert "cats train --resume runs/NAME" in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_no_command_prints_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian' (did you mean train?); see cats --help"),
+        (["dtaa"], "unknown command 'dtaa' (did you mean data?); see cats --help"),
+        (["data", "clrd"], "unknown command 'clrd' (did you mean cldr?); see cats data --help"),
+        (["--versoin"], "unknown option '--versoin'; see cats --help"),
+        (["train", "--stesp=3"], "unknown option '--stesp' (did you mean --steps?); see cats train --help"),
+        (["train", "--step", "3"], "unknown option '--step' (did you mean --steps?); see cats train --help"),
+        (["train", "here"], "unexpected argument 'here'; see cats train --help"),
+        (["train", "--seed"], "argument --seed: expected one argument; see cats train --help"),
+        (
+            ["evaluate", "--spilt", "valid", "run"],
+            "unknown option '--spilt' (did you mean --split?); see cats evaluate --help",
+        ),
+        (["translate", "run"], "the following arguments are required: --to; see cats translate --help"),
+        (["train", "--steps", "many"], "train.steps needs a whole number, not 'many'"),
+        (["train", "--seed", "-1"], "train.seed must be between 0 and 2**32 - 1, not -1"),
+        (["train", "--temperature", "0"], "sampling.temperature must be above 0 (inf is allowed), not 0.0"),
+        (["train", "--method", "Cats"], "method.name must be one of cats, static, not 'Cats' (did you mean cats?)"),
+        (["train", "--set", "lr=3"], "unknown setting 'lr' (did you mean train.lr?)"),
+        (["train", "--config", "absent.toml"], "cannot read the configuration absent.toml: No such file or directory"),
+        (["train", "--resume", "absent"], "absent is no run directory: it holds no config.toml"),
+        (["evaluate", "absent"], "absent is no run directory: it holds no config.toml"),
+        (
+            ["data", "cldr", "--out", "x", "--sizes", "tde"],
+            "data.sizes must be one of ted, wmt, not 'tde' (did you mean ted?)",
+        ),
+        (["data", "inspect", "absent"], "absent: no such folder; give a folder of parallel text"),
+    ],
+)
+def test_misuse(
+    arguments: list[str], message: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(*arguments) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- train
+
+
+def test_a_run_directory_is_complete(trained: Path) -> None:
+    run = trained / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "alpha.png",
+        "checkpoints",
+        "config.toml",
+        "hyp",
+        "loss.png",
+        "metrics.jsonl",
+        "report.md",
+        "scores.json",
+        "tokenizer.model",
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.pt", "last.pt"}
+    kept = config.read_config(run / "config.toml")
+    assert (kept.train.seed, kept.train.steps, kept.data.path) == (3, 20, str(trained / "toy"))
+    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    assert {"bleu", "chrf", "nll", "pairs"} <= scores["languages"]["az"].keys()
+    assert list(scores["groups"]) == ["all", "lores", "hires"] and "groups" in scores["lookup"]
+
+
+def test_names_under_runs_and_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "toy")
+    others = [argument for setting in TINY if "steps" not in setting for argument in ("--set", setting)]
+    arguments = ["train", "--data", "toy", "--method", "static", "--temperature", "inf", "--steps", "10", *others]
+    assert cli.main(arguments) == 0
+    out, err = capfd.readouterr()
+    assert err == ""  # no progress bar where nobody watches
+    assert "| **LoRes** |" in out and "lookup" in out and "runs/toy-static-Tinf-seed1: report.md" in out
+    assert "cats translate runs/toy-static-Tinf-seed1 --to az" in out
+    kept = config.read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
+    assert (kept.method.name, kept.sampling.temperature, kept.train.steps) == ("static", float("inf"), 10)
+
+    assert cli._new_run(None, kept) == Path("runs/toy-static-Tinf-seed1-2")
+    Path("runs/toy-static-Tinf-seed1-2").mkdir()
+    assert cli._new_run(None, kept) == Path("runs/toy-static-Tinf-seed1-3")
+    assert cli._new_run(None, config.Config()) == Path("runs/cldr-related-ted-cats-seed1")
+
+
+def test_an_existing_directory_is_left_alone(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    toy, run = trained / "toy", trained / "run"
+    before = sorted(path.name for path in run.rglob("*"))
+    go_on = f"; choose another --out, or go on with: cats train --resume {run}"
+    assert refused("train", "--data", toy, "--out", run) == f"{run} exists already{go_on}"
+    assert refused("train", "--data", toy, "--out", toy) == f"{toy} exists already; choose another --out"
+    assert refused("data", "cldr", "--out", toy) == f"{toy} is not empty; choose another --out"
+    (tmp_path / "file").touch()
+    assert refused("train", "--data", toy, "--out", tmp_path / "file").startswith(f"{tmp_path / 'file'} exists already")
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_bad_corpora_leave_no_run_directory(tmp_path: Path, refused: Callable[..., str]) -> None:
+    toy, run = write_corpus(tmp_path / "toy"), tmp_path / "run"
+    with (toy / "train.en-az.az").open("ab") as file:
+        file.write(b"one more\n")
+    message = refused("train", "--data", toy, "--out", run)
+    assert "train.en-az.en" in message and "60 lines" in message and "61" in message
+    (toy / "train.en-az.az").write_bytes(b"fine\n\xff\n")
+    assert "train.en-az.az, line 2: not UTF-8" in refused("train", "--data", toy, "--out", run)
+    assert "no such folder" in refused("train", "--data", tmp_path / "tyo", "--out", run)
+    (tmp_path / "empty").mkdir()
+    assert "the folder is empty" in refused("train", "--data", tmp_path / "empty", "--out", run)
+    assert not run.exists()
+
+
+def test_resume_keeps_the_settings(trained: Path, refused: Callable[..., str]) -> None:
+    for option in (["--steps", "3"], ["--data", "x"], ["--set", "train.lr=1"], ["--out", "x"]):
+        expected = f"--resume keeps the settings of the run: leave out {option[0]}, or start a new run"
+        assert refused("train", "--resume", trained / "run", *option) == expected
+
+
+def test_a_config_file_with_options_beside_it(trained: Path) -> None:
+    parser = cli.Parser("cats train", "")
+    cli._train_arguments(parser)
+    file = str(trained / "run" / "config.toml")
+    chosen = cli._configured(
+        parser.parse(["--config", file, "--seed", "9", "--set", "train.seed=10", "--method", "static"])
+    )
+    kept = config.read_config(trained / "run" / "config.toml")
+    assert chosen == config.replace(kept, {"train.seed": 10, "method.name": "static"})
+
+
+def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
+    write_corpus(tmp_path / "toy")
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "cats",
+        "train",
+        "--data",
+        "toy",
+        "--out",
+        "run",
+        *SET,
+        "--set",
+        "train.steps=100000",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "checkpoints" / "best.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "to go on: cats train --resume run" in err and "Traceback" not in err
+    text = (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"]
+    (tmp_path / "run" / "config.toml").write_text(
+        text.replace("steps = 100000", f"steps = {last + 30}"), encoding="utf-8"
+    )
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert (tmp_path / "run" / "report.md").exists()
+
+
+# ---- evaluate, translate
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_evaluate_again_gives_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    (run / "scores.json").unlink(), (run / "report.md").unlink()
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert json.loads((run / "scores.json").read_text(encoding="utf-8")) == before
+    assert (run / "report.md").exists() and "| **All**" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(run), "--split", "valid"]) == 0
+    assert (run / "scores.valid.json").exists()
+
+
+class Input:
+    """Standard input as a terminal or a slow pipe gives it: some bytes at a time."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.buffer, self.chunks = self, list(chunks)
+
+    def read1(self, _size: int) -> bytes:
+        return self.chunks.pop(0) if self.chunks else b""
+
+
+def test_translate_gives_the_test_translations(
+    run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((trained / "toy" / "test.en-az.en").read_bytes())))
+    assert cli.main(["translate", str(run), "--to", "az"]) == 0
+    assert capfdbinary.readouterr().out == (run / "hyp" / "test.az.txt").read_bytes()
+    assert capfdbinary.readouterr().err == b""
+
+
+def test_translate_keeps_blank_lines_and_takes_options(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Input(b"alpha\r\n", b"\n", b"echo"))
+    assert cli.main(["translate", str(run), "--to", "be", "--beam", "1", "--length-penalty", "0"]) == 0
+    lines = capfd.readouterr().out.split("\n")
+    assert len(lines) == 4 and lines[1] == "" and lines[3] == ""
+
+
+def test_lines_come_as_they_arrive() -> None:
+    many = "".join(f"{i}\n" for i in range(70)).encode()
+    blocks = list(cli._blocks(Input(b"\xef\xbb\xbfone\ntw", b"o\n\xe6\xbc", b"\xa2\r\n", many, b"a\xe2\x80\xa8b")))
+    assert blocks[:3] == [["one"], ["two"], ["漢"]]
+    assert [len(block) for block in blocks[3:]] == [32, 32, 6, 1]
+    assert blocks[-1] == ["a\u2028b"]
+    assert list(cli._blocks(Input())) == [] and list(cli._blocks(Input(b"\n"))) == [[""]]
+
+
+def test_what_cannot_be_translated(
+    run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert refused("translate", run, "--to", "aze") == f"{run} does not translate to 'aze' (did you mean az?): az, be"
+    assert refused("translate", run, "--to", "az", "--beam", "0") == "decode.beam must be at least 1, not 0"
+    monkeypatch.setattr(sys, "stdin", Input(b"alpha\nal\xffpha\necho\n"))
+    assert cli.main(["translate", str(run), "--to", "az"]) == 2
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 1  # what came before the bad line is translated
+    assert err == "cats: standard input, line 2, byte 3: not UTF-8; convert it, for example with iconv\n"
+
+
+def test_nobody_reads_on(run: Path, root: Path) -> None:
+    """As in "cats translate .. | head": quiet, and no traceback at exit."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cats", "translate", str(run), "--to", "az"]
+    done = subprocess.run(command, cwd=root, input=b"alpha\n" * 100, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# ---- data, info
+
+
+def test_data_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "inspect", str(trained / "toy")]) == 0
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][:5] == ["language", "group", "train", "valid", "test"]
+    assert [row[:5] for row in rows[2:]] == [["be", "LoRes", "20", "8", "10"], ["az", "HiRes", "60", "8", "10"]]
+
+
+def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in (cats.__version__, "torch", "numpy", "triton", "cpu", "[nmt]"):
+        assert word in text
+    section = text.partition("Backends")[2].partition("Extras")[0].splitlines()
+    for backend, reason in cats.ops.backends().items():
+        line = next(line for line in section if line.split()[:1] == [backend])
+        assert line.endswith("usable") if reason is None else reason in line
+    monkeypatch.setitem(info.EXTRAS["nmt"], "no_such_module", "no-such-package")
+    assert "missing no-such-package; install with: pip install 'cats-optim[nmt]'" in info.describe()
+
+
+def test_extras_are_those_of_the_package(root: Path) -> None:
+    import tomllib
+
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for name, modules in info.EXTRAS.items():
+        assert {requirement.split(">")[0].split("=")[0] for requirement in extras[name]} == set(modules.values())
+
+
+# ---- trouble from outside
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def run(_args: Any) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; free some space and start again"),
+        (OSError(errno.ENOSPC, "No space left", "/x/y"), "/x/y: the disk is full; free some space and start again"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied"),
+        (
+            ModuleNotFoundError("no babel", name="babel"),
+            "this needs babel; install it with: pip install 'cats-optim[nmt]'",
+        ),
+    ],
+)
+def test_trouble_is_one_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "info", ("", lambda parser: None, raising(error)))
+    assert refused("info") == message
+
+
+def test_full_disk_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    write_corpus(tmp_path / "toy")
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if (tmp_path / "run" / "config.toml").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refused("train", "--data", tmp_path / "toy", "--out", tmp_path / "run", "--quiet", *SET)
+    assert "the disk is full" in message and str(tmp_path / "run") in message
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_missing_packages_are_found_before_training(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(info, "missing", lambda extra: ["babel", "tqdm"])
+    assert refused("train") == "training needs babel, tqdm; install with: pip install 'cats-optim[nmt]'"
+
+
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (ValueError("a bug"), ModuleNotFoundError("no x", name="x"), OSError("no errno")):
+        monkeypatch.setitem(cli.COMMANDS, "info", ("", lambda parser: None, raising(error)))
+        with pytest.raises(type(error)):
+            cli.main(["info"])
+
+
+def test_interrupted_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "info", ("", lambda parser: None, raising(KeyboardInterrupt())))
+    assert cli.main(["info"]) == 130
