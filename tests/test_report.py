@@ -183,6 +183,9 @@ def test_a_run_without_scores(tmp_path: Path) -> None:
 def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 2')
     assert report.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"st\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged"):
+        report.read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

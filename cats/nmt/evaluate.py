@@ -26,6 +26,7 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
 from cats.nmt.loss import token_losses
 from cats.nmt.model import Transformer, collate
+from cats.nmt.report import read_metrics
 from cats.nmt.tokenizer import Tokenizer
 from cats.nmt.train import build_model, load_corpus
 
@@ -288,9 +289,7 @@ def averages(languages: Mapping[str, Mapping[str, Any]], groups: Mapping[str, li
 def _speed(metrics: Path) -> dict[str, float | None]:
     """Seconds of training and target tokens per second, from a run's metrics.jsonl."""
     seconds, tokens = 0.0, 0
-    if metrics.exists():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if "tokens" in record:
-                seconds, tokens = record["seconds"], tokens + sum(record["tokens"].values())
+    for record in read_metrics(metrics):
+        if "tokens" in record:
+            seconds, tokens = record["seconds"], tokens + sum(record["tokens"].values())
     return {"seconds": seconds or None, "tokens_per_second": tokens / seconds if seconds else None}
