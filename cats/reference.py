@@ -21,20 +21,17 @@ from torch import Tensor
 
 Row = Sequence[Tensor | None]
 
-# On a CPU a block's matrix and its products stay in the second-level cache, and torch runs sums of fewer than 32768
-# elements on one thread: splitting a sum between threads would make its bits depend on their number.
-_CPU_BLOCK = 1 << 13
-# Elsewhere the cost is launches, so blocks are large; this bounds one float64 (k, c) matrix to 16 MiB.
-_DEVICE_BLOCK = 1 << 21
+# A block has at most this many elements of float64 matrix, 16 MiB, and on a CPU this many columns. torch runs a sum of
+# fewer than 32768 numbers on one thread; splitting it between threads would make its bits depend on their number.
+_MATRIX = 1 << 21
+_CPU_COLUMNS = 1 << 14
 
 
 def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row]) -> None:
     """out[r][i] = sum_n weights[r, n] * grads[n][i]."""
-    device = _device(grads, weights.device)
-    weights = weights.to(device, non_blocking=True)
+    weights = weights.to(_device(grads, weights.device), non_blocking=True)
     for block in _blocks(grads, [0] * len(grads[0]), out):
-        combined = _combined(block.gradients(), _columns(weights, block.tasks))
-        for r, values in enumerate(combined):
+        for r, values in enumerate(_combined(block, weights)):
             _store(values, block.others(r))
 
 
@@ -44,39 +41,34 @@ def combine_dots(
     """`combine`, and dots (G, R, K) with the combinations before rounding, and squared norms (G, K), both float64."""
     device = _device(grads, weights.device)
     weights = weights.to(device, non_blocking=True)
-    dots = torch.zeros(max(groups) + 1, *weights.shape, dtype=torch.float64, device=device)
-    sqnorms = torch.zeros(max(groups) + 1, len(grads), dtype=torch.float64, device=device)
+    dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
     for block in _blocks(grads, groups, out):
-        matrix = block.gradients()
-        combined = _combined(matrix, _columns(weights, block.tasks))
-        dots[block.group] += _spread(_products(matrix, combined), block.tasks, len(grads))
-        sqnorms[block.group] += _spread((matrix * matrix).sum(1), block.tasks, len(grads))
+        combined = _combined(block, weights)
+        dots.add(block, torch.stack([block.products(values) for values in combined]))
+        sqnorms.add(block, block.products(block.matrix))
         for r, values in enumerate(combined):
             _store(values, block.others(r))
-    return dots, sqnorms
+    return dots.total, sqnorms.total
 
 
 def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int]) -> Tensor:
     """(G, K) float64: <grads[n], direction>; a None in the direction is zero."""
-    result = torch.zeros(max(groups) + 1, len(grads), dtype=torch.float64, device=_device(grads))
     touched = [[None if d is None else g for g, d in zip(row, direction, strict=True)] for row in grads]
+    result = _Sums(groups, (len(grads),), _device(grads))
     for block in _blocks(touched, groups, [direction]):
-        products = _products(block.gradients(), _concatenate([block.others(0)]).double())
-        result[block.group] += _spread(products[0], block.tasks, len(grads))
-    return result
+        result.add(block, block.products(_concatenate([block.others(0)]).double()))
+    return result.total
 
 
 def gram(grads: Sequence[Row], groups: Sequence[int]) -> Tensor:
     """(G, K, K) float64, symmetric bit for bit."""
-    result = torch.zeros(max(groups) + 1, len(grads), len(grads), dtype=torch.float64, device=_device(grads))
+    upper = _Sums(groups, (len(grads), len(grads)), _device(grads))
     for block in _blocks(grads, groups):
-        matrix = block.gradients()
-        square = matrix.new_zeros(len(matrix), len(matrix))
-        for n, row in enumerate(matrix):
-            square[n, n:] = square[n:, n] = (matrix[n:] * row).sum(1)
-        rows = _spread(square, block.tasks, len(grads))
-        result[block.group] += _spread(rows.mT, block.tasks, len(grads))
-    return result
+        products = block.matrix.new_zeros(len(block.tasks), len(block.tasks))
+        for n, row in enumerate(block.matrix):
+            products[n, n:] = block.products(row, n)
+        upper.add(block, _spread(products.mT, block.tasks, len(grads)).mT)
+    return upper.total + upper.total.triu(1).mT
 
 
 def combine_adamw_(
@@ -107,13 +99,11 @@ def combine_adamw_(
     step_size = lr / (1 - beta1**step)
     correction = (1 - beta2**step).sqrt()
     skip = None if found_inf is None else found_inf.to(device, non_blocking=True) != 0
-    dots = torch.zeros(max(groups) + 1, *weights.shape, dtype=torch.float64, device=device)
-    sqnorms = torch.zeros(max(groups) + 1, len(grads), dtype=torch.float64, device=device)
+    dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
     for block in _blocks(grads, groups, [params, exp_avgs, exp_avg_sqs]):
-        matrix = block.gradients()
-        combined = _combined(matrix, _columns(weights, block.tasks))
-        dots[block.group] += _spread(_products(matrix, combined), block.tasks, len(grads))
-        sqnorms[block.group] += _spread((matrix * matrix).sum(1), block.tasks, len(grads))
+        combined = _combined(block, weights)
+        dots.add(block, torch.stack([block.products(values) for values in combined]))
+        sqnorms.add(block, block.products(block.matrix))
 
         before = _concatenate([block.others(j) for j in range(3)])
         param, exp_avg, exp_avg_sq = before
@@ -125,49 +115,79 @@ def combine_adamw_(
         param = (param * decay).addcdiv_(exp_avg * -step_size, (exp_avg_sq.sqrt() / correction).add_(eps))
         for j, (old, new) in enumerate(zip(before, (param, exp_avg, exp_avg_sq), strict=True)):
             _store(new if skip is None else torch.where(skip, old, new), block.others(j))
-    return dots, sqnorms
+    return dots.total, sqnorms.total
+
+
+class _Sums:
+    """Statistics by group, (G, *shape) float64, added up block after block."""
+
+    def __init__(self, groups: Sequence[int], shape: Sequence[int], device: torch.device | None) -> None:
+        self.total = torch.zeros(max(groups) + 1, *shape, dtype=torch.float64, device=device)
+        self.groups = self.total.unbind()
+
+    def add(self, block: _Block, values: Tensor) -> None:
+        """Add (..., k), a number for each of the block's tasks."""
+        total = self.groups[block.group]
+        total.add_(_spread(values, block.tasks, total.shape[-1]))
 
 
 class _Block(NamedTuple):
-    """Some elements of some parameters: at most the block size of them, all with gradients from the same tasks."""
+    """Some elements of some parameters, all with gradients from the same k tasks."""
 
     tasks: tuple[int, ...]
     group: int
+    matrix: Tensor  # (k, c) float64, the gradients; the next block's overwrites it
+    scratch: Tensor  # of the same size
     pieces: list[list[Tensor]]  # per piece of a parameter: views of the k gradients, then of the other tensors
-
-    def gradients(self) -> Tensor:
-        """(k, c) float64."""
-        return _concatenate([[piece[j] for piece in self.pieces] for j in range(len(self.tasks))]).double()
 
     def others(self, j: int) -> list[Tensor]:
         """The views of the j-th of the tensors that are not gradients."""
         return [piece[len(self.tasks) + j] for piece in self.pieces]
 
+    def products(self, other: Tensor, first: int = 0) -> Tensor:
+        """Inner products of the gradients, from the first on, with one vector (c,) or each with its row of (k, c)."""
+        return torch.mul(self.matrix[first:], other, out=self.scratch[first:]).sum(1)
+
 
 def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] = ()) -> Iterator[_Block]:
-    pieces: list[list[Tensor]] = []
-    filled = 0
-    last: tuple[tuple[int, ...], int, torch.dtype] | None = None
+    columns: list[tuple[tuple[tuple[int, ...], int, torch.dtype], list[Tensor]]] = []
     for i, group in enumerate(groups):
         tasks = tuple(n for n, row in enumerate(grads) if row[i] is not None)
         column = [t for row in itertools.chain(grads, others) if (t := row[i]) is not None]
-        if not tasks or column[0].numel() == 0:
-            continue
+        if tasks and column[0].numel() > 0:
+            columns.append(((tasks, group, column[0].dtype), column))
+    if not columns:
+        return
+    device = columns[0][1][0].device
+    limit = max(1, _MATRIX // len(grads))
+    if device.type == "cpu":
+        limit = min(limit, _CPU_COLUMNS)
+    width = min(limit, sum(column[0].numel() for _, column in columns))
+    # Fresh memory for every block would cost more than the arithmetic.
+    space = torch.empty(2, len(grads) * width, dtype=torch.float64, device=device)
+
+    def block(key: tuple[tuple[int, ...], int, torch.dtype], pieces: list[list[Tensor]]) -> _Block:
+        count = len(key[0])
+        size = count * sum(piece[0].numel() for piece in pieces)
+        matrix, scratch = space[:, :size]
+        matrix.copy_(torch.cat([piece[j].flatten() for j in range(count) for piece in pieces]))
+        return _Block(*key[:2], matrix.view(count, -1), scratch.view(count, -1), pieces)
+
+    pieces: list[list[Tensor]] = []
+    filled = 0
+    last = columns[0][0]
+    for key, column in columns:
         if all(t.is_contiguous() for t in column):
             column = [t.view(-1) for t in column]
-        key = (tasks, group, column[0].dtype)
-        limit = _CPU_BLOCK if column[0].device.type == "cpu" else max(1, _DEVICE_BLOCK // len(tasks))
         for index in _cuts(column[0].shape, limit):
             piece = [t[index] for t in column] if index else column
             size = piece[0].numel()
-            if last is not None and (key != last or filled + size > limit):
-                yield _Block(*last[:2], pieces)
+            if pieces and (key != last or filled + size > limit):
+                yield block(last, pieces)
                 pieces, filled = [], 0
-            last = key
             pieces.append(piece)
-            filled += size
-    if last is not None:
-        yield _Block(*last[:2], pieces)
+            filled, last = filled + size, key
+    yield block(last, pieces)
 
 
 def _cuts(shape: torch.Size, limit: int) -> Iterator[tuple[int | slice, ...]]:
@@ -189,27 +209,17 @@ def _concatenate(rows: list[list[Tensor]]) -> Tensor:
     return torch.cat([t.flatten() for row in rows for t in row]).view(len(rows), -1)
 
 
-def _combined(matrix: Tensor, weights: Tensor) -> Tensor:
-    """(R, c) from (k, c) and (R, k). No matrix product: BLAS may order its sums by the number of threads."""
-    return torch.stack([(matrix * row.unsqueeze(1)).sum(0) for row in weights])
-
-
-def _products(matrix: Tensor, directions: Tensor) -> Tensor:
-    """(R, k): the inner products of (k, c) with (R, c)."""
-    return torch.stack([(matrix * direction).sum(1) for direction in directions])
+# No matrix products: BLAS may choose the order of its sums by the number of threads.
+def _combined(block: _Block, weights: Tensor) -> list[Tensor]:
+    """R vectors (c,): the combinations of the block's gradients, for (R, K) weights."""
+    columns = weights.unbind(1)
+    chosen = torch.stack([columns[n] for n in block.tasks]).unsqueeze(-1)  # not by an index: it would need copying
+    return [torch.mul(block.matrix, column, out=block.scratch).sum(0) for column in chosen.unbind(1)]
 
 
 def _store(values: Tensor, targets: list[Tensor]) -> None:
     for target, part in zip(targets, values.split([t.numel() for t in targets]), strict=True):
         target.copy_(part.view(target.shape))
-
-
-# Selecting tasks by stacking columns, not by an index tensor: that would have to be copied to the device each time.
-def _columns(weights: Tensor, tasks: tuple[int, ...]) -> Tensor:
-    """(R, k) of (R, K): the weights of these tasks."""
-    if len(tasks) == weights.shape[1]:
-        return weights
-    return torch.stack([weights[:, n] for n in tasks], 1)
 
 
 def _spread(values: Tensor, tasks: tuple[int, ...], count: int) -> Tensor:
