@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import cats
+import cats.optim
 
 TASKS = ["az", "be", "gl"]
 
@@ -520,11 +522,37 @@ def test_grad_scaler_misuse():
     optimizer.backward(problem.losses(), scaler=scaler)
     with pytest.raises(RuntimeError, match=r"scaler\.step"):
         optimizer.step()
+    twin = Quadratics(dtype=torch.float32)
+    reference = cats.CATS(torch.optim.SGD(twin.params, lr=0.1), TASKS, inner_steps=1)
+    scaler = torch.amp.GradScaler("cpu")
     optimizer.zero_grad()
+    optimizer.backward(problem.losses(), scaler=scaler)
+    scaler.step(optimizer)
+    take_step(reference, twin.losses())
+    assert torch.equal(problem.theta, twin.theta)  # nothing of the failed calls is left
     off = torch.amp.GradScaler("cpu", enabled=False)
+    optimizer.zero_grad()
     optimizer.backward(problem.losses(), scaler=off)
     off.step(optimizer)
-    assert optimizer.statistics["step"] == 1
+    take_step(reference, twin.losses())
+    assert torch.equal(problem.theta, twin.theta)
+
+
+def test_per_task_gradients_are_gone_when_the_base_optimizer_steps(monkeypatch):
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.Adam(problem.params), TASKS, inner_steps=1)
+    formed, alive = [], []
+    original = cats.optim.gradients.task_gradients
+
+    def remember(*args, **kwargs):
+        values, grads = original(*args, **kwargs)
+        formed.extend(weakref.ref(g) for row in grads for g in row)
+        return values, grads
+
+    monkeypatch.setattr(cats.optim.gradients, "task_gradients", remember)
+    optimizer.base.register_step_pre_hook(lambda *_: alive.append(sum(ref() is not None for ref in formed)))
+    take_step(optimizer, problem.losses())
+    assert len(formed) == 6 and alive == [0]
 
 
 # --- what torch expects of an optimizer -------------------------------------------------------------------------------
@@ -748,6 +776,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, gram):
         assert gram.dtype == torch.float64 and gram.device.type == "cpu" and not gram.requires_grad
+        assert torch.isfinite(gram).all()  # solvers do not survive anything else
         norms = gram.diagonal().clone()
         self.mean = norms if self.mean is None else (self.mean + norms) / 2
         return 1 / self.mean + 0.01 * torch.tanh(gram.sum(1))
