@@ -80,6 +80,7 @@ class MultiTask(Optimizer):
 
     Raises:
         TypeError, ValueError: an argument is not what is described above.
+        RuntimeError: the backend asked for cannot be used here.
     """
 
     # GradScaler then leaves unscaling and skipping to step(), which needs the verdict anyway: one host sync, not two.
@@ -107,6 +108,12 @@ class MultiTask(Optimizer):
             raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
         if engine != "auto":
             raise ValueError(f"engine={engine!r} does not exist; available: 'auto'")
+        if backend is not None:
+            usable = ops.backends()  # better now than at the first step that forms per-task gradients
+            if backend not in usable:
+                raise ValueError(f"there is no backend {backend!r}; the backends are {', '.join(usable)}")
+            if usable[backend] is not None:
+                raise RuntimeError(f"backend {backend!r} cannot be used here: {usable[backend]}")
         if isinstance(max_nonfinite, bool) or not isinstance(max_nonfinite, int) or max_nonfinite < 1:
             raise ValueError(f"max_nonfinite must be an integer of at least 1, got {max_nonfinite!r}")
         self.base = optimizer

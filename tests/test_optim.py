@@ -880,6 +880,10 @@ def sgd():
     return torch.optim.SGD(Quadratics().params, lr=0.1)
 
 
+class GramAcrossHalves(cats.weighting.Weighting):
+    needs_gram = cross_batch = True
+
+
 @pytest.mark.parametrize(
     ("build", "error", "match"),
     [
@@ -896,6 +900,8 @@ def sgd():
         (lambda: cats.CATS(sgd(), 2, shared=[]), ValueError, "shared is empty"),
         (lambda: cats.CATS(sgd(), 2, shared=torch.zeros(3)), TypeError, "iterable of parameters"),
         (lambda: cats.CATS(sgd(), 2, engine="jvp"), ValueError, "'jvp' does not exist; available: 'auto'"),
+        (lambda: cats.CATS(sgd(), 2, backend="abacus"), ValueError, "no backend 'abacus'"),
+        (lambda: cats.MultiTask(sgd(), 2, GramAcrossHalves()), ValueError, "cannot be cross_batch"),
         (lambda: cats.CATS(sgd(), 2, max_nonfinite=0), ValueError, "max_nonfinite"),
         (lambda: cats.CATS(sgd(), 2, simplex="box"), ValueError, "simplex"),
         (lambda: cats.MultiTask(sgd(), 2, cats.weighting.Static([1])), ValueError, "1 weights for 2 tasks"),
@@ -906,6 +912,13 @@ def test_construction_errors(build, error, match):
     with pytest.raises(error, match=match) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def test_a_backend_that_cannot_work_here_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(cats.ops, "backends", lambda: {"reference": None, "native": "not compiled"})
+    with pytest.raises(RuntimeError, match="'native' cannot be used here: not compiled"):
+        cats.CATS(sgd(), 2, backend="native")
+    cats.CATS(sgd(), 2, backend="reference")
 
 
 def leaf():
