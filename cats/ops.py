@@ -216,7 +216,7 @@ class _Tasks:
     """The gradients of all tasks, checked: count = K, flat = the K N entries task by task."""
 
     def __init__(self, grads: Grads) -> None:
-        self.rows: list[list[Tensor | None]] = []
+        self.rows: list[list[Any]] = []  # unchecked so far
         for n, row in enumerate(grads):
             if row is None or isinstance(row, Tensor):
                 kind = "None" if row is None else "one tensor"
@@ -236,29 +236,31 @@ class _Tasks:
         for n, row in enumerate(self.rows):
             if len(row) != self.size:
                 raise ValueError(f"task {n} has {len(row)} gradients, but task 0 has {self.size}")
-            for i, g in enumerate(row):
-                if g is not None:
-                    self._check_gradient(n, i, g)
+            for i, (g, first) in enumerate(zip(row, self.first, strict=True)):
+                if g is None:
+                    continue
+                if (
+                    first is None
+                    or not isinstance(g, Tensor)
+                    or g.shape != first.shape
+                    or g.dtype is not first.dtype
+                    or g.device != self.device
+                    or g.layout is not torch.strided
+                ):
+                    self._meet(n, i, g)
             self.flat += row
 
-    def _check_gradient(self, n: int, i: int, g: Tensor) -> None:
+    def _meet(self, n: int, i: int, g: Tensor) -> None:
+        """Take a parameter's first gradient, or say what is wrong with a later one."""
+        where = f"task {n}, parameter {i}"
+        _check_tensor(where, g, self.device)
         first = self.first[i]
         if first is None:
-            _check_tensor(f"task {n}, parameter {i}", g, self.device)
             self.first[i], self.owner[i], self.device = g, n, g.device
-        elif not (
-            isinstance(g, Tensor)
-            and g.shape == first.shape
-            and g.dtype is first.dtype
-            and g.device == self.device
-            and g.layout is torch.strided
-        ):
-            where = f"task {n}, parameter {i}"
-            _check_tensor(where, g, self.device)
-            other = f"task {self.owner[i]} has"
-            if g.shape != first.shape:
-                raise ValueError(f"{where}: shape {tuple(g.shape)}, but {other} {tuple(first.shape)}")
-            raise TypeError(f"{where}: dtype {g.dtype}, but {other} {first.dtype}")
+        elif g.shape != first.shape:
+            raise ValueError(f"{where}: shape {tuple(g.shape)}, but task {self.owner[i]} has {tuple(first.shape)}")
+        else:
+            raise TypeError(f"{where}: dtype {g.dtype}, but task {self.owner[i]} has {first.dtype}")
 
     def check(
         self,

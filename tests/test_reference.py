@@ -227,6 +227,18 @@ def test_groups_split_the_statistics() -> None:
     torch.testing.assert_close(dots.sum(0), plain[1], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("size", [2**14 - 1, 2**14, 2**14 + 1, 2**15, 2**15 + 1])
+def test_where_blocks_end(size: int) -> None:
+    # The last elements are large: a block lost or counted twice cannot hide.
+    for shapes in ([(size,)], [(size,), (2,), (size - 2,)], [(3, size)]):
+        grads = random_grads(2, shapes)
+        grads[0][-1].view(-1)[-1:].mul_(1e3)
+        check(grads, [0.5, 2.0])
+        check([[t.mT.contiguous().mT if t.dim() == 2 else t for t in row] for row in grads], [0.5, 2.0])
+    out = ops.combine([[torch.ones(size, 2).t()]] * 2, [1.0, 1.0])
+    assert (out[0] == 2).all()
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 7, 40])
 def test_same_bits_for_every_number_of_threads(tasks: int) -> None:
     grads = random_grads(tasks, [(100_003,), (3,), (50, 77)])
