@@ -152,6 +152,14 @@ def test_pictures_of_many_languages_and_of_weights_at_zero(tmp_path: Path) -> No
     assert png_size(tmp_path / "loss.png")[0] > 900 and png_size(tmp_path / "alpha.png")[0] > 900
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("alpha", [{"az": 0.999, "be": 0.001}, {"az": 0.5, "be": 0.5}, {"az": 1.0, "be": 0.0}])
+def test_pictures_of_extreme_weights(alpha: dict[str, float], tmp_path: Path) -> None:
+    records = [{"step": step, "alpha": alpha} for step in (10, 20)]
+    report.draw_alpha(records, scores(), tmp_path / "alpha.png")
+    assert png_size(tmp_path / "alpha.png")[0] > 900
+
+
 def test_labels_keep_their_distance_and_their_place_where_they_can() -> None:
     assert report._spread([0.2, 0.5, 0.9], 0.05) == [0.2, 0.5, 0.9]
     close = report._spread([0.5, 0.5, 0.51], 0.06)

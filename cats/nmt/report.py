@@ -230,7 +230,7 @@ def draw_loss(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], p
 
 
 def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], path: Path) -> None:
-    """The task weights over the updates, on a logarithmic scale; the dotted line is uniform weighting."""
+    """The tasks' shares of the sum of α over the updates, uniform weighting dotted; logarithmic, unless one is 0."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         alpha = record.get("alpha", {})
@@ -239,22 +239,25 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], 
             curves.setdefault(name, []).append((record["step"], value / total if total else 0.0))
     figure, (axis,) = new_figure(1)
     _curves(axis, curves, scores)
-    if curves:
-        axis.axhline(1 / len(curves), color=INK, linewidth=0.9, linestyle=":", zorder=1)
-    if all(value > 0 for points in curves.values() for _, value in points):
+    uniform = 1 / max(1, len(curves))
+    axis.axhline(uniform, color=INK, linewidth=0.9, linestyle=":", zorder=1)
+    if curves and all(value > 0 for points in curves.values() for _, value in points):
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
         axis.set_yscale("log")
+        # Weights that hardly move must look so: never less than a tenth up and down is shown.
         low, high = axis.get_ylim()
+        low, high = min(low, uniform / 1.1), max(high, uniform * 1.1)
+        axis.set_ylim(low, high)
         if high < 12 * low:  # within a decade ticks at powers of ten alone would say nothing
             axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("update")
     axis.set_ylabel("α, share of the total")
-    axis.set_title(f"task weights, method {scores['method']} (dotted: uniform)", loc="left", color=INK)
+    axis.set_title(f"task weights, method {scores['method']}", loc="left", color=INK)
     _label_ends(axis)
-    _legend(axis)
+    _legend(axis, dotted="uniform")
     save_figure(figure, path)
 
 
@@ -339,11 +342,13 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [mean + i * gap for i, mean in enumerate(flat)]
 
 
-def _legend(axis: Axes) -> None:
+def _legend(axis: Axes, dotted: str | None = None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color="#bd0026", linestyle="-", label="LoRes"),
         Line2D([], [], color="#225ea8", linestyle="--", label="HiRes"),
     ]
+    if dotted:
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=":", label=dotted))
     axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=INK)
