@@ -215,25 +215,26 @@ def backends() -> dict[str, str | None]:
 class _Tasks:
     """The gradients of all tasks, checked: count = K, flat = the K N entries task by task."""
 
+    device: torch.device | None = None  # None as long as no gradient was met
+
     def __init__(self, grads: Grads) -> None:
-        self.rows: list[list[Any]] = []  # unchecked so far
+        rows: list[list[Any]] = []
         for n, row in enumerate(grads):
             if row is None or isinstance(row, Tensor):
                 kind = "None" if row is None else "one tensor"
                 raise TypeError(f"task {n}: expected a sequence of one gradient per parameter, got {kind}")
-            self.rows.append(list(row))
-        self.count = len(self.rows)
+            rows.append(list(row))
+        self.count = len(rows)
         if self.count == 0:
             raise ValueError("there are no tasks: grads is empty (K = 0)")
-        self.size = len(self.rows[0])
+        self.size = len(rows[0])
         if self.size == 0:
             raise ValueError("there are no parameters: task 0 has no gradients (N = 0)")
         self.flat: list[Tensor | None] = []
         # Per parameter, the first gradient there is, and whose it is: the others must be like it.
         self.first: list[Tensor | None] = [None] * self.size
         self.owner = [0] * self.size
-        self.device: torch.device | None = None
-        for n, row in enumerate(self.rows):
+        for n, row in enumerate(rows):
             if len(row) != self.size:
                 raise ValueError(f"task {n} has {len(row)} gradients, but task 0 has {self.size}")
             for i, (g, first) in enumerate(zip(row, self.first, strict=True)):

@@ -2,8 +2,8 @@
 
 Parameters are walked in order and cut into blocks of a bounded number of elements, small parameters sharing a block.
 A block of the k gradients that are present becomes one (k, c) float64 matrix; products of float32 numbers are exact in
-it and every sum over c or k runs in float64. The partition depends on shapes, groups and which gradients are None, and
-on nothing else, so results have the same bits on every run and for every thread count.
+it, and every sum over c or k runs in float64. The partition depends on the tensors' layouts, the groups and which
+gradients are None, never on threads, so results have the same bits on every run and for every number of threads.
 
 Every function takes what `cats.ops` has checked already: grads, K lists of N tensors or None; weights, (R, K) float64;
 groups, N ints; out, R lists of N tensors (None where no task has a gradient). Statistics have a leading group axis.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 Row = Sequence[Tensor | None]
+Key = tuple[tuple[int, ...], int, torch.dtype]  # what the pieces of a block have in common: tasks, group, dtype
 
 # A block has at most this many elements of float64 matrix, 16 MiB, and on a CPU this many columns. torch runs a sum of
 # fewer than 32768 numbers on one thread; splitting it between threads would make its bits depend on their number.
@@ -150,7 +151,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] = ()) -> Iterator[_Block]:
-    columns: list[tuple[tuple[tuple[int, ...], int, torch.dtype], list[Tensor]]] = []
+    columns: list[tuple[Key, list[Tensor]]] = []
     for i, group in enumerate(groups):
         tasks = tuple(n for n, row in enumerate(grads) if row[i] is not None)
         column = [t for row in itertools.chain(grads, others) if (t := row[i]) is not None]
@@ -166,7 +167,7 @@ def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] =
     # Fresh memory for every block would cost more than the arithmetic.
     space = torch.empty(2, len(grads) * width, dtype=torch.float64, device=device)
 
-    def block(key: tuple[tuple[int, ...], int, torch.dtype], pieces: list[list[Tensor]]) -> _Block:
+    def block(key: Key, pieces: list[list[Tensor]]) -> _Block:
         count = len(key[0])
         size = count * sum(piece[0].numel() for piece in pieces)
         matrix, scratch = space[:, :size]

@@ -88,7 +88,7 @@ def calls() -> list[tuple[str, Callable[..., Any]]]:
     ]
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "call"), calls(), ids=lambda v: v if isinstance(v, str) else "")
 def test_compiles_without_a_break(name: str, call: Callable[..., Any], backend: str) -> None:
     torch.compiler.reset()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cats import ops
 
-Grads = list[list[Tensor | None]]
+Grads = list[list[Any]]  # of tensors and None
 
 # Architecture's bounds: statistics relative to the norms, elements relative to the sum of absolute products.
 STATISTICS = 2e-6
