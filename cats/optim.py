@@ -20,7 +20,7 @@ from .weighting import cats as defaults
 
 Task: TypeAlias = str | int
 TaskLoss: TypeAlias = Loss | tuple[Loss, Loss] | list[Loss]
-Losses: TypeAlias = Mapping[Task, TaskLoss] | Sequence[TaskLoss]
+Losses: TypeAlias = Mapping[Any, TaskLoss] | Sequence[TaskLoss]  # keys: Task (Mapping is invariant in them)
 
 
 @dataclass

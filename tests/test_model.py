@@ -54,7 +54,8 @@ def test_cached_steps_equal_the_full_forward_also_after_reordering(model):
         if position == 2:
             state, rows = state.select(index), index
         logits = model.step(batch.target_in[rows, position], state)
-        torch.testing.assert_close(logits, full[rows, position], rtol=1e-12, atol=1e-12)
+        real = batch.target_in[rows, position] != 0  # the full forward leaves padding out
+        torch.testing.assert_close(logits[real], full[rows, position][real], rtol=1e-12, atol=1e-12)
 
 
 def test_output_projection_is_the_embedding(model):

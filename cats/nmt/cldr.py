@@ -147,7 +147,7 @@ class _Drawing:
         def propose(template: Template) -> Phrase | None:
             return template.draw(rng, lambda kind: self._pick(rng, kind, self._names[template.name, kind]["train"]))
 
-        pool = self._fill(TEMPLATES, 2 * max(counts.values()), propose)
+        pool = self._fill(TEMPLATES, 3 * max(counts.values()) // 2, propose)
         lines: dict[str, list[Phrase]] = {}
         for code, count in counts.items():
             rest: dict[str, list[Phrase]] = {template.name: [] for template in TEMPLATES}

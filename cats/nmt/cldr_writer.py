@@ -55,6 +55,7 @@ _CANDIDATES = {
     "month": " ".join(str(month) for month in range(1, 13)),
     "weekday": " ".join(str(day) for day in range(7)),
 }
+_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c"))  # of direction
 _FIELDS = (
     "territories",
     "languages",
@@ -242,5 +243,4 @@ def _plain(value: Any) -> Any:
 
 
 def _clean(text: str) -> str:
-    marks = {"\u200e", "\u200f", "\u061c"}
-    return unicodedata.normalize("NFC", " ".join("".join(char for char in text if char not in marks).split()))
+    return unicodedata.normalize("NFC", " ".join(text.translate(_MARKS).split()))

@@ -100,7 +100,7 @@ def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: s
             [sources[i] for i in rows], [targets[i] for i in rows], tokenizer.bos_id, tokenizer.pad_id, device
         )
         real = batch.target_out != tokenizer.pad_id
-        logits = model.project(model.hidden(batch.source, batch.target_in)[real]).float()
+        logits = model.project(model.hidden(batch.source, batch.target_in)).float()
         nll = token_losses(logits, batch.target_out[real], 0.0)[1].double()
         lengths = real.sum(1).tolist()
         result[rows, 0] = [float(part.sum()) for part in nll.split(lengths)]

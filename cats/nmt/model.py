@@ -59,7 +59,29 @@ def sinusoids(length: int, width: int, start: int = 0, device: torch.device | No
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=-1).flatten(1)
 
 
+class Packing:
+    """The real cells of a (B, L) batch, row after row: what works on single positions need not see the padding.
+
+    With many languages in a batch not both source and target lengths can be alike: a third of its cells are padding.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.index = mask.flatten().nonzero().squeeze(1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, L, d) -> (N, d), N real cells."""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(N, d) -> (B, L, d), zero in the padding."""
+        cells = x.new_zeros(self.mask.numel(), x.shape[-1]).index_copy(0, self.index, x)
+        return cells.view(*self.mask.shape, -1)
+
+
 class Attention(nn.Module):
+    """Multi-head attention in three parts, so that projections run on packed and mixing on padded rows."""
+
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -67,17 +89,18 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(d_model, 2 * d_model)
         self.out = nn.Linear(d_model, d_model)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of x (B, S, d), each (B, heads, S, d / heads)."""
-        key, value = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def split(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (B, heads, S, d / heads), of a projection (B, S, 2 d)."""
+        key, value = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return key, value
 
-    def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """(B, T, d), before the output projection, of queries (B, T, d); mask (B, 1, 1, S): which keys to see."""
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Sequential):
@@ -92,9 +115,12 @@ class EncoderLayer(nn.Module):
         self.ffn_norm, self.ffn = nn.LayerNorm(d_model), FeedForward(d_model, ffn)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rows: Packing) -> Tensor:
+        """x: (N, d), the packed real tokens."""
         y = self.attention_norm(x)
-        x = x + self.dropout(self.attention(y, *self.attention.project(y), mask))
+        key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
+        mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, rows.mask[:, None, None])
+        x = x + self.dropout(self.attention.out(rows.pack(mixed)))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
@@ -106,20 +132,34 @@ class DecoderLayer(nn.Module):
         self.ffn_norm, self.ffn = nn.LayerNorm(d_model), FeedForward(d_model, ffn)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x: (B, T, d), all positions (past None) or the next one only; memory: keys and values of the source.
+    def forward(self, x: Tensor, rows: Packing, memory: Tensor, sources: Packing) -> Tensor:
+        """x: (N, d), the packed target tokens; memory: (M, d), the packed source tokens."""
+        y = self.attention_norm(x)
+        # Padding stands to the right, and causal attention never looks there.
+        key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
+        mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, causal=True)
+        x = x + self.dropout(self.attention.out(rows.pack(mixed)))
+        key, value = self.cross.split(sources.pad(self.cross.key_value(memory)))
+        query = rows.pad(self.cross.query(self.cross_norm(x)))
+        mixed = self.cross.mix(query, key, value, sources.mask[:, None, None])
+        x = x + self.dropout(self.cross.out(rows.pack(mixed)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
-        Returns the new x and this layer's keys and values up to and including x.
+    def step(
+        self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The next position alone. x: (B, 1, d); memory: keys and values of the source; past: of earlier positions.
+
+        Returns the new x and the keys and values up to and including this position.
         """
         y = self.attention_norm(x)
-        key, value = self.attention.project(y)
+        key, value = self.attention.split(self.attention.key_value(y))
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        x = x + self.dropout(self.attention(y, key, value, causal=past is None))
-        x = x + self.dropout(self.cross(self.cross_norm(x), *memory, mask))
-        return x + self.dropout(self.ffn(self.ffn_norm(x))), (key, value)
+        x = x + self.attention.out(self.attention.mix(self.attention.query(y), key, value))
+        mixed = self.cross.mix(self.cross.query(self.cross_norm(x)), *memory, mask[:, None, None])
+        x = x + self.cross.out(mixed)
+        return x + self.ffn(self.ffn_norm(x)), (key, value)
 
 
 @dataclass
@@ -185,40 +225,47 @@ class Transformer(nn.Module):
         x = self.embedding(ids) * self.scale
         return self.dropout(x + sinusoids(ids.shape[1], x.shape[-1], start, ids.device).to(x.dtype))
 
-    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """(memory (B, S, d), mask (B, S) bool, True where a real token stands) of source (B, S) int64."""
-        mask = source != self.pad_id
-        x = self.embed(source)
+    def _encode(self, source: Tensor) -> tuple[Tensor, Packing]:
+        rows = Packing(source != self.pad_id)
+        x = rows.pack(self.embed(source))
         for layer in self.encoder:
-            x = layer(x, mask[:, None, None])
-        return self.encoder_norm(x), mask
+            x = layer(x, rows)
+        return self.encoder_norm(x), rows
 
     def hidden(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """Decoder states (B, T, d) before the output projection; causal, so right padding needs no mask."""
-        memory, mask = self.encode(source)
-        x = self.embed(target_in)
-        for layer in self._decoder_layers():
-            x, _ = layer(x, layer.cross.project(memory), mask[:, None, None])
+        """Packed decoder states (N, d) before the output projection: the N real cells of target_in, row after row."""
+        memory, sources = self._encode(source)
+        rows = Packing(target_in != self.pad_id)
+        x = rows.pack(self.embed(target_in))
+        for layer in self.decoder:
+            x = layer(x, rows, memory, sources)
         return self.decoder_norm(x)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits (.., V) of hidden states (.., d): only the rows that are needed have to be passed."""
+        """Logits (.., V) of hidden states (.., d)."""
         return F.linear(hidden, self.embedding.weight)
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """Logits (B, T, V)."""
-        return self.project(self.hidden(source, target_in))
+        """Logits (B, T, V), zero in the padding."""
+        return Packing(target_in != self.pad_id).pad(self.project(self.hidden(source, target_in)))
+
+    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """(memory (B, S, d), mask (B, S) bool, True where a real token stands) of source (B, S) int64."""
+        memory, rows = self._encode(source)
+        return rows.pad(memory), rows.mask
 
     def start(self, memory: Tensor, mask: Tensor) -> DecoderState:
         """The state before the first decoding step."""
-        return DecoderState(mask, [layer.cross.project(memory) for layer in self._decoder_layers()], [])
+        return DecoderState(
+            mask, [layer.cross.split(layer.cross.key_value(memory)) for layer in self._decoder_layers()], []
+        )
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Logits (B, V) after the tokens (B,) int64 (bos first); the state is advanced in place."""
+        """Logits (B, V) after the tokens (B,) int64 (bos first); the state is advanced in place. No dropout."""
         x = self.embed(tokens[:, None], state.length)
         past: list[tuple[Tensor, Tensor]] = []
-        for i, layer in enumerate(self.decoder):
-            x, cache = layer(x, state.memory[i], state.mask[:, None, None], state.past[i] if state.past else None)
+        for i, layer in enumerate(self._decoder_layers()):
+            x, cache = layer.step(x, state.memory[i], state.mask, state.past[i] if state.past else None)
             past.append(cache)
         state.past, state.length = past, state.length + 1
         return self.project(self.decoder_norm(x[:, 0]))

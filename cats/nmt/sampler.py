@@ -48,7 +48,7 @@ class Sampler:
         self.members: dict[tuple[str, int], np.ndarray] = {}
         tokens = np.zeros(self.buckets)
         for task, pairs in lengths.items():
-            order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+            order = np.argsort(pairs.sum(1), kind="stable")
             for bucket, part in enumerate(np.array_split(order, self.buckets)):
                 self.members[task, bucket] = part
                 tokens[bucket] += self.shares[task] * pairs[part, 1].mean()

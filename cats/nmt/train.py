@@ -114,7 +114,7 @@ def task_losses(
 ) -> dict[str, tuple[Tensor, Tensor, int]]:
     """{task: (smoothed sum, nll sum, tokens)} of a batch that holds rows[task] rows of each task, in that order."""
     real = batch.target_out != model.pad_id
-    hidden = model.hidden(batch.source, batch.target_in)[real]
+    hidden = model.hidden(batch.source, batch.target_in)  # packed: as target_out[real]
     smoothed, nll = token_losses(model.project(hidden).float(), batch.target_out[real], smoothing)
     tokens = [int(part.sum()) for part in real.split(list(rows.values()))]
     parts = zip(rows, smoothed.split(tokens), nll.detach().split(tokens), tokens, strict=True)
