@@ -23,6 +23,10 @@ TaskLoss: TypeAlias = Loss | tuple[Loss, Loss] | list[Loss]
 Losses: TypeAlias = Mapping[Any, TaskLoss] | Sequence[TaskLoss]  # keys: Task (Mapping is invariant in them)
 
 
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a non-finite loss or gradient; the message names the tasks."""
+
+
 @dataclass
 class _Cycle:
     """What the backward() calls since the last step() have gathered, for the tasks seen so far."""
@@ -238,8 +242,8 @@ class MultiTask(Optimizer):
                 called once.
 
         Raises:
-            RuntimeError: no backward() since the last step; gradients scaled by hand instead of ``backward(scaler=)``;
-                ``max_nonfinite`` steps in a row with a non-finite loss or gradient.
+            RuntimeError: no backward() since the last step; gradients scaled by hand instead of ``backward(scaler=)``.
+            NonFiniteError: ``max_nonfinite`` steps in a row with a non-finite loss or gradient.
         """
         result = None
         if closure is not None:
@@ -312,7 +316,7 @@ class MultiTask(Optimizer):
             seen_by = "losses" if cycle.weights is None else "sqnorms"
             bad = [t for t in seen if not math.isfinite(self._last["losses"][t] + self._last[seen_by][t])]
             where = "of task " + ", ".join(map(repr, bad)) if bad else f"of the combination of tasks {seen}"
-            raise RuntimeError(
+            raise NonFiniteError(
                 f"{self._counts['nonfinite_in_a_row']} steps in a row had a non-finite loss or gradient, "
                 f"the last one {where}; losses: {self._last['losses']}"
             )

@@ -112,7 +112,7 @@ LEVEL = {
     "cli": 5,
     "__main__": 6,
 }
-PUBLIC = {"", "CATS", "MultiTask", "ops", "weighting", "__version__"}  # "" is cats itself
+PUBLIC = {"", "CATS", "MultiTask", "NonFiniteError", "ops", "weighting", "__version__"}  # "" is cats itself
 
 
 def imported(path: Path, package: list[str]) -> set[str]:

@@ -201,6 +201,13 @@ def test_pairs_that_are_too_long_leave_a_clear_message(corpus, tmp_path):
         train(settings(corpus, "model.max_length=3"), tmp_path / "run", quiet=True)
 
 
+def test_a_diverging_run_says_so_in_one_line(corpus, tmp_path):
+    config = settings(corpus, "train.lr=1e30", "train.warmup=0", "train.steps=100", "model.dropout=0")
+    with pytest.raises(UserError, match=r"training diverged: 20 steps in a row .* try a lower train\.lr") as error:
+        train(config, tmp_path / "run", quiet=True)
+    assert "\n" not in str(error.value)
+
+
 def test_small_languages_get_their_share_of_the_vocabulary(corpus):
     lines = vocabulary_text(data.load(corpus))
     sources = len({line for task in data.load(corpus).tasks for line in task.train.source})

@@ -318,7 +318,10 @@ class Trainer:
             self.optimizer.backward({task: loss_of(task, rows) for task, rows in chosen.items()})
         if config.train.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except cats.NonFiniteError as error:
+            raise UserError(f"{self.out}: training diverged: {error}; try a lower train.lr") from None
         self.optimizer.zero_grad()
         self.step += 1
 
