@@ -10,14 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import sacrebleu
-from babel import localedata
 
 from cats.nmt import cldr, lookup
 from cats.nmt.cldr_phrases import COUNTS, TEMPLATES, Atom, Phrase, Template
-from cats.nmt.cldr_writer import LEXICON_SIZE, Writer, lexicon
 from cats.nmt.data import SPLITS, Corpus
 from cats.nmt.errors import UserError
+
+sacrebleu = pytest.importorskip("sacrebleu")
+localedata = pytest.importorskip("babel.localedata")
+
+from cats.nmt.cldr_writer import LEXICON_SIZE, Writer, lexicon  # noqa: E402  (needs Babel)
 
 CODES = sorted({code for codes in cldr.LANGUAGES.values() for code in codes})
 OPEN_KINDS = ("territory", "language", "currency", "unit")
@@ -362,5 +364,5 @@ def test_missing_babel(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "babel" or name == "cats.nmt.cldr_writer"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "babel", None)
-    with pytest.raises(UserError, match=r'needs Babel; pip install "cats\[nmt\]"'):
+    with pytest.raises(UserError, match=r"needs Babel; install it with: pip install 'cats-optim\[nmt\]'"):
         cldr.generate()

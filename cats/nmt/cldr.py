@@ -75,7 +75,7 @@ def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> C
     except ModuleNotFoundError as error:
         if error.name != "babel":
             raise
-        raise UserError('the built-in corpus needs Babel; pip install "cats[nmt]"') from error
+        raise UserError("the built-in corpus needs Babel; install it with: pip install 'cats-optim[nmt]'") from error
     # The lexicon is of all languages, whichever are asked for, so that all sets have the same.
     everywhere = sorted({"en", *(code for codes in LANGUAGES.values() for code in codes)})
     writers = {code: Writer(code) for code in everywhere}
