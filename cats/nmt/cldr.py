@@ -1,6 +1,6 @@
 """The built-in corpus: phrases of the Unicode CLDR, written in English and in each of a set of languages.
 
-Dates, amounts, measures, relative times and names of territories, languages and currencies, two or three to a line.
+Dates, amounts, measures, relative times and names of territories, languages and currencies, one to three to a line.
 Both sides are written from one object, so they are translations. Nothing is downloaded; Babel carries the data.
 
 The test split asks for what must be composed. In every template a quarter of the names of each kind are kept out of

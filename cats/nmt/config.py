@@ -81,14 +81,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    vocab_size: int = setting(1000, "pieces of the joint sentencepiece model, at most", need=POSITIVE_COUNT)
+    vocab_size: int = setting(2000, "pieces of the joint sentencepiece model, at most", need=POSITIVE_COUNT)
 
 
 @dataclass(frozen=True)
 class Model:
-    d_model: int = setting(128, "width of the Transformer", need=EVEN)
+    d_model: int = setting(96, "width of the Transformer", need=EVEN)
     heads: int = setting(4, "attention heads; must divide d_model", need=POSITIVE_COUNT)
-    ffn: int = setting(256, "width of the feed-forward layers", need=POSITIVE_COUNT)
+    ffn: int = setting(192, "width of the feed-forward layers", need=POSITIVE_COUNT)
     encoder_layers: int = setting(2, "encoder layers", need=POSITIVE_COUNT)
     decoder_layers: int = setting(2, "decoder layers", need=POSITIVE_COUNT)
     dropout: float = setting(0.1, "dropout rate", need=FRACTION)
@@ -106,7 +106,7 @@ class Sampling:
         "tasks are drawn with probability ~ pairs^(1/T): 1 = by size, inf = all alike",
         need=POSITIVE_OR_INF,
     )
-    batch_tokens: int = setting(2000, "target tokens per update, over all tasks", need=POSITIVE_COUNT)
+    batch_tokens: int = setting(800, "target tokens per update, over all tasks", need=POSITIVE_COUNT)
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = setting(1200, "updates of the model", need=POSITIVE_COUNT)
-    lr: float = setting(2e-3, "highest learning rate", need=POSITIVE)
+    steps: int = setting(2700, "updates of the model", need=POSITIVE_COUNT)
+    lr: float = setting(3e-3, "highest learning rate", need=POSITIVE)
     warmup: int = setting(150, "updates until the learning rate is at its highest", need=COUNT)
     schedule: str = setting(
         "inverse-sqrt",
@@ -152,7 +152,7 @@ class Train:
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", need=FINITE)
     clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
     seed: int = setting(1, "seed of the model, the batches and the dropout", need=SEED)
-    validate_every: int = setting(200, "updates between two validations", need=POSITIVE_COUNT)
+    validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
     threads: int = setting(0, "CPU threads; 0: torch's default", need=COUNT)
 
 
