@@ -24,6 +24,7 @@ from cats.nmt.bootstrap import cluster_counts, resampled_chrf
 from cats.nmt.config import Config, apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
+from cats.nmt.report import read_scores
 from cats.nmt.train import load_corpus
 
 # Weightings (uniform, cats) share one sampler: the configuration's own. The temperatures are the usual baselines, plain
@@ -35,11 +36,11 @@ METHODS: dict[str, list[str]] = {
     "uniform": ["method.name=static", "method.weights=uniform"],
     "cats": ["method.name=cats"],
 }
-# Size set -> what differs from the defaults: its languages, and how long to train (see cldr.py).
+# Set -> its languages and sizes, and how long to train: at T=1, 40 epochs of the small sets, 3 of the one with a giant.
 SETS: dict[str, list[str]] = {
-    "ted": ["data.languages=related", "data.sizes=ted"],
-    "diverse": ["data.languages=diverse", "data.sizes=ted"],
-    "wmt": ["data.languages=wmt", "data.sizes=wmt"],
+    "ted": ["data.languages=related", "data.sizes=ted", "train.steps=2700"],
+    "diverse": ["data.languages=diverse", "data.sizes=ted", "train.steps=2700"],
+    "wmt": ["data.languages=wmt", "data.sizes=wmt", "train.steps=1300"],
 }
 METRICS = ("nll", "chrf", "bleu")
 GROUPS = ("all", "lores", "hires")
@@ -113,6 +114,8 @@ def plan(args: argparse.Namespace) -> list[Run]:
     for name in args.sets:
         if name not in SETS:
             raise UserError(f"unknown set {name}{nearest(name, SETS)}; known: {', '.join(SETS)}")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: one is given twice")
     if args.jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {args.jobs}")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
@@ -235,7 +238,10 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
             method: {g: np.mean([values[t] for t in tasks], axis=0) for g, tasks in groups.items() if tasks}
             for method, values in by_language.items()
         }
-        scores = {run: json.loads((run.path / "scores.json").read_text(encoding="utf-8")) for run in here}
+        scores = {run: read_scores(run.path) for run in here}
+        for run, result in scores.items():
+            if any(result["groups"][g][m] is None for g in GROUPS if groups[g] for m in METRICS):
+                raise UserError(f"{run.path}: a score is missing (did it diverge?); leave this method out")
         methods: dict[str, Any] = {}
         for method in dict.fromkeys(run.method for run in here):
             mine = [scores[run] for run in here if run.method == method]
