@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import tomllib
 
 import pytest
 
+import cats
 from cats.nmt import config as c
 from cats.nmt.errors import UserError
 
@@ -195,3 +197,11 @@ def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
 def test_ranges_that_span_settings_see_all_changes_at_once():
     config = c.apply_overrides(c.Config(), ["model.heads=3", "model.d_model=96"])
     assert (config.model.heads, config.model.d_model) == (3, 96)
+
+
+def test_the_trainers_defaults_for_cats_are_the_librarys():
+    library = {name: p.default for name, p in inspect.signature(cats.CATS).parameters.items()}
+    ours = dataclasses.asdict(c.Config().method)
+    assert {name: library[name] for name in ours if name in library} == {
+        name: value for name, value in ours.items() if name not in ("name", "weights")
+    }

@@ -102,7 +102,7 @@ class Model:
 @dataclass(frozen=True)
 class Sampling:
     temperature: float = setting(
-        1.0,
+        3.0,
         "tasks are drawn with probability ~ pairs^(1/T): 1 = by size, inf = all alike",
         need=POSITIVE_OR_INF,
     )
@@ -117,9 +117,9 @@ class Method:
         "static: tokens (plain mean over the batch's tokens), uniform, or one number per task",
         need=WEIGHTS,
     )
-    inner_steps: int = setting(10, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
-    alpha_lr: float = setting(0.1, "cats: learning rate of alpha (descent)", need=FINITE)
-    multiplier_lr: float = setting(1e-3, "cats: learning rate of the multipliers (ascent)", need=FINITE)
+    inner_steps: int = setting(5, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
+    alpha_lr: float = setting(1.0, "cats: learning rate of alpha (descent)", need=FINITE)
+    multiplier_lr: float = setting(1.0, "cats: learning rate of the multipliers (ascent)", need=FINITE)
     epsilon: float = setting(
         1e-3,
         "cats: the squared gradient norm that the constraint asks for",
