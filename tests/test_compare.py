@@ -51,13 +51,13 @@ def finish(run: compare.Run, hypotheses: dict[str, list[str]], chrf: dict[str, f
 
 def test_the_plan_compares_like_with_like(tmp_path):
     runs = compare.plan(arguments("--out", str(tmp_path), "--seeds", "1", "2", "--set", "train.lr=1e-3"))
-    assert len(runs) == 2 * 5 * 2
+    assert len(runs) == 2 * 6 * 2
     assert len({run.path for run in runs}) == len(runs)
     for run in runs:
         assert run.config.train.lr == 1e-3
         assert run.config.train.seed == run.seed
     ted = {run.method: run.config for run in runs if run.set == "ted" and run.seed == 1}
-    assert ted["cats"].sampling == ted["uniform"].sampling  # weightings share one sampler
+    assert ted["cats"].sampling == ted["uniform"].sampling == ted["tokens"].sampling  # weightings share one sampler
     assert ted["T=5"].sampling.temperature == 5
     assert len({(c.model, c.train, c.tokenizer, c.data, c.sampling.batch_tokens) for c in ted.values()}) == 1
 

@@ -27,12 +27,13 @@ from cats.nmt.files import atomic_write
 from cats.nmt.report import read_scores
 from cats.nmt.train import load_corpus
 
-# Weightings (uniform, cats) share one sampler: the configuration's own. The temperatures are the usual baselines, plain
-# token means over batches drawn at T.
+# The temperatures are the usual baselines: plain token means over batches drawn at T. The weightings (tokens, uniform,
+# cats) share one sampler, the configuration's own; tokens is again the plain token mean, so it is one more temperature.
 METHODS: dict[str, list[str]] = {
     "T=1": ["method.name=static", "method.weights=tokens", "sampling.temperature=1"],
     "T=5": ["method.name=static", "method.weights=tokens", "sampling.temperature=5"],
     "T=inf": ["method.name=static", "method.weights=tokens", "sampling.temperature=inf"],
+    "tokens": ["method.name=static", "method.weights=tokens"],
     "uniform": ["method.name=static", "method.weights=uniform"],
     "cats": ["method.name=cats"],
 }
