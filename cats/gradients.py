@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -66,19 +66,43 @@ def task_gradients(
 ) -> tuple[list[Tensor], list[Gradient]]:
     """Loss values, 0-d float64, and one gradient (a tensor or None per parameter) per loss; ``p.grad`` is not touched.
 
-    A callable's graph lives only until its gradient is formed. Tensors may share a graph, which is kept until the last.
+    A callable's graph lives only until its gradient is formed. Tensors may share a graph, which is kept until the last
+    of them; graphs that are not shared are freed one by one.
     """
-    last = max((i for i, loss in enumerate(losses) if not callable(loss)), default=-1)
     values: list[Tensor] = []
     gradients: list[Gradient] = []
-    for i, (loss, name) in enumerate(zip(losses, names, strict=True)):
+    for loss, name, retain in zip(losses, names, _needed_again(losses), strict=True):
         value = evaluate(loss, name)
-        retain = not callable(loss) and i < last
         grads = torch.autograd.grad(value, params, _seed(value, 1.0, scale), retain_graph=retain, allow_unused=True)
         values.append(_number(value))
         gradients.append(list(grads))
         del value  # or its graph would live on through the next forward pass
     return values, gradients
+
+
+def _needed_again(losses: Sequence[Loss]) -> list[bool]:
+    """For every loss whether a later one shares a part of its graph.
+
+    Keeping every graph would cost memory, and compiled models refuse it: they reuse the buffers of a graph in its
+    backward pass.
+    """
+    later: set[Any] = set()  # nodes, and with a node all that it depends on
+    needed = []
+    for loss in reversed(losses):
+        own: set[Any] = set()
+        shares = False
+        stack: list[Any] = [loss.grad_fn] if isinstance(loss, Tensor) else []
+        while stack:
+            node = stack.pop()
+            if node in later:
+                shares = True
+            # A node without inputs accumulates into a leaf: it saves nothing, and all losses share it.
+            elif node is not None and node not in own and node.next_functions:
+                own.add(node)
+                stack += [parent for parent, _ in node.next_functions]
+        later |= own
+        needed.append(shares)
+    return needed[::-1]
 
 
 def _seed(value: Tensor, weight: float, scale: Tensor | None) -> Tensor:

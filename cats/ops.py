@@ -6,7 +6,7 @@ touch this parameter.
 
 `weights` is K numbers or a tensor, (K,), or (R, K) for R combinations in the same pass. They are not rounded to the
 gradients' dtype: products and sums are formed in float32 or better (float64 gradients: float64), and the sum is rounded
-once. Weights on the gradients' device are read without waiting for it.
+once. A tensor of weights is on the CPU or on the gradients' device, where it is read without waiting.
 
 Statistics are float64 tensors on the gradients' device, the same bits on every run and for every thread count; a NaN or
 an infinity in a gradient shows in them. `groups`, N ints, splits them by group of parameters: they come back with a
@@ -220,8 +220,8 @@ class _Tasks:
     def __init__(self, grads: Grads) -> None:
         rows: list[list[Any]] = []
         for n, row in enumerate(grads):
-            if row is None or isinstance(row, Tensor):
-                kind = "None" if row is None else "one tensor"
+            if isinstance(row, Tensor) or not isinstance(row, Iterable):
+                kind = "None" if row is None else "one tensor" if isinstance(row, Tensor) else type(row).__name__
                 raise TypeError(f"task {n}: expected a sequence of one gradient per parameter, got {kind}")
             rows.append(list(row))
         self.count = len(rows)
@@ -291,7 +291,11 @@ class _Tasks:
         if isinstance(weights, Tensor):
             if weights.is_complex():
                 raise TypeError(f"weights must be real, not {weights.dtype}")
+            if self.device not in (None, weights.device) and weights.device.type != "cpu":
+                raise ValueError(f"weights are on {weights.device}, but the gradients are on {self.device}")
             matrix = weights.double()
+        elif not isinstance(weights, Iterable):
+            raise TypeError(f"weights must be numbers, one per task, or a tensor, not {type(weights).__name__}")
         else:
             rows = [list(w) if isinstance(w, Iterable) and not isinstance(w, Tensor) else w for w in weights]
             for r, row in enumerate(rows):

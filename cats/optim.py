@@ -66,7 +66,7 @@ class MultiTask(Optimizer):
         optimizer: the base optimizer. Its ``step()`` must work without a closure (so not LBFGS).
         tasks: the tasks' names, or how many there are (named 0, 1, ...).
         weighting: a :class:`cats.weighting.Weighting`, or a callable from a (K, K) Gram matrix to K weights, such as a
-            TorchJD ``Weighting``.
+            TorchJD ``Weighting``. It keeps this optimizer's state: give every optimizer its own.
         shared: the parameters that enter dots, norms and the Gram matrix; by default all. The others (heads,
             language-specific layers) get Σ w_n g_n like any parameter but stay out of the statistics. Parameters added
             later are shared only if ``shared`` is None.
@@ -156,7 +156,8 @@ class MultiTask(Optimizer):
 
         Several calls before step() accumulate, as everywhere: losses and per-task gradients add up, and dots and norms
         are those of the sums, hence the same as of one large batch. A batch may hold any subset of the tasks; their
-        weights are used as they are.
+        weights are used as they are. To abandon what was gathered call this optimizer's zero_grad(), or set every
+        ``p.grad`` to None; gradients zeroed in place by other means still count as gathered.
 
         Args:
             losses: {task: loss}, or a sequence of one loss per task. A loss is a scalar tensor or a callable without
@@ -168,11 +169,14 @@ class MultiTask(Optimizer):
         Raises:
             TypeError, ValueError: an unknown task, no losses, a sequence that is not one per task, a loss that is no
                 scalar or has no graph, or not a pair where one is needed.
-            RuntimeError: per-task gradients with more than one process.
+            RuntimeError: per-task gradients with more than one process; a scaler for some of the calls only.
         """
         owners, flat = self._parse(losses)
         cycle = self._open_cycle()
-        if scaler is not None and scaler.is_enabled():
+        scaled = scaler is not None and scaler.is_enabled()
+        if cycle.losses and scaled != (cycle.scale is not None):
+            raise RuntimeError("pass the GradScaler to every backward() between two steps, or to none of them")
+        if scaler is not None and scaled:
             cycle.scale = scaler.scale(torch.ones((), device=cycle.params[0].device))
         names = [f"task {self.tasks[n]!r}" for n in owners]
         if cycle.per_task:

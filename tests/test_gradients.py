@@ -69,6 +69,37 @@ def test_task_gradients_of_tensors_that_share_a_graph():
         losses[1].backward()
 
 
+def test_graphs_are_kept_only_for_a_later_loss_that_shares_them():
+    w, v = params_of(3, 3)
+    shared = w.square()
+    losses = [shared.sum(), (w * v).exp().sum(), (shared * v).sum(), v.square().sum()]
+    kept = []
+    for loss in losses:  # gradients arrive at a loss while its graph is still there
+        loss.register_hook(lambda grad: kept.append(torch._C._autograd._get_current_graph_task_keep_graph()))
+    _, grads = gradients.task_gradients(losses, [w, v], names=list("abcd"))
+    assert kept == [True, False, False, False]
+    ew = (w * v).exp().detach()
+    expected = [[2 * w, None], [v * ew, w * ew], [2 * w * v, w.square()], [None, 2 * v]]
+    for got, want in zip(grads, expected, strict=True):
+        for g, e in zip(got, want, strict=True):
+            assert (g is None and e is None) or torch.allclose(g, e.detach(), rtol=1e-14)
+    twice = w.exp().sum()
+    assert gradients._needed_again([twice, lambda: w.sum(), twice, w.sum()]) == [True, False, False, False]
+
+
+@pytest.mark.slow
+def test_losses_of_a_compiled_model():
+    # Inductor's backward passes reuse the buffers of their graph, and refuse to keep it.
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    x, params = torch.randn(2, 5, 4), list(model.parameters())
+    compiled = torch.compile(model)
+    _, grads = gradients.task_gradients([compiled(b).square().mean() for b in x], params, names=["a", "b"])
+    _, plain = gradients.task_gradients([model(b).square().mean() for b in x], params, names=["a", "b"])
+    for row, other in zip(grads, plain, strict=True):
+        torch.testing.assert_close(row, other)
+
+
 def test_callables_and_tensors_mixed():
     (w,) = params_of(3)
     z = w.square()

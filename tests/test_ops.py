@@ -223,6 +223,11 @@ BAD_GRADS = {
         TypeError,
         "task 1: expected a sequence of one gradient per parameter, got None",
     ),
+    "row that is none": (
+        [[torch.ones(2)], 3],
+        TypeError,
+        "task 1: expected a sequence of one gradient per parameter, got int",
+    ),
     "shape": (
         grads_with(1, 1, torch.ones(3, 1)),
         ValueError,
@@ -290,6 +295,16 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "weights scalar": (lambda: ops.combine(GOOD, torch.tensor(1.0)), ValueError, "weights has shape ()"),
     "weights no rows": (lambda: ops.combine(GOOD, torch.ones(0, 2)), ValueError, "weights has shape (0, 2)"),
+    "weights device": (
+        lambda: ops.combine(GOOD, torch.ones(2, device="meta")),
+        ValueError,
+        "weights are on meta, but the gradients are on cpu",
+    ),
+    "weights number": (
+        lambda: ops.combine(GOOD, 0.5),  # type: ignore[arg-type]
+        TypeError,
+        "weights must be numbers, one per task, or a tensor, not float",
+    ),
     "weights ragged": (
         lambda: ops.combine(GOOD, [[1.0, 2.0], [1.0]]),
         ValueError,

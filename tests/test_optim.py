@@ -12,6 +12,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import torchjd.aggregation
 from torch import nn
 
 import cats
@@ -538,6 +539,18 @@ def test_grad_scaler_misuse():
     assert torch.equal(problem.theta, twin.theta)
 
 
+@pytest.mark.parametrize("inner_steps", [1, 2])
+@pytest.mark.parametrize("scaled", [0, 1])
+def test_grad_scaler_of_only_some_micro_batches_is_refused(inner_steps, scaled):
+    problem = Quadratics(dtype=torch.float32)
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=inner_steps)
+    scalers = [None, None]
+    scalers[scaled] = torch.amp.GradScaler("cpu")
+    optimizer.backward({"az": problem.loss(0)}, scaler=scalers[0])
+    with pytest.raises(RuntimeError, match=r"every backward\(\)"):
+        optimizer.backward({"be": problem.loss(1)}, scaler=scalers[1])
+
+
 def test_per_task_gradients_are_gone_when_the_base_optimizer_steps(monkeypatch):
     problem = Quadratics()
     optimizer = cats.CATS(torch.optim.Adam(problem.params), TASKS, inner_steps=1)
@@ -858,15 +871,14 @@ def test_weights_of_the_wrong_length():
 
 @pytest.mark.parametrize("name", ["MeanWeighting", "MGDAWeighting", "PCGradWeighting", "AlignedMTLWeighting"])
 def test_torchjd_weightings(name):
-    aggregation = pytest.importorskip("torchjd.aggregation")
     problem = Quadratics()
-    rule = getattr(aggregation, name)()
+    rule = getattr(torchjd.aggregation, name)()
     torch.manual_seed(0)
     optimizer = cats.MultiTask(torch.optim.SGD(problem.params, lr=0.05), TASKS, rule)
     rows = torch.tensor(np.array([problem.numpy_loss(problem.start, n)[1] for n in range(3)]))
     take_step(optimizer, problem.losses())
     torch.manual_seed(0)
-    expected = getattr(aggregation, name)()(rows @ rows.T)
+    expected = getattr(torchjd.aggregation, name)()(rows @ rows.T)
     torch.testing.assert_close(torch.tensor(list(optimizer.alpha.values())).double(), expected.double())
     moved = torch.tensor(problem.start) - 0.05 * expected.double() @ rows
     torch.testing.assert_close(problem.theta, moved, rtol=1e-10, atol=1e-11)
