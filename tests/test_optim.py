@@ -12,7 +12,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-import torchjd.aggregation
 from torch import nn
 
 import cats
@@ -871,14 +870,15 @@ def test_weights_of_the_wrong_length():
 
 @pytest.mark.parametrize("name", ["MeanWeighting", "MGDAWeighting", "PCGradWeighting", "AlignedMTLWeighting"])
 def test_torchjd_weightings(name):
+    aggregation = pytest.importorskip("torchjd.aggregation")
     problem = Quadratics()
-    rule = getattr(torchjd.aggregation, name)()
+    rule = getattr(aggregation, name)()
     torch.manual_seed(0)
     optimizer = cats.MultiTask(torch.optim.SGD(problem.params, lr=0.05), TASKS, rule)
     rows = torch.tensor(np.array([problem.numpy_loss(problem.start, n)[1] for n in range(3)]))
     take_step(optimizer, problem.losses())
     torch.manual_seed(0)
-    expected = getattr(torchjd.aggregation, name)()(rows @ rows.T)
+    expected = getattr(aggregation, name)()(rows @ rows.T)
     torch.testing.assert_close(torch.tensor(list(optimizer.alpha.values())).double(), expected.double())
     moved = torch.tensor(problem.start) - 0.05 * expected.double() @ rows
     torch.testing.assert_close(problem.theta, moved, rtol=1e-10, atol=1e-11)
