@@ -421,8 +421,13 @@ class MultiTask(Optimizer):
         own = state.pop("multitask")
         if tuple(own["tasks"]) != self.tasks:
             raise ValueError(f"state_dict is for tasks {list(own['tasks'])}, this optimizer has {list(self.tasks)}")
-        self.base.load_state_dict(state)
+        before = self.weighting.state_dict()
         self.weighting.load_state_dict(own["weighting"])
+        try:
+            self.base.load_state_dict(state)
+        except BaseException:  # all of it is loaded or nothing
+            self.weighting.load_state_dict(before)
+            raise
         self._weights = own["weights"].clone()
         self._counts = dict(own["counts"])
         self._last = {k: dict(v) if isinstance(v, dict) else v for k, v in own["last"].items()}

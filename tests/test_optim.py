@@ -655,6 +655,22 @@ def test_load_state_dict_refuses_what_does_not_fit():
         optimizer.load_state_dict(other.state_dict())
 
 
+@pytest.mark.parametrize("what", ["weighting", "base"])
+def test_a_state_that_does_not_fit_changes_nothing(what):
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=1)
+    take_step(optimizer, problem.losses())
+    before = copy.deepcopy(optimizer.state_dict())
+    if what == "weighting":
+        other = cats.CATS(torch.optim.SGD(problem.params, lr=0.2), TASKS, simplex="lagrangian")
+    else:  # another number of parameter groups
+        groups = [{"params": [p]} for p in problem.params]
+        other = cats.CATS(torch.optim.SGD(groups, lr=0.2), TASKS)
+    with pytest.raises(ValueError, match="simplex" if what == "weighting" else "parameter groups"):
+        optimizer.load_state_dict(other.state_dict())
+    assert same(optimizer.state_dict(), before)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
 def test_copies_continue_bitwise(copied):
     problem = Quadratics()
