@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -122,14 +123,16 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The parsed arguments; an unknown option is named with the nearest known one."""
+        for argument in arguments:
+            option = argument.partition("=")[0]
+            if option == "--":
+                break
+            if option.startswith("--") and option not in self._option_string_actions:
+                self.error(f"unknown option '{option}'{nearest(option, self._option_string_actions)}")
         known, unknown = self.parse_known_args(arguments)
         for argument in unknown:
-            if argument.startswith("-"):
-                option = argument.partition("=")[0]
-                suggestion = nearest(option, self._option_string_actions)
-                self.error(f"unknown option '{option}'{suggestion}")
-        if unknown:
-            self.error(f"unexpected argument '{unknown[0]}'")
+            kind = "unknown option" if argument.startswith("-") else "unexpected argument"
+            self.error(f"{kind} '{argument}'")
         return known
 
 
@@ -139,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 after bad input or misuse, 130 after Ctrl-C, 141 when nobody reads the output any more.
     """
+    _open_streams()
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -165,6 +169,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _complain(f"this needs {error.name}; install it with: pip install 'cats-optim[{extra}]'")
+
+
+def _open_streams() -> None:
+    """Standard streams that the caller closed read and write nothing; what a locale cannot show is shown escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _complain(message: str) -> int:
@@ -262,15 +275,20 @@ def _configured(args: argparse.Namespace) -> Config:
 
 def _new_run(out: str | None, config: Config) -> Path:
     """The directory of a new run: ``out``, which must be new or empty, or a free name under runs/."""
+    from cats.nmt.config import Config, is_text
+
     if out is not None:
         run = Path(out)
+        if not is_text(out):
+            raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
         if run.exists() and not (run.is_dir() and not any(run.iterdir())):
             go_on = f", or go on with: cats train --resume {run}" if (run / "config.toml").is_file() else ""
             raise UserError(f"{run} exists already; choose another --out{go_on}")
         return run
     data = config.data
     corpus = Path(data.path).name if data.path else f"cldr-{data.languages}-{data.sizes}"
-    temperature = "" if config.sampling.temperature == 1 else f"-T{config.sampling.temperature:g}"
+    usual = config.sampling.temperature == Config().sampling.temperature
+    temperature = "" if usual else f"-T{config.sampling.temperature:g}"
     name = f"{corpus}-{config.method.name}{temperature}-seed{config.train.seed}"
     run, count = Path("runs", name), 1
     while run.exists():
@@ -284,7 +302,7 @@ def _score(run: Path, split: str, quiet: bool) -> None:
     from cats.nmt import report
     from cats.nmt.evaluate import evaluate
 
-    scores = evaluate(run, split=split)
+    scores = evaluate(run, split=split, quiet=quiet)
     if not quiet:
         print(f"\n{report.table(scores)}\n\n{report.verdict(scores)}")
     if split == "test":

@@ -137,6 +137,9 @@ def test_no_command_prints_the_commands(arguments: list[str], capsys: pytest.Cap
             ["evaluate", "--spilt", "valid", "run"],
             "unknown option '--spilt' (did you mean --split?); see cats evaluate --help",
         ),
+        (["translate", "run", "--too", "az"], "unknown option '--too' (did you mean --to?); see cats translate --help"),
+        (["compare", "--data", "absent"], "{folder}/absent: no such folder; give a folder of parallel text"),
+        (["train", "--out", "a\udcff"], "'a\\udcff' is not valid UTF-8; choose another --out"),
         (["translate", "run"], "the following arguments are required: --to; see cats translate --help"),
         (["train", "--steps", "many"], "train.steps needs a whole number, not 'many'"),
         (["train", "--seed", "-1"], "train.seed must be between 0 and 2**32 - 1, not -1"),
@@ -157,7 +160,7 @@ def test_misuse(
     arguments: list[str], message: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refused(*arguments) == message
+    assert refused(*arguments) == message.replace("{folder}", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,11 +272,11 @@ def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (tmp_path / "run" / "checkpoints" / "best.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130, err
@@ -363,6 +366,24 @@ def test_nobody_reads_on(run: Path, root: Path) -> None:
     done = subprocess.run(command, cwd=root, input=b"alpha\n" * 100, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2"])
+def test_closed_streams_are_empty(run: Path, root: Path, closed: str) -> None:
+    """As "cats translate .. <&-" leaves it: nothing to read, or nobody to tell."""
+    command = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-m", "cats", "translate", str(run)]
+    done = subprocess.run([*command, "--to", "az"], cwd=root, input=b"alpha\n", capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == (1 if closed == "2" else 0)
+
+
+def test_a_locale_without_the_letters_is_no_trouble(run: Path, root: Path, tmp_path: Path) -> None:
+    run = run.rename(tmp_path / "läuft")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "cats", "evaluate", str(run)]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert r"l\xe4uft: report.md" in done.stdout
 
 
 # ---- data, info

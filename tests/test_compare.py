@@ -78,6 +78,10 @@ def test_a_variant_is_cats_with_other_settings(tmp_path):
         (["--variant", "new"], r"NAME:KEY=VALUE"),
         (["--set", "train.lrr=1"], r"train\.lr"),
         (["--seeds", "1", "1"], r"--seeds .*twice"),
+        (["--methods", "T=1", "T=5", "T=1"], r"--methods T=1 T=5 T=1: one is given twice"),
+        (["--sets", "ted", "ted"], r"--sets .*twice"),
+        (["--variant", "../x:method.alpha_lr=1"], r"a plain name"),
+        (["--variant", "a:method.alpha_lr=1", "--variant", "a:method.alpha_lr=2"], r"NAME:KEY=VALUE"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_trained(tmp_path, words, message):

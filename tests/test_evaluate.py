@@ -297,6 +297,14 @@ def test_what_cannot_be_evaluated(folder: Path) -> None:
         source.write("alpha\n"), target.write("ALPHA\n")
     refused(run, r"toy is not what .*run was trained on")
 
+    path = run / "checkpoints" / "best.pt"
+    state = checkpoint.load(path)
+    checkpoint.save(path, {"model": state["model"]})
+    refused(run, r"toy is not what .*run was trained on")
+    checkpoint.save(path, {"model": "weights"})
+    refused(run, r"best\.pt does not fit .*config\.toml")
+    checkpoint.save(path, state)
+
     whole = (run / "checkpoints" / "best.pt").read_bytes()
     (run / "checkpoints" / "best.pt").write_bytes(whole[:1000])
     refused(run, r"best\.pt is damaged")

@@ -183,9 +183,10 @@ def test_running_mean() -> None:
 def test_a_run_without_scores(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no scores\.json; make it with: cats evaluate"):
         report.write(tmp_path)
-    (tmp_path / "scores.json").write_text("{")
-    with pytest.raises(UserError, match=r"scores\.json is damaged"):
-        report.write(tmp_path)
+    for text in ("{", "[]", '{"languages": {}}'):
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(UserError, match=r"scores\.json is damaged"):
+            report.write(tmp_path)
 
 
 def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:

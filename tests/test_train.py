@@ -17,7 +17,7 @@ pytest.importorskip("sentencepiece")
 from cats.nmt import checkpoint, data
 from cats.nmt.config import Config, apply_overrides, read_config
 from cats.nmt.errors import UserError
-from cats.nmt.train import Trainer, train, vocabulary_text
+from cats.nmt.train import Trainer, sole_trainer, train, vocabulary_text
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
 
@@ -96,7 +96,7 @@ def test_two_runs_are_the_same_run(corpus, tmp_path, method):
     assert metrics(tmp_path / "one") != metrics(tmp_path / "three")
 
 
-@pytest.mark.parametrize("stop", [4, 13, 20])
+@pytest.mark.parametrize("stop", [4, 13, 20, 30])
 def test_an_interrupted_run_goes_on_bit_for_bit(corpus, tmp_path, stop, monkeypatch, capsys):
     config = settings(corpus)
     train(config, tmp_path / "whole", quiet=True)
@@ -140,6 +140,90 @@ def test_lines_behind_the_checkpoint_are_written_again(corpus, tmp_path, monkeyp
         m for m in metrics(tmp_path / "whole") if m["step"] > 20
     ]
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+def test_a_run_killed_before_its_first_checkpoint_goes_on(corpus, tmp_path, monkeypatch):
+    config = settings(corpus)
+    train(config, tmp_path / "whole", quiet=True)
+
+    def killed(trainer: Trainer) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(Trainer, "run", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, tmp_path / "parts", quiet=True)
+    monkeypatch.undo()
+    train(config, tmp_path / "parts", resume=True, quiet=True)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_cannot_be_created_leaves_nothing(corpus, tmp_path, monkeypatch, there):
+    def full(_trainer: Trainer, name: str) -> None:
+        raise UserError(f"{name}: the disk is full")
+
+    if there:
+        (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Trainer, "save", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        train(settings(corpus), tmp_path / "run", quiet=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "toy"] == (["run"] if there else [])
+    assert not there or list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no flock")
+def test_two_processes_cannot_train_one_run(corpus, tmp_path):
+    train(settings(corpus), tmp_path / "run", quiet=True)
+    with sole_trainer(tmp_path / "run"), pytest.raises(UserError, match="another process is training this run"):
+        train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
+    train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("change", ["since_log", "optimizer", "shape", "text"])
+def test_a_checkpoint_of_another_version_is_named(corpus, tmp_path, change):
+    train(settings(corpus), tmp_path / "run", quiet=True)
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = checkpoint.load(path)
+    if change == "shape":
+        state["model"] = {name: tensor[:1] for name, tensor in state["model"].items()}
+    elif change == "text":
+        state["optimizer"] = "moments"
+    else:
+        del state[change]
+    checkpoint.save(path, state)
+    with pytest.raises(UserError, match=r"last\.pt does not fit .*config\.toml") as error:
+        train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["{", "7", '{"loss": 1}', '{"step": "x"}'])
+def test_damaged_metrics_are_named(corpus, tmp_path, line):
+    train(settings(corpus), tmp_path / "run", quiet=True)
+    path = tmp_path / "run" / "metrics.jsonl"
+    first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    path.write_text(f"{first}\n{line}\n{rest}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged"):
+        train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_the_last_updates_are_logged_too(corpus, tmp_path):
+    train(settings(corpus, "train.steps=13"), tmp_path / "run", quiet=True)
+    lines = [line for line in metrics(tmp_path / "run") if "losses" in line]
+    assert [line["step"] for line in lines] == [10, 13]
+    assert all(sum(line["tokens"].values()) > 0 for line in lines)
+
+
+def test_what_is_left_out_is_said(corpus, tmp_path, capsys):
+    with (corpus / "train.en-xa.en").open("a") as source, (corpus / "train.en-xa.xa").open("a") as target:
+        source.write("alpha\n" + "alpha bravo " * 40 + "\n"), target.write("\nalpha\n")
+    config = settings(corpus, "model.max_length=60", "train.steps=1")
+    train(config, tmp_path / "run")
+    err = capsys.readouterr().err
+    assert "en-xa: 1 train pairs left out, a side is blank\n" in err
+    assert "xa: 1 training pairs left out, longer than 60 tokens\n" in err
+    train(config, tmp_path / "quiet", quiet=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):

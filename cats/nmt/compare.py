@@ -25,7 +25,6 @@ from cats.nmt.config import Config, apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
 from cats.nmt.report import read_scores
-from cats.nmt.train import load_corpus
 
 # The temperatures are the usual baselines: plain token means over batches drawn at T. The weightings (tokens, uniform,
 # cats) share one sampler, the configuration's own; tokens is again the plain token mean, so it is one more temperature.
@@ -59,6 +58,10 @@ class Run:
     config: Config
 
     @property
+    def started(self) -> bool:
+        return (self.path / "config.toml").exists() and (self.path / "checkpoints" / "last.pt").exists()
+
+    @property
     def finished(self) -> bool:
         return (self.path / "scores.json").exists()
 
@@ -87,9 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Train what is missing, then write compare.json, compare.md and compare.png into ``args.out``."""
+    from cats.nmt.train import load_corpus  # here and below: --help need not wait for it
+
     runs = plan(args)
     for run in runs:
         check_resumable(run)
+    if args.data:
+        load_corpus(runs[0].config)  # what is wrong with it is said once, not by every run
     execute([run for run in runs if not run.finished], args.jobs)
     summary = summarise(runs)
     atomic_write(args.out / "compare.json", json.dumps(summary, indent=1) + "\n")
@@ -105,8 +112,8 @@ def plan(args: argparse.Namespace) -> list[Run]:
     methods = dict(METHODS)
     for variant in args.variant:
         name, _, settings = variant.partition(":")
-        if not name or not settings or name in METHODS:
-            raise UserError(f"--variant {variant}: write NAME:KEY=VALUE,.. with a name that is not a method's")
+        if not name or not settings or name in methods or name != Path(name).name:
+            raise UserError(f"--variant {variant}: write NAME:KEY=VALUE,.. with a plain name that is not a method's")
         methods[name] = [*METHODS["cats"], *settings.split(",")]
         args.methods.append(name)
     for name in args.methods:
@@ -115,12 +122,16 @@ def plan(args: argparse.Namespace) -> list[Run]:
     for name in args.sets:
         if name not in SETS:
             raise UserError(f"unknown set {name}{nearest(name, SETS)}; known: {', '.join(SETS)}")
-    if len(set(args.seeds)) < len(args.seeds):
-        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: one is given twice")
+    for option in ("methods", "sets", "seeds"):
+        given = getattr(args, option)
+        if len(set(given)) < len(given):
+            raise UserError(f"--{option} {' '.join(map(str, given))}: one is given twice")
     if args.jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {args.jobs}")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    sets = {Path(args.data).name: [f"data.path={args.data}"]} if args.data else {s: SETS[s] for s in args.sets}
+    sets = (
+        {Path(args.data).resolve().name: [f"data.path={args.data}"]} if args.data else {s: SETS[s] for s in args.sets}
+    )
     return [
         Run(
             name,
@@ -139,12 +150,12 @@ def plan(args: argparse.Namespace) -> list[Run]:
 
 
 def check_resumable(run: Run) -> None:
-    """Refuses a directory trained with other settings; removes one that was killed before its first checkpoint."""
+    """Refuses a directory trained with other settings; removes one that was killed while it was made."""
     if not run.path.exists():
         return
     if (run.path / "config.toml").exists() and to_toml(read_config(run.path / "config.toml")) != to_toml(run.config):
         raise UserError(f"{run.path}: a run with other settings is there; give another --out, or remove it")
-    if not run.finished and not (run.path / "checkpoints" / "last.pt").exists():
+    if not run.finished and not run.started:
         shutil.rmtree(run.path)
 
 
@@ -180,7 +191,7 @@ def execute(runs: list[Run], jobs: int) -> None:
 
 def start(run: Run) -> subprocess.Popen[str]:
     """The process that trains and scores ``run``, from its last checkpoint if there is one."""
-    if (run.path / "checkpoints" / "last.pt").exists():
+    if run.started:
         where = ["--resume", str(run.path)]
     else:
         configuration = run.path.parent / f"{run.path.name}.toml"
@@ -227,6 +238,8 @@ def count_matrices(runs: list[Run], corpus: data.Corpus) -> dict[str, dict[int, 
 
 def summarise(runs: list[Run]) -> dict[str, Any]:
     """Everything the table and the picture show: scores per seed, bootstrap intervals, regret."""
+    from cats.nmt.train import load_corpus
+
     sets: dict[str, Any] = {}
     samples: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # set -> method -> group -> resampled chrF
     for name in dict.fromkeys(run.set for run in runs):

@@ -312,7 +312,7 @@ def _checked(name: str, value: Any, prefix: str) -> Any:
     if converted is None:
         shown = value if isinstance(value, str) else _toml_value(value)
         raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {shown!r}")
-    if isinstance(converted, str) and not _is_text(converted):
+    if isinstance(converted, str) and not is_text(converted):
         raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
     choices, need = metadata["choices"], metadata["need"]
     if choices and converted not in choices:
@@ -367,7 +367,8 @@ def _type_name(kind: Any) -> str:
     return "a list of numbers" if get_origin(kind) is tuple else TYPE_NAMES[kind]
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether ``value`` can be written as UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:  # a file name that is not UTF-8 reaches Python as lone surrogates

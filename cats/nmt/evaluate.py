@@ -125,8 +125,8 @@ def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transf
     model = build_model(config, tokenizer)
     try:
         model.load_state_dict(state.pop("model"))
-    except (KeyError, RuntimeError):
-        raise UserError(f"{path} does not fit {run}/config.toml; one of them is of another run") from None
+    except (KeyError, RuntimeError, TypeError, AttributeError):
+        raise UserError(f"{path} does not fit {run}/config.toml: it is of another run or version") from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return config, tokenizer, model.to(device).eval(), state
 
@@ -139,12 +139,12 @@ def load_run(run: Path, name: str = "best") -> tuple[Config, Corpus, Tokenizer, 
     """
     config, tokenizer, model, state = load_model(run, name)
     corpus = load_corpus(config)
-    if state["digest"] != corpus.digest():
+    if state.get("digest") != corpus.digest():
         raise UserError(f"{config.data.path or 'the CLDR corpus'} is not what {run} was trained on; train again")
     return config, corpus, tokenizer, model
 
 
-def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best") -> dict[str, Any]:
+def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet: bool = False) -> dict[str, Any]:
     """Translate and score a split; write ``hyp/`` and, for the test split, scores.json (else scores.<split>.json).
 
     Each task gets ``hyp/<split>.<task>.txt``, a translation per line, and ``hyp/<split>.<task>.nll``, "nats TAB tokens"
@@ -154,6 +154,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best") -> dic
         run: a run directory that `cats.nmt.train.train` wrote.
         split: train, valid or test.
         checkpoint: best or last.
+        quiet: no progress bar (there is none either where standard error is not a terminal).
 
     Returns:
         What scores.json holds: "languages" and "groups" (macro-averages) with bleu, chrf and nll; the same per stratum
@@ -174,7 +175,8 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best") -> dic
         torch.set_num_threads(config.train.threads)
     (run / "hyp").mkdir(exist_ok=True)
     ours, theirs = {}, {}
-    for task in tqdm(corpus.tasks, desc=f"evaluating on {split}", unit="language", disable=None, leave=False):
+    hidden = True if quiet else None  # None: where standard error is not a terminal
+    for task in tqdm(corpus.tasks, desc=f"evaluating on {split}", unit="language", disable=hidden, leave=False):
         part = parts[task.name]
         nll = line_nll(model, tokenizer, part, task.target, batch_tokens=config.decode.batch_tokens)
         lines = decode.translate(

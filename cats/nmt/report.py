@@ -40,11 +40,13 @@ def read_scores(run: Path) -> dict[str, Any]:
     """The run's scores.json."""
     try:
         scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+        if not isinstance(scores, dict) or not {"languages", "groups", "lookup", "seconds"} <= scores.keys():
+            raise ValueError("not what evaluate writes")
     except FileNotFoundError:
         raise UserError(f"{run} holds no scores.json; make it with: cats evaluate {run}") from None
     except ValueError:
         raise UserError(f"{run}/scores.json is damaged; make it anew with: cats evaluate {run}") from None
-    return dict(scores)
+    return scores
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -52,9 +54,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("not what train writes")
+            records.append(record)
         except ValueError:
             raise UserError(f"{path}, line {number}: damaged; remove the line") from None
     return records

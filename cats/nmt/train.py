@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +30,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
 from cats.nmt.loss import token_losses
 from cats.nmt.model import Batch, Transformer, collate
+from cats.nmt.report import read_metrics
 from cats.nmt.sampler import Sampler, shares
 from cats.nmt.schedule import learning_rate
 from cats.nmt.tokenizer import Tokenizer
@@ -180,10 +183,8 @@ class Metrics:
     def __init__(self, path: Path, keep_until: int) -> None:
         """Lines of steps behind the checkpoint that is resumed from are dropped: they will be written again."""
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        # A line without its newline is what a kill left of the last write.
-        whole = [line for line in lines if line.endswith("\n")]
-        atomic_write(path, "".join(line for line in whole if json.loads(line)["step"] <= keep_until))
+        kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
+        atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -212,6 +213,27 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def sole_trainer(run: Path) -> Iterator[None]:
+    """Refuses to train a run that another process is training; the lock dies with its process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run}: another process is training this run; wait for its end") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Trainer:
     """One run: the model, its optimizer and everything a checkpoint holds."""
 
@@ -227,6 +249,15 @@ class Trainer:
         longest = config.model.max_length
         self.training = Encoded(corpus, tokenizer, "train", longest, self.device)
         self.validation = Encoded(corpus, tokenizer, "valid", longest, self.device)
+        if not quiet:
+            dropped = [
+                f"{task}: {count} {split} pairs left out, longer than {longest} tokens"
+                for split, part in (("training", self.training), ("validation", self.validation))
+                for task, count in part.dropped.items()
+                if count
+            ]
+            for notice in [*corpus.notices, *dropped]:
+                print(notice, file=sys.stderr)
         for task, sources in self.training.sources.items():
             if not sources:
                 raise UserError(f"{task}: no training pair is within {longest} tokens; raise model.max_length")
@@ -246,10 +277,26 @@ class Trainer:
         if resume:
             self.load()
         else:
-            (out / "checkpoints").mkdir(parents=True)
-            tokenizer.save(out / "tokenizer.model")
-            atomic_write(out / "config.toml", to_toml(config))
+            self.create(tokenizer)
         self.metrics = Metrics(out / "metrics.jsonl", self.step)
+
+    def create(self, tokenizer: Tokenizer) -> None:
+        """Makes the run directory, config.toml last: where that stands, the run can be resumed, from update 0 on.
+
+        On failure nothing stays behind.
+        """
+        made = not self.out.exists()
+        (self.out / "checkpoints").mkdir(parents=True)
+        try:
+            tokenizer.save(self.out / "tokenizer.model")
+            self.save("last.pt")
+            atomic_write(self.out / "config.toml", to_toml(self.config))
+        except BaseException:
+            shutil.rmtree(self.out / "checkpoints")
+            (self.out / "tokenizer.model").unlink(missing_ok=True)
+            if made:
+                self.out.rmdir()
+            raise
 
     def save(self, name: str) -> None:
         state = {
@@ -265,13 +312,19 @@ class Trainer:
         checkpoint.save(self.out / "checkpoints" / name, state)
 
     def load(self) -> None:
-        state = checkpoint.load(self.out / "checkpoints" / "last.pt")
-        if state["digest"] != self.digest:
-            raise UserError(f"{self.out}: the corpus is not the one this run was started on; start a new run")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.since_log, self.logged_at = state["since_log"], state["logged_at"]
+        path = self.out / "checkpoints" / "last.pt"
+        state = checkpoint.load(path)
+        try:
+            if state["digest"] != self.digest:
+                raise UserError(f"{self.out}: the corpus is not the one this run was started on; start a new run")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+            self.since_log, self.logged_at = state["since_log"], state["logged_at"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} does not fit {self.out}/config.toml: it is of another run or version; start a new run"
+            ) from error
 
     def losses(self, chosen: dict[str, np.ndarray], normaliser: int | None) -> dict[str, Tensor]:
         """{task: loss} of one joint forward: the mean over the task's own tokens, or its sum over ``normaliser``."""
@@ -373,12 +426,12 @@ class Trainer:
                 self.update()
                 self.seconds = time.perf_counter() - clock
                 bar.update()
-                if self.step % LOG_EVERY == 0:
+                if self.step % LOG_EVERY == 0 or self.step == config.steps:
                     record = self.log()
                     bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
                 if self.step % config.validate_every == 0 or self.step == config.steps:
                     self.validate()
-                if interrupted() and self.step < config.steps:
+                if interrupted():
                     self.save("last.pt")
                     bar.close()
                     print(
@@ -396,12 +449,19 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
         out: created, unless ``resume``. ``checkpoints/best.pt`` has the lowest validation nll (mean over the
             languages); ``last.pt`` is the newest and holds all it takes to go on.
         resume: go on from ``last.pt``; bitwise the run that was not interrupted.
-        quiet: no progress bar (there is none either where standard error is not a terminal).
+        quiet: no progress bar (there is none either where standard error is not a terminal), and no word about what
+            was left out of the corpus.
 
     Raises:
-        UserError: unusable data or settings, a full disk.
+        UserError: unusable data or settings, a full disk, a run that another process is training.
         KeyboardInterrupt: on Ctrl-C, after the update in hand is done, saved, and the way to go on is printed.
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    Trainer(config, out, resume=resume, quiet=quiet).run()
+    if resume:
+        with sole_trainer(out):
+            Trainer(config, out, resume=True, quiet=quiet).run()
+    else:
+        trainer = Trainer(config, out, resume=False, quiet=quiet)
+        with sole_trainer(out):
+            trainer.run()
