@@ -329,11 +329,10 @@ def _translate_arguments(parser: Parser) -> None:
 
 
 def _translate(args: argparse.Namespace) -> None:
-    import torch
-
     from cats.nmt import decode
     from cats.nmt.config import apply_overrides
     from cats.nmt.evaluate import load_model
+    from cats.nmt.train import set_threads
 
     config, tokenizer, model, _ = load_model(Path(args.run))
     if args.to not in tokenizer.languages:
@@ -341,8 +340,7 @@ def _translate(args: argparse.Namespace) -> None:
         raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, tokenizer.languages)}: {known}")
     given = {"decode.beam": args.beam, "decode.length_penalty": args.length_penalty}
     search = apply_overrides(config, [f"{name}={value}" for name, value in given.items() if value is not None]).decode
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+    set_threads(config)
     for lines in _blocks(sys.stdin.buffer):
         translations = decode.translate(
             model,

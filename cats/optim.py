@@ -562,7 +562,8 @@ class CATS(MultiTask):
         simplex: how Σ α_n = 1, α_n ≥ 0 is kept. "lagrangian" is the paper's: Eq. 4 as it stands, multipliers λ_c, λ_s,
             λ_n, starting at α_n = 1 (so Σ α_n = K at first), multipliers and α clipped at 0, which the paper leaves
             open. "softmax": α = softmax(a) from a = 0, so that Σ α_n = 1 always, with λ_c alone and steps scaled by
-            1 / (1 + 2 λ_c).
+            1 / (1 + 2 λ_c). The defaults of both learning rates are for this form; the Lagrangian form, whose steps are
+            not scaled, wants them small (1e-2 and below): at 1 it can clip every α_n to 0 at once.
         loss_term: whether Σ α_n L_n, part of Eq. 4, moves α (towards the tasks of lowest loss). Which gradient the
             authors took is not in the paper's text. Without it the softmax form converges to the min-norm point.
         cross_batch: False is the paper's: ‖Σ α_n g_n‖² of the batch, sampling noise included. True estimates the norm

@@ -241,9 +241,16 @@ def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
             assert mine.get("nll", mine) == pytest.approx(other.get("nll", other), rel=1e-4)
 
 
-@pytest.mark.parametrize("more", ["method.cross_batch=true", "method.simplex=lagrangian", "method.loss_term=true"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["method.cross_batch=true"],
+        ["method.loss_term=true"],
+        ["method.simplex=lagrangian", "method.alpha_lr=0.01", "method.multiplier_lr=0.01"],
+    ],
+)
 def test_every_kind_of_cats_trains(corpus, tmp_path, more):
-    train(settings(corpus, more), tmp_path / "run", quiet=True)
+    train(settings(corpus, *more), tmp_path / "run", quiet=True)
     last = [line for line in metrics(tmp_path / "run") if "alpha" in line][-1]
     assert last["skipped"] == 0
     assert set(last["alpha"]) == {"xa", "xb"}

@@ -322,10 +322,10 @@ def spread(values: list[float], digits: int) -> str:
 
 def report(summary: dict[str, Any]) -> str:
     """compare.md: per set the group averages and the chrF of every language, then the regret."""
-    seeds = len(summary["seeds"])
     lines = []
     for name, result in summary["sets"].items():
         pairs = ", ".join(f"{task} {count:,}" for task, count in result["pairs"].items())
+        seeds = len(next(iter(result["methods"].values()))["seconds"])
         lines += [f"## {name}", "", f"Training pairs: {pairs}. Mean ± standard deviation over {seeds} seed(s).", ""]
         groups = [g for g in GROUPS if g in next(iter(result["methods"].values()))["groups"]]
         titles = {"all": "All", "lores": "LoRes", "hires": "HiRes"}

@@ -127,7 +127,7 @@ class Method:
     )
     simplex: str = setting(
         "softmax",
-        "cats: how alpha stays on the simplex",
+        "cats: how alpha stays on the simplex; lagrangian wants alpha_lr and multiplier_lr of 1e-2 or less",
         choices=("softmax", "lagrangian"),
     )
     loss_term: bool = setting(False, "cats: whether the losses enter alpha's gradient")
@@ -139,7 +139,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = setting(2700, "updates of the model", need=POSITIVE_COUNT)
+    steps: int = setting(2000, "updates of the model", need=POSITIVE_COUNT)
     lr: float = setting(3e-3, "highest learning rate", need=POSITIVE)
     warmup: int = setting(150, "updates until the learning rate is at its highest", need=COUNT)
     schedule: str = setting(
@@ -153,7 +153,7 @@ class Train:
     clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
     seed: int = setting(1, "seed of the model, the batches and the dropout", need=SEED)
     validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
-    threads: int = setting(0, "CPU threads; 0: torch's default", need=COUNT)
+    threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=COUNT)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from cats.nmt.loss import token_losses
 from cats.nmt.model import Transformer, collate
 from cats.nmt.report import read_metrics
 from cats.nmt.tokenizer import Tokenizer
-from cats.nmt.train import build_model, load_corpus
+from cats.nmt.train import build_model, load_corpus, set_threads
 
 # sacreBLEU's tokenizers for languages that 13a does not segment; the second serves where the first is not installed.
 TOKENIZERS = {
@@ -171,8 +171,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     parts: dict[str, Split] = {task.name: getattr(task, split) for task in corpus.tasks}
     if not any(part.source for part in parts.values()):
         raise UserError(f"the corpus {corpus.name} has no {split} lines to evaluate on")
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+    set_threads(config)
     (run / "hyp").mkdir(exist_ok=True)
     ours, theirs = {}, {}
     hidden = True if quiet else None  # None: where standard error is not a terminal

@@ -59,6 +59,12 @@ def vocabulary_text(corpus: data.Corpus) -> list[str]:
     return lines
 
 
+def set_threads(config: Config) -> None:
+    """train.threads; by itself one for a narrow model, which a second thread makes no faster (it waits, and heats)."""
+    if config.train.threads or config.model.d_model < 256:
+        torch.set_num_threads(config.train.threads or 1)
+
+
 def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     shape = config.model
     return Transformer(
@@ -293,7 +299,8 @@ class Trainer:
             atomic_write(self.out / "config.toml", to_toml(self.config))
         except BaseException:
             shutil.rmtree(self.out / "checkpoints")
-            (self.out / "tokenizer.model").unlink(missing_ok=True)
+            for name in ("tokenizer.model", "config.toml"):
+                (self.out / name).unlink(missing_ok=True)
             if made:
                 self.out.rmdir()
             raise
@@ -456,8 +463,7 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
         UserError: unusable data or settings, a full disk, a run that another process is training.
         KeyboardInterrupt: on Ctrl-C, after the update in hand is done, saved, and the way to go on is printed.
     """
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+    set_threads(config)
     if resume:
         with sole_trainer(out):
             Trainer(config, out, resume=True, quiet=quiet).run()
