@@ -24,7 +24,7 @@ from cats.nmt.bootstrap import cluster_counts, resampled_chrf
 from cats.nmt.config import Config, apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
-from cats.nmt.report import read_scores
+from cats.nmt.report import TITLES, new_figure, read_scores, save_figure
 
 # The temperatures are the usual baselines: plain token means over batches drawn at T. The weightings (tokens, uniform,
 # cats) share one sampler, the configuration's own; tokens is again the plain token mean, so it is one more temperature.
@@ -203,17 +203,10 @@ def start(run: Run) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def headline(split: data.Split, stratum: str | None) -> list[int]:
-    """Indices of the test lines that the scores are computed on."""
-    if stratum is None or split.meta is None:
-        return list(range(len(split.source)))
-    return [i for i, (name, _) in enumerate(split.meta) if name == stratum]
-
-
 def count_matrices(runs: list[Run], corpus: data.Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
     """{method: {seed: {language: chrF counts per cluster}}} of the runs of one set, from their translations."""
-    tasks = [task for task in corpus.tasks if task.test.source]
-    lines = {task.name: headline(task.test, corpus.headline) for task in tasks}
+    lines = {task.name: task.test.rows(corpus.headline) for task in corpus.tasks}
+    tasks = [task for task in corpus.tasks if lines[task.name]]
     clusters = {
         task.name: [task.test.meta[i][1] if task.test.meta else task.test.source[i] for i in lines[task.name]]
         for task in tasks
@@ -245,7 +238,7 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
     for name in dict.fromkeys(run.set for run in runs):
         here = [run for run in runs if run.set == name]
         corpus = load_corpus(here[0].config)
-        scored = [task.name for task in corpus.tasks if task.test.source]
+        scored = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
         groups = {g: [t for t in corpus.groups[g] if t in scored] for g in GROUPS}
         by_language = resampled_chrf(count_matrices(here, corpus), RESAMPLES)
         samples[name] = {
@@ -328,9 +321,8 @@ def report(summary: dict[str, Any]) -> str:
         seeds = len(next(iter(result["methods"].values()))["seconds"])
         lines += [f"## {name}", "", f"Training pairs: {pairs}. Mean ± standard deviation over {seeds} seed(s).", ""]
         groups = [g for g in GROUPS if g in next(iter(result["methods"].values()))["groups"]]
-        titles = {"all": "All", "lores": "LoRes", "hires": "HiRes"}
         lines.append(
-            "| method | " + " | ".join(f"{titles[g]} {m}" for m in ("NLL", "chrF", "BLEU") for g in groups) + " |"
+            "| method | " + " | ".join(f"{TITLES[g]} {m}" for m in ("NLL", "chrF", "BLEU") for g in groups) + " |"
         )
         lines.append("| --- |" + " ---: |" * (3 * len(groups)))
         for method, scores in result["methods"].items():
@@ -363,8 +355,6 @@ def report(summary: dict[str, Any]) -> str:
 
 def draw(summary: dict[str, Any], path: Path) -> None:
     """compare.png: LoRes against HiRes chrF, a panel per set; small dots are seeds, bars 95 % intervals of the mean."""
-    from cats.nmt.report import new_figure, save_figure
-
     panels = {name: r for name, r in summary["sets"].items() if r["lores"] and r["hires"]}
     if not panels:
         return

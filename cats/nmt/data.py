@@ -44,6 +44,12 @@ class Split:
         if len(set(counts)) > 1:
             raise ValueError(f"source, target (and meta) must be equally long, got {counts}")
 
+    def rows(self, stratum: str | None) -> list[int]:
+        """Indices of the lines in a stratum; None stands for all lines."""
+        if stratum is None:
+            return list(range(len(self.source)))
+        return [i for i, (name, _) in enumerate(self.meta or []) if name == stratum]
+
 
 @dataclass(frozen=True)
 class Task:

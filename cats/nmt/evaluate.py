@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cats.nmt import checkpoint as checkpoints
-from cats.nmt import decode, lookup
+from cats.nmt import decode, lookup, loss
 from cats.nmt.config import Config, read_config
 from cats.nmt.data import Corpus, Split
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
-from cats.nmt.loss import token_losses
-from cats.nmt.model import Transformer, collate
+from cats.nmt.model import Transformer
 from cats.nmt.report import read_metrics
 from cats.nmt.tokenizer import Tokenizer
-from cats.nmt.train import build_model, load_corpus, set_threads
+from cats.nmt.train import build_model, default_device, load_corpus, set_threads
 
 # sacreBLEU's tokenizers for languages that 13a does not segment; the second serves where the first is not installed.
 TOKENIZERS = {
@@ -79,33 +77,10 @@ def score(hypotheses: list[str], references: list[str], language: str) -> Score:
     )
 
 
-@torch.no_grad()
 def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: str, *, batch_tokens: int) -> np.ndarray:
-    """(lines, 2) float64: summed negative log likelihood in nats, without smoothing, and target tokens with eos.
-
-    Args:
-        batch_tokens: target tokens, padding included, that go through the model at a time.
-    """
-    model.eval()
-    sources = tokenizer.encode_source(split.source, language)
-    targets = tokenizer.encode_target(split.target)
-    result = np.zeros((len(targets), 2))
-    device = next(model.parameters()).device
-    order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i])), reverse=True)
-    start = 0
-    while start < len(order):
-        rows = order[start : start + max(1, batch_tokens // len(targets[order[start]]))]
-        start += len(rows)
-        batch = collate(
-            [sources[i] for i in rows], [targets[i] for i in rows], tokenizer.bos_id, tokenizer.pad_id, device
-        )
-        real = batch.target_out != tokenizer.pad_id
-        logits = model.project(model.hidden(batch.source, batch.target_in)).float()
-        nll = token_losses(logits, batch.target_out[real], 0.0)[1].double()
-        lengths = real.sum(1).tolist()
-        result[rows, 0] = [float(part.sum()) for part in nll.split(lengths)]
-        result[rows, 1] = lengths
-    return result
+    """`cats.nmt.loss.line_nll` of the text of a split, translated into ``language``."""
+    sources, targets = tokenizer.encode_source(split.source, language), tokenizer.encode_target(split.target)
+    return loss.line_nll(model, sources, targets, bos_id=tokenizer.bos_id, batch_tokens=batch_tokens)
 
 
 def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transformer, dict[str, Any]]:
@@ -127,8 +102,7 @@ def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transf
         model.load_state_dict(state.pop("model"))
     except (KeyError, RuntimeError, TypeError, AttributeError):
         raise UserError(f"{path} does not fit {run}/config.toml: it is of another run or version") from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return config, tokenizer, model.to(device).eval(), state
+    return config, tokenizer, model.to(default_device()).eval(), state
 
 
 def load_run(run: Path, name: str = "best") -> tuple[Config, Corpus, Tokenizer, Transformer]:
@@ -219,8 +193,7 @@ class Output:
 
     def cell(self, stratum: str | None) -> dict[str, Any]:
         """Scores of the lines in a stratum; None stands for all lines."""
-        meta = self.split.meta
-        rows = [i for i in range(len(self.lines)) if stratum is None or (meta and meta[i][0] == stratum)]
+        rows = self.split.rows(stratum)
         cell: dict[str, Any] = {"bleu": None, "chrf": None, "lines": len(rows)}
         if rows:
             scored = score([self.lines[i] for i in rows], [self.split.target[i] for i in rows], self.language)

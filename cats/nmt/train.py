@@ -28,7 +28,7 @@ from cats.nmt import checkpoint, data
 from cats.nmt.config import Config, to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
-from cats.nmt.loss import token_losses
+from cats.nmt.loss import line_nll, token_losses
 from cats.nmt.model import Batch, Transformer, collate
 from cats.nmt.report import read_metrics
 from cats.nmt.sampler import Sampler, shares
@@ -63,6 +63,10 @@ def set_threads(config: Config) -> None:
     """train.threads; by itself one for a narrow model, which a second thread makes no faster (it waits, and heats)."""
     if config.train.threads or config.model.d_model < 256:
         torch.set_num_threads(config.train.threads or 1)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
@@ -130,23 +134,15 @@ def task_losses(
     return {task: (s.sum(), n.sum(), count) for task, s, n, count in parts}
 
 
-@torch.no_grad()
 def validation_nll(model: Transformer, encoded: Encoded, batch_tokens: int) -> dict[str, float]:
     """Unsmoothed negative log likelihood in nats per target token, by task; tasks without data are left out."""
-    was_training = model.training
-    model.eval()
     result = {}
     for task, targets in encoded.targets.items():
-        total = 0.0
-        order = sorted(range(len(targets)), key=lambda i: len(targets[i]))
-        rows = max(1, batch_tokens // max(map(len, targets), default=1))
-        for start in range(0, len(order), rows):
-            chosen = {task: np.array(order[start : start + rows])}
-            batch = encoded.batch(chosen)
-            total += float(task_losses(model, batch, {task: len(chosen[task])}, 0.0)[task][1])
         if targets:
-            result[task] = total / sum(map(len, targets))
-    model.train(was_training)
+            bos_id = encoded.tokenizer.bos_id
+            lines = line_nll(model, encoded.sources[task], targets, bos_id=bos_id, batch_tokens=batch_tokens)
+            nats, tokens = lines.sum(0)
+            result[task] = float(nats / tokens)
     return result
 
 
@@ -245,7 +241,7 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path, *, resume: bool, quiet: bool) -> None:
         self.config, self.out, self.quiet = config, out, quiet
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         corpus = load_corpus(config)
         if resume:
             tokenizer = Tokenizer.load(out / "tokenizer.model")
