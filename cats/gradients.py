@@ -129,7 +129,7 @@ def combine_across(
 
     g_n = ½(g_n^A + g_n^B), v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>), and the squared norms are the mean of the halves'.
     """
-    half_a, half_b = torch.zeros(2, len(gradients), dtype=weights.dtype)
+    half_a, half_b = torch.zeros(2, len(gradients), dtype=weights.dtype, device=weights.device)
     half_a[0::2] = weights
     half_b[1::2] = weights
     mean = (half_a + half_b) / 2
@@ -172,7 +172,7 @@ def largest(params: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))
     # One kernel per tensor costs nothing here, and on the CPU this is ten times as fast as the norm.
     extremes = [x.double() for g in grads if g.numel() for x in torch.aminmax(g)]
-    return torch.stack(extremes).abs().max() if extremes else torch.zeros(())
+    return torch.stack(extremes).abs().max() if extremes else torch.zeros((), device="cpu")
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import table
+
 __all__ = ["backends", "combine", "combine_adamw_", "combine_dots", "dots", "gram"]
 
 Grads = Iterable[Iterable[Tensor | None]]
@@ -44,8 +46,9 @@ _BACKENDS = {
     "cuda": "cats.cuda",
 }
 _OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_")
-# Device type -> backend, for calls that do not name one; every rank must choose the same, so nothing is timed here.
-_DEFAULTS = {"cpu": "reference", "cuda": "reference"}
+# Device type -> backends, for calls that do not name one: the first that is usable here. From measurements
+# (bench/README.md), and nothing is timed here: every rank must choose the same.
+_DEFAULTS = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -63,8 +66,12 @@ def combine(
     """
     tasks = _Tasks(grads)
     matrix, single = tasks.weights(weights)
-    combined, written = tasks.out(out, len(matrix), single)
-    torch.ops.cats.combine(tasks.flat, tasks.count, matrix, written, backend)
+    combined = tasks.out(out, len(matrix), single)
+    if tasks.direct:
+        tasks.backend(backend, matrix).combine(tasks.rows, matrix, combined)
+        _mark(_written(combined))
+    else:
+        torch.ops.cats.combine(tasks.flat, tasks.count, matrix, _written(combined), backend)
     return combined[0] if single else combined
 
 
@@ -85,9 +92,14 @@ def combine_dots(
     """
     tasks = _Tasks(grads)
     matrix, single = tasks.weights(weights)
-    combined, written = tasks.out(out, len(matrix), single)
+    combined = tasks.out(out, len(matrix), single)
     index = tasks.groups(groups)
-    dots, sqnorms = torch.ops.cats.combine_dots(tasks.flat, tasks.count, matrix, written, index, backend)
+    if tasks.direct:
+        dots, sqnorms = tasks.backend(backend, matrix).combine_dots(tasks.rows, matrix, combined, index)
+        _mark(_written(combined))
+    else:
+        written = _written(combined)
+        dots, sqnorms = torch.ops.cats.combine_dots(tasks.flat, tasks.count, matrix, written, index, backend)
     if groups is None:
         dots, sqnorms = dots[0], sqnorms[0]
     return (combined[0], dots[..., 0, :], sqnorms) if single else (combined, dots, sqnorms)
@@ -111,7 +123,9 @@ def dots(
     tasks.check("direction", vector, None, optional=True)
     index = tasks.groups(groups)
     if tasks.device is None:
-        result = torch.zeros(max(index) + 1, tasks.count, dtype=torch.float64)
+        result = torch.zeros(max(index) + 1, tasks.count, dtype=torch.float64, device="cpu")
+    elif tasks.direct:
+        result = tasks.backend(backend).dots(tasks.rows, vector, index)
     else:
         result = torch.ops.cats.dots(tasks.flat, tasks.count, vector, index, backend)
     return result[0] if groups is None else result
@@ -126,7 +140,9 @@ def gram(grads: Grads, *, groups: Sequence[int] | None = None, backend: str | No
     tasks = _Tasks(grads)
     index = tasks.groups(groups)
     if tasks.device is None:
-        result = torch.zeros(max(index) + 1, tasks.count, tasks.count, dtype=torch.float64)
+        result = torch.zeros(max(index) + 1, tasks.count, tasks.count, dtype=torch.float64, device="cpu")
+    elif tasks.direct:
+        result = tasks.backend(backend).gram(tasks.rows, index)
     else:
         result = torch.ops.cats.gram(tasks.flat, tasks.count, index, backend)
     return result[0] if groups is None else result
@@ -181,10 +197,7 @@ def combine_adamw_(
     if not isinstance(step, Tensor) and step < 1:
         raise ValueError(f"step is {step}, but the first update is number 1")
     index = tasks.groups(groups)
-    dots, sqnorms = torch.ops.cats.combine_adamw_(
-        targets,
-        tasks.flat,
-        tasks.count,
+    options = (
         matrix,
         averages,
         squares,
@@ -197,8 +210,12 @@ def combine_adamw_(
         None if found_inf is None else _scalar("found_inf", found_inf),
         None if grad_scale is None else _scalar("grad_scale", grad_scale),
         index,
-        backend,
     )
+    if tasks.direct:
+        dots, sqnorms = tasks.backend(backend, matrix).combine_adamw_(targets, tasks.rows, *options)
+        _mark([*targets, *averages, *squares])
+    else:
+        dots, sqnorms = torch.ops.cats.combine_adamw_(targets, tasks.flat, tasks.count, *options, backend)
     dots = dots[:, 0]
     return (dots[0], sqnorms[0]) if groups is None else (dots, sqnorms)
 
@@ -209,32 +226,43 @@ def backends() -> dict[str, str | None]:
     return {name: module if isinstance(module, str) else None for name, module in found.items()}
 
 
-# Checks: one pass over the gradients in Python, so a sound tensor costs a few comparisons and no message.
+# Checks. Sound gradients are recognised in one pass in C++ (cats.table.uniform); Python goes through them again only to
+# say what is wrong, or where there is no compiled module. The dispatcher of torch.library costs a multiple of that, so
+# it is left out when nobody would see the call there: no compiler, no tracing, no subclass of Tensor.
 
 
 class _Tasks:
-    """The gradients of all tasks, checked: count = K, flat = the K N entries task by task."""
+    """The gradients of all tasks, checked: K = count rows of N = size entries."""
 
     device: torch.device | None = None  # None as long as no gradient was met
+    direct = False  # call the backend's function itself
 
     def __init__(self, grads: Grads) -> None:
-        rows: list[list[Any]] = []
+        self.rows: list[list[Any]] = []
         for n, row in enumerate(grads):
             if isinstance(row, Tensor) or not isinstance(row, Iterable):
                 kind = "None" if row is None else "one tensor" if isinstance(row, Tensor) else type(row).__name__
                 raise TypeError(f"task {n}: expected a sequence of one gradient per parameter, got {kind}")
-            rows.append(list(row))
-        self.count = len(rows)
+            self.rows.append(list(row))
+        self.count = len(self.rows)
         if self.count == 0:
             raise ValueError("there are no tasks: grads is empty (K = 0)")
-        self.size = len(rows[0])
+        self.size = len(self.rows[0])
         if self.size == 0:
             raise ValueError("there are no parameters: task 0 has no gradients (N = 0)")
-        self.flat: list[Tensor | None] = []
-        # Per parameter, the first gradient there is, and whose it is: the others must be like it.
+        # Per parameter, the first gradient there is: the others must be like it.
         self.first: list[Tensor | None] = [None] * self.size
-        self.owner = [0] * self.size
-        for n, row in enumerate(rows):
+        compiling = torch.compiler.is_compiling()
+        alike = None if compiling else table.uniform(self.rows)
+        if alike is not None:
+            self.first = alike
+            self.device = next((g.device for g in alike if g is not None), None)
+            self.direct = self.device is not None and self.device.type in _DEFAULTS and not _observed()
+        else:
+            self._check_rows()
+
+    def _check_rows(self) -> None:
+        for n, row in enumerate(self.rows):
             if len(row) != self.size:
                 raise ValueError(f"task {n} has {len(row)} gradients, but task 0 has {self.size}")
             for i, (g, first) in enumerate(zip(row, self.first, strict=True)):
@@ -249,7 +277,20 @@ class _Tasks:
                     or g.layout is not torch.strided
                 ):
                     self._meet(n, i, g)
-            self.flat += row
+
+    @property
+    def flat(self) -> list[Tensor | None]:
+        """The K N entries, task by task."""
+        return [g for row in self.rows for g in row]
+
+    def backend(self, name: str | None, default: Tensor | None = None) -> ModuleType:
+        device = self.device if default is None or self.device is not None else default.device
+        assert device is not None
+        return _backend(name, device)
+
+    def _owner(self, i: int) -> int:
+        """The first task that has a gradient for a parameter."""
+        return next(n for n, row in enumerate(self.rows) if row[i] is not None)
 
     def _meet(self, n: int, i: int, g: Tensor) -> None:
         """Take a parameter's first gradient, or say what is wrong with a later one."""
@@ -257,11 +298,11 @@ class _Tasks:
         _check_tensor(where, g, self.device)
         first = self.first[i]
         if first is None:
-            self.first[i], self.owner[i], self.device = g, n, g.device
+            self.first[i], self.device = g, g.device
         elif g.shape != first.shape:
-            raise ValueError(f"{where}: shape {tuple(g.shape)}, but task {self.owner[i]} has {tuple(first.shape)}")
+            raise ValueError(f"{where}: shape {tuple(g.shape)}, but task {self._owner(i)} has {tuple(first.shape)}")
         else:
-            raise TypeError(f"{where}: dtype {g.dtype}, but task {self.owner[i]} has {first.dtype}")
+            raise TypeError(f"{where}: dtype {g.dtype}, but task {self._owner(i)} has {first.dtype}")
 
     def check(
         self,
@@ -281,7 +322,7 @@ class _Tasks:
             if t is None or first is None:
                 continue
             if t.shape != first.shape:
-                gradient = f"task {self.owner[i]}, parameter {i} has {tuple(first.shape)}"
+                gradient = f"task {self._owner(i)}, parameter {i} has {tuple(first.shape)}"
                 raise ValueError(f"{where}: shape {tuple(t.shape)}, but {gradient}")
             if dtype is not None and t.dtype is not dtype(first.dtype):
                 raise TypeError(f"{where}: dtype {t.dtype}, but gradients of {first.dtype} need {dtype(first.dtype)}")
@@ -301,7 +342,7 @@ class _Tasks:
             for r, row in enumerate(rows):
                 if isinstance(row, list) and len(row) != self.count:
                     raise ValueError(f"weights[{r}] has {len(row)} entries, but there are {self.count} tasks")
-            matrix = torch.tensor(rows, dtype=torch.float64)
+            matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
         if matrix.dim() not in (1, 2) or matrix.shape[-1] != self.count or len(matrix) == 0:
             needed = f"({self.count},) or (R, {self.count})"
             raise ValueError(f"weights has shape {tuple(matrix.shape)}, but {self.count} tasks need {needed}")
@@ -320,10 +361,8 @@ class _Tasks:
                 raise ValueError(f"groups[{i}] is {group}: groups are counted from 0")
         return index
 
-    def out(
-        self, out: Sequence[Any] | None, count: int, single: bool
-    ) -> tuple[list[list[Tensor | None]], list[Tensor]]:
-        """R rows of N tensors to write into, None where no task has a gradient; and those that are not None."""
+    def out(self, out: Sequence[Any] | None, count: int, single: bool) -> list[list[Tensor | None]]:
+        """R rows of N tensors to write into, None where no task has a gradient."""
         if out is None:
             given: list[list[Any]] = [[None] * self.size for _ in range(count)]
         else:
@@ -343,7 +382,21 @@ class _Tasks:
                     for t, first in zip(row, self.first, strict=True)
                 ]
             )
-        return rows, [t for row in rows for t in row if t is not None]
+        return rows
+
+
+def _written(rows: list[list[Tensor | None]]) -> list[Tensor]:
+    return [t for row in rows for t in row if t is not None]
+
+
+def _mark(written: Sequence[Tensor]) -> None:
+    """Kernels write to addresses: autograd must be told."""
+    torch.autograd.graph.increment_version(written)
+
+
+def _observed() -> bool:
+    """Whether a mode is active that sees operators as they are called: fake tensors, tracing, counting, ..."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
 
 
 def _check_tensor(where: str, t: Any, device: torch.device | None) -> None:
@@ -368,7 +421,7 @@ def _moment_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _scalar(name: str, value: float | Tensor) -> Tensor:
     if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     if value.numel() != 1:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, but must have one element")
     return value.reshape(())
@@ -395,13 +448,27 @@ def _load(name: str) -> ModuleType | str:
 
 
 def _backend(name: str | None, device: torch.device) -> ModuleType:
-    name = name or os.environ.get("CATS_BACKEND") or _DEFAULTS.get(device.type, "reference")
+    name = name or os.environ.get("CATS_BACKEND")
+    if not name:
+        name = chosen(device.type)
     if name not in _BACKENDS:
         raise ValueError(f"there is no backend {name!r}; the backends are {', '.join(_BACKENDS)}")
     module = _load(name)
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} cannot be used here: {module}")
+    devices = getattr(module, "DEVICES", (device.type,))
+    if device.type not in devices:
+        raise RuntimeError(f"backend {name!r} works on {' and '.join(devices)}, but the gradients are on {device}")
     return module
+
+
+def chosen(device_type: str) -> str:
+    """The backend of calls that name none, for tensors on this type of device, unless CATS_BACKEND is set."""
+    for name in _DEFAULTS.get(device_type, ()):
+        module = _load(name)
+        if not isinstance(module, str) and device_type in getattr(module, "DEVICES", (device_type,)):
+            return name
+    return "reference"
 
 
 # torch.library: gradients travel as one flat list of K N entries, out as the R lists' tensors without the Nones, and
@@ -461,6 +528,7 @@ def _combine(grads: list[Tensor | None], tasks: int, weights: Tensor, out: list[
     rows = _split(grads, tasks)
     module = _backend(backend, _present(grads, weights).device)
     module.combine(rows, weights, _place(rows, out, len(weights)))
+    _mark(out)
 
 
 @_operator(
@@ -478,7 +546,9 @@ def _combine_dots(
 ) -> tuple[Tensor, Tensor]:
     rows = _split(grads, tasks)
     module = _backend(backend, _present(grads, weights).device)
-    return module.combine_dots(rows, weights, _place(rows, out, len(weights)), groups)
+    statistics = module.combine_dots(rows, weights, _place(rows, out, len(weights)), groups)
+    _mark(out)
+    return statistics
 
 
 @_operator(
@@ -518,4 +588,6 @@ def _combine_adamw_(
 ) -> tuple[Tensor, Tensor]:
     *options, groups, backend = arguments
     module = _backend(backend, _present(grads, weights).device)
-    return module.combine_adamw_(params, _split(grads, tasks), weights, *options, groups)
+    statistics = module.combine_adamw_(params, _split(grads, tasks), weights, *options, groups)
+    _mark([*params, *options[0], *options[1]])
+    return statistics

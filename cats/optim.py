@@ -128,7 +128,7 @@ class MultiTask(Optimizer):
         self.max_nonfinite = max_nonfinite
         self._index = {task: n for n, task in enumerate(self.tasks)}
         self._shared = None if shared is None else self._check_shared(shared)
-        self._weights = torch.full((len(self.tasks),), 1 / len(self.tasks), dtype=torch.float64)
+        self._weights = torch.full((len(self.tasks),), 1 / len(self.tasks), dtype=torch.float64, device="cpu")
         self._counts = {"step": 0, "task_gradient_steps": 0, "skipped": 0, "nonfinite_in_a_row": 0}
         self._last: dict[str, Any] = {"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan}
         self._cycle: _Cycle | None = None

@@ -469,7 +469,29 @@ def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.Monke
     monkeypatch.setenv("CATS_BACKEND", "native")
     assert ops.gram(GOOD).tolist() == [[7.0, 7.0], [7.0, 7.0]]
     monkeypatch.delenv("CATS_BACKEND")
+    monkeypatch.setitem(ops._DEFAULTS, "cpu", ("native",))
+    assert ops.gram(GOOD).tolist() == [[7.0, 7.0], [7.0, 7.0]]
+    module.DEVICES = ("cuda",)  # type: ignore[attr-defined]
     assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+    with pytest.raises(RuntimeError, match=r"backend 'native' works on cuda, but the gradients are on cpu"):
+        ops.gram(GOOD, backend="native")
+
+
+def test_a_default_that_cannot_be_used_gives_way(no_native: None) -> None:
+    assert ops.chosen("cpu") == "reference" == ops.chosen("meta")
+    assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+
+
+def test_a_default_device_elsewhere_does_not_matter() -> None:
+    expected = ops.combine_dots(GOOD, [1.0, 1.0])
+    with torch.device("meta"):
+        found = ops.combine_dots(GOOD, [1.0, 1.0])
+        gram = ops.gram(GOOD)
+        update = [[torch.ones(2, device="cpu"), torch.ones(3, device="cpu")] for _ in range(3)]
+        ops.combine_adamw_(update[0], GOOD, [1.0, 1.0], update[1], update[2], **ADAMW)
+    for a, b in zip(found[0] + list(found[1:]), expected[0] + list(expected[1:]), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(gram, ops.gram(GOOD)) and torch.isfinite(update[0][0]).all()
 
 
 def test_a_backend_gives_its_own_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

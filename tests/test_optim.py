@@ -1026,3 +1026,20 @@ def test_integer_tasks_and_statistics_before_the_first_step():
     assert list(optimizer.statistics["losses"]) == [1]
     optimizer.statistics["losses"].clear()  # a copy
     assert list(optimizer.statistics["losses"]) == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"simplex": "lagrangian", "alpha_lr": 1e-3}, {"cross_batch": True}])
+def test_a_default_device_elsewhere_does_not_matter(options):
+    finals = []
+    for device in ("cpu", "meta"):
+        problem = Quadratics()
+        with torch.device(device):
+            optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.01), TASKS, inner_steps=2, **options)
+        for _ in range(4):
+            losses = problem.losses()
+            if optimizer.needs_task_gradients and "cross_batch" in options:
+                losses = [(loss, other) for loss, other in zip(losses, problem.losses(shift=0.1), strict=True)]
+            with torch.device(device):
+                take_step(optimizer, losses)
+        finals.append([problem.theta, optimizer.alpha, optimizer.statistics])
+    assert same(*finals)

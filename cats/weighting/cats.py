@@ -68,11 +68,11 @@ class CATS(Weighting):
     def start(self, tasks: int) -> None:
         self._lambda_c = 0.0
         if self.simplex == "softmax":
-            self._a = torch.zeros(tasks, dtype=torch.float64)
+            self._a = torch.zeros(tasks, dtype=torch.float64, device="cpu")
         else:
-            self._alpha = torch.ones(tasks, dtype=torch.float64)
+            self._alpha = torch.ones(tasks, dtype=torch.float64, device="cpu")
             self._lambda_s = 0.0
-            self._lambda_n = torch.zeros(tasks, dtype=torch.float64)
+            self._lambda_n = torch.zeros(tasks, dtype=torch.float64, device="cpu")
 
     def weights(self) -> Tensor:
         return torch.softmax(self._a, dim=0) if self.simplex == "softmax" else self._alpha.clone()

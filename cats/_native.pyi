@@ -1,0 +1,50 @@
+"""The compiled module, from csrc/: addresses in, sums out. Called by cats.table, cats.native and cats.cuda only."""
+
+from array import array
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor, dtype
+
+Rows = Sequence[Sequence[Tensor | None]]
+
+cuda: bool
+
+def use_torch(torch: ModuleType) -> bool: ...
+def uniform(rows: Rows) -> list[Tensor | None] | None: ...
+def flatten(
+    grads: Rows, others: Rows, vector_bytes: int
+) -> tuple[list[int], list[int], list[tuple[dtype, ...]], list[bool], bytes, list[int]] | None: ...
+def use_openmp(library: str) -> bool: ...
+def instructions() -> str: ...
+
+class Work:
+    def __init__(
+        self,
+        pointers: array[int] | bytes,
+        numels: list[int],
+        groups: list[int],
+        tasks: int,
+        others: int,
+        type: int,
+        threads: int,
+    ) -> None: ...
+
+def combine(work: Work, rows: int, weights: int, dots: int, sqnorms: int) -> None: ...
+def dots(work: Work, direction_is_wide: bool, result: int) -> None: ...
+def gram(work: Work, result: int) -> None: ...
+def combine_adamw(
+    work: Work,
+    weights: int,
+    step_size: float,
+    decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    correction: float,
+    grad_scale: float,
+    skip: bool,
+    dots: int,
+    sqnorms: int,
+) -> None: ...
+def traffic(source: int, source_bytes: int, target: int, target_bytes: int, threads: int) -> None: ...

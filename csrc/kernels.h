@@ -1,0 +1,32 @@
+// The operators on the CPU, as cats/native.py calls them. Sums are added to what `dots`, `sqnorms` and `gram` hold.
+#pragma once
+
+#include "work.h"
+
+namespace cats {
+
+// weights: (rows, K). Other tensors: `rows` results of the gradients' type. dots: (groups, rows, K), sqnorms:
+// (groups, K); both null if not wanted.
+void combine(const Work& work, int64_t rows, const double* weights, double* dots, double* sqnorms);
+
+// Other tensors: the direction, of the gradients' type or, if `direction_is_wide`, of the type they are computed in,
+// float32 or float64. dots: (groups, K).
+void dots(const Work& work, bool direction_is_wide, double* dots);
+
+// gram: (groups, K, K), symmetric.
+void gram(const Work& work, double* gram);
+
+struct AdamW {
+    double step_size, decay, beta1, beta2, eps, correction;  // lr / (1 - beta1^t), 1 - lr wd, ..., sqrt(1 - beta2^t)
+    double grad_scale;
+    bool skip;  // found_inf: statistics only
+};
+
+// weights: (K). Other tensors: parameter, exp_avg, exp_avg_sq; moments float32, or float64 for float64. dots, sqnorms:
+// (groups, K).
+void combine_adamw(const Work& work, const double* weights, const AdamW& options, double* dots, double* sqnorms);
+
+// Reads and writes so many bytes, in one stream each and with no arithmetic to speak of: what the memory can do.
+uint64_t traffic(const char* source, int64_t source_bytes, char* target, int64_t target_bytes, int threads);
+
+}  // namespace cats

@@ -1,0 +1,78 @@
+// The module cats._native: raw addresses in, nothing of torch. cats/native.py and cats/cuda.py are its only callers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "kernels.h"
+#include "tensors.h"
+#include "vector.h"
+
+namespace py = pybind11;
+using namespace cats;
+
+namespace {
+
+double* doubles(uintptr_t address) { return reinterpret_cast<double*>(address); }
+
+// Owns what a Work points to.
+struct PyWork {
+    py::buffer_info addresses;
+    Work work;
+    PyWork(const py::buffer& pointers, std::vector<int64_t> numels, std::vector<int64_t> groups, int64_t tasks, int64_t others,
+           int type, int threads)
+        : addresses(pointers.request()) {
+        if (addresses.size * addresses.itemsize != int64_t(numels.size()) * (tasks + others) * 8 || numels.size() != groups.size())
+            throw py::value_error("pointers, numels and groups do not fit together");
+        work = {static_cast<const int64_t*>(addresses.ptr), std::move(numels), std::move(groups), tasks, others,
+                static_cast<Type>(type), threads};
+    }
+};
+
+}  // namespace
+
+#ifdef CATS_CUDA
+void bind_cuda(py::module_& m);
+#endif
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "The compiled kernels of cats.ops: addresses of tensors in, sums out. Called by cats.native and cats.cuda.";
+    m.def("use_torch", &use_torch);
+    m.def("uniform", &uniform);
+    m.def("flatten", &flatten);
+    m.def("use_openmp", [](const std::string& library) { return use_openmp(library.c_str()); });
+    m.def("instructions", [] {
+        switch (instructions()) {
+            case Instructions::avx512: return "AVX-512";
+            case Instructions::avx2: return "AVX2";
+            default: return "baseline";
+        }
+    });
+    py::class_<PyWork>(m, "Work").def(py::init<const py::buffer&, std::vector<int64_t>, std::vector<int64_t>, int64_t, int64_t, int, int>());
+    m.def("combine", [](const PyWork& work, int64_t rows, uintptr_t weights, uintptr_t dots, uintptr_t sqnorms) {
+        py::gil_scoped_release release;
+        combine(work.work, rows, doubles(weights), doubles(dots), doubles(sqnorms));
+    });
+    m.def("dots", [](const PyWork& work, bool direction_is_wide, uintptr_t result) {
+        py::gil_scoped_release release;
+        dots(work.work, direction_is_wide, doubles(result));
+    });
+    m.def("gram", [](const PyWork& work, uintptr_t result) {
+        py::gil_scoped_release release;
+        gram(work.work, doubles(result));
+    });
+    m.def("combine_adamw", [](const PyWork& work, uintptr_t weights, double step_size, double decay, double beta1, double beta2,
+                              double eps, double correction, double grad_scale, bool skip, uintptr_t dots, uintptr_t sqnorms) {
+        py::gil_scoped_release release;
+        combine_adamw(work.work, doubles(weights), {step_size, decay, beta1, beta2, eps, correction, grad_scale, skip},
+                      doubles(dots), doubles(sqnorms));
+    });
+    m.def("traffic", [](uintptr_t source, int64_t source_bytes, uintptr_t target, int64_t target_bytes, int threads) {
+        py::gil_scoped_release release;
+        traffic(reinterpret_cast<const char*>(source), source_bytes, reinterpret_cast<char*>(target), target_bytes, threads);
+    });
+#ifdef CATS_CUDA
+    m.attr("cuda") = true;
+    bind_cuda(m);
+#else
+    m.attr("cuda") = false;
+#endif
+}

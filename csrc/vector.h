@@ -1,0 +1,166 @@
+// Vectors of 16 numbers, conversions between the element types and the type of arithmetic, and the choice of an
+// instruction set at run time.
+//
+// The kernels are written once, on vectors of the compiler (GCC's and Clang's vector extension): 16 lanes whatever the
+// chip has. A kernel is an inlined template; CATS_DISPATCH compiles it for AVX-512, for AVX2 with FMA, and for what
+// the compiler targets by default (SSE2 on x86-64, NEON on arm64), and calls the best that this processor runs.
+// Multiplications and additions are fused where the instruction set can, so last bits depend on it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define CATS_INLINE static inline __attribute__((always_inline))
+
+namespace cats {
+
+constexpr int LANES = 16;
+
+typedef float Float16Lanes __attribute__((vector_size(64)));
+typedef double Double16Lanes __attribute__((vector_size(128)));
+typedef uint32_t UInt16Lanes __attribute__((vector_size(64)));
+typedef uint16_t Short16Lanes __attribute__((vector_size(32)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Half {
+    uint16_t bits;
+};
+
+// For an element type: the type of arithmetic, and its vector.
+template <class T> struct Arithmetic {
+    typedef float Scalar;
+    typedef Float16Lanes Lanes;
+};
+template <> struct Arithmetic<double> {
+    typedef double Scalar;
+    typedef Double16Lanes Lanes;
+};
+
+template <class To, class From> CATS_INLINE To reinterpret(From value) {
+    static_assert(sizeof(To) == sizeof(From), "of one size");
+    To result;
+    std::memcpy(&result, &value, sizeof result);
+    return result;
+}
+
+CATS_INLINE Float16Lanes from_bfloat16(Short16Lanes bits) {
+    return reinterpret<Float16Lanes>(__builtin_convertvector(bits, UInt16Lanes) << 16);
+}
+
+// Exponents of half start at 2^-14, those of float at 2^-126: shifted into a float's place the number is 2^-112 of what
+// it should be, subnormal or not. Infinity and NaN have the largest exponent on both sides.
+CATS_INLINE Float16Lanes from_half(Short16Lanes bits) {
+    UInt16Lanes half = __builtin_convertvector(bits, UInt16Lanes);
+    UInt16Lanes sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
+    UInt16Lanes finite = reinterpret<UInt16Lanes>(reinterpret<Float16Lanes>(magnitude) * 0x1p112f);
+    UInt16Lanes special = reinterpret<UInt16Lanes>(magnitude >= 0x0f800000u);
+    return reinterpret<Float16Lanes>(sign | (special & (magnitude | 0x7f800000u)) | (~special & finite));
+}
+
+// Both round to nearest, ties to even, and make every NaN quiet.
+CATS_INLINE Short16Lanes to_bfloat16(Float16Lanes values) {
+    UInt16Lanes bits = reinterpret<UInt16Lanes>(values);
+    UInt16Lanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    UInt16Lanes nan = reinterpret<UInt16Lanes>((bits & 0x7fffffffu) > 0x7f800000u);
+    return __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), Short16Lanes);
+}
+
+CATS_INLINE Short16Lanes to_half(Float16Lanes values) {
+    UInt16Lanes bits = reinterpret<UInt16Lanes>(values), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    UInt16Lanes normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // Added to 0.5 a number below 2^-14 is rounded to a multiple of 2^-24, half's smallest.
+    Float16Lanes shifted = reinterpret<Float16Lanes>(magnitude) + 0.5f;
+    UInt16Lanes subnormal = reinterpret<UInt16Lanes>(shifted) - 0x3f000000u;
+    UInt16Lanes small = reinterpret<UInt16Lanes>(magnitude < 0x38800000u);
+    UInt16Lanes large = reinterpret<UInt16Lanes>(magnitude >= 0x47800000u);
+    UInt16Lanes nan = reinterpret<UInt16Lanes>(magnitude > 0x7f800000u);
+    UInt16Lanes special = 0x7c00u + (nan & 0x200u);
+    UInt16Lanes finite = (small & subnormal) | (~small & normal);
+    return __builtin_convertvector(sign | (large & special) | (~large & finite), Short16Lanes);
+}
+
+CATS_INLINE Float16Lanes load(const float* p) {
+    Float16Lanes v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+CATS_INLINE Double16Lanes load(const double* p) {
+    Double16Lanes v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+CATS_INLINE Float16Lanes load(const BFloat16* p) {
+    Short16Lanes v;
+    std::memcpy(&v, p, sizeof v);
+    return from_bfloat16(v);
+}
+CATS_INLINE Float16Lanes load(const Half* p) {
+    Short16Lanes v;
+    std::memcpy(&v, p, sizeof v);
+    return from_half(v);
+}
+
+CATS_INLINE void store(float* p, Float16Lanes v) { std::memcpy(p, &v, sizeof v); }
+CATS_INLINE void store(double* p, Double16Lanes v) { std::memcpy(p, &v, sizeof v); }
+CATS_INLINE void store(BFloat16* p, Float16Lanes v) {
+    Short16Lanes bits = to_bfloat16(v);
+    std::memcpy(p, &bits, sizeof bits);
+}
+CATS_INLINE void store(Half* p, Float16Lanes v) {
+    Short16Lanes bits = to_half(v);
+    std::memcpy(p, &bits, sizeof bits);
+}
+
+// The first `count` lanes, if there are no more, the others zero; and the way back.
+template <class T> CATS_INLINE typename Arithmetic<T>::Lanes load(const T* p, int64_t count) {
+    if (count >= LANES) return load(p);
+    T padded[LANES];
+    std::memset(padded, 0, sizeof padded);
+    std::memcpy(padded, p, size_t(count) * sizeof(T));
+    return load(padded);
+}
+template <class T> CATS_INLINE void store(T* p, typename Arithmetic<T>::Lanes v, int64_t count) {
+    if (count >= LANES) return store(p, v);
+    T padded[LANES];
+    store(padded, v);
+    std::memcpy(p, padded, size_t(count) * sizeof(T));
+}
+
+CATS_INLINE double sum(Double16Lanes v) {
+    double a[LANES];
+    std::memcpy(a, &v, sizeof a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) a[i] += a[i + half];
+    return a[0];
+}
+CATS_INLINE double sum(Float16Lanes v) { return sum(__builtin_convertvector(v, Double16Lanes)); }
+
+// Copies past the caches: without this the processor reads every line before it is overwritten. `bytes` is a multiple of
+// nothing; targets that are not written for a while only.
+void stream_copy(void* target, const void* source, size_t bytes);
+
+enum class Instructions { baseline, avx2, avx512 };
+Instructions instructions();  // the best this processor has
+
+}  // namespace cats
+
+// Defines `void NAME(A a)`, which calls the inlined template function IMPL(a) in the best version.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define CATS_DISPATCH(NAME, IMPL, A)                                                                        \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) static void NAME##_avx512(A a) { IMPL(a); } \
+    __attribute__((target("avx2,fma"))) static void NAME##_avx2(A a) { IMPL(a); }                           \
+    static void NAME##_baseline(A a) { IMPL(a); }                                                           \
+    static void NAME(A a) {                                                                                 \
+        switch (::cats::instructions()) {                                                                   \
+            case ::cats::Instructions::avx512: return NAME##_avx512(a);                                     \
+            case ::cats::Instructions::avx2: return NAME##_avx2(a);                                         \
+            default: return NAME##_baseline(a);                                                             \
+        }                                                                                                   \
+    }
+#else
+#define CATS_DISPATCH(NAME, IMPL, A) \
+    static void NAME(A a) { IMPL(a); }
+#endif

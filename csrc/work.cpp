@@ -1,0 +1,123 @@
+#include "work.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
+#include <unistd.h>
+#endif
+
+namespace cats {
+
+int64_t Work::elements() const {
+    int64_t total = 0;
+    for (int64_t numel : numels) total += numel;
+    return total;
+}
+
+Present::Present(int64_t count, const int64_t* row) {
+    for (int64_t n = 0; n < count; n++)
+        if (row[n] != 0) {
+            tasks.push_back(n);
+            data.push_back(reinterpret_cast<const char*>(row[n]));
+        }
+}
+
+void share_out(const Work& work, int64_t block, int64_t size, double* totals, int64_t max_shares,
+               const std::function<void(const std::vector<Segment>&, const Account&)>& body) {
+    // A block belongs to the share in which its first element lies, counted over all parameters.
+    const int64_t elements = work.elements();
+    const int64_t length = block * std::max<int64_t>(8, elements / block / max_shares + 1);
+    std::vector<std::vector<Segment>> shares(size_t(elements / length + 1));
+    int64_t offset = 0;
+    for (size_t i = 0; i < work.numels.size(); i++) {
+        const int64_t numel = work.numels[i];
+        for (int64_t start = 0; start < numel;) {
+            const int64_t share = (offset + start) / length;
+            const int64_t blocks = ((share + 1) * length - offset - start + block - 1) / block;
+            const int64_t end = std::min(numel, start + blocks * block);
+            shares[size_t(share)].push_back({i, start, end - start});
+            start = end;
+        }
+        offset += numel;
+    }
+    std::vector<std::map<int64_t, std::vector<double>>> accounts(shares.size());
+    parallel(int64_t(shares.size()), elements < (1 << 16) ? 1 : work.threads, [&](int64_t s) {
+        auto& mine = accounts[size_t(s)];
+        body(shares[size_t(s)], [&mine, size](int64_t group) {
+            std::vector<double>& sums = mine[group];
+            sums.resize(size_t(size), 0.0);
+            return sums.data();
+        });
+    });
+    for (const auto& mine : accounts)
+        for (const auto& [group, sums] : mine)
+            for (int64_t j = 0; j < size; j++) totals[group * size + j] += sums[size_t(j)];
+}
+
+namespace {
+
+typedef void (*GompParallel)(void (*)(void*), void*, unsigned, unsigned);
+GompParallel gomp_parallel = nullptr;
+
+struct Job {
+    const std::function<void(int64_t)>* task;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+    std::exception_ptr error;
+    std::mutex guard;
+
+    void work() {
+        try {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) (*task)(i);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(guard);
+            error = std::current_exception();
+            next = count;
+        }
+    }
+};
+
+}  // namespace
+
+#if defined(__unix__) || defined(__APPLE__)
+// A forked child has none of its parent's threads, and OpenMP runtimes wait for them forever.
+static const pid_t loaded_in = getpid();
+static bool forked() { return getpid() != loaded_in; }
+
+bool use_openmp(const char* library) {
+    void* handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+    gomp_parallel = handle ? reinterpret_cast<GompParallel>(dlsym(handle, "GOMP_parallel")) : nullptr;
+    return gomp_parallel != nullptr;
+}
+#else
+static bool forked() { return false; }
+
+bool use_openmp(const char*) { return false; }
+#endif
+
+void parallel(int64_t count, int threads, const std::function<void(int64_t)>& task) {
+    Job job;
+    job.task = &task;
+    job.count = count;
+    if (threads > count) threads = int(count);
+    if (threads <= 1 || forked()) {
+        job.work();
+    } else if (gomp_parallel) {
+        // The function that GCC compiles `#pragma omp parallel` into a call of; LLVM's and Intel's runtimes have it too.
+        gomp_parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, unsigned(threads), 0);
+    } else {
+        std::vector<std::thread> others;
+        for (int t = 1; t < threads; t++) others.emplace_back([&job] { job.work(); });
+        job.work();
+        for (std::thread& other : others) other.join();
+    }
+    if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace cats
