@@ -100,6 +100,14 @@ def uniform(rows: list[list[Tensor | None]]) -> list[Tensor | None] | None:
     return _native.uniform(rows) if _reads_tensors else None
 
 
+def matches(first: Row, row: Row, *, optional: bool = False, moments: bool = False) -> bool:
+    """Whether all of `row` are contiguous tensors like the first gradients, or, of their dtypes, like their moments.
+
+    With `optional`, None where there is no gradient. False says only that it takes a closer look.
+    """
+    return _reads_tensors and _native.matches(first, row, optional, moments)
+
+
 def select(rows: Sequence[Row], params: Sequence[int]) -> list[list[Tensor | None]]:
     """Every row with these parameters only."""
     return [[row[i] for i in params] for row in rows]

@@ -37,6 +37,7 @@ PYBIND11_MODULE(_native, m) {
     m.doc() = "The compiled kernels of cats.ops: addresses of tensors in, sums out. Called by cats.native and cats.cuda.";
     m.def("use_torch", &use_torch);
     m.def("uniform", &uniform);
+    m.def("matches", &matches);
     m.def("flatten", &flatten);
     m.def("use_openmp", [](const std::string& library) { return use_openmp(library.c_str()); });
     m.def("instructions", [] {

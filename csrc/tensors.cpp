@@ -160,6 +160,27 @@ py::object uniform(const py::list& rows) {
     return first;
 }
 
+bool matches(const py::list& first, const py::list& row, bool optional, bool moments) {
+    if (api == nullptr || first.size() != row.size()) return false;
+    for (size_t i = 0; i < row.size(); i++) {
+        View view, gradient;
+        PyObject* entry = PyList_GET_ITEM(row.ptr(), Py_ssize_t(i));
+        PyObject* owner = PyList_GET_ITEM(first.ptr(), Py_ssize_t(i));
+        if (entry == Py_None || owner == Py_None) {
+            if (entry != owner || !optional) return false;
+            continue;
+        }
+        if (!look(entry, &view) || !look(owner, &gradient) || !contiguous(view)) return false;
+        if (moments) {
+            const uint8_t bits = gradient.dtype.bits == 64 ? 64 : 32;
+            gradient.dtype = {2, bits, 1};
+        }
+        if (!same_kind(view, gradient) || view.device.type != gradient.device.type || view.device.id != gradient.device.id)
+            return false;
+    }
+    return true;
+}
+
 py::object flatten(const py::list& grads, const py::list& others, int64_t vector_bytes) {
     std::vector<PyObject**> entries;
     Py_ssize_t size = 0;
