@@ -158,15 +158,10 @@ def combine_adamw_(
             arguments = numbers.data_ptr(), constants, beta1, beta2, eps
             _kernels.cuda_combine_adamw(*common, *arguments, partials, work.stream)
         if flat.odd:
-            rest = table.select(others, flat.odd)
-            found = reference.combine_adamw_(
-                rest[0],
-                table.select(grads, flat.odd),
-                weights,
-                *rest[1:],
-                *options,
-                [groups[i] for i in flat.odd],
-            )
+            targets, averages, squares = table.select(others, flat.odd)
+            rest = table.select(grads, flat.odd)
+            members = [groups[i] for i in flat.odd]
+            found = reference.combine_adamw_(targets, rest, weights, averages, squares, *options, members)
             table.add_statistics(statistics, found)
     return statistics
 

@@ -1,0 +1,219 @@
+"""What is measured: the workloads of each suite, and the tensors of a workload."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STREAMING = ("combine", "combine_dots", "dots", "combine_adamw_")  # their cost is their traffic
+OPERATORS = (*STREAMING, "gram")
+# Methods whose weights depend on the Gram matrix read the gradients twice: gram, then combine.
+TWO_PASSES = "gram, combine"
+
+ADAMW: dict[str, Any] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.01}
+
+
+def transformer_base(layers: int = 6, width: int = 512, ffn: int = 2048, vocabulary: int = 32_000) -> list[list[int]]:
+    """The shapes of the parameters of Transformer-base (Vaswani et al., 2017, table 3), one tied embedding matrix."""
+    attention = [[width, width], [width]] * 4  # query, key, value, output
+    feed_forward = [[ffn, width], [ffn], [width, ffn], [width]]
+    norm = [[width], [width]]
+    encoder = [*attention, *norm, *feed_forward, *norm]
+    decoder = [*attention, *norm, *attention, *norm, *feed_forward, *norm]
+    return [[vocabulary, width], *encoder * layers, *decoder * layers]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """K gradients of `shapes` of one dtype, what is done with them, and whether compiled rivals take part."""
+
+    tasks: int
+    shapes: Sequence[Sequence[int]]
+    dtype: torch.dtype = torch.float32
+    operators: tuple[str, ...] = OPERATORS
+    compiled: tuple[str, ...] = ()  # operators whose rivals are also compiled
+    layout: str = "flat"
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.shapes))
+
+    @property
+    def name(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"K={self.tasks} P={self.elements:.3g} {dtype} {self.layout}".replace("e+0", "e")
+
+
+def flat(tasks: int, elements: float, **options: Any) -> Workload:
+    return Workload(tasks, [[int(elements)]], **options)
+
+
+def quick() -> list[Workload]:
+    """Two minutes on two cores."""
+    return [
+        flat(8, 4e6, operators=(*OPERATORS, TWO_PASSES), compiled=("combine_dots",)),
+        flat(2, 1e7, operators=("combine_dots",)),
+        flat(32, 1e6, operators=("combine_dots", "gram")),
+        flat(8, 4e6, dtype=torch.bfloat16, operators=("combine_dots",)),
+    ]
+
+
+def cpu() -> list[Workload]:
+    """Every operator, against K, against P, and for every dtype; a quarter of an hour on two cores."""
+    return [
+        flat(2, 1e7, compiled=STREAMING),
+        flat(8, 1e7, operators=(*OPERATORS, TWO_PASSES), compiled=OPERATORS),
+        flat(16, 1e7, operators=("combine_dots", "gram")),
+        flat(32, 1e7, compiled=("combine_dots",)),
+        flat(8, 1e5),
+        flat(8, 1e6),
+        flat(128, 1e6, operators=("combine_dots", "gram")),
+        flat(
+            8,
+            1e7,
+            dtype=torch.bfloat16,
+            operators=("combine", "combine_dots", "combine_adamw_"),
+            compiled=("combine_dots",),
+        ),
+        flat(8, 1e7, dtype=torch.float16, operators=("combine_dots",)),
+        flat(8, 1e7, dtype=torch.float64, operators=("combine_dots", "gram")),
+        Workload(
+            4,
+            transformer_base(),
+            operators=("combine_dots", "combine_adamw_", "gram"),
+            compiled=("combine_dots",),
+            layout="transformer-base",
+        ),
+    ]
+
+
+def gpu() -> list[Workload]:
+    """Gradients of 1 GiB or more, so that no cache can hold them from one call to the next."""
+    suite = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for tasks in (2, 8, 32, 64, 92, 128):
+            elements = 2**30 // (tasks * dtype.itemsize)
+            operators = (*OPERATORS, TWO_PASSES) if tasks == 8 else OPERATORS
+            compiled: tuple[str, ...] = ()
+            if tasks <= 8:
+                compiled = OPERATORS if dtype is torch.float32 else ("combine", "combine_dots")
+            elif tasks == 32 and dtype is torch.float32:
+                compiled = ("combine", "combine_dots")
+            suite.append(flat(tasks, elements, dtype=dtype, operators=operators, compiled=compiled))
+        suite.append(Workload(8, transformer_base(), dtype, layout="transformer-base"))
+    suite += [flat(8, elements, operators=STREAMING) for elements in (2**26, 2**27)]  # for the linear fit
+    return suite
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operator must do at least: bytes to read and to write once, floating-point operations."""
+
+    read: int
+    written: int
+    operations: int
+
+    @property
+    def moved(self) -> int:
+        return self.read + self.written
+
+
+def work(operator: str, tasks: int, elements: int, dtype: torch.dtype) -> Work:
+    """The least work of an operator on K gradients of P elements. Moments are float32, with float64 parameters float64.
+
+    A multiplication and an addition are two operations. The update of AdamW itself is counted as 15 per element.
+    """
+    size = dtype.itemsize
+    moments = 2 * max(4, size)
+    gradients = tasks * elements * size
+    match operator:
+        case "combine":
+            return Work(gradients, elements * size, 2 * tasks * elements)
+        case "combine_dots":
+            return Work(gradients, elements * size, 6 * tasks * elements)
+        case "dots":
+            return Work(gradients + elements * size, 0, 2 * tasks * elements)
+        case "gram":
+            return Work(gradients, 0, tasks * (tasks + 1) * elements)
+        case "gram, combine":
+            return Work(2 * gradients, elements * size, tasks * (tasks + 3) * elements)
+        case "combine_adamw_":
+            state = elements * (size + moments)
+            return Work(gradients + state, state, (6 * tasks + 15) * elements)
+    raise ValueError(f"there is no operator {operator!r}")
+
+
+class Problem:
+    """The tensors of a workload on a device. Gradients lie apart, as autograd leaves them; outputs are reused."""
+
+    def __init__(self, workload: Workload, device: torch.device) -> None:
+        self.workload, self.device = workload, device
+        self.tasks, self.elements, self.dtype = workload.tasks, workload.elements, workload.dtype
+        self.generator = torch.Generator(device).manual_seed(self.tasks)
+        # Of the size of real gradients: squared norms fit float16, and elements are above its subnormal range.
+        self.grads = [
+            [self._random(shape, self.dtype, 2.0**-10) for shape in workload.shapes] for _ in range(self.tasks)
+        ]
+        self.columns = list(zip(*self.grads, strict=True))  # per parameter, K gradients
+        self.weights = torch.linspace(1, 2, self.tasks, dtype=torch.float64, device=device)
+        self.weights /= self.weights.sum()
+        self.factors: list[float] = self.weights.tolist()
+        self.out = self.like_params(self.dtype)
+        # What the probe of the memory reads and writes; written once, or it would read the system's one page of zeros.
+        reads = [self.work(op).read // (2 if op == TWO_PASSES else 1) for op in workload.operators]
+        self.source = torch.zeros(max(*reads, self.work("gram").read), dtype=torch.uint8, device=device)
+        self.target = torch.zeros(3 * self.elements * max(4, self.dtype.itemsize), dtype=torch.uint8, device=device)
+
+    def work(self, operator: str) -> Work:
+        return work(operator, self.tasks, self.elements, self.dtype)
+
+    def _random(self, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
+        values = torch.empty(list(shape), dtype=dtype, device=self.device)
+        return values.normal_(generator=self.generator).mul_(scale)
+
+    def like_params(self, dtype: torch.dtype) -> list[Tensor]:
+        return [torch.zeros(list(shape), dtype=dtype, device=self.device) for shape in self.workload.shapes]
+
+    @cached_property
+    def direction(self) -> list[Tensor]:
+        return [self._random(shape, self.dtype, 2.0**-10) for shape in self.workload.shapes]
+
+    @cached_property
+    def stacked(self) -> Tensor:
+        """(K, P): room for the gradients as one matrix, filled with them."""
+        matrix = self.source[: self.tasks * self.elements * self.dtype.itemsize].view(self.dtype)
+        matrix = matrix.view(self.tasks, self.elements)
+        for row, grads in zip(matrix, self.grads, strict=True):
+            torch.cat([g.view(-1) for g in grads], out=row)
+        return matrix
+
+    @cached_property
+    def flat_out(self) -> Tensor:
+        """(P,): an output for those who work on the matrix."""
+        return torch.zeros(self.elements, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def state(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Parameters and both moments of AdamW; `reset_state` fills them."""
+        moments = torch.promote_types(self.dtype, torch.float32)
+        return self.like_params(self.dtype), self.like_params(moments), self.like_params(moments)
+
+    def reset_state(self) -> None:
+        """The same values every time, in the range of a model in training: second moments of the gradients' size."""
+        generator = torch.Generator(self.device).manual_seed(1)
+        params, averages, squares = self.state
+        for p, m, v in zip(params, averages, squares, strict=True):
+            p.uniform_(-0.1, 0.1, generator=generator)
+            m.uniform_(-1e-3, 1e-3, generator=generator)
+            v.uniform_(1e-7, 1e-6, generator=generator)
+
+    def poison(self) -> None:
+        """NaN in every output: what a contender does not write cannot pass for right."""
+        for t in (*self.out, self.flat_out):
+            t.fill_(math.nan)

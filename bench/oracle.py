@@ -1,0 +1,162 @@
+"""Is a result right? The operators in float64, written apart from the library, and the bounds a result must keep.
+
+The bounds are the library's promise (cats/ops.py): per element of the combination (K + 1) 2^-24 Σ|w_n g_n|, and for
+sums 2e-6 |g_i| |g_j|. A backend must keep them, or its time is not reported. Rivals promise nothing of the kind; they
+are only held to be the same computation (`LOOSE`), and by how much they miss the bound is reported beside their time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cases import ADAMW, Problem
+
+SUMS = 2e-6
+# Plain float32 sums over 1e7 elements are some 1e-3 wrong.
+LOOSE = 2e-2
+
+
+class Outcome(NamedTuple):
+    """What a contender has computed; None is what it does not compute. `state`: the problem's, updated by AdamW."""
+
+    combined: Sequence[Tensor] | None = None
+    dots: Tensor | None = None
+    sqnorms: Tensor | None = None
+    gram: Tensor | None = None
+    state: bool = False
+
+
+# What a backend's outcome must hold.
+COMPLETE = {
+    "combine": ("combined",),
+    "combine_dots": ("combined", "dots", "sqnorms"),
+    "dots": ("dots",),
+    "gram": ("gram",),
+    "gram, combine": ("gram", "combined"),
+    "combine_adamw_": ("dots", "sqnorms", "state"),
+}
+
+
+class Oracle:
+    """The right results of a problem, in float64."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        exact: dict[str, Any] = {"dtype": torch.float64, "device": problem.device}
+        self.combined = torch.empty(problem.elements, **exact)
+        self.magnitude = torch.empty(problem.elements, **exact)  # Σ|w_n g_n|
+        self.gram = torch.zeros(problem.tasks, problem.tasks, **exact)
+        self.along = torch.zeros(problem.tasks, **exact)  # <g_n, direction>
+        self.along_norm = torch.zeros((), **exact)
+        width = max(1, 2**24 // problem.tasks)  # columns at a time: 128 MiB in float64
+        with_direction = "dots" in problem.workload.operators
+        start = 0
+        for i, column in enumerate(problem.columns):
+            for first in range(0, column[0].numel(), width):
+                part = slice(first, first + width)
+                block = torch.stack([g.view(-1)[part].double() for g in column])
+                place = slice(start + first, start + first + block.shape[1])
+                weighted = block * problem.weights[:, None]
+                self.combined[place] = weighted.sum(0)
+                self.magnitude[place] = weighted.abs_().sum(0)
+                self.gram += block @ block.T
+                if with_direction:
+                    direction = problem.direction[i].view(-1)[part].double()
+                    self.along += block @ direction
+                    self.along_norm += direction @ direction
+            start += column[0].numel()
+        self.norms = self.gram.diagonal().sqrt()
+
+    def errors(self, operator: str, outcome: Outcome) -> dict[str, float]:
+        """The largest error of each part of an outcome, as a multiple of its bound; infinite where not finite."""
+        found: dict[str, float] = {}
+        norm = self.combined.norm()
+        if outcome.combined is not None:
+            found["combined"] = self._combined(outcome.combined)
+        if outcome.dots is not None:
+            if operator == "dots":
+                exact, bound = self.along, self.norms * self.along_norm.sqrt()
+            else:
+                exact, bound = self.gram @ self.problem.weights, self.norms * norm
+            found["dots"] = _worst(outcome.dots, exact, SUMS * bound)
+        if outcome.sqnorms is not None:
+            found["sqnorms"] = _worst(outcome.sqnorms, self.norms**2, SUMS * self.norms**2)
+        if outcome.gram is not None:
+            found["gram"] = _worst(outcome.gram, self.gram, SUMS * torch.outer(self.norms, self.norms))
+        if outcome.state:
+            found["state"] = self._state()
+        return found
+
+    def allowance(self) -> float:
+        """By how many bounds a rival may be wrong and still be taken for the same computation."""
+        # A rival rounds each of its K + 1 operations to the gradients' dtype, where a backend does it once.
+        steps = (self.problem.tasks + 1) * torch.finfo(self.problem.dtype).eps
+        return max(LOOSE / SUMS, 4 * steps / SUMS, 4 * torch.finfo(self.problem.dtype).eps * 2**24)
+
+    def _element_bound(self) -> Tensor:
+        """(P,): the bound of the combination before it is rounded to the gradients' dtype."""
+        tasks, dtype = self.problem.tasks, self.problem.dtype
+        # In float64 the oracle's own error is as large as what it tests.
+        unit = 2.0**-24 if dtype is not torch.float64 else 2 * 2.0**-53
+        return self.magnitude * ((tasks + 1) * unit)
+
+    def _combined(self, tensors: Sequence[Tensor]) -> float:
+        bound = self._element_bound()
+        if self._narrow:
+            bound = bound + self._rounding(self.combined.abs() + bound)
+        return max(
+            _worst(t.view(-1), exact, limit)
+            for t, exact, limit in zip(tensors, self._split(self.combined), self._split(bound), strict=True)
+        )
+
+    @property
+    def _narrow(self) -> bool:
+        return self.problem.dtype in (torch.bfloat16, torch.float16)
+
+    def _rounding(self, size: Tensor) -> Tensor:
+        """The error of rounding numbers up to this size to the gradients' dtype, in which they may be subnormal."""
+        info = torch.finfo(self.problem.dtype)
+        return info.eps / 2 * size.clamp(min=info.smallest_normal)
+
+    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([column[0].numel() for column in self.problem.columns])
+
+    def _state(self) -> float:
+        """AdamW's new parameters and moments against the update in float64 from the state it started from."""
+        problem = self.problem
+        after = [[t.clone() for t in tensors] for tensors in problem.state]
+        problem.reset_state()
+        params, averages, squares = problem.state
+        unit = torch.finfo(averages[0].dtype).eps / 2
+        lr, b1, b2, eps, decay = (ADAMW[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay"))
+        worst = 0.0
+        gradients, slack = self._split(self.combined), self._split(self._element_bound())
+        for i, (g, error) in enumerate(zip(gradients, slack, strict=True)):
+            p, m, v = (tensors[i].double().view(-1) for tensors in (params, averages, squares))
+            m_new = b1 * m + (1 - b1) * g
+            v_new = b2 * v + (1 - b2) * g * g
+            root = (v_new / (1 - b2)).sqrt() + eps
+            step = lr / (1 - b1)
+            p_new = p * (1 - lr * decay) - step * m_new / root
+            # Four roundings of the terms, and what the error of the gradient adds.
+            m_bound = 4 * unit * (m.abs() + g.abs()) + (1 - b1) * error
+            v_bound = 6 * unit * v_new + 2 * (1 - b2) * g.abs() * error
+            update = (step * m_new / root).abs()
+            p_bound = 8 * unit * (p.abs() + update) + step * m_bound / root + update * v_bound / v_new
+            if self._narrow:
+                p_bound += self._rounding(p_new.abs() + p_bound)
+            for mine, exact, bound in zip(after, (p_new, m_new, v_new), (p_bound, m_bound, v_bound), strict=True):
+                worst = max(worst, _worst(mine[i].view(-1), exact, bound))
+        return worst
+
+
+def _worst(result: Tensor, exact: Tensor, bound: Tensor) -> float:
+    """max |result - exact| / bound; infinite if anything is not finite, or an error stands where none is allowed."""
+    error = (result.double() - exact).abs()
+    ratio = torch.where(error == 0, 0.0, error / bound)
+    return float(torch.nan_to_num(ratio, nan=math.inf, posinf=math.inf).max())

@@ -1,0 +1,93 @@
+"""An outer step of cats.CATS in use: the demo model's backward() and step(), one backend against the other."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import measure
+
+Record = dict[str, Any]
+
+STEPS, WARMUP = 40, 3
+
+
+class Stopwatch:
+    """Adds up the seconds that the wrapped methods take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def watch(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return method(*args, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def run(backends: list[str], steps: int = STEPS) -> Record:
+    """Milliseconds of backward() + step() of the trainer's default model and corpus, every step an outer one.
+
+    Each backend trains its own copy on the same batches; they take turns, and the order of the turns alternates.
+    `operators_ms` is the part of it that cats.ops.combine_dots takes.
+    """
+    import cats
+    from cats.nmt.config import Config, apply_overrides
+    from cats.nmt.train import Trainer, set_threads
+
+    config = apply_overrides(Config(), ["method.inner_steps=1"])
+    set_threads(config)
+    watches = {name: (Stopwatch(), Stopwatch()) for name in backends}
+    totals: dict[str, list[float]] = {name: [] for name in backends}
+    operators: dict[str, list[float]] = {name: [] for name in backends}
+    combine_dots = cats.ops.combine_dots
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {}
+        for name in backends:
+            trainer = trainers[name] = Trainer(config, Path(folder, name), resume=False, quiet=True)
+            optimizer: Any = trainer.optimizer
+            optimizer.backend = name
+            for method in ("backward", "step"):
+                setattr(optimizer, method, watches[name][0].watch(getattr(optimizer, method)))
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        for turn in range(WARMUP + steps):
+            for name in backends if turn % 2 else reversed(backends):
+                whole, part = watches[name]
+                whole.seconds = part.seconds = 0.0
+                with _replaced(cats.ops, "combine_dots", part.watch(combine_dots)):
+                    trainers[name].update()
+                if turn >= WARMUP:
+                    totals[name].append(whole.seconds)
+                    operators[name].append(part.seconds)
+    return {
+        "tasks": len(optimizer.tasks),
+        "tensors": len(params),
+        "elements": sum(p.numel() for p in params),
+        "steps": steps,
+        "backends": [
+            {
+                "name": name,
+                "step_seconds": vars(measure.summary(totals[name], "wall")),
+                "operators_seconds": vars(measure.summary(operators[name], "wall")),
+            }
+            for name in backends
+        ],
+    }
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Any:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
