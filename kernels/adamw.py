@@ -1,0 +1,196 @@
+"""combine_adamw_: the combined gradient, its statistics and the AdamW update in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cats import reference, table
+
+from . import common
+from .common import (
+    combination,
+    load,
+    load_tasks,
+    load_weights,
+    locate,
+    offsets,
+    other_pointer,
+    over_lanes,
+    products,
+    squares,
+    store,
+    store_statistic,
+    task_pointers,
+)
+
+
+@triton.jit
+def _divide(a, b):
+    """Rounded as IEEE 754 says; the operator / is, for float64 only."""
+    return a / b if a.dtype == tl.float64 else tl.div_rn(a, b)
+
+
+@triton.jit
+def _sqrt(a):
+    return tl.sqrt(a) if a.dtype == tl.float64 else tl.sqrt_rn(a)
+
+
+@triton.jit
+def _tile(
+    first, present, scale, state, settings, update, dots, norms, at, length,
+    SCALED: tl.constexpr, MASKED: tl.constexpr, PARAM: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Update one tile of the parameter and its moments; the accumulators with its statistics added."""
+    grads = load_tasks(first, present, at, length, MASKED, COMPUTE)
+    combined = combination(grads, scale)
+    dots += products(grads, combined)
+    norms += squares(grads)
+    if update:
+        decay, step_size, correction, rate1, beta2, rate2, eps, grad_scale = settings
+        param = load(state[0], at, length, MASKED, COMPUTE)
+        exp_avg = load(state[1], at, length, MASKED, COMPUTE)
+        exp_avg_sq = load(state[2], at, length, MASKED, COMPUTE)
+        ones = tl.full(combined.shape, 1, COMPUTE)
+        grad = _divide(combined, ones * grad_scale) if SCALED else combined
+        # As torch.lerp does, from the nearer end.
+        difference = grad - exp_avg
+        near = tl.fma(ones * rate1, difference, exp_avg)
+        exp_avg = tl.where(rate1 < 0.5, near, tl.fma(ones * (rate1 - 1), difference, grad))
+        exp_avg_sq = tl.fma(rate2 * grad, grad, beta2 * exp_avg_sq)
+        denominator = _divide(_sqrt(exp_avg_sq), ones * correction) + eps
+        param = param * decay + _divide(exp_avg * -step_size, denominator)
+        store(state[0], at, length, param, MASKED, PARAM)
+        store(state[1], at, length, exp_avg, MASKED, COMPUTE)
+        store(state[2], at, length, exp_avg_sq, MASKED, COMPUTE)
+    return dots, norms
+
+
+@triton.jit(do_not_specialize=["chunks", "base", "count"])
+def adamw_kernel(
+    words, chunks, base, count, weights, partials, scalars, found_inf, grad_scale,
+    TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
+    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """One chunk: the update, unless found_inf, and dots and squared norms, partials[:, chunk].
+
+    scalars: float64, as `_scalars` makes them. Parameters are of the gradients' DTYPE, moments of COMPUTE's.
+    """
+    index = tl.program_id(0) + base
+    row, start, length = locate(words, chunks, index)
+    columns: tl.constexpr = TASKS + 3
+    first, present = task_pointers(words, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    state = (
+        other_pointer(words, row, start, columns, TASKS, DTYPE, ALIGNED),
+        other_pointer(words, row, start, columns, TASKS + 1, COMPUTE, ALIGNED),
+        other_pointer(words, row, start, columns, TASKS + 2, COMPUTE, ALIGNED),
+    )
+    settings = ()
+    for i in tl.static_range(7):
+        settings += (tl.load(scalars + i).to(COMPUTE),)
+    scaled: tl.constexpr = grad_scale is not None
+    settings += (tl.load(grad_scale).to(COMPUTE) if scaled else settings[0],)
+    scale = load_weights(weights, present, TASKS, ROWS, COMPUTE)
+    update = True
+    if found_inf is not None:
+        update = tl.load(found_inf) == 0
+    zeros = tl.zeros([ROWS, LANES], COMPUTE)
+    dots = zeros
+    norms = zeros
+    dot_sums = tl.zeros([ROWS], tl.float64)
+    norm_sums = tl.zeros([ROWS], tl.float64)
+
+    size: tl.constexpr = LANES * WIDTH
+    full = length // size
+    inner = offsets(LANES, WIDTH)
+    for run in range(0, full, RUN):
+        for tile in range(run, tl.minimum(run + RUN, full)):
+            at = tl.cast(tile, tl.int64) * size + inner
+            dots, norms = _tile(
+                first, present, scale, state, settings, update, dots, norms, at, length,
+                scaled, False, DTYPE, COMPUTE,
+            )  # fmt: skip
+        dot_sums += over_lanes(dots)
+        norm_sums += over_lanes(norms)
+        dots = zeros
+        norms = zeros
+    for rest in range(full * size, length, LANES):
+        at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
+        dots, norms = _tile(
+            first, present, scale, state, settings, update, dots, norms, at, length,
+            scaled, True, DTYPE, COMPUTE,
+        )  # fmt: skip
+    store_statistic(partials, 0, count, index, dot_sums + over_lanes(dots), TASKS, ROWS)
+    store_statistic(partials, 1, count, index, norm_sums + over_lanes(norms), TASKS, ROWS)
+
+
+def _scalars(
+    step: Tensor, lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float, device: torch.device
+) -> Tensor:
+    """On the device, float64: decay, step size, correction of the second moment, 1 - beta1, beta2, 1 - beta2, eps."""
+    if step.device != lr.device:
+        step, lr = common.upload(step, device), common.upload(lr, device)
+    step, lr = step.double(), lr.double()
+    varying = (1 - lr * weight_decay, lr / (1 - beta1**step), (1 - beta2**step).sqrt())
+    constant = (lr.new_full((), value) for value in (1 - beta1, beta2, 1 - beta2, eps))
+    return common.upload(torch.stack([*varying, *constant]), device)
+
+
+def combine_adamw_(
+    params: table.Row,
+    grads: Sequence[table.Row],
+    weights: Tensor,
+    exp_avgs: table.Row,
+    exp_avg_sqs: table.Row,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    found_inf: Tensor | None,
+    grad_scale: Tensor | None,
+    groups: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """AdamW with the combined gradient, as in cats.reference, computed in the moments' dtype.
+
+    Returns dots (G, 1, K) and squared norms (G, K), float64, of the gradients as given.
+    """
+    others = (params, exp_avgs, exp_avg_sqs)
+    settings = (beta1, beta2, eps, weight_decay)
+    tasks = len(grads)
+    if tasks > common.MAX_TASKS:
+        return reference.combine_adamw_(
+            params, grads, weights, exp_avgs, exp_avg_sqs, step, lr, *settings, found_inf, grad_scale, groups
+        )
+    device = common.device_of(grads, weights.device)
+    weights = common.upload(weights, device)
+    found_inf, grad_scale = (None if t is None else common.upload(t, device) for t in (found_inf, grad_scale))
+    flat = table.flatten(grads, others)
+    plan = table.plan(flat, groups, device)
+    partials = weights.new_empty(2 * tasks, plan.count)
+    scalars = _scalars(step, lr, *settings, device)
+    for dtypes, aligned, base, chunks in plan.launches:
+        constants, launch = options(tasks, dtypes[0], aligned)
+        arguments = (plan.words, plan.chunks, base, plan.count, weights, partials, scalars, found_inf, grad_scale)
+        common.launch(adamw_kernel, (chunks,), device, *arguments, **constants, **launch)
+    dots, sqnorms = common.reduce(partials, plan, max(groups) + 1, tasks)
+    dots = dots.view(-1, 1, tasks)
+    if flat.odd:
+        odd_params, odd_avgs, odd_squares = common.pick(others, flat.odd)
+        parts = reference.combine_adamw_(
+            odd_params, common.pick(grads, flat.odd), weights, odd_avgs, odd_squares, step, lr, *settings,
+            found_inf, grad_scale, [groups[i] for i in flat.odd],
+        )  # fmt: skip
+        common.add((dots, sqnorms), parts)
+    return dots, sqnorms
+
+
+def options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
+    """The constexpr arguments of adamw_kernel and the launch options."""
+    return common.constants(tasks, [dtype], aligned)

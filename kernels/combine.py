@@ -1,0 +1,178 @@
+"""combine and combine_dots: one read of the gradients for every pass of up to two combinations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cats import reference, table
+
+from . import common
+from .common import (
+    combination,
+    load_tasks,
+    load_weights,
+    locate,
+    offsets,
+    other_pointer,
+    over_lanes,
+    products,
+    squares,
+    store,
+    store_statistic,
+    task_pointers,
+)
+
+# Every combination has accumulators of its own; with more in a pass than these, registers would spill.
+MAX_COMBINATIONS = 2
+
+
+@triton.jit
+def _tile(
+    first, present, scales, outs, dots, norms, at, length,
+    RESULTS: tl.constexpr, STATISTICS: tl.constexpr, MASKED: tl.constexpr,
+    DTYPE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Write the tile's combinations; the accumulators with its statistics added."""
+    grads = load_tasks(first, present, at, length, MASKED, COMPUTE)
+    sums = ()
+    for r in tl.static_range(RESULTS):
+        combined = combination(grads, scales[r])
+        store(outs[r], at, length, combined, MASKED, DTYPE)
+        if STATISTICS:
+            sums += (dots[r] + products(grads, combined),)
+    if STATISTICS:
+        norms += squares(grads)
+    return sums, norms
+
+
+@triton.jit(do_not_specialize=["chunks", "base", "count"])
+def combine_kernel(
+    words, chunks, base, count, weights, partials,
+    RESULTS: tl.constexpr, STATISTICS: tl.constexpr,
+    TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
+    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """One chunk: RESULTS combinations, and if STATISTICS their dots and the squared norms, partials[:, chunk]."""
+    index = tl.program_id(0) + base
+    row, start, length = locate(words, chunks, index)
+    columns: tl.constexpr = TASKS + RESULTS
+    first, present = task_pointers(words, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    zeros = tl.zeros([ROWS, LANES], COMPUTE)
+    scales = ()
+    outs = ()
+    dots = ()
+    dot_sums = ()
+    for r in tl.static_range(RESULTS):
+        scales += (load_weights(weights + r * TASKS, present, TASKS, ROWS, COMPUTE),)
+        outs += (other_pointer(words, row, start, columns, TASKS + r, DTYPE, ALIGNED),)
+        if STATISTICS:
+            dots += (zeros,)
+            dot_sums += (tl.zeros([ROWS], tl.float64),)
+    norms = zeros
+    norm_sums = tl.zeros([ROWS], tl.float64)
+
+    size: tl.constexpr = LANES * WIDTH
+    full = length // size
+    inner = offsets(LANES, WIDTH)
+    for run in range(0, full, RUN):
+        for tile in range(run, tl.minimum(run + RUN, full)):
+            at = tl.cast(tile, tl.int64) * size + inner
+            dots, norms = _tile(
+                first, present, scales, outs, dots, norms, at, length, RESULTS, STATISTICS, False, DTYPE, COMPUTE
+            )
+        if STATISTICS:
+            dots, dot_sums = _flush(dots, dot_sums, RESULTS)
+            norm_sums += over_lanes(norms)
+            norms = zeros
+    for rest in range(full * size, length, LANES):
+        at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
+        dots, norms = _tile(
+            first, present, scales, outs, dots, norms, at, length, RESULTS, STATISTICS, True, DTYPE, COMPUTE
+        )
+    if STATISTICS:
+        dots, dot_sums = _flush(dots, dot_sums, RESULTS)
+        norm_sums += over_lanes(norms)
+        for r in tl.static_range(RESULTS):
+            store_statistic(partials, r, count, index, dot_sums[r], TASKS, ROWS)
+        store_statistic(partials, RESULTS, count, index, norm_sums, TASKS, ROWS)
+
+
+@triton.jit
+def _flush(values, sums, RESULTS: tl.constexpr):
+    """Zeros, and the float64 sums with these accumulators added."""
+    zeros = ()
+    totals = ()
+    for r in tl.static_range(RESULTS):
+        totals += (sums[r] + over_lanes(values[r]),)
+        zeros += (tl.zeros_like(values[r]),)
+    return zeros, totals
+
+
+def options(
+    tasks: int, dtype: torch.dtype, aligned: bool, results: int, statistics: bool
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The constexpr arguments of combine_kernel and the launch options."""
+    constants, launch = common.constants(tasks, [dtype], aligned)
+    if results > 1:
+        launch["maxnreg"] = 255
+    return {"RESULTS": results, "STATISTICS": statistics, **constants}, launch
+
+
+def combine(grads: Sequence[table.Row], weights: Tensor, out: Sequence[table.Row]) -> None:
+    """out[r][i] = sum_n weights[r, n] * grads[n][i]."""
+    if len(grads) > common.MAX_TASKS:
+        return reference.combine(grads, weights, out)
+    device = common.device_of(grads, weights.device)
+    weights = common.upload(weights, device)
+    for r in range(0, len(weights), MAX_COMBINATIONS):
+        rows, part = weights[r : r + MAX_COMBINATIONS], out[r : r + MAX_COMBINATIONS]
+        flat = table.flatten(grads, part)
+        _launch(table.plan(flat, [0] * len(grads[0]), device), len(grads), rows, None)
+        if flat.odd:
+            reference.combine(common.pick(grads, flat.odd), rows, common.pick(part, flat.odd))
+
+
+def combine_dots(
+    grads: Sequence[table.Row], weights: Tensor, out: Sequence[table.Row], groups: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """`combine`, and dots (G, R, K) with the combinations before rounding, and squared norms (G, K), both float64.
+
+    More than MAX_COMBINATIONS rows of weights take another pass for every MAX_COMBINATIONS.
+    """
+    if len(grads) > common.MAX_TASKS:
+        return reference.combine_dots(grads, weights, out, groups)
+    weights = common.upload(weights, common.device_of(grads, weights.device))
+    passes = [
+        _combine_dots(grads, weights[r : r + MAX_COMBINATIONS], out[r : r + MAX_COMBINATIONS], groups)
+        for r in range(0, len(weights), MAX_COMBINATIONS)
+    ]
+    return passes[0] if len(passes) == 1 else (torch.cat([dots for dots, _ in passes], 1), passes[0][1])
+
+
+def _combine_dots(
+    grads: Sequence[table.Row], weights: Tensor, out: Sequence[table.Row], groups: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    results, tasks = weights.shape
+    flat = table.flatten(grads, out)
+    plan = table.plan(flat, groups, weights.device)
+    partials = weights.new_empty((results + 1) * tasks, plan.count)
+    _launch(plan, tasks, weights, partials)
+    dots, sqnorms = common.reduce(partials, plan, max(groups) + 1, results * tasks)
+    dots = dots.view(-1, results, tasks)
+    if flat.odd:
+        picked = (common.pick(grads, flat.odd), weights, common.pick(out, flat.odd), [groups[i] for i in flat.odd])
+        common.add((dots, sqnorms), reference.combine_dots(*picked))
+    return dots, sqnorms
+
+
+def _launch(plan: table.Plan, tasks: int, weights: Tensor, partials: Tensor | None) -> None:
+    for dtypes, aligned, base, chunks in plan.launches:
+        constants, launch = options(tasks, dtypes[0], aligned, len(weights), partials is not None)
+        arguments = (plan.words, plan.chunks, base, plan.count, weights, partials)
+        common.launch(combine_kernel, (chunks,), weights.device, *arguments, **constants, **launch)

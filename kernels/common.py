@@ -1,0 +1,282 @@
+"""What the kernels share: the tile, reading the device table, statistics of a tile, their reduction, the launch.
+
+Every program takes one chunk of one parameter (cats/table.py). It walks the chunk in tiles of ROWS tasks by LANES by
+WIDTH elements; WIDTH elements are the 16 bytes that one thread loads at once. A thread sums over WIDTH within itself,
+so statistics are (ROWS, LANES) accumulators, which meet at the end of a run of RUN tiles and go on in float64.
+
+The bound on statistics: a lane adds WIDTH <= 8 rounded products, then RUN of these sums. With u = 2^-24 and terms of
+one sign, the worst case, the error relative to the sum of absolute products is at most u (one product) + 4.4u (the
+partial sums of 8) + 16.5u (those of RUN = 32), 1.3e-6 in all; by Cauchy and Schwarz that is <= 2e-6 |g_i| |g_j|.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cats import table
+
+# More tasks than this are left to cats.reference: a tile of them would not fit into one program's registers.
+MAX_TASKS = 128
+RUN = 32
+
+TYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float64: tl.float64,
+}
+
+
+class Tile(NamedTuple):
+    rows: int  # tasks, up to a power of two
+    lanes: int
+    width: int
+
+
+WARPS = 4
+REGISTERS = 168  # a thread's; three programs share a processor's 65536
+
+
+def tile(tasks: int, dtype: torch.dtype, aligned: bool) -> Tile:
+    """The tile for so many tasks with gradients of this dtype; a function of nothing else, so results are too.
+
+    A thread holds at most 32 registers of gradients: so several programs share a processor, and the loads of one hide
+    behind the arithmetic of the others. That is eight vectors of float32, and four of the other dtypes, whose elements
+    or accumulators take more. It holds at most two vectors a task, as combine_adamw_ has three more tensors to keep.
+    More tasks than a thread has vectors are spread over the threads. Without alignment a vector is one element.
+    """
+    rows = triton.next_power_of_2(tasks)
+    threads = 32 * WARPS
+    vectors = 8 if dtype is torch.float32 or not aligned else 4
+    return Tile(rows, min(vectors * threads // rows, 2 * threads), table.VECTOR // dtype.itemsize if aligned else 1)
+
+
+def constants(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
+    """The constexpr arguments that the kernels over tiles have in common, and the launch options."""
+    rows, lanes, width = tile(tasks, dtypes[0], aligned)
+    return {
+        "TASKS": tasks,
+        "ROWS": rows,
+        "LANES": lanes,
+        "WIDTH": width,
+        "RUN": RUN,
+        "DTYPE": TYPES[dtypes[0]],
+        "COMPUTE": tl.float64 if torch.float64 in dtypes else tl.float32,
+        "ALIGNED": aligned,
+    }, {"num_warps": WARPS, "maxnreg": REGISTERS}
+
+
+# On the device
+
+
+@triton.jit
+def locate(words, chunks, index):
+    """A chunk's row in the table of addresses, its first element, its number of elements."""
+    at = words + chunks + tl.cast(index, tl.int64) * 3
+    return tl.load(at), tl.multiple_of(tl.load(at + 1), 16), tl.load(at + 2)
+
+
+# Whether this process runs kernels in Triton's interpreter, which rounds to bfloat16 towards zero.
+INTERPRETED = tl.constexpr(not isinstance(locate, triton.runtime.JITFunction))
+
+
+@triton.jit
+def pointers(addresses, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    if ALIGNED:
+        return tl.multiple_of(addresses.to(tl.pointer_type(DTYPE)), 16)
+    return addresses.to(tl.pointer_type(DTYPE))
+
+
+@triton.jit
+def task_pointers(words, row, start, columns, TASKS: tl.constexpr, ROWS: tl.constexpr, DTYPE, ALIGNED: tl.constexpr):
+    """Where the tasks' gradients begin in this chunk, (ROWS,), and which of them there are."""
+    tasks = tl.arange(0, ROWS)
+    addresses = tl.load(words + row * columns + tasks, mask=tasks < TASKS, other=0)
+    return pointers(addresses, DTYPE, ALIGNED) + start, addresses != 0
+
+
+@triton.jit
+def other_pointer(words, row, start, columns, column, DTYPE, ALIGNED: tl.constexpr):
+    """Where another of the parameter's tensors begins in this chunk."""
+    return pointers(tl.load(words + row * columns + column), DTYPE, ALIGNED) + start
+
+
+@triton.jit
+def widen(values, COMPUTE: tl.constexpr):
+    """Exactly; through bits for bfloat16, whose subnormal numbers the interpreter does not convert."""
+    if values.dtype == tl.bfloat16:
+        bits = values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        return bits.to(tl.float32, bitcast=True).to(COMPUTE)
+    return values.to(COMPUTE)
+
+
+@triton.jit
+def narrow(values, DTYPE: tl.constexpr):
+    """Rounded to the nearest, ties to even."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        bits = values.to(tl.uint32, bitcast=True)
+        rounded = tl.where(values == values, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return values.to(DTYPE)
+
+
+@triton.jit
+def offsets(LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """(LANES, WIDTH): a tile's elements, WIDTH neighbours to a lane."""
+    return tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def load_tasks(first, present, at, length, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
+    """(ROWS, LANES, WIDTH): the tasks' gradients at these elements, zero where there are none.
+
+    A mask that differs between neighbours splits the 16-byte loads. Only the end of a chunk is MASKED, what is left
+    after its last full tile; it is read in tiles of width 1, which also need fewer registers.
+    """
+    mask = present[:, None, None]
+    if MASKED:
+        mask = mask & (at < length)[None, :, :]
+    return widen(tl.load(first[:, None, None] + at[None, :, :], mask=mask, other=0.0), COMPUTE)
+
+
+@triton.jit
+def load(first, at, length, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
+    if MASKED:
+        return widen(tl.load(first + at, mask=at < length, other=0.0), COMPUTE)
+    return widen(tl.load(first + at), COMPUTE)
+
+
+@triton.jit
+def store(first, at, length, values, MASKED: tl.constexpr, DTYPE: tl.constexpr):
+    if MASKED:
+        tl.store(first + at, narrow(values, DTYPE), mask=at < length)
+    else:
+        tl.store(first + at, narrow(values, DTYPE))
+
+
+@triton.jit
+def load_weights(weights, present, TASKS: tl.constexpr, ROWS: tl.constexpr, COMPUTE: tl.constexpr):
+    """(ROWS,); zero where there is no gradient, whatever the weight."""
+    tasks = tl.arange(0, ROWS)
+    return tl.where(present, tl.load(weights + tasks, mask=tasks < TASKS, other=0.0), 0.0).to(COMPUTE)
+
+
+@triton.jit
+def combination(grads, weights):
+    """(LANES, WIDTH): the weighted sum over tasks."""
+    return tl.sum(grads * weights[:, None, None], axis=0)
+
+
+@triton.jit
+def products(grads, vector):
+    """(ROWS, LANES): every task's inner product with (LANES, WIDTH) elements, by lane."""
+    return tl.sum(grads * vector[None, :, :], axis=2)
+
+
+@triton.jit
+def squares(grads):
+    return tl.sum(grads * grads, axis=2)
+
+
+@triton.jit
+def over_lanes(values):
+    return tl.sum(values.to(tl.float64), axis=1)
+
+
+@triton.jit
+def store_statistic(partials, statistic, count, index, values, TASKS: tl.constexpr, ROWS: tl.constexpr):
+    """A chunk's TASKS partial sums into its column of partials, from row statistic * TASKS on."""
+    tasks = tl.arange(0, ROWS)
+    at = tl.cast(statistic * TASKS + tasks, tl.int64) * count + index
+    tl.store(partials + at, values, mask=tasks < TASKS)
+
+
+@triton.jit(do_not_specialize=["count", "order", "bounds"])
+def reduce_kernel(
+    partials, words, count, order, bounds, left, right, SPLIT: tl.constexpr, TOTAL: tl.constexpr,
+    COLUMNS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Sums over a group's chunks in the order of the table: (G, SPLIT) into left, the other statistics into right."""
+    group = tl.program_id(1)
+    statistics = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = statistics < TOTAL
+    begin = tl.load(words + bounds + group)
+    end = tl.load(words + bounds + group + 1)
+    sums = tl.zeros([COLUMNS, CHUNKS], tl.float64)
+    rows = partials + statistics[:, None].to(tl.int64) * count
+    for position in range(begin, end, CHUNKS):
+        at = position + tl.arange(0, CHUNKS)
+        chunks = tl.load(words + order + at, mask=at < end, other=0)
+        sums += tl.load(rows + chunks[None, :], mask=inside[:, None] & (at < end)[None, :], other=0.0)
+    total = tl.sum(sums, axis=1)
+    tl.store(left + group * SPLIT + statistics, total, mask=statistics < SPLIT)
+    at_right = group * (TOTAL - SPLIT) + statistics - SPLIT
+    tl.store(right + at_right, total, mask=inside & (statistics >= SPLIT))
+
+
+# On the host
+
+
+def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **options: Any) -> None:
+    """Start the kernel on the device's current stream."""
+    if device.type == "cpu" and not INTERPRETED.value:
+        raise RuntimeError(
+            "backend 'triton' was given tensors on the CPU: it runs on a GPU, or anywhere in Triton's interpreter "
+            "with TRITON_INTERPRET=1 in the environment"
+        )
+    with contextlib.nullcontext() if device.type == "cpu" else torch.cuda.device(device):
+        # Multiplications and additions are fused whatever this Triton's default.
+        kernel[grid](*arguments, **options, enable_fp_fusion=True)
+
+
+_captured: list[Tensor] = []  # a CUDA graph reads the pinned memory again whenever it is replayed
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, contiguous float64, without waiting for either."""
+    tensor = tensor.double().contiguous()
+    if tensor.device == device or device.type == "cpu":
+        return tensor.to(device)
+    pinned = tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+    if torch.cuda.is_current_stream_capturing():
+        _captured.append(pinned)
+    return pinned.to(device, non_blocking=True)
+
+
+def reduce_options(total: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Few statistics: a program for each, or the reduction would take as long as the kernel before it."""
+    columns = 1 if total < 64 else 8
+    return {"COLUMNS": columns, "CHUNKS": 4096 // columns}, {"num_warps": 8}
+
+
+def reduce(partials: Tensor, plan: table.Plan, groups: int, split: int) -> tuple[Tensor, Tensor]:
+    """(G, split) and (G, S - split) of (S, chunks) partial sums, all float64."""
+    total = len(partials)
+    left, right = partials.new_empty(groups, split), partials.new_empty(groups, total - split)
+    blocks, options = reduce_options(total)
+    grid = (triton.cdiv(total, blocks["COLUMNS"]), groups)
+    arguments = (partials, plan.words, plan.count, plan.order, plan.bounds, left, right)
+    launch(reduce_kernel, grid, partials.device, *arguments, SPLIT=split, TOTAL=total, **blocks, **options)
+    return left, right
+
+
+def device_of(grads: Sequence[table.Row], default: torch.device) -> torch.device:
+    return next((g.device for row in grads for g in row if g is not None), default)
+
+
+def pick(rows: Sequence[table.Row], indices: Sequence[int]) -> list[list[Tensor | None]]:
+    """The rows' entries for these parameters."""
+    return [[row[i] for i in indices] for row in rows]
+
+
+def add(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+    """Add to statistics those of some parameters, whose groups may be the first ones only."""
+    for total, part in zip(totals, parts, strict=True):
+        total[: len(part)].add_(part)

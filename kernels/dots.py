@@ -1,0 +1,83 @@
+"""dots: the gradients' inner products with one direction, in one read of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cats import reference, table
+
+from . import common
+from .common import (
+    load,
+    load_tasks,
+    locate,
+    offsets,
+    other_pointer,
+    over_lanes,
+    products,
+    store_statistic,
+    task_pointers,
+)
+
+
+@triton.jit(do_not_specialize=["chunks", "base", "count"])
+def dots_kernel(
+    words, chunks, base, count, partials, DIRECTION: tl.constexpr,
+    TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
+    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """One chunk's dots with a direction of dtype DIRECTION, into partials[:, chunk]."""
+    index = tl.program_id(0) + base
+    row, start, length = locate(words, chunks, index)
+    columns: tl.constexpr = TASKS + 1
+    first, present = task_pointers(words, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    direction = other_pointer(words, row, start, columns, TASKS, DIRECTION, ALIGNED)
+    size: tl.constexpr = LANES * WIDTH
+    full = length // size
+    inner = offsets(LANES, WIDTH)
+    sums = tl.zeros([ROWS], tl.float64)
+    for run in range(0, full, RUN):
+        lanes = tl.zeros([ROWS, LANES], COMPUTE)
+        for tile in range(run, tl.minimum(run + RUN, full)):
+            at = tl.cast(tile, tl.int64) * size + inner
+            vector = load(direction, at, length, False, COMPUTE)
+            lanes += products(load_tasks(first, present, at, length, False, COMPUTE), vector)
+        sums += over_lanes(lanes)
+    lanes = tl.zeros([ROWS, LANES], COMPUTE)
+    for rest in range(full * size, length, LANES):
+        at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
+        vector = load(direction, at, length, True, COMPUTE)
+        lanes += products(load_tasks(first, present, at, length, True, COMPUTE), vector)
+    store_statistic(partials, 0, count, index, sums + over_lanes(lanes), TASKS, ROWS)
+
+
+def options(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
+    """The constexpr arguments of dots_kernel, for dtypes of gradients and direction, and the launch options."""
+    constants, launch = common.constants(tasks, dtypes, aligned)
+    return {"DIRECTION": common.TYPES[dtypes[1]], **constants}, launch
+
+
+def dots(grads: Sequence[table.Row], direction: table.Row, groups: Sequence[int]) -> Tensor:
+    """(G, K) float64: <grads[n], direction>; a None in the direction is zero."""
+    tasks = len(grads)
+    if tasks > common.MAX_TASKS:
+        return reference.dots(grads, direction, groups)
+    device = common.device_of(grads, torch.device("cpu"))
+    flat = table.flatten(grads, [direction])
+    plan = table.plan(flat, groups, device)
+    partials = torch.empty(tasks, plan.count, dtype=torch.float64, device=device)
+    for dtypes, aligned, base, chunks in plan.launches:
+        constants, launch = options(tasks, dtypes, aligned)
+        arguments = (plan.words, plan.chunks, base, plan.count, partials)
+        common.launch(dots_kernel, (chunks,), device, *arguments, **constants, **launch)
+    result, _ = common.reduce(partials, plan, max(groups) + 1, tasks)
+    if flat.odd:
+        picked = common.pick([*grads, direction], flat.odd)
+        common.add((result,), (reference.dots(picked[:-1], picked[-1], [groups[i] for i in flat.odd]),))
+    return result

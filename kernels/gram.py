@@ -1,0 +1,318 @@
+"""gram: all inner products between the tasks' gradients, in one read of them.
+
+Up to UNROLLED tasks: one accumulator a pair, in multiply-adds. More: products of (ROWS, LENGTH) tiles on the matrix
+units, exactly for bfloat16 and float16, and by three TF32 products for float32, which leave out no more than the
+product of the low halves, 2^-22 of the whole.
+
+Matrix units truncate where they add, and a lane's float32 sum must be short to stay within 2e-6 of |g_i| |g_j|. So a
+tile's product is at most 8 steps of the unit, a lane adds TILES of these, rounded to the nearest, and then goes on in
+float64. Terms of one sign are the worst case: with u = 2^-24 the error is at most 4u (a product of three) + 8u (8
+steps) + 16.5u (32 partial sums), 1.7e-6.
+
+float64 is for cats.reference: matrices of doubles fit no registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cats import reference, table
+
+from . import common
+from .common import INTERPRETED, locate, offsets, pointers, store_statistic, task_pointers, widen
+
+UNROLLED = 8
+BLOCK = 64  # tasks a matrix product takes at most; more are two blocks and their products with each other
+TILES = 32  # products added in float32
+
+# For more than UNROLLED tasks partial sums are matrices; this bounds their memory, and the time to add them up.
+MAX_BYTES = 48 << 20
+MAX_SLOTS = 1 << 12
+
+
+# Few tasks
+
+
+@triton.jit
+def _add_pairs(firsts, present, lanes, at, length, TASKS: tl.constexpr, MASKED: tl.constexpr):
+    """The (LANES,) accumulators of all pairs i <= j, with a tile's products added."""
+    grads = ()
+    for i in tl.static_range(TASKS):
+        mask = present[i] & (at < length) if MASKED else present[i] & (at >= 0)
+        grads += (widen(tl.load(firsts[i] + at, mask=mask, other=0.0), tl.float32),)
+    added = ()
+    for i in tl.static_range(TASKS):
+        for j in tl.static_range(i, TASKS):
+            added += (lanes[len(added)] + tl.sum(grads[i] * grads[j], axis=1),)
+    return added
+
+
+@triton.jit
+def _flush(lanes, sums, TASKS: tl.constexpr, SQUARE: tl.constexpr):
+    """The float64 sums of all pairs, (SQUARE,), with these accumulators added."""
+    at = tl.arange(0, SQUARE)
+    for i in tl.static_range(TASKS):
+        for j in tl.static_range(i, TASKS):
+            total = tl.sum(lanes[i * TASKS - i * (i - 1) // 2 + j - i].to(tl.float64), axis=0)
+            sums += tl.where((at == i * TASKS + j) | (at == j * TASKS + i), total, 0.0)
+    return sums
+
+
+@triton.jit(do_not_specialize=["chunks", "base", "count"])
+def gram_kernel(
+    words, chunks, base, count, partials,
+    TASKS: tl.constexpr, SQUARE: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
+    DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """One chunk's inner products of all pairs, partials[i * TASKS + j, chunk]."""
+    index = tl.program_id(0) + base
+    row, start, length = locate(words, chunks, index)
+    firsts = ()
+    present = ()
+    zeros = ()
+    for i in tl.static_range(TASKS):
+        address = tl.load(words + row * TASKS + i)
+        firsts += (pointers(address, DTYPE, ALIGNED) + start,)
+        present += (address != 0,)
+        for _ in tl.static_range(i + 1):
+            zeros += (tl.zeros([LANES], tl.float32),)
+    sums = tl.zeros([SQUARE], tl.float64)
+    size: tl.constexpr = LANES * WIDTH
+    full = length // size
+    inner = offsets(LANES, WIDTH)
+    for run in range(0, full, RUN):
+        lanes = zeros
+        for tile in range(run, tl.minimum(run + RUN, full)):
+            at = tl.cast(tile, tl.int64) * size + inner
+            lanes = _add_pairs(firsts, present, lanes, at, length, TASKS, False)
+        sums = _flush(lanes, sums, TASKS, SQUARE)
+    if full * size < length:
+        lanes = zeros
+        for rest in range(full * size, length, LANES):
+            at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
+            lanes = _add_pairs(firsts, present, lanes, at, length, TASKS, True)
+        sums = _flush(lanes, sums, TASKS, SQUARE)
+    store_statistic(partials, 0, count, index, sums, TASKS * TASKS, SQUARE)
+
+
+def unrolled_options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
+    """The constexpr arguments of gram_kernel and the launch options."""
+    _, lanes, width = common.tile(tasks, dtype, aligned)
+    return {
+        "TASKS": tasks,
+        "SQUARE": triton.next_power_of_2(tasks * tasks),
+        "LANES": max(lanes, 32 * common.WARPS),
+        "WIDTH": width,
+        "RUN": common.RUN,
+        "DTYPE": common.TYPES[dtype],
+        "ALIGNED": aligned,
+    }, {"num_warps": common.WARPS}
+
+
+# Many tasks: a slot is a group's next PER_SLOT chunks, and the work of one program.
+
+
+@triton.jit
+def _first_slot(words, bounds, group, per_slot):
+    """Before it there is room for the slots of all groups before this one, whole or not."""
+    return tl.load(words + bounds + group) // per_slot + group
+
+
+@triton.jit
+def _add_products(a, b, sums, PRECISION: tl.constexpr):
+    # The minus sign keeps the compiler from adding inside of the matrix unit, without rounding.
+    return sums - tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=sums.dtype)
+
+
+@triton.jit
+def _load_block(first, present, at, length, MASKED: tl.constexpr):
+    """(ROWS, LENGTH), in the gradients' dtype; the interpreter cannot multiply bfloat16."""
+    mask = present[:, None]
+    if MASKED:
+        mask = mask & (at < length)[None, :]
+    values = tl.load(first[:, None] + at[None, :], mask=mask, other=0.0)
+    if INTERPRETED:
+        return widen(values, tl.float32)
+    return values
+
+
+@triton.jit
+def _store_sums(partials, sums, ROW: tl.constexpr, COLUMN: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    row = ROW * ROWS + tl.arange(0, ROWS)
+    column = COLUMN * ROWS + tl.arange(0, ROWS)
+    at = partials + row[:, None] * SIZE + column[None, :]
+    tl.store(at, tl.load(at) - sums.to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["chunks", "base", "last", "order", "bounds", "groups", "per_slot"])
+def gram_blocks_kernel(
+    words, chunks, base, last, order, bounds, groups, per_slot, partials,
+    TASKS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, LENGTH: tl.constexpr, TILES: tl.constexpr,
+    TAIL: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """One slot: add the products over its chunks in [base, last) to the upper triangle of partials[slot]."""
+    slot = tl.program_id(0)
+    group = 0
+    while (group + 1 < groups) & (_first_slot(words, bounds, group + 1, per_slot) <= slot):
+        group += 1
+    begin = tl.load(words + bounds + group) + (slot - _first_slot(words, bounds, group, per_slot)) * per_slot
+    end = tl.minimum(begin + per_slot, tl.load(words + bounds + group + 1))
+    size: tl.constexpr = ROWS * BLOCKS
+    partials += tl.cast(slot, tl.int64) * size * size
+    inner = tl.arange(0, LENGTH)
+    for position in range(begin, end):
+        index = tl.load(words + order + position)
+        if (index >= base) & (index < last):
+            row, start, length = locate(words, chunks, index)
+            table = words + row * TASKS
+            rows: tl.constexpr = TASKS if TASKS < ROWS else ROWS
+            a_first, a_present = task_pointers(table, 0, start, 0, rows, ROWS, DTYPE, ALIGNED)
+            if BLOCKS == 2:
+                b_first, b_present = task_pointers(table + ROWS, 0, start, 0, TASKS - ROWS, ROWS, DTYPE, ALIGNED)
+            full = length // LENGTH
+            for run in range(0, tl.cdiv(length, LENGTH), TILES):
+                aa = tl.zeros([ROWS, ROWS], tl.float32)
+                if BLOCKS == 2:
+                    ab = tl.zeros([ROWS, ROWS], tl.float32)
+                    bb = tl.zeros([ROWS, ROWS], tl.float32)
+                for tile in range(run, tl.minimum(run + TILES, full)):
+                    at = tl.cast(tile, tl.int64) * LENGTH + inner
+                    a = _load_block(a_first, a_present, at, length, False)
+                    aa = _add_products(a, a, aa, PRECISION)
+                    if BLOCKS == 2:
+                        b = _load_block(b_first, b_present, at, length, False)
+                        ab = _add_products(a, b, ab, PRECISION)
+                        bb = _add_products(b, b, bb, PRECISION)
+                # The last run's rest; a mask for every element needs registers, so in narrow tiles.
+                for rest in range(full * LENGTH, tl.minimum(length, (run + TILES) * LENGTH), TAIL):
+                    at = tl.cast(rest, tl.int64) + tl.arange(0, TAIL)
+                    a = _load_block(a_first, a_present, at, length, True)
+                    aa = _add_products(a, a, aa, PRECISION)
+                    if BLOCKS == 2:
+                        b = _load_block(b_first, b_present, at, length, True)
+                        ab = _add_products(a, b, ab, PRECISION)
+                        bb = _add_products(b, b, bb, PRECISION)
+                # What one thread stored another may load.
+                tl.debug_barrier()
+                _store_sums(partials, aa, 0, 0, ROWS, size)
+                if BLOCKS == 2:
+                    _store_sums(partials, ab, 0, 1, ROWS, size)
+                    _store_sums(partials, bb, 1, 1, ROWS, size)
+
+
+@triton.jit(do_not_specialize=["bounds", "per_slot"])
+def reduce_slots_kernel(
+    partials, words, bounds, per_slot, result,
+    SIZE: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sums over a group's slots, in order: (G, SIZE)."""
+    group = tl.program_id(1)
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    first = _first_slot(words, bounds, group, per_slot)
+    chunks = tl.load(words + bounds + group + 1) - tl.load(words + bounds + group)
+    end = first + tl.cdiv(chunks, per_slot)
+    sums = tl.zeros([SLOTS, COLUMNS], tl.float64)
+    for slot in range(first, end, SLOTS):
+        slots = slot + tl.arange(0, SLOTS).to(tl.int64)
+        mask = (slots < end)[:, None]
+        sums += tl.load(partials + slots[:, None] * SIZE + columns[None, :], mask=mask, other=0.0)
+    tl.store(result + tl.cast(group, tl.int64) * SIZE + columns, tl.sum(sums, axis=0))
+
+
+class Blocks(NamedTuple):
+    rows: int  # tasks in a block, up to a power of two
+    count: int
+    length: int
+    warps: int
+
+
+def blocks(tasks: int, dtype: torch.dtype, aligned: bool) -> Blocks:
+    """How more than UNROLLED tasks are cut into blocks, and the elements of a tile: at most 8 steps of the matrix unit.
+
+    The operands of three TF32 products are in registers: the more tasks, the shorter the tile.
+    """
+    rows = min(BLOCK, max(16, triton.next_power_of_2(tasks)))
+    count = triton.cdiv(tasks, rows)
+    length = max(16, 1024 // (rows * count)) if dtype is torch.float32 else 64
+    return Blocks(rows, count, length if aligned else 16, rows // 16 * count)
+
+
+def blocks_options(
+    tasks: int, dtype: torch.dtype, aligned: bool, capability: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The constexpr arguments of gram_blocks_kernel and the launch options, for a GPU of this major capability.
+
+    Two blocks of float32 leave no registers for loading ahead before capability 9, whose units take operands from
+    shared memory, nor do addresses that are not aligned. The result does not depend on it.
+    """
+    rows, count, length, warps = blocks(tasks, dtype, aligned)
+    crowded = (dtype is torch.float32 and count == 2 and capability < 9) or not aligned
+    return {
+        "TASKS": tasks,
+        "ROWS": rows,
+        "BLOCKS": count,
+        "LENGTH": length,
+        "TILES": TILES,
+        "TAIL": 16,
+        "PRECISION": "tf32x3" if dtype is torch.float32 and not INTERPRETED.value else "ieee",
+        "DTYPE": common.TYPES[dtype],
+        "ALIGNED": aligned,
+    }, {"num_warps": warps, "num_stages": 1 if crowded else 3}
+
+
+REDUCE_OPTIONS = {"SLOTS": 128, "COLUMNS": 32}, {"num_warps": 8}
+
+
+# On the host
+
+
+def gram(grads: Sequence[table.Row], groups: Sequence[int]) -> Tensor:
+    """(G, K, K) float64, symmetric bit for bit. Parameters of float64 are left to cats.reference."""
+    tasks = len(grads)
+    if tasks > common.MAX_TASKS:
+        return reference.gram(grads, groups)
+    device = common.device_of(grads, torch.device("cpu"))
+    double = [any(g is not None and g.dtype is torch.float64 for g in column) for column in zip(*grads, strict=True)]
+    flat = table.flatten([[None if wide else g for g, wide in zip(row, double, strict=True)] for row in grads])
+    plan = table.plan(flat, groups, device)
+    products = (_unrolled if tasks <= UNROLLED else _blocks)(plan, tasks, max(groups) + 1, device)
+    rest = sorted([*flat.odd, *(i for i, wide in enumerate(double) if wide)])
+    if rest:
+        common.add((products,), (reference.gram(common.pick(grads, rest), [groups[i] for i in rest]),))
+    return products
+
+
+def _unrolled(plan: table.Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
+    partials = torch.empty(tasks * tasks, plan.count, dtype=torch.float64, device=device)
+    for dtypes, aligned, base, chunks in plan.launches:
+        constants, launch = unrolled_options(tasks, dtypes[0], aligned)
+        arguments = (plan.words, plan.chunks, base, plan.count, partials)
+        common.launch(gram_kernel, (chunks,), device, *arguments, **constants, **launch)
+    return common.reduce(partials, plan, groups, tasks * tasks)[0].view(groups, tasks, tasks)
+
+
+def _blocks(plan: table.Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
+    rows, count, *_ = blocks(tasks, torch.float32, True)
+    size = rows * count
+    slots = min(MAX_SLOTS, MAX_BYTES // (8 * size * size))
+    per_slot = max(1, triton.cdiv(plan.count, slots))
+    # Every group may end within a slot, so there is one more for each.
+    partials = torch.zeros(plan.count // per_slot + groups, size, size, dtype=torch.float64, device=device)
+    capability = 9 if device.type == "cpu" else torch.cuda.get_device_capability(device)[0]
+    for dtypes, aligned, base, chunks in plan.launches:
+        constants, launch = blocks_options(tasks, dtypes[0], aligned, capability)
+        arguments = (plan.words, plan.chunks, base, base + chunks, plan.order, plan.bounds, groups, per_slot, partials)
+        common.launch(gram_blocks_kernel, (len(partials),), device, *arguments, **constants, **launch)
+    result = partials.new_empty(groups, size, size)
+    tiles, launch = REDUCE_OPTIONS
+    grid = (size * size // tiles["COLUMNS"], groups)
+    arguments = (partials, plan.words, plan.bounds, per_slot, result)
+    common.launch(reduce_slots_kernel, grid, device, *arguments, SIZE=size * size, **tiles, **launch)
+    upper = result[:, :tasks, :tasks].triu()
+    return upper + upper.triu(1).mT

@@ -1,0 +1,270 @@
+"""The Triton kernels as machine code for sm_80 and sm_90, without a GPU; the choice of tiles; addresses beyond 2^31.
+
+Run as a script, this file compiles kernels and prints what came of it. It must be a process of its own: here the
+kernels are decorated for Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+TASKS = (1, 2, 3, 5, 8, 16, 33, 92, 128)
+# Shared memory that one program can have, in bytes: CUDA C++ Programming Guide, technical specifications.
+SHARED = {80: 163 << 10, 90: 227 << 10}
+POINTERS = {
+    "words": "*i64",
+    **dict.fromkeys(("weights", "partials", "scalars", "found_inf", "grad_scale", "left", "right", "result"), "*fp64"),
+}
+
+
+class Case(NamedTuple):
+    """A kernel as its launcher may start it."""
+
+    operator: str
+    tasks: int
+    dtype: str
+    capability: int
+    aligned: bool = True
+
+
+def grid(tasks: tuple[int, ...], capabilities: tuple[int, ...], operators: tuple[str, ...]) -> Iterator[Case]:
+    for operator, count, dtype, capability in itertools.product(operators, tasks, DTYPES, capabilities):
+        if operator == "gram" and dtype == "float64":
+            continue  # left to cats.reference
+        for aligned in (True, False):
+            yield Case(operator, count, dtype, capability, aligned)
+
+
+OPERATORS = ("combine", "combine_dots", "combine_dots of 2", "dots", "combine_adamw_", "combine_adamw_ scaled", "gram")
+REDUCTIONS = [Case(name, count, "float64", 90) for name in ("reduce", "reduce_slots") for count in (2, 128)]
+# Small and large tiles, one and several tasks a thread, one and two blocks, padded and not.
+QUICK = [
+    *(Case(op, k, d, 90) for op in ("combine_dots", "combine_adamw_", "gram") for k in (2, 8, 33, 128)
+      for d in ("float32", "bfloat16")),
+    *(Case(op, k, d, 80) for op in ("combine_dots", "gram") for k, d in ((8, "bfloat16"), (128, "float32"))),
+    *(Case(op, 16, "float32", 90) for op in ("combine", "combine_dots of 2", "dots", "combine_adamw_ scaled")),
+    Case("combine_dots", 8, "float32", 90, False),
+    Case("gram", 8, "float32", 90, False),
+    Case("combine_dots", 8, "float64", 90),
+    Case("combine_dots", 8, "float16", 90),
+    *REDUCTIONS,
+]  # fmt: skip
+FULL = [*grid(TASKS, (80, 90), OPERATORS), *REDUCTIONS]
+
+
+# In the process that compiles
+
+
+def configuration(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    """The kernel, its constexpr arguments and its options, from the functions that the launchers ask."""
+    common, combine, dots, adamw, gram = (
+        importlib.import_module(f"cats.kernels.{name}") for name in ("common", "combine", "dots", "adamw", "gram")
+    )
+    dtype = DTYPES[case.dtype]
+    if case.operator.startswith("combine_adamw_"):
+        constants, options = adamw.options(case.tasks, dtype, case.aligned)
+        absent = {} if "scaled" in case.operator else {"found_inf": None, "grad_scale": None}
+        return adamw.adamw_kernel, constants | absent, options
+    if case.operator.startswith("combine"):
+        results = 2 if "of 2" in case.operator else 1
+        constants, options = combine.options(case.tasks, dtype, case.aligned, results, "dots" in case.operator)
+        absent = {} if "dots" in case.operator else {"partials": None}
+        return combine.combine_kernel, constants | absent, options
+    if case.operator == "dots":
+        return dots.dots_kernel, *dots.options(case.tasks, (dtype, dtype), case.aligned)
+    if case.operator == "reduce":
+        constants, options = common.reduce_options(2 * case.tasks)
+        return common.reduce_kernel, {"SPLIT": case.tasks, "TOTAL": 2 * case.tasks, **constants}, options
+    if case.operator == "reduce_slots":
+        constants, options = gram.REDUCE_OPTIONS
+        return gram.reduce_slots_kernel, {"SIZE": case.tasks**2, **constants}, options
+    if case.tasks <= gram.UNROLLED:
+        return gram.gram_kernel, *gram.unrolled_options(case.tasks, dtype, case.aligned)
+    return gram.gram_blocks_kernel, *gram.blocks_options(case.tasks, dtype, case.aligned, case.capability // 10)
+
+
+def compiled(case: Case) -> dict[str, Any]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, constants, options = configuration(case)
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
+    # As at a launch: torch's memory is aligned, and integers are not specialised.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    target = GPUTarget("cuda", case.capability, 32)
+    binary = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
+    return {**resources(binary.asm["cubin"]), **main_loop(binary.asm["ptx"]), "shared": binary.metadata.shared}
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name.lower(): int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
+
+
+def main_loop(ptx: str) -> dict[str, int]:
+    """What is in the innermost loop with most 16-byte loads: these, other loads of gradients, float64 arithmetic."""
+    lines = ptx.splitlines()
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\$L\w+):", line))}
+    branches = [(m[1], i) for i, line in enumerate(lines) if (m := re.search(r"\bbra(?:\.uni)?\s+(\$L\w+)", line))]
+    loops = [(labels[name], i) for name, i in branches if labels[name] < i]
+    innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    found = [{"wide": 0, "narrow": 0, "doubles": 0}]
+    for begin, end in innermost:
+        body = "\n".join(lines[begin:end])
+        wide = r"ld\.global\S*\.(?:v4\.b32|v2\.b64)|cp\.async\.c[ag]\.shared\.global[^;]*, (?:0x10|16)\b"
+        narrow = r"ld\.global(?!\S*\.v[24]\.)\S*\.[bfu]\d|cp\.async\.c[ag]\.shared\.global[^;]*, (?:0x)?[48]\b"
+        patterns = {"wide": wide, "narrow": narrow, "doubles": r"\.f64"}
+        found.append({name: len(re.findall(pattern, body)) for name, pattern in patterns.items()})
+    return max(found, key=lambda counts: counts["wide"])
+
+
+if __name__ == "__main__":
+    # cats.kernels asks for a GPU or the interpreter, but compiling takes neither.
+    torch.cuda.is_available = lambda: True
+    for line in sys.stdin:
+        print(json.dumps(compiled(Case(*json.loads(line)))), flush=True)
+
+
+# In the process that tests
+
+
+def compile_all(cases: list[Case]) -> Iterator[tuple[Case, dict[str, Any]]]:
+    pytest.importorskip("triton", reason="triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    shares = cases[0::2], cases[1::2]
+    processes = []
+    for share in shares:
+        process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write("".join(json.dumps(case) + "\n" for case in share))
+        process.stdin.close()
+        process.stdin = None
+        processes.append(process)
+    for share, process in zip(shares, processes, strict=True):
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        yield from zip(share, map(json.loads, output.splitlines()), strict=True)
+
+
+def check_machine_code(cases: list[Case]) -> None:
+    problems = []
+    for case, code in compile_all(cases):
+        good = code["stack"] == code["local"] == 0 and code["shared"] <= SHARED[case.capability]
+        if case.aligned and not case.operator.startswith("reduce"):
+            good &= code["wide"] > 0 and code["narrow"] == 0
+            good &= code["doubles"] == 0 or case.dtype == "float64"
+        if not good:
+            problems.append((case, code))
+    assert not problems, "\n".join(map(str, problems))
+
+
+def test_machine_code() -> None:
+    """No spills, shared memory within the chip's, and a main loop that loads 16 bytes at once and knows no float64."""
+    check_machine_code(QUICK)
+
+
+@pytest.mark.slow
+def test_machine_code_of_every_configuration() -> None:
+    check_machine_code(FULL)
+
+
+def test_parts_of_the_main_loop_are_told_apart() -> None:
+    ptx = """
+$L__BB0_1:
+    ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd1];
+    @%p1 bra $L__BB0_1;
+$L__BB0_2:
+    @%p2 ld.global.b32 { %r1 }, [%rd1 + 0];
+    add.f64 %fd1, %fd2, %fd3;
+    @%p1 bra $L__BB0_2;
+"""
+    assert main_loop(ptx) == {"wide": 1, "narrow": 0, "doubles": 0}
+    assert main_loop(ptx.replace(".v4", "")) == {"wide": 0, "narrow": 0, "doubles": 0}
+    mixed = ptx.replace("$L__BB0_2:\n", "").replace("bra $L__BB0_1", "nop", 1).replace("_2;", "_1;")
+    assert main_loop(mixed) == {"wide": 1, "narrow": 1, "doubles": 1}
+
+
+@pytest.fixture
+def kernels() -> Any:
+    pytest.importorskip("triton", reason="triton is not installed")
+    return lambda name: importlib.import_module(f"cats.kernels.{name}")
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
+def test_tiles(kernels: Any, dtype: torch.dtype, aligned: bool) -> None:
+    common, gram = kernels("common"), kernels("gram")
+    for tasks in range(1, common.MAX_TASKS + 1):
+        rows, lanes, width = common.tile(tasks, dtype, aligned)
+        assert rows // 2 < tasks <= rows
+        # Triton's tiles are powers of two.
+        assert all(size & (size - 1) == 0 for size in (rows, lanes, width))
+        assert width * dtype.itemsize == 16 if aligned else width == 1
+        # Elements of a thread in registers of 4 bytes: no more than leave room for three programs on a processor.
+        held = rows * lanes * width // (32 * common.WARPS)
+        assert held * max(1, dtype.itemsize // 4) <= 32
+        # The shortest sums in common's and gram's bounds.
+        assert width <= 8 and common.RUN <= 32
+        if tasks > gram.UNROLLED and dtype is not torch.float64:
+            block = gram.blocks(tasks, dtype, aligned)
+            assert (block.count - 1) * block.rows < tasks <= block.count * block.rows
+            assert block.length * dtype.itemsize <= 8 * 32  # a step of the unit takes 32 bytes of a row
+            assert block.length % 16 == 0 and block.warps in (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize("operator", ["combine", "gram"])
+def test_elements_beyond_2_to_the_31(kernels: Any, operator: str) -> None:
+    # Untouched memory is not committed: of these 4 GiB each, only the last pages are. Offsets in 32 bits would wrap to
+    # addresses before the tensors.
+    start, length = 2**31 + 16, 100
+    tensors = [torch.empty(start + length, dtype=torch.bfloat16) for _ in range(3)]
+    for n, tensor in enumerate(tensors):
+        tensor[start:] = n + 1
+    table = importlib.import_module("cats.table")
+    single = operator == "combine"
+    addresses = [t.data_ptr() for t in (tensors if single else tensors[:2])]
+    words = torch.tensor([*addresses, 0, start, length, 0, 0, 1])
+    width = len(addresses)
+    dtypes = (torch.bfloat16,) * (2 if single else 1)
+    launch = table.Launch(dtypes, True, 0, 1)
+    plan = table.Plan(words, width, width, width + 3, width + 4, 1, length, [launch])
+    if single:
+        weights = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+        kernels("combine")._launch(plan, 2, weights, None)
+        assert (tensors[2][start:] == 1 + 2 * 2).all()
+    else:
+        expected = torch.tensor([[[1.0, 2.0], [2.0, 4.0]]], dtype=torch.float64) * length
+        assert torch.equal(kernels("gram")._unrolled(plan, 2, 1, torch.device("cpu")), expected)
+        assert torch.equal(kernels("gram")._blocks(plan, 2, 1, torch.device("cpu")), expected)
