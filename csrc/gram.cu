@@ -1,0 +1,286 @@
+// gram: every inner product of the gradients, in one read of them.
+//
+// Up to 8 tasks: a lane holds 16 bytes of each gradient in registers and multiplies all pairs of them.
+//
+// More tasks: the matrix units. Tasks form blocks of 16; a warp computes one or three pairs of blocks, 16 x 16 products
+// each. Lane (g, t) = (lane / 4, lane % 4) loads 16 bytes of task g of a block, of its task g + 8, and of the same two of
+// the other block, for t the t-th 16 bytes of a segment. These registers are the operands: which position along the sum
+// an element takes does not matter, as long as it is the same on both sides. The warps of a block read the same elements
+// for different pairs, at the same time, so that all but the first find them in the cache.
+// Float32 numbers are split into two TF32 numbers, and the product of the two smaller parts (2^-22 of the result) is
+// left out. Matrix units round sums towards zero: after RUN elements a sum goes on in double. The larger products and
+// the smaller have sums of their own.
+#include "cuda.h"
+#include "device.cuh"
+
+namespace cats {
+
+constexpr int BLOCK = 16;   // tasks
+constexpr int RUN = 128;    // elements
+constexpr int AT_ONCE = 2;  // segments that are loaded together
+
+struct GramArguments {
+    const int64_t* words;
+    int64_t width, chunks, first;
+    int tasks;
+    bool aligned;
+    double* partials;
+};
+
+struct Chunk {
+    const int64_t* row;  // of addresses
+    int64_t start;
+    int count;
+    CATS_DEVICE explicit Chunk(const GramArguments& a) {
+        const int64_t* chunk = a.words + a.chunks + 3 * (a.first + blockIdx.x);
+        row = a.words + chunk[0] * a.width;
+        start = chunk[1];
+        count = int(chunk[2]);
+    }
+    // Of the chunk's first element in the gradient of a task, 0 where there is none.
+    template <class T> CATS_DEVICE int64_t address(int n, int tasks) const {
+        return n < tasks ? advance<T>(row[n], start) : 0;
+    }
+};
+
+CATS_DEVICE int triangle(int i) { return i * (i + 1) / 2; }
+
+template <class T, int CAP> __global__ void __launch_bounds__(256) gram_small_kernel(GramArguments a) {
+    typedef typename T::Scalar S;
+    constexpr int V = T::WIDTH;
+    constexpr int STEPS = CHAIN / V;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    double* totals = reinterpret_cast<double*>(shared_memory());  // (CAP, warps, CAP)
+    for (int i = threadIdx.x; i < CAP * warps * CAP; i += blockDim.x) totals[i] = 0;
+    barrier();
+
+    const Chunk chunk(a);
+    int64_t addresses[CAP];
+#pragma unroll
+    for (int n = 0; n < CAP; ++n) addresses[n] = chunk.address<T>(n, a.tasks);
+
+    const int stride = blockDim.x * V, steps = (chunk.count + stride - 1) / stride;
+    for (int step = 0; step < steps;) {
+        S products[CAP * (CAP + 1) / 2];
+#pragma unroll
+        for (int p = 0; p < CAP * (CAP + 1) / 2; ++p) products[p] = 0;
+        for (int k = 0; k < STEPS && step < steps; ++k, ++step) {
+            const Place at = place<V>(step * stride + threadIdx.x * V, chunk.count, a.aligned);
+            uint4 grads[CAP];
+            load_gradients<T, true>(addresses, at, grads);
+#pragma unroll
+            for (int e = 0; e < V; ++e) {
+                S values[CAP];
+#pragma unroll
+                for (int i = 0; i < CAP; ++i) {
+                    values[i] = Elements<T>::get(grads[i], e);
+#pragma unroll
+                    for (int j = 0; j <= i; ++j)
+                        products[triangle(i) + j] = fused(values[i], values[j], products[triangle(i) + j]);
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < CAP; ++i) {
+            S values[CAP];
+#pragma unroll
+            for (int j = 0; j < CAP; ++j) values[j] = j <= i ? products[triangle(i) + (j <= i ? j : 0)] : S(0);
+            const S total = warp_sums(values);
+            if (lane % (WARP / CAP) == 0) totals[(i * warps + warp) * CAP + lane / (WARP / CAP)] += total;
+        }
+    }
+    barrier();
+
+    const int values = triangle(a.tasks);
+    for (int p = threadIdx.x; p < CAP * CAP; p += blockDim.x) {
+        const int i = p / CAP, j = p % CAP;
+        if (i >= a.tasks || j > i) continue;
+        double total = 0;
+        if (chunk.address<T>(i, a.tasks) && chunk.address<T>(j, a.tasks))
+            for (int w = 0; w < warps; ++w) total += totals[(i * warps + w) * CAP + j];
+        a.partials[int64_t(blockIdx.x) * values + triangle(i) + j] = total;
+    }
+}
+
+// The sums of a 16 x 8 tile of products that a lane holds, by the layout of the matrix units: rows g and g + 8, columns
+// 2 t and 2 t + 1.
+struct Tile {
+    float large[4], small[4];
+    CATS_DEVICE void clear() {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) large[c] = small[c] = 0;
+    }
+};
+
+// Adds the products of 16 bytes of the tasks a[0] (row g) and a[1] (row g + 8) with those of task b (column g).
+template <class T> struct Multiply;
+template <> struct Multiply<Float32> {
+    // The larger and the smaller part of a number.
+    static CATS_DEVICE void split(uint32_t bits, uint32_t& large, uint32_t& small) {
+        const float value = as_float(bits), rounded = round_to_tf32(value);
+        large = as_bits(rounded);
+        small = as_bits(round_to_tf32(value - rounded));
+    }
+    static CATS_DEVICE void add(Tile& tile, const uint4 (&a)[2], const uint4& b) {
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+            uint32_t a_large[4], a_small[4], b_large[2], b_small[2];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) split(word(a[i % 2], k + i / 2), a_large[i], a_small[i]);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) split(word(b, k + i), b_large[i], b_small[i]);
+            mma_tf32(tile.small, a_large, b_small);
+            mma_tf32(tile.small, a_small, b_large);
+            mma_tf32(tile.large, a_large, b_large);
+        }
+    }
+};
+template <class T> struct MultiplyHalf {
+    static CATS_DEVICE void add(Tile& tile, const uint4 (&a)[2], const uint4& b) {
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+            const uint32_t left[4] = {word(a[0], k), word(a[1], k), word(a[0], k + 1), word(a[1], k + 1)};
+            const uint32_t right[2] = {word(b, k), word(b, k + 1)};
+            if (T::NUMBER == BFloat16::NUMBER)
+                mma_bfloat16(tile.large, left, right);
+            else
+                mma_half(tile.large, left, right);
+        }
+    }
+};
+template <> struct Multiply<BFloat16> : MultiplyHalf<BFloat16> {};
+template <> struct Multiply<Float16> : MultiplyHalf<Float16> {};
+
+// Rows and columns of a pair of blocks; pairs are numbered like the elements of a lower triangle.
+struct Pair {
+    int row, column;
+    CATS_DEVICE explicit Pair(int number) {
+        row = 0;
+        while (triangle(row + 1) <= number) ++row;
+        column = number - triangle(row);
+    }
+};
+
+// blockDim.x: slices * warps_per_slice warps. A slice of warps has all pairs, PAIRS of them a warp; slices take turns
+// with the runs of elements.
+template <class T, int PAIRS>
+__global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArguments a, int warps_per_slice) {
+    constexpr int V = T::WIDTH;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    const int slice = warp / warps_per_slice, slices = blockDim.x / WARP / warps_per_slice;
+    const int blocks = (a.tasks + BLOCK - 1) / BLOCK, pairs = triangle(blocks);
+    const Chunk chunk(a);
+
+    int64_t addresses[PAIRS][4];  // of tasks g and g + 8 of the pair's row and, if another block, of its column
+    bool diagonal[PAIRS];
+    double sums[PAIRS][2][4];  // two tiles a pair
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) {
+        const int number = warp % warps_per_slice * PAIRS + p;
+        const Pair pair(number < pairs ? number : 0);
+        diagonal[p] = pair.row == pair.column;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int tasks = number < pairs ? a.tasks : 0;
+            addresses[p][h] = chunk.address<T>(pair.row * BLOCK + h * 8 + g, tasks);
+            addresses[p][2 + h] = diagonal[p] ? 0 : chunk.address<T>(pair.column * BLOCK + h * 8 + g, tasks);
+#pragma unroll
+            for (int c = 0; c < 4; ++c) sums[p][h][c] = 0;
+        }
+    }
+
+    for (int begin = 0; begin < chunk.count; begin += slices * RUN) {
+        const int run = begin + slice * RUN;
+#pragma unroll
+        for (int p = 0; p < PAIRS; ++p) {
+            Tile tiles[2];
+            tiles[0].clear();
+            tiles[1].clear();
+#pragma unroll 1
+            for (int step = 0; step < RUN && run + step < chunk.count; step += AT_ONCE * 4 * V) {
+                uint4 grads[AT_ONCE][4];
+#pragma unroll
+                for (int u = 0; u < AT_ONCE; ++u) {
+                    const int index = run + step + u * 4 * V + t * V;
+                    load_gradients<T, false>(addresses[p], place<V>(index, chunk.count, a.aligned), grads[u]);
+                }
+#pragma unroll
+                for (int u = 0; u < AT_ONCE; ++u) {
+                    if (diagonal[p]) grads[u][2] = grads[u][0], grads[u][3] = grads[u][1];
+                    const uint4 rows[2] = {grads[u][0], grads[u][1]};
+                    Multiply<T>::add(tiles[0], rows, grads[u][2]);
+                    Multiply<T>::add(tiles[1], rows, grads[u][3]);
+                }
+            }
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) sums[p][h][c] += double(tiles[h].large[c]) + double(tiles[h].small[c]);
+        }
+        barrier();  // no warp runs ahead: what it read would have left the cache when the others come
+    }
+
+    // Slice after slice, every lane adds to what the same lane of the slice before has written.
+    double* partial = a.partials + int64_t(blockIdx.x) * triangle(a.tasks);
+    for (int s = 0; s < slices; ++s) {
+#pragma unroll
+        for (int p = 0; p < PAIRS; ++p) {
+            const int number = warp % warps_per_slice * PAIRS + p;
+            if (slice != s || number >= pairs) continue;
+            const Pair pair(number);
+#pragma unroll
+            for (int v = 0; v < 8; ++v) {
+                const int h = v / 4, c = v % 4;
+                const int i = pair.row * BLOCK + g + c / 2 * 8, j = pair.column * BLOCK + h * 8 + 2 * t + c % 2;
+                if (i >= a.tasks || j > i) continue;
+                double* sum = partial + triangle(i) + j;
+                // A task without a gradient here has no product, not even with an infinite one.
+                const bool used = chunk.row[i] && chunk.row[j];
+                *sum = (s == 0 ? 0 : *sum) + (used ? sums[p][h][c] : 0);
+            }
+        }
+        barrier();
+    }
+}
+
+template <class T, int CAP> static void launch_small(const GramArguments& a, int64_t count, int64_t stream) {
+    const unsigned threads = 256;
+    const size_t shared = CAP * (threads / WARP) * CAP * sizeof(double);
+    launch(gram_small_kernel<T, CAP>, dim3(unsigned(count)), threads, shared, stream, a);
+}
+
+template <class T> static void launch_gram(const GramArguments& a, int64_t count, int64_t stream) {
+    if (a.tasks <= 2) return launch_small<T, 2>(a, count, stream);
+    if (a.tasks <= 4) return launch_small<T, 4>(a, count, stream);
+    if (a.tasks <= 8) return launch_small<T, 8>(a, count, stream);
+    if constexpr (T::NUMBER == Float64::NUMBER) {
+        throw std::invalid_argument("gram of float64: at most 8 tasks");
+    } else {
+        const int blocks = (a.tasks + BLOCK - 1) / BLOCK, pairs = blocks * (blocks + 1) / 2;
+        const int per_warp = pairs > 15 ? 3 : 1, warps = (pairs + per_warp - 1) / per_warp;
+        const int slices = warps < 8 ? 8 / warps : 1;
+        const unsigned threads = unsigned(warps * slices * WARP);
+        if (per_warp > 1)
+            launch(gram_kernel<T, 3>, dim3(unsigned(count)), threads, 0, stream, a, warps);
+        else
+            launch(gram_kernel<T, 1>, dim3(unsigned(count)), threads, 0, stream, a, warps);
+    }
+}
+
+}  // namespace cats
+
+void cuda_gram(int64_t words, int64_t width, int64_t chunks, int64_t first, int64_t count, int64_t type,
+               int64_t aligned, int64_t tasks, int64_t partials, int64_t stream) {
+    using namespace cats;
+    if (tasks < 1 || tasks > MAX_TASKS) throw std::invalid_argument("the number of tasks must be 1 to 128");
+    const GramArguments a{reinterpret_cast<const int64_t*>(words), width,           chunks,
+                          first,                                   int(tasks),      aligned != 0,
+                          reinterpret_cast<double*>(partials)};
+    switch (type) {
+        case Float32::NUMBER: return launch_gram<Float32>(a, count, stream);
+        case BFloat16::NUMBER: return launch_gram<BFloat16>(a, count, stream);
+        case Float16::NUMBER: return launch_gram<Float16>(a, count, stream);
+        case Float64::NUMBER: return launch_gram<Float64>(a, count, stream);
+    }
+    throw std::invalid_argument("there is no type with this number");
+}

@@ -1,0 +1,128 @@
+// What follows every operator that has sums: those of the chunks, added by group. And the memory's own speed.
+#include "cuda.h"
+#include "device.cuh"
+
+namespace cats {
+
+constexpr int COLUMNS = 8;   // values of a block of threads: 64 bytes of a chunk's partial sums
+constexpr int LINES = 128;   // chunks it adds at a time
+
+struct ReduceArguments {
+    const int64_t *order, *bounds;
+    int64_t first, count;
+    const double* partials;
+    int values;
+    int split;  // combine: values before it go left, the others right; gram: unused
+    double *left, *right;
+    int tasks;  // gram: K; else 0
+    bool add;
+};
+
+// Where in order[from ... to - 1], which ascends, the first chunk >= bound is.
+CATS_DEVICE int64_t lower_bound(const int64_t* order, int64_t from, int64_t to, int64_t bound) {
+    while (from < to) {
+        const int64_t middle = (from + to) / 2;
+        if (order[middle] < bound)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
+
+CATS_DEVICE void put(double* place, double total, bool add) { *place = add ? *place + total : total; }
+
+// Grid: (values / COLUMNS, groups).
+static __global__ void __launch_bounds__(COLUMNS* LINES) reduce_kernel(ReduceArguments a) {
+    double* totals = reinterpret_cast<double*>(shared_memory());  // (LINES, COLUMNS)
+    const int column = threadIdx.x % COLUMNS, line = threadIdx.x / COLUMNS;
+    const int v = blockIdx.x * COLUMNS + column;
+    const int64_t group = blockIdx.y;
+    const int64_t from = lower_bound(a.order, a.bounds[group], a.bounds[group + 1], a.first);
+    const int64_t to = lower_bound(a.order, from, a.bounds[group + 1], a.first + a.count);
+    double total = 0;
+    if (v < a.values) {
+#pragma unroll 8
+        for (int64_t i = from + line; i < to; i += LINES) total += a.partials[(a.order[i] - a.first) * a.values + v];
+    }
+    totals[threadIdx.x] = total;
+    for (int half = LINES / 2; half > 0; half /= 2) {
+        barrier();
+        if (line < half) totals[threadIdx.x] += totals[threadIdx.x + half * COLUMNS];
+    }
+    if (line > 0 || v >= a.values) return;
+    total = totals[column];
+    if (a.tasks) {
+        int i = 0;
+        while ((i + 1) * (i + 2) / 2 <= v) ++i;
+        const int j = v - i * (i + 1) / 2;
+        double* gram = a.left + group * a.tasks * a.tasks;
+        put(gram + i * a.tasks + j, total, a.add);
+        if (i != j) put(gram + j * a.tasks + i, total, a.add);
+    } else if (v < a.split) {
+        put(a.left + group * a.split + v, total, a.add);
+    } else {
+        put(a.right + group * (a.values - a.split) + v - a.split, total, a.add);
+    }
+}
+
+static void launch_reduce(const ReduceArguments& a, int64_t groups, int64_t stream) {
+    const dim3 grid(unsigned((a.values + COLUMNS - 1) / COLUMNS), unsigned(groups));
+    launch(reduce_kernel, grid, COLUMNS * LINES, COLUMNS * LINES * sizeof(double), stream, a);
+}
+
+// Every block of threads has an equal part of both.
+static __global__ void __launch_bounds__(256) traffic_kernel(const uint4* source, int64_t reads, uint4* target,
+                                                             int64_t writes) {
+    const int64_t block = blockIdx.x, blocks = gridDim.x;
+    uint32_t seen = 0;
+    const int64_t read_end = reads * (block + 1) / blocks, write_end = writes * (block + 1) / blocks;
+    int64_t w = writes * block / blocks + threadIdx.x;
+    int64_t r = reads * block / blocks + threadIdx.x;
+    while (r < read_end || w < write_end) {
+        uint4 values[8];
+#pragma unroll
+        for (int u = 0; u < 8; ++u) {
+            values[u] = make_uint4(0, 0, 0, 0);
+            if (r + u * 256 < read_end) values[u] = load_once(source + r + u * 256);
+        }
+#pragma unroll
+        for (int u = 0; u < 8; ++u) {
+            seen ^= values[u].x ^ values[u].y ^ values[u].z ^ values[u].w;
+            if (w + u * 256 < write_end) target[w + u * 256] = make_uint4(0, 0, 0, 0);
+        }
+        r += 8 * 256;
+        w += 8 * 256;
+    }
+    keep(seen);
+}
+
+}  // namespace cats
+
+void cuda_reduce(int64_t words, int64_t order, int64_t bounds, int64_t groups, int64_t first, int64_t count,
+                 int64_t partials, int64_t values, int64_t split, int64_t left, int64_t right, int64_t add,
+                 int64_t stream) {
+    const int64_t* table = reinterpret_cast<const int64_t*>(words);
+    const cats::ReduceArguments a{table + order,    table + bounds, first, count, reinterpret_cast<double*>(partials),
+                                  int(values),      int(split),     reinterpret_cast<double*>(left),
+                                  reinterpret_cast<double*>(right), 0,     add != 0};
+    cats::launch_reduce(a, groups, stream);
+}
+
+void cuda_reduce_gram(int64_t words, int64_t order, int64_t bounds, int64_t groups, int64_t first, int64_t count,
+                      int64_t partials, int64_t tasks, int64_t gram, int64_t add, int64_t stream) {
+    const int64_t* table = reinterpret_cast<const int64_t*>(words);
+    const cats::ReduceArguments a{table + order, table + bounds, first, count, reinterpret_cast<double*>(partials),
+                                  int(tasks * (tasks + 1) / 2), 0, reinterpret_cast<double*>(gram), nullptr,
+                                  int(tasks), add != 0};
+    cats::launch_reduce(a, groups, stream);
+}
+
+void cuda_traffic(int64_t source, int64_t source_bytes, int64_t target, int64_t target_bytes, int64_t stream) {
+    const int64_t reads = source_bytes / 16, writes = target_bytes / 16;
+    const int64_t part = 256 * 8 * 8;
+    const int64_t blocks = ((reads > writes ? reads : writes) + part - 1) / part;
+    if (blocks == 0) return;
+    cats::launch(cats::traffic_kernel, dim3(unsigned(blocks)), 256, 0, stream, reinterpret_cast<const uint4*>(source),
+                 reads, reinterpret_cast<uint4*>(target), writes);
+}

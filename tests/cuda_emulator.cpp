@@ -1,0 +1,31 @@
+// csrc/*.cu for a host compiler: the module cuda_emulator has the functions that cats/cuda.py calls, for addresses of
+// ordinary memory; and two kernels with the mistakes that the emulator must find.
+#include <pybind11/pybind11.h>
+
+#include "combine.cu"
+#include "combine_half.cu"
+#include "cuda_bindings.cpp"
+#include "gram.cu"
+#include "reduce.cu"
+
+// target[i] = i of the next thread in the block; without a barrier, what the shared memory holds by chance.
+static void neighbour_kernel(int64_t* target, bool with_barrier) {
+    int64_t* shared = reinterpret_cast<int64_t*>(cats::shared_memory());
+    shared[threadIdx.x] = threadIdx.x;
+    if (with_barrier) cats::barrier();
+    target[threadIdx.x] = shared[(threadIdx.x + 1) % blockDim.x];
+}
+
+static void divergent_kernel() {
+    if (threadIdx.x > 0) cats::barrier();
+}
+
+PYBIND11_MODULE(cuda_emulator, m) {
+    bind_cuda(m);
+    m.attr("cuda") = true;
+    m.def("set_order", [](int order) { cats::emulated_order = cats::Order(order); });
+    m.def("neighbour", [](int64_t target, bool with_barrier) {
+        cats::launch(neighbour_kernel, dim3(1), 64, 64 * 8, 0, reinterpret_cast<int64_t*>(target), with_barrier);
+    });
+    m.def("divergent", [] { cats::launch(divergent_kernel, dim3(1), 64, 0, 0); });
+}
