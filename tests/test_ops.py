@@ -473,12 +473,13 @@ def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.Monke
     assert ops.gram(GOOD).tolist() == [[7.0, 7.0], [7.0, 7.0]]
     module.DEVICES = ("cuda",)  # type: ignore[attr-defined]
     assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
-    with pytest.raises(RuntimeError, match=r"backend 'native' works on cuda, but the gradients are on cpu"):
+    with pytest.raises(RuntimeError, match=r"backend 'native' cannot be used for gradients on cpu: it works on cuda"):
         ops.gram(GOOD, backend="native")
 
 
 def test_a_default_that_cannot_be_used_gives_way(no_native: None) -> None:
     assert ops.chosen("cpu") == "reference" == ops.chosen("meta")
+    assert ops.choice("cpu").startswith("reference; not native: this version of cats has no native backend")
     assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
 
 

@@ -1,0 +1,298 @@
+"""From lists of tensors to addresses and chunks: what the kernels are told is all of the memory, and only once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cats import table
+
+CPU = torch.device("cpu")
+Flatten = Callable[..., table.Flat]
+
+
+@pytest.fixture(params=["compiled", "python"])
+def flatten(request: pytest.FixtureRequest) -> Flatten:
+    if request.param == "python":
+        return lambda grads, others=(): table._flatten(grads, others)
+    if not table._reads_tensors:
+        pytest.skip("no compiled module, or this torch has no DLPack exchange API")
+    return table.flatten
+
+
+def address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+# Flat memory
+
+
+def test_flat_parameters_become_addresses(flatten: Flatten) -> None:
+    grads = [[torch.ones(3, 4), torch.ones(()), torch.ones(5).half()] for _ in range(2)]
+    others = [[torch.ones(3, 4).double(), torch.ones(()), torch.ones(5)]]
+    flat = flatten(grads, others)
+    assert (flat.params, flat.numels, flat.odd) == ([0, 1, 2], [12, 1, 5], [])
+    wide, half = (torch.float32, torch.float32), (torch.float16, torch.float32)
+    assert flat.dtypes == [(torch.float32, torch.float64), wide, half]
+    columns = zip(*grads, *others, strict=True)
+    assert flat.pointers.tolist() == [t.data_ptr() for column in columns for t in column]
+    assert flat.by_dtypes() == {(torch.float32, torch.float64): [0], wide: [1], half: [2]}
+
+
+def test_what_has_nothing_to_do_is_in_neither_part(flatten: Flatten) -> None:
+    a, b = torch.ones(2), torch.ones(3)
+    grads = [[a, None, torch.ones(0), b, None], [None, None, torch.ones(0), b, b]]
+    flat = flatten(grads, [[a, None, torch.ones(0), None, b]])
+    assert (flat.params, flat.numels, flat.odd) == ([0, 4], [2, 3], [])
+    assert flat.pointers.tolist() == [address(a), 0, address(a), 0, address(b), address(b)]
+    nothing = flatten([[None, torch.ones(0)]] * 2)
+    assert nothing.params == nothing.odd == nothing.pointers.tolist() == [] and nothing.by_dtypes() == {}
+
+
+BASE = torch.arange(120.0).view(4, 5, 6)
+# Two tensors of one shape, and whether both are one dense layout.
+PAIRS: dict[str, tuple[Tensor, Tensor, bool]] = {
+    "row-major": (BASE, BASE.clone(), True),
+    "column-major": (BASE.permute(2, 1, 0), BASE.clone().permute(2, 1, 0), True),
+    "another permutation": (BASE.permute(1, 2, 0), BASE.clone().permute(1, 2, 0), True),
+    "disagreeing": (BASE.view(4, 30).t(), BASE.view(30, 4), False),
+    "disagreeing permutations": (BASE.permute(2, 1, 0), torch.ones(5, 6, 4).permute(1, 0, 2), False),
+    "every second": (BASE.flatten()[::2], BASE.flatten()[::2], False),
+    "a gap between rows": (BASE[..., :3], BASE[..., :3], False),
+    "the start of a gap": (BASE[:1, :, :3], BASE[:1, :, :3], False),
+    "one with gaps": (BASE[:, 0], BASE.flatten()[:24].view(4, 6), False),
+    "expanded": (BASE[0, 0].expand(3, 6), BASE[0, 0].expand(3, 6), False),
+    "all of one element": (torch.ones(1).expand(7), torch.ones(1).expand(7), False),
+    "overlapping": (BASE.as_strided((3, 3), (1, 1)), BASE.as_strided((3, 3), (1, 1)), False),
+    "overlapping rows": (BASE.as_strided((3, 3), (2, 1)), BASE.as_strided((3, 3), (2, 1)), False),
+    "a part": (BASE[1:3], BASE.clone()[1:3], True),
+    "one row with a stride of its own": (BASE.as_strided((1, 6), (99, 1)), BASE[0, :1], True),
+    "one column of a matrix": (BASE.view(30, 4)[:, :1], BASE.view(30, 4)[:, 1:2], False),
+    "a column that is a row": (BASE.flatten()[:9].view(9, 1), BASE.flatten()[:9].view(1, 9).t(), True),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "dense"), PAIRS.values(), ids=list(PAIRS))
+def test_one_dense_layout_or_odd(flatten: Flatten, first: Tensor, second: Tensor, dense: bool) -> None:
+    for grads, others in ([[first], [second]], ()), ([[second], [first]], ()), ([[first]], [[second]]):
+        rows = [[[torch.ones(2), *row, torch.ones(3)] for row in part] for part in (grads, others)]
+        flat = flatten(*rows)
+        assert (flat.params, flat.odd) == (([0, 1, 2], []) if dense else ([0, 2], [1]))
+        assert len(flat.pointers) == len(flat.params) * (len(grads) + len(others))
+
+
+def test_layouts_of_absent_tasks_do_not_matter(flatten: Flatten) -> None:
+    column = BASE.view(4, 30).t()
+    assert flatten([[None], [column], [None]]).params == [0]
+    assert flatten([[None], [column], [torch.ones(30, 4)]]).odd == [0]
+
+
+def test_vectors_need_every_address(flatten: Flatten) -> None:
+    memory = torch.ones(64, dtype=torch.bfloat16)
+    start = -memory.data_ptr() // 2 % (table.VECTOR // 2)  # elements to the first address that a vector can have
+
+    def at(offset: int) -> Tensor:
+        return memory[start + offset :][:9]
+
+    expected = {0: True, 8: True, 16: True, 1: False, 4: False, 7: False, 9: False}
+    for offset, vectors in expected.items():
+        assert flatten([[at(0)], [at(offset)]]).aligned == [vectors]
+        assert flatten([[at(offset)], [None]]).aligned == [vectors]
+        assert flatten([[at(8)]], [[at(offset)]]).aligned == [vectors]
+        assert flatten([[at(offset)]]).pointers.tolist() == [memory.data_ptr() + 2 * (start + offset)]
+
+
+def test_subclasses_and_parameters_are_tensors_too(flatten: Flatten) -> None:
+    class Wrapped(Tensor):
+        pass
+
+    plain = torch.ones(4)
+    for t in torch.nn.Parameter(plain), plain.as_subclass(Wrapped), plain.requires_grad_() * 1:
+        assert flatten([[t]]).pointers.tolist() == [t.data_ptr()]
+
+
+def test_rows_may_be_tuples(flatten: Flatten) -> None:
+    grads = tuple((torch.ones(3), None) for _ in range(2))
+    assert flatten(grads, (grads[0],)).numels == [3]
+
+
+@st.composite
+def strided(draw: st.DrawFn) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
+    """Columns of tensors of one shape, in layouts that may agree."""
+    tasks, others = draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    columns = []
+    for _ in range(draw(st.integers(1, 4))):
+        shape = draw(st.lists(st.integers(0, 3), max_size=3))
+        orders = st.sampled_from([tuple(range(len(shape))), tuple(reversed(range(len(shape))))])
+
+        def tensor(shape: list[int] = shape, orders: Any = orders) -> Tensor | None:
+            kind = draw(st.sampled_from(["dense", "dense", "offset", "gaps", "expanded", "absent"]))
+            order = draw(orders)
+            dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+            memory = torch.zeros([shape[d] for d in order] + [2], dtype=dtype)
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            if kind == "absent":
+                return None
+            if kind == "expanded":
+                return torch.zeros([1] * len(shape), dtype=dtype).expand(shape)
+            if kind == "gaps":
+                return memory[..., 0].permute(inverse)
+            size = memory[..., 0].numel()
+            return memory.flatten()[kind == "offset" :][:size].view([shape[d] for d in order]).permute(inverse)
+
+        columns.append([tensor() for _ in range(tasks + others)])
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return rows[:tasks], rows[tasks:]
+
+
+@given(strided())
+def test_the_compiled_function_finds_what_the_python_one_finds(rows: Any) -> None:
+    assert table.flatten(*rows) == table._flatten(*rows)
+
+
+# Quick looks
+
+
+def test_uniform_gradients(flatten: Flatten) -> None:
+    a, b = torch.ones(2), torch.ones(3, 4)
+    good: list[list[Tensor | None]] = [[None, b, None], [a, b.t().contiguous().t(), None]]
+    if not table._reads_tensors:
+        assert table.uniform(good) is None
+        return
+    found = table.uniform(good)
+    assert found is not None and found[0] is a and found[1] is b and found[2] is None
+    for other in torch.ones(3), torch.ones(2).double(), torch.ones(2, device="meta"), torch.ones(2).to_sparse(), 1.0:
+        assert table.uniform([[a, b], [other, b]]) is None
+    assert table.uniform([[a, b], [a]]) is None
+
+
+# Parts
+
+
+def test_select_and_add_statistics() -> None:
+    a, b = torch.ones(2), torch.ones(3)
+    assert table.select([[a, None, b], [b, a, None]], [2, 0]) == [[b, a], [None, b]]
+    totals = torch.ones(3, 2), torch.zeros(3, 1, 2)
+    table.add_statistics(totals, (torch.tensor([[1.0, 2.0]]), torch.ones(2, 1, 2)))
+    assert totals[0].tolist() == [[2.0, 3.0], [1.0, 1.0], [1.0, 1.0]]
+    assert totals[1].tolist() == [[[1.0, 1.0]], [[1.0, 1.0]], [[0.0, 0.0]]]
+
+
+# Chunks
+
+
+def test_chunk_length() -> None:
+    most = table.MIN_CHUNK * table.MAX_CHUNKS
+    for elements in 0, 1, table.MIN_CHUNK, most - 1, most:
+        assert table.chunk_length(elements) == table.MIN_CHUNK
+    for elements in most + 1, 2 * most, 2 * most + 1, 10**10, 10**12:
+        length = table.chunk_length(elements)
+        assert length & (length - 1) == 0
+        assert length * table.MAX_CHUNKS >= elements > length // 2 * table.MAX_CHUNKS
+
+
+def decode(plan: table.Plan, groups: int) -> tuple[list[list[int]], list[tuple[int, ...]], list[list[int]]]:
+    """Pointers by parameter, chunks, and the chunks of every group."""
+    words = plan.words.tolist()
+    pointers = [words[i : i + plan.width] for i in range(0, plan.chunks, plan.width)] if plan.width else []
+    chunks = [tuple(words[i : i + 3]) for i in range(plan.chunks, plan.chunks + 3 * plan.count, 3)]
+    order, bounds = words[plan.order : plan.order + plan.count], words[plan.bounds :]
+    assert len(bounds) == groups + 1 and bounds[0] == 0 and bounds[-1] == plan.count
+    return pointers, chunks, [order[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "MIN_CHUNK", 16)
+    monkeypatch.setattr(table, "MAX_CHUNKS", 8)
+    sizes = [1, 15, 16, 17, 200, 31, 64, 0, 3]
+    dtypes = [torch.float32, torch.bfloat16, torch.float32, torch.float64] + [torch.float32] * 5
+    groups = [3, 0, 0, 3, 5, 0, 3, 1, 1]
+    grads = [[torch.ones(size + 1, dtype=d)[:size] for size, d in zip(sizes, dtypes, strict=True)] for _ in range(2)]
+    grads[1][2] = torch.ones(17)[1:]  # not where vectors begin
+    grads[1][5] = torch.ones(1).expand(31)  # odd
+    flat = table.flatten(grads)
+    assert flat.params == [0, 1, 2, 3, 4, 6, 8]
+    plan = table.plan(flat, groups, CPU)
+    pointers, chunks, members = decode(plan, 6)
+    assert pointers == [[row[i].data_ptr() for row in grads] for i in flat.params]
+
+    length = table.chunk_length(sum(flat.numels))
+    assert length == 64  # 8 chunks of 32 are less than 316
+    for row, numel in enumerate(flat.numels):
+        mine = sorted((start, count) for r, start, count in chunks if r == row)
+        assert mine == [(start, min(length, numel - start)) for start in range(0, numel, length)]
+    assert plan.count == len(chunks) == sum(-(-numel // length) for numel in flat.numels)
+    assert plan.longest == max(count for _, _, count in chunks) == 64
+
+    assert sum(launch.chunks for launch in plan.launches) == plan.count
+    for launch in plan.launches:
+        for row, _, _ in chunks[launch.first : launch.first + launch.chunks]:
+            assert (flat.dtypes[row], flat.aligned[row]) == (launch.dtypes, launch.aligned)
+    kinds = [(launch.dtypes, launch.aligned) for launch in plan.launches]
+    assert len(kinds) == len(set(kinds)) == 4
+
+    for group, indices in enumerate(members):
+        assert indices == [i for i, (row, _, _) in enumerate(chunks) if groups[flat.params[row]] == group]
+    assert members[1] and members[2] == members[4] == []
+
+
+def test_a_plan_of_nothing() -> None:
+    flat = table.flatten([[torch.ones(1).expand(3), None]])
+    plan = table.plan(flat, [0, 2], CPU)
+    assert (plan.count, plan.longest, plan.launches) == (0, 0, [])
+    assert decode(plan, 3) == ([], [], [[], [], []])
+
+
+def test_plans_are_kept_while_nothing_changes() -> None:
+    grads = [[torch.ones(5), torch.ones(7)] for _ in range(2)]
+    first = table.plan(table.flatten(grads), [0, 1], CPU)
+    assert table.plan(table.flatten(grads), [0, 1], CPU) is first
+    # Everything that a plan depends on.
+    shorter = [[row[0][:4], row[1]] for row in grads]
+    moved = [grads[0], [grads[1][0], torch.ones(7)]]
+    retyped = [[row[0], row[1].view(torch.int32).view(torch.float32).view(7)] for row in grads]
+    assert table.plan(table.flatten(retyped), [0, 1], CPU) is first
+    others = [
+        table.plan(table.flatten(shorter), [0, 1], CPU),
+        table.plan(table.flatten(moved), [0, 1], CPU),
+        table.plan(table.flatten(grads), [0, 2], CPU),
+        table.plan(table.flatten(grads), [1, 0], CPU),
+        table.plan(table.flatten([[None, row[1]] for row in grads]), [0, 1], CPU),
+        table.plan(table.flatten([[row[1], None] for row in grads]), [0, 1], CPU),
+        table.plan(table.flatten(grads[:1]), [0, 1], CPU),
+        table.plan(table.flatten(grads[:1], grads[1:]), [0, 1], CPU),
+    ]
+    assert len({id(plan) for plan in [first, *others]}) == 1 + len(others)
+
+
+def test_the_oldest_plan_goes_first() -> None:
+    rows = [[[torch.ones(3)]] for _ in range(table._PLANS + 1)]
+    plans = [table.plan(table.flatten(grads), [0], CPU) for grads in rows[:-1]]
+    assert table.plan(table.flatten(rows[0]), [0], CPU) is plans[0]  # used again, so now the newest
+    table.plan(table.flatten(rows[-1]), [0], CPU)
+    assert len(table._plans) == table._PLANS
+    assert table.plan(table.flatten(rows[0]), [0], CPU) is plans[0]
+    assert table.plan(table.flatten(rows[1]), [0], CPU) is not plans[1]
+
+
+@pytest.mark.gpu
+def test_plans_on_a_gpu() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    grads = [[torch.ones(20_000, device=device), torch.ones(3, device=device)] for _ in range(2)]
+    flat = table.flatten(grads)
+    plan = table.plan(flat, [0, 1], device)
+    assert plan.words.device == device
+    # On another stream the table could be read before it is there.
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert table.plan(flat, [0, 1], device) is not plan
+    assert table.plan(flat, [0, 1], device) is plan
+    pointers, chunks, members = decode(plan, 2)
+    assert pointers == [[row[i].data_ptr() for row in grads] for i in range(2)]
+    assert [count for _, _, count in chunks] == [8192, 8192, 3616, 3] and members == [[0, 1, 2], [3]]
