@@ -18,7 +18,7 @@ EXTRAS = {
         "tqdm": "tqdm",
     },
     "triton": {"triton": "triton"},
-    "bench": {"matplotlib": "matplotlib"},
+    "bench": {"matplotlib": "matplotlib", "torchjd": "torchjd"},
 }
 
 
@@ -41,15 +41,37 @@ def describe() -> str:
         ],
         "Devices": [("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"), *_gpus()],
         "Backends of cats.ops": [
-            (name, "usable" if reason is None else f"not usable: {reason}")
+            (name, _backend(name) if reason is None else f"not usable: {reason}")
             for name, reason in cats.ops.backends().items()
         ],
+        "Choice where none is named": _choices(),
         "Extras": [(f"[{extra}]", _state(extra)) for extra in EXTRAS],
     }
     width = max(len(name) for rows in sections.values() for name, _ in rows)
     return "\n\n".join(
         "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)]) for title, rows in sections.items()
     )
+
+
+def _backend(name: str) -> str:
+    import torch
+
+    if name != "native":
+        return "usable"
+    from cats import native
+
+    threads = f"{torch.get_num_threads()} threads"
+    whose = f"torch's ({native.openmp})" if native.openmp else "its own"
+    return f"usable: {native.instructions()} instructions, {threads} of {whose}"
+
+
+def _choices() -> list[tuple[str, str]]:
+    import cats
+
+    forced = os.environ.get("CATS_BACKEND")
+    if forced:
+        return [("all devices", f"{forced}, from the environment variable CATS_BACKEND")]
+    return [(device, cats.ops.choice(device)) for device in ("cpu", "cuda")]
 
 
 def _version(package: str) -> str:

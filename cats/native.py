@@ -172,6 +172,11 @@ def _work(flat: table.Flat, rows: Sequence[int], tasks: int, groups: Sequence[in
     )
 
 
+def instructions() -> str:
+    """The instruction set that the kernels use on this processor."""
+    return _native.instructions()
+
+
 def _openmp() -> str | None:
     """The file of the OpenMP runtime that torch has loaded, so that its threads can be used and no others started."""
     try:
@@ -180,9 +185,7 @@ def _openmp() -> str | None:
         return None
     found = sorted(set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)[-.]\S*)$", maps, re.MULTILINE)))
     ours = [path for path in found if "/torch" in path]
-    return next(iter([*ours, *found]), None)
+    return next((path for path in [*ours, *found] if _native.use_openmp(path)), None)
 
 
-_library = _openmp()
-if _library is not None:
-    _native.use_openmp(_library)
+openmp = _openmp()

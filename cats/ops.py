@@ -462,19 +462,31 @@ def _backend(name: str | None, device: torch.device) -> ModuleType:
     module = _load(name)
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} cannot be used here: {module}")
-    devices = getattr(module, "DEVICES", (device.type,))
-    if device.type not in devices:
-        raise RuntimeError(f"backend {name!r} works on {' and '.join(devices)}, but the gradients are on {device}")
+    if (reason := _unsuited(name, device.type)) is not None:
+        raise RuntimeError(f"backend {name!r} cannot be used for gradients on {device}: {reason}")
     return module
 
 
 def chosen(device_type: str) -> str:
     """The backend of calls that name none, for tensors on this type of device, unless CATS_BACKEND is set."""
-    for name in _DEFAULTS.get(device_type, ()):
-        module = _load(name)
-        if not isinstance(module, str) and device_type in getattr(module, "DEVICES", (device_type,)):
-            return name
-    return "reference"
+    return next((name for name in _DEFAULTS.get(device_type, ()) if _unsuited(name, device_type) is None), "reference")
+
+
+def choice(device_type: str) -> str:
+    """`chosen`, and the reasons against those that would have come before."""
+    name = chosen(device_type)
+    preferred = _DEFAULTS.get(device_type, ())
+    before = preferred[: preferred.index(name)] if name in preferred else preferred
+    return "; ".join([name, *(f"not {other}: {_unsuited(other, device_type)}" for other in before)])
+
+
+def _unsuited(name: str, device_type: str) -> str | None:
+    """Why a backend cannot be used for tensors on this type of device."""
+    module = _load(name)
+    if isinstance(module, str):
+        return module
+    devices = getattr(module, "DEVICES", (device_type,))
+    return None if device_type in devices else f"it works on {' and '.join(devices)}"
 
 
 # torch.library: gradients travel as one flat list of K N entries, out as the R lists' tensors without the Nones, and
