@@ -61,6 +61,7 @@ def tile(tasks: int, dtype: torch.dtype, aligned: bool) -> Tile:
 def constants(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments that the kernels over tiles have in common, and the launch options."""
     rows, lanes, width = tile(tasks, dtypes[0], aligned)
+    wide = torch.float64 in dtypes
     return {
         "TASKS": tasks,
         "ROWS": rows,
@@ -68,9 +69,9 @@ def constants(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple
         "WIDTH": width,
         "RUN": RUN,
         "DTYPE": TYPES[dtypes[0]],
-        "COMPUTE": tl.float64 if torch.float64 in dtypes else tl.float32,
+        "COMPUTE": tl.float64 if wide else tl.float32,
         "ALIGNED": aligned,
-    }, {"num_warps": WARPS, "maxnreg": REGISTERS}
+    }, {"num_warps": WARPS, "maxnreg": 255 if wide else REGISTERS}
 
 
 # On the device
@@ -259,6 +260,8 @@ def reduce_options(total: int) -> tuple[dict[str, int], dict[str, int]]:
 def reduce(partials: Tensor, plan: table.Plan, groups: int, split: int) -> tuple[Tensor, Tensor]:
     """(G, split) and (G, S - split) of (S, chunks) partial sums, all float64."""
     total = len(partials)
+    if plan.count == 0:
+        return partials.new_zeros(groups, split), partials.new_zeros(groups, total - split)
     left, right = partials.new_empty(groups, split), partials.new_empty(groups, total - split)
     blocks, options = reduce_options(total)
     grid = (triton.cdiv(total, blocks["COLUMNS"]), groups)

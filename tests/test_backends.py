@@ -82,13 +82,16 @@ def parameters() -> Iterator[Any]:
 
 
 @pytest.fixture(params=parameters())
-def backend(request: pytest.FixtureRequest) -> Backend:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     name, device = request.param.split("-")
     if reason := reasons()[name]:
         pytest.skip(reason)
     if name == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")
-    return Backend(name, device)
+    found = Backend(name, device)
+    if found.interpreted:  # chunks that end soon
+        monkeypatch.setattr(table, "MIN_CHUNK", 2048)
+    return found
 
 
 def test_no_backend_is_missing_by_mistake() -> None:
@@ -239,22 +242,29 @@ def mixed_weights(tasks: int) -> list[float]:
 SHAPES: list[Shape] = [(3, 5), (), (0,), (7,), (129, 65), (1,), (2, 0, 3), (4, 3, 2, 5)]
 
 
+def tiles(tasks: int) -> int:
+    """For the interpreter: elements that make a few of its tiles, the last of them short."""
+    return 4096 // tasks + 1
+
+
 @pytest.mark.parametrize("tasks", TASKS)
 def test_matches_float64(backend: Backend, tasks: int) -> None:
-    shapes = SHAPES if tasks < 33 and not backend.interpreted else [(1001,), (3, 5), ()]
+    shapes = SHAPES if tasks < 33 else [(1001,), (3, 5), ()]
+    if backend.interpreted:
+        shapes = [(tiles(tasks),), (3, 5), ()]
     check(backend, backend.normal(tasks, shapes), torch.linspace(-1, 2, tasks, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("tasks", TASKS)
 def test_equals_where_numbers_are_integers(backend: Backend, tasks: int) -> None:
-    shapes = [(517,), (3,)] if backend.interpreted else [(8193,), (3, 5), (2,)]
+    shapes = [(tiles(tasks),), (3,)] if backend.interpreted else [(8193,), (3, 5), (2,)]
     check(backend, backend.integers(tasks, shapes), mixed_weights(tasks), exact=True)
 
 
 @pytest.mark.parametrize("tasks", [2, 33])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_dtypes(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
-    shapes: list[Shape] = [(517,), ()] if backend.interpreted else [(1031,), (3, 5), ()]
+    shapes: list[Shape] = [(tiles(4 * tasks),), ()] if backend.interpreted else [(1031,), (3, 5), ()]
     check(backend, backend.normal(tasks, shapes, dtype), torch.linspace(-0.4, 1, tasks, dtype=torch.float64))
     grads = [[offset(t, n % 3) for t in row] for n, row in enumerate(backend.integers(tasks, shapes, dtype))]
     check(backend, grads, mixed_weights(tasks), exact=True)
@@ -284,20 +294,20 @@ def test_where_vectors_and_blocks_end(backend: Backend, tasks: int, dtype: torch
     # Every parameter is a group of its own, so every sum shows.
     grads = backend.integers(tasks, [(size,) for size in sizes], dtype)
     check(backend, grads, weights, groups=range(len(sizes)), exact=True)
-    for size in [8193] if backend.interpreted else MANY:
+    for size in [4097] if backend.interpreted else MANY:
         check(backend, backend.integers(tasks, [(size,)], dtype, seed=size), weights, exact=True)
 
 
 @pytest.mark.parametrize("tasks", [5, 8, 16, 33, 92, 128])
 def test_where_blocks_end_with_many_tasks(backend: Backend, tasks: int) -> None:
     # The blocks of many tasks are shorter.
-    sizes = [1, 257] if backend.interpreted else [*FEW[::3], *around(4096, 8192)]
+    sizes = [1, tiles(2 * tasks)] if backend.interpreted else [*FEW[::3], *around(4096, 8192)]
     grads = backend.integers(tasks, [(size,) for size in sizes])
     check(backend, grads, mixed_weights(tasks), groups=range(len(sizes)), exact=True)
 
 
 def test_thousands_of_tiny_tensors_and_a_huge_one(backend: Backend) -> None:
-    tiny, huge = (30, 8193) if backend.interpreted else (3000, 1_000_003)
+    tiny, huge = (30, 4097) if backend.interpreted else (3000, 1_000_003)
     shapes: list[Shape] = [*((1 + i % 7,) for i in range(tiny)), (huge,), *((i % 3,) for i in range(tiny // 4))]
     groups = [min(i % 3, 1) for i in range(len(shapes))]
     check(backend, backend.integers(2, shapes), [1.0, -2.0], groups=groups, exact=True)
@@ -347,7 +357,7 @@ def magnitudes(backend: Backend) -> list[float]:
 @pytest.mark.parametrize("tasks", [3, 33])
 def test_mixed_magnitudes(backend: Backend, tasks: int) -> None:
     scales = magnitudes(backend)
-    grads = backend.normal(tasks, [(101,)] * len(scales))
+    grads = backend.normal(tasks, [(35 if backend.interpreted else 101,)] * len(scales))
     grads = [[g * scale for g, scale in zip(row, scales, strict=True)] for row in grads]
     weights = torch.linspace(-0.4, 1, tasks, dtype=torch.float64)
     check(backend, grads, weights, groups=range(len(scales)))
@@ -382,7 +392,7 @@ def test_subnormal_numbers(backend: Backend, dtype: torch.dtype) -> None:
     ("value", "weight"), [(float("nan"), 0.0), (float("inf"), 0.0), (float("inf"), 0.5), (-float("inf"), 0.5)]
 )
 def test_what_is_not_finite_shows(backend: Backend, value: float, weight: float, tasks: int) -> None:
-    sizes = [5, 130] if backend.interpreted else [5, 20_001]
+    sizes = [5, 35] if backend.interpreted else [5, 20_001]
     weights = [weight if n == 1 else 0.5 for n in range(tasks)]
     finite = [n != 1 for n in range(tasks)]
     direction = [torch.ones(size, device=backend.device) for size in sizes]
@@ -467,7 +477,7 @@ def test_nothing_to_do(backend: Backend) -> None:
 
 def test_rows_of_weights_are_separate_combinations(backend: Backend) -> None:
     weights = torch.tensor([[1.0, 0, 0], [2, 3, -1], [-1, 1, 3], [0, 0, 0]], dtype=torch.float64)
-    shapes: list[Shape] = [(1031,), (), (0,), (3, 5)]
+    shapes: list[Shape] = [(331,), (), (0,), (3, 5)]
     check(backend, backend.integers(3, shapes), weights, groups=[1, 0, 0, 1], exact=True)
     check(backend, backend.integers(3, shapes), weights[:1], exact=True)
     check(backend, backend.normal(3, shapes), weights[1:3] * 0.3)
@@ -492,14 +502,14 @@ GROUPS = {
 
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=list(GROUPS))
 def test_groups_split_the_statistics(backend: Backend, groups: list[int]) -> None:
-    grads = backend.integers(3, [(7,), (300, 9), (2, 2), (1031,), (1,), (0,)])
+    grads = backend.integers(3, [(7,), (30, 9), (2, 2), (331,), (1,), (0,)])
     grads[1][2] = None
     check(backend, grads, [[1.0, 2.0, -1.0], [1.0, -1.0, 0.0]], groups=groups, exact=True)
 
 
 @pytest.mark.parametrize("tasks", [16, 33])
 def test_groups_of_many_tasks(backend: Backend, tasks: int) -> None:
-    grads = backend.integers(tasks, [(7,), (150, 3), (2, 2), (65,)])
+    grads = backend.integers(tasks, [(7,), (20, 3), (2, 2), (65,)])
     check(backend, grads, mixed_weights(tasks), groups=[2, 0, 2, 0], exact=True)
 
 
@@ -664,8 +674,9 @@ def task_grads(backend: Backend, tasks: int, dtype: torch.dtype = torch.float32,
     return [[*row[:-1], None] for row in grads]
 
 
-@pytest.mark.parametrize("tasks", [1, 3, 33])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tasks"), [(torch.float32, 1), (torch.float32, 3), (torch.float32, 33), (torch.float64, 3)], ids=str
+)
 def test_adamw_is_torchs_on_the_combined_gradient(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
     weights = torch.rand(tasks, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(0)
     state = State(backend, dtype)
@@ -715,7 +726,7 @@ def test_adamw_of_short_parameters_rounds_once(backend: Backend, dtype: torch.dt
 
 
 def test_adamw_where_vectors_and_blocks_end(backend: Backend) -> None:
-    sizes = [1, 17, 8193] if backend.interpreted else MANY
+    sizes = [1, 17, 4097] if backend.interpreted else MANY
     shapes: list[Shape] = [(size,) for size in sizes]
     grads, state = backend.integers(2, shapes), State(backend, shapes=shapes)
     expected = state.copies()[: len(sizes)]
@@ -861,12 +872,12 @@ def test_same_bits_on_every_run_and_for_every_number_of_threads(
 ) -> None:
     shapes: list[Shape] = [(100_003,), (3,), (50, 77)]
     if backend.interpreted:
-        shapes = [(8193,), (3,)] if tasks == 1 else [(65,), (3,)]
+        pytest.skip("the interpreter runs one program after the other")
     grads = backend.normal(tasks, shapes, dtype)
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 1) if backend.interpreted else (1, 2, 3, 1):
+        for count in (1, 2, 3, 1):
             torch.set_num_threads(count)
             results.append(everything(backend, grads))
     finally:
@@ -875,10 +886,10 @@ def test_same_bits_on_every_run_and_for_every_number_of_threads(
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("tasks", [2, 16])
+@pytest.mark.parametrize("tasks", [2, 9])
 def test_same_bits_for_a_list_and_its_flat_view(backend: Backend, tasks: int) -> None:
     # Pieces of whole blocks, whatever a backend's block is: a power of two of this many elements at most.
-    piece, count = (8192, 2) if backend.interpreted else (1 << 16, 3)
+    piece, count = (table.MIN_CHUNK, 2) if backend.interpreted else (1 << 16, 3)
     whole = backend.normal(tasks, [(piece * count,)])
     pieces = [list(row[0].split(piece)) for row in whole]
     one, many = State(backend, shapes=[(piece * count,)]), State(backend, shapes=[(piece * count,)])
@@ -915,7 +926,7 @@ def integer_grads(draw: st.DrawFn) -> Grads:
 
 
 def examples(backend: Backend) -> Any:
-    return settings(max_examples=6 if backend.interpreted else 40)
+    return settings(max_examples=5 if backend.interpreted else 40)
 
 
 def to(backend: Backend, grads: Grads) -> Grads:
@@ -960,7 +971,7 @@ def test_order_of_the_tasks_does_not_matter(backend: Backend) -> None:
 
 def test_powers_of_two_scale_exactly(backend: Backend) -> None:
     @examples(backend)
-    @given(st.integers(-30, 30), st.integers(1, 20), st.integers(0, 1000))
+    @given(st.integers(-30, 30), st.integers(1, 9), st.integers(0, 1000))
     def holds(power: int, tasks: int, seed: int) -> None:
         scale = 2.0**power
         grads = backend.normal(tasks, [(37,), (3, 4)], seed=seed)

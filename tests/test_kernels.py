@@ -115,7 +115,10 @@ def compiled(case: Case) -> dict[str, Any]:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", case.capability, 32)
     binary = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
-    return {**resources(binary.asm["cubin"]), **main_loop(binary.asm["ptx"]), "shared": binary.metadata.shared}
+    # Loads of gradients in the main loop, by one thread; in a matrix product more than one.
+    vectors = constants.get("ROWS", case.tasks) * constants.get("LANES", 0) // (32 * options["num_warps"])
+    code = {**resources(binary.asm["cubin"]), **main_loop(binary.asm["ptx"])}
+    return {**code, "shared": binary.metadata.shared, "vectors": max(1, vectors)}
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -183,8 +186,10 @@ def check_machine_code(cases: list[Case]) -> None:
     for case, code in compile_all(cases):
         good = code["stack"] == code["local"] == 0 and code["shared"] <= SHARED[case.capability]
         if case.aligned and not case.operator.startswith("reduce"):
-            good &= code["wide"] > 0 and code["narrow"] == 0
+            good &= code["wide"] >= code["vectors"]
             good &= code["doubles"] == 0 or case.dtype == "float64"
+            # A parameter and its moments are spread over all threads, which may leave less than 16 bytes to each.
+            good &= code["narrow"] == 0 or case.operator.startswith("combine_adamw_")
         if not good:
             problems.append((case, code))
     assert not problems, "\n".join(map(str, problems))
