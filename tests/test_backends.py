@@ -52,6 +52,10 @@ class Backend:
         self.gram = functools.partial(ops.gram, backend=name)
         self.combine_adamw_ = functools.partial(ops.combine_adamw_, backend=name)
 
+    def few(self, tasks: int) -> int:
+        """So many tasks, but in the interpreter only so many that they take the way of many."""
+        return min(tasks, 12) if self.interpreted else tasks
+
     def normal(self, tasks: int, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32, seed: int = 0) -> Grads:
         generator = torch.Generator().manual_seed(seed)
         return self.rows(tasks, shapes, lambda shape: torch.randn(shape, generator=generator).to(dtype))
@@ -264,6 +268,7 @@ def test_equals_where_numbers_are_integers(backend: Backend, tasks: int) -> None
 @pytest.mark.parametrize("tasks", [2, 33])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_dtypes(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
+    tasks = backend.few(tasks)
     shapes: list[Shape] = [(tiles(4 * tasks),), ()] if backend.interpreted else [(1031,), (3, 5), ()]
     check(backend, backend.normal(tasks, shapes, dtype), torch.linspace(-0.4, 1, tasks, dtype=torch.float64))
     grads = [[offset(t, n % 3) for t in row] for n, row in enumerate(backend.integers(tasks, shapes, dtype))]
@@ -300,8 +305,9 @@ def test_where_vectors_and_blocks_end(backend: Backend, tasks: int, dtype: torch
 
 @pytest.mark.parametrize("tasks", [5, 8, 16, 33, 92, 128])
 def test_where_blocks_end_with_many_tasks(backend: Backend, tasks: int) -> None:
-    # The blocks of many tasks are shorter.
-    sizes = [1, tiles(2 * tasks)] if backend.interpreted else [*FEW[::3], *around(4096, 8192)]
+    if backend.interpreted:
+        pytest.skip("tiles of so many tasks end in test_equals_where_numbers_are_integers")
+    sizes = [*FEW[::3], *around(4096, 8192)]  # the blocks of many tasks are shorter
     grads = backend.integers(tasks, [(size,) for size in sizes])
     check(backend, grads, mixed_weights(tasks), groups=range(len(sizes)), exact=True)
 
@@ -315,13 +321,13 @@ def test_thousands_of_tiny_tensors_and_a_huge_one(backend: Backend) -> None:
 
 def test_long_sums_of_one_sign(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where errors of float32 sums add up: one chain of 4e6 terms is off by 1e-4 and more.
-    size = 1 << 16 if backend.interpreted else 4_000_001
+    size = (1 << 15) + 1025 if backend.interpreted else 4_000_001
     constants = [[torch.full((size,), value, device=backend.device)] for value in (0.1, 0.3)]
-    check(backend, constants, [0.7, 0.3])
     if not backend.interpreted:
+        check(backend, constants, [0.7, 0.3])
         check(backend, [[g.abs_().add_(1)] for (g,) in backend.normal(2, [(size,)])], [0.7, 0.3])
-    # The longest chunk of 1e10 elements, on less.
-    monkeypatch.setattr(table, "MAX_CHUNKS", 4_000_001 // 2**20 + 1 if not backend.interpreted else 1)
+    # In chunks as long as those of 1e10 elements, or as there are.
+    monkeypatch.setattr(table, "MAX_CHUNKS", size // 2**20 + 1)
     check(backend, constants, [0.7, 0.3])
 
 
@@ -356,7 +362,7 @@ def magnitudes(backend: Backend) -> list[float]:
 
 @pytest.mark.parametrize("tasks", [3, 33])
 def test_mixed_magnitudes(backend: Backend, tasks: int) -> None:
-    scales = magnitudes(backend)
+    tasks, scales = backend.few(tasks), magnitudes(backend)
     grads = backend.normal(tasks, [(35 if backend.interpreted else 101,)] * len(scales))
     grads = [[g * scale for g, scale in zip(row, scales, strict=True)] for row in grads]
     weights = torch.linspace(-0.4, 1, tasks, dtype=torch.float64)
@@ -392,6 +398,7 @@ def test_subnormal_numbers(backend: Backend, dtype: torch.dtype) -> None:
     ("value", "weight"), [(float("nan"), 0.0), (float("inf"), 0.0), (float("inf"), 0.5), (-float("inf"), 0.5)]
 )
 def test_what_is_not_finite_shows(backend: Backend, value: float, weight: float, tasks: int) -> None:
+    tasks = backend.few(tasks)
     sizes = [5, 35] if backend.interpreted else [5, 20_001]
     weights = [weight if n == 1 else 0.5 for n in range(tasks)]
     finite = [n != 1 for n in range(tasks)]
@@ -458,7 +465,7 @@ def test_none_is_a_task_that_does_not_touch_the_parameter(backend: Backend) -> N
 
 
 def test_none_in_many_tasks(backend: Backend) -> None:
-    tasks = 33
+    tasks = backend.few(33)
     grads = backend.integers(tasks, [(300,), (65,), (17,)])
     grads = [[g if (n * 7 + i * 5) % 3 else None for i, g in enumerate(row)] for n, row in enumerate(grads)]
     check(backend, grads, mixed_weights(tasks), exact=True)
@@ -507,8 +514,8 @@ def test_groups_split_the_statistics(backend: Backend, groups: list[int]) -> Non
     check(backend, grads, [[1.0, 2.0, -1.0], [1.0, -1.0, 0.0]], groups=groups, exact=True)
 
 
-@pytest.mark.parametrize("tasks", [16, 33])
-def test_groups_of_many_tasks(backend: Backend, tasks: int) -> None:
+def test_groups_of_many_tasks(backend: Backend) -> None:
+    tasks = backend.few(33)
     grads = backend.integers(tasks, [(7,), (20, 3), (2, 2), (65,)])
     check(backend, grads, mixed_weights(tasks), groups=[2, 0, 2, 0], exact=True)
 
@@ -1015,6 +1022,8 @@ def traced_grads(backend: Backend) -> Grads:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_operators_pass_opcheck(backend: Backend, rows: int) -> None:
+    if backend.interpreted and rows > 1:
+        pytest.skip("once will do in the interpreter")
     flat = [g for row in traced_grads(backend) for g in row]
     weights = torch.tensor([[0.5, 0.25, -1.0]] * rows, dtype=torch.float64)
     namespace, groups, last = torch.ops.cats, [0, 2, 0, 0, 1], backend.name
