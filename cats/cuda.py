@@ -40,7 +40,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3
 MAX_TASKS = 128
 MAX_TASKS_GRAM_FLOAT64 = 8
 MAX_ROWS, MAX_ROWS_TASKS = 4, 64  # in one pass, and up to how many tasks; as in csrc/combine.cuh
-WORKSPACE = 60 << 20  # bytes of partial sums at most; what would need more goes chunk range by chunk range
+WORKSPACE = 48 << 20  # bytes of partial sums at most; what would need more goes chunk range by chunk range
 
 _kernels: Any = _native
 
