@@ -95,6 +95,15 @@ bool dense(const View& v) {
     return true;
 }
 
+// Memory that torch reads with its sign turned, which DLPack does not tell: x.conj().imag, dense only if of one element.
+bool negated(PyObject* object) {
+    PyObject* answer = PyObject_CallMethod(object, "is_neg", nullptr);
+    if (answer == nullptr) PyErr_Clear();
+    const bool plain = answer == Py_False;
+    Py_XDECREF(answer);
+    return !plain;
+}
+
 bool same_strides(const View& a, const View& b) {
     for (int d = 0; d < a.ndim; d++)
         if (a.shape[d] > 1 && a.strides[d] != b.strides[d]) return false;
@@ -204,10 +213,11 @@ py::object flatten(const py::list& grads, const py::list& others, int64_t vector
             }
             if (!look(entry, &views[t])) return py::none();
             if (t < tasks && first == nullptr) first = &views[t];
+            if (numel(views[t]) == 1) flat &= !negated(entry);
         }
         if (first == nullptr || !complete || numel(*first) == 0) continue;
         const bool rows_only = contiguous(*first);
-        if (!rows_only) flat = dense(*first);
+        if (!rows_only) flat &= dense(*first);
         std::vector<int> kind(1, dtype_index(first->dtype));
         const size_t begin = addresses.size();
         for (size_t t = 0; t < entries.size(); t++) {
