@@ -29,7 +29,7 @@ except ImportError as error:
 if not _native.cuda:
     from . import _build
 
-    raise ImportError(_build.CUDA)
+    raise ImportError(_build.CUDA or "the compiled module has no CUDA kernels")
 if not torch.cuda.is_available():
     raise ImportError("no CUDA device was found" if torch.version.cuda else "this torch is built without CUDA")
 if torch.cuda.get_device_capability() < (8, 0):

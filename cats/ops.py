@@ -46,9 +46,10 @@ _BACKENDS = {
     "cuda": "cats.cuda",
 }
 _OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_")
-# Device type -> backends, for calls that do not name one: the first that is usable here. From measurements
-# (bench/README.md), and nothing is timed here: every rank must choose the same.
-_DEFAULTS = {"cpu": ("native",), "cuda": ("cuda", "triton")}
+# Device type -> backends, for calls that do not name one: the first that is usable here, else the reference. Only what
+# committed measurements speak for (bench/results): on GPUs there are none yet. Nothing is timed here: every rank must
+# choose the same.
+_DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ()}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
