@@ -1092,7 +1092,7 @@ def test_more_elements_than_int32_counts(backend: Backend) -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.bfloat16)
     # Zeros but for the places where a 32-bit number ends; on a CPU pages that are only read, which take no memory.
     if backend.device.type == "cpu":
-        marked = torch.frombuffer(mmap.mmap(-1, 2 * size), dtype=torch.bfloat16)
+        marked = torch.frombuffer(mmap.mmap(-1, 2 * size, flags=mmap.MAP_PRIVATE), dtype=torch.bfloat16)
     else:
         marked = torch.zeros(size, dtype=torch.bfloat16, device=backend.device)
     for place, value in zip(places.tolist(), values, strict=True):
