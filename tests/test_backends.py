@@ -1083,7 +1083,7 @@ def test_shapes_are_known_without_data(backend: Backend) -> None:
 # Size
 
 
-@pytest.mark.slow  # a minute, 4 GiB of memory
+@pytest.mark.slow  # minutes, 4 GiB of memory
 def test_more_elements_than_int32_counts(backend: Backend) -> None:
     if backend.interpreted:
         pytest.skip("days in the interpreter")
