@@ -80,7 +80,8 @@ def _flatten(grads: Sequence[Row], others: Sequence[Row]) -> Flat:
         if first is None or first.numel() == 0 or any(t is None for t in rest):
             continue
         tensors = [t for t in (*column, *rest) if t is not None]
-        if any(t.is_neg() for t in tensors) or not (all(t.is_contiguous() for t in tensors) or _one_layout(tensors)):
+        turned = any(t.is_neg() or t._is_zerotensor() for t in tensors)  # what torch reads is not what lies in memory
+        if turned or not (all(t.is_contiguous() for t in tensors) or _one_layout(tensors)):
             flat.odd.append(i)
             continue
         addresses = [0 if t is None else t.data_ptr() for t in (*column, *rest)]

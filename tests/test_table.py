@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cats import table
+from cats import ops, table
 
 CPU = torch.device("cpu")
 Flatten = Callable[..., table.Flat]
@@ -296,3 +296,11 @@ def test_plans_on_a_gpu() -> None:
     pointers, chunks, members = decode(plan, 2)
     assert pointers == [[row[i].data_ptr() for row in grads] for i in range(2)]
     assert [count for _, _, count in chunks] == [8192, 8192, 3616, 3] and members == [[0, 1, 2], [3]]
+
+
+def test_zeros_without_memory_are_odd() -> None:
+    # What autograd hands out for a derivative it knows to be zero; it has no address.
+    zero = torch._efficientzerotensor((3,))
+    flat = table.flatten([[zero, torch.ones(2)], [zero, torch.ones(2)]])
+    assert flat.odd == [0] and flat.params == [1]
+    assert ops.gram([[zero, torch.ones(2)], [torch.ones(3), torch.ones(2)]]).tolist() == [[2, 2], [2, 5]]
