@@ -404,7 +404,11 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     section = text.partition("Backends")[2].partition("Extras")[0].splitlines()
     for backend, reason in cats.ops.backends().items():
         line = next(line for line in section if line.split()[:1] == [backend])
-        assert line.endswith("usable") if reason is None else reason in line
+        assert " usable" in line and "not usable" not in line if reason is None else f"not usable: {reason}" in line
+    choices = text.partition("Choice")[2].partition("Extras")[0].splitlines()
+    assert f"cpu {cats.ops.chosen('cpu')}" in [" ".join(line.split()[:2]).rstrip(";") for line in choices]
+    monkeypatch.setenv("CATS_BACKEND", "reference")
+    assert "reference, from the environment variable CATS_BACKEND" in info.describe()
     monkeypatch.setitem(info.EXTRAS["nmt"], "no_such_module", "no-such-package")
     assert "missing no-such-package; install with: pip install 'cats-optim[nmt]'" in info.describe()
 
