@@ -46,12 +46,6 @@ _kernels: Any = _native
 
 Row = Sequence[Tensor | None]
 
-# As csrc/device.cuh numbers them.
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-MAX_TASKS = 128
-MAX_TASKS_GRAM_FLOAT64 = 8
-WORKSPACE = 64 << 20  # bytes of partial sums at most; what would need more goes chunk range by chunk range
-
 
 def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row]) -> None:
     """out[r][i] = sum_n weights[r, n] * grads[n][i]."""

@@ -71,7 +71,7 @@ def flatten(grads: Sequence[Row], others: Sequence[Row] = ()) -> Flat:
 
 
 def _flatten(grads: Sequence[Row], others: Sequence[Row]) -> Flat:
-    """`flatten` in Python, a hundred times slower: where there is no compiled module, and for subclasses of tensors."""
+    """`flatten` in Python, slower: where there is no compiled module, and for subclasses of tensors."""
     flat = Flat([], [], [], [], array.array("q"), [])
     for i in range(len(grads[0])):
         column = [row[i] for row in grads]

@@ -182,12 +182,12 @@ def combine_adamw_(
     dots, sqnorms = common.reduce(partials, plan, max(groups) + 1, tasks)
     dots = dots.view(-1, 1, tasks)
     if flat.odd:
-        odd_params, odd_avgs, odd_squares = common.pick(others, flat.odd)
+        odd_params, odd_avgs, odd_squares = table.select(others, flat.odd)
         parts = reference.combine_adamw_(
-            odd_params, common.pick(grads, flat.odd), weights, odd_avgs, odd_squares, step, lr, *settings,
+            odd_params, table.select(grads, flat.odd), weights, odd_avgs, odd_squares, step, lr, *settings,
             found_inf, grad_scale, [groups[i] for i in flat.odd],
         )  # fmt: skip
-        common.add((dots, sqnorms), parts)
+        table.add_statistics((dots, sqnorms), parts)
     return dots, sqnorms
 
 

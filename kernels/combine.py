@@ -135,7 +135,7 @@ def combine(grads: Sequence[table.Row], weights: Tensor, out: Sequence[table.Row
         flat = table.flatten(grads, part)
         _launch(table.plan(flat, [0] * len(grads[0]), device), len(grads), rows, None)
         if flat.odd:
-            reference.combine(common.pick(grads, flat.odd), rows, common.pick(part, flat.odd))
+            reference.combine(table.select(grads, flat.odd), rows, table.select(part, flat.odd))
 
 
 def combine_dots(
@@ -166,8 +166,8 @@ def _combine_dots(
     dots, sqnorms = common.reduce(partials, plan, max(groups) + 1, results * tasks)
     dots = dots.view(-1, results, tasks)
     if flat.odd:
-        picked = (common.pick(grads, flat.odd), weights, common.pick(out, flat.odd), [groups[i] for i in flat.odd])
-        common.add((dots, sqnorms), reference.combine_dots(*picked))
+        picked = (table.select(grads, flat.odd), weights, table.select(out, flat.odd), [groups[i] for i in flat.odd])
+        table.add_statistics((dots, sqnorms), reference.combine_dots(*picked))
     return dots, sqnorms
 
 

@@ -272,14 +272,3 @@ def reduce(partials: Tensor, plan: table.Plan, groups: int, split: int) -> tuple
 
 def device_of(grads: Sequence[table.Row], default: torch.device) -> torch.device:
     return next((g.device for row in grads for g in row if g is not None), default)
-
-
-def pick(rows: Sequence[table.Row], indices: Sequence[int]) -> list[list[Tensor | None]]:
-    """The rows' entries for these parameters."""
-    return [[row[i] for i in indices] for row in rows]
-
-
-def add(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
-    """Add to statistics those of some parameters, whose groups may be the first ones only."""
-    for total, part in zip(totals, parts, strict=True):
-        total[: len(part)].add_(part)

@@ -78,6 +78,6 @@ def dots(grads: Sequence[table.Row], direction: table.Row, groups: Sequence[int]
         common.launch(dots_kernel, (chunks,), device, *arguments, **constants, **launch)
     result, _ = common.reduce(partials, plan, max(groups) + 1, tasks)
     if flat.odd:
-        picked = common.pick([*grads, direction], flat.odd)
-        common.add((result,), (reference.dots(picked[:-1], picked[-1], [groups[i] for i in flat.odd]),))
+        picked = table.select([*grads, direction], flat.odd)
+        table.add_statistics((result,), (reference.dots(picked[:-1], picked[-1], [groups[i] for i in flat.odd]),))
     return result

@@ -284,7 +284,7 @@ def gram(grads: Sequence[table.Row], groups: Sequence[int]) -> Tensor:
     products = (_unrolled if tasks <= UNROLLED else _blocks)(plan, tasks, max(groups) + 1, device)
     rest = sorted([*flat.odd, *(i for i, wide in enumerate(double) if wide)])
     if rest:
-        common.add((products,), (reference.gram(common.pick(grads, rest), [groups[i] for i in rest]),))
+        table.add_statistics((products,), (reference.gram(table.select(grads, rest), [groups[i] for i in rest]),))
     return products
 
 
