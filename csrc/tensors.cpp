@@ -1,5 +1,6 @@
 // Lists of torch tensors, read in one pass without torch's headers: through the table of C functions that torch exports
-// as the DLPack exchange API (torch.Tensor.__dlpack_c_exchange_api__, DLPack 1.2 or later). Whatever is not plain (subclasses, sparse layouts, a torch without that table) is left to Python.
+// as the DLPack exchange API (torch.Tensor.__dlpack_c_exchange_api__, DLPack 1.2 or later).
+// Whatever is not plain (subclasses, sparse layouts, a torch without that table) is left to Python.
 #include "tensors.h"
 
 #include <algorithm>
