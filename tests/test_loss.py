@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -27,6 +28,12 @@ def test_no_smoothing_is_the_nll():
     assert torch.equal(smoothed, nll)
 
 
-def test_gradient():
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient(smoothing: float):
     logits, targets = data()
-    assert torch.autograd.gradcheck(lambda x: token_losses(x, targets, 0.1)[0], logits.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: token_losses(x, targets, smoothing)[0], logits.requires_grad_())
+
+
+def test_the_nll_carries_no_gradient():
+    logits, targets = data()
+    assert not token_losses(logits.requires_grad_(), targets, 0.1)[1].requires_grad

@@ -139,7 +139,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = setting(2000, "updates of the model", need=POSITIVE_COUNT)
+    steps: int = setting(1600, "updates of the model", need=POSITIVE_COUNT)
     lr: float = setting(3e-3, "highest learning rate", need=POSITIVE)
     warmup: int = setting(150, "updates until the learning rate is at its highest", need=COUNT)
     schedule: str = setting(

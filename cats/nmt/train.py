@@ -154,6 +154,7 @@ def build_optimizer(config: Config, model: nn.Module, tasks: list[str]) -> cats.
         betas=(config.train.betas[0], config.train.betas[1]),
         eps=1e-9,
         weight_decay=config.train.weight_decay,
+        fused=True,
     )
     method = config.method
     if method.name == "cats":
