@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "vector.h"
+#include "work.h"
 
 namespace cats {
 
@@ -19,28 +21,62 @@ static inline int64_t block_length(int64_t tasks, size_t element) {
     return std::min(std::max<int64_t>(length, 64), MAX_BLOCK);
 }
 
+// How many elements the next block of a parameter has that has `rest` left: a multiple of LANES, or less than LANES.
+static inline int64_t block_count(int64_t block, int64_t rest) {
+    return rest < LANES ? rest : std::min(block, rest / LANES * LANES);
+}
+static inline int64_t whole_vectors(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+// The present gradients' part in a block.
+template <class T> struct Rows {
+    std::vector<const T*> at;
+    std::vector<T> padded;
+
+    // Less than a vector is copied, so that zeros follow it.
+    void move(const Present& present, int64_t start, int64_t count) {
+        const size_t tasks = present.data.size();
+        at.resize(tasks);
+        for (size_t n = 0; n < tasks; n++) at[n] = reinterpret_cast<const T*>(present.data[n]) + start;
+        if (count >= LANES) return;
+        padded.assign(tasks * LANES, T());
+        for (size_t n = 0; n < tasks; n++) {
+            std::memcpy(&padded[n * LANES], at[n], size_t(count) * sizeof(T));
+            at[n] = &padded[n * LANES];
+        }
+    }
+};
+
+// Asks for the second-level cache to get what comes next, while the processor is busy with this.
+CATS_INLINE void fetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+template <class T> constexpr int64_t LINE = 64 / int64_t(sizeof(T));  // elements
+
 template <class T, class C, int ROWS, bool FIRST>
-CATS_INLINE void add_rows(C* c, const T* const* g, const C* w, int64_t count) {
+CATS_INLINE void add_rows(C* c, const T* const* g, const C* w, int64_t count, int64_t next) {
     typedef typename Arithmetic<T>::Lanes V;
     for (int64_t i = 0; i < count; i += LANES) {
-        V sum = load(g[0] + i, count - i) * w[0];
-        if (!FIRST) sum = load(c + i) + load(g[0] + i, count - i) * w[0];
-        for (int n = 1; n < ROWS; n++) sum += load(g[n] + i, count - i) * w[n];
+        V sum = load(g[0] + i) * w[0];
+        if (!FIRST) sum = load(c + i) + load(g[0] + i) * w[0];
+        for (int n = 1; n < ROWS; n++) sum += load(g[n] + i) * w[n];
         store(c + i, sum);
+        if (next && i % (2 * LINE<T>) == 0)
+            for (int n = 0; n < ROWS; n++) fetch(g[n] + next + i / 2);
     }
 }
 
-// c = sum_n w_n g_n, one rounding per term; c is as long as `count` rounded up to LANES, its rest becomes 0 * w.
-template <class T, class C> CATS_INLINE void weighted_sum(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count) {
+// c = sum_n w_n g_n, one rounding per term, of `count` elements, whole vectors. Of the elements `next` further on the
+// first half is fetched, unless that is 0.
+template <class T, class C>
+CATS_INLINE void weighted_sum(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, int64_t next) {
     int64_t n = std::min<int64_t>(tasks, 4);
     switch (n) {  // four rows at a time: c is read and written once for four
-        case 1: add_rows<T, C, 1, true>(c, g, w, count); break;
-        case 2: add_rows<T, C, 2, true>(c, g, w, count); break;
-        case 3: add_rows<T, C, 3, true>(c, g, w, count); break;
-        default: add_rows<T, C, 4, true>(c, g, w, count);
+        case 1: add_rows<T, C, 1, true>(c, g, w, count, next); break;
+        case 2: add_rows<T, C, 2, true>(c, g, w, count, next); break;
+        case 3: add_rows<T, C, 3, true>(c, g, w, count, next); break;
+        default: add_rows<T, C, 4, true>(c, g, w, count, next);
     }
-    for (; n + 4 <= tasks; n += 4) add_rows<T, C, 4, false>(c, g + n, w + n, count);
-    for (; n < tasks; n++) add_rows<T, C, 1, false>(c, g + n, w + n, count);
+    for (; n + 4 <= tasks; n += 4) add_rows<T, C, 4, false>(c, g + n, w + n, count, next);
+    for (; n < tasks; n++) add_rows<T, C, 1, false>(c, g + n, w + n, count, next);
 }
 
 // <g, c> and <g, g> where float32 does not suffice: squares that overflow or vanish.
@@ -49,24 +85,32 @@ __attribute__((noinline)) void products_in_double(const T* g, const C* c, int64_
     *dot = *square = 0;
     for (int64_t i = 0; i < count; i += LANES) {
         C row[LANES];
-        const int64_t rest = std::min<int64_t>(LANES, count - i);
-        store(row, load(g + i, rest));
-        for (int64_t j = 0; j < rest; j++) {
+        store(row, load(g + i));
+        for (int64_t j = 0; j < LANES; j++) {
             *dot += double(row[j]) * double(c[i + j]);
             *square += double(row[j]) * double(row[j]);
         }
     }
 }
 
-// <g, c>, and <g, g> if NORM, of a block; `next` is where g goes on, to be fetched in the meantime.
+// Forms sums again that float32 could not hold.
 template <class T, class C, bool NORM>
-CATS_INLINE void products(const T* g, const C* c, int64_t count, const T* next, double* dot, double* square) {
+CATS_INLINE void check_products(const T* g, const C* c, int64_t count, double* dot, double* square) {
+    if (sizeof(C) == sizeof(double)) return;
+    const bool sound = NORM ? *square >= SMALLEST && std::isfinite(*square) && std::isfinite(*dot)
+                            : std::fabs(*dot) >= SMALLEST_DOT && std::isfinite(*dot);
+    double ignored;
+    if (!sound) products_in_double(g, c, count, dot, NORM ? square : &ignored);
+}
+
+// <g, c>, and <g, g> if NORM. Of the elements `next` further on the second half is fetched, unless that is 0.
+template <class T, class C, bool NORM>
+CATS_INLINE void products(const T* g, const C* c, int64_t count, int64_t next, double* dot, double* square) {
     typedef typename Arithmetic<T>::Lanes V;
     V d[4] = {}, q[4] = {};
     int64_t i = 0;
     for (; i + 4 * LANES <= count; i += 4 * LANES) {
-        for (size_t line = 0; line < 4 * LANES * sizeof(T); line += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(next + i) + line, 0, 2);
+        for (int64_t line = 0; next && line < 2 * LANES; line += LINE<T>) fetch(g + next + (count + i) / 2 + line);
         for (int j = 0; j < 4; j++) {
             const V row = load(g + i + j * LANES);
             d[j] += row * load(c + i + j * LANES);
@@ -74,19 +118,38 @@ CATS_INLINE void products(const T* g, const C* c, int64_t count, const T* next, 
         }
     }
     for (; i < count; i += LANES) {
-        const V row = load(g + i, count - i);
-        d[0] += row * load(c + i, count - i);
+        const V row = load(g + i);
+        d[0] += row * load(c + i);
         if (NORM) q[0] += row * row;
     }
     *dot = sum((d[0] + d[1]) + (d[2] + d[3]));
     if (NORM) *square = sum((q[0] + q[1]) + (q[2] + q[3]));
-    if (sizeof(C) < sizeof(double)) {
-        const bool sound = NORM ? *square >= SMALLEST && std::isfinite(*square) && std::isfinite(*dot)
-                                : std::fabs(*dot) >= SMALLEST_DOT && std::isfinite(*dot);
-        if (!sound) {
-            double ignored;
-            products_in_double(g, c, count, dot, NORM ? square : &ignored);
+    check_products<T, C, NORM>(g, c, count, dot, square);
+}
+
+// c, <g_n, c> and <g_n, g_n> of K rows so few that all sums find room in registers: every number is loaded once.
+template <class T, class C, int K>
+CATS_INLINE void combine_products(C* c, const T* const* g, const C* w, int64_t count, double* dots, double* squares) {
+    typedef typename Arithmetic<T>::Lanes V;
+    const T* rows[K];
+    C weights[K];
+    for (int n = 0; n < K; n++) rows[n] = g[n], weights[n] = w[n];
+    V d[K] = {}, q[K] = {};
+    for (int64_t i = 0; i < count; i += LANES) {
+        V row[K];
+        for (int n = 0; n < K; n++) row[n] = load(rows[n] + i);
+        V sum = row[0] * weights[0];
+        for (int n = 1; n < K; n++) sum += row[n] * weights[n];
+        store(c + i, sum);
+        for (int n = 0; n < K; n++) {
+            d[n] += row[n] * sum;
+            q[n] += row[n] * row[n];
         }
+    }
+    for (int n = 0; n < K; n++) {
+        dots[n] = sum(d[n]);
+        squares[n] = sum(q[n]);
+        check_products<T, C, true>(g[n], c, count, dots + n, squares + n);
     }
 }
 

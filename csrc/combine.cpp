@@ -3,6 +3,8 @@
 // A block of the gradients is brought into a core's cache once. There the combination is formed, in float32 (float64
 // for float64); then each row meets it for its dot product and itself for its norm, while the processor is told to
 // fetch the row's part of the next block. The combination goes to its tensor, or into an AdamW update.
+#include <type_traits>
+
 #include "block.h"
 #include "kernels.h"
 
@@ -24,89 +26,136 @@ struct Job {
     const Account* account;  // per group: (R, K) dots, then K squared norms
 };
 
-// The operations of cats.reference on float32 or float64, in its order; c is the combined gradient.
-template <class C> CATS_INLINE void adamw_update(const AdamW& o, const C* c, C* param, C* exp_avg, C* exp_avg_sq, int64_t count) {
-    const C scale = C(o.grad_scale), decay = C(o.decay), step = C(-o.step_size), eps = C(o.eps);
-    const C correction = C(o.correction), beta2 = C(o.beta2), fresh1 = C(1 - o.beta1), fresh2 = C(1 - o.beta2);
+// The operations of cats.reference in its order; c is the combined gradient.
+template <class C>
+CATS_INLINE void adamw_update(const AdamW& o, const C* c, C* param, C* exp_avg, C* exp_avg_sq, int64_t count) {
+    const C decay = C(o.decay), step = C(-o.step_size), eps = C(o.eps), correction = C(1 / o.correction);
+    const C beta2 = C(o.beta2), fresh1 = C(1 - o.beta1), fresh2 = C(1 - o.beta2), kept1 = C(1) - fresh1;
     const bool from_grad = 1 - o.beta1 >= 0.5;  // as torch.lerp: exact at both ends
-    const C kept1 = C(1) - fresh1;
     for (int64_t i = 0; i < count; i++) {
-        const C grad = c[i] / scale, difference = grad - exp_avg[i];
+        const C grad = c[i], difference = grad - exp_avg[i];
         const C average = from_grad ? grad - difference * kept1 : exp_avg[i] + fresh1 * difference;
         const C square = exp_avg_sq[i] * beta2 + fresh2 * grad * grad;
         const C root = sizeof(C) == 4 ? C(__builtin_sqrtf(float(square))) : C(__builtin_sqrt(double(square)));
         exp_avg[i] = average;
         exp_avg_sq[i] = square;
-        param[i] = param[i] * decay + average * step / (root / correction + eps);
+        param[i] = param[i] * decay + average * step / (root * correction + eps);
     }
 }
 
-template <class T, class C> CATS_INLINE void update(const Job& job, const int64_t* others, int64_t start, int64_t count, const C* c) {
+// The first `count` elements of c, rounded to T, in `buffer` if they are not of that type already.
+template <class T, class C> CATS_INLINE const T* rounded(const C* c, T* buffer, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) store(buffer + i, load(c + i));
+    return buffer;
+}
+template <class T> CATS_INLINE const T* rounded(const T* c, T*, int64_t) { return c; }
+
+template <class T, class C> CATS_INLINE void update(const Job& job, const int64_t* others, int64_t start, int64_t count, C* c) {
+    const AdamW& options = *job.adamw;
     T* param = reinterpret_cast<T*>(others[0]) + start;
-    C values[MAX_BLOCK + LANES];
-    for (int64_t i = 0; i < count; i += LANES) store(values + i, load(param + i, std::min<int64_t>(LANES, count - i)));
-    adamw_update(*job.adamw, c, values, reinterpret_cast<C*>(others[1]) + start, reinterpret_cast<C*>(others[2]) + start, count);
-    for (int64_t i = 0; i < count; i += LANES) store(param + i, load(values + i), std::min<int64_t>(LANES, count - i));
+    C* exp_avg = reinterpret_cast<C*>(others[1]) + start;
+    C* exp_avg_sq = reinterpret_cast<C*>(others[2]) + start;
+    if (options.grad_scale != 1)
+        for (int64_t i = 0; i < count; i++) c[i] /= C(options.grad_scale);
+    if constexpr (std::is_same<T, C>::value) {
+        adamw_update(options, c, param, exp_avg, exp_avg_sq, count);
+    } else {
+        T padded[LANES] = {};
+        C values[MAX_BLOCK];
+        const T* source = param;
+        if (count < LANES) source = static_cast<T*>(std::memcpy(padded, param, size_t(count) * sizeof(T)));
+        for (int64_t i = 0; i < count; i += LANES) store(values + i, load(source + i));
+        adamw_update(options, c, values, exp_avg, exp_avg_sq, count);
+        T buffer[MAX_BLOCK];
+        std::memcpy(param, rounded<T>(values, buffer, count), size_t(count) * sizeof(T));
+    }
 }
 
 template <class T, class C> CATS_INLINE void write(const Job& job, T* out, const C* c, int64_t count) {
-    T rounded[MAX_BLOCK + LANES];
-    for (int64_t i = 0; i < count; i += LANES) store(rounded + i, load(c + i));
+    T buffer[MAX_BLOCK];
+    const T* result = rounded<T>(c, buffer, count);
     if (job.stream)
-        stream_copy(out, rounded, size_t(count) * sizeof(T));
+        stream_copy(out, result, size_t(count) * sizeof(T));
     else
-        std::memcpy(out, rounded, size_t(count) * sizeof(T));
+        std::memcpy(out, result, size_t(count) * sizeof(T));
 }
 
-template <class T> CATS_INLINE void run(const Job& job) {
+// The combination of a block, its dot products with the gradients, and their squares.
+template <Instructions I, class T, class C>
+CATS_INLINE void first_row(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, int64_t next, double* dots, double* squares) {
+    // AVX-512 has 32 registers, others 16 of half the size or less.
+    constexpr bool MANY = I == Instructions::avx512, SHORT = sizeof(C) == 4;
+    switch (tasks) {
+        case 1: return combine_products<T, C, 1>(c, g, w, count, dots, squares);
+        case 2: return combine_products<T, C, 2>(c, g, w, count, dots, squares);
+        case 3: if constexpr (MANY) return combine_products<T, C, 3>(c, g, w, count, dots, squares); break;
+        case 4: if constexpr (MANY) return combine_products<T, C, 4>(c, g, w, count, dots, squares); break;
+        case 5: if constexpr (MANY && SHORT) return combine_products<T, C, 5>(c, g, w, count, dots, squares); break;
+        case 6: if constexpr (MANY && SHORT) return combine_products<T, C, 6>(c, g, w, count, dots, squares); break;
+        case 7: if constexpr (MANY && SHORT) return combine_products<T, C, 7>(c, g, w, count, dots, squares); break;
+        case 8: if constexpr (MANY && SHORT) return combine_products<T, C, 8>(c, g, w, count, dots, squares); break;
+    }
+    weighted_sum<T, C>(c, g, w, tasks, count, next);
+    for (int64_t n = 0; n < tasks; n++) products<T, C, true>(g[n], c, count, next, dots + n, squares + n);
+}
+
+// One more combination of a block that is in the cache.
+template <class T, class C>
+CATS_INLINE void later_row(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, double* dots) {
+    double ignored;
+    weighted_sum<T, C>(c, g, w, tasks, count, 0);
+    for (int64_t n = 0; n < tasks; n++) products<T, C, false>(g[n], c, count, 0, dots + n, &ignored);
+}
+
+template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
     typedef typename Arithmetic<T>::Scalar C;
     const Work& work = *job.work;
     const int64_t all = work.tasks;
-    C c[MAX_BLOCK + LANES];
+    C c[MAX_BLOCK];
     std::vector<C> weights;
-    std::vector<const T*> g;
+    std::vector<double> found(size_t(2 * all));
+    Rows<T> rows;
     for (const Segment& segment : *job.segments) {
-        const int64_t* row = work.row(segment.parameter);
-        const Present present(all, row);
+        const int64_t* addresses = work.row(segment.parameter);
+        const Present present(all, addresses);
         const int64_t tasks = int64_t(present.tasks.size());
         weights.resize(size_t(job.rows * tasks));
         for (int64_t r = 0; r < job.rows; r++)
             for (int64_t n = 0; n < tasks; n++)
                 weights[size_t(r * tasks + n)] = C(job.weights[r * all + present.tasks[size_t(n)]]);
-        g.resize(size_t(tasks));
         double* sums = job.statistics ? (*job.account)(work.groups[segment.parameter]) : nullptr;
-        for (int64_t start = segment.start; start < segment.start + segment.count; start += job.block) {
-            const int64_t count = std::min(job.block, segment.start + segment.count - start);
-            for (int64_t n = 0; n < tasks; n++)
-                g[size_t(n)] = reinterpret_cast<const T*>(present.data[size_t(n)]) + start;
+        int64_t count;
+        for (int64_t done = 0; done < segment.count; done += count) {
+            count = block_count(job.block, segment.count - done);
+            const int64_t start = segment.start + done, padded = whole_vectors(count);
+            rows.move(present, start, count);
             for (int64_t r = 0; r < job.rows; r++) {
-                weighted_sum<T, C>(c, g.data(), weights.data() + r * tasks, tasks, count);
+                const C* w = weights.data() + r * tasks;
+                if (!job.statistics)
+                    weighted_sum<T, C>(c, rows.at.data(), w, tasks, padded, 0);
+                else if (r == 0)
+                    first_row<I, T, C>(c, rows.at.data(), w, tasks, padded, count < LANES ? 0 : job.block, found.data(), &found[size_t(tasks)]);
+                else
+                    later_row<T, C>(c, rows.at.data(), w, tasks, padded, found.data());
                 for (int64_t n = 0; job.statistics && n < tasks; n++) {
-                    const T* mine = g[size_t(n)];
-                    double dot, square;
-                    if (r == 0) {
-                        products<T, C, true>(mine, c, count, mine + job.block, &dot, &square);
-                        sums[job.rows * all + present.tasks[size_t(n)]] += square;
-                    } else {
-                        products<T, C, false>(mine, c, count, mine, &dot, &square);
-                    }
-                    sums[r * all + present.tasks[size_t(n)]] += dot;
+                    sums[r * all + present.tasks[size_t(n)]] += found[size_t(n)];
+                    if (r == 0) sums[job.rows * all + present.tasks[size_t(n)]] += found[size_t(tasks + n)];
                 }
                 if (!job.adamw)
-                    write<T, C>(job, reinterpret_cast<T*>(row[all + r]) + start, c, count);
+                    write<T, C>(job, reinterpret_cast<T*>(addresses[all + r]) + start, c, count);
                 else if (!job.adamw->skip)
-                    update<T, C>(job, row + all, start, count, c);
+                    update<T, C>(job, addresses + all, start, count, c);
             }
         }
     }
 }
 
-CATS_INLINE void run_any(const Job& job) {
+template <Instructions I> CATS_INLINE void run_any(const Job& job) {
     switch (job.work->type) {
-        case Type::float32: return run<float>(job);
-        case Type::bfloat16: return run<BFloat16>(job);
-        case Type::float16: return run<Half>(job);
-        case Type::float64: return run<double>(job);
+        case Type::float32: return run<I, float>(job);
+        case Type::bfloat16: return run<I, BFloat16>(job);
+        case Type::float16: return run<I, Half>(job);
+        case Type::float64: return run<I, double>(job);
     }
 }
 CATS_DISPATCH(run_best, run_any, const Job&)

@@ -14,34 +14,42 @@ struct Job {
     const Account* account;  // per group: K dots
 };
 
+// c = the direction's part in a block, zeros behind it up to whole vectors.
+template <class S, class C> CATS_INLINE void widen(C* c, int64_t address, int64_t start, int64_t count) {
+    const S* source = reinterpret_cast<const S*>(address) + start;
+    S padded[LANES] = {};
+    if (count < LANES) source = static_cast<S*>(std::memcpy(padded, source, size_t(count) * sizeof(S)));
+    for (int64_t i = 0; i < count; i += LANES) store(c + i, load(source + i));
+}
+
 template <class T> CATS_INLINE void run(const Job& job) {
     typedef typename Arithmetic<T>::Scalar C;
     const Work& work = *job.work;
-    C c[MAX_BLOCK + LANES];
+    C c[MAX_BLOCK];
+    Rows<T> rows;
     for (const Segment& segment : *job.segments) {
-        const int64_t* row = work.row(segment.parameter);
-        const Present present(work.tasks, row);
+        const int64_t* addresses = work.row(segment.parameter);
+        const Present present(work.tasks, addresses);
         double* sums = (*job.account)(work.groups[segment.parameter]);
-        for (int64_t start = segment.start; start < segment.start + segment.count; start += MAX_BLOCK) {
-            const int64_t count = std::min(MAX_BLOCK, segment.start + segment.count - start);
-            for (int64_t i = 0; i < count; i += LANES) {
-                const int64_t rest = std::min<int64_t>(LANES, count - i);
-                if (job.direction_is_wide)
-                    store(c + i, load(reinterpret_cast<const C*>(row[work.tasks]) + start + i, rest));
-                else
-                    store(c + i, load(reinterpret_cast<const T*>(row[work.tasks]) + start + i, rest));
-            }
+        int64_t count;
+        for (int64_t done = 0; done < segment.count; done += count) {
+            count = block_count(MAX_BLOCK, segment.count - done);
+            const int64_t start = segment.start + done;
+            rows.move(present, start, count);
+            if (job.direction_is_wide)
+                widen<C>(c, addresses[work.tasks], start, count);
+            else
+                widen<T>(c, addresses[work.tasks], start, count);
             for (size_t n = 0; n < present.tasks.size(); n++) {
-                const T* g = reinterpret_cast<const T*>(present.data[n]) + start;
                 double dot, ignored;
-                products<T, C, false>(g, c, count, g + MAX_BLOCK, &dot, &ignored);
+                products<T, C, false>(rows.at[n], c, whole_vectors(count), 0, &dot, &ignored);
                 sums[present.tasks[n]] += dot;
             }
         }
     }
 }
 
-CATS_INLINE void run_any(const Job& job) {
+template <Instructions> CATS_INLINE void run_any(const Job& job) {
     switch (job.work->type) {
         case Type::float32: return run<float>(job);
         case Type::bfloat16: return run<BFloat16>(job);

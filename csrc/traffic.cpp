@@ -18,7 +18,7 @@ struct Job {
     uint64_t seen;
 };
 
-CATS_INLINE void run(Job& job) {
+template <Instructions> CATS_INLINE void run(Job& job) {
     UInt16Lanes seen[4] = {};
     const int64_t step = int64_t(sizeof seen);
     for (int64_t i = 0; i + step <= job.source_bytes; i += step)

@@ -17,8 +17,14 @@ namespace cats {
 
 constexpr int LANES = 16;
 
+enum class Instructions { baseline, avx2, avx512 };
+Instructions instructions();  // the best this processor has
+
 typedef float Float16Lanes __attribute__((vector_size(64)));
 typedef double Double16Lanes __attribute__((vector_size(128)));
+typedef double Double8Lanes __attribute__((vector_size(64)));
+typedef double Double4Lanes __attribute__((vector_size(32)));
+typedef double Double2Lanes __attribute__((vector_size(16)));
 typedef uint32_t UInt16Lanes __attribute__((vector_size(64)));
 typedef uint16_t Short16Lanes __attribute__((vector_size(32)));
 
@@ -46,18 +52,34 @@ template <class To, class From> CATS_INLINE To reinterpret(From value) {
     return result;
 }
 
+template <class To, class From> CATS_INLINE To lower_half(const From& value) {
+    static_assert(2 * sizeof(To) == sizeof(From), "of half the size");
+    To result;
+    std::memcpy(&result, &value, sizeof result);
+    return result;
+}
+template <class To, class From> CATS_INLINE To upper_half(const From& value) {
+    static_assert(2 * sizeof(To) == sizeof(From), "of half the size");
+    To result;
+    std::memcpy(&result, reinterpret_cast<const char*>(&value) + sizeof result, sizeof result);
+    return result;
+}
+
 CATS_INLINE Float16Lanes from_bfloat16(Short16Lanes bits) {
     return reinterpret<Float16Lanes>(__builtin_convertvector(bits, UInt16Lanes) << 16);
 }
 
-// Exponents of half start at 2^-14, those of float at 2^-126: shifted into a float's place the number is 2^-112 of what
-// it should be, subnormal or not. Infinity and NaN have the largest exponent on both sides.
+// Exponents of half are biased by 15, those of float by 127, and infinity and NaN have the largest on both sides. A
+// subnormal half is made from a normal float with its digits, minus the leading one it does not have: no float here is
+// subnormal, which processors are slow at.
 CATS_INLINE Float16Lanes from_half(Short16Lanes bits) {
     UInt16Lanes half = __builtin_convertvector(bits, UInt16Lanes);
     UInt16Lanes sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
-    UInt16Lanes finite = reinterpret<UInt16Lanes>(reinterpret<Float16Lanes>(magnitude) * 0x1p112f);
+    UInt16Lanes subnormal = reinterpret<UInt16Lanes>(magnitude < 0x00800000u);
     UInt16Lanes special = reinterpret<UInt16Lanes>(magnitude >= 0x0f800000u);
-    return reinterpret<Float16Lanes>(sign | (special & (magnitude | 0x7f800000u)) | (~special & finite));
+    UInt16Lanes rebiased = magnitude + 0x38000000u + (subnormal & 0x00800000u) + (special & 0x38000000u);
+    Float16Lanes one = reinterpret<Float16Lanes>(subnormal & 0x38800000u);  // 2^-14, or 0
+    return reinterpret<Float16Lanes>(sign | reinterpret<UInt16Lanes>(reinterpret<Float16Lanes>(rebiased) - one));
 }
 
 // Both round to nearest, ties to even, and make every NaN quiet.
@@ -114,53 +136,42 @@ CATS_INLINE void store(Half* p, Float16Lanes v) {
     std::memcpy(p, &bits, sizeof bits);
 }
 
-// The first `count` lanes, if there are no more, the others zero; and the way back.
-template <class T> CATS_INLINE typename Arithmetic<T>::Lanes load(const T* p, int64_t count) {
-    if (count >= LANES) return load(p);
-    T padded[LANES];
-    std::memset(padded, 0, sizeof padded);
-    std::memcpy(padded, p, size_t(count) * sizeof(T));
-    return load(padded);
-}
-template <class T> CATS_INLINE void store(T* p, typename Arithmetic<T>::Lanes v, int64_t count) {
-    if (count >= LANES) return store(p, v);
-    T padded[LANES];
-    store(padded, v);
-    std::memcpy(p, padded, size_t(count) * sizeof(T));
-}
-
+// The lanes of a vector summed in double, in a tree.
 CATS_INLINE double sum(Double16Lanes v) {
-    double a[LANES];
-    std::memcpy(a, &v, sizeof a);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) a[i] += a[i + half];
-    return a[0];
+    Double8Lanes eight = lower_half<Double8Lanes>(v) + upper_half<Double8Lanes>(v);
+    Double4Lanes four = lower_half<Double4Lanes>(eight) + upper_half<Double4Lanes>(eight);
+    Double2Lanes two = lower_half<Double2Lanes>(four) + upper_half<Double2Lanes>(four);
+    return two[0] + two[1];
 }
-CATS_INLINE double sum(Float16Lanes v) { return sum(__builtin_convertvector(v, Double16Lanes)); }
+CATS_INLINE double sum(Float16Lanes v) {
+    return sum(__builtin_convertvector(v, Double16Lanes));
+}
 
 // Copies past the caches: without this the processor reads every line before it is overwritten. `bytes` is a multiple of
 // nothing; targets that are not written for a while only.
 void stream_copy(void* target, const void* source, size_t bytes);
 
-enum class Instructions { baseline, avx2, avx512 };
-Instructions instructions();  // the best this processor has
-
 }  // namespace cats
 
-// Defines `void NAME(A a)`, which calls the inlined template function IMPL(a) in the best version.
+// Defines `void NAME(A a)`, which calls the inlined template function IMPL<instructions>(a) in the best version.
 #if defined(__x86_64__) && defined(__GNUC__)
-#define CATS_DISPATCH(NAME, IMPL, A)                                                                        \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) static void NAME##_avx512(A a) { IMPL(a); } \
-    __attribute__((target("avx2,fma"))) static void NAME##_avx2(A a) { IMPL(a); }                           \
-    static void NAME##_baseline(A a) { IMPL(a); }                                                           \
-    static void NAME(A a) {                                                                                 \
-        switch (::cats::instructions()) {                                                                   \
-            case ::cats::Instructions::avx512: return NAME##_avx512(a);                                     \
-            case ::cats::Instructions::avx2: return NAME##_avx2(a);                                         \
-            default: return NAME##_baseline(a);                                                             \
-        }                                                                                                   \
+#define CATS_DISPATCH(NAME, IMPL, A)                                                                  \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) static void NAME##_avx512( \
+        A a) {                                                                                        \
+        IMPL<::cats::Instructions::avx512>(a);                                                        \
+    }                                                                                                 \
+    __attribute__((target("avx2,fma"))) static void NAME##_avx2(A a) {                                \
+        IMPL<::cats::Instructions::avx2>(a);                                                          \
+    }                                                                                                 \
+    static void NAME##_baseline(A a) { IMPL<::cats::Instructions::baseline>(a); }                     \
+    static void NAME(A a) {                                                                           \
+        switch (::cats::instructions()) {                                                             \
+            case ::cats::Instructions::avx512: return NAME##_avx512(a);                               \
+            case ::cats::Instructions::avx2: return NAME##_avx2(a);                                   \
+            default: return NAME##_baseline(a);                                                       \
+        }                                                                                             \
     }
 #else
 #define CATS_DISPATCH(NAME, IMPL, A) \
-    static void NAME(A a) { IMPL(a); }
+    static void NAME(A a) { IMPL<::cats::Instructions::baseline>(a); }
 #endif
