@@ -93,38 +93,44 @@ __attribute__((noinline)) void products_in_double(const T* g, const C* c, int64_
     }
 }
 
-// Forms sums again that float32 could not hold.
-template <class T, class C, bool NORM>
-CATS_INLINE void check_products(const T* g, const C* c, int64_t count, double* dot, double* square) {
+// Forms sums again that float32 could not hold. Without `square` only the dot product is asked for.
+template <class T, class C> CATS_INLINE void check_products(const T* g, const C* c, int64_t count, double* dot, double* square) {
     if (sizeof(C) == sizeof(double)) return;
-    const bool sound = NORM ? *square >= SMALLEST && std::isfinite(*square) && std::isfinite(*dot)
-                            : std::fabs(*dot) >= SMALLEST_DOT && std::isfinite(*dot);
+    const bool sound = square ? *square >= SMALLEST && std::isfinite(*square) && std::isfinite(*dot)
+                              : std::fabs(*dot) >= SMALLEST_DOT && std::isfinite(*dot);
     double ignored;
-    if (!sound) products_in_double(g, c, count, dot, NORM ? square : &ignored);
+    typedef typename Arithmetic<T>::Portable P;
+    if (!sound) products_in_double(reinterpret_cast<const P*>(g), c, count, dot, square ? square : &ignored);
 }
 
-// <g, c>, and <g, g> if NORM. Of the elements `next` further on the second half is fetched, unless that is 0.
-template <class T, class C, bool NORM>
-CATS_INLINE void products(const T* g, const C* c, int64_t count, int64_t next, double* dot, double* square) {
+// <g_n, c>, and <g_n, g_n> if NORM, of some rows at a time: they share the loads of c. Of the elements `next` further on
+// the second half is fetched, unless that is 0.
+template <class T, class C, int ROWS, bool NORM>
+CATS_INLINE void products(const T* const* g, const C* c, int64_t count, int64_t next, double* dots, double* squares) {
     typedef typename Arithmetic<T>::Lanes V;
-    V d[4] = {}, q[4] = {};
-    int64_t i = 0;
-    for (; i + 4 * LANES <= count; i += 4 * LANES) {
-        for (int64_t line = 0; next && line < 2 * LANES; line += LINE<T>) fetch(g + next + (count + i) / 2 + line);
-        for (int j = 0; j < 4; j++) {
-            const V row = load(g + i + j * LANES);
-            d[j] += row * load(c + i + j * LANES);
-            if (NORM) q[j] += row * row;
+    V d[ROWS] = {}, q[ROWS] = {};
+    for (int64_t i = 0; i < count; i += LANES) {
+        const V with = load(c + i);
+        for (int n = 0; n < ROWS; n++) {
+            const V row = load(g[n] + i);
+            d[n] += row * with;
+            if (NORM) q[n] += row * row;
         }
+        if (next && i % (2 * LINE<T>) == 0)
+            for (int n = 0; n < ROWS; n++) fetch(g[n] + next + (count + i) / 2);
     }
-    for (; i < count; i += LANES) {
-        const V row = load(g + i);
-        d[0] += row * load(c + i);
-        if (NORM) q[0] += row * row;
+    for (int n = 0; n < ROWS; n++) {
+        dots[n] = sum(d[n]);
+        if (NORM) squares[n] = sum(q[n]);
+        check_products(g[n], c, count, dots + n, NORM ? squares + n : nullptr);
     }
-    *dot = sum((d[0] + d[1]) + (d[2] + d[3]));
-    if (NORM) *square = sum((q[0] + q[1]) + (q[2] + q[3]));
-    check_products<T, C, NORM>(g, c, count, dot, square);
+}
+
+template <class T, class C, bool NORM>
+CATS_INLINE void all_products(const T* const* g, const C* c, int64_t tasks, int64_t count, int64_t next, double* dots, double* squares) {
+    int64_t n = 0;
+    for (; n + 4 <= tasks; n += 4) products<T, C, 4, NORM>(g + n, c, count, next, dots + n, squares + n);
+    for (; n < tasks; n++) products<T, C, 1, NORM>(g + n, c, count, next, dots + n, squares + n);
 }
 
 // c, <g_n, c> and <g_n, g_n> of K rows so few that all sums find room in registers: every number is loaded once.
@@ -149,7 +155,7 @@ CATS_INLINE void combine_products(C* c, const T* const* g, const C* w, int64_t c
     for (int n = 0; n < K; n++) {
         dots[n] = sum(d[n]);
         squares[n] = sum(q[n]);
-        check_products<T, C, true>(g[n], c, count, dots + n, squares + n);
+        check_products(g[n], c, count, dots + n, squares + n);
     }
 }
 

@@ -96,15 +96,14 @@ CATS_INLINE void first_row(C* c, const T* const* g, const C* w, int64_t tasks, i
         case 8: if constexpr (MANY && SHORT) return combine_products<T, C, 8>(c, g, w, count, dots, squares); break;
     }
     weighted_sum<T, C>(c, g, w, tasks, count, next);
-    for (int64_t n = 0; n < tasks; n++) products<T, C, true>(g[n], c, count, next, dots + n, squares + n);
+    all_products<T, C, true>(g, c, tasks, count, next, dots, squares);
 }
 
 // One more combination of a block that is in the cache.
 template <class T, class C>
 CATS_INLINE void later_row(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, double* dots) {
-    double ignored;
     weighted_sum<T, C>(c, g, w, tasks, count, 0);
-    for (int64_t n = 0; n < tasks; n++) products<T, C, false>(g[n], c, count, 0, dots + n, &ignored);
+    all_products<T, C, false>(g, c, tasks, count, 0, dots, nullptr);
 }
 
 template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
@@ -153,8 +152,8 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
 template <Instructions I> CATS_INLINE void run_any(const Job& job) {
     switch (job.work->type) {
         case Type::float32: return run<I, float>(job);
-        case Type::bfloat16: return run<I, BFloat16>(job);
-        case Type::float16: return run<I, Half>(job);
+        case Type::bfloat16: return run<I, BFloat16<I>>(job);
+        case Type::float16: return run<I, Half<I>>(job);
         case Type::float64: return run<I, double>(job);
     }
 }

@@ -27,10 +27,12 @@ template <class T> CATS_INLINE void run(const Job& job) {
     const Work& work = *job.work;
     C c[MAX_BLOCK];
     Rows<T> rows;
+    std::vector<double> found;
     for (const Segment& segment : *job.segments) {
         const int64_t* addresses = work.row(segment.parameter);
         const Present present(work.tasks, addresses);
         double* sums = (*job.account)(work.groups[segment.parameter]);
+        found.resize(present.tasks.size());
         int64_t count;
         for (int64_t done = 0; done < segment.count; done += count) {
             count = block_count(MAX_BLOCK, segment.count - done);
@@ -40,20 +42,17 @@ template <class T> CATS_INLINE void run(const Job& job) {
                 widen<C>(c, addresses[work.tasks], start, count);
             else
                 widen<T>(c, addresses[work.tasks], start, count);
-            for (size_t n = 0; n < present.tasks.size(); n++) {
-                double dot, ignored;
-                products<T, C, false>(rows.at[n], c, whole_vectors(count), 0, &dot, &ignored);
-                sums[present.tasks[n]] += dot;
-            }
+            all_products<T, C, false>(rows.at.data(), c, int64_t(found.size()), whole_vectors(count), 0, found.data(), nullptr);
+            for (size_t n = 0; n < found.size(); n++) sums[present.tasks[n]] += found[n];
         }
     }
 }
 
-template <Instructions> CATS_INLINE void run_any(const Job& job) {
+template <Instructions I> CATS_INLINE void run_any(const Job& job) {
     switch (job.work->type) {
         case Type::float32: return run<float>(job);
-        case Type::bfloat16: return run<BFloat16>(job);
-        case Type::float16: return run<Half>(job);
+        case Type::bfloat16: return run<BFloat16<I>>(job);
+        case Type::float16: return run<Half<I>>(job);
         case Type::float64: return run<double>(job);
     }
 }

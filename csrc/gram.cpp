@@ -19,13 +19,12 @@ struct Job {
     const Account* account;  // per group: (K, K), the upper triangle
 };
 
-// sums[a][b] = <rows[a], columns[b]>, count a multiple of LANES. Meanwhile as many elements are fetched of each of
+// part[a][b] = <rows[a], columns[b]>, count a multiple of LANES. Meanwhile as many elements are fetched of each of
 // ahead[0] ... ahead[fetched - 1].
 template <class C, int SIDE, class T>
-CATS_INLINE void tile(const C* const* rows, const C* const* columns, int64_t count, const T* const* ahead, int64_t fetched,
-                      double (*sums)[SIDE]) {
+CATS_INLINE void tile(const C* const* rows, const C* const* columns, int64_t count, const T* const* ahead, int64_t fetched, double* part) {
     typedef typename Arithmetic<C>::Lanes V;
-    V total[SIDE][SIDE] = {};
+    V total[SIDE * SIDE] = {};
     for (int64_t i = 0; i < count; i += LANES) {
         for (int64_t n = 0; n < fetched; n++)
             for (int64_t line = 0; line < LANES; line += LINE<T>) fetch(ahead[n] + i + line);
@@ -33,67 +32,109 @@ CATS_INLINE void tile(const C* const* rows, const C* const* columns, int64_t cou
         for (int b = 0; b < SIDE; b++) right[b] = load(columns[b] + i);
         for (int a = 0; a < SIDE; a++) {
             const V left = load(rows[a] + i);
-            for (int b = 0; b < SIDE; b++) total[a][b] += left * right[b];
+            for (int b = 0; b < SIDE; b++) total[a * SIDE + b] += left * right[b];
         }
     }
-    for (int a = 0; a < SIDE; a++)
-        for (int b = 0; b < SIDE; b++) sums[a][b] = sum(total[a][b]);
+    if constexpr (SIDE * SIDE == LANES && sizeof(C) == 4) {
+        const Double16Lanes found = __builtin_convertvector(sums(total), Double16Lanes);
+        std::memcpy(part, &found, sizeof found);
+    } else {
+        for (int n = 0; n < SIDE * SIDE; n++) part[n] = sum(total[n]);
+    }
 }
 
-// What one block adds to the Gram matrix.
-template <class T, class C, int SIDE> class BlockGram {
-    std::vector<C> space;  // the rows as numbers of type C, if they are of another
+// The inner products of the gradients of a segment, in tiles on and above the diagonal.
+template <class T, class C, int SIDE> class Tiles {
+    static constexpr int AREA = SIDE * SIDE;
+    struct Tile {
+        int64_t a, b;        // of the upper left corner
+        int64_t from, to;    // the rows that are fetched with it
+        double total[AREA];  // of the blocks so far
+    };
+    int64_t tasks = 0;
+    std::vector<Tile> tiles;  // those on the diagonal first: they tell whether float32 can hold the block's products
     std::vector<const C*> rows;
     std::vector<const T*> ahead;
-    std::vector<double> found;
+    std::vector<C> space;         // the rows as numbers of type C, if they are of another
+    std::vector<double> squares;  // of the block, the tiles on the diagonal
 
-    inline __attribute__((always_inline)) void widen(const std::vector<const T*>& at, int64_t count) {
-        rows.resize(at.size());
-        space.resize(at.size() * size_t(MAX_BLOCK));
-        for (size_t n = 0; n < at.size(); n++) {
-            C* copy = space.data() + n * size_t(MAX_BLOCK);
-            for (int64_t i = 0; i < count; i += LANES) store(copy + i, load(at[n] + i));
-            rows[n] = copy;
+    inline __attribute__((always_inline)) void place(const std::vector<const T*>& at, int64_t count) {
+        if constexpr (std::is_same<T, C>::value) {
+            std::copy(at.begin(), at.end(), rows.begin());
+        } else {
+            for (size_t n = 0; n < at.size(); n++) {
+                C* copy = space.data() + n * size_t(MAX_BLOCK);
+                for (int64_t i = 0; i < count; i += LANES) store(copy + i, load(at[n] + i));
+                rows[n] = copy;
+            }
         }
+        // Tiles beyond the last row take that row once more.
+        for (size_t n = at.size(); n < rows.size(); n++) rows[n] = rows[at.size() - 1];
+    }
+
+    void add_in_double(int64_t count) {
+        for (Tile& t : tiles)
+            for (int64_t i = 0; i < AREA; i++) {
+                double value, ignored;
+                products_in_double(rows[size_t(t.a + i / SIDE)], rows[size_t(t.b + i % SIDE)], count, &value, &ignored);
+                t.total[i] += value;
+            }
     }
 
 public:
-    // Adds the upper triangle to `sums`, (all, all), at the places of the tasks present. Of the rows' elements `next`
-    // further on as many are fetched, unless that is 0.
-    inline __attribute__((always_inline)) void add(const std::vector<const T*>& at, const std::vector<int64_t>& tasks, int64_t count, int64_t next,
-                         int64_t all, double* sums) {
-        const int64_t size = int64_t(tasks.size()), strips = (size + SIDE - 1) / SIDE, tiles = strips * (strips + 1) / 2;
-        if constexpr (std::is_same<T, C>::value)
-            rows = at;
-        else
-            widen(at, count);
-        ahead.assign(at.begin(), at.end());
-        for (const T*& row : ahead) row += next;
-        found.resize(size_t(size * size));
-        bool sound = true;
-        int64_t number = 0;
-        for (int64_t a = 0; a < size; a += SIDE)
-            for (int64_t b = a; b < size; b += SIDE, number++) {
-                const C *left[SIDE], *right[SIDE];
-                for (int i = 0; i < SIDE; i++) {  // beyond the last row: that row once more
-                    left[i] = rows[size_t(std::min(a + i, size - 1))];
-                    right[i] = rows[size_t(std::min(b + i, size - 1))];
-                }
-                const int64_t from = size * number / tiles, to = next ? size * (number + 1) / tiles : from;
-                double part[SIDE][SIDE];
-                tile<C, SIDE, T>(left, right, count, ahead.data() + from, to - from, part);
-                for (int64_t i = 0; i < SIDE && a + i < size; i++)
-                    for (int64_t j = 0; j < SIDE && b + j < size; j++) {
-                        found[size_t((a + i) * size + b + j)] = part[i][j];
-                        sound &= std::isfinite(part[i][j]) && (a + i != b + j || part[i][j] >= SMALLEST);
-                    }
+    void start(int64_t count) {
+        if (count != tasks) {
+            tasks = count;
+            tiles.clear();
+            for (int64_t a = 0; a < count; a += SIDE) tiles.push_back({a, a, 0, 0, {}});
+            for (int64_t a = 0; a < count; a += SIDE)
+                for (int64_t b = a + SIDE; b < count; b += SIDE) tiles.push_back({a, b, 0, 0, {}});
+            const int64_t number = int64_t(tiles.size()), strips = (count + SIDE - 1) / SIDE;
+            for (int64_t i = 0; i < number; i++) {
+                tiles[size_t(i)].from = count * i / number;
+                tiles[size_t(i)].to = count * (i + 1) / number;
             }
-        for (int64_t a = 0; a < size; a++)
-            for (int64_t b = a; b < size; b++) {
-                double value = found[size_t(a * size + b)], ignored;
-                if (!sound && sizeof(C) < sizeof(double))
-                    products_in_double(rows[size_t(a)], rows[size_t(b)], count, &value, &ignored);
-                sums[tasks[size_t(a)] * all + tasks[size_t(b)]] += value;
+            rows.resize(size_t(strips * SIDE));
+            ahead.resize(size_t(count));
+            squares.resize(size_t(strips * AREA));
+            if (!std::is_same<T, C>::value) space.resize(size_t(count * MAX_BLOCK));
+        }
+        for (Tile& t : tiles) std::fill(t.total, t.total + AREA, 0.0);
+    }
+
+    // A block of `count` elements, whole vectors. Of the elements `next` further on as many are fetched, unless that is 0.
+    inline __attribute__((always_inline)) void add(const std::vector<const T*>& at, int64_t count, int64_t next) {
+        place(at, count);
+        for (size_t n = 0; n < at.size(); n++) ahead[n] = at[n] + next;
+        const size_t diagonal = rows.size() / SIDE;
+        bool sound = true;
+        for (size_t i = 0; i < diagonal; i++) {
+            const Tile& t = tiles[i];
+            const int64_t fetched = next ? t.to - t.from : 0;
+            tile<C, SIDE, T>(&rows[size_t(t.a)], &rows[size_t(t.b)], count, &ahead[size_t(t.from)], fetched, &squares[i * AREA]);
+            for (int n = 0; n < SIDE; n++) {
+                const double square = squares[i * AREA + size_t(n * SIDE + n)];
+                sound &= square >= SMALLEST && square <= 3e38;
+            }
+        }
+        if (!sound && sizeof(C) < sizeof(double)) return add_in_double(count);
+        for (size_t i = 0; i < diagonal; i++)
+            for (int n = 0; n < AREA; n++) tiles[i].total[n] += squares[i * AREA + size_t(n)];
+        for (size_t i = diagonal; i < tiles.size(); i++) {
+            Tile& t = tiles[i];
+            const int64_t fetched = next ? t.to - t.from : 0;
+            double part[AREA];
+            tile<C, SIDE, T>(&rows[size_t(t.a)], &rows[size_t(t.b)], count, &ahead[size_t(t.from)], fetched, part);
+            for (int n = 0; n < AREA; n++) t.total[n] += part[n];
+        }
+    }
+
+    // Adds the upper triangle to `sums`, (all, all), at the places of the tasks that are present.
+    void finish(const std::vector<int64_t>& places, int64_t all, double* sums) const {
+        for (const Tile& t : tiles)
+            for (int64_t i = 0; i < AREA; i++) {
+                const int64_t a = t.a + i / SIDE, b = t.b + i % SIDE;
+                if (a <= b && b < tasks) sums[places[size_t(a)] * all + places[size_t(b)]] += t.total[i];
             }
     }
 };
@@ -102,26 +143,27 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
     typedef typename Arithmetic<T>::Scalar C;
     constexpr int SIDE = I == Instructions::avx512 && sizeof(C) == 4 ? 4 : 2;
     const Work& work = *job.work;
-    BlockGram<T, C, SIDE> gram;
+    Tiles<T, C, SIDE> tiles;
     Rows<T> rows;
     for (const Segment& segment : *job.segments) {
         const Present present(work.tasks, work.row(segment.parameter));
-        double* sums = (*job.account)(work.groups[segment.parameter]);
+        if (present.tasks.empty()) continue;
+        tiles.start(int64_t(present.tasks.size()));
         int64_t count;
         for (int64_t done = 0; done < segment.count; done += count) {
             count = block_count(job.block, segment.count - done);
             rows.move(present, segment.start + done, count);
-            const int64_t next = count < LANES ? 0 : job.block;
-            gram.add(rows.at, present.tasks, whole_vectors(count), next, work.tasks, sums);
+            tiles.add(rows.at, whole_vectors(count), count < LANES ? 0 : job.block);
         }
+        tiles.finish(present.tasks, work.tasks, (*job.account)(work.groups[segment.parameter]));
     }
 }
 
 template <Instructions I> CATS_INLINE void run_any(const Job& job) {
     switch (job.work->type) {
         case Type::float32: return run<I, float>(job);
-        case Type::bfloat16: return run<I, BFloat16>(job);
-        case Type::float16: return run<I, Half>(job);
+        case Type::bfloat16: return run<I, BFloat16<I>>(job);
+        case Type::float16: return run<I, Half<I>>(job);
         case Type::float64: return run<I, double>(job);
     }
 }

@@ -28,21 +28,33 @@ typedef double Double2Lanes __attribute__((vector_size(16)));
 typedef uint32_t UInt16Lanes __attribute__((vector_size(64)));
 typedef uint16_t Short16Lanes __attribute__((vector_size(32)));
 
-struct BFloat16 {
+// Numbers of 16 bits; which instructions convert them is part of the type.
+template <Instructions> struct BFloat16 {
     uint16_t bits;
 };
-struct Half {
+template <Instructions> struct Half {
     uint16_t bits;
 };
 
-// For an element type: the type of arithmetic, and its vector.
-template <class T> struct Arithmetic {
-    typedef float Scalar;
+// For an element type: the type of arithmetic, its vector, and the element type for functions that every processor runs.
+template <class T> struct Arithmetic;
+template <> struct Arithmetic<float> {
+    typedef float Scalar, Portable;
     typedef Float16Lanes Lanes;
 };
 template <> struct Arithmetic<double> {
-    typedef double Scalar;
+    typedef double Scalar, Portable;
     typedef Double16Lanes Lanes;
+};
+template <Instructions I> struct Arithmetic<BFloat16<I>> {
+    typedef float Scalar;
+    typedef Float16Lanes Lanes;
+    typedef BFloat16<Instructions::baseline> Portable;
+};
+template <Instructions I> struct Arithmetic<Half<I>> {
+    typedef float Scalar;
+    typedef Float16Lanes Lanes;
+    typedef Half<Instructions::baseline> Portable;
 };
 
 template <class To, class From> CATS_INLINE To reinterpret(From value) {
@@ -114,25 +126,46 @@ CATS_INLINE Double16Lanes load(const double* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-CATS_INLINE Float16Lanes load(const BFloat16* p) {
+// Single instructions where compilers find only long ways round (GCC 12: five for the first, thirty for the second).
+#if defined(__x86_64__) && defined(__GNUC__)
+#define CATS_CONVERT(INSTRUCTION, TO, FROM) asm(INSTRUCTION : "=v"(TO) : "v"(FROM))
+#else
+#define CATS_CONVERT(INSTRUCTION, TO, FROM) static_cast<void>(FROM)
+#endif
+
+template <Instructions I> CATS_INLINE Float16Lanes load(const BFloat16<I>* p) {
     Short16Lanes v;
     std::memcpy(&v, p, sizeof v);
+    if constexpr (I == Instructions::avx512) {
+        UInt16Lanes wide;
+        CATS_CONVERT("vpmovzxwd %1, %0", wide, v);
+        return reinterpret<Float16Lanes>(wide << 16);
+    }
     return from_bfloat16(v);
 }
-CATS_INLINE Float16Lanes load(const Half* p) {
+template <Instructions I> CATS_INLINE Float16Lanes load(const Half<I>* p) {
     Short16Lanes v;
     std::memcpy(&v, p, sizeof v);
+    if constexpr (I == Instructions::avx512) {
+        Float16Lanes wide;
+        CATS_CONVERT("vcvtph2ps %1, %0", wide, v);
+        return wide;
+    }
     return from_half(v);
 }
 
 CATS_INLINE void store(float* p, Float16Lanes v) { std::memcpy(p, &v, sizeof v); }
 CATS_INLINE void store(double* p, Double16Lanes v) { std::memcpy(p, &v, sizeof v); }
-CATS_INLINE void store(BFloat16* p, Float16Lanes v) {
+template <Instructions I> CATS_INLINE void store(BFloat16<I>* p, Float16Lanes v) {
     Short16Lanes bits = to_bfloat16(v);
     std::memcpy(p, &bits, sizeof bits);
 }
-CATS_INLINE void store(Half* p, Float16Lanes v) {
-    Short16Lanes bits = to_half(v);
+template <Instructions I> CATS_INLINE void store(Half<I>* p, Float16Lanes v) {
+    Short16Lanes bits;
+    if constexpr (I == Instructions::avx512)
+        CATS_CONVERT("vcvtps2ph $8, %1, %0", bits, v);  // to nearest even, silently
+    else
+        bits = to_half(v);
     std::memcpy(p, &bits, sizeof bits);
 }
 
@@ -145,6 +178,26 @@ CATS_INLINE double sum(Double16Lanes v) {
 }
 CATS_INLINE double sum(Float16Lanes v) {
     return sum(__builtin_convertvector(v, Double16Lanes));
+}
+
+// The lanes of sixteen vectors, each summed in a tree: lane n of the result belongs to v[n]. Destroys v.
+#if defined(__clang__)
+#define CATS_PICK(A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
+#else
+#define CATS_PICK(A, B, ...) __builtin_shuffle(A, B, (UInt16Lanes){__VA_ARGS__})
+#endif
+CATS_INLINE Float16Lanes sums(Float16Lanes* v) {
+    for (int i = 0; i < 8; i++)
+        v[i] = CATS_PICK(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               CATS_PICK(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        v[i] = CATS_PICK(v[i], v[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               CATS_PICK(v[i], v[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        v[i] = CATS_PICK(v[i], v[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               CATS_PICK(v[i], v[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return CATS_PICK(v[0], v[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           CATS_PICK(v[0], v[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
 // Copies past the caches: without this the processor reads every line before it is overwritten. `bytes` is a multiple of
