@@ -9,7 +9,7 @@ many as torch.get_num_threads(); a forked process runs on one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ Row = Sequence[Tensor | None]
 def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row]) -> None:
     """out[r][i] = sum_n weights[r, n] * grads[n][i]."""
     weights = weights.contiguous()
-    flat = table.flatten(grads, out)
-    for work in _works(flat, len(grads), [0] * len(grads[0])):
+    works, odd = _works(grads, out, [0] * len(grads[0]))
+    for work, _, _ in works:
         _native.combine(work, len(weights), weights.data_ptr(), 0, 0)
-    if flat.odd:
-        reference.combine(table.select(grads, flat.odd), weights, table.select(out, flat.odd))
+    if odd:
+        reference.combine(table.select(grads, odd), weights, table.select(out, odd))
 
 
 def combine_dots(
@@ -49,12 +49,12 @@ def combine_dots(
     """`combine`, and dots (G, R, K) with the combinations before rounding, and squared norms (G, K), both float64."""
     weights = weights.contiguous()
     dots, sqnorms = _statistics(groups, weights)
-    flat = table.flatten(grads, out)
-    for work in _works(flat, len(grads), groups):
+    works, odd = _works(grads, out, groups)
+    for work, _, _ in works:
         _native.combine(work, len(weights), weights.data_ptr(), dots.data_ptr(), sqnorms.data_ptr())
-    if flat.odd:
-        rest = [table.select(rows, flat.odd) for rows in (grads, out)]
-        found = reference.combine_dots(rest[0], weights, rest[1], [groups[i] for i in flat.odd])
+    if odd:
+        rest = [table.select(rows, odd) for rows in (grads, out)]
+        found = reference.combine_dots(rest[0], weights, rest[1], [groups[i] for i in odd])
         table.add_statistics((dots, sqnorms), found)
     return dots, sqnorms
 
@@ -62,14 +62,13 @@ def combine_dots(
 def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int]) -> Tensor:
     """(G, K) float64: <grads[n], direction>; a None in the direction is zero."""
     result = torch.zeros(max(groups) + 1, len(grads), dtype=torch.float64, device="cpu")
-    flat = table.flatten(grads, [direction])
-    odd = list(flat.odd)
-    for dtypes, rows in flat.by_dtypes().items():
+    works, odd = _works(grads, [direction], groups)
+    for work, dtypes, params in works:
         wide = dtypes[1] == (torch.float64 if dtypes[0] == torch.float64 else torch.float32)
         if wide or dtypes[1] == dtypes[0]:
-            _native.dots(_work(flat, rows, len(grads), groups), wide, result.data_ptr())
+            _native.dots(work, wide, result.data_ptr())
         else:
-            odd += [flat.params[row] for row in rows]
+            odd = [*odd, *params]
     if odd:
         rest = [table.select(rows, odd) for rows in (grads, [direction])]
         table.add_statistics((result,), (reference.dots(rest[0], rest[1][0], [groups[i] for i in odd]),))
@@ -79,11 +78,11 @@ def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int]) -> Tensor:
 def gram(grads: Sequence[Row], groups: Sequence[int]) -> Tensor:
     """(G, K, K) float64, symmetric bit for bit."""
     result = torch.zeros(max(groups) + 1, len(grads), len(grads), dtype=torch.float64, device="cpu")
-    flat = table.flatten(grads)
-    for work in _works(flat, len(grads), groups):
+    works, odd = _works(grads, [], groups)
+    for work, _, _ in works:
         _native.gram(work, result.data_ptr())
-    if flat.odd:
-        found = reference.gram(table.select(grads, flat.odd), [groups[i] for i in flat.odd])
+    if odd:
+        found = reference.gram(table.select(grads, odd), [groups[i] for i in odd])
         table.add_statistics((result,), (found,))
     return result
 
@@ -121,14 +120,14 @@ def combine_adamw_(
         1.0 if grad_scale is None else grad_scale.item(),
         found_inf is not None and found_inf.item() != 0,
     )
-    flat = table.flatten(grads, [params, exp_avgs, exp_avg_sqs])
-    for work in _works(flat, len(grads), groups):
+    works, odd = _works(grads, [params, exp_avgs, exp_avg_sqs], groups)
+    for work, _, _ in works:
         _native.combine_adamw(work, weights.data_ptr(), *options, dots.data_ptr(), sqnorms.data_ptr())
-    if flat.odd:
-        odd_params, odd_avgs, odd_sqs = table.select([params, exp_avgs, exp_avg_sqs], flat.odd)
+    if odd:
+        odd_params, odd_avgs, odd_sqs = table.select([params, exp_avgs, exp_avg_sqs], odd)
         found = reference.combine_adamw_(
             odd_params,
-            table.select(grads, flat.odd),
+            table.select(grads, odd),
             weights,
             odd_avgs,
             odd_sqs,
@@ -140,7 +139,7 @@ def combine_adamw_(
             weight_decay,
             found_inf,
             grad_scale,
-            [groups[i] for i in flat.odd],
+            [groups[i] for i in odd],
         )
         table.add_statistics((dots, sqnorms), found)
     return dots, sqnorms
@@ -152,24 +151,34 @@ def _statistics(groups: Sequence[int], weights: Tensor) -> tuple[Tensor, Tensor]
     return dots, torch.zeros(count, weights.shape[1], dtype=torch.float64, device="cpu")
 
 
-def _works(flat: table.Flat, tasks: int, groups: Sequence[int]) -> Iterator[Any]:
-    """The parameters as the compiled kernels take them: those of one combination of dtypes at a time."""
-    for rows in flat.by_dtypes().values():
-        yield _work(flat, rows, tasks, groups)
+def _works(
+    grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int]
+) -> tuple[list[tuple[Any, tuple[torch.dtype, ...], list[int]]], list[int]]:
+    """The parameters as the compiled kernels take them, and those that they do not take.
 
-
-def _work(flat: table.Flat, rows: Sequence[int], tasks: int, groups: Sequence[int]) -> Any:
-    width = len(flat.pointers) // len(flat.params)
-    whole = len(rows) == len(flat.params)
-    return _native.Work(
-        flat.pointers if whole else b"".join(flat.pointers[row * width : (row + 1) * width].tobytes() for row in rows),
-        flat.numels if whole else [flat.numels[row] for row in rows],
-        [groups[flat.params[row]] for row in rows],
-        tasks,
-        width - tasks,
-        TYPES[flat.dtypes[rows[0]][0]],
-        torch.get_num_threads(),
-    )
+    For every combination of dtypes (of the gradients, then of each of the others): its Work, it, and its parameters.
+    """
+    threads = torch.get_num_threads()
+    views = getattr(grads, "views", None)
+    found = _native.works(table.lists(grads), table.lists(others), list(groups), threads, views)
+    if found is not None:
+        return found
+    flat = table.flatten(grads, others)
+    width = len(grads) + len(others)
+    works = []
+    for dtypes, rows in flat.by_dtypes().items():
+        params = [flat.params[row] for row in rows]
+        work = _native.Work(
+            b"".join(flat.pointers[row * width : (row + 1) * width].tobytes() for row in rows),
+            [flat.numels[row] for row in rows],
+            [groups[i] for i in params],
+            len(grads),
+            len(others),
+            TYPES[dtypes[0]],
+            threads,
+        )
+        works.append((work, dtypes, params))
+    return works, flat.odd
 
 
 def instructions() -> str:

@@ -102,8 +102,8 @@ def combine_dots(
         written = _written(combined)
         dots, sqnorms = torch.ops.cats.combine_dots(tasks.flat, tasks.count, matrix, written, index, backend)
     if groups is None:
-        dots, sqnorms = dots[0], sqnorms[0]
-    return (combined[0], dots[..., 0, :], sqnorms) if single else (combined, dots, sqnorms)
+        dots, sqnorms = dots.select(0, 0), sqnorms.select(0, 0)
+    return (combined[0], dots.select(-2, 0), sqnorms) if single else (combined, dots, sqnorms)
 
 
 @torch.no_grad()
@@ -259,8 +259,8 @@ class _Tasks:
         compiling = torch.compiler.is_compiling()
         alike = None if compiling else table.uniform(self.rows)
         if alike is not None:
-            self.first, self.fast = alike, True
-            self.device = next((g.device for g in alike if g is not None), None)
+            self.rows, self.first, self.fast = alike, alike.first, True
+            self.device = next((g.device for g in alike.first if g is not None), None)
             self.direct = self.device is not None and self.device.type in _DEFAULTS and not _observed()
         else:
             self._check_rows()
@@ -350,7 +350,7 @@ class _Tasks:
         if matrix.dim() not in (1, 2) or matrix.shape[-1] != self.count or len(matrix) == 0:
             needed = f"({self.count},) or (R, {self.count})"
             raise ValueError(f"weights has shape {tuple(matrix.shape)}, but {self.count} tasks need {needed}")
-        return (matrix[None], True) if matrix.dim() == 1 else (matrix, False)
+        return (matrix.unsqueeze(0), True) if matrix.dim() == 1 else (matrix, False)
 
     def groups(self, groups: Sequence[int] | None) -> list[int]:
         if groups is None:
@@ -437,9 +437,14 @@ def _scalar(name: str, value: float | Tensor) -> Tensor:
 # Backends.
 
 
+_modules: dict[str, ModuleType] = {}  # those that could be loaded
+
+
 def _load(name: str) -> ModuleType | str:
     """The backend's module, or the reason why it cannot be used here."""
     path = _BACKENDS[name]
+    if path in _modules:
+        return _modules[path]
     try:
         module = importlib.import_module(path)
     except ImportError as error:
@@ -449,6 +454,7 @@ def _load(name: str) -> ModuleType | str:
     else:
         missing = [operator for operator in _OPERATORS if not hasattr(module, operator)]
         if not missing:
+            _modules[path] = module
             return module
         lack = f"module {path} has no {', '.join(missing)}"
     return f"this version of cats has no {name} backend ({lack})"

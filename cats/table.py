@@ -63,7 +63,7 @@ def flatten(grads: Sequence[Row], others: Sequence[Row] = ()) -> Flat:
     A parameter without gradients or elements, or with a None among the others, is in neither part.
     """
     if _reads_tensors:
-        found = _native.flatten(list(map(list, grads)), list(map(list, others)), VECTOR)
+        found = _native.flatten(lists(grads), lists(others), VECTOR, getattr(grads, "views", None))
         if found is not None:
             params, numels, dtypes, aligned, addresses, odd = found
             return Flat(params, numels, dtypes, aligned, array.array("q", addresses), odd)
@@ -93,12 +93,29 @@ def _flatten(grads: Sequence[Row], others: Sequence[Row]) -> Flat:
     return flat
 
 
-def uniform(rows: list[list[Tensor | None]]) -> list[Tensor | None] | None:
-    """The first gradient of every parameter, if all are plain dense tensors on one device, alike for all tasks.
+class Uniform(list[list[Tensor | None]]):
+    """K rows of gradients that are alike, and what the compiled module read off them, so that it reads them once."""
+
+    first: list[Tensor | None]  # of every parameter, the first gradient that there is
+    views: _native.Views
+
+
+def uniform(rows: list[list[Tensor | None]]) -> Uniform | None:
+    """The rows, if all are plain dense tensors on one device, alike for all tasks.
 
     None also if that cannot be told quickly: there is no compiled module, or this torch has no DLPack exchange API.
     """
-    return _native.uniform(rows) if _reads_tensors else None
+    found = _native.uniform(rows) if _reads_tensors else None
+    if found is None:
+        return None
+    result = Uniform(rows)
+    result.first, result.views = found
+    return result
+
+
+def lists(rows: Sequence[Row]) -> list[list[Tensor | None]]:
+    """The rows as the compiled module wants them."""
+    return [row if type(row) is list else list(row) for row in rows]
 
 
 def matches(first: Row, row: Row, *, optional: bool = False, moments: bool = False) -> bool:

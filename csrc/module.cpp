@@ -13,19 +13,17 @@ namespace {
 
 double* doubles(uintptr_t address) { return reinterpret_cast<double*>(address); }
 
-// Owns what a Work points to.
-struct PyWork {
-    py::buffer_info addresses;
-    Work work;
-    PyWork(const py::buffer& pointers, std::vector<int64_t> numels, std::vector<int64_t> groups, int64_t tasks, int64_t others,
-           int type, int threads)
-        : addresses(pointers.request()) {
-        if (addresses.size * addresses.itemsize != int64_t(numels.size()) * (tasks + others) * 8 || numels.size() != groups.size())
-            throw py::value_error("pointers, numels and groups do not fit together");
-        work = {static_cast<const int64_t*>(addresses.ptr), std::move(numels), std::move(groups), tasks, others,
-                static_cast<Type>(type), threads};
-    }
-};
+OwnedWork make_work(const py::buffer& pointers, std::vector<int64_t> numels, std::vector<int64_t> groups, int64_t tasks, int64_t others,
+                    int type, int threads) {
+    const py::buffer_info info = pointers.request();
+    if (info.size * info.itemsize != int64_t(numels.size()) * (tasks + others) * 8 || numels.size() != groups.size())
+        throw py::value_error("pointers, numels and groups do not fit together");
+    const int64_t* words = static_cast<const int64_t*>(info.ptr);
+    OwnedWork owned;
+    owned.addresses.assign(words, words + int64_t(numels.size()) * (tasks + others));
+    owned.work = {owned.addresses.data(), std::move(numels), std::move(groups), tasks, others, static_cast<Type>(type), threads};
+    return owned;
+}
 
 }  // namespace
 
@@ -35,10 +33,8 @@ void bind_cuda(py::module_& m);
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "The compiled kernels of cats.ops: addresses of tensors in, sums out. Called by cats.native and cats.cuda.";
-    m.def("use_torch", &use_torch);
-    m.def("uniform", &uniform);
-    m.def("matches", &matches);
-    m.def("flatten", &flatten);
+    py::class_<OwnedWork>(m, "Work").def(py::init(&make_work));
+    bind_tensors(m);
     m.def("use_openmp", [](const std::string& library) { return use_openmp(library.c_str()); });
     m.def("instructions", [] {
         switch (instructions()) {
@@ -47,20 +43,19 @@ PYBIND11_MODULE(_native, m) {
             default: return "baseline";
         }
     });
-    py::class_<PyWork>(m, "Work").def(py::init<const py::buffer&, std::vector<int64_t>, std::vector<int64_t>, int64_t, int64_t, int, int>());
-    m.def("combine", [](const PyWork& work, int64_t rows, uintptr_t weights, uintptr_t dots, uintptr_t sqnorms) {
+    m.def("combine", [](const OwnedWork& work, int64_t rows, uintptr_t weights, uintptr_t dots, uintptr_t sqnorms) {
         py::gil_scoped_release release;
         combine(work.work, rows, doubles(weights), doubles(dots), doubles(sqnorms));
     });
-    m.def("dots", [](const PyWork& work, bool direction_is_wide, uintptr_t result) {
+    m.def("dots", [](const OwnedWork& work, bool direction_is_wide, uintptr_t result) {
         py::gil_scoped_release release;
         dots(work.work, direction_is_wide, doubles(result));
     });
-    m.def("gram", [](const PyWork& work, uintptr_t result) {
+    m.def("gram", [](const OwnedWork& work, uintptr_t result) {
         py::gil_scoped_release release;
         gram(work.work, doubles(result));
     });
-    m.def("combine_adamw", [](const PyWork& work, uintptr_t weights, double step_size, double decay, double beta1, double beta2,
+    m.def("combine_adamw", [](const OwnedWork& work, uintptr_t weights, double step_size, double decay, double beta1, double beta2,
                               double eps, double correction, double grad_scale, bool skip, uintptr_t dots, uintptr_t sqnorms) {
         py::gil_scoped_release release;
         combine_adamw(work.work, doubles(weights), {step_size, decay, beta1, beta2, eps, correction, grad_scale, skip},

@@ -121,8 +121,12 @@ bool read_rows(const py::list& rows, std::vector<PyObject**>& out, Py_ssize_t* s
     return !out.empty() && *size > 0;
 }
 
-}  // namespace
+// What was read off the gradients of a call, so that they need not be read twice.
+struct Views {
+    std::vector<View> of;  // K N of them, parameter by parameter; of None, nothing
+};
 
+// Finds torch's table of functions; false if it has none, and then the others return None.
 bool use_torch(py::object torch) {
     PyObject* capsule = PyObject_GetAttrString(torch.attr("Tensor").ptr(), "__dlpack_c_exchange_api__");
     if (capsule == nullptr) {
@@ -142,18 +146,23 @@ bool use_torch(py::object torch) {
     return true;
 }
 
+// For K lists of N gradients: (a list of N, the first gradient of every parameter or None; Views), if all are plain
+// dense tensors on one device, alike for all tasks; else None.
 py::object uniform(const py::list& rows) {
     std::vector<PyObject**> entries;
     Py_ssize_t size = 0;
     if (api == nullptr || !read_rows(rows, entries, &size)) return py::none();
     py::list first(size);
+    Views views;
+    views.of.resize(entries.size() * size_t(size));
+    View* next = views.of.data();
     Device device = {0, 0};
     for (Py_ssize_t i = 0; i < size; i++) {
         View reference = {};
         PyObject* owner = Py_None;
         for (PyObject** row : entries) {
+            View& view = *next++;
             if (row[i] == Py_None) continue;
-            View view;
             if (!look(row[i], &view)) return py::none();
             if (device.type == 0) device = view.device;
             if (view.device.type != device.type || view.device.id != device.id) return py::none();
@@ -166,9 +175,11 @@ py::object uniform(const py::list& rows) {
         }
         first[size_t(i)] = py::reinterpret_borrow<py::object>(owner);
     }
-    return first;
+    return py::make_tuple(first, std::move(views));
 }
 
+// For the first gradient of every parameter: whether `row` has a contiguous tensor like it, or, with `moments`, one of the
+// dtype of its moments; None where it is None, if `optional`. False says only that it takes a closer look.
 bool matches(const py::list& first, const py::list& row, bool optional, bool moments) {
     if (api == nullptr || first.size() != row.size()) return false;
     for (size_t i = 0; i < row.size(); i++) {
@@ -190,20 +201,26 @@ bool matches(const py::list& first, const py::list& row, bool optional, bool mom
     return true;
 }
 
-py::object flatten(const py::list& grads, const py::list& others, int64_t vector_bytes) {
+// The parameters that are flat memory, and the indices of the others.
+struct Flat {
+    std::vector<int64_t> params, numels, addresses, odd;
+    std::vector<char> aligned;
+    std::vector<size_t> kind;             // per parameter, a place in `kinds`
+    std::vector<std::vector<int>> kinds;  // combinations of dtypes, as indices of `dtypes`
+};
+
+bool read(const py::list& grads, const py::list& others, int64_t vector_bytes, const Views* known, Flat& flat) {
     std::vector<PyObject**> entries;
     Py_ssize_t size = 0;
-    if (api == nullptr || !read_rows(grads, entries, &size)) return py::none();
+    if (api == nullptr || !read_rows(grads, entries, &size)) return false;
     const size_t tasks = entries.size();
-    if (!read_rows(others, entries, &size) && !others.empty()) return py::none();
-    py::list params, numels, kinds, aligned, odd;
-    std::vector<int64_t> addresses;
+    if (!read_rows(others, entries, &size) && !others.empty()) return false;
+    if (known != nullptr && known->of.size() != tasks * size_t(size)) return false;
     std::vector<View> views(entries.size());
-    std::vector<int> last_kind;
-    py::object last_tuple;
+    std::vector<int> kind;
     for (Py_ssize_t i = 0; i < size; i++) {
         const View* first = nullptr;
-        bool complete = true, flat = true, vectors = true;
+        bool complete = true, plain = true, vectors = true;
         for (size_t t = 0; t < entries.size(); t++) {
             PyObject* entry = entries[t][i];
             views[t].data = nullptr;
@@ -211,40 +228,109 @@ py::object flatten(const py::list& grads, const py::list& others, int64_t vector
                 complete &= t < tasks;
                 continue;
             }
-            if (!look(entry, &views[t])) return py::none();
+            if (known != nullptr && t < tasks)
+                views[t] = known->of[size_t(i) * tasks + t];
+            else if (!look(entry, &views[t]))
+                return false;
             if (t < tasks && first == nullptr) first = &views[t];
-            if (numel(views[t]) == 1) flat &= !negated(entry);
+            if (numel(views[t]) == 1) plain &= !negated(entry);
         }
         if (first == nullptr || !complete || numel(*first) == 0) continue;
         const bool rows_only = contiguous(*first);
-        if (!rows_only) flat &= dense(*first);
-        std::vector<int> kind(1, dtype_index(first->dtype));
-        const size_t begin = addresses.size();
+        if (!rows_only) plain &= dense(*first);
+        kind.assign(1, dtype_index(first->dtype));
+        const size_t begin = flat.addresses.size();
         for (size_t t = 0; t < entries.size(); t++) {
             const View& view = views[t];
             const bool there = view.data != nullptr;
-            if (there) flat &= rows_only ? contiguous(view) : same_strides(view, *first);
+            if (there) plain &= rows_only ? contiguous(view) : same_strides(view, *first);
             const int64_t address = there ? int64_t(reinterpret_cast<uintptr_t>(view.data)) + int64_t(view.byte_offset) : 0;
             vectors &= address % vector_bytes == 0;
-            addresses.push_back(address);
+            flat.addresses.push_back(address);
             if (t >= tasks) kind.push_back(dtype_index(view.dtype));
         }
-        if (!flat) {
-            addresses.resize(begin);
-            odd.append(i);
+        if (!plain) {
+            flat.addresses.resize(begin);
+            flat.odd.push_back(i);
             continue;
         }
-        if (kind != last_kind) {
-            py::tuple tuple(kind.size());
-            for (size_t t = 0; t < kind.size(); t++) tuple[t] = py::reinterpret_borrow<py::object>(dtypes[kind[t]]);
-            last_tuple = tuple;
-            last_kind = kind;
+        if (flat.kind.empty() || kind != flat.kinds[flat.kind.back()]) {
+            const size_t place = size_t(std::find(flat.kinds.begin(), flat.kinds.end(), kind) - flat.kinds.begin());
+            if (place == flat.kinds.size()) flat.kinds.push_back(kind);
+            flat.kind.push_back(place);
+        } else {
+            flat.kind.push_back(flat.kind.back());
         }
-        params.append(i);
-        numels.append(numel(*first));
-        kinds.append(last_tuple);
-        aligned.append(vectors);
+        flat.params.push_back(i);
+        flat.numels.push_back(numel(*first));
+        flat.aligned.push_back(vectors);
     }
-    py::bytes bytes(reinterpret_cast<const char*>(addresses.data()), addresses.size() * sizeof(int64_t));
-    return py::make_tuple(params, numels, kinds, aligned, bytes, odd);
+    return true;
+}
+
+py::tuple dtype_tuple(const std::vector<int>& kind) {
+    py::tuple tuple(kind.size());
+    for (size_t t = 0; t < kind.size(); t++) tuple[t] = py::reinterpret_borrow<py::object>(dtypes[kind[t]]);
+    return tuple;
+}
+
+template <class V> py::list ints(const V& values) {
+    py::list list(values.size());
+    for (size_t i = 0; i < values.size(); i++) list[i] = py::int_(values[i]);
+    return list;
+}
+
+// The fields of cats.table.Flat, pointers as bytes; None if an entry is not a plain dense tensor. views: those of grads,
+// if they are known.
+py::object flatten(const py::list& grads, const py::list& others, int64_t vector_bytes, const Views* views) {
+    Flat flat;
+    if (!read(grads, others, vector_bytes, views, flat)) return py::none();
+    std::vector<py::tuple> kinds;
+    for (const std::vector<int>& kind : flat.kinds) kinds.push_back(dtype_tuple(kind));
+    py::list kind(flat.params.size()), aligned(flat.params.size());
+    for (size_t i = 0; i < flat.params.size(); i++) {
+        kind[i] = kinds[flat.kind[i]];
+        aligned[i] = py::bool_(flat.aligned[i] != 0);
+    }
+    py::bytes bytes(reinterpret_cast<const char*>(flat.addresses.data()), flat.addresses.size() * sizeof(int64_t));
+    return py::make_tuple(ints(flat.params), ints(flat.numels), kind, aligned, bytes, ints(flat.odd));
+}
+
+// The same as Work for the CPU kernels: ([(Work, dtypes, params), ...], odd), a Work for every combination of dtypes.
+// groups: N ints.
+py::object works(const py::list& grads, const py::list& others, const py::list& groups, int threads, const Views* views) {
+    Flat flat;
+    if (!read(grads, others, 1, views, flat)) return py::none();
+    const int64_t tasks = int64_t(grads.size()), width = tasks + int64_t(others.size());
+    py::list result;
+    for (size_t k = 0; k < flat.kinds.size(); k++) {
+        OwnedWork owned;
+        std::vector<int64_t> params;
+        owned.work.tasks = tasks;
+        owned.work.others = width - tasks;
+        owned.work.type = static_cast<cats::Type>(flat.kinds[k][0]);
+        owned.work.threads = threads;
+        for (size_t i = 0; i < flat.params.size(); i++) {
+            if (flat.kind[i] != k) continue;
+            const int64_t* row = flat.addresses.data() + int64_t(i) * width;
+            owned.addresses.insert(owned.addresses.end(), row, row + width);
+            owned.work.numels.push_back(flat.numels[i]);
+            owned.work.groups.push_back(PyLong_AsLongLong(PyList_GET_ITEM(groups.ptr(), Py_ssize_t(flat.params[i]))));
+            params.push_back(flat.params[i]);
+        }
+        owned.work.addresses = owned.addresses.data();
+        result.append(py::make_tuple(py::cast(std::move(owned)), dtype_tuple(flat.kinds[k]), ints(params)));
+    }
+    return py::make_tuple(result, ints(flat.odd));
+}
+
+}  // namespace
+
+void bind_tensors(py::module_& m) {
+    py::class_<Views>(m, "Views");
+    m.def("use_torch", &use_torch);
+    m.def("uniform", &uniform);
+    m.def("matches", &matches);
+    m.def("flatten", &flatten);
+    m.def("works", &works);
 }
