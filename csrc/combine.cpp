@@ -12,14 +12,12 @@ namespace cats {
 namespace {
 
 constexpr int64_t MAX_SHARES = 256;
-constexpr int64_t STREAM = 8 << 20;  // bytes: longer results would only push other data out of the caches
 
 struct Job {
     const Work* work;
     int64_t rows;           // R
     const double* weights;  // (R, K)
     bool statistics;
-    bool stream;
     const AdamW* adamw;  // null: write the combinations
     int64_t block;
     const std::vector<Segment>* segments;
@@ -71,13 +69,10 @@ template <class T, class C> CATS_INLINE void update(const Job& job, const int64_
     }
 }
 
-template <class T, class C> CATS_INLINE void write(const Job& job, T* out, const C* c, int64_t count) {
+template <class T, class C> CATS_INLINE void write(T* out, const C* c, int64_t count) {
     T buffer[MAX_BLOCK];
     const T* result = rounded<T>(c, buffer, count);
-    if (job.stream)
-        stream_copy(out, result, size_t(count) * sizeof(T));
-    else
-        std::memcpy(out, result, size_t(count) * sizeof(T));
+    std::memcpy(out, result, size_t(count) * sizeof(T));
 }
 
 // The combination of a block, its dot products with the gradients, and their squares.
@@ -141,7 +136,7 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
                     if (r == 0) sums[job.rows * all + present.tasks[size_t(n)]] += found[size_t(tasks + n)];
                 }
                 if (!job.adamw)
-                    write<T, C>(job, reinterpret_cast<T*>(addresses[all + r]) + start, c, count);
+                    write<T, C>(reinterpret_cast<T*>(addresses[all + r]) + start, c, count);
                 else if (!job.adamw->skip)
                     update<T, C>(job, addresses + all, start, count, c);
             }
@@ -164,12 +159,11 @@ size_t element_size(Type type) { return type == Type::float64 ? 8 : type == Type
 void start(const Work& work, int64_t rows, const double* weights, const AdamW* adamw, double* dots, double* sqnorms) {
     const int64_t size = dots ? (rows + 1) * work.tasks : 0;
     const int64_t block = block_length(work.tasks, element_size(work.type));
-    const bool stream = work.elements() * int64_t(element_size(work.type)) >= STREAM;
     int64_t groups = 1;
     for (int64_t group : work.groups) groups = std::max(groups, group + 1);
     std::vector<double> totals(size_t(groups * size), 0.0);
     share_out(work, block, size, totals.data(), MAX_SHARES, [&](const std::vector<Segment>& segments, const Account& account) {
-        run_best({&work, rows, weights, dots != nullptr, stream, adamw, block, &segments, &account});
+        run_best({&work, rows, weights, dots != nullptr, adamw, block, &segments, &account});
     });
     for (int64_t group = 0; dots && group < groups; group++) {
         const double* sums = totals.data() + group * size;

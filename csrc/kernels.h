@@ -26,7 +26,8 @@ struct AdamW {
 // (groups, K).
 void combine_adamw(const Work& work, const double* weights, const AdamW& options, double* dots, double* sqnorms);
 
-// Reads and writes so many bytes, in one stream each and with no arithmetic to speak of: what the memory can do.
-uint64_t traffic(const char* source, int64_t source_bytes, char* target, int64_t target_bytes, int threads);
+// Reads and writes so many bytes, in one stream each and with no arithmetic to speak of: what the memory can do. With
+// `in_place` the target is read too and written back, as an optimizer does with its state.
+uint64_t traffic(const char* source, int64_t source_bytes, char* target, int64_t target_bytes, bool in_place, int threads);
 
 }  // namespace cats

@@ -61,9 +61,9 @@ PYBIND11_MODULE(_native, m) {
         combine_adamw(work.work, doubles(weights), {step_size, decay, beta1, beta2, eps, correction, grad_scale, skip},
                       doubles(dots), doubles(sqnorms));
     });
-    m.def("traffic", [](uintptr_t source, int64_t source_bytes, uintptr_t target, int64_t target_bytes, int threads) {
+    m.def("traffic", [](uintptr_t source, int64_t source_bytes, uintptr_t target, int64_t target_bytes, bool in_place, int threads) {
         py::gil_scoped_release release;
-        traffic(reinterpret_cast<const char*>(source), source_bytes, reinterpret_cast<char*>(target), target_bytes, threads);
+        traffic(reinterpret_cast<const char*>(source), source_bytes, reinterpret_cast<char*>(target), target_bytes, in_place, threads);
     });
 #ifdef CATS_CUDA
     m.attr("cuda") = true;

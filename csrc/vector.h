@@ -200,10 +200,6 @@ CATS_INLINE Float16Lanes sums(Float16Lanes* v) {
            CATS_PICK(v[0], v[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
-// Copies past the caches: without this the processor reads every line before it is overwritten. `bytes` is a multiple of
-// nothing; targets that are not written for a while only.
-void stream_copy(void* target, const void* source, size_t bytes);
-
 }  // namespace cats
 
 // Defines `void NAME(A a)`, which calls the inlined template function IMPL<instructions>(a) in the best version.
