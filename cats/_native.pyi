@@ -23,7 +23,15 @@ def works(
     grads: Rows, others: Rows, groups: list[int], threads: int, views: Views | None
 ) -> tuple[list[tuple[Work, tuple[dtype, ...], list[int]]], list[int]] | None: ...
 def use_openmp(library: str) -> bool: ...
-def instructions() -> str: ...
+
+class Instructions:
+    baseline: Instructions
+    AVX2: Instructions
+    AVX512: Instructions
+    name: str
+
+def instructions() -> Instructions: ...
+def use_instructions(at_most: Instructions) -> None: ...
 
 class Work:
     def __init__(

@@ -183,7 +183,7 @@ def _works(
 
 def instructions() -> str:
     """The instruction set that the kernels use on this processor."""
-    return _native.instructions()
+    return str(_native.instructions().name)
 
 
 def _openmp() -> str | None:

@@ -10,7 +10,7 @@
 
 namespace cats {
 
-constexpr int64_t MAX_BLOCK = 1024;      // elements; a lane of a sum then has at most 16 terms
+constexpr int64_t MAX_BLOCK = 1024;      // elements; a lane of a sum then has at most 64 terms
 constexpr int64_t CACHE = 256 << 10;     // bytes of a block: they and the next block fit a second-level cache of 512 KiB
 constexpr double SMALLEST = 0x1p-80;     // a block's sum of squares below this may have lost terms below 2^-126
 constexpr double SMALLEST_DOT = 0x1p-100;

@@ -1,8 +1,9 @@
 // combine, combine_dots and combine_adamw_ on the CPU: one pass over memory.
 //
-// A block of the gradients is brought into a core's cache once. There the combination is formed, in float32 (float64
-// for float64); then each row meets it for its dot product and itself for its norm, while the processor is told to
-// fetch the row's part of the next block. The combination goes to its tensor, or into an AdamW update.
+// Few gradients are read in one go: the combination is formed, and its products with them and their squares are summed,
+// while they are in registers. Of more, a block is brought into a core's cache, where the combination is formed first and
+// then meets every row; both passes ask for a half of the next block. All in float32 (float64 for float64). The
+// combination goes to its tensor, or into an AdamW update.
 #include <type_traits>
 
 #include "block.h"

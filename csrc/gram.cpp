@@ -1,7 +1,7 @@
 // gram on the CPU: all inner products of K gradients in one pass.
 //
-// A block of the K rows lies in the second-level cache; tiles of 4 x 4 inner products (2 x 2 where a row of 16 numbers
-// fills several registers) read it from there, so that a number that was loaded is multiplied four times. Only the
+// A block of the K rows lies in the second-level cache; tiles of 4 x 4 inner products (2 x 2 where registers are few)
+// read it from there, so that a number that was loaded is multiplied four times, and ask for the next block. Only the
 // tiles on and above the diagonal are formed; the lower triangle is a copy.
 #include <type_traits>
 #include <vector>

@@ -36,13 +36,12 @@ PYBIND11_MODULE(_native, m) {
     py::class_<OwnedWork>(m, "Work").def(py::init(&make_work));
     bind_tensors(m);
     m.def("use_openmp", [](const std::string& library) { return use_openmp(library.c_str()); });
-    m.def("instructions", [] {
-        switch (instructions()) {
-            case Instructions::avx512: return "AVX-512";
-            case Instructions::avx2: return "AVX2";
-            default: return "baseline";
-        }
-    });
+    py::enum_<Instructions>(m, "Instructions")
+        .value("baseline", Instructions::baseline)
+        .value("AVX2", Instructions::avx2)
+        .value("AVX512", Instructions::avx512);
+    m.def("instructions", &instructions);
+    m.def("use_instructions", &use_instructions);
     m.def("combine", [](const OwnedWork& work, int64_t rows, uintptr_t weights, uintptr_t dots, uintptr_t sqnorms) {
         py::gil_scoped_release release;
         combine(work.work, rows, doubles(weights), doubles(dots), doubles(sqnorms));

@@ -18,7 +18,8 @@ namespace cats {
 constexpr int LANES = 16;
 
 enum class Instructions { baseline, avx2, avx512 };
-Instructions instructions();  // the best this processor has
+Instructions instructions();  // the kernels use: the best this processor has, unless told otherwise
+void use_instructions(Instructions at_most);
 
 typedef float Float16Lanes __attribute__((vector_size(64)));
 typedef double Double16Lanes __attribute__((vector_size(128)));

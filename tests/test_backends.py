@@ -7,6 +7,7 @@ in float32 in whatever order, and results have to be equal: nothing lost or coun
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import itertools
 import mmap
@@ -81,22 +82,34 @@ def reasons() -> dict[str, str | None]:
 
 
 def parameters() -> Iterator[Any]:
-    yield from ("reference-cpu", "native-cpu", "triton-cpu")
+    yield from ("reference-cpu", "native-cpu", "native-cpu-AVX2", "native-cpu-baseline", "triton-cpu")
     for name in ("reference-cuda", "triton-cuda", "cuda-cuda"):
         yield pytest.param(name, marks=pytest.mark.gpu)
 
 
 @pytest.fixture(params=parameters())
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    name, device = request.param.split("-")
+    name, device, *instructions = request.param.split("-")
     if reason := reasons()[name]:
         pytest.skip(reason)
+    if instructions:
+        use_instructions(instructions[0], request)
     if name == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")
     found = Backend(name, device)
     if found.interpreted:  # chunks that end soon
         monkeypatch.setattr(table, "MIN_CHUNK", 2048)
     return found
+
+
+def use_instructions(name: str, request: pytest.FixtureRequest) -> None:
+    """Of the instruction sets that the CPU kernels are compiled for a worse one than this processor's best."""
+    native = importlib.import_module("cats._native")
+    best = native.instructions()
+    native.use_instructions(getattr(native.Instructions, name))
+    request.addfinalizer(lambda: native.use_instructions(best))
+    if native.instructions() == best or native.instructions().name != name:
+        pytest.skip(f"this processor's best is {best.name}")
 
 
 def test_no_backend_is_missing_by_mistake() -> None:
