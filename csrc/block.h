@@ -68,14 +68,18 @@ CATS_INLINE void add_rows(C* c, const T* const* g, const C* w, int64_t count, in
 // first half is fetched, unless that is 0.
 template <class T, class C>
 CATS_INLINE void weighted_sum(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, int64_t next) {
-    int64_t n = std::min<int64_t>(tasks, 4);
-    switch (n) {  // four rows at a time: c is read and written once for four
+    int64_t n = std::min<int64_t>(tasks, 8);
+    switch (n) {  // eight rows at a time: c is read and written once for eight
         case 1: add_rows<T, C, 1, true>(c, g, w, count, next); break;
         case 2: add_rows<T, C, 2, true>(c, g, w, count, next); break;
         case 3: add_rows<T, C, 3, true>(c, g, w, count, next); break;
-        default: add_rows<T, C, 4, true>(c, g, w, count, next);
+        case 4: add_rows<T, C, 4, true>(c, g, w, count, next); break;
+        case 5: add_rows<T, C, 5, true>(c, g, w, count, next); break;
+        case 6: add_rows<T, C, 6, true>(c, g, w, count, next); break;
+        case 7: add_rows<T, C, 7, true>(c, g, w, count, next); break;
+        default: add_rows<T, C, 8, true>(c, g, w, count, next);
     }
-    for (; n + 4 <= tasks; n += 4) add_rows<T, C, 4, false>(c, g + n, w + n, count, next);
+    for (; n + 8 <= tasks; n += 8) add_rows<T, C, 8, false>(c, g + n, w + n, count, next);
     for (; n < tasks; n++) add_rows<T, C, 1, false>(c, g + n, w + n, count, next);
 }
 

@@ -106,7 +106,7 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
     typedef typename Arithmetic<T>::Scalar C;
     const Work& work = *job.work;
     const int64_t all = work.tasks;
-    C c[MAX_BLOCK];
+    C buffer[MAX_BLOCK];
     std::vector<C> weights;
     std::vector<double> found(size_t(2 * all));
     Rows<T> rows;
@@ -126,6 +126,9 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
             rows.move(present, start, count);
             for (int64_t r = 0; r < job.rows; r++) {
                 const C* w = weights.data() + r * tasks;
+                C* c = buffer;
+                if constexpr (std::is_same<T, C>::value)  // whole vectors go to their place at once
+                    if (!job.adamw && count >= LANES) c = reinterpret_cast<C*>(addresses[all + r]) + start;
                 if (!job.statistics)
                     weighted_sum<T, C>(c, rows.at.data(), w, tasks, padded, 0);
                 else if (r == 0)
@@ -136,10 +139,8 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
                     sums[r * all + present.tasks[size_t(n)]] += found[size_t(n)];
                     if (r == 0) sums[job.rows * all + present.tasks[size_t(n)]] += found[size_t(tasks + n)];
                 }
-                if (!job.adamw)
-                    write<T, C>(reinterpret_cast<T*>(addresses[all + r]) + start, c, count);
-                else if (!job.adamw->skip)
-                    update<T, C>(job, addresses + all, start, count, c);
+                if (job.adamw && !job.adamw->skip) update<T, C>(job, addresses + all, start, count, c);
+                if (!job.adamw && c == buffer) write<T, C>(reinterpret_cast<T*>(addresses[all + r]) + start, c, count);
             }
         }
     }
