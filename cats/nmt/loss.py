@@ -25,10 +25,7 @@ class _SmoothedLoss(torch.autograd.Function):
         ctx.save_for_backward(log_p, targets)
         ctx.wrong = wrong
         nll = -log_p.gather(-1, targets[:, None]).squeeze(-1)
-        if wrong == 0.0:
-            smoothed = nll.clone()
-        else:
-            smoothed = (1 - wrong * logits.shape[-1]) * nll - wrong * log_p.sum(-1)
+        smoothed = (1 - wrong * logits.shape[-1]) * nll - wrong * log_p.sum(-1) if wrong else nll.clone()
         ctx.mark_non_differentiable(nll)
         return smoothed, nll
 
