@@ -97,14 +97,21 @@ __attribute__((noinline)) void products_in_double(const T* g, const C* c, int64_
     }
 }
 
+// Whether all elements are zero: rows of an embedding that no task's batch has.
+template <class T> static inline bool all_zero(const T* g, int64_t count) {
+    const char* bytes = reinterpret_cast<const char*>(g);
+    return bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size_t(count) * sizeof(T) - 1) == 0;
+}
+
 // Forms sums again that float32 could not hold. Without `square` only the dot product is asked for.
 template <class T, class C> CATS_INLINE void check_products(const T* g, const C* c, int64_t count, double* dot, double* square) {
     if (sizeof(C) == sizeof(double)) return;
-    const bool sound = square ? *square >= SMALLEST && std::isfinite(*square) && std::isfinite(*dot)
-                              : std::fabs(*dot) >= SMALLEST_DOT && std::isfinite(*dot);
+    const bool vanished = square ? *square < SMALLEST : std::fabs(*dot) < SMALLEST_DOT;
+    const bool finite = std::isfinite(*dot) && (!square || std::isfinite(*square));
+    if (finite && (!vanished || (*dot == 0 && (all_zero(g, count) || (!square && all_zero(c, count)))))) return;
     double ignored;
     typedef typename Arithmetic<T>::Portable P;
-    if (!sound) products_in_double(reinterpret_cast<const P*>(g), c, count, dot, square ? square : &ignored);
+    products_in_double(reinterpret_cast<const P*>(g), c, count, dot, square ? square : &ignored);
 }
 
 // <g_n, c>, and <g_n, g_n> if NORM, of some rows at a time: they share the loads of c. Of the elements `next` further on

@@ -114,7 +114,7 @@ public:
             tile<C, SIDE, T>(&rows[size_t(t.a)], &rows[size_t(t.b)], count, &ahead[size_t(t.from)], fetched, &squares[i * AREA]);
             for (int n = 0; n < SIDE; n++) {
                 const double square = squares[i * AREA + size_t(n * SIDE + n)];
-                sound &= square >= SMALLEST && square <= 3e38;
+                sound &= (square >= SMALLEST && square <= 3e38) || (square == 0 && all_zero(rows[size_t(t.a + n)], count));
             }
         }
         if (!sound && sizeof(C) < sizeof(double)) return add_in_double(count);

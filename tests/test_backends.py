@@ -409,6 +409,26 @@ def test_subnormal_numbers(backend: Backend, dtype: torch.dtype) -> None:
         close(got, exact, STATISTICS * exact + lost, "subnormal numbers")
 
 
+@pytest.mark.parametrize("tasks", [2, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_zeros_are_told_from_tiny_numbers(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
+    # Most of an embedding's gradient is zero. What is not may be so small that float32 cannot hold its square.
+    value, size = 2.0**-90, 2100
+    for place in 0, 1023, size - 1:
+        grads = backend.rows(tasks, [(size,)], lambda shape: torch.zeros(shape, dtype=dtype))
+        grads[1][0][place] = value
+        direction = [torch.zeros(size, dtype=dtype, device=backend.device)]
+        assert not backend.dots(grads, direction).any() and not backend.dots(grads[:1], grads[1]).any()
+        direction[0][place] = value
+        combined, dots, sqnorms = backend.combine_dots(grads, [1.0] * tasks)
+        assert combined[0].count_nonzero() == 1 and float(combined[0][place]) == value
+        found = torch.stack([dots, sqnorms, backend.dots(grads, direction), backend.gram(grads)[1]]).cpu()
+        expected = torch.zeros(4, tasks, dtype=torch.float64)
+        if backend.name in ("reference", "native"):
+            expected[:, 1] = value**2
+        assert torch.equal(found, expected), (place, found)
+
+
 @pytest.mark.parametrize("tasks", [3, 33])
 @pytest.mark.parametrize(
     ("value", "weight"), [(float("nan"), 0.0), (float("inf"), 0.0), (float("inf"), 0.5), (-float("inf"), 0.5)]
