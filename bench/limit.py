@@ -27,7 +27,7 @@ MATMUL = {"cpu": 1024, "cuda": 8192}  # a product of this size reaches the peak
 def probe(operator: str, problem: Problem, work: Work) -> tuple[str, Callable[[], object]]:
     """A name, and a function that reads `work.read` bytes and writes `work.written`, and computes nothing.
 
-    What an operator updates in place is on the CPU also read and written in place: that is another speed.
+    What an operator updates in place, cats._native.traffic reads and writes in place: that is another speed.
     """
     passes = 2 if operator == TWO_PASSES else 1
     read, written = work.read // passes, work.written

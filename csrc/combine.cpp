@@ -113,6 +113,7 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
     for (const Segment& segment : *job.segments) {
         const int64_t* addresses = work.row(segment.parameter);
         const Present present(all, addresses);
+        if (present.tasks.empty()) continue;
         const int64_t tasks = int64_t(present.tasks.size());
         weights.resize(size_t(job.rows * tasks));
         for (int64_t r = 0; r < job.rows; r++)

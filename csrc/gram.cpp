@@ -24,22 +24,28 @@ struct Job {
 template <class C, int SIDE, class T>
 CATS_INLINE void tile(const C* const* rows, const C* const* columns, int64_t count, const T* const* ahead, int64_t fetched, double* part) {
     typedef typename Arithmetic<C>::Lanes V;
-    V total[SIDE * SIDE] = {};
-    for (int64_t i = 0; i < count; i += LANES) {
-        for (int64_t n = 0; n < fetched; n++)
-            for (int64_t line = 0; line < LANES; line += LINE<T>) fetch(ahead[n] + i + line);
-        V right[SIDE];
-        for (int b = 0; b < SIDE; b++) right[b] = load(columns[b] + i);
-        for (int a = 0; a < SIDE; a++) {
-            const V left = load(rows[a] + i);
-            for (int b = 0; b < SIDE; b++) total[a * SIDE + b] += left * right[b];
+    for (int n = 0; n < SIDE * SIDE; n++) part[n] = 0;
+    for (int64_t start = 0; start < count; start += CHAIN) {
+        const int64_t end = std::min(count, start + CHAIN);
+        V total[SIDE * SIDE] = {};
+        for (int64_t i = start; i < end; i += LANES) {
+            for (int64_t n = 0; n < fetched; n++)
+                for (int64_t line = 0; line < LANES; line += LINE<T>) fetch(ahead[n] + i + line);
+            V right[SIDE];
+            for (int b = 0; b < SIDE; b++) right[b] = load(columns[b] + i);
+            for (int a = 0; a < SIDE; a++) {
+                const V left = load(rows[a] + i);
+                for (int b = 0; b < SIDE; b++) total[a * SIDE + b] += left * right[b];
+            }
         }
-    }
-    if constexpr (SIDE * SIDE == LANES && sizeof(C) == 4) {
-        const Double16Lanes found = __builtin_convertvector(sums(total), Double16Lanes);
-        std::memcpy(part, &found, sizeof found);
-    } else {
-        for (int n = 0; n < SIDE * SIDE; n++) part[n] = sum(total[n]);
+        if constexpr (SIDE * SIDE == LANES && sizeof(C) == 4) {
+            Double16Lanes found;
+            std::memcpy(&found, part, sizeof found);
+            found += __builtin_convertvector(sums(total), Double16Lanes);
+            std::memcpy(part, &found, sizeof found);
+        } else {
+            for (int n = 0; n < SIDE * SIDE; n++) part[n] += sum(total[n]);
+        }
     }
 }
 

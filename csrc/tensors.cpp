@@ -315,7 +315,7 @@ py::object works(const py::list& grads, const py::list& others, const py::list& 
             const int64_t* row = flat.addresses.data() + int64_t(i) * width;
             owned.addresses.insert(owned.addresses.end(), row, row + width);
             owned.work.numels.push_back(flat.numels[i]);
-            owned.work.groups.push_back(PyLong_AsLongLong(PyList_GET_ITEM(groups.ptr(), Py_ssize_t(flat.params[i]))));
+            owned.work.groups.push_back(groups[size_t(flat.params[i])].cast<int64_t>());
             params.push_back(flat.params[i]);
         }
         owned.work.addresses = owned.addresses.data();

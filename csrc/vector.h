@@ -127,17 +127,20 @@ CATS_INLINE Double16Lanes load(const double* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-// Single instructions where compilers find only long ways round (GCC 12: five for the first, thirty for the second).
-#if defined(__x86_64__) && defined(__GNUC__)
+// Single instructions where GCC finds only long ways round (GCC 12: five for the first, thirty for the second). Clang
+// allows no operands that the function they are written in has no registers for, and needs no help.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CATS_CONVERT(INSTRUCTION, TO, FROM) asm(INSTRUCTION : "=v"(TO) : "v"(FROM))
+template <Instructions I> constexpr bool CONVERTS = I == Instructions::avx512;
 #else
-#define CATS_CONVERT(INSTRUCTION, TO, FROM) static_cast<void>(FROM)
+#define CATS_CONVERT(INSTRUCTION, TO, FROM) static_cast<void>(TO)
+template <Instructions> constexpr bool CONVERTS = false;
 #endif
 
 template <Instructions I> CATS_INLINE Float16Lanes load(const BFloat16<I>* p) {
     Short16Lanes v;
     std::memcpy(&v, p, sizeof v);
-    if constexpr (I == Instructions::avx512) {
+    if constexpr (CONVERTS<I>) {
         UInt16Lanes wide;
         CATS_CONVERT("vpmovzxwd %1, %0", wide, v);
         return reinterpret<Float16Lanes>(wide << 16);
@@ -147,7 +150,7 @@ template <Instructions I> CATS_INLINE Float16Lanes load(const BFloat16<I>* p) {
 template <Instructions I> CATS_INLINE Float16Lanes load(const Half<I>* p) {
     Short16Lanes v;
     std::memcpy(&v, p, sizeof v);
-    if constexpr (I == Instructions::avx512) {
+    if constexpr (CONVERTS<I>) {
         Float16Lanes wide;
         CATS_CONVERT("vcvtph2ps %1, %0", wide, v);
         return wide;
@@ -163,7 +166,7 @@ template <Instructions I> CATS_INLINE void store(BFloat16<I>* p, Float16Lanes v)
 }
 template <Instructions I> CATS_INLINE void store(Half<I>* p, Float16Lanes v) {
     Short16Lanes bits;
-    if constexpr (I == Instructions::avx512)
+    if constexpr (CONVERTS<I>)
         CATS_CONVERT("vcvtps2ph $8, %1, %0", bits, v);  // to nearest even, silently
     else
         bits = to_half(v);

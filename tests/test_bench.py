@@ -244,10 +244,11 @@ def test_probes_stay_inside_their_memory(monkeypatch: pytest.MonkeyPatch, native
 
     class Native:
         @staticmethod
-        def traffic(source: int, read: int, target: int, written: int, threads: int) -> None:
+        def traffic(source: int, read: int, target: int, written: int, in_place: bool, threads: int) -> None:
             assert source == problem.source.data_ptr() and read <= problem.source.numel()
             assert target == problem.target.data_ptr() and written <= problem.target.numel()
-            moved.append((read, written))
+            assert in_place == (operator == "combine_adamw_")
+            moved.append((read + written if in_place else read, written))
 
     monkeypatch.setattr(limit, "_native", Native if native else None)
     for operator in operators:
