@@ -87,8 +87,9 @@ def combine_dots(
 ) -> tuple[list[Any], Tensor, Tensor]:
     """`combine`, and the statistics CATS needs, in one read of the gradients.
 
-    Returns (combined, dots, sqnorms): combined as from `combine`, whose rules for `out` hold; dots, (K,) or (R, K), <g_n, combined before rounding>
-    over all parameters; sqnorms, (K,), <g_n, g_n>. With groups: (G, K) or (G, R, K), and (G, K).
+    Returns (combined, dots, sqnorms): combined as from `combine`, whose rules for `out` hold; dots, (K,) or (R, K),
+    <g_n, combined before rounding> over all parameters; sqnorms, (K,), <g_n, g_n>. With groups: (G, K) or (G, R, K),
+    and (G, K).
     While squares stay in float32's normal range, |error of dots[n]| <= 2e-6 |g_n| |combined|; so for sqnorms.
     """
     tasks = _Tasks(grads)

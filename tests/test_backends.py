@@ -415,9 +415,9 @@ def test_subnormal_numbers(backend: Backend, dtype: torch.dtype) -> None:
 def test_rows_of_zeros_are_told_from_tiny_numbers(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
     # Most of an embedding's gradient is zero. What is not may be so small that float32 cannot hold its square.
     value, size = 2.0**-90, 2100
+    zeros = 0 * torch.where(torch.arange(size) % 2 == 0, 1.0, -1.0).to(dtype)  # of both signs
     for place in 0, 1023, size - 1:
-        signs = torch.where(torch.arange(size) % 2 == 0, 1.0, -1.0).to(dtype)
-        grads = backend.rows(tasks, [(size,)], lambda shape: torch.zeros(shape, dtype=dtype) * signs)
+        grads = backend.rows(tasks, [(size,)], lambda shape: zeros.clone())
         grads[1][0][place] = value
         direction = [torch.zeros(size, dtype=dtype, device=backend.device)]
         assert not backend.dots(grads, direction).any() and not backend.dots(grads[:1], grads[1]).any()
@@ -474,7 +474,7 @@ def test_what_is_not_finite_stays_so_in_every_dtype(backend: Backend, dtype: tor
 
 
 def test_sums_do_not_lose_many_small_terms_to_a_large_one(backend: Backend) -> None:
-    # The worst input for sums in float32: what comes after the first numbers of a chain is below half of their last bit.
+    # The worst input for sums in float32: what follows the first numbers of a chain is below half of their last bit.
     period, size = (64, 4096) if backend.interpreted else (1024, 1 << 20)
     row = torch.full((size,), 0.99**0.5 * 2.0**-12).view(-1, period)
     row[:, :16] = 1.0
