@@ -82,8 +82,9 @@ def reasons() -> dict[str, str | None]:
 
 
 def parameters() -> Iterator[Any]:
-    yield from ("reference-cpu", "native-cpu", "native-cpu-AVX2", "triton-cpu")
-    yield pytest.param("native-cpu-baseline", marks=pytest.mark.slow)
+    yield from ("reference-cpu", "native-cpu", "triton-cpu")
+    for name in ("native-cpu-AVX2", "native-cpu-baseline"):
+        yield pytest.param(name, marks=pytest.mark.slow)
     for name in ("reference-cuda", "triton-cuda", "cuda-cuda"):
         yield pytest.param(name, marks=pytest.mark.gpu)
 
