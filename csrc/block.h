@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "vector.h"
@@ -46,6 +47,17 @@ template <class T> struct Rows {
         }
     }
 };
+
+// `count` numbers of type S as numbers of type C, whole vectors: in their place, if that is what they are, or in `buffer`,
+// zeros behind them.
+template <class S, class C> CATS_INLINE const C* widen(C* buffer, const S* source, int64_t count) {
+    if constexpr (std::is_same<S, C>::value)
+        if (count >= LANES) return source;
+    S padded[LANES] = {};
+    if (count < LANES) source = static_cast<S*>(std::memcpy(padded, source, size_t(count) * sizeof(S)));
+    for (int64_t i = 0; i < count; i += LANES) store(buffer + i, load(source + i));
+    return buffer;
+}
 
 // Asks for the second-level cache to get what comes next, while the processor is busy with this.
 CATS_INLINE void fetch(const void* address) { __builtin_prefetch(address, 0, 2); }

@@ -4,8 +4,6 @@
 // while they are in registers. Of more, a block is brought into a core's cache, where the combination is formed first and
 // then meets every row; both passes ask for a half of the next block. All in float32 (float64 for float64). The
 // combination goes to its tensor, or into an AdamW update.
-#include <type_traits>
-
 #include "block.h"
 #include "kernels.h"
 
@@ -59,11 +57,8 @@ template <class T, class C> CATS_INLINE void update(const Job& job, const int64_
     if constexpr (std::is_same<T, C>::value) {
         adamw_update(options, c, param, exp_avg, exp_avg_sq, count);
     } else {
-        T padded[LANES] = {};
         C values[MAX_BLOCK];
-        const T* source = param;
-        if (count < LANES) source = static_cast<T*>(std::memcpy(padded, param, size_t(count) * sizeof(T)));
-        for (int64_t i = 0; i < count; i += LANES) store(values + i, load(source + i));
+        widen(values, param, count);
         adamw_update(options, c, values, exp_avg, exp_avg_sq, count);
         T buffer[MAX_BLOCK];
         std::memcpy(param, rounded<T>(values, buffer, count), size_t(count) * sizeof(T));

@@ -1,6 +1,4 @@
 // dots on the CPU: a block of the direction stays in the first-level cache while the gradients pass by.
-#include <type_traits>
-
 #include "block.h"
 #include "kernels.h"
 
@@ -15,18 +13,6 @@ struct Job {
     const std::vector<Segment>* segments;
     const Account* account;  // per group: K dots
 };
-
-// The direction's part in a block as numbers of type C, whole vectors: in its place, if that is what it is, or in
-// `buffer`, zeros behind it.
-template <class S, class C> CATS_INLINE const C* widen(C* buffer, int64_t address, int64_t start, int64_t count) {
-    const S* source = reinterpret_cast<const S*>(address) + start;
-    if constexpr (std::is_same<S, C>::value)
-        if (count >= LANES) return source;
-    S padded[LANES] = {};
-    if (count < LANES) source = static_cast<S*>(std::memcpy(padded, source, size_t(count) * sizeof(S)));
-    for (int64_t i = 0; i < count; i += LANES) store(buffer + i, load(source + i));
-    return buffer;
-}
 
 template <class T> CATS_INLINE void run(const Job& job) {
     typedef typename Arithmetic<T>::Scalar C;
@@ -45,7 +31,8 @@ template <class T> CATS_INLINE void run(const Job& job) {
             const int64_t start = segment.start + done;
             rows.move(present, start, count);
             const int64_t direction = addresses[work.tasks];
-            const C* c = job.direction_is_wide ? widen<C>(buffer, direction, start, count) : widen<T>(buffer, direction, start, count);
+            const C* c = job.direction_is_wide ? widen(buffer, reinterpret_cast<const C*>(direction) + start, count)
+                                               : widen(buffer, reinterpret_cast<const T*>(direction) + start, count);
             all_products<T, C, false>(rows.at.data(), c, int64_t(found.size()), whole_vectors(count), 0, found.data(), nullptr);
             for (size_t n = 0; n < found.size(); n++) sums[present.tasks[n]] += found[n];
         }

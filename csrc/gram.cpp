@@ -3,9 +3,6 @@
 // A block of the K rows lies in the second-level cache; tiles of 4 x 4 inner products (2 x 2 where registers are few)
 // read it from there, so that a number that was loaded is multiplied four times, and ask for the next block. Only the
 // tiles on and above the diagonal are formed; the lower triangle is a copy.
-#include <type_traits>
-#include <vector>
-
 #include "block.h"
 #include "kernels.h"
 
@@ -68,11 +65,7 @@ template <class T, class C, int SIDE> class Tiles {
         if constexpr (std::is_same<T, C>::value) {
             std::copy(at.begin(), at.end(), rows.begin());
         } else {
-            for (size_t n = 0; n < at.size(); n++) {
-                C* copy = space.data() + n * size_t(MAX_BLOCK);
-                for (int64_t i = 0; i < count; i += LANES) store(copy + i, load(at[n] + i));
-                rows[n] = copy;
-            }
+            for (size_t n = 0; n < at.size(); n++) rows[n] = widen(&space[n * size_t(MAX_BLOCK)], at[n], count);
         }
         // Tiles beyond the last row take that row once more.
         for (size_t n = at.size(); n < rows.size(); n++) rows[n] = rows[at.size() - 1];
