@@ -53,7 +53,6 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ()}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@torch.no_grad()
 def combine(
     grads: Grads, weights: Weights, *, out: Sequence[Any] | None = None, backend: str | None = None
 ) -> list[Any]:
@@ -72,11 +71,10 @@ def combine(
         tasks.backend(backend, matrix).combine(tasks.rows, matrix, combined)
         _mark(_written(combined))
     else:
-        torch.ops.cats.combine(tasks.flat, tasks.count, matrix, _written(combined), backend)
+        _dispatch(torch.ops.cats.combine, tasks.flat, tasks.count, matrix, _written(combined), backend)
     return combined[0] if single else combined
 
 
-@torch.no_grad()
 def combine_dots(
     grads: Grads,
     weights: Weights,
@@ -101,13 +99,15 @@ def combine_dots(
         _mark(_written(combined))
     else:
         written = _written(combined)
-        dots, sqnorms = torch.ops.cats.combine_dots(tasks.flat, tasks.count, matrix, written, index, backend)
+        dots, sqnorms = _dispatch(torch.ops.cats.combine_dots, tasks.flat, tasks.count, matrix, written, index, backend)
     if groups is None:
-        dots, sqnorms = dots.select(0, 0), sqnorms.select(0, 0)
-    return (combined[0], dots.select(-2, 0), sqnorms) if single else (combined, dots, sqnorms)
+        sqnorms = sqnorms.view(tasks.count)
+        dots = dots.view(tasks.count) if single else dots[0]
+    elif single:
+        dots = dots.squeeze(1)
+    return (combined[0] if single else combined), dots, sqnorms
 
 
-@torch.no_grad()
 def dots(
     grads: Grads,
     direction: Iterable[Tensor | None],
@@ -130,11 +130,10 @@ def dots(
     elif tasks.direct:
         result = tasks.backend(backend).dots(tasks.rows, vector, index)
     else:
-        result = torch.ops.cats.dots(tasks.flat, tasks.count, vector, index, backend)
+        result = _dispatch(torch.ops.cats.dots, tasks.flat, tasks.count, vector, index, backend)
     return result[0] if groups is None else result
 
 
-@torch.no_grad()
 def gram(grads: Grads, *, groups: Sequence[int] | None = None, backend: str | None = None) -> Tensor:
     """The Gram matrix of the tasks' gradients: <g_i, g_j>, (K, K), or (G, K, K) with groups; symmetric bit for bit.
 
@@ -147,11 +146,10 @@ def gram(grads: Grads, *, groups: Sequence[int] | None = None, backend: str | No
     elif tasks.direct:
         result = tasks.backend(backend).gram(tasks.rows, index)
     else:
-        result = torch.ops.cats.gram(tasks.flat, tasks.count, index, backend)
+        result = _dispatch(torch.ops.cats.gram, tasks.flat, tasks.count, index, backend)
     return result[0] if groups is None else result
 
 
-@torch.no_grad()
 def combine_adamw_(
     params: Iterable[Tensor],
     grads: Grads,
@@ -219,7 +217,8 @@ def combine_adamw_(
         dots, sqnorms = tasks.backend(backend, matrix).combine_adamw_(targets, tasks.rows, *options)
         _mark([*targets, *averages, *squares])
     else:
-        dots, sqnorms = torch.ops.cats.combine_adamw_(targets, tasks.flat, tasks.count, *options, backend)
+        operator = torch.ops.cats.combine_adamw_
+        dots, sqnorms = _dispatch(operator, targets, tasks.flat, tasks.count, *options, backend)
     dots = dots[:, 0]
     return (dots[0], sqnorms[0]) if groups is None else (dots, sqnorms)
 
@@ -243,12 +242,7 @@ class _Tasks:
     direct = False  # call the backend's function itself
 
     def __init__(self, grads: Grads) -> None:
-        self.rows: list[list[Any]] = []
-        for n, row in enumerate(grads):
-            if isinstance(row, Tensor) or not isinstance(row, Iterable):
-                kind = "None" if row is None else "one tensor" if isinstance(row, Tensor) else type(row).__name__
-                raise TypeError(f"task {n}: expected a sequence of one gradient per parameter, got {kind}")
-            self.rows.append(list(row))
+        self.rows: list[list[Any]] = [row if type(row) is list else _row(n, row) for n, row in enumerate(grads)]
         self.count = len(self.rows)
         if self.count == 0:
             raise ValueError("there are no tasks: grads is empty (K = 0)")
@@ -257,12 +251,14 @@ class _Tasks:
             raise ValueError("there are no parameters: task 0 has no gradients (N = 0)")
         # Per parameter, the first gradient there is: the others must be like it.
         self.first: list[Tensor | None] = [None] * self.size
-        compiling = torch.compiler.is_compiling()
-        alike = None if compiling else table.uniform(self.rows)
+        alike = None if torch.compiler.is_compiling() else table.uniform(self.rows)
         if alike is not None:
             self.rows, self.first, self.fast = alike, alike.first, True
-            self.device = next((g.device for g in alike.first if g is not None), None)
-            self.direct = self.device is not None and self.device.type in _DEFAULTS and not _observed()
+            for first in alike.first:
+                if first is not None:
+                    self.device = first.device
+                    self.direct = self.device.type in _DEFAULTS and not _observed()
+                    break
         else:
             self._check_rows()
 
@@ -339,7 +335,7 @@ class _Tasks:
                 raise TypeError(f"weights must be real, not {weights.dtype}")
             if self.device not in (None, weights.device) and weights.device.type != "cpu":
                 raise ValueError(f"weights are on {weights.device}, but the gradients are on {self.device}")
-            matrix = weights.double()
+            matrix = (weights.detach() if weights.requires_grad else weights).double()
         elif not isinstance(weights, Iterable):
             raise TypeError(f"weights must be numbers, one per task, or a tensor, not {type(weights).__name__}")
         else:
@@ -347,7 +343,8 @@ class _Tasks:
             for r, row in enumerate(rows):
                 if isinstance(row, list) and len(row) != self.count:
                     raise ValueError(f"weights[{r}] has {len(row)} entries, but there are {self.count} tasks")
-            matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
+            with torch.no_grad():  # among the numbers may be tensors
+                matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
         if matrix.dim() not in (1, 2) or matrix.shape[-1] != self.count or len(matrix) == 0:
             needed = f"({self.count},) or (R, {self.count})"
             raise ValueError(f"weights has shape {tuple(matrix.shape)}, but {self.count} tasks need {needed}")
@@ -393,8 +390,21 @@ class _Tasks:
         return rows
 
 
+def _row(n: int, row: Any) -> list[Any]:
+    if isinstance(row, Tensor) or not isinstance(row, Iterable):
+        kind = "None" if row is None else "one tensor" if isinstance(row, Tensor) else type(row).__name__
+        raise TypeError(f"task {n}: expected a sequence of one gradient per parameter, got {kind}")
+    return list(row)
+
+
 def _written(rows: list[list[Tensor | None]]) -> list[Tensor]:
     return [t for row in rows for t in row if t is not None]
+
+
+@torch.no_grad()
+def _dispatch(operator: Any, *arguments: Any) -> Any:
+    """Calls one of torch.ops.cats, unseen by autograd."""
+    return operator(*arguments)
 
 
 def _mark(written: Sequence[Tensor]) -> None:
@@ -432,7 +442,7 @@ def _scalar(name: str, value: float | Tensor) -> Tensor:
         return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     if value.numel() != 1:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, but must have one element")
-    return value.reshape(())
+    return value.detach().reshape(())
 
 
 # Backends.

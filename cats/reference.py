@@ -28,6 +28,7 @@ _MATRIX = 1 << 21
 _CPU_COLUMNS = 1 << 14
 
 
+@torch.no_grad()
 def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row]) -> None:
     """out[r][i] = sum_n weights[r, n] * grads[n][i]."""
     weights = weights.to(_device(grads, weights.device), non_blocking=True)
@@ -36,6 +37,7 @@ def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row]) -> None:
             _store(values, block.others(r))
 
 
+@torch.no_grad()
 def combine_dots(
     grads: Sequence[Row], weights: Tensor, out: Sequence[Row], groups: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -52,6 +54,7 @@ def combine_dots(
     return dots.total, sqnorms.total
 
 
+@torch.no_grad()
 def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int]) -> Tensor:
     """(G, K) float64: <grads[n], direction>; a None in the direction is zero."""
     touched = [[None if d is None else g for g, d in zip(row, direction, strict=True)] for row in grads]
@@ -61,6 +64,7 @@ def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int]) -> Tensor:
     return result.total
 
 
+@torch.no_grad()
 def gram(grads: Sequence[Row], groups: Sequence[int]) -> Tensor:
     """(G, K, K) float64, symmetric bit for bit."""
     upper = _Sums(groups, (len(grads), len(grads)), _device(grads))
@@ -72,6 +76,7 @@ def gram(grads: Sequence[Row], groups: Sequence[int]) -> Tensor:
     return upper.total + upper.total.triu(1).mT
 
 
+@torch.no_grad()
 def combine_adamw_(
     params: Row,
     grads: Sequence[Row],
