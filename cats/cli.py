@@ -422,10 +422,10 @@ def _inspect(args: argparse.Namespace) -> None:
 
     corpus = load(Path(args.dir), source=args.source)
     rows = [["language", "group", *SPLITS, "characters/line"]]
-    for task in sorted(corpus.tasks, key=lambda task: (len(task.train.source), task.name)):
+    for task in sorted(corpus.tasks, key=lambda task: (len(task.train), task.name)):
         group = TITLES["lores" if task.name in corpus.groups["lores"] else "hires"]
-        length = sum(map(len, task.train.target)) / len(task.train.target)
-        counts = [f"{len(getattr(task, split).source):,}" for split in SPLITS]
+        length = sum(len(line) for _, line in task.train) / len(task.train)
+        counts = [f"{len(getattr(task, split)):,}" for split in SPLITS]
         rows.append([task.name, group, *counts, f"{length:.1f}"])
     print(aligned(rows, left=2))
     for notice in corpus.notices:

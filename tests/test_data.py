@@ -1,10 +1,11 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cats.nmt.data import Corpus, Split, Task, load, write
+from cats.nmt.data import Corpus, Split, Task, Text, load, write
 from cats.nmt.errors import UserError
 
 EMPTY = Split([], [])
@@ -22,7 +23,7 @@ def moses(folder: Path, pair: str, train: int = 2, valid: int = 1, test: int = 1
             put(folder / f"{split}.{pair}.{side}", "".join(f"{side} {split} {i}\n" for i in range(count)))
 
 
-def fails(folder: Path, message: str, **options: str) -> None:
+def fails(folder: Path, message: str, **options: Any) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as error:
         load(folder, **options)
     assert "\n" not in str(error.value)
@@ -184,7 +185,87 @@ def test_opus_100(tmp_path, below, start):
         Split(["en test"], ["fr test"]),
     )
     assert corpus.tasks[1].test == corpus.tasks[1].valid == EMPTY
-    assert corpus.notices == ["an: no valid pairs", "an: no test pairs, so it is trained on and not scored"]
+    assert corpus.notices == [
+        "1 pair left out, test text without en; with data.direction=many-to-many they are scored too",
+        "an: no valid pairs",
+        "an: no test pairs, so it is trained on and not scored",
+    ]
+    assert corpus.zero_shot == []
+
+
+def test_zero_shot_directions(tmp_path):
+    opus(tmp_path)
+    corpus = load(tmp_path, direction="many-to-many")
+    assert [task.name for task in corpus.tasks] == ["af", "af-en", "an", "an-en", "fr", "fr-en"]
+    assert [(t.name, len(t.train), t.test) for t in corpus.zero_shot] == [
+        ("de-fr", 0, Split(["de"], ["fr"])),
+        ("fr-de", 0, Split(["fr"], ["de"])),
+    ]
+    alone = load(tmp_path, direction="many-to-many", tasks=["af", "de-fr"])
+    assert [task.name for task in [*alone.tasks, *alone.zero_shot]] == ["af", "de-fr"]
+    assert alone.digest() != load(tmp_path, direction="many-to-many", tasks=["af"]).digest()
+
+
+def test_directions(tmp_path):
+    moses(tmp_path, "en-az")
+    moses(tmp_path, "az-tr")
+    back = load(tmp_path, direction="many-to-one")
+    assert [(t.name, t.source, t.target) for t in back.tasks] == [("az-en", "az", "en")]
+    assert back.tasks[0].train == Split(["az train 0", "az train 1"], ["en train 0", "en train 1"])
+    assert back.notices == ["az-tr: left out, en is not one of its languages"]
+    every = load(tmp_path, direction="many-to-many")
+    assert [t.name for t in every.tasks] == ["az", "az-en", "az-tr", "tr-az"]
+    assert every.tasks[3].test == Split(["tr test 0"], ["az test 0"])
+
+
+def test_some_tasks(tmp_path):
+    for pair in ("en-az", "en-be", "en-tr"):
+        moses(tmp_path, pair)
+    put(tmp_path / "train.en-be.be", "one line\n")  # broken, and not asked for
+    corpus = load(tmp_path, tasks=["tr", "az"])
+    assert list(corpus.sizes) == ["az", "tr"] and corpus.notices == []
+    fails(tmp_path, f"{tmp_path}: unknown task AZ (did you mean az?); known: az, be, tr", tasks=["AZ", "tr"])
+
+
+def test_english_by_its_other_names(tmp_path):
+    moses(tmp_path, "en_XX-az_AZ")
+    (task,) = load(tmp_path).tasks
+    assert (task.name, task.source, task.target) == ("az_AZ", "en_XX", "az_AZ")
+
+
+def test_a_nul_byte_is_left_out(tmp_path):
+    put(tmp_path / "train.en", "one\nt\0wo\nthree\n")
+    put(tmp_path / "train.xx", "eins\nzwei\ndrei\n")
+    corpus = load(tmp_path)
+    assert corpus.tasks[0].train == Split(["one", "three"], ["eins", "drei"])
+    assert corpus.notices[0] == "en-xx: 1 train pairs left out, a NUL byte is in them"
+
+
+def test_long_training_text_is_read_on_each_pass(tmp_path, monkeypatch):
+    moses(tmp_path / "corpus", "en-az", train=3)
+    put(tmp_path / "corpus" / "train.en-az.az", "az train 0\n\naz train 2\n")
+    put(tmp_path / "corpus" / "test.en-az.en", "en train 2\n")
+    put(tmp_path / "corpus" / "test.en-az.az", "az train 2\n")
+    held = load(tmp_path / "corpus")
+    monkeypatch.setattr("cats.nmt.data.MOST_IN_MEMORY", 10)
+    monkeypatch.setenv("CATS_CACHE", str(tmp_path / "cache"))
+    text = load(tmp_path / "corpus").tasks[0].train
+    assert isinstance(text, Text)
+    assert [*text] == [*text] == [*held.tasks[0].train] and len(text) == 2
+    corpus = load(tmp_path / "corpus")
+    assert corpus.notices == held.notices and len(held.notices) == 2
+    assert corpus.digest() == load(tmp_path / "corpus").digest() != held.digest()
+    # What was found is remembered, until a file changes.
+    (memo,) = (tmp_path / "cache" / "scans").iterdir()
+    memo.write_text(memo.read_text().replace('"pairs": 2', '"pairs": 7'))
+    assert load(tmp_path / "corpus").sizes == {"az": 7}
+    put(tmp_path / "corpus" / "train.en-az.az", "az train 0\nother\naz train 2\n")
+    changed = load(tmp_path / "corpus")
+    assert changed.sizes == {"az": 3} and changed.digest() != corpus.digest()
+    memo.write_text("{")
+    put(tmp_path / "corpus" / "train.en-az.az", "az train 0\n\n")
+    with pytest.raises(UserError, match=r"train\.en-az\.en has 3 lines, train\.en-az\.az has 2"):
+        load(tmp_path / "corpus")
 
 
 def test_one_pair_of_opus_100(tmp_path):
@@ -323,6 +404,17 @@ def test_no_training_text(tmp_path, content):
     fails(tmp_path, f"{tmp_path}: the training text of en-az has no pair with text on both sides")
 
 
+def test_one_of_several_without_training_text(tmp_path):
+    moses(tmp_path, "en-az")
+    moses(tmp_path, "en-be")
+    put(tmp_path / "train.en-be.be", "\n\n")
+    corpus = load(tmp_path)
+    assert corpus.sizes == {"az": 2}
+    assert corpus.notices == ["be: left out, the training text of en-be has no pair with text on both sides"]
+    put(tmp_path / "train.en-az.az", "\n\n")
+    fails(tmp_path, f"{tmp_path}: no training text has a pair with text on both sides")
+
+
 def test_only_test_text(tmp_path):
     moses(tmp_path, "en-az", train=0)
     fails(tmp_path, f"{tmp_path}: no training text for en-az; known layouts: ")
@@ -330,7 +422,7 @@ def test_only_test_text(tmp_path):
 
 def test_no_pair_has_the_source(tmp_path):
     moses(tmp_path, "en_XX-az_AZ")
-    fails(tmp_path, f"{tmp_path}: no pair has the source language en", source="en")
+    fails(tmp_path, f"{tmp_path}: no pair has the source language de", source="de")
     fails(tmp_path, "(did you mean en_XX?); found en_XX-az_AZ; set data.source", source="en_xx")
 
 

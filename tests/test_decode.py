@@ -55,7 +55,7 @@ def search(model, keys=(7,), limit=10, beam=2, length_penalty=0.0, forbidden=(PA
         model,
         torch.tensor(keys)[:, None],
         limits,
-        bos_id=BOS,
+        start=BOS,
         eos_id=EOS,
         forbidden=list(forbidden),
         beam=beam,
@@ -239,8 +239,10 @@ def model(tokenizer):
     torch.manual_seed(0)
     model = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.0)
     sources = tokenizer.encode_source(LINES, "az") + tokenizer.encode_source(LINES, "ru")
-    targets = tokenizer.encode_target(LINES) + [[*row[-2::-1], row[-1]] for row in tokenizer.encode_target(LINES)]
-    batch = collate(sources, targets, tokenizer.bos_id)
+    targets = tokenizer.encode_target(LINES, "ru") + [
+        [*row[-2::-1], row[-1]] for row in tokenizer.encode_target(LINES, "ru")
+    ]
+    batch = collate(sources, targets, [tokenizer.bos_id] * len(sources))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(100):
         logits = model(batch.source, batch.target_in)
@@ -259,7 +261,7 @@ def test_translates_in_input_order(model, tokenizer):
 
 def test_the_tag_is_the_language(model, tokenizer):
     (copy,), (backwards,) = (translate(model, tokenizer, ["cats"], language) for language in ("az", "ru"))
-    (ids,) = tokenizer.encode_target(["cats"])
+    (ids,) = tokenizer.encode_target(["cats"], "ru")
     assert copy == "cats"
     assert backwards == tokenizer.decode([ids[-2::-1]])[0]
 

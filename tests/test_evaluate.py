@@ -104,9 +104,9 @@ def test_line_nll_against_torch_line_by_line(tokenizer: Tokenizer) -> None:
     assert found.shape == (12, 2) and found.dtype == np.float64
     assert model.training  # dropout off while it measured, and on again afterwards
     model.eval()
-    sources, targets = tokenizer.encode_source(split.source, "xb"), tokenizer.encode_target(split.target)
+    sources, targets = tokenizer.encode_source(split.source, "xb"), tokenizer.encode_target(split.target, "xb")
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        batch = collate([source], [target], tokenizer.bos_id)
+        batch = collate([source], [target], [tokenizer.bos_id])
         logits = model(batch.source, batch.target_in)[0]
         expected = torch.nn.functional.cross_entropy(logits, batch.target_out[0], reduction="sum")
         # float32 sums over at most some 40 tokens, in another order because of the padding

@@ -19,7 +19,7 @@ TARGETS = [[13, 14, 3], [21, 22, 23, 24, 3], [33, 3]]
 
 
 def test_collate_shifts_and_counts():
-    batch = collate(SOURCES, TARGETS, bos_id=2)
+    batch = collate(SOURCES, TARGETS, [2] * len(SOURCES))
     assert batch.source.tolist() == [[4, 10, 11, 12, 3], [5, 20, 3, 0, 0], [4, 30, 31, 3, 0]]
     assert batch.target_in.tolist() == [[2, 13, 14, 0, 0], [2, 21, 22, 23, 24], [2, 33, 0, 0, 0]]
     assert batch.target_out.tolist() == [[13, 14, 3, 0, 0], [21, 22, 23, 24, 3], [33, 3, 0, 0, 0]]
@@ -27,10 +27,10 @@ def test_collate_shifts_and_counts():
 
 
 def test_padding_does_not_change_a_row(model):
-    batch = collate(SOURCES, TARGETS, bos_id=2)
+    batch = collate(SOURCES, TARGETS, [2] * len(SOURCES))
     together = model(batch.source, batch.target_in)
     for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
-        one = collate([source], [target], bos_id=2)
+        one = collate([source], [target], [2])
         alone = model(one.source, one.target_in)[0]
         # fp64; only the summation order inside attention may differ
         torch.testing.assert_close(together[row, : len(target)], alone, rtol=1e-12, atol=1e-12)
@@ -45,7 +45,7 @@ def test_a_later_target_token_never_reaches_an_earlier_position(model):
 
 
 def test_cached_steps_equal_the_full_forward_also_after_reordering(model):
-    batch = collate(SOURCES, TARGETS, bos_id=2)
+    batch = collate(SOURCES, TARGETS, [2] * len(SOURCES))
     full = model(batch.source, batch.target_in)
     state = model.start(*model.encode(batch.source))
     index = torch.tensor([2, 0, 1, 1])
@@ -66,7 +66,7 @@ def test_output_projection_is_the_embedding(model):
 
 
 def test_dropout_only_in_training(model):
-    batch = collate(SOURCES, TARGETS, bos_id=2)
+    batch = collate(SOURCES, TARGETS, [2] * len(SOURCES))
     assert torch.equal(model(batch.source, batch.target_in), model(batch.source, batch.target_in))
     model.train()
     assert not torch.equal(model(batch.source, batch.target_in), model(batch.source, batch.target_in))

@@ -1,9 +1,10 @@
 import unicodedata
+from pathlib import Path
 
 import pytest
 
 from cats.nmt.errors import UserError
-from cats.nmt.tokenizer import Tokenizer
+from cats.nmt.tokenizer import Tags, Tokenizer
 
 LANGUAGES = ["az", "hi", "ko", "ru", "zh-Hans"]
 TEXT = [
@@ -30,14 +31,30 @@ def test_ids_are_laid_out_as_documented(tokenizer):
 
 
 def test_source_has_tag_and_eos_target_has_eos(tokenizer):
-    (source,), (target,) = tokenizer.encode_source(["the cats"], "ru"), tokenizer.encode_target(["the cats"])
+    (source,), (target,) = tokenizer.encode_source(["the cats"], "ru"), tokenizer.encode_target(["the cats"], "ru")
     assert source[0] == tokenizer.tag("ru")
     assert source[1:] == target
     assert target[-1] == tokenizer.eos_id
     assert min(target[:-1]) >= tokenizer.first_piece
     assert tokenizer.encode_source([""], "az") == [[4, 3]]
-    assert tokenizer.encode_target([""]) == [[3]]
-    assert tokenizer.encode_source([], "az") == tokenizer.encode_target([]) == []
+    assert tokenizer.encode_target([""], "ru") == [[3]]
+    assert tokenizer.encode_source([], "az") == tokenizer.encode_target([], "ru") == []
+
+
+def test_the_tag_stands_where_it_is_asked_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "model")
+    (plain,) = tokenizer.encode_target(["the cats"], "ru")
+    tag = tokenizer.tag("ru")
+    for tags, source, start in (
+        (Tags("prepend"), [tag, *plain], tokenizer.bos_id),
+        (Tags("replace-eos"), [*plain[:-1], tag], tokenizer.bos_id),
+        (Tags("none", target=True), plain, tag),
+        (Tags("prepend", target=True), [tag, *plain], tag),
+    ):
+        loaded = Tokenizer.load(tmp_path / "model", tags)
+        assert loaded.encode_source(["the cats"], "ru") == [source]
+        assert loaded.encode_target(["the cats"], "ru") == [plain]
+        assert loaded.start("ru") == start
 
 
 @pytest.mark.parametrize("line", TEXT)
@@ -45,18 +62,20 @@ def test_source_has_tag_and_eos_target_has_eos(tokenizer):
 def test_text_comes_back_as_it_was(line, form):
     line = unicodedata.normalize(form, line)
     tokenizer = Tokenizer.train([line], LANGUAGES, 400)
-    assert tokenizer.decode(tokenizer.encode_target([line])) == [line]
+    assert tokenizer.decode(tokenizer.encode_target([line], "ru")) == [line]
 
 
 def test_only_runs_of_spaces_are_changed(tokenizer):
-    assert tokenizer.decode(tokenizer.encode_target(["  the   cats "])) == ["the cats"]
-    assert tokenizer.decode(tokenizer.encode_target(["a\u00a0line\u2028with\todd"])) == ["a\u00a0line\u2028with\todd"]
+    assert tokenizer.decode(tokenizer.encode_target(["  the   cats "], "ru")) == ["the cats"]
+    assert tokenizer.decode(tokenizer.encode_target(["a\u00a0line\u2028with\todd"], "ru")) == [
+        "a\u00a0line\u2028with\todd"
+    ]
 
 
 @pytest.mark.parametrize("digits", ["2024", "२०२४", "٢٠٢٤"])
 def test_every_digit_is_a_piece(tokenizer, digits):
-    (ids,) = tokenizer.encode_target([f"{digits[:2]} {digits}"])
-    pieces = tokenizer.encode_target([*digits])
+    (ids,) = tokenizer.encode_target([f"{digits[:2]} {digits}"], "ru")
+    pieces = tokenizer.encode_target([*digits], "ru")
     one = {digit: piece[-2] for digit, piece in zip(digits, pieces, strict=True)}
     assert [i for i in ids if i in one.values()] == [one[digit] for digit in digits[:2] + digits]
 
@@ -65,35 +84,35 @@ def test_every_digit_is_a_piece(tokenizer, digits):
 def test_text_never_becomes_a_tag_or_special(text):
     # Even where the training text itself has them, which sentencepiece would otherwise cut out.
     tokenizer = Tokenizer.train([*TEXT, text, f"{text} {text}"], LANGUAGES, 400)
-    (ids,) = tokenizer.encode_target([text])
+    (ids,) = tokenizer.encode_target([text], "ru")
     assert min(ids[:-1]) >= tokenizer.first_piece
     assert tokenizer.decode([ids]) == [text]
 
 
 def test_tag_in_text_unseen_in_training(tokenizer):
-    (ids,) = tokenizer.encode_target(["<2ru> <s>"])
+    (ids,) = tokenizer.encode_target(["<2ru> <s>"], "ru")
     assert all(i == tokenizer.unk_id or i >= tokenizer.first_piece for i in ids[:-1])
 
 
 @pytest.mark.parametrize("text", ["日本語", "q\0q", "\u2585", "\x01", "🙂 the", "\u2581"])
 def test_unknown_characters_are_no_error(tokenizer, text):
-    (ids,) = tokenizer.encode_target([text])
+    (ids,) = tokenizer.encode_target([text], "ru")
     assert ids[-1] == tokenizer.eos_id
     assert all(i == tokenizer.unk_id or i >= tokenizer.first_piece for i in ids[:-1])
 
 
 def test_line_with_reserved_character_still_counts():
     tokenizer = Tokenizer.train(["the cats", "\u2585 Ёж"], ["ru"], 400)
-    assert tokenizer.unk_id not in tokenizer.encode_target(["Ёж"])[0]
+    assert tokenizer.unk_id not in tokenizer.encode_target(["Ёж"], "ru")[0]
 
 
 def test_long_lines_count():
     tokenizer = Tokenizer.train(["the cats", "мышь " * 5000], ["ru"], 400)  # 45 kB; sentencepiece's own limit is 4 kB
-    assert tokenizer.unk_id not in tokenizer.encode_target(["мышь"])[0]
+    assert tokenizer.unk_id not in tokenizer.encode_target(["мышь"], "ru")[0]
 
 
 def test_decode_stops_at_eos_and_drops_specials(tokenizer):
-    the, cats = (ids[:-1] for ids in tokenizer.encode_target(["the", "cats"]))
+    the, cats = (ids[:-1] for ids in tokenizer.encode_target(["the", "cats"], "ru"))
     row = [
         tokenizer.bos_id,
         *the,
@@ -126,7 +145,7 @@ def test_save_and_load(tokenizer, tmp_path):
 def test_tiny_text_is_enough(lines):
     tokenizer = Tokenizer.train(lines, ["ru"], 8000)
     assert tokenizer.vocab_size < 100
-    assert tokenizer.decode(tokenizer.encode_target(lines)) == lines
+    assert tokenizer.decode(tokenizer.encode_target(lines, "ru")) == lines
 
 
 def test_vocabulary_is_no_larger_than_asked(tokenizer):

@@ -75,13 +75,25 @@ class Data:
         "CLDR corpus: training pairs per language (ted: 10 to 1; wmt: one giant)",
         choices=("ted", "wmt"),
     )
-    source: str = setting("en", "source language")
+    source: str = setting("en", "the language that all tasks have in common; en is also eng and en_XX")
+    direction: str = setting(
+        "one-to-many",
+        "from data.source, to it, or all pairs of the corpus both ways",
+        choices=("one-to-many", "many-to-one", "many-to-many"),
+    )
+    tasks: tuple[str, ...] = setting((), "names of the tasks to train, such as az,be; empty: all")
     seed: int = setting(1, "CLDR corpus: seed of the generator", need=SEED)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     vocab_size: int = setting(2000, "pieces of the joint sentencepiece model, at most", need=POSITIVE_COUNT)
+    source_tag: str = setting(
+        "prepend",
+        "the target language's tag in the source: before its pieces, in place of the end of sentence, or not at all",
+        choices=("prepend", "replace-eos", "none"),
+    )
+    target_tag: bool = setting(False, "the decoder starts with the target language's tag, not with <s>")
 
 
 @dataclass(frozen=True)
@@ -249,7 +261,7 @@ def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Co
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """A copy of ``config`` changed by texts such as ``"train.lr=1e-3"``, in their order.
 
-    Strings need no quotes; lists are written as in TOML.
+    Strings need no quotes; lists are written as in TOML, and names may stand without quotes and brackets: az,be.
 
     Raises:
         UserError: a text without ``=``, an unknown setting, wrong type, or a value out of range.
@@ -330,7 +342,8 @@ def _convert(value: Any, kind: Any) -> Any:
             None,
         )
     if get_origin(kind) is tuple:
-        items = tuple(_convert(item, float) for item in value) if isinstance(value, list | tuple) else (None,)
+        of = get_args(kind)[0]
+        items = tuple(_convert(item, of) for item in value) if isinstance(value, list | tuple) else (None,)
         return None if None in items else items
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return None if math.isnan(value) else float(value)
@@ -344,6 +357,8 @@ def _parse(text: str, kind: Any) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind is str or quoted or (isinstance(kind, types.UnionType) and not text.startswith("[")):
         return text[1:-1] if quoted else text
+    if kind == tuple[str, ...] and not text.startswith("["):
+        return [word.strip() for word in text.split(",") if word.strip()]
     try:
         return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
     except ValueError:
@@ -364,7 +379,9 @@ def _toml_value(value: Any) -> str:
 def _type_name(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
         return " or ".join(map(_type_name, get_args(kind)))
-    return "a list of numbers" if get_origin(kind) is tuple else TYPE_NAMES[kind]
+    if get_origin(kind) is tuple:
+        return "a list of names" if get_args(kind)[0] is str else "a list of numbers"
+    return TYPE_NAMES[kind]
 
 
 def is_text(value: str) -> bool:

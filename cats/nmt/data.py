@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import re
-from collections.abc import Sized
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from cats.nmt import layouts
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, cache_folder
 
 SPLITS = ("train", "valid", "test")
-LAYOUTS = (
-    "train.en-xx.en with train.en-xx.xx (Moses, any number of pairs), "
-    "train.en with train.xx (Moses, one pair), "
-    "supervised/en-xx/opus.en-xx-train.en with .xx (OPUS-100)"
-)
 HEADLINE = "new-pair"
-
-_PAIR = re.compile(r"(?P<split>train|valid|dev|test)\.(?P<pair>[^.]+-[^.]+)\.(?P<suffix>[^.]+)")
-_SINGLE = re.compile(r"(?P<split>train|valid|dev|test)\.(?P<suffix>[^.]+)")
-_OPUS = re.compile(r"opus\.(?P<pair>[^.]+-[^.]+)-(?P<split>train|dev|test)\.(?P<suffix>[^.]+)")
-
-_Files = dict[str, dict[str, dict[str, Path]]]  # pair -> split as the file has it -> suffix -> file
+DIRECTIONS = ("one-to-many", "many-to-one", "many-to-many")
+ENGLISH = ("en", "eng", "en_XX", "eng_Latn")  # the names it has in public corpora; "en" stands for any of them
+MOST_IN_MEMORY = 64 << 20  # bytes of training files; more is read again whenever it is needed
 
 
 @dataclass(frozen=True)
@@ -44,11 +39,38 @@ class Split:
         if len(set(counts)) > 1:
             raise ValueError(f"source, target (and meta) must be equally long, got {counts}")
 
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return zip(self.source, self.target, strict=True)
+
     def rows(self, stratum: str | None) -> list[int]:
         """Indices of the lines in a stratum; None stands for all lines."""
         if stratum is None:
             return list(range(len(self.source)))
         return [i for i, (name, _) in enumerate(self.meta or []) if name == stratum]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Training text that is too long to be held: as many (source, target) as `pairs`, read from its files on each pass.
+
+    sha256: of its content, hexadecimal. texts: None where only the prepared tokens are at hand.
+    """
+
+    pairs: int
+    sha256: str
+    texts: layouts.Texts | None = None
+    flipped: bool = False  # the files' second language is the source
+
+    def __len__(self) -> int:
+        return self.pairs
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        if self.texts is None:
+            raise ValueError("this training text is prepared: its lines are not here")
+        return (pair for pair, reason in _sifted(self.texts, self.flipped) if not reason)
 
 
 @dataclass(frozen=True)
@@ -58,28 +80,32 @@ class Task:
     name: str
     source: str
     target: str
-    train: Split
+    train: Split | Text
     valid: Split
     test: Split
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The tasks that are trained together. `notices`: what was left out when it was read, and why, one line each."""
+    """The tasks that are trained together. `notices`: what was left out when it was read, and why, one line each.
+
+    zero_shot: directions that have test lines and no training text.
+    """
 
     name: str
     tasks: list[Task]
     notices: list[str] = field(default_factory=list)
+    zero_shot: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        names = [task.name for task in self.tasks]
-        if not names or len(set(names)) < len(names):
+        names = [task.name for task in [*self.tasks, *self.zero_shot]]
+        if not self.tasks or len(set(names)) < len(names):
             raise ValueError(f"a corpus needs tasks of different names, got {names}")
 
     @property
     def sizes(self) -> dict[str, int]:
         """Training pairs by task."""
-        return {task.name: len(task.train.source) for task in self.tasks}
+        return {task.name: len(task.train) for task in self.tasks}
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -98,73 +124,103 @@ class Corpus:
     def digest(self) -> str:
         """sha256 (hex) of the text and meta of all tasks, whatever their order and the corpus's name."""
         digest = hashlib.sha256()
-        for task in sorted(self.tasks, key=lambda task: task.name):
+        for task in sorted([*self.tasks, *self.zero_shot], key=lambda task: task.name):
             for name in SPLITS:
-                split: Split = getattr(task, name)
-                content = [task.name, task.source, task.target, name, split.source, split.target, split.meta or None]
+                split: Split | Text = getattr(task, name)
+                content: list[Any] = [task.name, task.source, task.target, name]
+                if isinstance(split, Text):
+                    content.append(split.sha256)
+                else:
+                    content += [split.source, split.target, split.meta or None]
                 digest.update(json.dumps(content).encode("ascii"))
         return digest.hexdigest()
 
 
-def load(path: Path, source: str = "en") -> Corpus:
-    """Read a folder of parallel text in place; each pair of languages with `source` becomes a task from `source`.
+def load(path: Path, source: str = "en", direction: str = "one-to-many", tasks: Iterable[str] = ()) -> Corpus:
+    """Read a folder of parallel text in place. For the layouts see ``cats.nmt.layouts``.
 
-    Known layouts, told apart by the files' names:
-      - Moses, many pairs: ``{train,valid,test}.en-xx.en`` and ``.xx``; ``.meta`` beside them may hold a line
-        "stratum<TAB>cluster" for every pair (see ``Split``);
-      - Moses, one pair: ``{train,valid,test}.en`` and ``.xx`` (and ``.meta``);
-      - OPUS-100: ``supervised/{x-y}/opus.{x-y}-{train,dev,test}.{x,y}``, from the folder that holds v1.0 or
-        supervised, from supervised itself, or from one pair's folder.
-    The two languages may stand in either order, and "dev" means "valid".
+    Lines end in LF or CRLF, nothing else ends one; a byte order mark is removed. Pairs with a blank side or a NUL byte
+    are left out. A task without test pairs is trained on and not scored. ``Corpus.notices`` tells what was left out.
+    Tasks are sorted by name. Of training files of more than ``MOST_IN_MEMORY`` bytes in all, the text is not kept, and
+    the numbers that need a pass over it are remembered in the cache folder until a file changes.
 
-    Lines end in LF or CRLF, nothing else ends one; a byte order mark is removed. Pairs with a blank side are left
-    out. A task without test pairs is trained on and not scored. ``Corpus.notices`` tells what was left out. Tasks
-    are sorted by name.
+    Args:
+        source: the language that all tasks have in common; "en" is English by any of its names (``ENGLISH``).
+        direction: one-to-many: from `source`; many-to-one: to `source`; many-to-many: both ways for every pair that has
+            training text, with or without `source`, and test-only pairs as zero-shot directions.
+        tasks: the names of those to take; none stands for all.
 
     Raises:
         UserError: no such folder, no known layout, no pair with `source`, a side or all of the training text missing,
-            different line counts, bytes that are not UTF-8, a malformed line of meta.
+            different line counts, bytes that are not UTF-8, a malformed line, an unknown task.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(
             f"{path}: {'not a folder' if path.exists() else 'no such folder'}; give a folder of parallel text"
         )
-    files = _moses(path) or _single(path, source) or _opus(path)
-    if not files:
-        empty = "the folder is empty" if not any(path.iterdir()) else "no parallel text in this folder"
-        raise UserError(f"{path}: {empty}; known layouts: {LAYOUTS}")
-
-    notices: list[str] = []
-    tasks: dict[str, Task] = {}
-    # A pair that has the source first comes first: train.en-az wins over train.az-en.
-    for pair in sorted(files, key=lambda pair: (not pair.startswith(f"{source}-"), pair)):
-        target = _other(pair, source)
-        if target is None:
-            notices.append(f"{pair}: left out, {source} is not one of its languages")
-            continue
-        name = target if source == "en" else f"{source}-{target}"
-        if name in tasks:
-            notices.append(f"{pair}: left out, {source}-{target} is there too")
-            continue
-        splits = {split: _read_split(files[pair], split, pair, source, target, notices) for split in SPLITS}
-        if splits["train"] is None:
-            notices.append(f"{pair}: left out, it has no training text")
-            continue
-        task = Task(name, source, target, *(splits[split] or Split([], []) for split in SPLITS))
-        if not task.train.source:
-            raise UserError(f"{path}: the training text of {pair} has no pair with text on both sides")
-        tasks[name] = task
-        notices += _remarks(task)
-    if not tasks:
-        codes = {code for pair in files for code in pair.split("-")}
+    codes: set[str] = set()
+    found = layouts.find(path, source)
+    for pair in found.pairs:
+        codes.update(pair)
+    if source == ENGLISH[0] and source not in codes:
+        source = next((name for name in ENGLISH if name in codes), source)
+    notices = list(found.notices)
+    wanted = set(tasks)
+    chosen, tests = _directions(found, source, direction, notices)
+    if wanted:
+        for name in wanted - {name for name, _, _ in [*chosen, *tests]}:
+            known = sorted(name for name, _, _ in [*chosen, *tests])
+            raise UserError(f"{path}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
+        chosen, tests = ([c for c in some if c[0] in wanted] for some in (chosen, tests))
+        notices = [notice for notice in notices if "left out" not in notice]
+    if not chosen:
         if source not in codes:
             raise UserError(
                 f"{path}: no pair has the source language {source}{nearest(source, codes)}; "
-                f"found {', '.join(sorted(files))}; set data.source"
+                f"found {', '.join(sorted('-'.join(pair) for pair in found.pairs))}; set data.source"
             )
-        raise UserError(f"{path}: no training text for {', '.join(sorted(files))}; known layouts: {LAYOUTS}")
-    return Corpus(path.resolve().name, [tasks[name] for name in sorted(tasks)], notices)
+        names = ", ".join(sorted("-".join(pair) for pair in found.pairs))
+        raise UserError(f"{path}: no training text for {names}; known layouts: {layouts.KNOWN}")
+    files = {file for _, pair, _ in chosen for file in found.pairs[pair]["train"].paths}
+    in_memory = sum(file.stat().st_size for file in files if file.is_file()) <= MOST_IN_MEMORY
+    read: list[Task] = []
+    zero_shot: list[Task] = []
+    for name, pair, flipped in [*chosen, *tests]:
+        splits = found.pairs[pair]
+        said: list[str] = []
+        small = {
+            split: _read(splits[split], flipped, f"{'-'.join(pair)}: {{}} {split} pairs left out", said)
+            if split in splits
+            else Split([], [])
+            for split in SPLITS
+            if split != "train" or in_memory
+        }
+        train: Split | Text
+        if in_memory or "train" not in splits:
+            train = small.get("train", Split([], []))
+            seen = len(set(small["test"]).intersection(train))
+        else:
+            train, seen = _scan(splits["train"], flipped, small["test"], "-".join(pair), said)
+        if "train" in splits:
+            if not len(train):
+                lack = f"the training text of {'-'.join(pair)} has no pair with text on both sides"
+                if len(chosen) == 1:
+                    raise UserError(f"{path}: {lack}")
+                notices.append(f"{name}: left out, {lack}")
+                continue
+            said += [f"{name}: no {split} pairs" for split in ("valid", "test") if not len(small[split])]
+            if not len(small["test"]):
+                said[-1] += ", so it is trained on and not scored"
+            if seen:
+                said.append(f"{name}: {seen} test pairs stand in the training text too")
+        notices += said
+        languages = pair[::-1] if flipped else pair
+        task = Task(name, *languages, train, small["valid"], small["test"])
+        (read if "train" in splits else zero_shot).append(task)
+    if not read:
+        raise UserError(f"{path}: no training text has a pair with text on both sides")
+    return Corpus(path.resolve().name, sorted(read, key=_by_name), notices, sorted(zero_shot, key=_by_name))
 
 
 def write(corpus: Corpus, path: Path) -> None:
@@ -200,116 +256,92 @@ def write(corpus: Corpus, path: Path) -> None:
                 atomic_write(file, "".join(f"{line}\n" for line in lines))
 
 
-def _moses(path: Path) -> _Files:
-    files: _Files = {}
-    for file in path.iterdir():
-        if match := _PAIR.fullmatch(file.name):
-            files.setdefault(match["pair"], {}).setdefault(match["split"], {})[match["suffix"]] = file
-    return files
+def _by_name(task: Task) -> str:
+    return task.name
 
 
-def _single(path: Path, source: str) -> _Files:
-    splits: dict[str, dict[str, Path]] = {}
-    for file in path.iterdir():
-        if match := _SINGLE.fullmatch(file.name):
-            splits.setdefault(match["split"], {})[match["suffix"]] = file
-    languages = set(splits.get("train", {})) - {"meta"}
-    if source in languages and len(languages) != 2:
-        others = ", ".join(f"train.{suffix}" for suffix in sorted(languages - {source})) or "nothing"
-        raise UserError(
-            f"{path}: train.{source} needs exactly one other side, found {others}; name pairs train.en-xx.xx"
-        )
-    return {"-".join(sorted(languages)): splits} if len(languages) == 2 else {}
+_Direction = tuple[str, tuple[str, str], bool]  # the task's name, the pair as it was found, and whether it is turned
 
 
-def _opus(path: Path) -> _Files:
-    files: _Files = {}
-    for folder in ("", "supervised", "v1.0/supervised"):
-        for file in [*path.glob(f"{folder}/opus.*".lstrip("/")), *path.glob(f"{folder}/*/opus.*".lstrip("/"))]:
-            if match := _OPUS.fullmatch(file.name):
-                files.setdefault(match["pair"], {}).setdefault(match["split"], {})[match["suffix"]] = file
-    return files
+def _directions(
+    found: layouts.Found, source: str, direction: str, notices: list[str]
+) -> tuple[list[_Direction], list[_Direction]]:
+    """The tasks to train, and those there is only test text for."""
+    chosen: dict[str, _Direction] = {}
+    tests: dict[str, _Direction] = {}
+    silent = 0
+    # A pair that has the source first comes first: train.en-az wins over train.az-en.
+    for pair in sorted(found.pairs, key=lambda pair: (pair[0] != source, pair)):
+        splits, name = found.pairs[pair], "-".join(pair)
+        if source not in pair and direction != "many-to-many":
+            if "train" in splits:
+                notices.append(f"{name}: left out, {source} is not one of its languages")
+            silent += "train" not in splits
+            continue
+        if "train" not in splits and ("test" not in splits or direction != "many-to-many"):
+            notices.append(f"{name}: left out, it has no training text")
+            continue
+        ways = [pair[0] != source, pair[0] == source]  # turned, for: from the source, to the source
+        for flipped in {"one-to-many": ways[:1], "many-to-one": ways[1:]}.get(direction, [False, True]):
+            first, second = pair[::-1] if flipped else pair
+            task = second if first in ENGLISH and first == source else f"{first}-{second}"
+            kind = chosen if "train" in splits else tests
+            if task in chosen:
+                notices.append(f"{name}: left out, {'-'.join(pair[::-1])} is there too")
+                break
+            kind[task] = (task, pair, flipped)
+    if silent:
+        left = f"{silent} pair{'s' if silent > 1 else ''} left out, test text without {source}"
+        notices.append(f"{left}; with data.direction=many-to-many they are scored too")
+    return list(chosen.values()), [task for name, task in tests.items() if name not in chosen]
 
 
-def _other(pair: str, language: str) -> str | None:
-    """The language that a pair such as "en-az" or "az-en" has beside `language`; a code may have hyphens itself."""
-    if pair.startswith(f"{language}-"):
-        return pair.removeprefix(f"{language}-")
-    return pair.removesuffix(f"-{language}") if pair.endswith(f"-{language}") else None
+_Sifted = tuple[tuple[str, str], str]
 
 
-def _read_split(
-    files: dict[str, dict[str, Path]], split: str, pair: str, source: str, target: str, notices: list[str]
-) -> Split | None:
-    """One split of one pair, None if it has no files."""
-    found = {name: files[name] for name in (split, *(["dev"] if split == "valid" else [])) if name in files}
-    if len(found) > 1:
-        notices.append(f"{pair}: its dev files are left out, it has valid files too")
-    sides = next(iter(found.values()), {})
-    if source not in sides and target not in sides:
-        return None
-    for language, other in ((source, target), (target, source)):
-        if language not in sides:
-            there = sides[other]
-            missing = there.with_name(there.name.removesuffix(other) + language)
-            raise UserError(f"{missing}: no such file, but {there.name} is there; add it or remove the other side")
-    columns = [_read_lines(sides[source]), _read_lines(sides[target])]
-    _check_counts(sides[source], columns[0], sides[target], columns[1])
-    meta = None
-    if "meta" in sides:
-        meta = _read_meta(sides["meta"])
-        _check_counts(sides["meta"], meta, sides[source], columns[0])
-    kept = [i for i, pair_of_lines in enumerate(zip(*columns, strict=True)) if all(map(str.strip, pair_of_lines))]
-    if len(kept) < len(columns[0]):
-        notices.append(f"{pair}: {len(columns[0]) - len(kept)} {split} pairs left out, a side is blank")
+def _sifted(texts: layouts.Texts, flipped: bool) -> Iterator[_Sifted]:
+    """((source, target), why it is left out or "") of every line."""
+    for first, second in texts.read():
+        reason = ""
+        if not first.strip() or not second.strip():
+            reason = "a side is blank"
+        elif "\0" in first or "\0" in second:
+            reason = "a NUL byte is in them"
+        yield ((second, first) if flipped else (first, second)), reason
+
+
+def _read(texts: layouts.Texts, flipped: bool, notice: str, notices: list[str]) -> Split:
+    lines = list(_sifted(texts, flipped))
+    meta = layouts.read_meta(texts, len(lines)) if texts.meta else None
+    notices += [f"{notice.format(n)}, {reason}" for reason, n in Counter(r for _, r in lines if r).items()]
+    kept = [i for i, (_, reason) in enumerate(lines) if not reason]
     return Split(
-        [columns[0][i] for i in kept], [columns[1][i] for i in kept], None if meta is None else [meta[i] for i in kept]
+        [lines[i][0][0] for i in kept],
+        [lines[i][0][1] for i in kept],
+        None if meta is None else [meta[i] for i in kept],
     )
 
 
-def _read_lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 file. Only LF and CRLF end a line: U+2028, U+0085 and their like are text."""
+def _scan(texts: layouts.Texts, flipped: bool, test: Split, pair: str, notices: list[str]) -> tuple[Text, int]:
+    """One pass over a long training text, or what an earlier one found: its Text, and how many test pairs it holds."""
+    state = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in texts.paths]
+    key = hashlib.sha256(json.dumps([state, flipped, pair, list(test)]).encode("ascii")).hexdigest()
+    memo = cache_folder() / "scans" / f"{key}.json"
     try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    try:
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}, line {line}: not UTF-8; convert the file, for example with iconv") from error
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
-
-
-def _read_meta(file: Path) -> list[tuple[str, str]]:
-    meta = []
-    for number, line in enumerate(_read_lines(file), start=1):
-        match line.split("\t"):
-            case [stratum, cluster]:
-                meta.append((stratum, cluster))
-            case columns:
-                raise UserError(f"{file}, line {number}: {len(columns)} columns; must be stratum, a tab, cluster")
-    return meta
-
-
-def _check_counts(file: Path, lines: Sized, other_file: Path, other_lines: Sized) -> None:
-    if len(lines) != len(other_lines):
-        raise UserError(
-            f"{file} has {len(lines)} lines, {other_file.name} has {len(other_lines)}; "
-            "line i of one must belong to line i of the other"
-        )
-
-
-def _remarks(task: Task) -> list[str]:
-    """What somebody who reads this task's scores should know."""
-    remarks = [f"{task.name}: no {split} pairs" for split in ("valid", "test") if not getattr(task, split).source]
-    if not task.test.source:
-        remarks[-1] += ", so it is trained on and not scored"
-    test = set(zip(task.test.source, task.test.target, strict=True))
-    seen = test.intersection(zip(task.train.source, task.train.target, strict=True))
-    if seen:
-        remarks.append(f"{task.name}: {len(seen)} test pairs stand in the training text too")
-    return remarks
+        known = json.loads(memo.read_text("utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if known is None:
+        digest, reasons, seen, wanted = hashlib.sha256(), Counter[str](), set(), set(test)
+        lines = _sifted(texts, flipped)
+        while block := list(itertools.islice(lines, 10_000)):
+            reasons.update(reason for _, reason in block)
+            kept = [line for line, reason in block if not reason]
+            seen.update(wanted.intersection(kept))
+            digest.update(json.dumps(kept).encode("ascii"))
+        pairs = reasons.pop("", 0)
+        known = {"pairs": pairs, "sha256": digest.hexdigest(), "left_out": dict(reasons), "seen": len(seen)}
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(memo, json.dumps(known))
+    notices += [f"{pair}: {n} train pairs left out, {reason}" for reason, n in known["left_out"].items()]
+    return Text(known["pairs"], known["sha256"], texts, flipped), known["seen"]

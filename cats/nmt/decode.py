@@ -55,7 +55,7 @@ def translate(
                 model,
                 pad(sources, tokenizer.pad_id, device),
                 torch.tensor([2 * len(source) + 10 for source in sources], device=device),
-                bos_id=tokenizer.bos_id,
+                start=tokenizer.start(language),
                 eos_id=tokenizer.eos_id,
                 forbidden=[i for i in range(tokenizer.first_piece) if i != tokenizer.eos_id],
                 beam=beam,
@@ -74,13 +74,13 @@ def beam_search(
     source: Tensor,
     limits: Tensor,
     *,
-    bos_id: int,
+    start: int,
     eos_id: int,
     forbidden: list[int],
     beam: int,
     length_penalty: float,
 ) -> list[list[int]]:
-    """The best hypothesis of every row of source, without bos and eos.
+    """The best hypothesis of every row of source, without start and eos.
 
     Hypotheses are compared by log probability / ((5 + length) / 6)^length_penalty (Wu et al., 2016, Eq. 14 without the
     coverage term), eos counted as one token of the length; 0 compares log probabilities.
@@ -93,6 +93,7 @@ def beam_search(
         model: anything with the ``encode``, ``start`` and ``step`` of ``Transformer``.
         source: (B, S) int64, padded.
         limits: (B,) int64, the length, eos included, at which a hypothesis of this row has to end.
+        start: the decoder's first input.
         forbidden: ids that are never chosen. Not eos.
         beam: at least 1.
     """
@@ -107,7 +108,7 @@ def beam_search(
     history = torch.empty(rows, beam, 0, dtype=torch.int64, device=device)  # (n, beam, length)
     places = torch.full((rows,), beam, device=device)  # (n,) the beam's width less the hypotheses that ended
     best = torch.full((rows,), -math.inf, device=device)  # (n,) penalised score of the best ended hypothesis
-    tokens = torch.full((rows,), bos_id, device=device)  # (open hypotheses,) the last token of each
+    tokens = torch.full((rows,), start, device=device)  # (open hypotheses,) the last token of each
     length = 0
     while True:
         length += 1

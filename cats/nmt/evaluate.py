@@ -26,7 +26,7 @@ from cats.nmt.files import atomic_write
 from cats.nmt.model import Transformer
 from cats.nmt.report import read_metrics
 from cats.nmt.tokenizer import Tokenizer
-from cats.nmt.train import build_model, default_device, load_corpus, set_threads
+from cats.nmt.train import build_model, default_device, load_corpus, load_tokenizer, set_threads
 
 # sacreBLEU's tokenizers for languages that 13a does not segment; the second serves where the first is not installed.
 TOKENIZERS = {
@@ -79,8 +79,8 @@ def score(hypotheses: list[str], references: list[str], language: str) -> Score:
 
 def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: str, *, batch_tokens: int) -> np.ndarray:
     """`cats.nmt.loss.line_nll` of the text of a split, translated into ``language``."""
-    sources, targets = tokenizer.encode_source(split.source, language), tokenizer.encode_target(split.target)
-    return loss.line_nll(model, sources, targets, bos_id=tokenizer.bos_id, batch_tokens=batch_tokens)
+    sources, targets = tokenizer.encode_source(split.source, language), tokenizer.encode_target(split.target, language)
+    return loss.line_nll(model, sources, targets, start=tokenizer.start(language), batch_tokens=batch_tokens)
 
 
 def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transformer, dict[str, Any]]:
@@ -96,7 +96,7 @@ def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transf
     if not path.exists():
         raise UserError(f"{run} holds no trained model yet ({path.name}); go on with: cats train --resume {run}")
     state = checkpoints.load(path)
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
+    tokenizer = load_tokenizer(run, config)
     model = build_model(config, tokenizer)
     try:
         model.load_state_dict(state.pop("model"))

@@ -48,6 +48,12 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
         raise
 
 
+def cache_folder() -> Path:
+    """Where what was computed from large corpora is kept: $CATS_CACHE, else cats/ in the user's cache folder."""
+    given = os.environ.get("CATS_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cats"
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut. Windows has no such call for folders and needs none."""
     if os.name != "posix":

@@ -52,13 +52,14 @@ def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Ten
 
 @torch.no_grad()
 def line_nll(
-    model: Transformer, sources: list[list[int]], targets: list[list[int]], *, bos_id: int, batch_tokens: int
+    model: Transformer, sources: list[list[int]], targets: list[list[int]], *, start: int, batch_tokens: int
 ) -> np.ndarray:
     """(lines, 2) float64: summed negative log likelihood in nats, without smoothing, and target tokens with eos.
 
     Args:
         model: is run in evaluation mode, and gets back the mode it had.
-        sources, targets: encoded lines, as training has them.
+        sources, targets: encoded lines of one task, as training has them.
+        start: what the decoder begins with.
         batch_tokens: target tokens, padding included, that go through the model at a time.
     """
     was_training = model.training
@@ -69,7 +70,8 @@ def line_nll(
     while order:
         size = max(1, batch_tokens // len(targets[order[0]]))
         rows, order = order[:size], order[size:]
-        batch = collate([sources[i] for i in rows], [targets[i] for i in rows], bos_id, model.pad_id, device)
+        starts = [start] * len(rows)
+        batch = collate([sources[i] for i in rows], [targets[i] for i in rows], starts, model.pad_id, device)
         real = batch.target_out != model.pad_id
         logits = model.project(model.hidden(batch.source, batch.target_in)).float()
         nll = token_losses(logits, batch.target_out[real], 0.0)[1].double()

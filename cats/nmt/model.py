@@ -7,7 +7,7 @@ multilingual. Attention is torch's scaled_dot_product_attention. Decoding keeps 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 class Batch:
     """Padded token ids of some sentence pairs.
 
-    source: (B, S) int64, ``[tag, pieces.., eos]``; target_in: (B, T) int64, ``[bos, pieces..]``;
+    source: (B, S) int64, such as ``[tag, pieces.., eos]``; target_in: (B, T) int64, ``[start, pieces..]``;
     target_out: (B, T) int64, ``[pieces.., eos]``; tokens: number of real (not padding) cells of target_out.
     """
 
@@ -39,14 +39,17 @@ def pad(rows: list[list[int]], pad_id: int, device: torch.device | str | None = 
 def collate(
     sources: list[list[int]],
     targets: list[list[int]],
-    bos_id: int,
+    starts: Sequence[int],
     pad_id: int = 0,
     device: torch.device | str | None = None,
 ) -> Batch:
-    """The batch of encoded pairs. ``targets`` end in eos; shifted right behind bos they are the decoder's input."""
+    """The batch of encoded pairs. ``targets`` end in eos; shifted right behind ``starts`` they are the decoder's input.
+
+    starts: for every pair, what the decoder begins with (``Tokenizer.start``).
+    """
     return Batch(
         pad(sources, pad_id, device),
-        pad([[bos_id, *row[:-1]] for row in targets], pad_id, device),
+        pad([[start, *row[:-1]] for start, row in zip(starts, targets, strict=True)], pad_id, device),
         pad(targets, pad_id, device),
         sum(map(len, targets)),
     )

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
 
@@ -16,6 +17,17 @@ from cats.nmt.files import atomic_write
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 _NO_PIECE_ACROSS = "\x01"  # put into training text only
 _RESERVED = "\u2585"  # sentencepiece's own sign for the unknown: it leaves out lines that have it
+
+
+class Tags(NamedTuple):
+    """Where the target language's tag stands. Training and translation ask the same object, so they cannot differ.
+
+    source: "prepend" ([tag, pieces.., eos]: Johnson et al., 2017), "replace-eos" ([pieces.., tag]: MultiDDS) or "none".
+    target: the decoder starts with the tag (mBART) in place of bos.
+    """
+
+    source: str = "prepend"
+    target: bool = False
 
 
 class Tokenizer:
@@ -29,15 +41,15 @@ class Tokenizer:
 
     pad_id, unk_id, bos_id, eos_id = range(4)
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, tags: Tags | None = None) -> None:
         """`model`: a sentencepiece model as ``train`` makes them, serialised."""
-        self._model = model
+        self._model, self._tags = model, tags or Tags()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        tags = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
-        self.languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in tags]
+        controls = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
+        self.languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in controls]
 
     @classmethod
-    def train(cls, lines: list[str], languages: list[str], vocab_size: int) -> Tokenizer:
+    def train(cls, lines: list[str], languages: list[str], vocab_size: int, tags: Tags | None = None) -> Tokenizer:
         """Train on `lines`; the same arguments give the same bytes.
 
         Args:
@@ -51,16 +63,16 @@ class Tokenizer:
         characters = set().union(*lines) - {" ", _RESERVED, _NO_PIECE_ACROSS}
         if not characters:
             raise UserError("no text to train the tokenizer on: all lines are blank")
-        tags = [f"<2{language}>" for language in languages]
-        needed = len(_SPECIALS) + len(tags) + len(characters | {"▁"})
+        symbols = [f"<2{language}>" for language in languages]
+        needed = len(_SPECIALS) + len(symbols) + len(characters | {"▁"})
         if vocab_size < needed:
             raise UserError(
-                f"tokenizer.vocab_size={vocab_size} is too small: {len(characters)} characters and {len(tags)} "
+                f"tokenizer.vocab_size={vocab_size} is too small: {len(characters)} characters and {len(symbols)} "
                 f"languages need {needed} at least"
             )
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(_training_form(line, [*_SPECIALS, *tags]) for line in lines),
+            sentence_iterator=(_training_form(line, [*_SPECIALS, *symbols]) for line in lines),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -70,7 +82,7 @@ class Tokenizer:
             normalization_rule_name="identity",
             pretokenization_delimiter=_NO_PIECE_ACROSS,
             max_sentence_length=2**30,  # bytes; longer lines would be left out
-            control_symbols=tags,
+            control_symbols=symbols,
             pad_id=cls.pad_id,
             unk_id=cls.unk_id,
             bos_id=cls.bos_id,
@@ -82,17 +94,17 @@ class Tokenizer:
             num_threads=1,  # more would sum in an order that varies
             minloglevel=2,
         )
-        return cls(model.getvalue())
+        return cls(model.getvalue(), tags)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+    def load(cls, path: str | os.PathLike[str], tags: Tags | None = None) -> Tokenizer:
         """Read what ``save`` wrote.
 
         Raises:
             UserError: no such file, or not a tokenizer with these ids.
         """
         try:
-            tokenizer = cls(Path(path).read_bytes())
+            tokenizer = cls(Path(path).read_bytes(), tags)
         except OSError as error:
             raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from error
         except RuntimeError as error:
@@ -127,13 +139,19 @@ class Tokenizer:
             )
         return len(_SPECIALS) + self.languages.index(language)
 
-    def encode_source(self, lines: list[str], language: str) -> list[list[int]]:
-        """``[tag, pieces.., eos]`` for every line: the encoder's input, in training and in translation."""
-        tag = self.tag(language)
-        return [[tag, *ids, self.eos_id] for ids in self._processor.encode(lines)]
+    def start(self, language: str) -> int:
+        """The decoder's first input."""
+        return self.tag(language) if self._tags.target else self.bos_id
 
-    def encode_target(self, lines: list[str]) -> list[list[int]]:
-        """``[pieces.., eos]`` for every line: what the decoder is to produce."""
+    def encode_source(self, lines: list[str], language: str) -> list[list[int]]:
+        """Pieces, eos and tag (see ``Tags``) of every line: the encoder's input for a translation into ``language``."""
+        tag = self.tag(language)
+        before = [tag] if self._tags.source == "prepend" else []
+        after = [tag if self._tags.source == "replace-eos" else self.eos_id]
+        return [[*before, *ids, *after] for ids in self._processor.encode(lines)]
+
+    def encode_target(self, lines: list[str], language: str) -> list[list[int]]:
+        """``[pieces.., eos]`` for every line of ``language``: what the decoder is to produce."""
         return [[*ids, self.eos_id] for ids in self._processor.encode(lines)]
 
     def decode(self, ids: list[list[int]]) -> list[str]:

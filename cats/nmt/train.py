@@ -33,7 +33,7 @@ from cats.nmt.model import Batch, Transformer, collate
 from cats.nmt.report import read_metrics
 from cats.nmt.sampler import Sampler, shares
 from cats.nmt.schedule import learning_rate
-from cats.nmt.tokenizer import Tokenizer
+from cats.nmt.tokenizer import Tags, Tokenizer
 
 LOG_EVERY = 10  # updates per line of metrics.jsonl
 VOCABULARY_TEMPERATURE = 5.0  # languages' shares of the text the subword model is trained on
@@ -42,7 +42,8 @@ VOCABULARY_TEMPERATURE = 5.0  # languages' shares of the text the subword model 
 def load_corpus(config: Config) -> data.Corpus:
     """The corpus a configuration names: a folder, or the one generated from CLDR."""
     if config.data.path:
-        return data.load(Path(config.data.path), source=config.data.source)
+        named = config.data
+        return data.load(Path(named.path), named.source, named.direction, named.tasks)
     from cats.nmt import cldr  # needs Babel
 
     return cldr.generate(config.data.languages, config.data.sizes, config.data.seed)
@@ -50,13 +51,22 @@ def load_corpus(config: Config) -> data.Corpus:
 
 def vocabulary_text(corpus: data.Corpus) -> list[str]:
     """Training lines for the subword model: every source sentence once; targets repeated, for small languages' sake."""
-    sources = sorted({line for task in corpus.tasks for line in task.train.source})
+    sources = sorted({line for task in corpus.tasks for line, _ in task.train})
     total = sum(corpus.sizes.values())
     lines = list(sources)
     for task in corpus.tasks:
         count = math.ceil(total * shares(corpus.sizes, VOCABULARY_TEMPERATURE)[task.name])
-        lines += itertools.islice(itertools.cycle(task.train.target), count)
+        lines += itertools.islice(itertools.cycle(line for _, line in task.train), count)
     return lines
+
+
+def tags(config: Config) -> Tags:
+    return Tags(config.tokenizer.source_tag, config.tokenizer.target_tag)
+
+
+def load_tokenizer(run: Path, config: Config) -> Tokenizer:
+    """The tokenizer of a run."""
+    return Tokenizer.load(run / "tokenizer.model", tags(config))
 
 
 def set_threads(config: Config) -> None:
@@ -90,6 +100,7 @@ class Encoded:
         self, corpus: data.Corpus, tokenizer: Tokenizer, split: str, max_length: int, device: torch.device
     ) -> None:
         self.tokenizer, self.device = tokenizer, device
+        self.starts = {task.name: tokenizer.start(task.target) for task in corpus.tasks}
         self.sources: dict[str, list[list[int]]] = {}
         self.targets: dict[str, list[list[int]]] = {}
         self.dropped: dict[str, int] = {}
@@ -97,7 +108,7 @@ class Encoded:
             part: data.Split = getattr(task, split)
             pairs = zip(
                 tokenizer.encode_source(part.source, task.target),
-                tokenizer.encode_target(part.target),
+                tokenizer.encode_target(part.target, task.target),
                 strict=True,
             )
             kept = [(s, t) for s, t in pairs if len(s) <= max_length and len(t) <= max_length]
@@ -116,7 +127,7 @@ class Encoded:
         return collate(
             [self.sources[task][i] for task, rows in chosen.items() for i in rows],
             [self.targets[task][i] for task, rows in chosen.items() for i in rows],
-            self.tokenizer.bos_id,
+            [self.starts[task] for task, rows in chosen.items() for _ in rows],
             self.tokenizer.pad_id,
             self.device,
         )
@@ -139,8 +150,8 @@ def validation_nll(model: Transformer, encoded: Encoded, batch_tokens: int) -> d
     result = {}
     for task, targets in encoded.targets.items():
         if targets:
-            bos_id = encoded.tokenizer.bos_id
-            lines = line_nll(model, encoded.sources[task], targets, bos_id=bos_id, batch_tokens=batch_tokens)
+            start = encoded.starts[task]
+            lines = line_nll(model, encoded.sources[task], targets, start=start, batch_tokens=batch_tokens)
             nats, tokens = lines.sum(0)
             result[task] = float(nats / tokens)
     return result
@@ -245,10 +256,10 @@ class Trainer:
         self.device = default_device()
         corpus = load_corpus(config)
         if resume:
-            tokenizer = Tokenizer.load(out / "tokenizer.model")
+            tokenizer = load_tokenizer(out, config)
         else:
             languages = sorted({task.target for task in corpus.tasks})
-            tokenizer = Tokenizer.train(vocabulary_text(corpus), languages, config.tokenizer.vocab_size)
+            tokenizer = Tokenizer.train(vocabulary_text(corpus), languages, config.tokenizer.vocab_size, tags(config))
         longest = config.model.max_length
         self.training = Encoded(corpus, tokenizer, "train", longest, self.device)
         self.validation = Encoded(corpus, tokenizer, "valid", longest, self.device)
