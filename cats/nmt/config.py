@@ -36,6 +36,7 @@ FINITE = Condition("finite and at least 0", lambda value: 0 <= value < math.inf)
 POSITIVE = Condition("finite and above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_INF = Condition("above 0 (inf is allowed)", lambda value: value > 0)
 FRACTION = Condition("at least 0 and below 1", lambda value: 0 <= value < 1)
+SHARE = Condition("above 0 and at most 1", lambda value: 0 < value <= 1)
 SEED = Condition("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
 BETAS = Condition(
     "two numbers, each at least 0 and below 1",
@@ -82,12 +83,27 @@ class Data:
         choices=("one-to-many", "many-to-one", "many-to-many"),
     )
     tasks: tuple[str, ...] = setting((), "names of the tasks to train, such as az,be; empty: all")
+    valid_pairs: int = setting(0, "validation pairs per task that are used, the first ones; 0: all", need=COUNT)
+    max_ratio: float = setting(
+        0.0,
+        "training pairs with a side this many times as long as the other, in pieces, are left out; 0: none",
+        need=FINITE,
+    )
     seed: int = setting(1, "CLDR corpus: seed of the generator", need=SEED)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     vocab_size: int = setting(2000, "pieces of the joint sentencepiece model, at most", need=POSITIVE_COUNT)
+    temperature: float = setting(
+        5.0, "languages' shares of the text it is trained on are ~ pairs^(1/T)", need=POSITIVE_OR_INF
+    )
+    most_pairs: int = setting(
+        1_000_000, "of a larger corpus, about so many pairs are taken to train it on", need=POSITIVE_COUNT
+    )
+    character_coverage: float = setting(
+        1.0, "share of the text's characters that get pieces; below 1 the rarest are unknown", need=SHARE
+    )
     source_tag: str = setting(
         "prepend",
         "the target language's tag in the source: before its pieces, in place of the end of sentence, or not at all",

@@ -241,7 +241,7 @@ def write(corpus: Corpus, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
-    for task in corpus.tasks:
+    for task in [*corpus.tasks, *corpus.zero_shot]:
         for name in SPLITS:
             split: Split = getattr(task, name)
             if not split.source:
@@ -254,6 +254,14 @@ def write(corpus: Corpus, path: Path) -> None:
                 if any("\n" in line for line in lines):
                     raise ValueError(f"{file}: a line has a line break in it")
                 atomic_write(file, "".join(f"{line}\n" for line in lines))
+
+
+def read_pair(folder: Path, split: str, source: str, target: str) -> Split:
+    """One split of one task from a folder that ``write`` made, empty where it has no files."""
+    first, second, meta = (folder / f"{split}.{source}-{target}.{suffix}" for suffix in (source, target, "meta"))
+    if not first.exists():
+        return Split([], [])
+    return _read(layouts.two_files(first, second, meta if meta.exists() else None), False, "", [])
 
 
 def _by_name(task: Task) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from cats.nmt.errors import UserError
 
@@ -13,26 +16,24 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader, or a crash, finds the old file or the new one, whole.
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end, so that a reader, or a crash, finds the old file or the new one.
 
-    Text is written as UTF-8, its line ends as they are. The data goes to a temporary name in the same folder
-    (which must exist), is flushed to the disk and renamed over `path`; on any failure the temporary file is
-    removed and `path` keeps what it had.
+    The data goes to a temporary name in the same folder (which must exist), is flushed to the disk and renamed over
+    `path`; on any failure the temporary file is removed and `path` keeps what it had.
 
     Raises:
         UserError: the disk is full, or the folder may not be written.
         OSError: any other failure.
     """
     path = Path(path)
-    if isinstance(data, str):
-        data = data.encode("utf-8")
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         try:
             # Not tempfile: its files are readable by their owner only, and a run directory is often shared.
             with open(temporary, "xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -46,6 +47,37 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
         if error.errno in _DENIED:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         raise
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write `data` to `path` by ``atomic_file``. Text is written as UTF-8, its line ends as they are."""
+    with atomic_file(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Holds the folder's lock, which dies with the process that holds it, however that ends.
+
+    busy: called where another process holds it, before waiting for that one's end; it may raise instead.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def cache_folder() -> Path:

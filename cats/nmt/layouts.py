@@ -204,8 +204,13 @@ def _aligned(sides: dict[str, dict[str, dict[str, Path]]], join: bool = False) -
                         )
                 if pair[0] in files:
                     paths = files[pair[0]], files[pair[1]]
-                    found.add(pair, split, Texts(paths, partial(_two_files, *paths, join=join), files.get("meta")))
+                    found.add(pair, split, two_files(*paths, files.get("meta"), join=join))
     return found
+
+
+def two_files(first: Path, second: Path, meta: Path | None = None, *, join: bool = False) -> Texts:
+    """Line i of one belongs to line i of the other. join: they hold pieces of words."""
+    return Texts((first, second), partial(_two_files, first, second, join=join), meta)
 
 
 def _split_pair(name: str, languages: set[str] | None) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import os
@@ -43,19 +44,28 @@ class Tokenizer:
 
     def __init__(self, model: bytes, tags: Tags | None = None) -> None:
         """`model`: a sentencepiece model as ``train`` makes them, serialised."""
-        self._model, self._tags = model, tags or Tags()
+        self._model, self.tags = model, tags or Tags()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         controls = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
         self.languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in controls]
 
     @classmethod
-    def train(cls, lines: list[str], languages: list[str], vocab_size: int, tags: Tags | None = None) -> Tokenizer:
+    def train(
+        cls,
+        lines: list[str],
+        languages: list[str],
+        vocab_size: int,
+        tags: Tags | None = None,
+        *,
+        coverage: float = 1.0,
+    ) -> Tokenizer:
         """Train on `lines`; the same arguments give the same bytes.
 
         Args:
             lines: text of all languages, source and targets; how often a line stands there is its weight.
             languages: the target languages, each of which gets a tag.
             vocab_size: ids in all, specials and tags included. Fewer come out where the text does not support so many.
+            coverage: the share of the text's characters that get a piece; the rarest others are unknown.
 
         Raises:
             UserError: `vocab_size` has no room for every character of the text, or there is no text.
@@ -65,7 +75,7 @@ class Tokenizer:
             raise UserError("no text to train the tokenizer on: all lines are blank")
         symbols = [f"<2{language}>" for language in languages]
         needed = len(_SPECIALS) + len(symbols) + len(characters | {"▁"})
-        if vocab_size < needed:
+        if vocab_size < needed and coverage == 1:
             raise UserError(
                 f"tokenizer.vocab_size={vocab_size} is too small: {len(characters)} characters and {len(symbols)} "
                 f"languages need {needed} at least"
@@ -77,7 +87,7 @@ class Tokenizer:
             model_type="unigram",
             vocab_size=vocab_size,
             hard_vocab_limit=False,
-            character_coverage=1.0,
+            character_coverage=coverage,
             byte_fallback=False,
             normalization_rule_name="identity",
             pretokenization_delimiter=_NO_PIECE_ACROSS,
@@ -118,6 +128,14 @@ class Tokenizer:
         """Write the sentencepiece model; any sentencepiece tool reads it."""
         atomic_write(path, self._model)
 
+    def serialized(self) -> bytes:
+        """The sentencepiece model."""
+        return self._model
+
+    def digest(self) -> str:
+        """sha256 (hex) of the sentencepiece model."""
+        return hashlib.sha256(self._model).hexdigest()
+
     @property
     def vocab_size(self) -> int:
         return self._processor.get_piece_size()
@@ -141,18 +159,26 @@ class Tokenizer:
 
     def start(self, language: str) -> int:
         """The decoder's first input."""
-        return self.tag(language) if self._tags.target else self.bos_id
+        return self.tag(language) if self.tags.target else self.bos_id
+
+    def frame(self, language: str) -> tuple[list[int], list[int]]:
+        """What stands before and after the pieces of a source that is to be translated into ``language``."""
+        tag = self.tag(language)
+        before = [tag] if self.tags.source == "prepend" else []
+        return before, [tag if self.tags.source == "replace-eos" else self.eos_id]
+
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        """The pieces of every line."""
+        return self._processor.encode(lines) if lines else []
 
     def encode_source(self, lines: list[str], language: str) -> list[list[int]]:
         """Pieces, eos and tag (see ``Tags``) of every line: the encoder's input for a translation into ``language``."""
-        tag = self.tag(language)
-        before = [tag] if self._tags.source == "prepend" else []
-        after = [tag if self._tags.source == "replace-eos" else self.eos_id]
-        return [[*before, *ids, *after] for ids in self._processor.encode(lines)]
+        before, after = self.frame(language)
+        return [[*before, *ids, *after] for ids in self.encode(lines)]
 
     def encode_target(self, lines: list[str], language: str) -> list[list[int]]:
         """``[pieces.., eos]`` for every line of ``language``: what the decoder is to produce."""
-        return [[*ids, self.eos_id] for ids in self._processor.encode(lines)]
+        return [[*ids, self.eos_id] for ids in self.encode(lines)]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """The text of every list of ids up to its first eos, specials and tags left out."""

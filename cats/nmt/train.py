@@ -5,68 +5,53 @@ Everything random is a pure function of (seed, step), so a run resumed from a ch
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import cats
-from cats.nmt import checkpoint, data
+from cats.nmt import checkpoint, data, prepare
 from cats.nmt.config import Config, to_toml
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, locked
 from cats.nmt.loss import line_nll, token_losses
-from cats.nmt.model import Batch, Transformer, collate
+from cats.nmt.model import Batch, Transformer
 from cats.nmt.report import read_metrics
-from cats.nmt.sampler import Sampler, shares
+from cats.nmt.sampler import Sampler
 from cats.nmt.schedule import learning_rate
-from cats.nmt.tokenizer import Tags, Tokenizer
+from cats.nmt.shards import Tokens, encode
+from cats.nmt.tokenizer import Tokenizer
 
 LOG_EVERY = 10  # updates per line of metrics.jsonl
-VOCABULARY_TEMPERATURE = 5.0  # languages' shares of the text the subword model is trained on
 
 
 def load_corpus(config: Config) -> data.Corpus:
     """The corpus a configuration names: a folder, or the one generated from CLDR."""
     if config.data.path:
         named = config.data
+        if prepare.is_prepared(Path(named.path)):
+            return prepare.load_corpus(Path(named.path), named.tasks)
         return data.load(Path(named.path), named.source, named.direction, named.tasks)
     from cats.nmt import cldr  # needs Babel
 
     return cldr.generate(config.data.languages, config.data.sizes, config.data.seed)
 
 
-def vocabulary_text(corpus: data.Corpus) -> list[str]:
-    """Training lines for the subword model: every source sentence once; targets repeated, for small languages' sake."""
-    sources = sorted({line for task in corpus.tasks for line, _ in task.train})
-    total = sum(corpus.sizes.values())
-    lines = list(sources)
-    for task in corpus.tasks:
-        count = math.ceil(total * shares(corpus.sizes, VOCABULARY_TEMPERATURE)[task.name])
-        lines += itertools.islice(itertools.cycle(line for _, line in task.train), count)
-    return lines
-
-
-def tags(config: Config) -> Tags:
-    return Tags(config.tokenizer.source_tag, config.tokenizer.target_tag)
-
-
 def load_tokenizer(run: Path, config: Config) -> Tokenizer:
     """The tokenizer of a run."""
-    return Tokenizer.load(run / "tokenizer.model", tags(config))
+    return Tokenizer.load(run / "tokenizer.model", prepare.tags(config))
 
 
 def set_threads(config: Config) -> None:
@@ -93,44 +78,18 @@ def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     )
 
 
-class Encoded:
-    """One split of every task as token ids, without the pairs longer than ``max_length`` pieces on a side."""
-
-    def __init__(
-        self, corpus: data.Corpus, tokenizer: Tokenizer, split: str, max_length: int, device: torch.device
-    ) -> None:
-        self.tokenizer, self.device = tokenizer, device
-        self.starts = {task.name: tokenizer.start(task.target) for task in corpus.tasks}
-        self.sources: dict[str, list[list[int]]] = {}
-        self.targets: dict[str, list[list[int]]] = {}
-        self.dropped: dict[str, int] = {}
-        for task in corpus.tasks:
-            part: data.Split = getattr(task, split)
-            pairs = zip(
-                tokenizer.encode_source(part.source, task.target),
-                tokenizer.encode_target(part.target, task.target),
-                strict=True,
-            )
-            kept = [(s, t) for s, t in pairs if len(s) <= max_length and len(t) <= max_length]
-            self.dropped[task.name] = len(part.source) - len(kept)
-            self.sources[task.name] = [s for s, _ in kept]
-            self.targets[task.name] = [t for _, t in kept]
-
-    def lengths(self) -> dict[str, np.ndarray]:
-        return {
-            task: np.array([(len(s), len(t)) for s, t in zip(sources, self.targets[task], strict=True)])
-            for task, sources in self.sources.items()
-        }
-
-    def batch(self, chosen: dict[str, np.ndarray]) -> Batch:
-        """The padded batch of the chosen sentences, task after task."""
-        return collate(
-            [self.sources[task][i] for task, rows in chosen.items() for i in rows],
-            [self.targets[task][i] for task, rows in chosen.items() for i in rows],
-            [self.starts[task] for task, rows in chosen.items() for _ in rows],
-            self.tokenizer.pad_id,
-            self.device,
-        )
+def validation_tokens(
+    corpus: data.Corpus, tokenizer: Tokenizer, config: Config, device: torch.device
+) -> tuple[Tokens, dict[str, dict[str, int]]]:
+    """The validation text as tokens, and what was left out: {task: {reason: pairs}}."""
+    most = config.data.valid_pairs or None
+    found = {
+        task.name: encode(list(task.valid)[:most], tokenizer, task.target, prepare.limits(config))
+        for task in corpus.tasks
+    }
+    targets = {task.name: task.target for task in corpus.tasks}
+    tokens = Tokens({task: shard for task, (shard, _) in found.items()}, targets, tokenizer, device)
+    return tokens, {task: dict(left_out) for task, (_, left_out) in found.items() if left_out}
 
 
 def task_losses(
@@ -145,15 +104,14 @@ def task_losses(
     return {task: (s.sum(), n.sum(), count) for task, s, n, count in parts}
 
 
-def validation_nll(model: Transformer, encoded: Encoded, batch_tokens: int) -> dict[str, float]:
+def validation_nll(model: Transformer, tokens: Tokens, batch_tokens: int) -> dict[str, float]:
     """Unsmoothed negative log likelihood in nats per target token, by task; tasks without data are left out."""
     result = {}
-    for task, targets in encoded.targets.items():
-        if targets:
-            start = encoded.starts[task]
-            lines = line_nll(model, encoded.sources[task], targets, start=start, batch_tokens=batch_tokens)
-            nats, tokens = lines.sum(0)
-            result[task] = float(nats / tokens)
+    for task, shard in tokens.shards.items():
+        if len(shard):
+            start = tokens.starts[task]
+            nats, count = line_nll(model, *tokens.rows(task), start=start, batch_tokens=batch_tokens).sum(0)
+            result[task] = float(nats / count)
     return result
 
 
@@ -227,25 +185,13 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def sole_trainer(run: Path) -> Iterator[None]:
-    """Refuses to train a run that another process is training; the lock dies with its process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(run, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run}: another process is training this run; wait for its end") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
+def sole_trainer(run: Path) -> AbstractContextManager[None]:
+    """Refuses to train a run that another process is training."""
+
+    def refuse() -> NoReturn:
+        raise UserError(f"{run}: another process is training this run; wait for its end")
+
+    return locked(run, refuse)
 
 
 class Trainer:
@@ -255,26 +201,21 @@ class Trainer:
         self.config, self.out, self.quiet = config, out, quiet
         self.device = default_device()
         corpus = load_corpus(config)
-        if resume:
-            tokenizer = load_tokenizer(out, config)
-        else:
-            languages = sorted({task.target for task in corpus.tasks})
-            tokenizer = Tokenizer.train(vocabulary_text(corpus), languages, config.tokenizer.vocab_size, tags(config))
-        longest = config.model.max_length
-        self.training = Encoded(corpus, tokenizer, "train", longest, self.device)
-        self.validation = Encoded(corpus, tokenizer, "valid", longest, self.device)
+        known = load_tokenizer(out, config) if resume else None
+        prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=quiet)
+        tokenizer = prepared.tokenizer
+        targets = {task.name: task.target for task in corpus.tasks}
+        self.training = Tokens(prepared.shards, targets, tokenizer, self.device)
+        self.validation, left_out = validation_tokens(corpus, tokenizer, config, self.device)
         if not quiet:
-            dropped = [
-                f"{task}: {count} {split} pairs left out, longer than {longest} tokens"
-                for split, part in (("training", self.training), ("validation", self.validation))
-                for task, count in part.dropped.items()
-                if count
+            counts = [
+                f"{task}: {count} {split} pairs left out, {reason}"
+                for split, part in (("training", prepared.left_out), ("validation", left_out))
+                for task, reasons in part.items()
+                for reason, count in reasons.items()
             ]
-            for notice in [*corpus.notices, *dropped]:
+            for notice in [*corpus.notices, *counts]:
                 print(notice, file=sys.stderr)
-        for task, sources in self.training.sources.items():
-            if not sources:
-                raise UserError(f"{task}: no training pair is within {longest} tokens; raise model.max_length")
         torch.manual_seed(config.train.seed)
         self.model = build_model(config, tokenizer).to(self.device)
         self.optimizer = build_optimizer(config, self.model, [task.name for task in corpus.tasks])
@@ -371,7 +312,7 @@ class Trainer:
         chosen = self.sampler.batch(self.step)
         normaliser = None
         if config.method.name == "static" and config.method.weights == "tokens":
-            normaliser = sum(len(self.training.targets[task][i]) for task, rows in chosen.items() for i in rows)
+            normaliser = self.training.target_tokens(chosen)
 
         def loss_of(task: str, rows: np.ndarray) -> Callable[[], Tensor]:
             return lambda: self.losses({task: rows}, normaliser)[task]

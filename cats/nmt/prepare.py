@@ -1,0 +1,406 @@
+"""From text to tokens, once: the tokenizer is trained, the text encoded by several processes, the tokens kept in files.
+
+A prepared folder is complete, it can be moved to another machine and trained on there:
+
+  prepared.json           what it was made of and with, written last: where it stands, the rest is whole
+  tokenizer.model
+  train/<task>.*.npy      tokens and offsets, see ``cats.nmt.shards``
+  text/                   validation and test text, Moses pairs
+
+Killed while it is made, it goes on where it was: finished tasks and blocks of pairs are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections import Counter, deque
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cats.nmt import data
+from cats.nmt.config import Config
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked
+from cats.nmt.sampler import shares
+from cats.nmt.shards import Limits, Shard, encode, id_type
+from cats.nmt.tokenizer import Tags, Tokenizer
+
+INDEX = "prepared.json"
+FORMAT = 1
+BLOCK = 20_000  # pairs that one process encodes at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Training tokens of a corpus: in memory, or mapped. left_out: {task: {reason: pairs}}."""
+
+    tokenizer: Tokenizer
+    shards: dict[str, Shard]
+    left_out: dict[str, dict[str, int]]
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / INDEX).is_file()
+
+
+def tags(config: Config) -> Tags:
+    return Tags(config.tokenizer.source_tag, config.tokenizer.target_tag)
+
+
+def limits(config: Config) -> Limits:
+    return Limits(config.model.max_length, config.data.max_ratio)
+
+
+def vocabulary_text(corpus: data.Corpus, temperature: float, most: int) -> list[str]:
+    """Lines for the subword model: every source sentence once; targets repeated, for small languages' sake.
+
+    A task's share of the target lines is ~ pairs^(1/temperature). Of a corpus of more than `most` pairs a task's lines
+    are thinned out evenly instead, and there are about `most` sources and as many targets.
+    """
+    total = sum(corpus.sizes.values())
+    sources: set[str] = set()
+    targets: list[str] = []
+    for task in corpus.tasks:
+        count = math.ceil(min(total, most) * shares(corpus.sizes, temperature)[task.name])
+        step = max(1, len(task.train) // count) if total > most else 1
+        chosen = list(itertools.islice(task.train, 0, None, step))
+        sources.update(line for line, _ in chosen)
+        targets += itertools.islice(itertools.cycle(line for _, line in chosen), count)
+    return [*sorted(sources), *targets]
+
+
+def train_tokenizer(corpus: data.Corpus, config: Config) -> Tokenizer:
+    """The joint tokenizer of a corpus, with a tag for every target language."""
+    languages = sorted({task.target for task in [*corpus.tasks, *corpus.zero_shot]})
+    text = vocabulary_text(corpus, config.tokenizer.temperature, config.tokenizer.most_pairs)
+    return Tokenizer.train(
+        text, languages, config.tokenizer.vocab_size, tags(config), coverage=config.tokenizer.character_coverage
+    )
+
+
+def training_tokens(
+    corpus: data.Corpus, config: Config, *, tokenizer: Tokenizer | None = None, quiet: bool = False
+) -> Prepared:
+    """What a run trains on: a prepared folder's tokens, a small corpus encoded now, a large one from the cache folder.
+
+    tokenizer: that of the run, where it has one already.
+
+    Raises:
+        UserError: a prepared folder made with other settings, no pair of a task within the limits, a full disk.
+    """
+    folder = Path(config.data.path)
+    if config.data.path and is_prepared(folder):
+        prepared = load(folder, config, tokenizer)
+    elif any(isinstance(task.train, data.Text) for task in corpus.tasks):
+        made_with = json.dumps([FORMAT, corpus.digest(), _made_with(config), tokenizer and tokenizer.digest()])
+        name = f"{corpus.name}-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}"
+        folder = cache_folder() / "prepared" / name
+        if not is_prepared(folder):
+            prepare(corpus, config, folder, tokenizer=tokenizer, quiet=quiet)
+        prepared = load(folder, config, tokenizer)
+    else:
+        tokenizer = tokenizer or train_tokenizer(corpus, config)
+        encoded = {task.name: encode(list(task.train), tokenizer, task.target, limits(config)) for task in corpus.tasks}
+        prepared = Prepared(
+            tokenizer,
+            {task: shard for task, (shard, _) in encoded.items()},
+            {task: dict(left_out) for task, (_, left_out) in encoded.items() if left_out},
+        )
+    for task, shard in prepared.shards.items():
+        if not len(shard):
+            reasons = " and ".join(prepared.left_out.get(task, {"empty": 0}))
+            raise UserError(f"{task}: every training pair is left out ({reasons}); raise model.max_length")
+    return prepared
+
+
+def prepare(
+    corpus: data.Corpus,
+    config: Config,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    processes: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Make a prepared folder of a corpus, or go on making it. Two processes at a time take turns.
+
+    Args:
+        config: its sections tokenizer and data, and model.max_length.
+        folder: new, empty, or left behind by an interrupted call with the same corpus and settings.
+        tokenizer: used instead of a newly trained one.
+        processes: that encode; 0: one a core, or none beside this one for a small corpus.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: the folder holds something else, cannot be written, or the disk is full.
+    """
+    if isinstance(corpus.tasks[0].train, data.Text) and corpus.tasks[0].train.texts is None:
+        raise UserError(f"{config.data.path}: prepared already; give the folder of the text")
+    made_with = {"format": FORMAT, "corpus": corpus.digest(), "settings": _made_with(config)}
+    made_with["tokenizer"] = tokenizer and tokenizer.digest()
+    try:
+        (folder / "train").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from error
+    with locked(folder, lambda: print(f"{folder}: waiting for another process that prepares it", file=sys.stderr)):
+        begun = folder / "making.json"
+        if (folder / INDEX).exists() or begun.exists():
+            there = _read_json(folder / INDEX if (folder / INDEX).exists() else begun)
+            if {key: there.get(key) for key in made_with} != made_with:
+                raise UserError(f"{folder}: prepared from another corpus or with other settings; choose another folder")
+            if (folder / INDEX).exists():
+                return
+        elif any(entry.name != "train" for entry in folder.iterdir()) or any((folder / "train").iterdir()):
+            raise UserError(f"{folder}: the folder is not empty; choose another")
+        atomic_write(begun, json.dumps(made_with))
+        if (folder / "tokenizer.model").exists():
+            tokenizer = Tokenizer.load(folder / "tokenizer.model", tags(config))
+        else:
+            tokenizer = tokenizer or train_tokenizer(corpus, config)
+            tokenizer.save(folder / "tokenizer.model")
+        pairs = sum(corpus.sizes.values())
+        processes = processes or (1 if pairs <= BLOCK else os.cpu_count() or 1)
+        with _Encoders(processes, tokenizer, limits(config)) as encoders, _bar(pairs, quiet) as bar:
+            entries = [
+                _prepare_task(task, folder / "train", encoders, tokenizer.vocab_size, bar) for task in corpus.tasks
+            ]
+        shutil.rmtree(folder / "text", ignore_errors=True)
+        empty = data.Split([], [])
+        data.write(
+            dataclasses.replace(corpus, tasks=[dataclasses.replace(task, train=empty) for task in corpus.tasks]),
+            folder / "text",
+        )
+        index = {
+            **made_with,
+            "name": corpus.name,
+            "digest": corpus.digest(),
+            "notices": corpus.notices,
+            "tasks": entries,
+            "zero_shot": [{"name": t.name, "source": t.source, "target": t.target} for t in corpus.zero_shot],
+        }
+        atomic_write(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+        begun.unlink()
+
+
+def load(folder: Path, config: Config, tokenizer: Tokenizer | None = None) -> Prepared:
+    """The tokens of a prepared folder.
+
+    Raises:
+        UserError: it was made with other settings or another tokenizer, or a file is missing or damaged.
+    """
+    index = _read_json(folder / INDEX)
+    for name, value in _made_with(config).items():
+        if index["settings"].get(name) != value:
+            raise UserError(
+                f"{folder}: prepared with {name}={index['settings'].get(name)}, not {value}; "
+                f"give --set {name}={index['settings'].get(name)}, or prepare the text again"
+            )
+    own = Tokenizer.load(folder / "tokenizer.model", tags(config))
+    if tokenizer is not None and tokenizer.digest() != own.digest():
+        raise UserError(f"{folder}: prepared with another tokenizer than that of the run; prepare the text again")
+    tasks = [entry for entry in index["tasks"] if not config.data.tasks or entry["name"] in config.data.tasks]
+    shards = {}
+    for entry in tasks:
+        try:
+            shards[entry["name"]] = Shard.open(folder / "train", entry["name"])
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: the tokens of {entry['name']} are missing or damaged; prepare again") from error
+        if len(shards[entry["name"]]) != entry["kept"]:
+            raise UserError(f"{folder}: the tokens of {entry['name']} are not those of {INDEX}; prepare again")
+    return Prepared(own, shards, {entry["name"]: entry["left_out"] for entry in tasks if entry["left_out"]})
+
+
+def load_corpus(folder: Path, names: tuple[str, ...] = ()) -> data.Corpus:
+    """The corpus that a prepared folder was made of; its training text can be counted, not read."""
+    index = _read_json(folder / INDEX)
+    tasks = [_read_task(folder / "text", entry, index["digest"]) for entry in index["tasks"] + index["zero_shot"]]
+    known = [task.name for task in tasks]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{folder}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
+    tasks = [task for task in tasks if not names or task.name in names]
+    return data.Corpus(
+        index["name"],
+        [task for task in tasks if isinstance(task.train, data.Text)],
+        index["notices"],
+        [task for task in tasks if not isinstance(task.train, data.Text)],
+    )
+
+
+def _made_with(config: Config) -> dict[str, Any]:
+    """The settings that the tokens depend on; the tags' places are not among them."""
+    tokenizer = dataclasses.asdict(config.tokenizer)
+    names = [f"tokenizer.{name}" for name in tokenizer if name not in ("source_tag", "target_tag")]
+    values = {name: tokenizer[name.partition(".")[2]] for name in names}
+    return {**values, "model.max_length": config.model.max_length, "data.max_ratio": config.data.max_ratio}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError:
+        index = None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise UserError(f"{path}: damaged or made by another version of cats; remove the folder and prepare again")
+    return index
+
+
+def _read_task(folder: Path, entry: dict[str, Any], digest: str) -> data.Task:
+    def split(name: str) -> data.Split:
+        return data.read_pair(folder, name, entry["source"], entry["target"])
+
+    train: data.Split | data.Text = data.Split([], [])
+    if "pairs" in entry:
+        train = data.Text(entry["pairs"], f"{digest} {entry['name']}")
+    return data.Task(entry["name"], entry["source"], entry["target"], train, split("valid"), split("test"))
+
+
+def _bar(pairs: int, quiet: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=pairs, desc="preparing", unit="pair", unit_scale=True, disable=True if quiet else None, leave=False
+    )
+
+
+def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size: int, bar: Any) -> dict[str, Any]:
+    """Encodes what is not encoded yet, and joins the blocks; the entry of prepared.json."""
+    done = folder / f"{task.name}.json"
+    if done.exists():
+        bar.update(len(task.train))
+        return _read_json(done)
+    blocks = iter(task.train)
+    numbers: list[int] = []
+    for number in itertools.count():
+        block = list(itertools.islice(blocks, BLOCK))
+        if not block:
+            break
+        numbers.append(number)
+        if not (folder / f"{task.name}.{number}.json").exists():
+            encoders.submit(folder, task.name, number, task.target, block)
+        bar.update(len(block))
+    encoders.finish()
+    names = [f"{task.name}.{number}" for number in numbers]
+    marks = [_read_json(folder / f"{name}.json") for name in names]
+    _join(folder, names, task.name, vocab_size)
+    left_out = Counter[str]()
+    for mark in marks:
+        left_out.update(mark["left_out"])
+    entry = {
+        "format": FORMAT,
+        "name": task.name,
+        "source": task.source,
+        "target": task.target,
+        "pairs": len(task.train),
+        "kept": sum(mark["kept"] for mark in marks),
+        "left_out": dict(left_out),
+    }
+    atomic_write(done, json.dumps(entry))
+    for name in names:
+        for suffix in ("json", "tokens.npy", "offsets.npy"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    return entry
+
+
+def _join(folder: Path, names: list[str], task: str, vocab_size: int) -> None:
+    """One shard of the blocks, copied one after the other."""
+    parts = [Shard.open(folder, name) for name in names]
+    tokens = sum(len(part.tokens) for part in parts)
+    sides = sum(len(part.offsets) - 1 for part in parts)
+    with atomic_file(folder / f"{task}.tokens.npy") as file:
+        _header(file, id_type(vocab_size), tokens)
+        for part in parts:
+            file.write(part.tokens.tobytes())
+    with atomic_file(folder / f"{task}.offsets.npy") as file:
+        _header(file, np.int64, sides + 1)
+        file.write(np.zeros(1, dtype=np.int64).tobytes())
+        start = 0
+        for part in parts:
+            file.write((part.offsets[1:] + start).tobytes())
+            start += len(part.tokens)
+
+
+def _header(file: BinaryIO, kind: type[np.generic], count: int) -> None:
+    description = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, description)
+
+
+class _Encoders:
+    """Processes that encode blocks into files, with few blocks waiting; with one process, this one does it."""
+
+    def __init__(self, processes: int, tokenizer: Tokenizer, limits: Limits) -> None:
+        self.processes, self.tokenizer, self.limits = processes, tokenizer, limits
+        self.waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Encoders:
+        self.pool = None
+        if self.processes > 1:
+            # Spawned, because torch's threads are running here; __main__ must be importable, and is not run again.
+            context = multiprocessing.get_context("spawn")
+            arguments = (self.tokenizer.serialized(), self.tokenizer.tags, self.limits)
+            self.pool = ProcessPoolExecutor(self.processes, context, _begin_encoder, arguments)
+        else:
+            _set_encoder(self.tokenizer, self.limits)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, folder: Path, task: str, number: int, target: str, block: list[tuple[str, str]]) -> None:
+        if self.pool is None:
+            _encode_block(folder, task, number, target, block)
+            return
+        while len(self.waiting) >= 2 * self.processes:
+            self.waiting.popleft().result()
+        self.waiting.append(self.pool.submit(_encode_block, folder, task, number, target, block))
+
+    def finish(self) -> None:
+        """Waits for all blocks."""
+        while self.waiting:
+            self.waiting.popleft().result()
+
+
+_encoder: tuple[Tokenizer, Limits]  # of this process
+
+
+def _set_encoder(tokenizer: Tokenizer, limits: Limits) -> None:
+    global _encoder
+    _encoder = tokenizer, limits
+
+
+def _begin_encoder(model: bytes, tags: Tags, limits: Limits) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    parent = multiprocessing.parent_process()
+
+    def die_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    _set_encoder(Tokenizer(model, tags), limits)
+
+
+def _encode_block(folder: Path, task: str, number: int, target: str, block: list[tuple[str, str]]) -> None:
+    tokenizer, limits = _encoder
+    shard, left_out = encode(block, tokenizer, target, limits)
+    name = f"{task}.{number}"
+    shard.save(folder, name)
+    mark = {"format": FORMAT, "kept": len(shard), "left_out": dict(left_out)}
+    atomic_write(folder / f"{name}.json", json.dumps(mark))

@@ -1,0 +1,170 @@
+"""Token ids of parallel text, packed into two flat arrays: in memory, or in files that are mapped into it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cats.nmt.files import atomic_file
+from cats.nmt.model import Batch
+from cats.nmt.tokenizer import Tokenizer
+
+Ids = np.ndarray  # (n,) uint16 or uint32
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which pairs are trained on. max_length: in tokens, tags and ends included, a side; max_ratio: of the longer side
+    to the shorter in pieces, 0 for any."""
+
+    max_length: int
+    max_ratio: float = 0.0
+
+    def against(self, source: int, target: int, tags: int) -> str:
+        """Why a pair of so many pieces is left out, or ""; tags: tokens that come to the source."""
+        if source + tags > self.max_length or target + 1 > self.max_length:
+            return f"longer than {self.max_length} tokens"
+        if self.max_ratio and max(source, target) > self.max_ratio * min(source, target):
+            return f"one side more than {self.max_ratio:g} times as long as the other"
+        return ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The pairs of one task, pieces only: tags and ends are put around them when a batch is made.
+
+    Side s, the source of pair s/2 if s is even, else its target, is ``tokens[offsets[s] : offsets[s + 1]]``.
+    tokens: uint16, or uint32 for vocabularies beyond 65,536; offsets: (2 n + 1,) int64.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) // 2
+
+    def side(self, index: int) -> Ids:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def lengths(self) -> np.ndarray:
+        """(n, 2) int32: pieces of source and target."""
+        return np.diff(self.offsets).astype(np.int32).reshape(-1, 2)
+
+    def save(self, folder: Path, name: str) -> None:
+        """``<name>.tokens.npy`` and ``<name>.offsets.npy``; whether both are whole is for the caller to note down."""
+        for part, array in (("tokens", self.tokens), ("offsets", self.offsets)):
+            with atomic_file(folder / f"{name}.{part}.npy") as file:
+                np.save(file, array, allow_pickle=False)
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> Shard:
+        """Maps what ``save`` wrote.
+
+        Raises:
+            OSError: a file is missing. ValueError: it is no array file, or cut short.
+        """
+        arrays = [
+            np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("tokens", "offsets")
+        ]
+        # Slices of a plain array are made several times as fast as those of numpy's memmap, and read the same pages.
+        return cls(*(array.view(np.ndarray) for array in arrays))
+
+
+def id_type(vocab_size: int) -> type[np.unsignedinteger]:
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def pack(sides: Iterable[list[int]], vocab_size: int) -> Shard:
+    """sides: source and target of every pair in turn."""
+    rows = list(sides)
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    tokens = np.empty(offsets[-1], dtype=id_type(vocab_size))
+    for row, start in zip(rows, offsets, strict=False):
+        tokens[start : start + len(row)] = row
+    return Shard(tokens, offsets)
+
+
+def encode(
+    pairs: list[tuple[str, str]], tokenizer: Tokenizer, target: str, limits: Limits
+) -> tuple[Shard, Counter[str]]:
+    """The pairs of one task as tokens, and how many were left out for which reason."""
+    before, after = tokenizer.frame(target)
+    left_out: Counter[str] = Counter()
+    kept: list[list[int]] = []
+    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+    for pair in zip(tokenizer.encode(sources), tokenizer.encode(targets), strict=True):
+        if reason := limits.against(len(pair[0]), len(pair[1]), len(before) + len(after)):
+            left_out[reason] += 1
+        else:
+            kept += pair
+    return pack(kept, tokenizer.vocab_size), left_out
+
+
+class Tokens:
+    """The encoded pairs of every task, from which batches are made.
+
+    Args:
+        shards: {task: Shard}. targets: {task: target language}, which chooses the tags.
+    """
+
+    def __init__(
+        self, shards: Mapping[str, Shard], targets: Mapping[str, str], tokenizer: Tokenizer, device: torch.device
+    ) -> None:
+        self.shards, self.device = dict(shards), device
+        self.pad_id, self.eos_id = tokenizer.pad_id, tokenizer.eos_id
+        self.frames = {task: tokenizer.frame(targets[task]) for task in shards}
+        self.starts = {task: tokenizer.start(targets[task]) for task in shards}
+
+    def lengths(self) -> dict[str, np.ndarray]:
+        """{task: (n, 2) int32}: source and target tokens, tags and ends included."""
+        frames = {task: [len(before) + len(after), 1] for task, (before, after) in self.frames.items()}
+        return {task: shard.lengths() + np.array(frames[task], dtype=np.int32) for task, shard in self.shards.items()}
+
+    def target_tokens(self, chosen: Mapping[str, np.ndarray]) -> int:
+        """Tokens that the decoder is to produce for the chosen pairs, ends included."""
+        total = 0
+        for task, rows in chosen.items():
+            offsets = self.shards[task].offsets
+            total += int((offsets[2 * rows + 2] - offsets[2 * rows + 1]).sum()) + len(rows)
+        return total
+
+    def rows(self, task: str) -> tuple[list[list[int]], list[list[int]]]:
+        """All encoded sources and targets of a task, as the model takes them."""
+        shard, (before, after) = self.shards[task], self.frames[task]
+        sources = [[*before, *shard.side(2 * i).tolist(), *after] for i in range(len(shard))]
+        return sources, [[*shard.side(2 * i + 1).tolist(), self.eos_id] for i in range(len(shard))]
+
+    def batch(self, chosen: Mapping[str, np.ndarray]) -> Batch:
+        """The padded batch of the chosen pairs, task after task."""
+        places = [(task, 2 * int(i)) for task, rows in chosen.items() for i in rows]
+        sources = [self.shards[task].side(s) for task, s in places]
+        targets = [self.shards[task].side(s + 1) for task, s in places]
+        frame = max(len(before) + len(after) for before, after in map(self.frames.__getitem__, chosen))
+        source = np.full((len(places), max(map(len, sources)) + frame), self.pad_id, dtype=np.int64)
+        target_in = np.full((len(places), max(map(len, targets)) + 1), self.pad_id, dtype=np.int64)
+        target_out = target_in.copy()
+        tokens = 0
+        for i, ((task, _), ids, wanted) in enumerate(zip(places, sources, targets, strict=True)):
+            before, after = self.frames[task]
+            source[i, : len(before)] = before
+            end = len(before) + len(ids)
+            source[i, len(before) : end] = ids
+            source[i, end : end + len(after)] = after
+            count = len(wanted)
+            target_in[i, 0] = self.starts[task]
+            target_in[i, 1 : count + 1] = target_out[i, :count] = wanted
+            target_out[i, count] = self.eos_id
+            tokens += count + 1
+        return Batch(self._move(source), self._move(target_in), self._move(target_out), tokens)
+
+    def _move(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
