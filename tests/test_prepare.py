@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cats.nmt import data, prepare
+from cats.nmt import prepare
 from cats.nmt.data import Corpus, Split, Task
 
 EMPTY = Split([], [])

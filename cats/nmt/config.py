@@ -35,6 +35,8 @@ COUNT = Condition("at least 0", lambda value: value >= 0)
 FINITE = Condition("finite and at least 0", lambda value: 0 <= value < math.inf)
 POSITIVE = Condition("finite and above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_INF = Condition("above 0 (inf is allowed)", lambda value: value > 0)
+NOT_NEGATIVE = Condition("at least 0 (inf is allowed)", lambda value: value >= 0)
+RATIOS = Condition("finite numbers above 0", lambda value: all(0 < ratio < math.inf for ratio in value))
 FRACTION = Condition("at least 0 and below 1", lambda value: 0 <= value < 1)
 SHARE = Condition("above 0 and at most 1", lambda value: 0 < value <= 1)
 SEED = Condition("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
@@ -134,7 +136,24 @@ class Sampling:
         "tasks are drawn with probability ~ pairs^(1/T): 1 = by size, inf = all alike",
         need=POSITIVE_OR_INF,
     )
-    batch_tokens: int = setting(800, "target tokens per update, over all tasks", need=POSITIVE_COUNT)
+    temperature_end: float = setting(
+        0.0,
+        "the temperature at the last update, 1/T moving evenly from one to the other; 0: it stays as it is",
+        need=NOT_NEGATIVE,
+    )
+    ratios: tuple[float, ...] = setting(
+        (), "the tasks' shares of the sentences, a number per task in the order of their names, instead", need=RATIOS
+    )
+    unimax_epochs: float = setting(
+        0.0, "UniMax instead: all alike in tokens, but no task passed over more often than this; 0: off", need=FINITE
+    )
+    tasks_per_update: int = setting(0, "tasks in an update, drawn by their shares; 0: all", need=COUNT)
+    batch_tokens: int = setting(800, "tokens per update, over all tasks", need=POSITIVE_COUNT)
+    budget: str = setting(
+        "target",
+        "which tokens are counted: target, or padded (sentences times the longest side)",
+        choices=("target", "padded"),
+    )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from cats.nmt.files import atomic_write, locked
 from cats.nmt.loss import line_nll, token_losses
 from cats.nmt.model import Batch, Transformer
 from cats.nmt.report import read_metrics
-from cats.nmt.sampler import Sampler
+from cats.nmt.sampler import Mixture, Sampler
 from cats.nmt.schedule import learning_rate
 from cats.nmt.shards import Tokens, encode
 from cats.nmt.tokenizer import Tokenizer
@@ -58,6 +58,26 @@ def set_threads(config: Config) -> None:
     """train.threads; by itself one for a narrow model, which a second thread makes no faster (it waits, and heats)."""
     if config.train.threads or config.model.d_model < 256:
         torch.set_num_threads(config.train.threads or 1)
+
+
+def mixture(config: Config, tasks: list[str]) -> Mixture:
+    """How much of each task the configuration draws.
+
+    Raises:
+        UserError: another number of ratios than of tasks.
+    """
+    sampling = config.sampling
+    if sampling.ratios and len(sampling.ratios) != len(tasks):
+        raise UserError(
+            f"sampling.ratios has {len(sampling.ratios)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
+        )
+    return Mixture(
+        sampling.temperature,
+        sampling.temperature_end,
+        sampling.ratios,
+        sampling.unimax_epochs,
+        config.train.steps,
+    )
 
 
 def default_device() -> torch.device:
@@ -221,9 +241,11 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.model, [task.name for task in corpus.tasks])
         self.sampler = Sampler(
             self.training.lengths(),
-            temperature=config.sampling.temperature,
+            mixture=mixture(config, [task.name for task in corpus.tasks]),
             batch_tokens=config.sampling.batch_tokens,
             seed=config.train.seed,
+            tasks_per_update=config.sampling.tasks_per_update,
+            padded=config.sampling.budget == "padded",
         )
         self.digest = corpus.digest()
         self.step, self.seconds, self.best = 0, 0.0, math.inf
