@@ -80,7 +80,19 @@ English to each language of a set.
 """
 
 INSPECT_HELP = """\
-Show which languages a folder of parallel text holds, how many pairs, and what was left out on reading.
+Show which tasks a folder of parallel text holds: pairs, lengths, imbalance, and what was left out on reading, and why.
+
+{layouts}
+"""
+
+PREPARE_HELP = """\
+Train the tokenizer and turn text into tokens, once, with several processes, into a folder that can be trained on here
+or elsewhere. Killed or stopped, the same command goes on where it was. Training on a large folder of text does the same
+by itself, into $CATS_CACHE or the cache folder of the user.
+
+examples:
+  cats data prepare my/corpus --out prepared --set tokenizer.vocab_size=32000
+  cats train --data prepared --set tokenizer.vocab_size=32000
 """
 
 INFO_HELP = """\
@@ -92,7 +104,8 @@ Look at corpora and write the built-in one.
 
 commands:
   data cldr      write the built-in corpus as parallel text: train.en-xx.en, train.en-xx.xx, ...
-  data inspect   how many pairs of which languages a folder holds
+  data inspect   how many pairs of which languages a folder holds, and what is left out
+  data prepare   turn text into tokens, once, for training
 
 "cats data COMMAND --help" says more.
 """
@@ -412,24 +425,90 @@ def _cldr(args: argparse.Namespace) -> None:
 
 
 def _inspect_arguments(parser: Parser) -> None:
-    parser.add_argument("dir", metavar="DIR", help="folder of a parallel corpus, Moses pairs or OPUS-100's layout")
-    parser.add_argument("--source", default="en", metavar="LANG", help="source language (default: en)")
+    from cats.nmt import layouts
+
+    _corpus_arguments(parser)
+    parser.description = INSPECT_HELP.format(
+        layouts=str(layouts.__doc__).partition("\n\n")[2].strip("\n").replace("``", "")
+    )
+
+
+def _corpus_arguments(parser: Parser) -> None:
+    parser.add_argument("dir", metavar="DIR", help="folder of parallel text")
+    parser.add_argument("--source", metavar="LANG", help="the language all tasks have in common (default: en)")
+    parser.add_argument("--direction", metavar="{one-to-many,many-to-one,many-to-many}", help="default: one-to-many")
+
+
+def _corpus_config(args: argparse.Namespace) -> Config:
+    from cats.nmt.config import Config, apply_overrides, replace
+
+    named = [f"data.{name}={value}" for name in ("source", "direction") if (value := getattr(args, name)) is not None]
+    config = replace(Config(), {"data.path": args.dir})
+    return apply_overrides(config, [*named, *(getattr(args, "overrides", None) or [])])
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from cats.nmt.data import SPLITS, load
-    from cats.nmt.report import TITLES, aligned
+    import math
 
-    corpus = load(Path(args.dir), source=args.source)
-    rows = [["language", "group", *SPLITS, "characters/line"]]
+    from cats.nmt.data import SPLITS
+    from cats.nmt.report import TITLES, aligned
+    from cats.nmt.train import load_corpus
+
+    corpus = load_corpus(_corpus_config(args))
+    rows = [["task", "group", *SPLITS, "characters/line", "longest"]]
     for task in sorted(corpus.tasks, key=lambda task: (len(task.train), task.name)):
         group = TITLES["lores" if task.name in corpus.groups["lores"] else "hires"]
-        length = sum(len(line) for _, line in task.train) / len(task.train)
         counts = [f"{len(getattr(task, split)):,}" for split in SPLITS]
-        rows.append([task.name, group, *counts, f"{length:.1f}"])
+        characters = longest = 0
+        for pair in task.train if task.train.readable else ():
+            characters += len(pair[1])
+            longest = max(longest, *map(len, pair))
+        lengths = [f"{characters / len(task.train):.1f}", f"{longest:,}"] if characters else ["", ""]
+        rows.append([task.name, group, *counts, *lengths])
+    rows += [[task.name, "zero-shot", "", "", f"{len(task.test):,}", "", ""] for task in corpus.zero_shot]
     print(aligned(rows, left=2))
+    total = sum(corpus.sizes.values())
+    entropy = -sum(size / total * math.log(size / total) for size in corpus.sizes.values())
+    even = math.log(len(corpus.sizes))
+    print(f"\n{total:,} training pairs; entropy of their distribution {entropy:.2f} nats, of an even one {even:.2f}")
     for notice in corpus.notices:
         print(notice)
+
+
+def _prepare_arguments(parser: Parser) -> None:
+    _corpus_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="new folder, or one that was left unfinished")
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help="that encode (default: one a core)")
+    parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from cats.info import missing
+
+    if packages := missing("nmt"):
+        raise UserError(f"preparing needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
+    from cats.nmt import prepare
+    from cats.nmt.train import load_corpus
+
+    if args.processes < 0:
+        raise UserError(f"--processes must be at least 0, not {args.processes}")
+    config, out = _corpus_config(args), Path(args.out)
+    if prepare.is_prepared(Path(args.dir)):
+        raise UserError(f"{args.dir}: prepared already; give the folder of the text")
+    corpus = load_corpus(config)
+    try:
+        prepare.prepare(corpus, config, out, processes=args.processes)
+    except KeyboardInterrupt:
+        print("cats: stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    found = prepare.load(out, config)
+    for task, shard in found.shards.items():
+        reasons = "".join(f", {count:,} {reason}" for reason, count in found.left_out.get(task, {}).items())
+        print(f"{task}: {len(shard):,} pairs, {len(shard.tokens):,} tokens{reasons}")
+    for notice in corpus.notices:
+        print(notice)
+    given = "".join(f" --set {override}" for override in args.overrides or [])
+    print(f"Train on it: cats train --data {out}{given}")
 
 
 def _compare_arguments(parser: Parser) -> None:
@@ -461,4 +540,5 @@ COMMANDS: dict[str, Command] = {
 DATA_COMMANDS: dict[str, Command] = {
     "cldr": (CLDR_HELP, _cldr_arguments, _cldr),
     "inspect": (INSPECT_HELP, _inspect_arguments, _inspect),
+    "prepare": (PREPARE_HELP, _prepare_arguments, _prepare),
 }

@@ -153,7 +153,7 @@ def test_no_command_prints_the_commands(arguments: list[str], capsys: pytest.Cap
             ["data", "cldr", "--out", "x", "--sizes", "tde"],
             "data.sizes must be one of ted, wmt, not 'tde' (did you mean ted?)",
         ),
-        (["data", "inspect", "absent"], "absent: no such folder; give a folder of parallel text"),
+        (["data", "inspect", "absent"], "{folder}/absent: no such folder; give a folder of parallel text"),
     ],
 )
 def test_misuse(

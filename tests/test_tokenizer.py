@@ -41,6 +41,14 @@ def test_source_has_tag_and_eos_target_has_eos(tokenizer):
     assert tokenizer.encode_source([], "az") == tokenizer.encode_target([], "ru") == []
 
 
+def test_a_very_long_line_is_trained_on_in_parts() -> None:
+    words = ["ba", "be", "bi", "bo", "bu"]
+    line = " ".join(words * 20_000)
+    tokenizer = Tokenizer.train([line, "Ёж" * 3000], ["ru"], 60)
+    (ids,) = tokenizer.encode_target([f"{line} Ёж"], "ru")
+    assert tokenizer.unk_id not in ids and tokenizer.decode([ids]) == [f"{line} Ёж"]
+
+
 def test_the_tag_stands_where_it_is_asked_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "model")
     (plain,) = tokenizer.encode_target(["the cats"], "ru")

@@ -101,7 +101,7 @@ class Tokenizer:
         5.0, "languages' shares of the text it is trained on are ~ pairs^(1/T)", need=POSITIVE_OR_INF
     )
     most_pairs: int = setting(
-        1_000_000, "of a larger corpus, about so many pairs are taken to train it on", need=POSITIVE_COUNT
+        500_000, "of a larger corpus, about so many pairs are taken to train it on", need=POSITIVE_COUNT
     )
     character_coverage: float = setting(
         1.0, "share of the text's characters that get pieces; below 1 the rarest are unknown", need=SHARE

@@ -39,6 +39,8 @@ class Split:
         if len(set(counts)) > 1:
             raise ValueError(f"source, target (and meta) must be equally long, got {counts}")
 
+    readable = True
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -63,6 +65,10 @@ class Text:
     sha256: str
     texts: layouts.Texts | None = None
     flipped: bool = False  # the files' second language is the source
+
+    @property
+    def readable(self) -> bool:
+        return self.texts is not None
 
     def __len__(self) -> int:
         return self.pairs

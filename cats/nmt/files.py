@@ -55,6 +55,12 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
+def remove_strays(folder: Path) -> None:
+    """Removes what ``atomic_file`` has left behind where its process was killed."""
+    for path in folder.glob(f".{'?' * 16}.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
     """Holds the folder's lock, which dies with the process that holds it, however that ends.

@@ -33,7 +33,7 @@ import numpy as np
 from cats.nmt import data
 from cats.nmt.config import Config
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked
+from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remove_strays
 from cats.nmt.sampler import shares
 from cats.nmt.shards import Limits, Shard, encode, id_type
 from cats.nmt.tokenizer import Tags, Tokenizer
@@ -152,7 +152,7 @@ def prepare(
     made_with = {"format": FORMAT, "corpus": corpus.digest(), "settings": _made_with(config)}
     made_with["tokenizer"] = tokenizer and tokenizer.digest()
     try:
-        (folder / "train").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from error
     with locked(folder, lambda: print(f"{folder}: waiting for another process that prepares it", file=sys.stderr)):
@@ -163,9 +163,12 @@ def prepare(
                 raise UserError(f"{folder}: prepared from another corpus or with other settings; choose another folder")
             if (folder / INDEX).exists():
                 return
-        elif any(entry.name != "train" for entry in folder.iterdir()) or any((folder / "train").iterdir()):
+        elif any(folder.iterdir()):
             raise UserError(f"{folder}: the folder is not empty; choose another")
         atomic_write(begun, json.dumps(made_with))
+        (folder / "train").mkdir(exist_ok=True)
+        for place in (folder, folder / "train"):
+            remove_strays(place)
         if (folder / "tokenizer.model").exists():
             tokenizer = Tokenizer.load(folder / "tokenizer.model", tags(config))
         else:
@@ -216,7 +219,7 @@ def load(folder: Path, config: Config, tokenizer: Tokenizer | None = None) -> Pr
     for entry in tasks:
         try:
             shards[entry["name"]] = Shard.open(folder / "train", entry["name"])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{folder}: the tokens of {entry['name']} are missing or damaged; prepare again") from error
         if len(shards[entry["name"]]) != entry["kept"]:
             raise UserError(f"{folder}: the tokens of {entry['name']} are not those of {INDEX}; prepare again")

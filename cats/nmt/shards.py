@@ -66,7 +66,7 @@ class Shard:
         """Maps what ``save`` wrote.
 
         Raises:
-            OSError: a file is missing. ValueError: it is no array file, or cut short.
+            OSError, ValueError, EOFError: a file is missing, no array, or cut short.
         """
         arrays = [
             np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("tokens", "offsets")

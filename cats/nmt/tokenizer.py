@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
 
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
+_LONGEST = 2000  # characters of a line that is trained on
 _NO_PIECE_ACROSS = "\x01"  # put into training text only
 _RESERVED = "\u2585"  # sentencepiece's own sign for the unknown: it leaves out lines that have it
 
@@ -82,7 +84,7 @@ class Tokenizer:
             )
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(_training_form(line, [*_SPECIALS, *symbols]) for line in lines),
+            sentence_iterator=(_training_form(part, [*_SPECIALS, *symbols]) for line in lines for part in _parts(line)),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -187,6 +189,16 @@ class Tokenizer:
         first = self.first_piece
         cut = (itertools.takewhile(lambda i: i != self.eos_id, row) for row in ids)
         return self._processor.decode([[i for i in row if i >= first] for row in cut])
+
+
+def _parts(line: str) -> Iterator[str]:
+    """The line, or a very long one in parts, cut at spaces: training takes a time ~ the square of a line's length."""
+    while len(line) > _LONGEST:
+        cut = line.rfind(" ", 1, _LONGEST)
+        cut = cut if cut > 0 else _LONGEST
+        yield line[:cut]
+        line = line[cut:].lstrip(" ")
+    yield line
 
 
 def _training_form(line: str, symbols: list[str]) -> str:
