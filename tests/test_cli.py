@@ -392,8 +392,8 @@ def test_a_locale_without_the_letters_is_no_trouble(run: Path, root: Path, tmp_p
 def test_data_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "inspect", str(trained / "toy")]) == 0
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][:5] == ["language", "group", "train", "valid", "test"]
-    assert [row[:5] for row in rows[2:]] == [["be", "LoRes", "20", "8", "10"], ["az", "HiRes", "60", "8", "10"]]
+    assert rows[0][:5] == ["task", "group", "train", "valid", "test"]
+    assert [row[:5] for row in rows[2:4]] == [["be", "LoRes", "20", "8", "10"], ["az", "HiRes", "60", "8", "10"]]
 
 
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
