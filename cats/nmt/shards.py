@@ -51,6 +51,14 @@ class Shard:
     def side(self, index: int) -> Ids:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
+    def gather(self, sides: np.ndarray) -> tuple[Ids, np.ndarray]:
+        """The ids of several sides, one after the other, and their lengths."""
+        starts = self.offsets[sides]
+        lengths = self.offsets[sides + 1] - starts
+        return self.tokens[
+            np.repeat(starts - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
+        ], lengths
+
     def lengths(self) -> np.ndarray:
         """(n, 2) int32: pieces of source and target."""
         return np.diff(self.offsets).astype(np.int32).reshape(-1, 2)
@@ -106,6 +114,12 @@ def encode(
     return pack(kept, tokenizer.vocab_size), left_out
 
 
+def _cells(lengths: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every id where row i holds ``lengths[i]`` of them, from column ``start`` on."""
+    columns = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    return np.repeat(np.arange(len(lengths)), lengths), columns + start
+
+
 class Tokens:
     """The encoded pairs of every task, from which batches are made.
 
@@ -142,26 +156,35 @@ class Tokens:
 
     def batch(self, chosen: Mapping[str, np.ndarray]) -> Batch:
         """The padded batch of the chosen pairs, task after task."""
-        places = [(task, 2 * int(i)) for task, rows in chosen.items() for i in rows]
-        sources = [self.shards[task].side(s) for task, s in places]
-        targets = [self.shards[task].side(s + 1) for task, s in places]
-        frame = max(len(before) + len(after) for before, after in map(self.frames.__getitem__, chosen))
-        source = np.full((len(places), max(map(len, sources)) + frame), self.pad_id, dtype=np.int64)
-        target_in = np.full((len(places), max(map(len, targets)) + 1), self.pad_id, dtype=np.int64)
+        sources, source_lengths = self._sides(chosen, 0)
+        targets, target_lengths = self._sides(chosen, 1)
+        counts = [len(rows) for rows in chosen.values()]
+        before, after = (
+            np.repeat(np.array([self.frames[task][place] for task in chosen], dtype=np.int64), counts, axis=0)
+            for place in (0, 1)
+        )
+        starts = np.repeat([self.starts[task] for task in chosen], counts)
+        row = np.arange(len(starts))
+        width = before.shape[1] + after.shape[1] + source_lengths.max()
+        source = np.full((len(row), width), self.pad_id, dtype=np.int64)
+        source[:, : before.shape[1]] = before
+        source[_cells(source_lengths, before.shape[1])] = sources
+        ends = before.shape[1] + source_lengths
+        for i in range(after.shape[1]):
+            source[row, ends + i] = after[:, i]
+        target_in = np.full((len(row), target_lengths.max() + 1), self.pad_id, dtype=np.int64)
         target_out = target_in.copy()
-        tokens = 0
-        for i, ((task, _), ids, wanted) in enumerate(zip(places, sources, targets, strict=True)):
-            before, after = self.frames[task]
-            source[i, : len(before)] = before
-            end = len(before) + len(ids)
-            source[i, len(before) : end] = ids
-            source[i, end : end + len(after)] = after
-            count = len(wanted)
-            target_in[i, 0] = self.starts[task]
-            target_in[i, 1 : count + 1] = target_out[i, :count] = wanted
-            target_out[i, count] = self.eos_id
-            tokens += count + 1
+        target_in[:, 0] = starts
+        target_in[_cells(target_lengths, 1)] = targets
+        target_out[_cells(target_lengths, 0)] = targets
+        target_out[row, target_lengths] = self.eos_id
+        tokens = int(target_lengths.sum()) + len(row)
         return Batch(self._move(source), self._move(target_in), self._move(target_out), tokens)
+
+    def _sides(self, chosen: Mapping[str, np.ndarray], side: int) -> tuple[Ids, np.ndarray]:
+        """The ids of all chosen sources (0) or targets (1), one after the other, and their lengths."""
+        parts = [self.shards[task].gather(2 * rows + side) for task, rows in chosen.items()]
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([lengths for _, lengths in parts])
 
     def _move(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
