@@ -1,0 +1,82 @@
+"""The data pipeline alone, and text for it: made up, because what ships with the project are short phrases."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import measure
+
+Record = dict[str, Any]
+
+WORDS = 50_000
+TASKS, PAIRS = 8, 12_000
+BATCH_TOKENS = (800, 5000, 25_000)
+
+
+def write_text(folder: Path, tasks: int, pairs: int) -> None:
+    """A corpus of so many tasks and pairs of each: words that do not exist, as frequent as Zipf's law has it, in
+    sentences as long as those of talks (19 words on average)."""
+    rng = np.random.default_rng(1)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = ["".join(rng.choice(letters, length)) for length in rng.integers(2, 10, WORDS)]
+    frequency = 1 / np.arange(8, WORDS + 8)
+    frequency /= frequency.sum()
+
+    def write(path: Path, lengths: np.ndarray) -> None:
+        drawn = iter(rng.choice(WORDS, lengths.sum(), p=frequency).tolist())
+        with path.open("w") as file:
+            file.writelines(" ".join(words[next(drawn)] for _ in range(length)) + "\n" for length in lengths)
+
+    folder.mkdir(parents=True)
+    for target in "abcdefghijklmnopqrstuvwxyz"[:tasks]:
+        lengths = np.clip(rng.lognormal(2.8, 0.6, pairs), 2, 80).astype(int)
+        write(folder / f"train.en-x{target}.en", lengths)
+        write(folder / f"train.en-x{target}.x{target}", np.clip(lengths + rng.integers(-2, 3, pairs), 1, 80))
+
+
+def run(folder: Path, samples: int, seconds: float = 1.0) -> list[Record]:
+    """Tokens per second of sampling and padding batches of a prepared folder, on one core, without a model.
+
+    "target" counts tokens that a decoder would produce, as training does, "both" those of the sources too.
+    """
+    from cats.nmt.config import Config, apply_overrides
+    from cats.nmt.prepare import load, prepare
+    from cats.nmt.sampler import Sampler
+    from cats.nmt.shards import Tokens
+    from cats.nmt.train import load_corpus
+
+    write_text(folder / "text", TASKS, PAIRS)
+    settings = ["tokenizer.vocab_size=8000", "tokenizer.most_pairs=10000", f"data.path={folder / 'text'}"]
+    config = apply_overrides(Config(), settings)
+    corpus = load_corpus(config)
+    prepare(corpus, config, folder / "prepared", quiet=True)
+    ready = load(folder / "prepared", config)
+    targets = {task.name: task.target for task in corpus.tasks}
+    tokens = Tokens(ready.shards, targets, ready.tokenizer, torch.device("cpu"))
+    lengths = tokens.lengths()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = []
+    for batch_tokens in BATCH_TOKENS:
+        sampler = Sampler(lengths, temperature=3.0, batch_tokens=batch_tokens, seed=1)
+        rates: dict[str, list[float]] = {"target": [], "both": []}
+        step = 0
+        for _ in range(samples):
+            made = []
+            start = time.perf_counter()
+            while (passed := time.perf_counter() - start) < seconds:
+                chosen = sampler.batch(step)
+                tokens.batch(chosen)
+                made.append(chosen)
+                step += 1
+            counts = sum(lengths[task][rows].sum(0) for chosen in made for task, rows in chosen.items())
+            rates["target"].append(float(counts[1] / passed))
+            rates["both"].append(float(counts.sum() / passed))
+        found.append({"batch_tokens": batch_tokens, **{k: vars(measure.summary(v, "wall")) for k, v in rates.items()}})
+    torch.set_num_threads(threads)
+    return found
