@@ -16,6 +16,7 @@ Record = dict[str, Any]
 WORDS = 50_000
 TASKS, PAIRS = 8, 12_000
 BATCH_TOKENS = (800, 5000, 25_000)
+SECONDS = 1.0  # of a sample
 
 
 def write_text(folder: Path, tasks: int, pairs: int) -> None:
@@ -39,7 +40,7 @@ def write_text(folder: Path, tasks: int, pairs: int) -> None:
         write(folder / f"train.en-x{target}.x{target}", np.clip(lengths + rng.integers(-2, 3, pairs), 1, 80))
 
 
-def run(folder: Path, samples: int, seconds: float = 1.0) -> list[Record]:
+def run(folder: Path, samples: int) -> list[Record]:
     """Tokens per second of sampling and padding batches of a prepared folder, on one core, without a model.
 
     "target" counts tokens that a decoder would produce, as training does, "both" those of the sources too.
@@ -69,7 +70,7 @@ def run(folder: Path, samples: int, seconds: float = 1.0) -> list[Record]:
         for _ in range(samples):
             made = []
             start = time.perf_counter()
-            while (passed := time.perf_counter() - start) < seconds:
+            while (passed := time.perf_counter() - start) < SECONDS:
                 chosen = sampler.batch(step)
                 tokens.batch(chosen)
                 made.append(chosen)
