@@ -53,9 +53,9 @@ def sizes(cores: int) -> list[Size]:
         "model.ffn=1024",
         "model.encoder_layers=3",
         "model.decoder_layers=3",
-        "sampling.batch_tokens=2000",
+        "sampling.batch_tokens=1000",
     )
-    return [Size("demo", (), 1, 15), Size("small", small, cores, 3)]
+    return [Size("demo", (), 1, 15), Size("small", small, cores, 2)]
 
 
 def configuration(size: Size, corpus: Path | None) -> Any:

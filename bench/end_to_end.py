@@ -22,7 +22,7 @@ from .contest import JOEY, JOEY_OWN, OURS
 Record = dict[str, Any]
 
 RIVALS = report.ROOT / ".venv-rivals"
-ROUNDS, QUICK_ROUNDS = 9, 3
+ROUNDS, QUICK_ROUNDS = 7, 3
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -49,6 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, or 2 after bad arguments."""
     from cats import info
+    from cats.nmt.errors import UserError
 
     options = parse(arguments)
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -71,8 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "versions": report.versions(),
         "device": "cuda" if options.gpu else "cpu",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        results |= on_gpu(Path(folder)) if options.gpu else on_cpu(Path(folder), options.rivals, options.quick)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            results |= on_gpu(Path(folder)) if options.gpu else on_cpu(Path(folder), options.rivals, options.quick)
+    except UserError as error:
+        return refuse(str(error))
     results["targets"] = targets(results)
     results["seconds"] = time.perf_counter() - started
     print(markdown(results), end="")

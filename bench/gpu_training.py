@@ -19,14 +19,17 @@ WARMUP, SAMPLES, UPDATES = 10, 9, 10
 
 
 def run(preset: str, folder: Path) -> Record:
-    """A preset's model, batches and learning on made-up text, its method the plain mean over the tokens.
+    """A preset's model, batches and learning on made-up text, its method the plain mean over the tokens."""
+    return {"preset": preset, **measured(make_trainer(preset, folder))}
 
-    "rate": operations per second; "idle": the share of the time in which nothing runs on the GPU. The profiler that
-    sees it holds up the host, so it is at most that.
+
+def measured(trainer: Any) -> Record:
+    """Tokens per second, operations per second ("rate"), and the share of the time in which the GPU has nothing to do.
+
+    The profiler that sees the latter holds up the host: without it the GPU waits less.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    trainer = make_trainer(preset, folder)
     trainer.model.train()
     updates(trainer, WARMUP)
     rates = [tokens / seconds for tokens, seconds in (updates(trainer, UPDATES) for _ in range(SAMPLES))]
@@ -37,7 +40,6 @@ def run(preset: str, folder: Path) -> Record:
     cuda = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
     found = measure.summary(rates, "wall")
     return {
-        "preset": preset,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "vocab_size": trainer.model.embedding.num_embeddings,
         "batch_tokens": trainer.config.sampling.batch_tokens,

@@ -182,6 +182,24 @@ def test_idle_share() -> None:
     assert gpu_training.idle([(5, 6), (0, 5)]) == 0
 
 
+@pytest.mark.gpu
+def test_a_measurement_on_the_gpu(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_training, "SAMPLES", 2)
+    found = gpu_training.measured(contest.Ours(TINY, corpus, tmp_path / "run").trainer)
+    assert found["per_second"]["median"] > 0 and found["batch_tokens"] == 150
+    # A forward multiplies every parameter of a matrix once for a token at least, a backward twice.
+    assert found["rate"] > 2 * found["parameters"] * found["per_second"]["median"]
+    assert 0 < found["idle"] < 1
+
+
+def test_tokens_of_updates(corpus: Path, tmp_path: Path) -> None:
+    trainer = contest.Ours(TINY, corpus, tmp_path / "run").trainer
+    gpu_training.updates(trainer, 1)
+    tokens, seconds = gpu_training.updates(trainer, 2)
+    batches = [trainer.training.batch(trainer.sampler.batch(step)) for step in (1, 2)]
+    assert tokens == sum(batch.tokens for batch in batches) and seconds > 0 and trainer.step == 3
+
+
 # ---- the command
 
 
@@ -212,6 +230,14 @@ def test_a_run_from_end_to_end(
     assert [t["target"] for t in results["targets"]] == ["pipeline, tokens per second"]
     assert re.search(r"\| training, tiny, 1 thread \|.*\n.*\n\| cats \| .* \| 1 \(1–1\) \|\n\| nn.Transformer", printed)
     assert f"- {JOEY}: no {tmp_path / 'nowhere'}" in printed
+
+
+def test_what_the_trainer_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(contest, "sizes", lambda cores: [Size("odd", ("model.d_model=33",), 1, 1)])
+    assert end_to_end.main(["--quick", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("bench: model.d_model") and not list(tmp_path.iterdir())
 
 
 def test_targets_take_the_worst_case() -> None:
