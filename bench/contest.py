@@ -45,7 +45,7 @@ class Size:
 
 
 def sizes(cores: int) -> list[Size]:
-    """The demo's model on one thread, as it is trained, and one of 6.6 million parameters on all cores."""
+    """The demo's model on one thread, as it is trained, and one of 6.2 million parameters on all cores."""
     small = (
         "tokenizer.vocab_size=4000",
         "model.d_model=256",

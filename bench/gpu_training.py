@@ -70,14 +70,14 @@ def make_trainer(preset: str, folder: Path) -> Any:
 
 def updates(trainer: Any, count: int) -> tuple[int, float]:
     """Target tokens and seconds of so many updates."""
-    chosen = [trainer.sampler.batch(step) for step in range(trainer.step, trainer.step + count)]
-    tokens = sum(map(trainer.training.target_tokens, chosen))
     synchronize(trainer.device)
     start = time.perf_counter()
     for _ in range(count):
         trainer.update()
     synchronize(trainer.device)
-    return tokens, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    chosen = [trainer.sampler.batch(step) for step in range(trainer.step - count, trainer.step)]
+    return sum(map(trainer.training.target_tokens, chosen)), seconds
 
 
 def synchronize(device: torch.device) -> None:

@@ -47,7 +47,7 @@ def run(folder: Path, samples: int) -> list[Record]:
     """
     from cats.nmt.config import Config, apply_overrides
     from cats.nmt.prepare import load, prepare
-    from cats.nmt.sampler import Sampler
+    from cats.nmt.sampler import Mixture, Sampler
     from cats.nmt.shards import Tokens
     from cats.nmt.train import load_corpus
 
@@ -64,7 +64,7 @@ def run(folder: Path, samples: int) -> list[Record]:
     torch.set_num_threads(1)
     found = []
     for batch_tokens in BATCH_TOKENS:
-        sampler = Sampler(lengths, temperature=3.0, batch_tokens=batch_tokens, seed=1)
+        sampler = Sampler(lengths, mixture=Mixture(3.0), batch_tokens=batch_tokens, seed=1)
         rates: dict[str, list[float]] = {"target": [], "both": []}
         step = 0
         for _ in range(samples):
