@@ -180,7 +180,7 @@ def test_a_run_directory_is_complete(trained: Path) -> None:
         "scores.json",
         "tokenizer.model",
     }
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.pt", "last.pt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.pt", "last.pt", "previous.pt"}
     kept = config.read_config(run / "config.toml")
     assert (kept.train.seed, kept.train.steps, kept.data.path) == (3, 20, str(trained / "toy"))
     scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))

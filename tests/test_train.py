@@ -160,8 +160,8 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(corpus, tmp_path, monk
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_run_that_cannot_be_created_leaves_nothing(corpus, tmp_path, monkeypatch, there):
-    def full(_trainer: Trainer, name: str) -> None:
-        raise UserError(f"{name}: the disk is full")
+    def full(_trainer: Trainer) -> None:
+        raise UserError("last.pt: the disk is full")
 
     if there:
         (tmp_path / "run").mkdir()
@@ -263,6 +263,7 @@ def test_the_run_directory(corpus, tmp_path):
     assert sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()) == [
         "checkpoints/best.pt",
         "checkpoints/last.pt",
+        "checkpoints/previous.pt",
         "config.toml",
         "metrics.jsonl",
         "tokenizer.model",

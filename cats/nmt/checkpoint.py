@@ -1,40 +1,111 @@
-"""Checkpoints: whole or not there, and read without running anything that is inside."""
+"""Checkpoints: whole or not there, checked when they are read, and read without running anything that is inside."""
 
 from __future__ import annotations
 
-import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_file, link
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors, numbers, strings, containers of them; an older file stays until the new one is whole.
+class Damaged(UserError):
+    """A checkpoint that is cut short or changed, or no checkpoint at all."""
+
+
+def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> None:
+    """Writes tensors, numbers, strings, containers of them, tensor by tensor: nothing is held twice.
+
+    An older file stays until the new one is whole, and after that under the name ``older``, if there is one.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the older file is intact.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # of torch's writer, about the write that failed: what the disk said is below
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        if older is not None and path.exists():
+            link(path, older)
 
 
 def load(path: Path) -> dict[str, Any]:
     """The state that `save` wrote, with all tensors on the CPU. Pickled code is refused, not run.
 
     Raises:
-        UserError: the file is missing, unreadable, damaged, or not a checkpoint.
+        Damaged: a byte of the file is not what was written, or it is not a checkpoint.
+        UserError: the file is missing or unreadable.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes a checksum for each tensor, and does not look at them
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    except Exception as error:  # torch names damage in many ways: RuntimeError, UnpicklingError, EOFError, ...
-        raise UserError(f"{path} is damaged or not a checkpoint; restore it from a copy or train again") from error
+    except Exception as error:  # damage has many names: BadZipFile, RuntimeError, UnpicklingError, EOFError, ...
+        raise Damaged(f"{path} is damaged or not a checkpoint; restore it from a copy or train again") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path} is not a checkpoint: it holds no dictionary")
+        raise Damaged(f"{path} is not a checkpoint: it holds no dictionary")
     return state
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], str]:
+    """The state in last.pt, or in previous.pt where that one is damaged or missing, and then what is wrong.
+
+    What is damaged is replaced by what is not, so that it does not become the next previous.pt.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    try:
+        if last.exists() or not previous.exists():
+            return load(last), ""
+        problem = f"{last} is missing"
+    except Damaged as error:
+        if not previous.exists():
+            raise
+        problem = str(error).partition(";")[0]
+    try:
+        state = load(previous)
+    except Damaged:
+        raise Damaged(f"{problem}, and so is {previous.name}; restore one from a copy or train again") from None
+    link(previous, last)
+    return state, problem
+
+
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints step-N.pt that `train.keep` asks for, in the order of their updates."""
+    found = [path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem[5:]))
+
+
+def average(paths: list[Path]) -> dict[str, Any]:
+    """The first checkpoint, with the mean of all their parameters, taken in float64, for its model.
+
+    Raises:
+        UserError: one cannot be read, or is of another model or corpus than the first.
+    """
+    result: dict[str, Any] = {}
+    sums: dict[str, Tensor] = {}
+    for path in paths:
+        state = load(path)
+        try:
+            like = state["digest"], {name: tensor.shape for name, tensor in state["model"].items()}
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(f"{path} holds no model of a run") from None
+        result = result or state
+        if like != (result["digest"], {name: tensor.shape for name, tensor in result["model"].items()}):
+            raise UserError(f"{path} is of another model or corpus than {paths[0]}: they have no average")
+        for name, tensor in state["model"].items():
+            sums[name] = sums[name] + tensor if name in sums else tensor.double()
+    model = {name: (total / len(paths)).to(result["model"][name].dtype) for name, total in sums.items()}
+    return {"model": model, "digest": result["digest"]}

@@ -200,6 +200,17 @@ class Train:
     clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
     seed: int = setting(1, "seed of the model, the batches and the dropout", need=SEED)
     validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
+    save_every: int = setting(0, "updates between two checkpoints; 0: at validations only", need=COUNT)
+    keep: int = setting(0, "models of the newest validations that are kept, for cats average", need=COUNT)
+    patience: int = setting(
+        0, "validations without a better mean NLL after which training stops; 0: it does not", need=COUNT
+    )
+    init_from: str = setting("", "run whose best model this one starts from; empty: a fresh one")
+    pretrain: tuple[str, ...] = setting(
+        (), "tasks trained alone at first; then all are, with optimizer, alpha and learning rate started anew"
+    )
+    pretrain_steps: int = setting(0, "updates, of train.steps, until all tasks are trained", need=COUNT)
+    restart: bool = setting(False, "the same fresh start after train.pretrain_steps, with all tasks from the first")
     threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=COUNT)
 
 
@@ -282,15 +293,30 @@ def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Co
             raise UserError(f"{prefix}unknown setting '{name}'{_nearest(name)}")
         section, key = name.split(".")
         value = _checked(name, value, prefix)
-        if name == "data.path" and value:
+        if name in ("data.path", "train.init_from") and value:
             value = os.path.abspath(value)  # a run is evaluated from other folders than it was started in
         changes.setdefault(section, {})[key] = value
     sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
     config = dataclasses.replace(config, **sections)
+    _check_together(config, prefix)
+    return config
+
+
+def _check_together(config: Config, prefix: str) -> None:
+    """Refuses what only two settings together make wrong."""
     if config.model.d_model % config.model.heads:
         width, heads = config.model.d_model, config.model.heads
         raise UserError(f"{prefix}model.d_model = {width} is no multiple of model.heads = {heads}")
-    return config
+    train = config.train
+    if train.pretrain and train.restart:
+        raise UserError(f"{prefix}train.restart is for runs without train.pretrain, which start anew by themselves")
+    if (train.pretrain or train.restart) and not 0 < train.pretrain_steps < train.steps:
+        name = "train.pretrain" if train.pretrain else "train.restart"
+        raise UserError(
+            f"{prefix}{name} needs train.pretrain_steps between 1 and {train.steps - 1}, not {train.pretrain_steps}"
+        )
+    if train.pretrain_steps and not (train.pretrain or train.restart):
+        raise UserError(f"{prefix}train.pretrain_steps does nothing without train.pretrain or train.restart")
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: any other failure.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path)
     try:
         try:
             # Not tempfile: its files are readable by their owner only, and a run directory is often shared.
@@ -53,6 +54,21 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` to `path` by ``atomic_file``. Text is written as UTF-8, its line ends as they are."""
     with atomic_file(path) as file:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def link(path: Path, name: Path) -> None:
+    """What `path` holds, under one more name in the same folder; a copy where the file system has no links."""
+    temporary = _temporary(name)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        with open(path, "rb") as source, atomic_file(name) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        return
+    try:
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)  # it stays where `name` was that file already
 
 
 def remove_strays(folder: Path) -> None:
@@ -90,6 +106,11 @@ def cache_folder() -> Path:
     """Where what was computed from large corpora is kept: $CATS_CACHE, else cats/ in the user's cache folder."""
     given = os.environ.get("CATS_CACHE")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cats"
+
+
+def _temporary(path: Path) -> Path:
+    """A name that nothing has, beside `path`."""
+    return path.with_name(f".{secrets.token_hex(8)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -217,9 +217,11 @@ def draw_loss(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], p
     validation: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for name, value in record.get("losses", {}).items():
-            training.setdefault(name, []).append((record["step"], value))
+            if value is not None:  # what diverged is not finite, and null
+                training.setdefault(name, []).append((record["step"], value))
         for name, value in record.get("valid", {}).get("nll", {}).items():
-            validation.setdefault(name, []).append((record["step"], value))
+            if value is not None:
+                validation.setdefault(name, []).append((record["step"], value))
     panels = {"training (running mean)": {n: _smooth(p) for n, p in training.items()}}
     if validation:
         panels["validation"] = validation

@@ -5,7 +5,6 @@ Everything random is a pure function of (seed, step), so a run resumed from a ch
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
@@ -25,10 +24,11 @@ import cats
 from cats.nmt import checkpoint, data, prepare
 from cats.nmt.config import Config, to_toml
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write, locked
+from cats.nmt.files import atomic_write, link, locked, remove_strays
 from cats.nmt.loss import line_nll, token_losses
+from cats.nmt.metrics import Metrics
 from cats.nmt.model import Batch, Transformer
-from cats.nmt.report import read_metrics
+from cats.nmt.progress import Progress
 from cats.nmt.sampler import Mixture, Sampler
 from cats.nmt.schedule import learning_rate
 from cats.nmt.shards import Tokens, encode
@@ -113,15 +113,15 @@ def validation_tokens(
 
 
 def task_losses(
-    model: Transformer, batch: Batch, rows: dict[str, int], smoothing: float
-) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """{task: (smoothed sum, nll sum, tokens)} of a batch that holds rows[task] rows of each task, in that order."""
+    model: Transformer, batch: Batch, tokens: dict[str, int], smoothing: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{task: (smoothed sum, nll sum)} of a batch that holds tokens[task] target tokens of each task, in that order."""
     real = batch.target_out != model.pad_id
     hidden = model.hidden(batch.source, batch.target_in)  # packed: as target_out[real]
     smoothed, nll = token_losses(model.project(hidden).float(), batch.target_out[real], smoothing)
-    tokens = [int(part.sum()) for part in real.split(list(rows.values()))]
-    parts = zip(rows, smoothed.split(tokens), nll.detach().split(tokens), tokens, strict=True)
-    return {task: (s.sum(), n.sum(), count) for task, s, n, count in parts}
+    counts = list(tokens.values())
+    parts = zip(tokens, smoothed.split(counts), nll.detach().split(counts), strict=True)
+    return {task: (s.sum(), n.sum()) for task, s, n in parts}
 
 
 def validation_nll(model: Transformer, tokens: Tokens, batch_tokens: int) -> dict[str, float]:
@@ -169,23 +169,12 @@ def build_optimizer(config: Config, model: nn.Module, tasks: list[str]) -> cats.
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights))
 
 
-class Metrics:
-    """metrics.jsonl: one line per LOG_EVERY updates and one per validation."""
-
-    def __init__(self, path: Path, keep_until: int) -> None:
-        """Lines of steps behind the checkpoint that is resumed from are dropped: they will be written again."""
-        self.path = path
-        kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
-        atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
-
-    def write(self, record: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-
 @contextmanager
 def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C into a question asked between two updates, where the state is whole; a second one acts at once."""
+    """Turns Ctrl-C and SIGTERM into a question asked between two updates, where the state is whole; a second acts now.
+
+    (SIGTERM is what a cluster sends to a job some time before it kills it.)
+    """
     asked = False
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -194,15 +183,18 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGINT, ask)
+        for which in (signal.SIGINT, signal.SIGTERM):
+            before[which] = signal.signal(which, ask)
     except ValueError:  # not the main thread: signals are somebody else's business
         yield lambda: False
         return
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def sole_trainer(run: Path) -> AbstractContextManager[None]:
@@ -238,7 +230,8 @@ class Trainer:
                 print(notice, file=sys.stderr)
         torch.manual_seed(config.train.seed)
         self.model = build_model(config, tokenizer).to(self.device)
-        self.optimizer = build_optimizer(config, self.model, [task.name for task in corpus.tasks])
+        self.tasks = [task.name for task in corpus.tasks]
+        self.optimizer = build_optimizer(config, self.model, self.tasks)
         self.sampler = Sampler(
             self.training.lengths(),
             mixture=mixture(config, [task.name for task in corpus.tasks]),
@@ -248,14 +241,18 @@ class Trainer:
             padded=config.sampling.budget == "padded",
         )
         self.digest = corpus.digest()
+        if config.train.patience and not any(map(len, self.validation.shards.values())):
+            raise UserError("train.patience needs validation pairs, and the corpus has none")
         self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.waited = 0  # validations since the best one
         self.since_log: dict[str, list[float]] = {}  # task -> [nll sum, tokens] since the last line of metrics
+        self.unread: list[tuple[str, Tensor, int]] = []  # (task, nll sum, tokens) that is still to be added to it
         self.logged_at = 0.0
         if resume:
             self.load()
         else:
             self.create(tokenizer)
-        self.metrics = Metrics(out / "metrics.jsonl", self.step)
+        self.metrics = Metrics(out, self.step)
 
     def create(self, tokenizer: Tokenizer) -> None:
         """Makes the run directory, config.toml last: where that stands, the run can be resumed, from update 0 on.
@@ -266,7 +263,7 @@ class Trainer:
         (self.out / "checkpoints").mkdir(parents=True)
         try:
             tokenizer.save(self.out / "tokenizer.model")
-            self.save("last.pt")
+            self.save()
             atomic_write(self.out / "config.toml", to_toml(self.config))
         except BaseException:
             shutil.rmtree(self.out / "checkpoints")
@@ -276,7 +273,9 @@ class Trainer:
                 self.out.rmdir()
             raise
 
-    def save(self, name: str) -> None:
+    def save(self) -> None:
+        """Writes last.pt, all it takes to go on; the one before it becomes previous.pt."""
+        self.read_losses()
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -284,48 +283,82 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "waited": self.waited,
             "since_log": self.since_log,
             "logged_at": self.logged_at,
         }
-        checkpoint.save(self.out / "checkpoints" / name, state)
+        folder = self.out / "checkpoints"
+        checkpoint.save(folder / "last.pt", state, older=folder / "previous.pt")
+
+    def save_model(self, better: bool) -> None:
+        """Writes the model alone, as best.pt if it is better, and as step-N.pt where train.keep asks for that."""
+        folder, keep = self.out / "checkpoints", self.config.train.keep
+        paths = [folder / "best.pt"] if better else []
+        if keep:
+            paths.append(folder / f"step-{self.step}.pt")
+        if paths:
+            state = {"model": self.model.state_dict(), "digest": self.digest, "step": self.step, "best": self.best}
+            checkpoint.save(paths[0], state)
+        for path in paths[1:]:
+            link(paths[0], path)
+        for path in checkpoint.kept(folder)[:-keep] if keep else ():
+            path.unlink()
 
     def load(self) -> None:
+        """Goes on from the newest checkpoint that can be used; if it is not the newest of all, that is said."""
+        remove_strays(self.out)
+        remove_strays(self.out / "checkpoints")
         path = self.out / "checkpoints" / "last.pt"
-        state = checkpoint.load(path)
+        state, problem = checkpoint.newest(path.parent)
         try:
             if state["digest"] != self.digest:
                 raise UserError(f"{self.out}: the corpus is not the one this run was started on; start a new run")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-            self.since_log, self.logged_at = state["since_log"], state["logged_at"]
+            self.waited, self.since_log, self.logged_at = state["waited"], state["since_log"], state["logged_at"]
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not fit {self.out}/config.toml: it is of another run or version; start a new run"
             ) from error
+        if problem:
+            print(f"cats: {problem}; going on from the one before it, of update {self.step}", file=sys.stderr)
 
     def losses(self, chosen: dict[str, np.ndarray], normaliser: int | None) -> dict[str, Tensor]:
         """{task: loss} of one joint forward: the mean over the task's own tokens, or its sum over ``normaliser``."""
         batch = self.training.batch(chosen)
-        rows = {task: len(indices) for task, indices in chosen.items()}
-        result = {}
-        for task, (loss, nll, tokens) in task_losses(
-            self.model, batch, rows, self.config.train.label_smoothing
-        ).items():
-            entry = self.since_log.setdefault(task, [0.0, 0.0])
-            entry[0] += float(nll)
-            entry[1] += tokens
-            result[task] = loss / (normaliser or tokens)
-        return result
+        tokens = {task: self.training.target_tokens({task: rows}) for task, rows in chosen.items()}
+        found = task_losses(self.model, batch, tokens, self.config.train.label_smoothing)
+        self.unread += [(task, nll, tokens[task]) for task, (_, nll) in found.items()]
+        return {task: loss / (normaliser or tokens[task]) for task, (loss, _) in found.items()}
+
+    def read_losses(self) -> None:
+        """Adds up the losses of the last updates, which waits for the device: not after each of them."""
+        if self.unread:
+            values = torch.stack([nll for _, nll, _ in self.unread]).tolist()
+            for (task, _, tokens), nll in zip(self.unread, values, strict=True):
+                entry = self.since_log.setdefault(task, [0.0, 0.0])
+                entry[0] += nll
+                entry[1] += tokens
+            self.unread = []
+
+    def start_anew(self) -> None:
+        """The optimizer, the weights of the tasks and train.patience as before the first update; the model stays."""
+        self.optimizer = build_optimizer(self.config, self.model, self.tasks)
+        self.waited = 0
 
     def update(self) -> None:
         """One step of Algorithm 1. The optimizer knows whether it is an inner one or also moves alpha."""
         config = self.config
+        pretraining = self.step < config.train.pretrain_steps
+        if self.step and self.step == config.train.pretrain_steps:
+            self.start_anew()
+        begun = 0 if pretraining else config.train.pretrain_steps
         rate = learning_rate(
-            self.step,
+            self.step - begun,
             peak=config.train.lr,
             warmup=config.train.warmup,
-            steps=config.train.steps,
+            steps=config.train.pretrain_steps if pretraining else config.train.steps - begun,
             schedule=config.train.schedule,
         )
         for group in self.optimizer.param_groups:
@@ -358,6 +391,7 @@ class Trainer:
 
     def log(self) -> dict[str, Any]:
         """Writes one line of metrics: mean nll per language since the last line, and where alpha stands."""
+        self.read_losses()
         statistics = self.optimizer.statistics
         tokens = {task: int(count) for task, (_, count) in self.since_log.items()}
         losses = {task: nll / count for task, (nll, count) in self.since_log.items()}
@@ -379,44 +413,56 @@ class Trainer:
         self.since_log, self.logged_at = {}, self.seconds
         return record
 
-    def validate(self) -> None:
-        """Measures, and keeps the newest and the best checkpoint (lowest mean nll over the languages)."""
+    def validate(self) -> float | None:
+        """The mean nll over the languages, if there is validation text; the model with the lowest is kept."""
         nll = validation_nll(self.model, self.validation, 4 * self.config.sampling.batch_tokens)
         mean = sum(nll.values()) / len(nll) if nll else None
         better = mean is None or mean < self.best  # without validation data the newest is the best
+        self.waited = 0 if better else self.waited + 1
         if mean is not None:
             self.best = min(self.best, mean)
         self.metrics.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
-        if better:
-            self.save("best.pt")
-        self.save("last.pt")
+        self.save_model(better)
+        return mean
+
+    @property
+    def stopped(self) -> bool:
+        """Whether validations have been in vain for too long."""
+        return 0 < self.config.train.patience <= self.waited
 
     def run(self) -> None:
-        from tqdm import tqdm
-
         config = self.config.train
         self.model.train()
-        silent = self.quiet or not sys.stderr.isatty()
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=silent, dynamic_ncols=True)
         clock = time.perf_counter() - self.seconds
-        with bar, interrupt_between_updates() as interrupted:
-            while self.step < config.steps:
+        progress = Progress(self.step, config.steps, quiet=self.quiet)
+        with progress, interrupt_between_updates() as interrupted:
+            while self.step < config.steps and not self.stopped:
                 self.update()
                 self.seconds = time.perf_counter() - clock
-                bar.update()
-                if self.step % LOG_EVERY == 0 or self.step == config.steps:
+                progress.update()
+                done = self.step == config.steps
+                validating = done or self.step % config.validate_every == 0
+                facts = []
+                if done or self.step % LOG_EVERY == 0:
                     record = self.log()
-                    bar.set_postfix_str(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
-                if self.step % config.validate_every == 0 or self.step == config.steps:
-                    self.validate()
-                if interrupted():
-                    self.save("last.pt")
-                    bar.close()
+                    facts.append(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
+                if validating and (nll := self.validate()) is not None:
+                    facts.append(f"validation NLL {nll:.3f}")
+                if facts:
+                    progress.say(self.step, self.seconds, ", ".join(facts), now=validating)
+                stop = interrupted()
+                if validating or stop or (config.save_every and self.step % config.save_every == 0):
+                    self.metrics.sync()  # a checkpoint's lines of metrics are not less safe than itself
+                    self.save()
+                if stop:
+                    progress.bar.close()
                     print(
                         f"cats: stopped after update {self.step}; to go on: cats train --resume {self.out}",
                         file=sys.stderr,
                     )
                     raise KeyboardInterrupt
+        if self.stopped and not self.quiet:
+            print(f"stopped after update {self.step}: no better in {self.waited} validations", file=sys.stderr)
 
 
 def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> None:
@@ -424,15 +470,14 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
 
     Args:
         config: see ``cats.nmt.config``.
-        out: created, unless ``resume``. ``checkpoints/best.pt`` has the lowest validation nll (mean over the
-            languages); ``last.pt`` is the newest and holds all it takes to go on.
+        out: created, unless ``resume``. ``checkpoints/best.pt`` has the model of the lowest validation nll (mean over
+            the languages); ``last.pt`` is the newest and holds all it takes to go on, ``previous.pt`` the one before.
         resume: go on from ``last.pt``; bitwise the run that was not interrupted.
-        quiet: no progress bar (there is none either where standard error is not a terminal), and no word about what
-            was left out of the corpus.
+        quiet: no progress, and no word about what was left out of the corpus.
 
     Raises:
         UserError: unusable data or settings, a full disk, a run that another process is training.
-        KeyboardInterrupt: on Ctrl-C, after the update in hand is done, saved, and the way to go on is printed.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the update in hand is done and saved; the way to go on is printed.
     """
     set_threads(config)
     if resume:

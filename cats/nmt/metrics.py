@@ -1,0 +1,63 @@
+"""metrics.jsonl, and the same numbers for TensorBoard where that is installed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cats.nmt.files import atomic_write
+from cats.nmt.report import read_metrics
+
+
+class Metrics:
+    """metrics.jsonl: one line per LOG_EVERY updates and one per validation; a number that is not finite is null.
+
+    TensorBoard's files stand beside it in tensorboard/.
+    """
+
+    def __init__(self, run: Path, keep_until: int) -> None:
+        """Lines of steps behind the checkpoint that is resumed from are dropped: they will be written again."""
+        self.path = run / "metrics.jsonl"
+        kept = [record for record in read_metrics(self.path) if record["step"] <= keep_until]
+        atomic_write(self.path, "".join(f"{json.dumps(record)}\n" for record in kept))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.board = None
+        else:
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=keep_until + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        if self.board is not None:
+            for name, value in _numbers(record):
+                if name != "step":
+                    self.board.add_scalar(name, value, record["step"])
+
+    def sync(self) -> None:
+        """What was written survives a power cut."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    """`value` as JSON can hold it: None in place of nan and inf, through dicts and lists."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers in nested dicts, by names such as "alpha/az"."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{above}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{above}{name}", value
