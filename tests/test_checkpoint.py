@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,8 +69,60 @@ def test_damaged_files_are_named(tmp_path, damage):
             "flipped header": b"\0" + whole[1:],
         }[damage]
     )
-    with pytest.raises(UserError, match=r"best\.pt is damaged or not a checkpoint"):
+    with pytest.raises(UserError, match=r"best\.pt is damaged, not a checkpoint"):
         checkpoint.load(path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 7, "model": {"weight": torch.arange(3.0)}})
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(checkpoint.Damaged):
+            checkpoint.load(path)
+    path.write_bytes(whole)
+    assert torch.equal(torch.load(path, weights_only=True)["model"]["weight"], torch.arange(3.0))  # torch reads it too
+
+
+def test_the_older_file_stays_under_its_name(tmp_path):
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for step in (1, 2, 3):
+        checkpoint.save(last, {"step": step}, older=previous)
+    assert (checkpoint.load(last), checkpoint.load(previous)) == ({"step": 3}, {"step": 2})
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
+
+
+@pytest.mark.parametrize("at", [0, 100, 3000, 40_000])
+def test_a_disk_that_fills_up_is_said_to_be_full(tmp_path, monkeypatch, at):
+    """torch's writer answers a failed write with errors of its own."""
+    write = checkpoint._Hashing.write
+
+    def full(hashing, data):
+        if hashing.file.tell() + len(data) > at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(hashing, data)
+
+    monkeypatch.setattr(checkpoint._Hashing, "write", full)
+    with pytest.raises(UserError, match=r"last\.pt: the disk is full"):
+        checkpoint.save(tmp_path / "last.pt", {"model": [torch.ones(100) for _ in range(200)]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_held_twice(tmp_path):
+    pytest.importorskip("resource")
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from cats.nmt import checkpoint;"
+        "state = {'model': [torch.ones(1 << 20) for _ in range(64)]};"  # 256 MiB
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "checkpoint.save(Path(sys.argv[1]), state);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "last.pt"], capture_output=True, text=True, check=True
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 64 << 20
 
 
 def test_missing_file(tmp_path):
@@ -83,7 +137,7 @@ class Trap:
 
 def test_pickled_code_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": Trap()}, tmp_path / "best.pt")
+    checkpoint.save(tmp_path / "best.pt", {"model": Trap()})
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap(), protocol=2))
     for name in ("best.pt", "plain.pt"):
         with pytest.raises(UserError, match="not a checkpoint"):
@@ -91,7 +145,7 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "trapped").exists()
 
 
-def test_a_bare_tensor_is_no_checkpoint(tmp_path):
-    torch.save(torch.ones(2), tmp_path / "tensor.pt")
-    with pytest.raises(UserError, match="holds no dictionary"):
-        checkpoint.load(tmp_path / "tensor.pt")
+def test_what_torch_alone_has_written_is_no_checkpoint(tmp_path):
+    torch.save({"model": {}}, tmp_path / "older.pt")
+    with pytest.raises(UserError, match="one of an older version; train again"):
+        checkpoint.load(tmp_path / "older.pt")

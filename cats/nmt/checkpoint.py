@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -12,9 +13,24 @@ from torch import Tensor
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_file, link
 
+# torch writes a checksum for each tensor and does not look at them; ours stands behind the file that torch reads.
+_SEAL = b"\nsha256 "
+_SEAL_SIZE = len(_SEAL) + hashlib.sha256().digest_size
+
 
 class Damaged(UserError):
     """A checkpoint that is cut short or changed, or no checkpoint at all."""
+
+
+class _Hashing:
+    """A file to write, and the hash of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.flush, self.hash = file, file.flush, hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.hash.update(data)
 
 
 def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> None:
@@ -26,12 +42,14 @@ def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> Non
         UserError: the disk is full or the folder cannot be written; the older file is intact.
     """
     with atomic_file(path) as file:
+        hashing = _Hashing(file)
         try:
-            torch.save(state, file)
+            torch.save(state, cast(BinaryIO, hashing))
         except RuntimeError as error:  # of torch's writer, about the write that failed: what the disk said is below
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+        file.write(_SEAL + hashing.hash.digest())
         if older is not None and path.exists():
             link(path, older)
 
@@ -44,17 +62,25 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing or unreadable.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes a checksum for each tensor, and does not look at them
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile
+        if not _sealed(path):
+            raise ValueError("a byte is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    except Exception as error:  # damage has many names: BadZipFile, RuntimeError, UnpicklingError, EOFError, ...
-        raise Damaged(f"{path} is damaged or not a checkpoint; restore it from a copy or train again") from error
-    if not isinstance(state, dict):
-        raise Damaged(f"{path} is not a checkpoint: it holds no dictionary")
-    return state
+    except Exception as error:  # torch has many names for what it cannot read: RuntimeError, UnpicklingError, ...
+        raise Damaged(f"{path} is damaged, not a checkpoint, or one of an older version; train again") from error
+    return cast(dict[str, Any], state)
+
+
+def _sealed(path: Path) -> bool:
+    """Whether every byte is what was written."""
+    with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - _SEAL_SIZE
+        found = hashlib.sha256()
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            found.update(block)
+            left -= len(block)
+        return left == 0 and file.read() == _SEAL + found.digest()
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], str]:
@@ -73,11 +99,11 @@ def newest(folder: Path) -> tuple[dict[str, Any], str]:
     except Damaged as error:
         if not previous.exists():
             raise
-        problem = str(error).partition(";")[0]
+        problem = str(error).rpartition(";")[0]
     try:
         state = load(previous)
     except Damaged:
-        raise Damaged(f"{problem}, and so is {previous.name}; restore one from a copy or train again") from None
+        raise Damaged(f"{problem}, and so is {previous.name}; train again") from None
     link(previous, last)
     return state, problem
 

@@ -477,7 +477,7 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
 
     Raises:
         UserError: unusable data or settings, a full disk, a run that another process is training.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the update in hand is done and saved; the way to go on is printed.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, when the update in hand is done and saved; the way to go on is printed.
     """
     set_threads(config)
     if resume:
