@@ -24,6 +24,7 @@ commands:
   train       train a model and score it: eight languages in about five minutes with no option at all
   evaluate    score a run again: BLEU, chrF and NLL per language, tables and pictures
   translate   translate standard input with a trained model
+  average     the mean of a run's newest models, often better than each
   compare     several methods and seeds on one corpus, and one table
   data        write the built-in corpus, or look at any corpus
   info        versions, devices, backends, and what is missing for the rest
@@ -58,7 +59,7 @@ alpha.png and hyp/. Exit status: 0, 2 after bad input (one line on standard erro
 
 EVALUATE_HELP = """\
 Translate and score the test set of a run with its best checkpoint; write scores.json, report.md and the pictures again.
-With another split only scores.SPLIT.json and the translations in hyp/ are written.
+With another split or checkpoint only its scores and translations are written.
 """
 
 TRANSLATE_HELP = """\
@@ -67,6 +68,15 @@ Translate standard input, a sentence per line, to standard output.
 examples:
   echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
   cats translate runs/NAME --to ru --beam 1 < english.txt > russian.txt
+"""
+
+AVERAGE_HELP = """\
+Write checkpoints/average.pt: the mean of the parameters of a run's newest models, kept while it trained with
+--set train.keep=N, or of the checkpoints that are given.
+
+examples:
+  cats average runs/NAME --last 5
+  cats evaluate runs/NAME --checkpoint average
 """
 
 COMPARE_HELP = """\
@@ -310,15 +320,15 @@ def _new_run(out: str | None, config: Config) -> Path:
     return run
 
 
-def _score(run: Path, split: str, quiet: bool) -> None:
+def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> None:
     """Evaluates a run, writes its report and prints the table."""
     from cats.nmt import report
     from cats.nmt.evaluate import evaluate
 
-    scores = evaluate(run, split=split, quiet=quiet)
+    scores = evaluate(run, split=split, checkpoint=checkpoint, quiet=quiet)
     if not quiet:
         print(f"\n{report.table(scores)}\n\n{report.verdict(scores)}")
-    if split == "test":
+    if split == "test" and checkpoint == "best":
         report.write(run)
         if not quiet:
             target = next(iter(scores["languages"])).rpartition("-")[2]
@@ -328,10 +338,17 @@ def _score(run: Path, split: str, quiet: bool) -> None:
 def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
     parser.add_argument("--split", default="test", metavar="{test,valid,train}", help="default: test")
+    _checkpoint_argument(parser)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    _score(Path(args.run), args.split, quiet=False)
+    _score(Path(args.run), args.split, quiet=False, checkpoint=args.checkpoint)
+
+
+def _checkpoint_argument(parser: Parser) -> None:
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="best, last, average or step-N (default: best)"
+    )
 
 
 def _translate_arguments(parser: Parser) -> None:
@@ -339,6 +356,7 @@ def _translate_arguments(parser: Parser) -> None:
     parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
     parser.add_argument("--beam", metavar="N", help="beam size; 1 is greedy search (default: that of the run)")
     parser.add_argument("--length-penalty", metavar="X", help="above 0 favours longer ones (default: the run's)")
+    _checkpoint_argument(parser)
 
 
 def _translate(args: argparse.Namespace) -> None:
@@ -347,7 +365,7 @@ def _translate(args: argparse.Namespace) -> None:
     from cats.nmt.evaluate import load_model
     from cats.nmt.train import set_threads
 
-    config, tokenizer, model, _ = load_model(Path(args.run))
+    config, tokenizer, model, _ = load_model(Path(args.run), args.checkpoint)
     if args.to not in tokenizer.languages:
         known = ", ".join(tokenizer.languages)
         raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, tokenizer.languages)}: {known}")
@@ -511,6 +529,31 @@ def _prepare(args: argparse.Namespace) -> None:
     print(f"Train on it: cats train --data {out}{given}")
 
 
+def _average_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("--last", type=int, metavar="N", help="so many of the newest that are kept (default: all)")
+    parser.add_argument("--checkpoints", nargs="+", metavar="FILE", help="these instead, such as best.pt of some runs")
+
+
+def _average(args: argparse.Namespace) -> None:
+    from cats.nmt import checkpoint
+
+    folder = Path(args.run) / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{args.run} is no run directory: it holds no checkpoints")
+    paths = [Path(file) for file in args.checkpoints or ()] or checkpoint.kept(folder)
+    if args.last is not None:
+        if args.checkpoints:
+            raise UserError("--last is for the models that the run has kept: leave it out, or --checkpoints")
+        if not 1 <= args.last <= max(1, len(paths)):
+            raise UserError(f"--last {args.last}: {args.run} has kept {len(paths)} models")
+        paths = paths[-args.last :]
+    if not paths:
+        raise UserError(f"{args.run} has kept no models: train with --set train.keep=5, or give --checkpoints")
+    checkpoint.save(folder / "average.pt", checkpoint.average(paths))
+    print(f"{folder / 'average.pt'}: the mean of {', '.join(path.name for path in paths)}")
+
+
 def _compare_arguments(parser: Parser) -> None:
     from cats.nmt import compare
 
@@ -534,6 +577,7 @@ COMMANDS: dict[str, Command] = {
     "train": (TRAIN_HELP, _train_arguments, _train),
     "evaluate": (EVALUATE_HELP, _evaluate_arguments, _evaluate),
     "translate": (TRANSLATE_HELP, _translate_arguments, _translate),
+    "average": (AVERAGE_HELP, _average_arguments, _average),
     "compare": (COMPARE_HELP, _compare_arguments, _compare),
     "info": (INFO_HELP, lambda parser: None, _info),
 }

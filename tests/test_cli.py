@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,10 +22,13 @@ import pytest
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
+import torch
+
 import cats
 from cats import cli, info
-from cats.nmt import config, data
+from cats.nmt import checkpoint, config, data
 from cats.nmt.data import Split
+from cats.nmt.evaluate import evaluate
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel"]
 TINY = [
@@ -94,7 +98,7 @@ def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) ->
     assert done.returncode == 0 and "examples:" in done.stdout and "data inspect" in done.stdout
     heavy = {"sentencepiece", "sacrebleu", "matplotlib", "babel", "cats.nmt.train"}
     assert heavy.isdisjoint(done.stderr.split())
-    for command in ("train", "evaluate", "translate", "compare", "data", "info"):
+    for command in ("train", "evaluate", "translate", "average", "compare", "data", "info"):
         assert f"\n  {command} " in done.stdout
     assert done.stdout.endswith(f"\ncats {cats.__version__}\n")
 
@@ -197,7 +201,8 @@ def test_names_under_runs_and_what_is_printed(
     arguments = ["train", "--data", "toy", "--method", "static", "--temperature", "inf", "--steps", "10", *others]
     assert cli.main(arguments) == 0
     out, err = capfd.readouterr()
-    assert err == ""  # no progress bar where nobody watches
+    line = r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left\n"
+    assert re.fullmatch(line, err), err  # no progress bar where nobody watches
     assert "| **LoRes** |" in out and "lookup" in out and "runs/toy-static-Tinf-seed1: report.md" in out
     assert "cats translate runs/toy-static-Tinf-seed1 --to az" in out
     kept = config.read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
@@ -307,6 +312,46 @@ def test_evaluate_again_gives_the_same(run: Path, capsys: pytest.CaptureFixture[
     assert (run / "report.md").exists() and "| **All**" in capsys.readouterr().out
     assert cli.main(["evaluate", str(run), "--split", "valid"]) == 0
     assert (run / "scores.valid.json").exists()
+
+
+def test_average_of_the_newest_models(
+    trained: Path, tmp_path: Path, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, more = tmp_path / "run", ["--set", "train.steps=30", "--set", "train.keep=2"]
+    assert cli.main(["train", "--data", str(trained / "toy"), "--out", str(run), "--quiet", *SET, *more]) == 0
+    folder = run / "checkpoints"
+    assert cli.main(["average", str(run)]) == 0
+    assert capfd.readouterr().out == f"{folder / 'average.pt'}: the mean of step-20.pt, step-30.pt\n"
+    one, other, mean = (checkpoint.load(folder / f"{n}.pt")["model"] for n in ("step-20", "step-30", "average"))
+    for name, tensor in mean.items():
+        expected = ((one[name].double() + other[name].double()) / 2).to(tensor.dtype)
+        assert tensor.dtype == one[name].dtype and torch.equal(tensor, expected), name
+
+    assert cli.main(["evaluate", str(run), "--checkpoint", "average"]) == 0
+    names = ("average", "step-30", "last")
+    scores = {name: evaluate(run, checkpoint=name, quiet=True) for name in names}
+    assert [scores[name]["checkpoint"] for name in names] == list(names)
+    assert scores["step-30"]["languages"] == scores["last"]["languages"] != scores["average"]["languages"]
+
+    assert cli.main(["average", str(run), "--last", "1"]) == 0
+    assert all(torch.equal(t, other[n]) for n, t in checkpoint.load(folder / "average.pt")["model"].items())
+    files = [str(folder / "best.pt"), str(folder / "step-20.pt")]
+    assert cli.main(["average", str(run), "--checkpoints", *files]) == 0
+
+    assert refused("average", run, "--last", "3") == f"--last 3: {run} has kept 2 models"
+    assert "leave it out" in refused("average", run, "--last", "1", "--checkpoints", files[0])
+    strange = trained / "run" / "checkpoints" / "best.pt"
+    state = checkpoint.load(strange)
+    checkpoint.save(tmp_path / "other.pt", {**state, "model": {n: t[:1] for n, t in state["model"].items()}})
+    assert "is of another model or corpus" in refused("average", run, "--checkpoints", files[0], tmp_path / "other.pt")
+    assert "cannot read the checkpoint" in refused("average", run, "--checkpoints", tmp_path / "absent.pt")
+    checkpoint.save(tmp_path / "empty.pt", {})
+    assert "holds no model" in refused("average", run, "--checkpoints", tmp_path / "empty.pt")
+    assert "train.keep=5" in refused("average", trained / "run")
+    assert "is no run directory" in refused("average", tmp_path / "absent")
+    message = refused("translate", run, "--to", "az", "--checkpoint", "lst")
+    there = "average, best, last, previous, step-20, step-30"
+    assert message == f"{run} holds no checkpoint 'lst' (did you mean last?); there are {there}"
 
 
 class Input:

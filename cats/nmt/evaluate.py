@@ -84,7 +84,7 @@ def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: s
 
 
 def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transformer, dict[str, Any]]:
-    """A run's configuration, tokenizer, model in evaluation mode, and the rest of a checkpoint (best or last).
+    """A run's configuration, tokenizer, model in evaluation mode, and the rest of a checkpoint (best, last, ..).
 
     Raises:
         UserError: ``run`` is no run directory, or a file in it is missing or does not fit.
@@ -94,6 +94,10 @@ def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transf
     config = read_config(run / "config.toml")
     path = run / "checkpoints" / f"{name}.pt"
     if not path.exists():
+        there = sorted(found.stem for found in path.parent.glob("*.pt"))
+        if name != "best" and there:
+            known = ", ".join(there)
+            raise UserError(f"{run} holds no checkpoint '{name}'{nearest(name, there)}; there are {known}")
         raise UserError(f"{run} holds no trained model yet ({path.name}); go on with: cats train --resume {run}")
     state = checkpoints.load(path)
     tokenizer = load_tokenizer(run, config)
@@ -127,7 +131,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     Args:
         run: a run directory that `cats.nmt.train.train` wrote.
         split: train, valid or test.
-        checkpoint: best or last.
+        checkpoint: best, last, average, or another in the run's checkpoints/.
         quiet: no progress bar (there is none either where standard error is not a terminal).
 
     Returns:
