@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import io
 import os
@@ -47,6 +48,7 @@ examples:
   cats train --data my/corpus --set model.d_model=512 --set train.steps=50000
   cats train --config runs/NAME/config.toml         the same run again
   cats train --resume runs/NAME                     go on after Ctrl-C or a crash, bit for bit
+  cats train --init-from runs/NAME --data more      fine-tune the best model of a run
 """
 
 SETTINGS_HELP = """\
@@ -249,6 +251,7 @@ def _train_arguments(parser: Parser) -> None:
     parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
     parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
+    parser.add_argument("--init-from", metavar="RUN", help="start from the best model of a run, and with its shape")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.epilog = SETTINGS_HELP.format(settings=describe())
 
@@ -263,10 +266,12 @@ def _train(args: argparse.Namespace) -> None:
 
     if args.resume:
         given = [
-            name for name in (*SHORTHANDS, "data", "config", "out", "overrides") if getattr(args, name) is not None
+            name
+            for name in (*SHORTHANDS, "data", "config", "out", "init_from", "overrides")
+            if getattr(args, name) is not None
         ]
         if given:
-            option = "set" if given[0] == "overrides" else given[0]
+            option = "set" if given[0] == "overrides" else given[0].replace("_", "-")
             raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
         run = Path(args.resume)
         if not (run / "config.toml").is_file():
@@ -288,6 +293,14 @@ def _configured(args: argparse.Namespace) -> Config:
     from cats.nmt.config import Config, apply_overrides, read_config, replace
 
     config = read_config(args.config) if args.config else Config()
+    if args.init_from is not None:
+        run = Path(args.init_from)
+        if not (run / "config.toml").is_file():
+            raise UserError(f"{run} is no run directory: it holds no config.toml")
+        if not args.config:
+            there = read_config(run / "config.toml")
+            config = dataclasses.replace(config, model=there.model, tokenizer=there.tokenizer)
+        config = replace(config, {"train.init_from": args.init_from})
     if args.data is not None:
         config = replace(config, {"data.path": args.data})
     named = [

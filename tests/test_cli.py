@@ -257,6 +257,21 @@ def test_a_config_file_with_options_beside_it(trained: Path) -> None:
     assert chosen == config.replace(kept, {"train.seed": 10, "method.name": "static"})
 
 
+def test_a_run_starts_from_another_with_its_shape(
+    trained: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "--init-from", trained / "run", "--data", trained / "toy", "--out", run, "--quiet"]
+    few = ["--steps", "2", "--set", "sampling.batch_tokens=100"]
+    assert cli.main([str(argument) for argument in [*arguments, *few]]) == 0
+    kept = config.read_config(run / "config.toml")
+    assert kept.train.init_from == str(trained / "run") and kept.train.steps == 2
+    assert kept.model == config.read_config(trained / "run" / "config.toml").model != config.Config().model
+    assert "has model.ffn = 32, not 64" in refused(*arguments[:-3], "--out", run / "x", "--set", "model.ffn=64")
+    assert "is no run directory" in refused("train", "--init-from", tmp_path / "absent")
+    assert "leave out --init-from" in refused("train", "--resume", run, "--init-from", run)
+
+
 def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
     write_corpus(tmp_path / "toy")
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}

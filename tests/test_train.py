@@ -302,6 +302,24 @@ def test_a_diverging_run_says_so_in_one_line(corpus, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("method", ["cats", "static"])
+def test_updates_do_not_wait_for_the_device(corpus, tmp_path, method, monkeypatch):
+    """A number that Python reads from a tensor costs a wait: the losses are read once per line of metrics."""
+    trainer = Trainer(settings(corpus, f"method.name={method}", "method.inner_steps=9"), tmp_path / "run", **NEW)
+    trainer.update()
+    read = []
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, f=original, n=name: (t.dim() and read.append(n), f(t))[1])
+    losses = [torch.Tensor.__float__, torch.Tensor.item]
+    assert losses and not trainer.since_log
+    for _ in range(3):
+        trainer.update()
+    assert not trainer.since_log and read == []
+    trainer.read_losses()
+    assert read == ["tolist"] and set(trainer.since_log) == {"xa", "xb"} and not trainer.unread
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_tag_selects_what_is_learnt(corpus, tmp_path, seed):

@@ -106,6 +106,9 @@ class Tokenizer:
     character_coverage: float = setting(
         1.0, "share of the text's characters that get pieces; below 1 the rarest are unknown", need=SHARE
     )
+    extend: int = setting(
+        0, "train.init_from: new pieces, at most, for text with characters that run's tokenizer lacks", need=COUNT
+    )
     source_tag: str = setting(
         "prepend",
         "the target language's tag in the source: before its pieces, in place of the end of sentence, or not at all",

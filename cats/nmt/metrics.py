@@ -43,6 +43,8 @@ class Metrics:
         """What was written survives a power cut."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
+        if self.board is not None:
+            self.board.flush()
 
 
 def _finite(value: Any) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import cats
-from cats.nmt import checkpoint, data, prepare
+from cats.nmt import checkpoint, data, prepare, warmstart
 from cats.nmt.config import Config, to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write, link, locked, remove_strays
@@ -213,7 +213,7 @@ class Trainer:
         self.config, self.out, self.quiet = config, out, quiet
         self.device = default_device()
         corpus = load_corpus(config)
-        known = load_tokenizer(out, config) if resume else None
+        known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=quiet)
         prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=quiet)
         tokenizer = prepared.tokenizer
         targets = {task.name: task.target for task in corpus.tasks}
@@ -230,6 +230,8 @@ class Trainer:
                 print(notice, file=sys.stderr)
         torch.manual_seed(config.train.seed)
         self.model = build_model(config, tokenizer).to(self.device)
+        if config.train.init_from and not resume:
+            warmstart.fill(self.model, tokenizer, config)
         self.tasks = [task.name for task in corpus.tasks]
         self.optimizer = build_optimizer(config, self.model, self.tasks)
         self.sampler = Sampler(

@@ -1,0 +1,153 @@
+"""A model that starts from another run's best one: its tokenizer, extended for new languages, and its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import sys
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import nn
+
+from cats.nmt import checkpoint, prepare
+from cats.nmt.config import Config, read_config
+from cats.nmt.data import Corpus
+from cats.nmt.errors import UserError
+from cats.nmt.tokenizer import Tokenizer
+
+_NORMAL, _CONTROL = 1, 3  # sentencepiece's types of pieces
+_FREE = ("dropout", "max_length")  # model settings that may change: they shape no parameter
+
+
+def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokenizer | None:
+    """The tokenizer of the run `train.init_from`, with tags for new target languages and `tokenizer.extend` new pieces.
+
+    Every new piece has a character that the old pieces lack, so what could be encoded is encoded as it was. None
+    without such a run.
+
+    Raises:
+        UserError: no such run, one of a model of another shape, or no room for all characters of the text.
+    """
+    if not config.train.init_from:
+        return None
+    run = Path(config.train.init_from)
+    old = _old_tokenizer(run, config)
+    languages = {task.target for task in [*corpus.tasks, *corpus.zero_shot]}
+    tags = [_piece(f"<2{language}>", 0.0, _CONTROL) for language in sorted(languages - set(old.languages))]
+    prepared = bool(config.data.path) and prepare.is_prepared(Path(config.data.path))
+    pieces = [] if prepared else _new_pieces(old, corpus, config, quiet)
+    if not tags and not pieces:
+        return old
+    model, end = old.serialized(), _end_of_pieces(old.serialized(), old.first_piece)
+    # A serialised message is its fields in a row, and pieces are one repeated field: these are inserted, and appended.
+    return Tokenizer(b"".join([model[:end], *tags, model[end:], *pieces]), prepare.tags(config))
+
+
+def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
+    """Sets the parameters to those of the run `train.init_from`; rows of pieces that it lacks get the others' mean.
+
+    A mean row's logit is the mean of logits, so no new piece is ever the likeliest, and greedy translations into the
+    old languages stay the same (Hewitt, 2021, Initializing new word embeddings for pretrained language models). Rows
+    drawn at random would take over some of them.
+
+    Raises:
+        UserError: the run has no best checkpoint yet, or it does not fit.
+    """
+    run = Path(config.train.init_from)
+    path = run / "checkpoints" / "best.pt"
+    old = _old_tokenizer(run, config)
+    before, after = (sentencepiece.SentencePieceProcessor(model_proto=t.serialized()) for t in (old, tokenizer))
+    rows = torch.tensor([after.piece_to_id(before.id_to_piece(i)) for i in range(old.vocab_size)])
+    state = checkpoint.load(path)
+    try:
+        with torch.no_grad():
+            for name, parameter in model.state_dict().items():
+                value = state["model"].pop(name).to(parameter.device)
+                if parameter.shape != value.shape and len(parameter) == tokenizer.vocab_size:
+                    mean = value[old.pad_id + 1 :].mean(0)
+                    value = mean.expand_as(parameter).index_copy(0, rows.to(parameter.device), value)
+                if parameter.shape != value.shape:
+                    raise ValueError(name)
+                parameter.copy_(value)
+        if state["model"]:
+            raise ValueError("more parameters than the model has")
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not fit {run}/config.toml: it is of another run or version") from error
+
+
+def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
+    """The tokenizer of a run whose model has the shape that is configured."""
+    if not (run / "config.toml").is_file():
+        raise UserError(f"train.init_from: {run} is no run directory: it holds no config.toml")
+    there = read_config(run / "config.toml")
+    names = [f"model.{f.name}" for f in dataclasses.fields(config.model) if not any(name in f.name for name in _FREE)]
+    for name in [*names, "tokenizer.source_tag", "tokenizer.target_tag"]:
+        section, key = name.split(".")
+        theirs, ours = (getattr(getattr(c, section), key) for c in (there, config))
+        if theirs != ours:
+            raise UserError(f"{run} has {name} = {theirs}, not {ours}: a model starts from one of the same shape")
+    return Tokenizer.load(run / "tokenizer.model", prepare.tags(config))
+
+
+def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> list[bytes]:
+    """Up to `tokenizer.extend` pieces with a character that is new, all such characters among them."""
+    settings = config.tokenizer
+    before = sentencepiece.SentencePieceProcessor(model_proto=old.serialized())
+    text = prepare.vocabulary_text(corpus, settings.temperature, settings.most_pairs)
+    unknown = {c for c in set().union(*text) if before.piece_to_id(c) == old.unk_id and not c.isspace()}
+    if unknown and not settings.extend and not quiet:
+        shown = "".join(sorted(unknown)[:20])
+        print(
+            f"{len(unknown)} characters are unknown to the tokenizer that training starts from ({shown}); "
+            "tokenizer.extend makes pieces of them",
+            file=sys.stderr,
+        )
+    lines = [line for line in text if not unknown.isdisjoint(line)] if settings.extend else []
+    if not lines:
+        return []
+    room = len(set().union(*lines)) + settings.extend + 8  # specials and spaces, which are not taken over, come to it
+    trained = Tokenizer.train(lines, [], room, coverage=settings.character_coverage)
+    found = sentencepiece.SentencePieceProcessor(model_proto=trained.serialized())
+    scores = {found.id_to_piece(i): found.get_score(i) for i in range(trained.first_piece, trained.vocab_size)}
+    new = [piece for piece in scores if not unknown.isdisjoint(piece)]
+    characters = [piece for piece in new if len(piece) == 1]
+    if len(characters) > settings.extend:
+        raise UserError(
+            f"tokenizer.extend={settings.extend} is too small: the text has {len(characters)} characters that the "
+            f"tokenizer of {config.train.init_from} lacks"
+        )
+    longer = sorted((piece for piece in new if len(piece) > 1), key=lambda piece: -scores[piece])
+    chosen = [*characters, *longer[: settings.extend - len(characters)]]
+    return [_piece(piece, scores[piece], _NORMAL) for piece in chosen]
+
+
+def _piece(text: str, score: float, kind: int) -> bytes:
+    """One more piece of a serialised sentencepiece model (field 1: piece, score, type)."""
+    name = text.encode()
+    body = b"\x0a" + _varint(len(name)) + name + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
+    return b"\x0a" + _varint(len(body)) + body
+
+
+def _end_of_pieces(model: bytes, count: int) -> int:
+    """Where the first `count` pieces of a serialised model, which begins with them, end."""
+    at = 0
+    for _ in range(count):
+        size, shift, at = 0, 0, at + 1
+        while True:
+            byte, at = model[at], at + 1
+            size, shift = size | (byte & 0x7F) << shift, shift + 7
+            if byte < 0x80:
+                break
+        at += size
+    return at
+
+
+def _varint(number: int) -> bytes:
+    """Protocol buffers' form of a number: seven bits a byte, the lowest first."""
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*groups, number])
