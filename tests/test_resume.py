@@ -294,11 +294,40 @@ def test_a_fresh_start_is_exact_and_forgets_the_optimizer(corpus: Path, tmp_path
             train(config, run, quiet=True)
         train(read_config(run / "config.toml"), run, resume=True, quiet=True)
         assert_same_runs(tmp_path / "whole", run)
+    seen = {line["step"]: set(line["losses"]) for line in metrics(tmp_path / "whole") if "losses" in line}
+    alone = {"xa"} if config.train.pretrain else {"xa", "xb"}
+    assert seen == {10: alone, 20: alone} | {step: {"xa", "xb"} for step in (30, 40, 50, 60)}
     rates = {line["step"]: line["lr"] for line in metrics(tmp_path / "whole") if "lr" in line}
     assert rates[30] == pytest.approx(config.train.lr * 9 / 10)  # the ninth update of a warm-up of ten
     state = final_state(tmp_path / "whole")["optimizer"]
     assert {int(moments["step"]) for moments in state["state"].values()} == {60 - 21}
     assert state["multitask"]["counts"]["step"] == 60 - 21
+
+
+def test_the_restart_differs_from_pretraining_by_its_first_updates_alone(corpus: Path, tmp_path: Path) -> None:
+    """Pre-training on all tasks is the restart."""
+    for name, way in (("all", "train.pretrain=xb,xa"), ("restart", "train.restart=true")):
+        train(short(corpus, "train.pretrain_steps=21", way), tmp_path / name, quiet=True)
+    assert_same_runs(tmp_path / "all", tmp_path / "restart")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["train.pretrain=xa"], r"train\.pretrain needs train\.pretrain_steps between 1 and 59, not 0"),
+        (
+            ["train.restart=true", "train.pretrain_steps=60"],
+            r"train\.restart needs train\.pretrain_steps between 1 and 59",
+        ),
+        (["train.pretrain_steps=5"], r"train\.pretrain_steps does nothing without train\.pretrain or train\.restart"),
+        (["train.pretrain=xa", "train.restart=true", "train.pretrain_steps=5"], r"start anew by themselves"),
+        (["train.pretrain=xz", "train.pretrain_steps=5"], r"train\.pretrain: unknown task xz; known: xa, xb"),
+    ],
+)
+def test_fresh_starts_that_make_no_sense(corpus: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(short(corpus, *more), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import cats
 from cats.nmt import checkpoint, data, prepare, warmstart
 from cats.nmt.config import Config, to_toml
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, link, locked, remove_strays
 from cats.nmt.loss import line_nll, token_losses
 from cats.nmt.metrics import Metrics
@@ -64,8 +64,13 @@ def mixture(config: Config, tasks: list[str]) -> Mixture:
     """How much of each task the configuration draws.
 
     Raises:
-        UserError: another number of ratios than of tasks.
+        UserError: another number of ratios than of tasks, or an unknown task to pre-train on.
     """
+    pretrain = config.train.pretrain
+    for name in pretrain:
+        if name not in tasks:
+            known = ", ".join(tasks)
+            raise UserError(f"train.pretrain: unknown task {name}{nearest(name, tasks)}; known: {known}")
     sampling = config.sampling
     if sampling.ratios and len(sampling.ratios) != len(tasks):
         raise UserError(
@@ -77,6 +82,8 @@ def mixture(config: Config, tasks: list[str]) -> Mixture:
         sampling.ratios,
         sampling.unimax_epochs,
         config.train.steps,
+        pretrain,
+        config.train.pretrain_steps if pretrain else 0,
     )
 
 
@@ -236,7 +243,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.model, self.tasks)
         self.sampler = Sampler(
             self.training.lengths(),
-            mixture=mixture(config, [task.name for task in corpus.tasks]),
+            mixture=mixture(config, self.tasks),
             batch_tokens=config.sampling.batch_tokens,
             seed=config.train.seed,
             tasks_per_update=config.sampling.tasks_per_update,
