@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, link, remove_strays
 
 
 def raising(error: BaseException):
@@ -121,6 +121,32 @@ def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         atomic_write(tmp_path / "missing" / "file", "x")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_one_more_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:  # as on FAT
+        monkeypatch.setattr(os, "link", raising(PermissionError(errno.EPERM, "Operation not permitted")))
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("new"), other.write_text("old")
+    for _ in range(2):  # the second time both are the same file already
+        link(one, other)
+        assert (one.read_text(), other.read_text()) == ("new", "new")
+        assert sorted(os.listdir(tmp_path)) == ["one", "other"]
+    atomic_write(one, "newer")
+    assert other.read_text() == "new"
+
+
+def test_strays_are_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "last.tmp").touch(), (tmp_path / ".mine.tmp").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", raising(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"), patch.context() as inner:
+            inner.setattr(os, "replace", raising(RuntimeError("killed")))
+            atomic_write(tmp_path / "file", "x")
+    assert len(os.listdir(tmp_path)) == 3
+    remove_strays(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".mine.tmp", "last.tmp"]
 
 
 @pytest.mark.parametrize(

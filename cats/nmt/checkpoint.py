@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -14,23 +14,22 @@ from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_file, link
 
 # torch writes a checksum for each tensor and does not look at them; ours stands behind the file that torch reads.
-_SEAL = b"\nsha256 "
-_SEAL_SIZE = len(_SEAL) + hashlib.sha256().digest_size
+# (A CRC misses one change in 2^32, none of up to 32 bits in a row, and takes an eighth of the time of SHA-256.)
 
 
 class Damaged(UserError):
     """A checkpoint that is cut short or changed, or no checkpoint at all."""
 
 
-class _Hashing:
-    """A file to write, and the hash of what was written."""
+class _Summing:
+    """A file to write, and the checksum of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.flush, self.hash = file, file.flush, hashlib.sha256()
+        self.file, self.flush, self.sum = file, file.flush, 0
 
     def write(self, data: bytes) -> None:
         self.file.write(data)
-        self.hash.update(data)
+        self.sum = zlib.crc32(data, self.sum)
 
 
 def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> None:
@@ -42,14 +41,14 @@ def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> Non
         UserError: the disk is full or the folder cannot be written; the older file is intact.
     """
     with atomic_file(path) as file:
-        hashing = _Hashing(file)
+        summing = _Summing(file)
         try:
-            torch.save(state, cast(BinaryIO, hashing))
+            torch.save(state, cast(BinaryIO, summing))
         except RuntimeError as error:  # of torch's writer, about the write that failed: what the disk said is below
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.write(_SEAL + hashing.hash.digest())
+        file.write(_seal(summing.sum))
         if older is not None and path.exists():
             link(path, older)
 
@@ -72,15 +71,19 @@ def load(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], state)
 
 
+def _seal(checksum: int) -> bytes:
+    return b"\ncrc32 %08x" % checksum
+
+
 def _sealed(path: Path) -> bool:
     """Whether every byte is what was written."""
     with open(path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size - _SEAL_SIZE
-        found = hashlib.sha256()
+        left = os.fstat(file.fileno()).st_size - len(_seal(0))
+        found = 0
         while left > 0 and (block := file.read(min(left, 1 << 20))):
-            found.update(block)
+            found = zlib.crc32(block, found)
             left -= len(block)
-        return left == 0 and file.read() == _SEAL + found.digest()
+        return left == 0 and file.read() == _seal(found)
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], str]:
