@@ -94,17 +94,24 @@ def test_the_older_file_stays_under_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 100, 3000, 40_000])
-def test_a_disk_that_fills_up_is_said_to_be_full(tmp_path, monkeypatch, at):
-    """torch's writer answers a failed write with errors of its own."""
+@pytest.mark.parametrize(
+    ("error", "raised", "says"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError, r"last\.pt: the disk is full"),
+        (KeyboardInterrupt("Ctrl-C"), KeyboardInterrupt, "Ctrl-C"),
+    ],
+)
+def test_a_write_that_fails_says_why(tmp_path, monkeypatch, at, error, raised, says):
+    """torch's writer answers it with errors of its own."""
     write = checkpoint._Summing.write
 
-    def full(summing, data):
+    def failing(summing, data):
         if summing.file.tell() + len(data) > at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise error
         write(summing, data)
 
-    monkeypatch.setattr(checkpoint._Summing, "write", full)
-    with pytest.raises(UserError, match=r"last\.pt: the disk is full"):
+    monkeypatch.setattr(checkpoint._Summing, "write", failing)
+    with pytest.raises(raised, match=says):
         checkpoint.save(tmp_path / "last.pt", {"model": [torch.ones(100) for _ in range(200)]})
     assert os.listdir(tmp_path) == []
 

@@ -44,8 +44,8 @@ def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> Non
         summing = _Summing(file)
         try:
             torch.save(state, cast(BinaryIO, summing))
-        except RuntimeError as error:  # of torch's writer, about the write that failed: what the disk said is below
-            if isinstance(error.__context__, OSError):
+        except RuntimeError as error:  # of torch's writer, about a write that failed: below it is why
+            if isinstance(error.__context__, OSError | KeyboardInterrupt):
                 raise error.__context__ from None
             raise
         file.write(_seal(summing.sum))
