@@ -133,6 +133,12 @@ def test_pictures_of_a_run_that_was_hardly_trained(run: Path, lines: int) -> Non
     assert png_size(run / "loss.png")[0] > 900
 
 
+def test_pictures_of_a_run_that_diverged(tmp_path: Path) -> None:
+    lines = [{"step": 10, "losses": {"az": 2.0}}, {"step": 20, "losses": {"az": None}, "valid": {"nll": {"az": None}}}]
+    report.draw_loss(lines, scores(), tmp_path / "loss.png")
+    assert png_size(tmp_path / "loss.png")[0] > 0
+
+
 def test_pictures_of_many_languages_and_of_weights_at_zero(tmp_path: Path) -> None:
     names = [f"l{i:02}" for i in range(30)]
     many = scores(
