@@ -53,7 +53,7 @@ def test_toml_is_complete_and_documented():
         at = next(i for i, line in enumerate(lines) if line.startswith(f"{key} ="))
         assert lines[at - 1].startswith("# ") and len(lines[at - 1]) > 8, name
         assert name in c.describe()
-    assert "inverse-sqrt | cosine | constant" in text
+    assert "inverse-sqrt | cosine | constant | noam" in text
 
 
 def test_left_out_settings_keep_their_defaults(tmp_path):
@@ -90,7 +90,7 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
         ("[train]\nbetas = 0.9", r"train\.betas needs a list of numbers, not '0\.9'"),
         (
             "[train]\nschedule = 'cosin'",
-            r"must be one of inverse-sqrt, cosine, constant, .*\(did you mean cosine\?\)",
+            r"must be one of inverse-sqrt, cosine, constant, noam, .*\(did you mean cosine\?\)",
         ),
         (
             "[sampling]\ntemperature = 0",

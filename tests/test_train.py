@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ pytest.importorskip("sentencepiece")
 from cats.nmt import checkpoint, data
 from cats.nmt.config import Config, apply_overrides, read_config
 from cats.nmt.errors import UserError
-from cats.nmt.train import Trainer, sole_trainer, train
+from cats.nmt.train import Trainer, micro_batches, sole_trainer, train
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
 
@@ -241,6 +242,107 @@ def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
             assert mine.get("nll", mine) == pytest.approx(other.get("nll", other), rel=1e-4)
 
 
+@pytest.fixture
+def float64():
+    """Parameters and activations in float64 (the losses stay in float32)."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+STATIC = ["method.name=static"]
+CATS = ["method.alpha_lr=0.1"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [STATIC, [*STATIC, "method.weights=uniform"], CATS, [*CATS, "method.cross_batch=true"]],
+    ids=["tokens", "uniform", "cats", "cross_batch"],
+)
+def test_a_batch_in_parts_is_the_batch(corpus, tmp_path, float64, method):
+    """Also where a task has fewer sentences than there are parts."""
+    trainers = []
+    for parts in (1, 4):
+        config = settings(corpus, *method, f"train.accumulate={parts}", "model.dropout=0", "sampling.temperature=1")
+        trainers.append(Trainer(config, tmp_path / str(parts), resume=False, quiet=True))
+        for _ in range(12):
+            trainers[-1].update()
+    one, four = trainers
+    assert one.since_log["xb"][1] < 0.3 * one.since_log["xa"][1]
+    for task, (nats, tokens) in one.since_log.items():
+        assert four.since_log[task] == pytest.approx([nats, tokens], rel=1e-6)
+    assert four.optimizer.alpha == pytest.approx(one.optimizer.alpha, rel=1e-6)
+    assert (len(set(one.optimizer.alpha.values())) == 2) == (method[0] in CATS)
+    for ours, theirs in zip(four.model.parameters(), one.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 30])
+def test_parts_of_a_batch_are_alike_in_size(count):
+    chosen = {"a": np.arange(5), "b": np.array([9]), "c": np.arange(20, 27), "d": np.array([3])}
+    parts = micro_batches(chosen, count)
+    sizes = [sum(map(len, part.values())) for part in parts]
+    assert len(parts) == min(count, 14) and max(sizes) - min(sizes) <= 1
+    for task, rows in chosen.items():
+        assert sorted(np.concatenate([part[task] for part in parts if task in part])) == sorted(rows)
+
+
+def test_cross_batch_with_single_sentences_leaves_a_clear_message(corpus, tmp_path):
+    config = settings(corpus, "method.cross_batch=true", "method.inner_steps=1", "sampling.batch_tokens=5")
+    with pytest.raises(UserError, match=r"needs two sentences of a task .* raise sampling\.batch_tokens"):
+        train(config, tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_is_close_and_resumes_bit_for_bit(corpus, tmp_path, precision):
+    """Statistics too: the factor of the loss scaling must not reach them."""
+    exact, config = settings(corpus, "model.dropout=0"), settings(corpus, f"train.precision={precision}")
+    train(exact, tmp_path / "fp32", quiet=True)
+    close = apply_overrides(config, ["model.dropout=0"])
+    train(close, tmp_path / "close", quiet=True)
+    for ours, theirs in zip(metrics(tmp_path / "close"), metrics(tmp_path / "fp32"), strict=True):
+        if "loss" in ours:
+            assert ours["skipped"] == 0 and ours["loss"] != theirs["loss"]
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+            assert ours["sqnorms"] == pytest.approx(theirs["sqnorms"], rel=0.2)
+    assert bool(final_state(tmp_path / "close")["scaler"]) == (precision == "fp16")
+    train(config, tmp_path / "whole", quiet=True)
+    part = Trainer(config, tmp_path / "parts", resume=False, quiet=True)
+    part.model.train()
+    for _ in range(7):
+        part.update()
+    part.save("last.pt")
+    train(config, tmp_path / "parts", resume=True, quiet=True)
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+def test_recomputed_layers_change_nothing(corpus, tmp_path):
+    for name, more in (("kept", []), ("recomputed", ["train.checkpoint_activations=true"])):
+        train(settings(corpus, *more), tmp_path / name, quiet=True)
+    assert metrics(tmp_path / "kept") == metrics(tmp_path / "recomputed")
+    assert_same(final_state(tmp_path / "kept"), final_state(tmp_path / "recomputed"))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_close(corpus, tmp_path):
+    exact = settings(corpus, "model.dropout=0", "train.steps=10")
+    train(exact, tmp_path / "eager", quiet=True)
+    for name, more in (("compiled", []), ("all", ["train.checkpoint_activations=true", "train.accumulate=2"])):
+        train(apply_overrides(exact, ["train.compile=true", *more]), tmp_path / name, quiet=True)
+        for ours, theirs in zip(metrics(tmp_path / name), metrics(tmp_path / "eager"), strict=True):
+            assert ours.get("loss") == pytest.approx(theirs.get("loss"), rel=1e-3)
+
+
+def test_a_machine_that_cannot_compile_is_told_so(corpus, tmp_path, monkeypatch):
+    def missing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no working C++ compiler found\nand more lines")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    with pytest.raises(UserError, match=r"torch\.compile does not work here: no working C\+\+ compiler found; leave"):
+        train(settings(corpus, "train.compile=true"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -295,8 +397,9 @@ def test_pairs_that_are_too_long_leave_a_clear_message(corpus, tmp_path):
         train(settings(corpus, "model.max_length=3"), tmp_path / "run", quiet=True)
 
 
-def test_a_diverging_run_says_so_in_one_line(corpus, tmp_path):
-    config = settings(corpus, "train.lr=1e30", "train.warmup=0", "train.steps=100", "model.dropout=0")
+@pytest.mark.parametrize("more", [[], ["method.name=static", "method.cross_batch=true"]])
+def test_a_diverging_run_says_so_in_one_line(corpus, tmp_path, more):
+    config = settings(corpus, "train.lr=1e30", "train.warmup=0", "train.steps=100", "model.dropout=0", *more)
     with pytest.raises(UserError, match=r"training diverged: 20 steps in a row .* try a lower train\.lr") as error:
         train(config, tmp_path / "run", quiet=True)
     assert "\n" not in str(error.value)

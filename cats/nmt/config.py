@@ -124,7 +124,20 @@ class Model:
     ffn: int = setting(192, "width of the feed-forward layers", need=POSITIVE_COUNT)
     encoder_layers: int = setting(2, "encoder layers", need=POSITIVE_COUNT)
     decoder_layers: int = setting(2, "decoder layers", need=POSITIVE_COUNT)
-    dropout: float = setting(0.1, "dropout rate", need=FRACTION)
+    dropout: float = setting(0.1, "dropout on the embeddings and after every sub-layer", need=FRACTION)
+    attention_dropout: float = setting(0.0, "dropout on the attention weights", need=FRACTION)
+    activation_dropout: float = setting(0.0, "dropout within the feed-forward layers", need=FRACTION)
+    norm: str = setting(
+        "layernorm",
+        "norm before every sub-layer; layernorm-plain has no gain and bias, scalenorm a single gain",
+        choices=("layernorm", "layernorm-plain", "rmsnorm", "scalenorm"),
+    )
+    embedding_norm: bool = setting(False, "such a norm also after the embeddings")
+    embeddings: str = setting(
+        "tied",
+        "matrices: tied (source = target = output), decoder-tied (target = output) or separate (three)",
+        choices=("tied", "decoder-tied", "separate"),
+    )
     max_length: int = setting(
         256,
         "longest side of a pair in pieces; longer training pairs are dropped and counted",
@@ -190,18 +203,32 @@ class Method:
 @dataclass(frozen=True)
 class Train:
     steps: int = setting(1600, "updates of the model", need=POSITIVE_COUNT)
-    lr: float = setting(3e-3, "highest learning rate", need=POSITIVE)
+    lr: float = setting(3e-3, "highest learning rate; noam: times (d_model * warmup)^(-1/2)", need=POSITIVE)
     warmup: int = setting(150, "updates until the learning rate is at its highest", need=COUNT)
+    warmup_start: float = setting(0.0, "learning rate that the warm-up starts from", need=FINITE)
     schedule: str = setting(
         "inverse-sqrt",
-        "the learning rate after the warm-up",
-        choices=("inverse-sqrt", "cosine", "constant"),
+        "the learning rate after the warm-up; noam: inverse-sqrt with another meaning of lr",
+        choices=("inverse-sqrt", "cosine", "constant", "noam"),
     )
     label_smoothing: float = setting(0.1, "share of the target probability spread over the vocabulary", need=FRACTION)
     betas: tuple[float, float] = setting((0.9, 0.98), "Adam's averaging factors", need=BETAS)
+    eps: float = setting(1e-9, "Adam's epsilon", need=POSITIVE)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", need=FINITE)
     clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
     seed: int = setting(1, "seed of the model, the batches and the dropout", need=SEED)
+    accumulate: int = setting(
+        1,
+        "an update's batch goes through the model in so many parts, one after the other, for less memory",
+        need=POSITIVE_COUNT,
+    )
+    precision: str = setting(
+        "fp32",
+        "of the matrix products: bf16 and fp16 (with loss scaling) by autocast; parameters and losses stay fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    checkpoint_activations: bool = setting(False, "compute layers again in the backward pass, for less memory")
+    compile: bool = setting(False, "compile the layers (torch.compile): minutes at first, then faster on a GPU")
     validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
     save_every: int = setting(0, "updates between two checkpoints; 0: at validations only", need=COUNT)
     keep: int = setting(0, "models of the newest validations that are kept, for cats average", need=COUNT)

@@ -1,7 +1,7 @@
 """Pre-LN Transformer encoder-decoder (Vaswani et al., 2017; Xiong et al., 2020), small enough to read in one sitting.
 
-One embedding matrix serves source, target and output projection (Press & Wolf, 2017): the vocabulary is joint and
-multilingual. Attention is torch's scaled_dot_product_attention. Decoding keeps keys and values of earlier positions.
+The vocabulary is joint and multilingual, so one embedding matrix can serve source, target and output projection (Press
+& Wolf, 2017). Attention is torch's scaled_dot_product_attention. Decoding keeps keys and values of earlier positions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,49 @@ class Packing:
         return cells.view(*self.mask.shape, -1)
 
 
+class ScaleNorm(nn.Module):
+    """g x / ‖x‖ with a single learnt g, at first √d (Nguyen & Salazar, 2019)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(math.sqrt(d_model)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.scale / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-5))
+
+
+def make_norm(kind: str, d_model: int) -> nn.Module:
+    """layernorm, layernorm-plain (without gain and bias), rmsnorm (Zhang & Sennrich, 2019) or scalenorm."""
+    if kind == "scalenorm":
+        return ScaleNorm(d_model)
+    if kind == "rmsnorm":
+        return nn.RMSNorm(d_model, eps=1e-6)  # torch's own epsilon depends on the precision
+    return nn.LayerNorm(d_model, elementwise_affine=kind == "layernorm")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the layers of both stacks have in common; see ``Transformer``."""
+
+    d_model: int
+    heads: int
+    ffn: int
+    dropout: float
+    norm: str
+    attention_dropout: float
+    activation_dropout: float
+
+
 class Attention(nn.Module):
     """Multi-head attention in three parts, so that projections run on packed and mixing on padded rows."""
 
-    def __init__(self, d_model: int, heads: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
-        self.out = nn.Linear(d_model, d_model)
+        width = shape.d_model
+        self.heads, self.dropout = shape.heads, shape.attention_dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
 
     def split(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each (B, heads, S, d / heads), of a projection (B, S, 2 d)."""
@@ -102,21 +137,25 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, T, d), before the output projection, of queries (B, T, d); mask (B, 1, 1, S): which keys to see."""
         query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
         return mixed.transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Sequential):
-    def __init__(self, d_model: int, ffn: int) -> None:
-        super().__init__(nn.Linear(d_model, ffn), nn.ReLU(), nn.Linear(ffn, d_model))
+    def __init__(self, shape: Shape) -> None:
+        activation: nn.Module = nn.ReLU()
+        if shape.activation_dropout:
+            activation = nn.Sequential(activation, nn.Dropout(shape.activation_dropout))
+        super().__init__(nn.Linear(shape.d_model, shape.ffn), activation, nn.Linear(shape.ffn, shape.d_model))
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, d_model: int, heads: int, ffn: int, dropout: float) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(d_model), Attention(d_model, heads)
-        self.ffn_norm, self.ffn = nn.LayerNorm(d_model), FeedForward(d_model, ffn)
-        self.dropout = nn.Dropout(dropout)
+        self.attention_norm, self.attention = make_norm(shape.norm, shape.d_model), Attention(shape)
+        self.ffn_norm, self.ffn = make_norm(shape.norm, shape.d_model), FeedForward(shape)
+        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x: Tensor, rows: Packing) -> Tensor:
         """x: (N, d), the packed real tokens."""
@@ -128,12 +167,12 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, d_model: int, heads: int, ffn: int, dropout: float) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(d_model), Attention(d_model, heads)
-        self.cross_norm, self.cross = nn.LayerNorm(d_model), Attention(d_model, heads)
-        self.ffn_norm, self.ffn = nn.LayerNorm(d_model), FeedForward(d_model, ffn)
-        self.dropout = nn.Dropout(dropout)
+        self.attention_norm, self.attention = make_norm(shape.norm, shape.d_model), Attention(shape)
+        self.cross_norm, self.cross = make_norm(shape.norm, shape.d_model), Attention(shape)
+        self.ffn_norm, self.ffn = make_norm(shape.norm, shape.d_model), FeedForward(shape)
+        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x: Tensor, rows: Packing, memory: Tensor, sources: Packing) -> Tensor:
         """x: (N, d), the packed target tokens; memory: (M, d), the packed source tokens."""
@@ -191,6 +230,13 @@ class Transformer(nn.Module):
         vocab_size, d_model, heads, ffn, encoder_layers, decoder_layers: sizes; heads divides d_model.
         dropout: on the embeddings and on the output of every sub-layer.
         pad_id: the id that fills rows; it is masked in attention and its embedding stays zero.
+        norm: layernorm, layernorm-plain, rmsnorm or scalenorm.
+        embedding_norm: whether such a norm also follows the embeddings of either side, positions included.
+        embeddings: tied (one matrix for source, target and output), decoder-tied (one for target and output, one for
+            the source) or separate (three).
+        attention_dropout: on the attention weights. activation_dropout: within the feed-forward layers.
+        checkpoint_activations: in training every layer keeps its input alone and is computed again in the backward
+            pass (Chen et al., 2016): the same gradients with less memory in more time.
     """
 
     def __init__(
@@ -203,50 +249,82 @@ class Transformer(nn.Module):
         decoder_layers: int,
         dropout: float,
         pad_id: int = 0,
+        *,
+        norm: str = "layernorm",
+        embedding_norm: bool = False,
+        embeddings: str = "tied",
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        self.pad_id = pad_id
+        self.pad_id, self.checkpoint_activations = pad_id, checkpoint_activations
         self.scale = math.sqrt(d_model)
+        shape = Shape(d_model, heads, ffn, dropout, norm, attention_dropout, activation_dropout)
         self.embedding = nn.Embedding(vocab_size, d_model, padding_idx=pad_id)
-        self.encoder = nn.ModuleList(EncoderLayer(d_model, heads, ffn, dropout) for _ in range(encoder_layers))
-        self.encoder_norm = nn.LayerNorm(d_model)
-        self.decoder = nn.ModuleList(DecoderLayer(d_model, heads, ffn, dropout) for _ in range(decoder_layers))
-        self.decoder_norm = nn.LayerNorm(d_model)
+        self.source_embedding = None if embeddings == "tied" else nn.Embedding(vocab_size, d_model, padding_idx=pad_id)
+        self.output = nn.Linear(d_model, vocab_size, bias=False) if embeddings == "separate" else None
+        self.source_norm = make_norm(norm, d_model) if embedding_norm else nn.Identity()
+        self.target_norm = make_norm(norm, d_model) if embedding_norm else nn.Identity()
+        self.encoder = nn.ModuleList(EncoderLayer(shape) for _ in range(encoder_layers))
+        self.encoder_norm = make_norm(norm, d_model)
+        self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(decoder_layers))
+        self.decoder_norm = make_norm(norm, d_model)
         self.dropout = nn.Dropout(dropout)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        # Tied with the output projection: rows of norm about 1 give unit-scale inputs (after self.scale) and logits.
-        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
-        with torch.no_grad():
-            self.embedding.weight[pad_id].zero_()
+        for table in (self.embedding, self.source_embedding, self.output):
+            if table is not None:  # rows of norm about 1 give unit-scale inputs (after self.scale) and logits
+                nn.init.normal_(table.weight, std=d_model**-0.5)
+            if isinstance(table, nn.Embedding):
+                with torch.no_grad():
+                    table.weight[pad_id].zero_()
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compiles every layer (torch.compile), all layers of a stack to the same code.
+
+        How many cells of a batch are real is known only when its mask is looked at, which no compiled code can do. The
+        layers work on cells that are packed already: the numbers of cells, rows and columns are sizes of their inputs.
+        """
+        for layer in (*self.encoder, *self.decoder):
+            layer.compile(dynamic=True, backend=backend)
 
     def _decoder_layers(self) -> Iterable[DecoderLayer]:
         return cast(Iterable[DecoderLayer], self.decoder)
 
-    def embed(self, ids: Tensor, start: int = 0) -> Tensor:
-        x = self.embedding(ids) * self.scale
-        return self.dropout(x + sinusoids(ids.shape[1], x.shape[-1], start, ids.device).to(x.dtype))
+    def _layer(self, layer: nn.Module, x: Tensor, *context: Tensor | Packing) -> Tensor:
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, x, *context, use_reentrant=False))
+        return cast(Tensor, layer(x, *context))
+
+    def _embed(self, ids: Tensor, table: nn.Embedding, norm: nn.Module, start: int = 0) -> Tensor:
+        x = table(ids) * self.scale
+        x = norm(x + sinusoids(ids.shape[1], x.shape[-1], start, ids.device).to(x.dtype))
+        return cast(Tensor, self.dropout(x))
+
+    def _embed_target(self, ids: Tensor, start: int = 0) -> Tensor:
+        return self._embed(ids, self.embedding, self.target_norm, start)
 
     def _encode(self, source: Tensor) -> tuple[Tensor, Packing]:
         rows = Packing(source != self.pad_id)
-        x = rows.pack(self.embed(source))
+        x = rows.pack(self._embed(source, self.source_embedding or self.embedding, self.source_norm))
         for layer in self.encoder:
-            x = layer(x, rows)
+            x = self._layer(layer, x, rows)
         return self.encoder_norm(x), rows
 
     def hidden(self, source: Tensor, target_in: Tensor) -> Tensor:
         """Packed decoder states (N, d) before the output projection: the N real cells of target_in, row after row."""
         memory, sources = self._encode(source)
         rows = Packing(target_in != self.pad_id)
-        x = rows.pack(self.embed(target_in))
+        x = rows.pack(self._embed_target(target_in))
         for layer in self.decoder:
-            x = layer(x, rows, memory, sources)
+            x = self._layer(layer, x, rows, memory, sources)
         return self.decoder_norm(x)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (.., V) of hidden states (.., d)."""
-        return F.linear(hidden, self.embedding.weight)
+        return F.linear(hidden, (self.output or self.embedding).weight)
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
         """Logits (B, T, V), zero in the padding."""
@@ -265,7 +343,7 @@ class Transformer(nn.Module):
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Logits (B, V) after the tokens (B,) int64 (bos first); the state is advanced in place. No dropout."""
-        x = self.embed(tokens[:, None], state.length)
+        x = self._embed_target(tokens[:, None], state.length)
         past: list[tuple[Tensor, Tensor]] = []
         for i, layer in enumerate(self._decoder_layers()):
             x, cache = layer.step(x, state.memory[i], state.mask, state.past[i] if state.past else None)

@@ -10,8 +10,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -102,6 +102,12 @@ def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
         shape.decoder_layers,
         shape.dropout,
         tokenizer.pad_id,
+        norm=shape.norm,
+        embedding_norm=shape.embedding_norm,
+        embeddings=shape.embeddings,
+        attention_dropout=shape.attention_dropout,
+        activation_dropout=shape.activation_dropout,
+        checkpoint_activations=config.train.checkpoint_activations,
     )
 
 
@@ -119,13 +125,42 @@ def validation_tokens(
     return tokens, {task: dict(left_out) for task, (_, left_out) in found.items() if left_out}
 
 
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What train.precision means for a forward pass."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compiles a trifle, so that what is missing is said before anything is trained."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # no C++ compiler, no Triton, a Python that is too new: each raises its own
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"torch.compile does not work here: {reason}; leave out train.compile") from error
+
+
+def micro_batches(chosen: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+    """The rows of ``chosen`` dealt out to ``count`` batches, or fewer where there are fewer rows."""
+    batches: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
+    first = 0  # tasks of few rows begin at different batches
+    for task, rows in chosen.items():
+        for i, batch in enumerate(batches):
+            part = rows[(i - first) % count :: count]
+            if len(part):
+                batch[task] = part
+        first += len(rows)
+    return [batch for batch in batches if batch]
+
+
 def task_losses(
-    model: Transformer, batch: Batch, tokens: dict[str, int], smoothing: float
+    model: Transformer, batch: Batch, tokens: Mapping[str, int], smoothing: float
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """{task: (smoothed sum, nll sum)} of a batch that holds tokens[task] target tokens of each task, in that order."""
-    real = batch.target_out != model.pad_id
-    hidden = model.hidden(batch.source, batch.target_in)  # packed: as target_out[real]
-    smoothed, nll = token_losses(model.project(hidden).float(), batch.target_out[real], smoothing)
+    hidden = model.hidden(batch.source, batch.target_in)  # packed, as the targets
+    targets = batch.target_out[batch.target_out != model.pad_id]
+    smoothed, nll = token_losses(model.project(hidden).float(), targets, smoothing)
     counts = list(tokens.values())
     parts = zip(tokens, smoothed.split(counts), nll.detach().split(counts), strict=True)
     return {task: (s.sum(), n.sum()) for task, s, n in parts}
@@ -148,7 +183,7 @@ def build_optimizer(config: Config, model: nn.Module, tasks: list[str]) -> cats.
         model.parameters(),
         lr=config.train.lr,
         betas=(config.train.betas[0], config.train.betas[1]),
-        eps=1e-9,
+        eps=config.train.eps,
         weight_decay=config.train.weight_decay,
         fused=True,
     )
@@ -239,8 +274,12 @@ class Trainer:
         self.model = build_model(config, tokenizer).to(self.device)
         if config.train.init_from and not resume:
             warmstart.fill(self.model, tokenizer, config)
+        if config.train.compile:
+            check_compiler(self.device)
+            self.model.compile_layers()
         self.tasks = [task.name for task in corpus.tasks]
         self.optimizer = build_optimizer(config, self.model, self.tasks)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
         self.sampler = Sampler(
             self.training.lengths(),
             mixture=mixture(config, self.tasks),
@@ -288,6 +327,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),  # empty but for fp16
             "digest": self.digest,
             "step": self.step,
             "seconds": self.seconds,
@@ -324,6 +364,7 @@ class Trainer:
                 raise UserError(f"{self.out}: the corpus is not the one this run was started on; start a new run")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             self.waited, self.since_log, self.logged_at = state["waited"], state["since_log"], state["logged_at"]
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -333,13 +374,15 @@ class Trainer:
         if problem:
             print(f"cats: {problem}; going on from the one before it, of update {self.step}", file=sys.stderr)
 
-    def losses(self, chosen: dict[str, np.ndarray], normaliser: int | None) -> dict[str, Tensor]:
-        """{task: loss} of one joint forward: the mean over the task's own tokens, or its sum over ``normaliser``."""
-        batch = self.training.batch(chosen)
+    def losses(self, chosen: Mapping[str, np.ndarray], normalisers: Mapping[str, int]) -> dict[str, Tensor]:
+        """{task: loss} of one joint forward: the sum over the task's tokens, divided by normalisers[task]."""
+        config = self.config.train
         tokens = {task: self.training.target_tokens({task: rows}) for task, rows in chosen.items()}
-        found = task_losses(self.model, batch, tokens, self.config.train.label_smoothing)
-        self.unread += [(task, nll, tokens[task]) for task, (_, nll) in found.items()]
-        return {task: loss / (normaliser or tokens[task]) for task, (loss, _) in found.items()}
+        batch = self.training.batch(chosen)
+        with autocast(config.precision, self.device):
+            sums = task_losses(self.model, batch, tokens, config.label_smoothing)
+        self.unread += [(task, nll, tokens[task]) for task, (_, nll) in sums.items()]
+        return {task: loss / normalisers[task] for task, (loss, _) in sums.items()}
 
     def read_losses(self) -> None:
         """Adds up the losses of the last updates, which waits for the device: not after each of them."""
@@ -356,6 +399,44 @@ class Trainer:
         self.optimizer = build_optimizer(self.config, self.model, self.tasks)
         self.waited = 0
 
+    def backward(self, chosen: Mapping[str, np.ndarray]) -> None:
+        """The gradient of the batch ``chosen``: each task's loss is the mean over its tokens.
+
+        The batch goes through in train.accumulate parts. Their losses are sums, divided by the tokens of the whole
+        batch, so that the parts add up to what the batch gives at once.
+        """
+        optimizer, parts = self.optimizer, self.config.train.accumulate
+
+        def loss_of(task: str, rows: np.ndarray, tokens: int) -> Callable[[], Tensor]:
+            return lambda: self.losses({task: rows}, {task: tokens})[task]
+
+        if optimizer.needs_task_gradients and optimizer.weighting.cross_batch:
+            # Two independent halves, each with its own mean; a task with one sentence has none.
+            pairs: list[dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]] = [{} for _ in range(parts)]
+            for task, rows in chosen.items():
+                halves = rows[::2], rows[1::2]
+                tokens = [self.training.target_tokens({task: half}) for half in halves]
+                count = min(parts, len(halves[1]))
+                for i in range(count):
+                    first, second = (loss_of(task, half[i::count], n) for half, n in zip(halves, tokens, strict=True))
+                    pairs[i][task] = first, second
+            if not pairs[0]:
+                raise UserError(
+                    "method.cross_batch needs two sentences of a task in a batch; raise sampling.batch_tokens"
+                )
+            for losses in filter(None, pairs):
+                optimizer.backward(losses, scaler=self.scaler)
+            return
+        normalisers = {task: self.training.target_tokens({task: rows}) for task, rows in chosen.items()}
+        if self.config.method.name == "static" and self.config.method.weights == "tokens":
+            normalisers = dict.fromkeys(chosen, sum(normalisers.values()))
+        for part in micro_batches(chosen, parts):
+            if optimizer.needs_task_gradients:
+                each = {task: loss_of(task, rows, normalisers[task]) for task, rows in part.items()}
+                optimizer.backward(each, scaler=self.scaler)
+            else:  # one forward and one backward for all
+                optimizer.backward(self.losses(part, normalisers), scaler=self.scaler)
+
     def update(self) -> None:
         """One step of Algorithm 1. The optimizer knows whether it is an inner one or also moves alpha."""
         config = self.config
@@ -369,32 +450,21 @@ class Trainer:
             warmup=config.train.warmup,
             steps=config.train.pretrain_steps if pretraining else config.train.steps - begun,
             schedule=config.train.schedule,
+            start=config.train.warmup_start,
+            d_model=config.model.d_model,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed((config.train.seed << 32) + self.step + 1)  # dropout: a function of (seed, step)
-        chosen = self.sampler.batch(self.step)
-        normaliser = None
-        if config.method.name == "static" and config.method.weights == "tokens":
-            normaliser = self.training.target_tokens(chosen)
-
-        def loss_of(task: str, rows: np.ndarray) -> Callable[[], Tensor]:
-            return lambda: self.losses({task: rows}, normaliser)[task]
-
-        if not self.optimizer.needs_task_gradients:
-            self.optimizer.backward(self.losses(chosen, normaliser))  # one forward and one backward for all
-        elif config.method.cross_batch:  # two independent halves; a task with one sentence has none
-            self.optimizer.backward(
-                {t: (loss_of(t, rows[::2]), loss_of(t, rows[1::2])) for t, rows in chosen.items() if len(rows) > 1}
-            )
-        else:
-            self.optimizer.backward({task: loss_of(task, rows) for task, rows in chosen.items()})
+        self.backward(self.sampler.batch(self.step))
         if config.train.clip:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip)
         try:
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
         except cats.NonFiniteError as error:
             raise UserError(f"{self.out}: training diverged: {error}; try a lower train.lr") from None
+        self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
 
