@@ -46,6 +46,7 @@ examples:
   cats train                                        CATS on the built-in corpus
   cats train --method static --temperature 5        the usual baseline: sampling with T = 5
   cats train --data my/corpus --set model.d_model=512 --set train.steps=50000
+  cats train --data ted --preset ted                the model and the schedule of a paper
   cats train --config runs/NAME/config.toml         the same run again
   cats train --resume runs/NAME                     go on after Ctrl-C or a crash, bit for bit
   cats train --init-from runs/NAME --data more      fine-tune the best model of a run
@@ -237,7 +238,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _train_arguments(parser: Parser) -> None:
-    from cats.nmt.config import Config, describe
+    from cats.nmt.config import Config, describe, presets
 
     default = Config()
     parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in one)")
@@ -247,6 +248,9 @@ def _train_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--steps", metavar="N", help=f"updates of the model (default: {default.train.steps})")
     parser.add_argument("--seed", metavar="S", help=f"default: {default.train.seed}")
+    parser.add_argument(
+        "--preset", metavar="NAME", help=f"settings of {', '.join(presets())}; a --config and options win"
+    )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings; options given beside it win")
     parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
     parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
@@ -267,7 +271,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.resume:
         given = [
             name
-            for name in (*SHORTHANDS, "data", "config", "out", "init_from", "overrides")
+            for name in (*SHORTHANDS, "data", "preset", "config", "out", "init_from", "overrides")
             if getattr(args, name) is not None
         ]
         if given:
@@ -289,15 +293,17 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _configured(args: argparse.Namespace) -> Config:
-    """The settings that `cats train` was given: --config, then the options with names of their own, then --set."""
-    from cats.nmt.config import Config, apply_overrides, read_config, replace
+    """The settings that `cats train` was given: --preset, --config, the options with names of their own, --set."""
+    from cats.nmt.config import Config, apply_overrides, read_config, read_preset, replace
 
-    config = read_config(args.config) if args.config else Config()
+    config = Config() if args.preset is None else read_preset(args.preset)
+    if args.config:
+        config = read_config(args.config, config)
     if args.init_from is not None:
         run = Path(args.init_from)
         if not (run / "config.toml").is_file():
             raise UserError(f"{run} is no run directory: it holds no config.toml")
-        if not args.config:
+        if not args.config and args.preset is None:
             there = read_config(run / "config.toml")
             config = dataclasses.replace(config, model=there.model, tokenizer=there.tokenizer)
         config = replace(config, {"train.init_from": args.init_from})

@@ -214,6 +214,20 @@ def test_names_under_runs_and_what_is_printed(
     assert cli._new_run(None, config.Config()) == Path("runs/cldr-related-ted-cats-seed1")
 
 
+def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "unknown preset 'opus-100' (did you mean opus100?); there are base" in refused(
+        "train", "--preset", "opus-100"
+    )
+    message = refused("train", "--resume", tmp_path, "--preset", "ted")
+    assert message.endswith("leave out --preset, or start a new run")
+    (tmp_path / "mine.toml").write_text("[train]\nlr = 1e-3\nsteps = 7\n")
+    parser = cli.Parser("cats train", "")
+    cli._train_arguments(parser)
+    given = ["--preset", "ted", "--config", str(tmp_path / "mine.toml"), "--steps", "9", "--set", "model.heads=8"]
+    found = cli._configured(parser.parse(given))
+    assert (found.model.ffn, found.train.lr, found.train.steps, found.model.heads) == (1024, 1e-3, 9, 8)
+
+
 def test_an_existing_directory_is_left_alone(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     toy, run = trained / "toy", trained / "run"
     before = sorted(path.name for path in run.rglob("*"))

@@ -6,8 +6,10 @@ import dataclasses
 import inspect
 import math
 import tomllib
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import cats
 from cats.nmt import config as c
@@ -197,6 +199,45 @@ def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
 def test_ranges_that_span_settings_see_all_changes_at_once():
     config = c.apply_overrides(c.Config(), ["model.heads=3", "model.d_model=96"])
     assert (config.model.heads, config.model.d_model) == (3, 96)
+
+
+def test_the_preset_tiny_is_the_default():
+    assert c.read_preset("tiny") == c.Config()
+    text = c.presets()["tiny"].read_text(encoding="utf-8")
+    assert {f"{section}.{key}" for section, keys in tomllib.loads(text).items() for key in keys} >= {
+        "model.d_model",
+        "train.steps",
+    }
+
+
+@pytest.mark.parametrize("name", c.presets())
+def test_a_preset_says_where_it_is_from_and_can_be_written_back(name, tmp_path):
+    """Every size of the model stands in it: a change of the defaults must not change a published model."""
+    text = c.presets()[name].read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    sizes = {"d_model", "heads", "ffn", "encoder_layers", "decoder_layers", "dropout"}
+    assert sizes <= tomllib.loads(text)["model"].keys() and "vocab_size" in tomllib.loads(text)["tokenizer"]
+    assert c.read_config(written(tmp_path, c.to_toml(c.read_preset(name)))) == c.read_preset(name)
+
+
+# Parameters in millions, of the whole model or without its embeddings, as their papers have them.
+PUBLISHED = {"ted": (31.5, False), "opus100": (110, True), "order-matters-3": (55, True), "wide-300m": (300, True)}
+
+
+@pytest.mark.parametrize("name", c.presets())
+def test_the_model_of_a_preset_has_its_published_size(name):
+    from cats.nmt.train import build_model
+
+    config = c.read_preset(name)
+    with torch.device("meta"):
+        model = build_model(config, SimpleNamespace(vocab_size=config.tokenizer.vocab_size, pad_id=0))
+    count = sum(p.numel() for p in model.parameters())
+    tables = {"tied": 1, "decoder-tied": 2, "separate": 3}[config.model.embeddings]
+    body = count - tables * config.tokenizer.vocab_size * config.model.d_model
+    assert {p.device.type for p in model.parameters()} == {"meta"} and body > 0
+    if name in PUBLISHED:
+        expected, whole = PUBLISHED[name]
+        assert (count if whole else body) / 1e6 == pytest.approx(expected, rel=0.01)
 
 
 def test_the_trainers_defaults_for_cats_are_the_librarys():

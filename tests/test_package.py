@@ -204,10 +204,11 @@ def test_the_wheel_holds_every_module_and_nothing_else(root: Path, wheel: Path) 
         assert "cats = cats.cli:main" in archive.read(entry).decode()
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
     library = {str(path.relative_to(root)) for path in (root / "cats").rglob("*.py")}
+    presets = {str(path.relative_to(root)) for path in (root / "cats/nmt/presets").glob("*.toml")}
     kernels = {f"cats/{path.relative_to(root)}" for path in (root / "kernels").rglob("*.py")}
     module = {name for name in held if re.fullmatch(r"cats/_native\.\S+\.so", name)}
     assert len(module) == 1, "a C++ compiler is part of what the tests need"
-    assert held == library | kernels | module | {"cats/py.typed", "cats/_native.pyi", "cats/_build.py"}
+    assert held == library | presets | kernels | module | {"cats/py.typed", "cats/_native.pyi", "cats/_build.py"}
 
 
 def test_an_installed_library_takes_its_own_kernels(wheel: Path, tmp_path: Path) -> None:

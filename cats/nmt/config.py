@@ -281,8 +281,8 @@ TYPE_NAMES = {
 }
 
 
-def read_config(path: Path | str) -> Config:
-    """Reads a TOML file; settings that it leaves out keep their defaults.
+def read_config(path: Path | str, base: Config | None = None) -> Config:
+    """Reads a TOML file; settings that it leaves out are those of ``base``, or the defaults.
 
     Raises:
         UserError: the file cannot be read, is not TOML, or holds an unknown section, key, choice or type.
@@ -304,7 +304,24 @@ def read_config(path: Path | str) -> Config:
         if not isinstance(table, dict):
             raise UserError(f"{path}: '{section}' is a section: write [{section}] and its settings below")
         values.update({f"{section}.{key}": value for key, value in table.items()})
-    return replace(Config(), values, where=str(path))
+    return replace(base or Config(), values, where=str(path))
+
+
+def presets() -> dict[str, Path]:
+    """The files of settings that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).with_name("presets").glob("*.toml"))}
+
+
+def read_preset(name: str) -> Config:
+    """The settings of a preset.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = presets()
+    if name not in known:
+        raise UserError(f"unknown preset '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+    return read_config(known[name])
 
 
 def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
