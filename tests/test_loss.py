@@ -23,6 +23,16 @@ def test_fairseq_smoothing_is_torchs_with_the_mass_rescaled():
     torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("target", "smoothing", "expected"),
+    [(0, 0.1, 0.551266), (1, 0.1, 2.237721), (0, 0.0, 0.356675), (1, 0.4, 2.043130)],
+)
+def test_smoothed_losses_by_hand(target: int, smoothing: float, expected: float):
+    """0.9 ln(1 / 0.7) + 0.1 ln(1 / 0.1), and so on: the wrong tokens share what the right one gives away."""
+    logits = torch.tensor([[0.7, 0.1, 0.1, 0.1]], dtype=torch.float64).log()
+    assert float(token_losses(logits, torch.tensor([target]), smoothing)[0]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_no_smoothing_is_the_nll():
     smoothed, nll = token_losses(*data(), 0.0)
     assert torch.equal(smoothed, nll)

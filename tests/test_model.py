@@ -147,6 +147,25 @@ def test_recomputed_layers_have_the_same_gradients(model, monkeypatch):
     assert len(calls) == 3  # and is not where there is no backward pass
 
 
+def test_recomputed_layers_keep_less():
+    batch = collate(SOURCES, TARGETS, [2] * len(SOURCES))
+    kept = []
+    for recompute in (False, True):
+        model = Transformer(50, 32, 4, 64, 4, 4, dropout=0.1, checkpoint_activations=recompute).train()
+        own = {p.data_ptr() for p in model.parameters()}
+        seen: dict[int, torch.Tensor] = {}  # held, or addresses would be used again
+
+        def note(tensor: torch.Tensor, own: set[int] = own, seen: dict[int, torch.Tensor] = seen) -> torch.Tensor:
+            if tensor.data_ptr() not in own:
+                seen[tensor.data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model.hidden(batch.source, batch.target_in)
+        kept.append(sum(tensor.nbytes for tensor in seen.values()))
+    assert kept[1] < kept[0] / 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_layers_are_as_the_others_and_not_compiled_without_end(backend):

@@ -126,7 +126,7 @@ def validation_tokens(
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What train.precision means for a forward pass."""
+    """What train.precision means for a forward pass in training; validation and translation are in float32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
