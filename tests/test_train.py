@@ -420,16 +420,3 @@ def test_updates_do_not_wait_for_the_device(corpus, tmp_path, monkeypatch):
     record = trainer.log()
     assert set(record["losses"]) == {"xa", "xb"} and record["losses"]["xa"] > 0
     assert trainer.unread == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_tag_selects_what_is_learnt(corpus, tmp_path, seed):
-    """Copying and reversing the same words: only possible with working tags, positions, masks and cache."""
-    from cats.nmt.evaluate import evaluate
-
-    long = ["train.steps=900", "train.validate_every=100", "train.warmup=50", "train.lr=4e-3", "model.dropout=0"]
-    bigger = ["model.d_model=64", "model.encoder_layers=2", "model.decoder_layers=2", "sampling.temperature=5"]
-    train(settings(corpus, *long, *bigger, "sampling.batch_tokens=400", f"train.seed={seed}"), tmp_path / "run")
-    scores = evaluate(tmp_path / "run")
-    assert scores["languages"]["xa"]["chrf"] > 90
