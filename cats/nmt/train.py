@@ -278,8 +278,7 @@ class Trainer:
             check_compiler(self.device)
             self.model.compile_layers()
         self.tasks = [task.name for task in corpus.tasks]
-        self.optimizer = build_optimizer(config, self.model, self.tasks)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
+        self.start_anew()
         self.sampler = Sampler(
             self.training.lengths(),
             mixture=mixture(config, self.tasks),
@@ -397,6 +396,7 @@ class Trainer:
     def start_anew(self) -> None:
         """The optimizer, the weights of the tasks and train.patience as before the first update; the model stays."""
         self.optimizer = build_optimizer(self.config, self.model, self.tasks)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.train.precision == "fp16")
         self.waited = 0
 
     def backward(self, chosen: Mapping[str, np.ndarray]) -> None:
