@@ -300,7 +300,7 @@ def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size
     encoders.finish()
     names = [f"{task.name}.{number}" for number in numbers]
     marks = [_read_json(folder / f"{name}.json") for name in names]
-    _join(folder, names, task.name, vocab_size)
+    _join(folder, names, task.name, marks, vocab_size)
     left_out = Counter[str]()
     for mark in marks:
         left_out.update(mark["left_out"])
@@ -320,22 +320,20 @@ def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size
     return entry
 
 
-def _join(folder: Path, names: list[str], task: str, vocab_size: int) -> None:
-    """One shard of the blocks, copied one after the other."""
-    parts = [Shard.open(folder, name) for name in names]
-    tokens = sum(len(part.tokens) for part in parts)
-    sides = sum(len(part.offsets) - 1 for part in parts)
+def _join(folder: Path, names: list[str], task: str, marks: list[dict[str, Any]], vocab_size: int) -> None:
+    """One shard of the blocks, read and copied one after the other."""
     with atomic_file(folder / f"{task}.tokens.npy") as file:
-        _header(file, id_type(vocab_size), tokens)
-        for part in parts:
-            file.write(part.tokens.tobytes())
+        _header(file, id_type(vocab_size), sum(mark["tokens"] for mark in marks))
+        for name in names:
+            file.write(np.load(folder / f"{name}.tokens.npy", allow_pickle=False).tobytes())
     with atomic_file(folder / f"{task}.offsets.npy") as file:
-        _header(file, np.int64, sides + 1)
+        _header(file, np.int64, 2 * sum(mark["kept"] for mark in marks) + 1)
         file.write(np.zeros(1, dtype=np.int64).tobytes())
         start = 0
-        for part in parts:
-            file.write((part.offsets[1:] + start).tobytes())
-            start += len(part.tokens)
+        for name, mark in zip(names, marks, strict=True):
+            offsets = np.load(folder / f"{name}.offsets.npy", allow_pickle=False)
+            file.write((offsets[1:] + start).tobytes())
+            start += mark["tokens"]
 
 
 def _header(file: BinaryIO, kind: type[np.generic], count: int) -> None:
@@ -405,5 +403,5 @@ def _encode_block(folder: Path, task: str, number: int, target: str, block: list
     shard, left_out = encode(block, tokenizer, target, limits)
     name = f"{task}.{number}"
     shard.save(folder, name)
-    mark = {"format": FORMAT, "kept": len(shard), "left_out": dict(left_out)}
+    mark = {"format": FORMAT, "kept": len(shard), "tokens": len(shard.tokens), "left_out": dict(left_out)}
     atomic_write(folder / f"{name}.json", json.dumps(mark))
