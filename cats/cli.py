@@ -397,9 +397,7 @@ def _translate(args: argparse.Namespace) -> None:
             tokenizer,
             lines,
             args.to,
-            beam=search.beam,
-            length_penalty=search.length_penalty,
-            batch_tokens=search.batch_tokens,
+            **dataclasses.asdict(search),
         )
         sys.stdout.buffer.write("".join(f"{line}\n" for line in translations).encode())
         sys.stdout.buffer.flush()

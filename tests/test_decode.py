@@ -1,13 +1,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cats.nmt.decode import beam_search, translate
+from cats.nmt.decode import beam_search, draw, translate, translations
 from cats.nmt.errors import UserError
-from cats.nmt.model import Transformer, collate
+from cats.nmt.loss import line_nll
+from cats.nmt.model import Transformer, collate, pad
 from cats.nmt.tokenizer import Tokenizer
 
 PAD, BOS, EOS, A, B = range(5)
@@ -45,11 +47,15 @@ class State:
     def __init__(self, rows):
         self.rows = rows
 
-    def select(self, index):
-        return State([self.rows[i] for i in index.tolist()])
+    def select(self, index, places, sentences=None):
+        rows = [self.rows[i] for i in index.tolist()]
+        # Rows of a sentence stand together, as many as it has places.
+        of_row = places.mask.nonzero()[:, 0].tolist()
+        assert len({(key, i) for i, (key, _) in zip(of_row, rows, strict=True)}) == len(places.mask)
+        return State(rows)
 
 
-def search(model, keys=(7,), limit=10, beam=2, length_penalty=0.0, forbidden=(PAD, BOS)):
+def search_all(model, keys=(7,), limit=10, beam=2, length_penalty=0.0, forbidden=(PAD, BOS), **options):
     limits = torch.full((len(keys),), limit) if isinstance(limit, int) else torch.tensor(limit)
     return beam_search(
         model,
@@ -60,7 +66,13 @@ def search(model, keys=(7,), limit=10, beam=2, length_penalty=0.0, forbidden=(PA
         forbidden=list(forbidden),
         beam=beam,
         length_penalty=length_penalty,
+        **options,
     )
+
+
+def search(*arguments, **options):
+    """The ids of the best hypotheses."""
+    return [hypotheses[0][0] for hypotheses in search_all(*arguments, **options)]
 
 
 def tree(table):
@@ -93,6 +105,22 @@ SHORT_OR_LONG = tree({"": {"a": 0.5, "b": 0.5}, "b": {"b": 0.8, "a": 0.2}})
 )
 def test_length_penalty(length_penalty, best):
     assert search(Table(SHORT_OR_LONG), beam=3, length_penalty=length_penalty) == [best]
+
+
+# By hand: "a$" has log .5 = -.6931, "bb$" log .4 = -.9163. At p = 1: -.6931 / (7/6) = -.5941 > -.9163 / (8/6) = -.6872,
+# but -.6931 / 2 = -.3466 < -.9163 / 3 = -.3054.
+@pytest.mark.parametrize(
+    "penalty, best, second",
+    [("google", ([A], -0.5941), ([B, B], -0.6872)), ("fairseq", ([B, B], -0.3054), ([A], -0.3466))],
+)
+def test_both_penalties_and_the_two_best(penalty, best, second):
+    (found,) = search_all(Table(SHORT_OR_LONG), beam=3, length_penalty=1.0, penalty=penalty, nbest=2)
+    assert [ids for ids, _ in found] == [best[0], second[0]]
+    assert [score for _, score in found] == pytest.approx([best[1], second[1]], abs=1e-4)
+
+
+def test_there_may_be_fewer_than_nbest():
+    assert [ids for ids, _ in search_all(Table(tree({})), beam=4, nbest=4)[0]] == [[]]  # only "$" is possible
 
 
 def test_search_goes_on_while_a_longer_hypothesis_can_win():
@@ -178,8 +206,8 @@ def test_a_beam_for_everything_is_exhaustive_search(seed, length_penalty):
     assert search(model, keys, limit=5, beam=2**5, length_penalty=length_penalty) == expected
 
 
-def reference_beam(model, key, limit, beam, length_penalty):
-    """The search as the docstring tells it, one hypothesis at a time, without any early stop."""
+def reference_beam(model, key, limit, beam, length_penalty, penalty="google"):
+    """All that end in the search as the docstring tells it, one at a time, without any early stop; the best first."""
     live, ended = [((), 0.0)], []
     for length in range(1, limit + 1):
         allowed = [EOS] if length == limit else [EOS, A, B]
@@ -191,20 +219,26 @@ def reference_beam(model, key, limit, beam, length_penalty):
         grown = sorted(grown, key=lambda item: -item[1])[: beam - len(ended)]
         ended += [item for item in grown if item[0][-1] == EOS]
         live = [item for item in grown if item[0][-1] != EOS]
-    best = max(ended, key=lambda item: item[1] / ((5 + len(item[0])) / 6) ** length_penalty)
-    return list(best[0][:-1])
+    divisor = {"google": lambda n: (5 + n) / 6, "fairseq": lambda n: n}[penalty]
+    scored = [(list(ids[:-1]), total / divisor(len(ids)) ** length_penalty) for ids, total in ended]
+    return sorted(scored, key=lambda item: -item[1])
 
 
+@pytest.mark.parametrize("penalty", ["google", "fairseq"])
 @pytest.mark.parametrize("beam", [1, 2, 3, 4])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0, -1.0])
-def test_equals_beam_search_one_hypothesis_at_a_time(beam, length_penalty):
+def test_equals_beam_search_one_hypothesis_at_a_time(beam, length_penalty, penalty):
     model = random_model(11)
     keys = tuple(range(5, 45))
     limits = [1 + key % 9 for key in keys]
-    expected = [
-        reference_beam(model, key, limit, beam, length_penalty) for key, limit in zip(keys, limits, strict=True)
-    ]
-    assert search(model, keys, limit=limits, beam=beam, length_penalty=length_penalty) == expected
+    for nbest in {1, beam}:
+        found = search_all(
+            model, keys, limit=limits, beam=beam, length_penalty=length_penalty, penalty=penalty, nbest=nbest
+        )
+        for key, limit, hypotheses in zip(keys, limits, found, strict=True):
+            expected = reference_beam(model, key, limit, beam, length_penalty, penalty)[:nbest]
+            assert [ids for ids, _ in hypotheses] == [ids for ids, _ in expected]
+            assert [x for _, x in hypotheses] == pytest.approx([x for _, x in expected], rel=1e-5)  # float32 sums
 
 
 def test_dead_hypotheses_cost_nothing():
@@ -212,6 +246,43 @@ def test_dead_hypotheses_cost_nothing():
     search(model, keys=(7, 8), beam=2, length_penalty=0.0)
     assert model.rows[0] == 2  # one hypothesis a sentence to begin with, not two
     assert max(model.rows) == 4
+
+
+# Sampling.
+
+
+def drawn(model, count, limit=10, temperature=1.0, top_k=0, top_p=1.0):
+    u = torch.tensor(np.random.default_rng(0).random((count, limit)))
+    limits, source = torch.full((count,), limit), torch.full((count, 1), 7)
+    return draw(model, source, limits, u, temperature, top_k, top_p, start=BOS, eos_id=EOS, forbidden=[PAD, BOS])
+
+
+@pytest.mark.parametrize(
+    "options, share",
+    [
+        ({}, {"a": 0.6 * 0.4, "aa": 0.6 * 0.3, "ab": 0.6 * 0.3, "bb": 0.4 * 0.9, "b": 0.4 * 0.1}),
+        # Squared and divided by their sum: a .36/.52, then .16/.34, .09/.34, .09/.34; b .16/.52, then .81/.82, .01/.82.
+        ({"temperature": 0.5}, {"a": 0.3258, "aa": 0.1833, "ab": 0.1833, "bb": 0.3039, "b": 0.0038}),
+        ({"top_k": 1}, {"a": 1.0}),
+        ({"top_k": 2}, {"b": 0.04, "bb": 0.36}),  # "$" and one of the equal "a" and "b" after "a"
+        ({"top_p": 0.5}, {"a": 0.4 / 0.7}),  # "a" alone; then "$" and one of "a" and "b"
+        ({"top_p": 0.61}, {"bb": 0.4, "b": 0.0}),
+    ],
+)
+def test_draws_follow_the_probabilities(options, share):
+    found = drawn(Table(GARDEN_PATH), 4000, **options)
+    texts = ["".join("ab"[i - A] for i in ids) for ids, _ in found]
+    for text, p in share.items():
+        # Four standard deviations of a share of 4000 draws.
+        assert texts.count(text) / 4000 == pytest.approx(p, abs=4 * math.sqrt(max(p * (1 - p), 1e-3) / 4000))
+    log_p = {"a": 0.24, "aa": 0.18, "ab": 0.18, "bb": 0.36, "b": 0.04}
+    assert all(total == pytest.approx(math.log(log_p[text])) for text, (_, total) in zip(texts, found, strict=True))
+
+
+def test_what_is_drawn_ends_at_its_limit_and_is_never_forbidden():
+    assert drawn(Table(lambda key, prefix: {A: 1.0}), 3, limit=4) == [([A] * 3, -math.inf)] * 3
+    model = Table(lambda key, prefix: {PAD: 0.5, BOS: 0.3, A: 0.1, EOS: 0.1})
+    assert {i for ids, _ in drawn(model, 200) for i in ids} == {A}
 
 
 # The real model and tokenizer.
@@ -283,6 +354,55 @@ def test_beam_one_is_greedy_without_a_cache(model, tokenizer):
                 if output[-1] == tokenizer.eos_id:
                     break
             assert tokenizer.decode([output]) == [text]
+
+
+@pytest.mark.parametrize("penalty", ["google", "fairseq"])
+def test_nbest_of_real_text(model, tokenizer, penalty):
+    found = translations(model, tokenizer, LINES, "ru", beam=3, nbest=3, penalty=penalty)
+    assert [best[0][0] for best in found] == translate(model, tokenizer, LINES, "ru", beam=3, penalty=penalty)
+    assert found[2] == [("", 0.0)] and [len(best) for best in found].count(3) == 6
+    for best in found:
+        assert [score for _, score in best] == sorted((score for _, score in best), reverse=True)
+    with pytest.raises(UserError, match=r"a beam of 2 has no 3 best; set decode\.beam \(--beam\) to 3"):
+        translations(model, tokenizer, LINES, "ru", beam=2, nbest=3)
+
+
+def test_scores_are_those_of_the_full_forward(model, tokenizer):
+    sources = tokenizer.encode_source(LINES[:2], "ru")
+    start, eos_id = tokenizer.start("ru"), tokenizer.eos_id
+    special = {"start": start, "eos_id": eos_id, "forbidden": list(range(eos_id))}
+    source, limits = pad(sources, tokenizer.pad_id), torch.tensor([30, 30])
+    u = torch.tensor(np.random.default_rng(0).random((2, 30)))
+    found = beam_search(model, source, limits, **special, beam=3, penalty="fairseq", length_penalty=0.5, nbest=2)
+    drawn = draw(model, source, limits, u, 2.0, 0, 1.0, **special)
+    for row, hypotheses, power in ((0, found[0], 0.5), (1, found[1], 0.5), (0, drawn[:1], 0.0), (1, drawn[1:], 0.0)):
+        for ids, score in hypotheses:
+            nll = line_nll(model, [sources[row]], [[*ids, eos_id]], start=start, batch_tokens=100)[0, 0]
+            assert score == pytest.approx(-nll / (len(ids) + 1) ** power, rel=1e-4)  # float32
+
+
+def test_draws_are_of_the_seed_and_the_lines_number(model, tokenizer):
+    def drawn(lines, **options):
+        found = translations(model, tokenizer, lines, "az", **{"sample": True, "temperature": 3.0, **options})
+        return [[text for text, _ in some] for some in found]
+
+    together = drawn(LINES, nbest=2)
+    assert together[1] != together[7] and together[0][0] != together[0][1]  # the same line again is drawn again
+    assert drawn(LINES, nbest=2, batch_tokens=1) == together
+    assert [drawn([line], nbest=2, before=i)[0] for i, line in enumerate(LINES)] == together
+    assert drawn(LINES, nbest=2, seed=2) != together
+    assert drawn(LINES) == [some[:1] for some in together]
+    assert drawn(LINES, top_k=1) == [[text] for text in translate(model, tokenizer, LINES, "az", beam=1)]
+
+
+def test_long_lines_outgrow_the_cache_they_began_with(tokenizer):
+    network = Transformer(tokenizer.vocab_size, 16, 2, 16, 1, 1, 0.0).eval()
+    source = torch.tensor([[tokenizer.tag("az"), *[20] * 50, tokenizer.eos_id]] * 2)
+    state, ids = network.start(*network.encode(source)), torch.randint(10, tokenizer.vocab_size, (2, 70))
+    with torch.no_grad():
+        steps = torch.stack([network.step(ids[:, i], state) for i in range(70)], dim=1)
+        torch.testing.assert_close(steps, network(source, ids), rtol=1e-4, atol=1e-5)
+    assert state.past[0].shape[0] == 128  # doubled from 16
 
 
 @pytest.mark.parametrize("beam", [1, 3])

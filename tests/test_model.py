@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cats.nmt.model import ScaleNorm, Transformer, collate, make_norm, sinusoids
+from cats.nmt.model import Packing, ScaleNorm, Transformer, collate, make_norm, sinusoids
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -60,15 +60,24 @@ def test_a_later_target_token_never_reaches_an_earlier_position(model):
     assert not torch.equal(first[:, 3], second[:, 3])
 
 
+@torch.no_grad()
 def test_cached_steps_equal_the_full_forward_also_after_reordering(model):
     batch = collate(SOURCES, TARGETS, [2] * len(SOURCES))
     full = model(batch.source, batch.target_in)
     state = model.start(*model.encode(batch.source))
-    index = torch.tensor([2, 0, 1, 1])
     rows = torch.arange(3)
+    # Repeated, then reordered within the sentences; then a sentence and a hypothesis are dropped, with an empty place.
+    changes = {
+        1: ([0, 1, 1, 2], [[True, False], [True, True], [False, True]], None),
+        2: ([0, 2, 1, 3], [[True, False], [True, True], [False, True]], None),
+        3: ([1, 3], [[False, True], [True, False]], [1, 2]),
+    }
     for position in range(batch.target_in.shape[1]):
-        if position == 2:
-            state, rows = state.select(index), index
+        if position in changes:
+            index, places, sentences = changes[position]
+            kept = None if sentences is None else torch.tensor(sentences)
+            state = state.select(torch.tensor(index), Packing(torch.tensor(places)), kept)
+            rows = rows[index]
         logits = model.step(batch.target_in[rows, position], state)
         real = batch.target_in[rows, position] != 0  # the full forward leaves padding out
         torch.testing.assert_close(logits[real], full[rows, position][real], rtol=1e-12, atol=1e-12)

@@ -246,13 +246,21 @@ class Train:
 
 @dataclass(frozen=True)
 class Decode:
+    """Every setting is an argument of ``cats.nmt.decode.translations``."""
+
     beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
-    length_penalty: float = setting(
-        1.0,
-        "p: hypotheses are ranked by log probability / ((5 + length) / 6)^p",
-        need=FINITE,
+    penalty: str = setting(
+        "google",
+        "hypotheses are ranked by log probability / ((5 + length) / 6)^p (google) or / length^p (fairseq)",
+        choices=("google", "fairseq"),
     )
+    length_penalty: float = setting(1.0, "p in the penalty", need=FINITE)
     batch_tokens: int = setting(4000, "source tokens translated at a time", need=POSITIVE_COUNT)
+    sample: bool = setting(False, "draw translations at random in place of beam search")
+    temperature: float = setting(1.0, "sample: the logits are divided by it", need=POSITIVE)
+    top_k: int = setting(0, "sample: only from so many of the likeliest tokens; 0: all", need=COUNT)
+    top_p: float = setting(1.0, "sample: only from the likeliest tokens of so much probability", need=SHARE)
+    seed: int = setting(1, "sample: seed of the draws", need=SEED)
 
 
 @dataclass(frozen=True)

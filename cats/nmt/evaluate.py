@@ -7,6 +7,7 @@ numbers are those of the headline stratum and the others stand under "strata"; N
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -161,9 +162,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
             tokenizer,
             part.source,
             task.target,
-            beam=config.decode.beam,
-            length_penalty=config.decode.length_penalty,
-            batch_tokens=config.decode.batch_tokens,
+            **dataclasses.asdict(config.decode),
         )
         stem = run / "hyp" / f"{split}.{task.name}"
         atomic_write(stem.with_name(f"{stem.name}.txt"), "".join(f"{line}\n" for line in lines))

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+_ROOM = 16  # target positions that decoding reserves to begin with
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -187,40 +189,53 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.cross.out(rows.pack(mixed)))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
-    def step(
-        self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The next position alone. x: (B, 1, d); memory: keys and values of the source; past: of earlier positions.
+    def step(self, x: Tensor, past: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, places: Packing) -> Tensor:
+        """The next position alone, of all hypotheses. x: (rows, d); for the rest see ``DecoderState``.
 
-        Returns the new x and the keys and values up to and including this position.
+        past: (positions, rows, 2 d), the last of them this one, which is filled in.
         """
         y = self.attention_norm(x)
-        key, value = self.attention.split(self.attention.key_value(y))
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        x = x + self.attention.out(self.attention.mix(self.attention.query(y), key, value))
-        mixed = self.cross.mix(self.cross.query(self.cross_norm(x)), *memory, mask[:, None, None])
-        x = x + self.cross.out(mixed)
-        return x + self.ffn(self.ffn_norm(x)), (key, value)
+        past[-1] = self.attention.key_value(y)
+        key, value = self.attention.split(past.transpose(0, 1))
+        x = x + self.attention.out(self.attention.mix(self.attention.query(y)[:, None], key, value)[:, 0])
+        query = places.pad(self.cross.query(self.cross_norm(x)))
+        x = x + self.cross.out(places.pack(self.cross.mix(query, *memory, mask[:, None, None])))
+        return x + self.ffn(self.ffn_norm(x))
 
 
 @dataclass
 class DecoderState:
-    """What the next decoding step needs of the earlier ones; row b belongs to hypothesis b."""
+    """What the next decoding step needs of the earlier ones, for `rows` hypotheses of n sentences.
 
-    mask: Tensor
-    memory: list[tuple[Tensor, Tensor]]
-    past: list[tuple[Tensor, Tensor]]
+    A sentence's keys and values serve all of its hypotheses. Keys and values of target positions stand in blocks with
+    room for more, so that a step writes its own position and copies none.
+    """
+
+    mask: Tensor  # (n, S) bool, True where a real source token stands
+    memory: list[tuple[Tensor, Tensor]]  # by layer: keys and values of the source, (n, heads, S, d / heads)
+    places: Packing  # (n, places a sentence): the cells that hypotheses have, which are the rows in their order
+    past: list[Tensor]  # by layer: keys and values of positions before `length`, (room, rows, 2 d)
     length: int = 0
 
-    def select(self, index: Tensor) -> DecoderState:
-        """The state whose row i is this one's row index[i]: reorders, drops and repeats hypotheses."""
-        return DecoderState(
-            self.mask[index],
-            [(key[index], value[index]) for key, value in self.memory],
-            [(key[index], value[index]) for key, value in self.past],
-            self.length,
-        )
+    def select(self, index: Tensor, places: Packing, sentences: Tensor | None = None) -> DecoderState:
+        """The state whose row i is this one's row index[i]: reorders, drops and repeats hypotheses.
+
+        places: of the new rows. sentences: those that stay, ascending; None stands for all.
+        """
+        mask, memory, past = self.mask, self.memory, self.past
+        if sentences is not None:
+            mask = mask[sentences]
+            memory = [(key[sentences], value[sentences]) for key, value in memory]
+        if sentences is not None or places.mask.shape[1] > 1:  # else there is one hypothesis a sentence, and all stay
+            past = [block.new_empty(block.shape[0], len(index), block.shape[2]) for block in self.past]
+            for old, new in zip(self.past, past, strict=True):
+                torch.index_select(old[: self.length], 1, index, out=new[: self.length])
+        return DecoderState(mask, memory, places, past, self.length)
+
+    def reserve(self) -> None:
+        """Makes room for one more position: doubled, so that the copies add up to no more than the length."""
+        if self.length == self.past[0].shape[0]:
+            self.past = [torch.cat([block, torch.empty_like(block)]) for block in self.past]
 
 
 class Transformer(nn.Module):
@@ -336,17 +351,21 @@ class Transformer(nn.Module):
         return rows.pad(memory), rows.mask
 
     def start(self, memory: Tensor, mask: Tensor) -> DecoderState:
-        """The state before the first decoding step."""
+        """The state before the first decoding step, with one hypothesis a sentence."""
+        n, _, d = memory.shape
+        projected = [layer.cross.split(layer.cross.key_value(memory)) for layer in self._decoder_layers()]
         return DecoderState(
-            mask, [layer.cross.split(layer.cross.key_value(memory)) for layer in self._decoder_layers()], []
+            mask,
+            [(key.contiguous(), value.contiguous()) for key, value in projected],
+            Packing(mask.new_ones(n, 1)),
+            [memory.new_empty(_ROOM, n, 2 * d) for _ in projected],
         )
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Logits (B, V) after the tokens (B,) int64 (bos first); the state is advanced in place. No dropout."""
-        x = self._embed_target(tokens[:, None], state.length)
-        past: list[tuple[Tensor, Tensor]] = []
-        for i, layer in enumerate(self._decoder_layers()):
-            x, cache = layer.step(x, state.memory[i], state.mask, state.past[i] if state.past else None)
-            past.append(cache)
-        state.past, state.length = past, state.length + 1
-        return self.project(self.decoder_norm(x[:, 0]))
+        """Logits (rows, V) after the tokens (rows,) int64 (bos first); the state is advanced in place. No dropout."""
+        state.reserve()
+        x = self._embed_target(tokens[:, None], state.length)[:, 0]
+        state.length += 1
+        for layer, past, memory in zip(self._decoder_layers(), state.past, state.memory, strict=True):
+            x = layer.step(x, past[: state.length], memory, state.mask, state.places)
+        return self.project(self.decoder_norm(x))
