@@ -181,6 +181,7 @@ def test_a_run_directory_is_complete(trained: Path) -> None:
         "loss.png",
         "metrics.jsonl",
         "report.md",
+        "scores.csv",
         "scores.json",
         "tokenizer.model",
     }

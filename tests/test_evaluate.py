@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 import math
 import random
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from cats.nmt.config import Config, apply_overrides, to_toml
 from cats.nmt.data import Split
 from cats.nmt.errors import UserError
 from cats.nmt.evaluate import Output
+from cats.nmt.language import identifier
 from cats.nmt.model import Transformer, collate
 from cats.nmt.tokenizer import Tokenizer
 from cats.nmt.train import train
@@ -37,8 +41,45 @@ def test_golden_scores_with_signatures() -> None:
     # Computed by hand from the definitions too.
     assert (round(score.bleu, 2), round(score.chrf, 2)) == (71.79, 87.07)
     version = re.compile(r"version:[\d.]+$")
-    assert version.sub("*", score.bleu_signature) == "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|*"
-    assert version.sub("*", score.chrf_signature) == "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|*"
+    assert {metric: version.sub("*", signature) for metric, signature in score.signatures.items()} == {
+        "bleu": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|*",
+        "chrf": "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|*",
+        "chrfpp": "nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|*",
+    }
+    assert score.chrfpp == pytest.approx(chrfpp_by_hand(HYPOTHESES, REFERENCES))
+
+
+def chrfpp_by_hand(hypotheses: list[str], references: list[str]) -> float:
+    """From the definition (Popović, 2017): F2 of the mean precision and recall of 6 character and 2 word orders."""
+
+    def units(line: str) -> list[Counter[Any]]:
+        characters, words = line.replace(" ", ""), re.findall(r"\w+|[^\w\s]", line)
+        text = [(characters, n) for n in range(1, 7)] + [(tuple(words), n) for n in (1, 2)]
+        return [Counter(t[i : i + n] for i in range(len(t) - n + 1)) for t, n in text]
+
+    totals = np.zeros((8, 3))
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        for row, (a, b) in enumerate(zip(units(hypothesis), units(reference), strict=True)):
+            totals[row] += (a.total(), b.total(), (a & b).total())
+    precision, recall = (totals[:, 2] / totals[:, 0]).mean(), (totals[:, 2] / totals[:, 1]).mean()
+    return float(100 * 5 * precision * recall / (4 * precision + recall))
+
+
+def test_spbleu_only_where_its_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sacrebleu.tokenizers import tokenizer_spm
+
+    def download(*_arguments: Any) -> None:
+        raise AssertionError("nothing may be downloaded")
+
+    monkeypatch.setattr(tokenizer_spm, "download_file", download)
+    monkeypatch.setattr(tokenizer_spm, "SACREBLEU_DIR", str(tmp_path))
+    missing = evaluate.score(HYPOTHESES, REFERENCES, "en")
+    assert missing.spbleu is None and "spbleu" not in missing.signatures
+    evaluate.spbleu_model().parent.mkdir()
+    Tokenizer.train(REFERENCES, [], 60).save(evaluate.spbleu_model())
+    found = evaluate.score(HYPOTHESES, REFERENCES, "en")
+    assert found.spbleu is not None and found.bleu == missing.bleu and 0 < found.spbleu != found.bleu
+    assert "tok:flores200" in found.signatures["spbleu"]
 
 
 def test_equal_text_scores_100_and_unrelated_text_nearly_nothing() -> None:
@@ -52,13 +93,17 @@ def test_equal_text_scores_100_and_unrelated_text_nearly_nothing() -> None:
 def test_chinese_is_segmented() -> None:
     line, other = ["这是一个很好的例子。"], ["这是一个很坏的例子。"]
     zh = evaluate.score(line, other, "zh")
-    assert "tok:zh" in zh.bleu_signature and zh.bleu > 30  # 13a sees one or two words a line and finds nothing
+    assert "tok:zh" in zh.signatures["bleu"] and zh.bleu > 30  # 13a sees one or two words a line and finds nothing
     assert evaluate.score(line, other, "en").bleu < zh.bleu
 
 
 @pytest.mark.parametrize(
     ("language", "tokenizer"),
-    [("az", "13a"), ("zh", "zh"), ("zh_CN", "zh"), ("ZH-Hant", "zh"), ("th", "char"), ("zhx", "13a")],
+    [("az", "13a"), ("zh", "zh"), ("zh_CN", "zh"), ("ZH-Hant", "zh"), ("th", "char"), ("zhx", "13a")]
+    + [(code, "zh") for code in ("zho", "cmn", "zho_Hans", "chi", "zh-TW", "yue_Hant")]
+    + [(code, "char") for code in ("tha", "mya", "khm", "lao", "th_TH", "my_MM")]
+    + [(code, evaluate.bleu_tokenizer("ja")) for code in ("jpn", "ja_XX", "jpn_Jpan")]
+    + [(code, evaluate.bleu_tokenizer("ko")) for code in ("kor", "ko_KR", "kor_Hang")],
 )
 def test_tokenizer_by_language(language: str, tokenizer: str) -> None:
     assert evaluate.bleu_tokenizer(language) == tokenizer
@@ -159,7 +204,12 @@ def test_headline_scores_are_of_the_headline_stratum_and_nll_of_all_lines() -> N
     assert table["strata"]["seen-skeleton"]["languages"]["xa"]["nll"] == 10 / 4
     assert table["strata"]["seen-skeleton"]["languages"]["xa"]["lines"] == 2
     assert 30 < table["strata"]["seen-skeleton"]["languages"]["xa"]["chrf"] < 80
-    assert table["languages"]["xc"] == {"bleu": None, "chrf": None, "nll": None, "lines": 0, "pairs": 10}
+    none_of_it = dict.fromkeys(("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity"))
+    assert table["languages"]["xc"] == {**none_of_it, "lines": 0, "pairs": 10}
+    assert xa["perplexity"] == pytest.approx(math.exp(1.5))
+    only = evaluate.tabulate(ours, {"xb": theirs["xb"], "xc": theirs["xc"]}, corpus)
+    assert only["lookup"]["languages"]["xa"]["chrf"] is None and only["lookup"]["languages"]["xa"]["lines"] == 1
+    assert only["beats_lookup"] == {"all": None, "lores": None, "hires": False}
     # xc has no test lines and so no part in the averages
     assert table["groups"]["all"]["nll"] == pytest.approx((12 / 8 + 24 / 8) / 2)
     assert table["groups"]["lores"]["languages"] == ["xa", "xc"] and table["groups"]["lores"]["nll"] == 12 / 8
@@ -187,6 +237,39 @@ def test_an_average_does_not_hide_a_language_that_diverged() -> None:
         "b": {"bleu": 3.0, "chrf": 4.0, "nll": 5.0, "lines": 1},
     }
     assert evaluate.averages(cells, {"all": ["a", "b"]}) == {"all": {"bleu": 2.0, "chrf": 3.0, "nll": None}}
+
+
+SIZES = {"a": 10, "b": 20, "c": 30, "d": 100}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], {"lores": "abc", "hires": "d"}),
+        (["evaluate.lores_below=20"], {"lores": "a", "hires": "bcd"}),
+        (["evaluate.lores_below=20", "evaluate.hires_from=100"], {"lores": "a", "midres": "bc", "hires": "d"}),
+        (["evaluate.hires_from=40"], {"lores": "abc", "midres": "", "hires": "d"}),
+        (["evaluate.lores=c,a"], {"lores": "ca", "hires": ""}),
+        (["evaluate.midres=c", "evaluate.hires=a"], {"lores": "", "midres": "c", "hires": "a"}),
+    ],
+)
+def test_groups(settings: list[str], expected: dict[str, str]) -> None:
+    found = evaluate.groups(SIZES, apply_overrides(Config(), settings).evaluate)
+    assert {group: "".join(names) for group, names in found.items()} == {"all": "abcd", **expected}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["evaluate.lores=a,x"], "evaluate: unknown task x; known: a, b, c, d"),
+        (["evaluate.lores=a", "evaluate.hires=b,a"], "evaluate: a stands in two groups"),
+        (["evaluate.hires_from=30"], "evaluate.hires_from = 30 is below LoRes' bound of 40 pairs"),
+    ],
+)
+def test_groups_that_cannot_be(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError) as info:
+        evaluate.groups(SIZES, apply_overrides(Config(), settings).evaluate)
+    assert str(info.value) == message
 
 
 # ---- a run
@@ -261,6 +344,13 @@ def test_evaluate(folder: Path) -> None:
         assert 0.5 < cell["nll"] < math.log(70)  # better than a uniform guess, and not perfect after 20 updates
         baseline = evaluate.score(lookup.translate(task.train, task.test.source), task.test.target, task.name)
         assert scores["lookup"]["languages"][task.name]["chrf"] == baseline.chrf
+        assert read_lines(run / "hyp" / f"test.{task.name}.src") == task.test.source
+        assert read_lines(run / "hyp" / f"test.{task.name}.ref") == task.test.target
+        assert cell["perplexity"] == pytest.approx(math.exp(cell["nll"]))
+        assert (cell["spbleu"] is not None) == evaluate.spbleu_model().is_file()
+        known, expected = identifier(corpus), task.test.target
+        assert cell["off_target"] == known.off_target(hypotheses, task.name, expected)
+        assert cell["off_target_references"] == known.off_target(expected, task.name, expected)
     means = {m: sum(scores["languages"][t][m] for t in ("xa", "xb")) / 2 for m in ("bleu", "chrf", "nll")}
     for metric, mean in means.items():
         assert scores["groups"]["all"][metric] == pytest.approx(mean)
@@ -270,11 +360,40 @@ def test_evaluate(folder: Path) -> None:
 def test_validation_nll_is_that_of_training(folder: Path) -> None:
     run = folder / "run"
     scores = evaluate.evaluate(run, split="valid", checkpoint="last")
-    assert (run / "scores.valid.json").exists() and not (run / "scores.json").exists()
+    assert (run / "scores.valid.last.json").exists() and (run / "hyp-last" / "valid.xa.txt").exists()
+    assert not (run / "scores.json").exists() and not (run / "hyp").exists()
     records = [json.loads(line) for line in read_lines(run / "metrics.jsonl")]
     logged = next(record["valid"]["nll"] for record in reversed(records) if "valid" in record)
     for name, nll in logged.items():
         assert scores["languages"][name]["nll"] == pytest.approx(nll, rel=1e-5)  # float32 sums in another order
+
+
+def test_zero_shot_directions_and_long_training_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = folder / "run"
+    before = evaluate.evaluate(run)
+    load = evaluate.load_run
+
+    def with_more(run: Path, name: str) -> Any:
+        config, corpus, tokenizer, model = load(run, name)
+        tests = [data.Task(f"xa-{t}", "xa", t, Split([], []), Split([], []), split(4, 9)) for t in ("xb", "xz")]
+        return config, dataclasses.replace(corpus, zero_shot=tests), tokenizer, model
+
+    monkeypatch.setattr(evaluate, "load_run", with_more)
+    monkeypatch.setattr(evaluate, "LOOKUP_PAIRS", 30)
+    scores = evaluate.evaluate(run)
+    assert list(scores["zero_shot"]) == ["xa-xb"]  # nothing was trained to translate into xz
+    cell = scores["zero_shot"]["xa-xb"]
+    hypotheses = read_lines(run / "hyp" / "test.xa-xb.txt")
+    assert cell["lines"] == 4 and cell["chrf"] == evaluate.score(hypotheses, split(4, 9).target, "xb").chrf
+    assert (scores["languages"], scores["groups"]) == (before["languages"], before["groups"])
+    # xa has 60 training pairs: no lookup for it, nor for a group that it is in.
+    assert before["lookup"]["languages"]["xa"]["chrf"] is not None
+    assert scores["lookup"]["languages"]["xa"]["chrf"] is None
+    assert scores["lookup"]["languages"]["xb"] == before["lookup"]["languages"]["xb"]
+    assert scores["beats_lookup"]["all"] is None and scores["beats_lookup"]["lores"] is not None
+    rows = list(csv.DictReader(read_lines(run / "scores.csv")))
+    assert [row["name"] for row in rows] == ["xb", "xa", "all", "lores", "hires", "xa-xb"]
+    assert float(rows[0]["chrf"]) == scores["languages"]["xb"]["chrf"] and rows[1]["lookup_chrf"] == ""
 
 
 def refused(run: Path, message: str, **options: Any) -> None:

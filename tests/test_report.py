@@ -87,6 +87,53 @@ def test_table_golden() -> None:
     )
 
 
+def test_the_other_scores() -> None:
+    more = {"chrfpp": 38.0, "spbleu": None, "perplexity": 3.5, "off_target": 0.125, "off_target_references": 0.01}
+    some = scores(zero_shot={"az-be": cell(12.0, **more)})
+    some["languages"]["az"].update(more)
+    text = report.more_scores(some)
+    assert [c.strip() for c in text.splitlines()[3].strip("|").split("|")] == [
+        *("az", "LoRes", "150", "38.0", "n/a", "3.50", "12.5", "1.0")
+    ]
+    assert [c.strip() for c in text.splitlines()[-1].strip("|").split("|")][:4] == ["az-be", "zero-shot", "0", "38.0"]
+    assert report.zero_shot(some).splitlines()[-1] == "| az-be     |    10 |  6.0 | 12.0 | 1.250 |"
+    assert report.as_csv(some).splitlines()[2] == "az,LoRes,150,10,20.0,40.0,38.0,,1.25,3.5,0.125,0.01,45.0"
+
+
+def test_checkpoints_side_by_side(run: Path) -> None:
+    last = scores()
+    last["languages"]["az"] = cell(41.0, 1.5, pairs=150)
+    (run / "scores.last.json").write_text(json.dumps(last))
+    report.write(run)
+    section = (run / "report.md").read_text(encoding="utf-8").partition("## Checkpoints")[2].splitlines()
+    assert [c.strip() for c in section[2].strip("|").split("|")][3:] == [
+        *("BLEU best", "BLEU last", "chrF best", "chrF last", "NLL best", "NLL last")
+    ]
+    assert [c.strip() for c in section[5].strip("|").split("|")] == [
+        *("az", "LoRes", "150", "20.0", "20.5", "40.0", "41.0", "1.250", "1.500")
+    ]
+    assert "**All**" in section[7]
+
+
+def test_three_groups(run: Path) -> None:
+    names = {"lores": ["be"], "midres": ["az"], "hires": ["ru"]}
+    three = scores(
+        groups={"all": cell(50.0, languages=["ru", "az", "be"])} | {g: cell(1.0, languages=n) for g, n in names.items()}
+    )
+    three["lookup"]["groups"]["midres"] = {"chrf": 1.0}
+    assert "| az         | MidRes |" in report.table(three) and "**MidRes**" in report.table(three)
+    (run / "scores.json").write_text(json.dumps(three))
+    (run / "config.toml").write_text("[evaluate]\nlores_below = 130\nhires_from = 1000\n")
+    report.write(run)
+    text = (run / "report.md").read_text(encoding="utf-8")
+    assert "LoRes are the languages with fewer training pairs than 130, HiRes those with at least 1,000." in text
+
+
+def test_no_lookup_at_all() -> None:
+    nothing = scores(beats_lookup={"all": None, "lores": None, "hires": None})
+    assert report.verdict(nothing).startswith("No lookup")
+
+
 def test_verdict_names_every_group_that_is_not_trained() -> None:
     text = report.verdict(scores())
     assert text == "Below lookup in All (chrF 50.0 against 50.0), LoRes (chrF 40.0 against 45.0): not trained."

@@ -264,6 +264,21 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    lores_below: int = setting(
+        0, "tasks with fewer training pairs are LoRes; 0: fewer than the mean (OPUS-100: 100000)", need=COUNT
+    )
+    hires_from: int = setting(
+        0,
+        "tasks with as many pairs are HiRes, the rest MidRes; 0: HiRes is what is not LoRes (OPUS-100: 900000)",
+        need=COUNT,
+    )
+    lores: tuple[str, ...] = setting((), "names of the LoRes tasks; a list given for any group replaces the bounds")
+    midres: tuple[str, ...] = setting((), "names of the MidRes tasks")
+    hires: tuple[str, ...] = setting((), "names of the HiRes tasks")
+
+
+@dataclass(frozen=True)
 class Config:
     data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
@@ -272,6 +287,7 @@ class Config:
     method: Method = field(default_factory=Method)
     train: Train = field(default_factory=Train)
     decode: Decode = field(default_factory=Decode)
+    evaluate: Evaluate = field(default_factory=Evaluate)
 
 
 SECTIONS: dict[str, type] = get_type_hints(Config)

@@ -1,7 +1,7 @@
-"""What a run is worth: translations, their BLEU and chrF against the raw references, NLL, and the lookup baseline.
+"""What a run is worth: translations, their scores against the raw references, NLL, and the lookup baseline.
 
-BLEU and chrF are corpus scores by sacreBLEU. Where test lines have strata (see ``cats.nmt.data``), the headline
-numbers are those of the headline stratum and the others stand under "strata"; NLL is over all test lines.
+BLEU, chrF, chrF++ and spBLEU are corpus scores by sacreBLEU. Where test lines have strata (see ``cats.nmt.data``), the
+headline numbers are those of the headline stratum and the others stand under "strata"; NLL is over all test lines.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from cats.nmt import checkpoint as checkpoints
-from cats.nmt import decode, lookup, loss
-from cats.nmt.config import Config, read_config
-from cats.nmt.data import Corpus, Split
+from cats.nmt import decode, lookup, loss, report
+from cats.nmt.config import Config, Evaluate, read_config
+from cats.nmt.data import Corpus, Split, Text
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
+from cats.nmt.language import Identifier, identifier
 from cats.nmt.model import Transformer
-from cats.nmt.report import read_metrics
 from cats.nmt.tokenizer import Tokenizer
 from cats.nmt.train import build_model, default_device, load_corpus, load_tokenizer, set_threads
 
@@ -36,26 +36,35 @@ TOKENIZERS = {
     "ko": ("ko-mecab", "char"),
     **dict.fromkeys(("th", "my", "km", "lo"), ("char",)),
 }
-METRICS = ("bleu", "chrf", "nll")
+# Their three-letter codes (ISO 639-3, and 639-2's older ones).
+CODES = {
+    **{"zho": "zh", "cmn": "zh", "chi": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"},
+    **{"tha": "th", "mya": "my", "bur": "my", "khm": "km", "lao": "lo"},
+}
+METRICS = ("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
+SCORES = METRICS[:4]  # what sacreBLEU gives
 SPLITS = ("train", "valid", "test")
+LOOKUP_PAIRS = 200_000  # of longer training text the baseline is left out: it would take hours
 
 
 @dataclass(frozen=True)
 class Score:
-    """Corpus BLEU and chrF, 0 to 100, with sacreBLEU's signatures."""
+    """Corpus BLEU, chrF, chrF++ and spBLEU, 0 to 100, and sacreBLEU's signatures of those that could be had."""
 
     bleu: float
     chrf: float
-    bleu_signature: str
-    chrf_signature: str
+    chrfpp: float
+    spbleu: float | None
+    signatures: dict[str, str]
 
 
 @cache
 def bleu_tokenizer(language: str) -> str:
-    """The name of sacreBLEU's tokenizer for a language code such as "az" or "zh_CN", of those installed here."""
+    """The name of sacreBLEU's tokenizer for a language code such as az, zh_CN, kor or zho_Hans, of those installed."""
     from sacrebleu.metrics import BLEU
 
-    names = TOKENIZERS.get(language.replace("-", "_").partition("_")[0].lower(), ("13a",))
+    code = language.replace("-", "_").partition("_")[0].lower()
+    names = TOKENIZERS.get(CODES.get(code, code), ("13a",))
     for name in names[:-1]:
         try:
             BLEU(tokenize=name)
@@ -65,17 +74,61 @@ def bleu_tokenizer(language: str) -> str:
     return names[-1]
 
 
-def score(hypotheses: list[str], references: list[str], language: str) -> Score:
-    """Corpus scores of detokenised lines against raw reference lines; both need at least one line."""
+def spbleu_model() -> Path:
+    """Where sacreBLEU keeps spBLEU's sentencepiece model, which it would download where it is missing."""
+    from sacrebleu.tokenizers import tokenizer_spm
+
+    return Path(tokenizer_spm.SACREBLEU_DIR, "models", Path(tokenizer_spm.SPM_MODELS["flores200"]["url"]).name)
+
+
+def metrics(language: str) -> dict[str, Any]:
+    """sacreBLEU's metrics by name; without spBLEU where its model is not on the disk."""
     from sacrebleu.metrics import BLEU, CHRF
 
-    bleu, chrf = BLEU(tokenize=bleu_tokenizer(language), force=True), CHRF()
-    return Score(
-        bleu.corpus_score(hypotheses, [references]).score,
-        chrf.corpus_score(hypotheses, [references]).score,
-        str(bleu.get_signature()),
-        str(chrf.get_signature()),
-    )
+    found = {"bleu": BLEU(tokenize=bleu_tokenizer(language), force=True), "chrf": CHRF(), "chrfpp": CHRF(word_order=2)}
+    if spbleu_model().is_file():
+        found["spbleu"] = BLEU(tokenize="flores200", force=True)
+    return found
+
+
+def score(hypotheses: list[str], references: list[str], language: str) -> Score:
+    """Corpus scores of detokenised lines against raw reference lines; both need at least one line."""
+    values: dict[str, Any] = {"spbleu": None, "signatures": {}}
+    for name, metric in metrics(language).items():
+        values[name] = metric.corpus_score(hypotheses, [references]).score
+        values["signatures"][name] = str(metric.get_signature())
+    return Score(**values)
+
+
+def groups(sizes: Mapping[str, int], config: Evaluate) -> dict[str, list[str]]:
+    """Task names under "all", "lores", perhaps "midres", and "hires", by training pairs or as configured.
+
+    Raises:
+        UserError: a list names an unknown task or one that another list has; HiRes begins below LoRes' end.
+    """
+    lists = {"lores": config.lores, "midres": config.midres, "hires": config.hires}
+    if any(lists.values()):
+        named = [name for names in lists.values() for name in names]
+        for name in named:
+            if name not in sizes:
+                raise UserError(f"evaluate: unknown task {name}{nearest(name, sizes)}; known: {', '.join(sizes)}")
+            if named.count(name) > 1:
+                raise UserError(f"evaluate: {name} stands in two groups")
+        return {
+            "all": list(sizes),
+            **{group: list(names) for group, names in lists.items() if names or group != "midres"},
+        }
+    bound = config.lores_below or sum(sizes.values()) / max(1, len(sizes))
+    if config.hires_from and config.hires_from < bound:
+        raise UserError(f"evaluate.hires_from = {config.hires_from} is below LoRes' bound of {bound:,.0f} pairs")
+    low = [name for name, size in sizes.items() if size < bound]
+    middle = [name for name, size in sizes.items() if name not in low and size < config.hires_from]
+    return {
+        "all": list(sizes),
+        "lores": low,
+        **({"midres": middle} if config.hires_from else {}),
+        "hires": [name for name in sizes if name not in low and name not in middle],
+    }
 
 
 def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: str, *, batch_tokens: int) -> np.ndarray:
@@ -124,10 +177,12 @@ def load_run(run: Path, name: str = "best") -> tuple[Config, Corpus, Tokenizer, 
 
 
 def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet: bool = False) -> dict[str, Any]:
-    """Translate and score a split; write ``hyp/`` and, for the test split, scores.json (else scores.<split>.json).
+    """Translate and score a split; write scores.json, scores.csv and ``hyp/``.
 
-    Each task gets ``hyp/<split>.<task>.txt``, a translation per line, and ``hyp/<split>.<task>.nll``, "nats TAB tokens"
-    per line. A score that cannot be had (no test lines; a likelihood that is not finite) is None.
+    Each task gets, line by line, ``hyp/<split>.<task>.txt`` (translations), ``.src`` and ``.ref`` (raw text, for
+    scorers such as COMET) and ``.nll`` ("nats TAB tokens"). Another split writes scores.<split>.json, another
+    checkpoint scores.<checkpoint>.json and ``hyp-<checkpoint>/``. A score that cannot be had (no test lines; a
+    likelihood that is not finite; spBLEU without its model) is None.
 
     Args:
         run: a run directory that `cats.nmt.train.train` wrote.
@@ -136,8 +191,9 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         quiet: no progress bar (there is none either where standard error is not a terminal).
 
     Returns:
-        What scores.json holds: "languages" and "groups" (macro-averages) with bleu, chrf and nll; the same per stratum
-        under "strata" and for the nearest-neighbour baseline under "lookup"; "beats_lookup" per group, by chrF.
+        What scores.json holds: "languages" and "groups" (macro-averages) with the METRICS; the same per stratum under
+        "strata", for the nearest-neighbour baseline under "lookup", and for directions without training text, which
+        have no part in the averages, under "zero_shot"; "beats_lookup" per group, by chrF.
 
     Raises:
         UserError: unusable run or corpus, unknown split, nothing to score, a full disk.
@@ -147,30 +203,38 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     if split not in SPLITS:
         raise UserError(f"unknown split '{split}'{nearest(split, SPLITS)}")
     config, corpus, tokenizer, model = load_run(run, checkpoint)
-    parts: dict[str, Split] = {task.name: getattr(task, split) for task in corpus.tasks}
-    if not any(part.source for part in parts.values()):
+    members = groups(corpus.sizes, config.evaluate)
+    tested = [task for task in [*corpus.tasks, *corpus.zero_shot] if not isinstance(getattr(task, split), Text)]
+    zero_shot = {task.name for task in corpus.zero_shot}
+    # A language that is no trained task's target has no tag, and training text too long to be held is not translated.
+    tested = [task for task in tested if task.target in tokenizer.languages]
+    parts: dict[str, Split] = {task.name: getattr(task, split) for task in tested}
+    if not any(part.source for name, part in parts.items() if name not in zero_shot):
         raise UserError(f"the corpus {corpus.name} has no {split} lines to evaluate on")
     set_threads(config)
-    (run / "hyp").mkdir(exist_ok=True)
+    known = identifier(corpus)
+    folder = run / ("hyp" if checkpoint == "best" else f"hyp-{checkpoint}")
+    folder.mkdir(exist_ok=True)
     ours, theirs = {}, {}
     hidden = True if quiet else None  # None: where standard error is not a terminal
-    for task in tqdm(corpus.tasks, desc=f"evaluating on {split}", unit="language", disable=hidden, leave=False):
+    for task in tqdm(tested, desc=f"evaluating on {split}", unit="language", disable=hidden, leave=False):
         part = parts[task.name]
         nll = line_nll(model, tokenizer, part, task.target, batch_tokens=config.decode.batch_tokens)
-        lines = decode.translate(
-            model,
-            tokenizer,
-            part.source,
-            task.target,
-            **dataclasses.asdict(config.decode),
-        )
-        stem = run / "hyp" / f"{split}.{task.name}"
-        atomic_write(stem.with_name(f"{stem.name}.txt"), "".join(f"{line}\n" for line in lines))
-        atomic_write(stem.with_name(f"{stem.name}.nll"), "".join(f"{n:.4f}\t{t:.0f}\n" for n, t in nll))
-        ours[task.name] = Output(task.target, part, lines, nll)
-        theirs[task.name] = Output(task.target, part, lookup.translate(task.train, part.source))
+        lines = decode.translate(model, tokenizer, part.source, task.target, **dataclasses.asdict(config.decode))
+        columns = {
+            "txt": lines,
+            "src": part.source,
+            "ref": part.target,
+            "nll": [f"{nats:.4f}\t{tokens:.0f}" for nats, tokens in nll],
+        }
+        for suffix, column in columns.items():
+            atomic_write(folder / f"{split}.{task.name}.{suffix}", "".join(f"{line}\n" for line in column))
+        ours[task.name] = Output(task.target, part, lines, nll, known)
+        if isinstance(task.train, Split) and 0 < len(task.train) <= LOOKUP_PAIRS:
+            theirs[task.name] = Output(task.target, part, lookup.translate(task.train, part.source))
     result = {
-        **tabulate(ours, theirs, corpus),
+        **tabulate({name: output for name, output in ours.items() if name not in zero_shot}, theirs, corpus, members),
+        "zero_shot": {name: output.cell(None) for name, output in ours.items() if name in zero_shot},
         "corpus": corpus.name,
         "split": split,
         "checkpoint": checkpoint,
@@ -180,72 +244,96 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         "seed": config.train.seed,
         **_speed(run / "metrics.jsonl"),
     }
-    name = "scores.json" if split == "test" else f"scores.{split}.json"
-    atomic_write(run / name, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    parts_of_name = ["scores", *([] if split == "test" else [split]), *([] if checkpoint == "best" else [checkpoint])]
+    stem = ".".join(parts_of_name)
+    atomic_write(run / f"{stem}.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(run / f"{stem}.csv", report.as_csv(result))
     return result
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one system made of a split of one task; nll as of `line_nll`, where the system has one."""
+    """What one system made of a split of one task; nll as of `line_nll`, where the system has one.
+
+    known: what tells the languages apart, for the off-target rate.
+    """
 
     language: str
     split: Split
     lines: list[str]
     nll: np.ndarray | None = None
+    known: Identifier | None = None
 
     def cell(self, stratum: str | None) -> dict[str, Any]:
         """Scores of the lines in a stratum; None stands for all lines."""
         rows = self.split.rows(stratum)
-        cell: dict[str, Any] = {"bleu": None, "chrf": None, "lines": len(rows)}
+        cell: dict[str, Any] = {**dict.fromkeys(SCORES), "lines": len(rows)}
+        lines, references = [self.lines[i] for i in rows], [self.split.target[i] for i in rows]
         if rows:
-            scored = score([self.lines[i] for i in rows], [self.split.target[i] for i in rows], self.language)
-            cell.update(bleu=scored.bleu, chrf=scored.chrf)
+            scored = score(lines, references, self.language)
+            cell.update({name: getattr(scored, name) for name in SCORES})
         if self.nll is not None:
-            cell["nll"] = self.mean_nll(rows)
+            cell.update(self.likelihood(rows))
+        if self.known is not None:
+            cell["off_target"] = self.known.off_target(lines, self.language, references)
+            cell["off_target_references"] = self.known.off_target(references, self.language, references)
         return cell
 
-    def mean_nll(self, rows: list[int]) -> float | None:
-        """Nats per target token over some lines."""
+    def likelihood(self, rows: list[int]) -> dict[str, float | None]:
+        """Nats per target token over some lines, and the perplexity."""
         nats, tokens = self.nll[rows].sum(0) if self.nll is not None and rows else (math.nan, 1.0)
-        return float(nats / tokens) if math.isfinite(nats) else None
+        nll = float(nats / tokens)
+        # Beyond 700 nats a token the perplexity is no float.
+        return {"nll": nll, "perplexity": math.exp(nll)} if nll < 700 else {"nll": None, "perplexity": None}
 
 
-def tabulate(ours: Mapping[str, Output], theirs: Mapping[str, Output], corpus: Corpus) -> dict[str, Any]:
-    """All scores of a model's output and of the lookup's, each {task: Output}; see `evaluate`."""
+def tabulate(
+    ours: Mapping[str, Output],
+    theirs: Mapping[str, Output],
+    corpus: Corpus,
+    members: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """All scores of a model's output and of the lookup's, each {task: Output}; see `evaluate` and `groups`."""
     strata = sorted({stratum for output in ours.values() for stratum, _ in output.split.meta or ()})
     headline = corpus.headline if corpus.headline in strata else None
+    members = {group: [name for name in names if name in ours] for group, names in (members or corpus.groups).items()}
+    unknown = Output("", Split([], []), [])
 
     def both(stratum: str | None) -> dict[str, Any]:
         languages = {name: output.cell(stratum) for name, output in ours.items()}
-        baseline = {name: output.cell(stratum) for name, output in theirs.items()}
+        baseline = {
+            name: theirs[name].cell(stratum) if name in theirs else {**unknown.cell(None), "lines": cell["lines"]}
+            for name, cell in languages.items()
+        }
         return {
             "languages": languages,
-            "groups": averages(languages, corpus.groups),
-            "lookup": {"languages": baseline, "groups": averages(baseline, corpus.groups)},
+            "groups": averages(languages, members),
+            "lookup": {"languages": baseline, "groups": averages(baseline, members)},
         }
 
     by_stratum = {stratum: both(stratum) for stratum in strata} if headline or len(strata) > 1 else {}
     result = copy.deepcopy(by_stratum[headline]) if headline else both(None)
     for name, cell in result["languages"].items():
-        cell["nll"] = ours[name].mean_nll(list(range(len(ours[name].lines))))
+        cell.update(ours[name].likelihood(list(range(len(ours[name].lines)))))
         cell["pairs"] = corpus.sizes[name]
-    result["groups"] = averages(result["languages"], corpus.groups)
+    result["groups"] = averages(result["languages"], members)
     for group, cell in result["groups"].items():
-        cell["languages"] = corpus.groups[group]
+        cell["languages"] = members[group]
     model, baseline = result["groups"], result["lookup"]["groups"]
-    scored = {name: score(["x"], ["x"], output.language) for name, output in ours.items()}
+    scored = {name: score(["x"], ["x"], output.language).signatures for name, output in ours.items()}
     return {
         **result,
         "headline": headline,
         "beats_lookup": {
-            group: None if model[group]["chrf"] is None else model[group]["chrf"] > baseline[group]["chrf"]
+            group: None
+            if model[group]["chrf"] is None or baseline[group]["chrf"] is None
+            else model[group]["chrf"] > baseline[group]["chrf"]
             for group in model
         },
         "strata": by_stratum,
         "signatures": {
-            "bleu": {name: s.bleu_signature for name, s in scored.items()},
-            "chrf": {name: s.chrf_signature for name, s in scored.items()},
+            metric: {name: signatures[metric] for name, signatures in scored.items()}
+            for metric in next(iter(scored.values()))
         },
     }
 
@@ -266,7 +354,7 @@ def averages(languages: Mapping[str, Mapping[str, Any]], groups: Mapping[str, li
 def _speed(metrics: Path) -> dict[str, float | None]:
     """Seconds of training and target tokens per second, from a run's metrics.jsonl."""
     seconds, tokens = 0.0, 0
-    for record in read_metrics(metrics):
+    for record in report.read_metrics(metrics):
         if "tokens" in record:
             seconds, tokens = record["seconds"], tokens + sum(record["tokens"].values())
     return {"seconds": seconds or None, "tokens_per_second": tokens / seconds if seconds else None}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {"all": "All", "lores": "LoRes", "hires": "HiRes"}
+TITLES = {"all": "All", "lores": "LoRes", "midres": "MidRes", "hires": "HiRes"}
+# Scores beyond the first table's -> their titles and decimals.
+MORE = {
+    "chrfpp": ("chrF++", 1),
+    "spbleu": ("spBLEU", 1),
+    "perplexity": ("PPL", 2),
+    "off_target": ("off-target %", 1),
+    "off_target_references": ("references %", 1),
+}
+CHECKPOINTS = ("last", "average")  # whose scores stand beside the best one's
 MOST_LABELS = 12  # languages that get a colour and a label of their own; of more, only the groups do
 INK, GRID = "#333333", "#dddddd"
 
@@ -36,16 +46,16 @@ def write(run: Path) -> None:
     draw_alpha(records, scores, run / "alpha.png")
 
 
-def read_scores(run: Path) -> dict[str, Any]:
-    """The run's scores.json."""
+def read_scores(run: Path, name: str = "scores.json") -> dict[str, Any]:
+    """The run's scores.json, or another file of scores."""
     try:
-        scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+        scores = json.loads((run / name).read_text(encoding="utf-8"))
         if not isinstance(scores, dict) or not {"languages", "groups", "lookup", "seconds"} <= scores.keys():
             raise ValueError("not what evaluate writes")
     except FileNotFoundError:
-        raise UserError(f"{run} holds no scores.json; make it with: cats evaluate {run}") from None
+        raise UserError(f"{run} holds no {name}; make it with: cats evaluate {run}") from None
     except ValueError:
-        raise UserError(f"{run}/scores.json is damaged; make it anew with: cats evaluate {run}") from None
+        raise UserError(f"{run}/{name} is damaged; make it anew with: cats evaluate {run}") from None
     return scores
 
 
@@ -67,22 +77,84 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def table(scores: Mapping[str, Any]) -> str:
     """The scores as an aligned Markdown table: languages from the smallest to the largest, then the groups."""
-    lores = set(scores["groups"].get("lores", {}).get("languages", ()))
     lookup = scores["lookup"]
     rows = [["language", "group", "pairs", "BLEU", "chrF", "NLL", "lookup chrF"]]
+    for name, title, pairs, cell in _cells(scores):
+        baseline = lookup["languages"].get(name) or lookup["groups"][name]
+        rows.append([*_heads(name, title, pairs), *_numbers(cell, baseline)])
+    return aligned(rows, left=2)
+
+
+def more_scores(scores: Mapping[str, Any]) -> str:
+    """The other scores as a table of the same rows, and zero-shot directions below."""
+    rows = [["language", "group", "pairs", *(title for title, _ in MORE.values())]]
+    rows += [[*_heads(name, title, pairs), *_more(cell)] for name, title, pairs, cell in _cells(scores)]
+    rows += [[name, "zero-shot", "0", *_more(cell)] for name, cell in scores.get("zero_shot", {}).items()]
+    return aligned(rows, left=2)
+
+
+def zero_shot(scores: Mapping[str, Any]) -> str:
+    """A table of the directions without training text."""
+    rows = [["direction", "lines", "BLEU", "chrF", "NLL"]]
+    rows += [[n, f"{c['lines']:,}", *_numbers(c, {"chrf": None})[:3]] for n, c in scores.get("zero_shot", {}).items()]
+    return aligned(rows, left=1)
+
+
+def side_by_side(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of the same run's scores with several checkpoints, {name: scores}."""
+    metrics = (("BLEU", "bleu", 1), ("chrF", "chrf", 1), ("NLL", "nll", 3))
+    rows = [["language", "group", "pairs", *(f"{title} {name}" for title, _, _ in metrics for name in scores)]]
+    first = next(iter(scores.values()))
+    for language, title, pairs, _ in _cells(first):
+        cells = [each["languages"].get(language) or each["groups"].get(language, {}) for each in scores.values()]
+        values = [_number(cell.get(metric), digits) for _, metric, digits in metrics for cell in cells]
+        rows.append([*_heads(language, title, pairs), *values])
+    return aligned(rows, left=2)
+
+
+def as_csv(scores: Mapping[str, Any]) -> str:
+    """The scores as CSV, one row per language, group and zero-shot direction; a missing score is an empty field."""
+    metrics = ("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "group", "pairs", "lines", *metrics, "lookup_chrf"])
+    for name, title, pairs, cell in _cells(scores):
+        baseline = scores["lookup"]["languages"].get(name) or scores["lookup"]["groups"][name]
+        row = [name, title, pairs, cell.get("lines"), *map(cell.get, metrics), baseline.get("chrf")]
+        writer.writerow(["" if value is None else value for value in row])
+    for name, cell in scores.get("zero_shot", {}).items():
+        row = [name, "zero-shot", 0, cell.get("lines"), *map(cell.get, metrics), None]
+        writer.writerow(["" if value is None else value for value in row])
+    return text.getvalue()
+
+
+def _cells(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, int, Mapping[str, Any]]]:
+    """(name, title of its group, pairs, scores) of the languages, the smallest first, then of the groups (title "")."""
+    member = {n: TITLES[g] for g, cell in scores["groups"].items() if g != "all" for n in cell["languages"]}
     for name, cell in sorted(scores["languages"].items(), key=lambda item: (item[1]["pairs"], item[0])):
-        group = TITLES["lores" if name in lores else "hires"]
-        rows.append([name, group, f"{cell['pairs']:,}", *_numbers(cell, lookup["languages"][name])])
+        yield name, member.get(name, "none"), cell["pairs"], cell
     for group, cell in scores["groups"].items():
         if cell["languages"]:
-            pairs = sum(scores["languages"][name]["pairs"] for name in cell["languages"])
-            rows.append([f"**{TITLES[group]}**", "", f"{pairs:,}", *_numbers(cell, lookup["groups"][group])])
-    return aligned(rows, left=2)
+            yield group, "", sum(scores["languages"][name]["pairs"] for name in cell["languages"]), cell
+
+
+def _heads(name: str, title: str, pairs: int) -> list[str]:
+    return [name if title else f"**{TITLES[name]}**", title, f"{pairs:,}"]
+
+
+def _more(cell: Mapping[str, Any]) -> list[str]:
+    """The scores of MORE; shares in percent."""
+    values = [
+        (cell.get(name), 100 if name.startswith("off_target") else 1, digits) for name, (_, digits) in MORE.items()
+    ]
+    return [_number(None if value is None else scale * value, digits) for value, scale, digits in values]
 
 
 def verdict(scores: Mapping[str, Any]) -> str:
     """Whether the model beats the lookup baseline, in one line."""
     below = [group for group, beats in scores["beats_lookup"].items() if beats is False]
+    if not any(beats is not None for beats in scores["beats_lookup"].values()):
+        return "No lookup (the nearest training sentence, digits replaced) to compare with: too much training text."
     if not below:
         return "Beats lookup (the nearest training sentence, digits replaced) in every group."
     cells = [
@@ -117,15 +189,39 @@ def markdown(run: Path, scores: Mapping[str, Any], records: Sequence[Mapping[str
         verdict(scores),
         "",
         f"BLEU and chrF are on {basis}; NLL is in nats per target token over all {scores['split']} lines, without",
-        "smoothing. Groups are macro-averages; LoRes are the languages with fewer training pairs than the mean.",
+        f"smoothing. Groups are macro-averages; {_grouping(run)}.",
+        "",
+        "## More scores",
+        "",
+        more_scores(scores),
+        "",
+        "PPL is exp(NLL). Off-target is the share of lines that are not in the target language, by script and, among",
+        "languages of one script, by character n-grams; what it says of the references themselves is its error.",
         "",
     ]
+    if scores.get("zero_shot", {}):
+        lines += ["## Zero-shot", "", "Directions without training text; they have no part in the averages.", ""]
+        lines += [zero_shot(scores), ""]
+    others = {name: f"scores.{name}.json" for name in CHECKPOINTS if (run / f"scores.{name}.json").exists()}
+    if others:
+        checkpoints = {"best": scores, **{name: read_scores(run, file) for name, file in others.items()}}
+        lines += ["## Checkpoints", "", side_by_side(checkpoints), ""]
     if scores["strata"]:
         lines += ["## By stratum", "", _strata(scores), ""]
     lines += ["## Training", "", "![loss per language](loss.png)", "", "![alpha per language](alpha.png)", ""]
     lines += ["## Signatures", "", *[f"- {line}" for line in signatures], ""]
     lines += ["## Settings", "", "```toml", to_toml(read_config(run / "config.toml")).rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _grouping(run: Path) -> str:
+    """What makes a language LoRes, in words."""
+    given = read_config(run / "config.toml").evaluate
+    if given.lores or given.midres or given.hires:
+        return "which language is in which was configured"
+    bound = f"{given.lores_below:,}" if given.lores_below else "the mean"
+    high = f", HiRes those with at least {given.hires_from:,}" if given.hires_from else ""
+    return f"LoRes are the languages with fewer training pairs than {bound}{high}"
 
 
 def _strata(scores: Mapping[str, Any]) -> str:
@@ -143,13 +239,14 @@ def _strata(scores: Mapping[str, Any]) -> str:
 def _signatures(signatures: Mapping[str, Mapping[str, str]]) -> list[str]:
     """One line per signature, with the languages that have it where they are not all."""
     lines = []
-    for metric, title in (("bleu", "BLEU"), ("chrf", "chrF")):
+    titles = {"bleu": "BLEU", "chrf": "chrF", "chrfpp": "chrF++", "spbleu": "spBLEU"}
+    for metric, by_language in signatures.items():
         names: dict[str, list[str]] = {}
-        for language, signature in signatures[metric].items():
+        for language, signature in by_language.items():
             names.setdefault(signature, []).append(language)
         for signature, languages in names.items():
             where = f" ({', '.join(languages)})" if len(names) > 1 else ""
-            lines.append(f"{title}{where}: `{signature}`")
+            lines.append(f"{titles[metric]}{where}: `{signature}`")
     return lines
 
 
@@ -232,7 +329,7 @@ def draw_loss(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], p
         axis.set_xlabel("update")
     axes[0].set_ylabel("NLL, nats per target token")
     _label_ends(axes[-1])
-    _legend(axes[0])
+    _legend(axes[0], scores)
     save_figure(figure, path)
 
 
@@ -264,7 +361,7 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], 
     axis.set_ylabel("α, share of the total")
     axis.set_title(f"task weights, method {scores['method']}", loc="left", color=INK)
     _label_ends(axis)
-    _legend(axis, dotted="uniform")
+    _legend(axis, scores, dotted="uniform")
     save_figure(figure, path)
 
 
@@ -282,12 +379,13 @@ def _curves(axis: Axes, curves: Mapping[str, list[tuple[int, float]]], scores: M
     """One line per language, LoRes warm and solid, HiRes cool and dashed; of many, the groups' means stand out."""
     from matplotlib import colormaps
 
-    lores = set(scores["groups"].get("lores", {}).get("languages", ()))
+    low, middle = ({*scores["groups"].get(group, {}).get("languages", ())} for group in ("lores", "midres"))
     names = sorted(curves, key=lambda name: (scores["languages"][name]["pairs"], name))
     few = len(names) <= MOST_LABELS
     for title, palette, style, members in (
-        ("LoRes", colormaps["YlOrRd"], "-", [name for name in names if name in lores]),
-        ("HiRes", colormaps["YlGnBu"], "--", [name for name in names if name not in lores]),
+        ("LoRes", colormaps["YlOrRd"], "-", [name for name in names if name in low]),
+        ("MidRes", colormaps["Greens"], "-.", [name for name in names if name in middle]),
+        ("HiRes", colormaps["YlGnBu"], "--", [name for name in names if name not in low | middle]),
     ):
         for i, name in enumerate(members):
             colour = palette(0.95 - 0.45 * i / max(1, len(members) - 1))
@@ -349,13 +447,15 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [mean + i * gap for i, mean in enumerate(flat)]
 
 
-def _legend(axis: Axes, dotted: str | None = None) -> None:
+def _legend(axis: Axes, scores: Mapping[str, Any], dotted: str | None = None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color="#bd0026", linestyle="-", label="LoRes"),
         Line2D([], [], color="#225ea8", linestyle="--", label="HiRes"),
     ]
+    if "midres" in scores["groups"]:
+        handles.insert(1, Line2D([], [], color="#238b45", linestyle="-.", label="MidRes"))
     if dotted:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=":", label=dotted))
     axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=INK)
