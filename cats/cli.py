@@ -26,6 +26,7 @@ commands:
   evaluate    score a run again: BLEU, chrF and NLL per language, tables and pictures
   translate   translate standard input with a trained model
   average     the mean of a run's newest models, often better than each
+  significance  is one run better than another, or would other test lines have said otherwise?
   compare     several methods and seeds on one corpus, and one table
   data        write the built-in corpus, or look at any corpus
   info        versions, devices, backends, and what is missing for the rest
@@ -80,6 +81,15 @@ Write checkpoints/average.pt: the mean of the parameters of a run's newest model
 examples:
   cats average runs/NAME --last 5
   cats evaluate runs/NAME --checkpoint average
+"""
+
+SIGNIFICANCE_HELP = """\
+Test whether run B is better than run A: paired bootstrap resampling and approximate randomisation of BLEU and chrF,
+per language and for the group averages, on the translations that cats evaluate left in their folders.
+p-values are two-sided, and not corrected for how many there are.
+
+examples:
+  cats significance runs/BASELINE runs/NEW
 """
 
 COMPARE_HELP = """\
@@ -571,6 +581,28 @@ def _average(args: argparse.Namespace) -> None:
     print(f"{folder / 'average.pt'}: the mean of {', '.join(path.name for path in paths)}")
 
 
+def _significance_arguments(parser: Parser) -> None:
+    parser.add_argument("first", metavar="RUN_A", help="run directory, evaluated")
+    parser.add_argument("second", metavar="RUN_B", help="another one, on the same test lines")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the random draws (default: 1)")
+    parser.add_argument("--out", metavar="FILE", help="write the numbers as JSON too")
+
+
+def _significance(args: argparse.Namespace) -> None:
+    import json
+
+    from cats.nmt import significance
+    from cats.nmt.files import atomic_write
+
+    if args.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {args.seed}")
+    rows = significance.compare(Path(args.first), Path(args.second), args.seed)
+    if args.out:
+        found = {"first": args.first, "second": args.second, "seed": args.seed, "tests": rows}
+        atomic_write(args.out, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    print(f"A = {args.first}\nB = {args.second}\n\n{significance.table(rows)}")
+
+
 def _compare_arguments(parser: Parser) -> None:
     from cats.nmt import compare
 
@@ -595,6 +627,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": (EVALUATE_HELP, _evaluate_arguments, _evaluate),
     "translate": (TRANSLATE_HELP, _translate_arguments, _translate),
     "average": (AVERAGE_HELP, _average_arguments, _average),
+    "significance": (SIGNIFICANCE_HELP, _significance_arguments, _significance),
     "compare": (COMPARE_HELP, _compare_arguments, _compare),
     "info": (INFO_HELP, lambda parser: None, _info),
 }

@@ -41,6 +41,27 @@ def chrf(counts: np.ndarray) -> np.ndarray:
     return 100 * np.divide((1 + BETA**2) * precision * recall, below, out=np.zeros_like(below), where=below > 0)
 
 
+def bleu_counts(hypotheses: Sequence[str], references: Sequence[str], tokenizer: str) -> np.ndarray:
+    """(lines, 10) int64: length of hypothesis and reference, matched 1- to 4-grams, 1- to 4-grams of the hypothesis."""
+    from sacrebleu.metrics import BLEU
+
+    bleu = BLEU(tokenize=tokenizer, force=True)
+    pairs = zip(hypotheses, references, strict=True)
+    scores = [bleu.corpus_score([hypothesis], [[reference]]) for hypothesis, reference in pairs]
+    return np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores], dtype=np.int64).reshape(-1, 10)
+
+
+def bleu(counts: np.ndarray) -> np.ndarray:
+    """Corpus BLEU, 0 to 100, of summed counts (.., 10), with sacreBLEU's default smoothing (exp)."""
+    counts = counts.astype(np.float64)
+    ours, theirs, match, total = counts[..., 0], counts[..., 1], counts[..., 2:6], counts[..., 6:]
+    halved = np.cumsum(match == 0, axis=-1)  # the k-th order without a match counts as 1 / 2^k matches
+    precision = np.divide(np.where(match > 0, match, 0.5**halved), total, out=np.zeros_like(match), where=total > 0)
+    possible = (match > 0).any(-1) & (total > 0).all(-1)
+    geometric = np.exp(np.log(np.where(np.expand_dims(possible, -1), precision, 1.0)).mean(-1))
+    return np.where(possible, 100 * geometric * np.exp(np.minimum(0, 1 - theirs / np.maximum(ours, 1))), 0.0)
+
+
 def cluster_counts(
     hypotheses: Sequence[str], references: Sequence[str], clusters: Sequence[str], index: Mapping[str, int]
 ) -> np.ndarray:
