@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import io
@@ -24,7 +25,8 @@ Multilingual translation with Curvature Aware Task Scaling: train, score, transl
 commands:
   train       train a model and score it: eight languages in about five minutes with no option at all
   evaluate    score a run again: BLEU, chrF and NLL per language, tables and pictures
-  translate   translate standard input with a trained model
+  translate   translate standard input, a file or what you type with a trained model
+  export      a trained model as a folder to pass on: safetensors, tokenizer, settings
   average     the mean of a run's newest models, often better than each
   significance  is one run better than another, or would other test lines have said otherwise?
   compare     several methods and seeds on one corpus, and one table
@@ -67,11 +69,22 @@ With another split or checkpoint only its scores and translations are written.
 """
 
 TRANSLATE_HELP = """\
-Translate standard input, a sentence per line, to standard output.
+Translate standard input or a file, a sentence per line, with a run or an exported model.
 
 examples:
   echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
   cats translate runs/NAME --to ru --beam 1 < english.txt > russian.txt
+  cats translate runs/NAME --to ru --input english.txt --output russian.txt --nbest 4
+  cats translate runs/NAME --to ru --sample --top-p 0.9 --seed 7 < english.txt
+  cats translate runs/NAME --to ru --interactive
+"""
+
+EXPORT_HELP = """\
+Write the model of a run to a folder to pass on: model.safetensors, tokenizer.model and config.toml.
+
+examples:
+  cats export runs/NAME my-model
+  echo "Monday, 3 hours ago" | cats translate my-model --to az
 """
 
 AVERAGE_HELP = """\
@@ -381,40 +394,113 @@ def _checkpoint_argument(parser: Parser) -> None:
 
 
 def _translate_arguments(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it, or an exported model")
     parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
+    parser.add_argument("--from", dest="source", metavar="LANG", help="source language, to have it checked")
+    parser.add_argument("--input", metavar="FILE", help="read this file instead of standard input")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write this file, when all is done, instead of standard output"
+    )
+    parser.add_argument("--interactive", action="store_true", help="ask for a line, translate it, and so on")
     parser.add_argument("--beam", metavar="N", help="beam size; 1 is greedy search (default: that of the run)")
     parser.add_argument("--length-penalty", metavar="X", help="above 0 favours longer ones (default: the run's)")
+    parser.add_argument("--penalty", metavar="{google,fairseq}", help="its formula (default: the run's)")
+    parser.add_argument("--nbest", type=int, metavar="N", help="so many per line, as: line number, score, translation")
+    parser.add_argument("--sample", action="store_const", const="true", help="draw them at random: no beam search")
+    parser.add_argument("--temperature", metavar="T", help="--sample: below 1 likelier, above 1 more varied")
+    parser.add_argument("--top-k", metavar="K", help="--sample: only from the K likeliest tokens")
+    parser.add_argument("--top-p", metavar="P", help="--sample: only from the likeliest tokens of probability P")
+    parser.add_argument("--seed", metavar="S", help="--sample: of the draws (default: 1)")
     _checkpoint_argument(parser)
 
 
 def _translate(args: argparse.Namespace) -> None:
-    from cats.nmt import decode
-    from cats.nmt.config import apply_overrides
+    from cats.nmt import decode, export
+    from cats.nmt.config import TYPES, apply_overrides
     from cats.nmt.evaluate import load_model
+    from cats.nmt.files import atomic_file
     from cats.nmt.train import set_threads
 
+    if args.interactive and (args.input or args.output or not sys.stdin.isatty()):
+        raise UserError("--interactive is for a terminal, without --input and --output")
+    if args.output and not Path(args.output).resolve().parent.is_dir():
+        raise UserError(f"{args.output}: its folder is not there; make it, or choose another --output")
+    if args.nbest is not None and args.nbest < 1:
+        raise UserError(f"--nbest must be at least 1, not {args.nbest}")
     config, tokenizer, model, _ = load_model(Path(args.run), args.checkpoint)
     if args.to not in tokenizer.languages:
         known = ", ".join(tokenizer.languages)
         raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, tokenizer.languages)}: {known}")
-    given = {"decode.beam": args.beam, "decode.length_penalty": args.length_penalty}
-    search = apply_overrides(config, [f"{name}={value}" for name, value in given.items() if value is not None]).decode
+    if args.source is not None:
+        _check_direction(args.run, args.source, args.to, export.tasks(Path(args.run)))
+    names = [name for name in vars(args) if f"decode.{name}" in TYPES and getattr(args, name) is not None]
+    search = apply_overrides(config, [f"decode.{name}={getattr(args, name)}" for name in names]).decode
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if name in names and not search.sample:
+            raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random: add --sample")
     set_threads(config)
-    for lines in _blocks(sys.stdin.buffer):
-        translations = decode.translate(
+
+    def translated(lines: list[str], before: int) -> str:
+        found = decode.translations(
             model,
             tokenizer,
             lines,
             args.to,
             **dataclasses.asdict(search),
+            nbest=args.nbest or 1,
+            before=before,
         )
-        sys.stdout.buffer.write("".join(f"{line}\n" for line in translations).encode())
-        sys.stdout.buffer.flush()
+        if args.nbest is None:
+            return "".join(f"{best[0][0]}\n" for best in found)
+        every = [(i, score, text) for i, best in enumerate(found, before + 1) for text, score in best]
+        return "".join(f"{i}\t{score:.4f}\t{text}\n" for i, score, text in every)
+
+    if args.interactive:
+        for number, line in enumerate(_asked(f"{args.to}> ")):
+            print(translated([line], number), end="", flush=True)
+        return
+    with contextlib.ExitStack() as files:
+        # A file is there at once: more of it at a time means batches of like lengths.
+        most = BLOCK * 32 if args.input else BLOCK
+        source = files.enter_context(open(args.input, "rb")) if args.input else sys.stdin.buffer
+        target = files.enter_context(atomic_file(args.output)) if args.output else sys.stdout.buffer
+        before = 0
+        for lines in _blocks(source, args.input or "standard input", most):
+            target.write(translated(lines, before).encode())
+            target.flush()
+            before += len(lines)
 
 
-def _blocks(stream: IO[bytes]) -> Iterator[list[str]]:
-    """The lines of a stream as they come: `BLOCK` at a time, or fewer where no more are there yet."""
+def _check_direction(run: str, source: str, target: str, tasks: list[str]) -> None:
+    """Refuses a source language that a run does not know, and tells of a direction that it was not trained on."""
+    from cats.nmt.data import ENGLISH
+
+    # A task is called by its target if its source is English, else source-target.
+    pairs = [(ENGLISH[0], name) if "-" not in name else tuple(name.split("-", 1)) for name in tasks]
+    known = list(dict.fromkeys(first for first, _ in pairs))
+    source = ENGLISH[0] if source in ENGLISH else source
+    if known and source not in known:
+        raise UserError(f"{run} does not translate from '{source}'{nearest(source, known)}: {', '.join(known)}")
+    if known and (source, target) not in pairs:
+        print(f"cats: {run} was not trained to translate from {source} to {target}: zero-shot", file=sys.stderr)
+
+
+def _asked(prompt: str) -> Iterator[str]:
+    """The lines that are typed, until the end of input (Ctrl-D)."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # arrow keys and earlier lines
+    while True:
+        try:
+            yield input(prompt)
+        except EOFError:
+            print()
+            return
+        except UnicodeDecodeError:
+            print("cats: not UTF-8; type it again", file=sys.stderr)
+
+
+def _blocks(stream: IO[bytes], name: str = "standard input", most: int = BLOCK) -> Iterator[list[str]]:
+    """The lines of a stream as they come: `most` at a time, or fewer where no more are there yet."""
     count, rest, block = 0, b"", list[str]()
     while True:
         chunk = stream.read1(1 << 16)  # type: ignore[attr-defined]
@@ -428,10 +514,10 @@ def _blocks(stream: IO[bytes]) -> Iterator[list[str]]:
             except UnicodeDecodeError as error:
                 if block:
                     yield block
-                where = f"standard input, line {count}, byte {error.start + 1}"
+                where = f"{name}, line {count}, byte {error.start + 1}"
                 raise UserError(f"{where}: not UTF-8; convert it, for example with iconv") from None
             block.append(text.removeprefix("\ufeff") if count == 1 else text)
-            if len(block) == BLOCK:
+            if len(block) == most:
                 yield block
                 block = []
         if block:
@@ -581,6 +667,23 @@ def _average(args: argparse.Namespace) -> None:
     print(f"{folder / 'average.pt'}: the mean of {', '.join(path.name for path in paths)}")
 
 
+def _export_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from cats.nmt import export
+    from cats.nmt.evaluate import load_model
+
+    run, out = Path(args.run), Path(args.dir)
+    config, tokenizer, model, state = load_model(run)
+    digest = str(state.get("digest", ""))
+    export.write(out, config, tokenizer, model, digest=digest, tasks=export.tasks(run))
+    print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    print(f"Try it: cats translate {out} --to {tokenizer.languages[0]}")
+
+
 def _significance_arguments(parser: Parser) -> None:
     parser.add_argument("first", metavar="RUN_A", help="run directory, evaluated")
     parser.add_argument("second", metavar="RUN_B", help="another one, on the same test lines")
@@ -627,6 +730,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": (EVALUATE_HELP, _evaluate_arguments, _evaluate),
     "translate": (TRANSLATE_HELP, _translate_arguments, _translate),
     "average": (AVERAGE_HELP, _average_arguments, _average),
+    "export": (EXPORT_HELP, _export_arguments, _export),
     "significance": (SIGNIFICANCE_HELP, _significance_arguments, _significance),
     "compare": (COMPARE_HELP, _compare_arguments, _compare),
     "info": (INFO_HELP, lambda parser: None, _info),

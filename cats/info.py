@@ -14,6 +14,7 @@ EXTRAS = {
         "babel": "babel",
         "matplotlib": "matplotlib",
         "sacrebleu": "sacrebleu",
+        "safetensors": "safetensors",
         "sentencepiece": "sentencepiece",
         "tqdm": "tqdm",
     },

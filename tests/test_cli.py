@@ -98,7 +98,7 @@ def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) ->
     assert done.returncode == 0 and "examples:" in done.stdout and "data inspect" in done.stdout
     heavy = {"sentencepiece", "sacrebleu", "matplotlib", "babel", "cats.nmt.train"}
     assert heavy.isdisjoint(done.stderr.split())
-    for command in ("train", "evaluate", "translate", "average", "compare", "data", "info"):
+    for command in ("train", "evaluate", "translate", "average", "export", "significance", "compare", "data", "info"):
         assert f"\n  {command} " in done.stdout
     assert done.stdout.endswith(f"\ncats {cats.__version__}\n")
 
@@ -401,6 +401,147 @@ def test_translate_gives_the_test_translations(
     assert cli.main(["translate", str(run), "--to", "az"]) == 0
     assert capfdbinary.readouterr().out == (run / "hyp" / "test.az.txt").read_bytes()
     assert capfdbinary.readouterr().err == b""
+
+
+def test_translate_files(run: Path, trained: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    source, target = trained / "toy" / "test.en-az.en", tmp_path / "out.txt"
+    assert cli.main(["translate", str(run), "--to", "az", "--input", str(source), "--output", str(target)]) == 0
+    assert target.read_bytes() == (run / "hyp" / "test.az.txt").read_bytes()
+    assert capfdbinary.readouterr() == (b"", b"")
+    source = tmp_path / "in.txt"
+    source.write_bytes(b"alpha\n\xff\n")
+    assert cli.main(["translate", str(run), "--to", "az", "--input", str(source), "--output", str(target)]) == 2
+    assert b"in.txt, line 2, byte 1: not UTF-8" in capfdbinary.readouterr().err
+    assert target.read_bytes() == (run / "hyp" / "test.az.txt").read_bytes()  # the old file, not half a new one
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt", "run"}
+
+
+def test_translate_nbest_and_sample(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("alpha bravo\n\n" + "golf hotel\n" * 70)
+
+    def translated(*options: str, lines: str = source.read_text()) -> list[list[str]]:
+        source.write_text(lines)
+        assert cli.main(["translate", str(run), "--to", "az", "--input", str(source), *options]) == 0
+        return [line.split("\t") for line in capfd.readouterr().out.split("\n")[:-1]]
+
+    rows = translated("--nbest", "2", "--penalty", "fairseq")
+    assert [row[0] for row in rows] == [*"112", *(str(i) for i in range(3, 73) for _ in range(2))]
+    assert rows[2] == ["2", "0.0000", ""] and float(rows[0][1]) >= float(rows[1][1])
+    assert [row[2] for row in rows[::2]][:1] == translated("--nbest", "1", "--penalty", "fairseq")[0][2:]
+    drawn = translated("--sample", "--temperature", "5", "--seed", "3")
+    assert drawn == translated("--sample", "--temperature", "5", "--seed", "3")
+    assert drawn != translated("--sample", "--temperature", "5", "--seed", "4")
+    assert len({text for (text,) in drawn[2:]}) > 35  # also behind the first block every line has draws of its own
+    assert translated("--sample", "--top-k", "1") == translated("--beam", "1")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal as Unix has it")
+def test_translate_what_is_typed(run: Path, root: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cats", "translate", str(run), "--to", "az", "--interactive"]
+    process = subprocess.Popen(command, cwd=root, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.write(ours, b"alpha bravo\n\nalpha bravo\n\x04")
+    out, err = process.communicate(timeout=300)
+    os.close(ours), os.close(theirs)
+    first, blank, second = out.decode().replace("az> ", "").split("\n")[:3]
+    assert process.returncode == 0 and err == b"" and out.count(b"az> ") == 4
+    assert first == second != "" and blank == ""
+
+
+def test_translate_from(
+    run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = f"{run} does not translate from 'ru': en"
+    assert refused("translate", run, "--to", "az", "--from", "ru") == message
+    for tasks, warned in ((["az", "be"], False), (["az-be", "be-az", "be"], True)):
+        alpha = dict.fromkeys(tasks, 1.0)
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "alpha": alpha}) + "\n")
+        monkeypatch.setattr(sys, "stdin", Input(b"alpha\n"))
+        assert cli.main(["translate", str(run), "--to", "az", "--from", "eng"]) == 0
+        out, err = capfd.readouterr()
+        assert out.count("\n") == 1
+        assert err == (f"cats: {run} was not trained to translate from en to az: zero-shot\n" if warned else "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nbest", "0"], "--nbest must be at least 1, not 0"),
+        (["--nbest", "3"], "a beam of 2 has no 3 best; set decode.beam (--beam) to 3"),
+        (["--top-p", "0.5"], "--top-p is for translations drawn at random: add --sample"),
+        (["--sample", "--top-p", "0"], "decode.top_p must be above 0 and at most 1, not 0.0"),
+        (["--penalty", "googel"], "decode.penalty must be one of google, fairseq, not 'googel' (did you mean google?)"),
+        (["--interactive"], "--interactive is for a terminal, without --input and --output"),
+        (["--input", "{folder}/absent"], "{folder}/absent: No such file or directory"),
+        (
+            ["--output", "{folder}/absent/out"],
+            "{folder}/absent/out: its folder is not there; make it, or choose another --output",
+        ),
+    ],
+)
+def test_translate_misuse(
+    options: list[str],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"alpha\n")))
+    options = [option.format(folder=tmp_path) for option in options]
+    assert refused("translate", run, "--to", "az", *options) == message.format(folder=tmp_path)
+
+
+def test_export(
+    run: Path, trained: Path, tmp_path: Path, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from cats.nmt import evaluate, export
+
+    out = tmp_path / "model"
+    assert cli.main(["export", str(run), str(out)]) == 0
+    assert "config.toml, model.safetensors, tokenizer.model\nTry it: cats translate" in capfd.readouterr().out
+    source = str(trained / "toy" / "test.en-az.en")
+    assert cli.main(["translate", str(out), "--to", "az", "--from", "en", "--input", source]) == 0
+    assert capfd.readouterr() == ((run / "hyp" / "test.az.txt").read_text(encoding="utf-8"), "")
+    assert export.tasks(out) == ["az", "be"]
+    shutil.rmtree(run)  # the folder stands alone; with the corpus it can be scored too
+    assert evaluate.evaluate(out)["languages"].keys() == {"az", "be"}
+
+    assert refused("export", out, out) == f"{out} exists already; choose another folder"
+    weights = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(weights[:1000])
+    damaged = f"{out}/model.safetensors is damaged or no safetensors file; export it again"
+    assert refused("translate", out, "--to", "az") == damaged
+    (out / "model.safetensors").write_bytes(weights)
+    text = (out / "config.toml").read_text(encoding="utf-8")
+    (out / "config.toml").write_text(text.replace("ffn = 32", "ffn = 64"), encoding="utf-8")
+    assert "model.safetensors does not fit" in refused("translate", out, "--to", "az")
+
+
+def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
+    import torch
+    from safetensors import safe_open
+
+    from cats.nmt import export
+    from cats.nmt.model import Transformer
+    from cats.nmt.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train(WORDS, ["az"], 40)
+
+    def tied() -> Transformer:
+        model = Transformer(tokenizer.vocab_size, 16, 2, 16, 1, 1, 0.0)
+        model.decoder_embedding = model.embedding
+        return model
+
+    model, other = tied(), tied()
+    export.write(tmp_path / "model", config.Config(), tokenizer, model, digest="d", tasks=["az"])
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert len(list(file.keys())) == len(model.state_dict()) - 1
+    assert export.read(tmp_path / "model" / "model.safetensors", other)["digest"] == "d"
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_translate_keeps_blank_lines_and_takes_options(

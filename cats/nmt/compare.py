@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
         load_corpus(runs[0].config)  # what is wrong with it is said once, not by every run
     execute([run for run in runs if not run.finished], args.jobs)
     summary = summarise(runs)
-    atomic_write(args.out / "compare.json", json.dumps(summary, indent=1) + "\n")
+    atomic_write(args.out / "compare.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     text = report(summary)
     atomic_write(args.out / "compare.md", text)
     draw(summary, args.out / "compare.png")
@@ -231,6 +231,7 @@ def count_matrices(runs: list[Run], corpus: data.Corpus) -> dict[str, dict[int, 
 
 def summarise(runs: list[Run]) -> dict[str, Any]:
     """Everything the table and the picture show: scores per seed, bootstrap intervals, regret."""
+    from cats.nmt.evaluate import groups as group_tasks
     from cats.nmt.train import load_corpus
 
     sets: dict[str, Any] = {}
@@ -239,7 +240,8 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
         here = [run for run in runs if run.set == name]
         corpus = load_corpus(here[0].config)
         scored = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
-        groups = {g: [t for t in corpus.groups[g] if t in scored] for g in GROUPS}
+        members = group_tasks(corpus.sizes, here[0].config.evaluate)
+        groups = {g: [t for t in members[g] if t in scored] for g in GROUPS}
         by_language = resampled_chrf(count_matrices(here, corpus), RESAMPLES)
         samples[name] = {
             method: {g: np.mean([values[t] for t in tasks], axis=0) for g, tasks in groups.items() if tasks}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cats.nmt import checkpoint as checkpoints
-from cats.nmt import decode, lookup, loss, report
+from cats.nmt import decode, export, lookup, loss, report
 from cats.nmt.config import Config, Evaluate, read_config
 from cats.nmt.data import Corpus, Split, Text
 from cats.nmt.errors import UserError, nearest
@@ -140,12 +140,19 @@ def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: s
 def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transformer, dict[str, Any]]:
     """A run's configuration, tokenizer, model in evaluation mode, and the rest of a checkpoint (best, last, ..).
 
+    Of an exported model (see ``cats.nmt.export``) there is one, whatever its name, and the rest is its metadata.
+
     Raises:
         UserError: ``run`` is no run directory, or a file in it is missing or does not fit.
     """
     if not (run / "config.toml").is_file():
         raise UserError(f"{run} is no run directory: it holds no config.toml")
     config = read_config(run / "config.toml")
+    if (run / export.WEIGHTS).is_file():
+        tokenizer = load_tokenizer(run, config)
+        model = build_model(config, tokenizer)
+        about = export.read(run / export.WEIGHTS, model)
+        return config, tokenizer, model.to(default_device()).eval(), about
     path = run / "checkpoints" / f"{name}.pt"
     if not path.exists():
         there = sorted(found.stem for found in path.parent.glob("*.pt"))
