@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from cats.nmt.errors import UserError, nearest
 
@@ -59,13 +59,16 @@ SETTINGS_HELP = """\
 settings for --set and --config, with their defaults:
 {settings}
 
-The run directory holds config.toml, tokenizer.model, checkpoints/, metrics.jsonl, scores.json, report.md, loss.png,
-alpha.png and hyp/. Exit status: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C.
+The run directory holds config.toml, tokenizer.model, checkpoints/, metrics.jsonl, scores.json, scores.csv, report.md,
+loss.png, alpha.png and hyp/. Exit status: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C.
 """
 
 EVALUATE_HELP = """\
-Translate and score the test set of a run with its best checkpoint; write scores.json, report.md and the pictures again.
-With another split or checkpoint only its scores and translations are written.
+Translate and score the test set of a run with its best checkpoint; write scores.json, scores.csv, report.md and the
+pictures again. Its hyp/ holds each task's translations, sources and references, a file each, for other scorers:
+  comet-score -s RUN/hyp/test.az.src -t RUN/hyp/test.az.txt -r RUN/hyp/test.az.ref
+With another split or checkpoint only its scores and translations are written; scores of other checkpoints than the best
+stand beside those in report.md.
 """
 
 TRANSLATE_HELP = """\
@@ -362,7 +365,7 @@ def _new_run(out: str | None, config: Config) -> Path:
     return run
 
 
-def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> None:
+def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> dict[str, Any]:
     """Evaluates a run, writes its report and prints the table."""
     from cats.nmt import report
     from cats.nmt.evaluate import evaluate
@@ -370,21 +373,33 @@ def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> None
     scores = evaluate(run, split=split, checkpoint=checkpoint, quiet=quiet)
     if not quiet:
         print(f"\n{report.table(scores)}\n\n{report.verdict(scores)}")
-    if split == "test" and checkpoint == "best":
+    if split == "test" and (run / "scores.json").exists():
         report.write(run)
-        if not quiet:
+        if not quiet and checkpoint == "best":
             target = next(iter(scores["languages"])).rpartition("-")[2]
             print(f"\n{run}: report.md, loss.png, alpha.png, scores.json\nTry it: cats translate {run} --to {target}")
+    return scores
 
 
 def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
     parser.add_argument("--split", default="test", metavar="{test,valid,train}", help="default: test")
-    _checkpoint_argument(parser)
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+",
+        default=["best"],
+        metavar="NAME",
+        help="best, last, average or step-N, or several to be compared (default: best)",
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    _score(Path(args.run), args.split, quiet=False, checkpoint=args.checkpoint)
+    from cats.nmt import report
+
+    names = list(dict.fromkeys(args.checkpoint))
+    scores = {name: _score(Path(args.run), args.split, quiet=False, checkpoint=name) for name in names}
+    if len(scores) > 1:
+        print(f"\n{report.side_by_side(scores)}")
 
 
 def _checkpoint_argument(parser: Parser) -> None:
@@ -670,6 +685,7 @@ def _average(args: argparse.Namespace) -> None:
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
     parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
+    _checkpoint_argument(parser)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -677,7 +693,7 @@ def _export(args: argparse.Namespace) -> None:
     from cats.nmt.evaluate import load_model
 
     run, out = Path(args.run), Path(args.dir)
-    config, tokenizer, model, state = load_model(run)
+    config, tokenizer, model, state = load_model(run, args.checkpoint)
     digest = str(state.get("digest", ""))
     export.write(out, config, tokenizer, model, digest=digest, tasks=export.tasks(run))
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -250,6 +250,9 @@ def test_bad_corpora_leave_no_run_directory(tmp_path: Path, refused: Callable[..
     (toy / "train.en-az.az").write_bytes(b"fine\n\xff\n")
     assert "train.en-az.az, line 2: not UTF-8" in refused("train", "--data", toy, "--out", run)
     assert "no such folder" in refused("train", "--data", tmp_path / "tyo", "--out", run)
+    (toy / "train.en-az.az").write_bytes((toy / "train.en-az.en").read_bytes())
+    message = "evaluate: unknown task azz (did you mean az?); known: az, be"
+    assert refused("train", "--data", toy, "--out", run, "--set", "evaluate.lores=azz") == message
     (tmp_path / "empty").mkdir()
     assert "the folder is empty" in refused("train", "--data", tmp_path / "empty", "--out", run)
     assert not run.exists()
@@ -362,6 +365,11 @@ def test_average_of_the_newest_models(
     scores = {name: evaluate(run, checkpoint=name, quiet=True) for name in names}
     assert [scores[name]["checkpoint"] for name in names] == list(names)
     assert scores["step-30"]["languages"] == scores["last"]["languages"] != scores["average"]["languages"]
+
+    capfd.readouterr()
+    assert cli.main(["evaluate", str(run), "--checkpoint", "best", "last"]) == 0
+    assert "| BLEU best | BLEU last |" in capfd.readouterr().out
+    assert "| BLEU best | BLEU average | BLEU last |" in (run / "report.md").read_text(encoding="utf-8")
 
     assert cli.main(["average", str(run), "--last", "1"]) == 0
     assert all(torch.equal(t, other[n]) for n, t in checkpoint.load(folder / "average.pt")["model"].items())

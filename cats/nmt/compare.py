@@ -24,6 +24,7 @@ from cats.nmt.bootstrap import cluster_counts, resampled_chrf
 from cats.nmt.config import Config, apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
+from cats.nmt.groups import groups as groups_of
 from cats.nmt.report import TITLES, new_figure, read_scores, save_figure
 
 # The temperatures are the usual baselines: plain token means over batches drawn at T. The weightings (tokens, uniform,
@@ -231,7 +232,6 @@ def count_matrices(runs: list[Run], corpus: data.Corpus) -> dict[str, dict[int, 
 
 def summarise(runs: list[Run]) -> dict[str, Any]:
     """Everything the table and the picture show: scores per seed, bootstrap intervals, regret."""
-    from cats.nmt.evaluate import groups as group_tasks
     from cats.nmt.train import load_corpus
 
     sets: dict[str, Any] = {}
@@ -240,7 +240,7 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
         here = [run for run in runs if run.set == name]
         corpus = load_corpus(here[0].config)
         scored = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
-        members = group_tasks(corpus.sizes, here[0].config.evaluate)
+        members = groups_of(corpus.sizes, here[0].config.evaluate)
         groups = {g: [t for t in members[g] if t in scored] for g in GROUPS}
         by_language = resampled_chrf(count_matrices(here, corpus), RESAMPLES)
         samples[name] = {

@@ -20,10 +20,11 @@ import numpy as np
 
 from cats.nmt import checkpoint as checkpoints
 from cats.nmt import decode, export, lookup, loss, report
-from cats.nmt.config import Config, Evaluate, read_config
+from cats.nmt.config import Config, read_config
 from cats.nmt.data import Corpus, Split, Text
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
+from cats.nmt.groups import groups
 from cats.nmt.language import Identifier, identifier
 from cats.nmt.model import Transformer
 from cats.nmt.tokenizer import Tokenizer
@@ -41,8 +42,7 @@ CODES = {
     **{"zho": "zh", "cmn": "zh", "chi": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"},
     **{"tha": "th", "mya": "my", "bur": "my", "khm": "km", "lao": "lo"},
 }
-METRICS = ("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
-SCORES = METRICS[:4]  # what sacreBLEU gives
+SCORES = ("bleu", "chrf", "chrfpp", "spbleu")  # what sacreBLEU gives
 SPLITS = ("train", "valid", "test")
 LOOKUP_PAIRS = 200_000  # of longer training text the baseline is left out: it would take hours
 
@@ -98,37 +98,6 @@ def score(hypotheses: list[str], references: list[str], language: str) -> Score:
         values[name] = metric.corpus_score(hypotheses, [references]).score
         values["signatures"][name] = str(metric.get_signature())
     return Score(**values)
-
-
-def groups(sizes: Mapping[str, int], config: Evaluate) -> dict[str, list[str]]:
-    """Task names under "all", "lores", perhaps "midres", and "hires", by training pairs or as configured.
-
-    Raises:
-        UserError: a list names an unknown task or one that another list has; HiRes begins below LoRes' end.
-    """
-    lists = {"lores": config.lores, "midres": config.midres, "hires": config.hires}
-    if any(lists.values()):
-        named = [name for names in lists.values() for name in names]
-        for name in named:
-            if name not in sizes:
-                raise UserError(f"evaluate: unknown task {name}{nearest(name, sizes)}; known: {', '.join(sizes)}")
-            if named.count(name) > 1:
-                raise UserError(f"evaluate: {name} stands in two groups")
-        return {
-            "all": list(sizes),
-            **{group: list(names) for group, names in lists.items() if names or group != "midres"},
-        }
-    bound = config.lores_below or sum(sizes.values()) / max(1, len(sizes))
-    if config.hires_from and config.hires_from < bound:
-        raise UserError(f"evaluate.hires_from = {config.hires_from} is below LoRes' bound of {bound:,.0f} pairs")
-    low = [name for name, size in sizes.items() if size < bound]
-    middle = [name for name, size in sizes.items() if name not in low and size < config.hires_from]
-    return {
-        "all": list(sizes),
-        "lores": low,
-        **({"midres": middle} if config.hires_from else {}),
-        "hires": [name for name in sizes if name not in low and name not in middle],
-    }
 
 
 def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: str, *, batch_tokens: int) -> np.ndarray:
@@ -198,9 +167,9 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         quiet: no progress bar (there is none either where standard error is not a terminal).
 
     Returns:
-        What scores.json holds: "languages" and "groups" (macro-averages) with the METRICS; the same per stratum under
-        "strata", for the nearest-neighbour baseline under "lookup", and for directions without training text, which
-        have no part in the averages, under "zero_shot"; "beats_lookup" per group, by chrF.
+        What scores.json holds: "languages" and "groups" (macro-averages) with report.METRICS; the same per stratum
+        under "strata", for the nearest-neighbour baseline under "lookup", and for directions without training text,
+        which have no part in the averages, under "zero_shot"; "beats_lookup" per group, by chrF.
 
     Raises:
         UserError: unusable run or corpus, unknown split, nothing to score, a full disk.
@@ -351,7 +320,7 @@ def averages(languages: Mapping[str, Mapping[str, Any]], groups: Mapping[str, li
     for group, names in groups.items():
         cells = [languages[name] for name in names if languages[name]["lines"]]
         result[group] = {}
-        for metric in METRICS:
+        for metric in report.METRICS:
             if all(metric in cell for cell in cells):
                 values = [cell[metric] for cell in cells]
                 result[group][metric] = sum(values) / len(values) if values and None not in values else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"all": "All", "lores": "LoRes", "midres": "MidRes", "hires": "HiRes"}
+METRICS = ("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
 # Scores beyond the first table's -> their titles and decimals.
 MORE = {
     "chrfpp": ("chrF++", 1),
@@ -28,7 +29,6 @@ MORE = {
     "off_target": ("off-target %", 1),
     "off_target_references": ("references %", 1),
 }
-CHECKPOINTS = ("last", "average")  # whose scores stand beside the best one's
 MOST_LABELS = 12  # languages that get a colour and a label of their own; of more, only the groups do
 INK, GRID = "#333333", "#dddddd"
 
@@ -114,16 +114,15 @@ def side_by_side(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 def as_csv(scores: Mapping[str, Any]) -> str:
     """The scores as CSV, one row per language, group and zero-shot direction; a missing score is an empty field."""
-    metrics = ("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "group", "pairs", "lines", *metrics, "lookup_chrf"])
+    writer.writerow(["name", "group", "pairs", "lines", *METRICS, "lookup_chrf"])
     for name, title, pairs, cell in _cells(scores):
         baseline = scores["lookup"]["languages"].get(name) or scores["lookup"]["groups"][name]
-        row = [name, title, pairs, cell.get("lines"), *map(cell.get, metrics), baseline.get("chrf")]
+        row = [name, title, pairs, cell.get("lines"), *map(cell.get, METRICS), baseline.get("chrf")]
         writer.writerow(["" if value is None else value for value in row])
     for name, cell in scores.get("zero_shot", {}).items():
-        row = [name, "zero-shot", 0, cell.get("lines"), *map(cell.get, metrics), None]
+        row = [name, "zero-shot", 0, cell.get("lines"), *map(cell.get, METRICS), None]
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
 
@@ -202,7 +201,8 @@ def markdown(run: Path, scores: Mapping[str, Any], records: Sequence[Mapping[str
     if scores.get("zero_shot", {}):
         lines += ["## Zero-shot", "", "Directions without training text; they have no part in the averages.", ""]
         lines += [zero_shot(scores), ""]
-    others = {name: f"scores.{name}.json" for name in CHECKPOINTS if (run / f"scores.{name}.json").exists()}
+    others = {path.name.split(".")[1]: path.name for path in sorted(run.glob("scores.*.json"))}
+    others = {name: file for name, file in others.items() if name not in ("train", "valid")}
     if others:
         checkpoints = {"best": scores, **{name: read_scores(run, file) for name, file in others.items()}}
         lines += ["## Checkpoints", "", side_by_side(checkpoints), ""]

@@ -25,6 +25,7 @@ from cats.nmt import checkpoint, data, prepare, warmstart
 from cats.nmt.config import Config, to_toml
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, link, locked, remove_strays
+from cats.nmt.groups import groups
 from cats.nmt.loss import line_nll, token_losses
 from cats.nmt.metrics import Metrics
 from cats.nmt.model import Batch, Transformer
@@ -255,6 +256,7 @@ class Trainer:
         self.config, self.out, self.quiet = config, out, quiet
         self.device = default_device()
         corpus = load_corpus(config)
+        groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
         known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=quiet)
         prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=quiet)
         tokenizer = prepared.tokenizer
