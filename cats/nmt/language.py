@@ -101,7 +101,7 @@ def identifier(corpus: Corpus) -> Identifier:
 
 def _some(train: Split | Text, valid: Split) -> list[tuple[str, str]]:
     """Up to `_SAMPLE` pairs: from all over a text that is in memory, from the beginning of one that is not."""
-    if isinstance(train, Text) and train.texts is not None:
+    if isinstance(train, Text) and train.readable:
         return list(itertools.islice(train, _SAMPLE))
     held = valid if isinstance(train, Text) else train
     return list(held)[:: -(-len(held) // _SAMPLE) or 1]
