@@ -265,12 +265,10 @@ class Decode:
 
 @dataclass(frozen=True)
 class Evaluate:
-    lores_below: int = setting(
-        0, "tasks with fewer training pairs are LoRes; 0: fewer than the mean (OPUS-100: 100000)", need=COUNT
-    )
+    lores_below: int = setting(0, "tasks with fewer training pairs are LoRes; 0: fewer than the mean", need=COUNT)
     hires_from: int = setting(
         0,
-        "tasks with as many pairs are HiRes, the rest MidRes; 0: HiRes is what is not LoRes (OPUS-100: 900000)",
+        "tasks with as many pairs are HiRes, the rest MidRes; 0: HiRes is what is not LoRes",
         need=COUNT,
     )
     lores: tuple[str, ...] = setting((), "names of the LoRes tasks; a list given for any group replaces the bounds")
