@@ -66,7 +66,7 @@ def setting(
 class Data:
     path: str = setting(
         "",
-        "folder of a parallel corpus (Moses pairs or OPUS-100's layout); empty: the built-in CLDR corpus",
+        "folder of parallel text (cats data inspect --help: layouts) or a prepared one; empty: the built-in corpus",
     )
     languages: str = setting(
         "related",
