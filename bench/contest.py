@@ -181,9 +181,9 @@ class Process:
 
     def _request(self, request: Record) -> Record:
         assert self.process.stdin is not None and self.process.stdout is not None
+        started = time.perf_counter()
         timer = threading.Timer(PATIENCE, self.process.kill)
         timer.start()
-        started = time.perf_counter()
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -362,7 +362,7 @@ def translation(size: Size, prepared: Path, rivals: Path, folder: Path, rounds: 
         lines = []
         start = time.perf_counter()
         for source in sources:
-            lines += beam_search(
+            found = beam_search(
                 model,
                 source,
                 torch.full((len(source),), LENGTH + 1),  # with the end of the sentence, one step more than others take
@@ -372,6 +372,7 @@ def translation(size: Size, prepared: Path, rivals: Path, folder: Path, rounds: 
                 beam=BEAM,
                 length_penalty=1.0,
             )
+            lines += [ids for ((ids, _),) in found]
         return lines, time.perf_counter() - start
 
     def turn(process: Process) -> Turn:
