@@ -368,7 +368,9 @@ def _new_run(out: str | None, config: Config) -> Path:
 def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> dict[str, Any]:
     """Evaluates a run, writes its report and prints the table."""
     from cats.nmt import report
+    from cats.nmt.config import read_config
     from cats.nmt.evaluate import evaluate
+    from cats.nmt.train import load_tokenizer
 
     scores = evaluate(run, split=split, checkpoint=checkpoint, quiet=quiet)
     if not quiet:
@@ -376,7 +378,8 @@ def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> dict
     if split == "test" and (run / "scores.json").exists():
         report.write(run)
         if not quiet and checkpoint == "best":
-            target = next(iter(scores["languages"])).rpartition("-")[2]
+            languages = load_tokenizer(run, read_config(run / "config.toml")).languages
+            target = _languages(next(iter(scores["languages"])), languages)[1]
             print(f"\n{run}: report.md, loss.png, alpha.png, scores.json\nTry it: cats translate {run} --to {target}")
     return scores
 
@@ -447,7 +450,7 @@ def _translate(args: argparse.Namespace) -> None:
         known = ", ".join(tokenizer.languages)
         raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, tokenizer.languages)}: {known}")
     if args.source is not None:
-        _check_direction(args.run, args.source, args.to, export.tasks(Path(args.run)))
+        _check_direction(args.run, args.source, args.to, export.tasks(Path(args.run)), tokenizer.languages)
     names = [name for name in vars(args) if f"decode.{name}" in TYPES and getattr(args, name) is not None]
     search = apply_overrides(config, [f"decode.{name}={getattr(args, name)}" for name in names]).decode
     for name in ("temperature", "top_k", "top_p", "seed"):
@@ -486,12 +489,22 @@ def _translate(args: argparse.Namespace) -> None:
             before += len(lines)
 
 
-def _check_direction(run: str, source: str, target: str, tasks: list[str]) -> None:
+def _languages(task: str, targets: list[str]) -> tuple[str, str]:
+    """Source and target of a task; both may have hyphens, so the known targets tell where one ends."""
+    from cats.nmt.data import ENGLISH
+
+    if task in targets:
+        return ENGLISH[0], task
+    target = max((t for t in targets if task.endswith(f"-{t}")), key=len, default=task.rpartition("-")[2])
+    return task.removesuffix(f"-{target}"), target
+
+
+def _check_direction(run: str, source: str, target: str, tasks: list[str], languages: list[str]) -> None:
     """Refuses a source language that a run does not know, and tells of a direction that it was not trained on."""
     from cats.nmt.data import ENGLISH
 
     # A task is called by its target if its source is English, else source-target.
-    pairs = [(ENGLISH[0], name) if "-" not in name else tuple(name.split("-", 1)) for name in tasks]
+    pairs = [_languages(name, languages) for name in tasks]
     known = list(dict.fromkeys(first for first, _ in pairs))
     source = ENGLISH[0] if source in ENGLISH else source
     if known and source not in known:
@@ -506,11 +519,13 @@ def _asked(prompt: str) -> Iterator[str]:
         import readline  # noqa: F401  # arrow keys and earlier lines
     while True:
         try:
-            yield input(prompt)
+            line = input(prompt)
+            line.encode()  # a byte that is not UTF-8 may come as half of a surrogate pair
+            yield line
         except EOFError:
             print()
             return
-        except UnicodeDecodeError:
+        except UnicodeError:
             print("cats: not UTF-8; type it again", file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -28,6 +28,7 @@ import cats
 from cats import cli, info
 from cats.nmt import checkpoint, config, data
 from cats.nmt.data import Split
+from cats.nmt.errors import UserError
 from cats.nmt.evaluate import evaluate
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel"]
@@ -457,6 +458,31 @@ def test_translate_what_is_typed(run: Path, root: Path) -> None:
     first, blank, second = out.decode().replace("az> ", "").split("\n")[:3]
     assert process.returncode == 0 and err == b"" and out.count(b"az> ") == 4
     assert first == second != "" and blank == ""
+
+
+def test_languages_of_a_task_with_hyphens() -> None:
+    targets = ["az", "zh-cn", "en", "zh-Hans"]
+    for task, languages in {
+        "az": ("en", "az"),
+        "zh-cn": ("en", "zh-cn"),
+        "zh-cn-en": ("zh-cn", "en"),
+        "pt-br-zh-cn": ("pt-br", "zh-cn"),
+        "az-zh-Hans": ("az", "zh-Hans"),
+    }.items():
+        assert cli._languages(task, targets) == languages
+
+
+def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> NoReturn:
+        raise UserError("the disk is full")
+
+    from cats.nmt import export
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "to_toml", full)
+        assert cli.main(["export", str(run), str(tmp_path / "out")]) == 2
+    assert list((tmp_path / "out").iterdir()) == []
+    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
 
 
 def test_translate_from(

@@ -156,6 +156,23 @@ def test_the_finished_comparison_is_written_without_training(finished, tmp_path,
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_lookup_to_compare_with(finished):
+    for run in finished:
+        scores = json.loads((run.path / "scores.json").read_text())
+        scores["lookup"]["groups"] = {g: {"nll": None, "chrf": None, "bleu": None} for g in ("all", "lores", "hires")}
+        (run.path / "scores.json").write_text(json.dumps(scores))
+    assert "| lookup |  |  |  | n/a | n/a | n/a | n/a | n/a | n/a |" in compare.report(compare.summarise(finished))
+
+
+def test_a_carriage_return_is_no_line(finished):
+    before = compare.summarise(finished)["regret"]
+    for run in finished:
+        path = run.path / "hyp" / "test.xa.txt"
+        first, rest = path.read_bytes().split(b"\n", 1)
+        path.write_bytes(first + b"\r\n" + rest)
+    assert compare.summarise(finished)["regret"]["T=5"]["worst"] == before["T=5"]["worst"]
+
+
 def test_a_missing_score_names_the_run(finished):
     path = finished[0].path / "scores.json"
     scores = json.loads(path.read_text(encoding="utf-8"))

@@ -323,6 +323,22 @@ def model(tokenizer):
     return model
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_outputs_that_are_no_numbers_are_told(tokenizer, sample):
+    broken = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.0)
+    broken.decoder_norm.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="the model's outputs are not finite: its training diverged"):
+        translate(broken, tokenizer, LINES, "az", sample=sample)
+
+
+def test_a_very_long_line_is_cut_and_told(model, tokenizer, capsys):
+    (short,) = translate(model, tokenizer, [" ".join(["cats"] * 9)], "az", max_length=4, before=6)
+    first = capsys.readouterr().err
+    assert "line 7 is too long: of" in first and "pieces the first 4 are translated (decode.max_length)" in first
+    found = translate(model, tokenizer, ["cats", "cats " * 50_000], "az", max_length=4)  # whole, it would take days
+    assert found[1] == short and "line 2 is too long" in capsys.readouterr().err
+
+
 def test_translates_in_input_order(model, tokenizer):
     found = translate(model, tokenizer, LINES, "az", beam=4)
     assert found[2] == found[5] == ""

@@ -231,6 +231,11 @@ def test_without_strata_all_lines_count() -> None:
     )  # nobody is below the mean
 
 
+def test_the_perplexity_of_a_group_is_that_of_its_mean_loss() -> None:
+    cells = {n: {"nll": v, "perplexity": math.exp(v), "lines": 1} for n, v in (("az", 1.0), ("ru", 3.0))}
+    assert evaluate.averages(cells, {"all": ["az", "ru"]})["all"] == {"nll": 2.0, "perplexity": math.exp(2.0)}
+
+
 def test_an_average_does_not_hide_a_language_that_diverged() -> None:
     cells = {
         "a": {"bleu": 1.0, "chrf": 2.0, "nll": None, "lines": 1},

@@ -57,6 +57,13 @@ def test_shares() -> None:
     assert Identifier({"ru": []}).off_target(["Hello"], "ru", RU) == 1.0
 
 
+def test_references_without_letters() -> None:
+    known = Identifier({"az": ["salam dünya"], "ru": ["привет мир"]})
+    assert known.off_target(["5 km"], "az", ["5"]) == 0  # by the script of the language's own text
+    assert known.off_target(["5 км"], "az", ["5"]) == 1
+    assert known.off_target(["5 km"], "xx", ["5"]) is None
+
+
 def test_samples_of_a_corpus() -> None:
     train = Split([f"hello {i}" for i in range(2500)], [f"ahoj {i}" for i in range(2500)])
     assert [len(language._some(s, Split([], []))) for s in (train, Split([], []))] == [834, 0]  # every third

@@ -147,6 +147,26 @@ def test_malformed_tables(tmp_path, name, lines, message):
     fails(tmp_path, f"{tmp_path}/{message}")
 
 
+def test_half_of_a_surrogate_pair_is_replaced(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"translation": {"en": "a \\ud83d\\r\\n b", "az": "A"}}\n')
+    assert texts(tmp_path) == {"az": {"train": [("a ?  b", "A")]}}
+
+
+@pytest.mark.parametrize("code", ["../../x", "/tmp/x", "a b", "zh/Hans", "a\\u0000", "{", ""])
+def test_what_is_no_code_of_a_language_makes_no_file(tmp_path, code):
+    (tmp_path / "train.jsonl").write_text(f'{{"src": "a", "tgt": "b", "src_lang": "en", "tgt_lang": "{code}"}}\n')
+    fails(tmp_path, f"{tmp_path / 'train.jsonl'}: ")
+
+
+def test_text_that_is_there_twice_is_named(tmp_path):
+    for pair in ("az-en", "en-az"):
+        put(tmp_path / pair / "train.jsonl", json.dumps({"translation": {"en": pair, "az": "A"}}))
+    put(tmp_path / "az-en" / "validation.jsonl", json.dumps({"translation": {"en": "v", "az": "V"}}))
+    assert texts(tmp_path) == {"az": {"train": [("az-en", "A")], "valid": [("v", "V")]}}
+    left, kept = tmp_path / "en-az" / "train.jsonl", tmp_path / "az-en" / "train.jsonl"
+    assert load(tmp_path).notices[0] == f"az-en: {left} is left out, there is {kept}"
+
+
 def test_utf_16_is_told(tmp_path):
     put(tmp_path / "train.en", "a")
     (tmp_path / "train.xx").write_bytes("a\n".encode("utf-16"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from cats.nmt import data, prepare
 from cats.nmt.config import Config, apply_overrides, replace
 from cats.nmt.data import Corpus, Split, Task
 from cats.nmt.errors import UserError
-from cats.nmt.train import load_corpus, train
+from cats.nmt.train import Trainer, load_corpus, train
 
 EMPTY = Split([], [])
 SMALL = [
@@ -169,39 +170,71 @@ from cats.nmt.config import read_config
 from cats.nmt.train import load_corpus
 data.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
 config = read_config(sys.argv[1])
+encode, count = prepare._encode_block, 0
+def counted(*arguments):
+    global count
+    count += 1
+    encode(*arguments)
+prepare._encode_block = counted
 prepare.prepare(load_corpus(config), config, Path(sys.argv[2]), processes=1, quiet=True)
+print(count)
 """
 
 
-@pytest.mark.parametrize("files", [2, 70])
+@pytest.mark.parametrize("files", [2, 70, 150])
 def test_killed_it_goes_on(corpus, cache, tmp_path, files):
     from cats.nmt.config import to_toml
 
     (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
-    process = subprocess.Popen(command)
-    while len(list(tmp_path.glob("out/train/*"))) < files and process.poll() is None:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    written: set[Path] = set()
+    while len(written) < files and process.poll() is None:
+        written.update(tmp_path.glob("out/train/*"))
         time.sleep(0.001)
     process.kill()
     process.wait()
-    assert not prepare.is_prepared(tmp_path / "out")
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out/train/*.json")}
-    subprocess.run(command, check=True)
-    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out/train/x?.json")}
-    assert all(kept[file] == stamp for file, stamp in before.items() if file in kept)  # not done again
+    # Of 45 + 12 + 2 blocks of 20 pairs, those with a mark are not encoded again, nor those of finished tasks.
+    blocks = {"xa": 45, "xb": 12, "xc": 2}
+    marks = [file.name.split(".") for file in tmp_path.glob("out/train/*.json")]
+    finished = {name[0] for name in marks if len(name) == 2}
+    done = sum(blocks[task] for task in finished) + sum(len(n) == 3 and n[0] not in finished for n in marks)
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(again.stdout) == (0 if prepare.is_prepared(tmp_path / "out") and not process.returncode else 59 - done)
     make(corpus, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_folder_that_was_hardly_begun(corpus, cache, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".0123456789abcdef.tmp").write_text("{")  # killed while its first file was written
+    make(corpus, tmp_path / "out")
+    make(corpus, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_going_on_does_not_prepare_again(corpus, cache, tmp_path):
+    config = settings(corpus)
+    trainer = Trainer(config, tmp_path / "run", resume=False, quiet=True)
+    before = contents(cache)
+    Trainer(config, tmp_path / "run", resume=True, quiet=True)
+    assert contents(cache) == before and trainer.training.shards.keys() == {"xa", "xb", "xc"}
+
+
 def test_two_processes_take_turns(corpus, cache, tmp_path):
     from cats.nmt.config import to_toml
+    from cats.nmt.files import locked
 
     (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted(said)[0] == "" and "waiting for another process that prepares it" in "".join(said)
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", lambda: None):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("out: waiting for another process that prepares it\n")
+        assert list((tmp_path / "out").iterdir()) == []
+    assert process.wait() == 0
+    process.stderr.close()
     assert len(prepare.load(tmp_path / "out", settings(corpus)).shards) == 3
 
 
@@ -216,7 +249,10 @@ def test_other_settings_are_refused(corpus, cache, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    make(corpus, tmp_path / "out", "tokenizer.source_tag=none")  # tags are put around the tokens later
+    make(corpus, tmp_path / "out", "tokenizer.target_tag=true")  # stands in no side's length
+    message = "prepared with data.direction=one-to-many, not many-to-one; give --set data.direction=one-to-many"
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(settings(tmp_path / "out", "data.direction=many-to-one"), tmp_path / "run")
     with pytest.raises(UserError, match="prepared already; give the folder of the text"):
         make(tmp_path / "out", tmp_path / "further")
 
@@ -260,6 +296,36 @@ def test_damage_is_told(corpus, cache, tmp_path, name, content, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
     assert "\n" not in str(error.value)
+
+
+def test_text_that_went_missing_is_told(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "text")
+    with pytest.raises(UserError, match="text: xa has 0 valid pairs instead of 5; prepare again"):
+        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+
+
+def test_tokens_of_another_vocabulary_are_told(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    file = tmp_path / "out" / "train" / "xa.tokens.npy"
+    np.save(file, np.load(file)[:-1])
+    with pytest.raises(UserError, match=r"the tokens of xa are not those of prepared\.json"):
+        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+
+
+def test_only_tasks_without_training_text_are_refused(corpus, cache, tmp_path):
+    for side in ("xa", "xb"):
+        (corpus / f"test.xa-xb.{side}").write_text("ba\n")
+    make(corpus, tmp_path / "out", "data.direction=many-to-many")
+    for folder in (corpus, tmp_path / "out"):
+        with pytest.raises(UserError, match="there is no training text for xb-xa"):
+            load_corpus(settings(folder, "data.direction=many-to-many", "data.tasks=xb-xa"))
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed_to_look(corpus, cache, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CATS_CACHE", str(tmp_path / "file"))
+    assert load_corpus(settings(corpus)).sizes == {"xa": 900, "xb": 230, "xc": 40}
 
 
 def test_a_file_cut_short_is_told(corpus, cache, tmp_path):

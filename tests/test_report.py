@@ -137,8 +137,10 @@ def test_no_lookup_at_all() -> None:
 def test_verdict_names_every_group_that_is_not_trained() -> None:
     text = report.verdict(scores())
     assert text == "Below lookup in All (chrF 50.0 against 50.0), LoRes (chrF 40.0 against 45.0): not trained."
-    beaten = scores(beats_lookup={"all": True, "lores": True, "hires": None})
-    assert report.verdict(beaten).startswith("Beats lookup")
+    beaten = scores(beats_lookup={"all": True, "lores": True, "hires": True})
+    assert report.verdict(beaten).endswith("digits replaced) in every group.")
+    some = scores(beats_lookup={"all": None, "lores": True, "hires": None})
+    assert report.verdict(some).endswith("digits replaced) in LoRes; the rest has none.")
 
 
 def png_size(path: Path) -> tuple[int, int]:

@@ -269,6 +269,13 @@ def test_patience_survives_a_resume(corpus: Path, tmp_path: Path, capsys: pytest
     assert final_state(tmp_path / "whole")["step"] == stop
 
 
+def test_patience_is_for_what_all_languages_are_trained_on(corpus: Path, tmp_path: Path) -> None:
+    """Their mean gets worse while some of them are trained alone."""
+    more = ["train.lr=0.2", "train.validate_every=4", "train.patience=3", "train.steps=400"]
+    train(short(corpus, *more, "train.pretrain=xa", "train.pretrain_steps=200"), tmp_path / "run", quiet=True)
+    assert 212 <= final_state(tmp_path / "run")["step"] < 400
+
+
 def test_patience_needs_validation_pairs(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "toy")
     for path in (tmp_path / "toy").glob("valid.*"):

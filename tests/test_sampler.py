@@ -217,6 +217,17 @@ def test_ranks_share_an_update():
             assert max(map(len, mine)) - min(map(len, mine)) <= 1
 
 
+def test_one_tiny_task_does_not_take_the_buckets_from_the_others():
+    pairs = {**lengths({"a": 500}), "tiny": np.array([[4, 4], [20, 20], [9, 9]])}
+    sampler = Sampler(pairs, mixture=Mixture(math.inf), batch_tokens=400, seed=0)
+    assert sampler.buckets == 16
+    seen = counted(sampler, 200)
+    assert seen["tiny"] / seen["a"] == pytest.approx(1, rel=0.1)
+    rows = np.concatenate([sampler.batch(step).get("tiny", np.empty(0, dtype=int)) for step in range(200)])
+    counts = np.bincount(rows)
+    assert counts.min() > 0.5 * counts.max()
+
+
 def test_resuming_far_ahead_is_quick_in_steps_not_in_sentences():
     sampler = Sampler(lengths({"a": 50, "b": 500}), mixture=Mixture(1.0), batch_tokens=300, seed=7)
     sampler.batch(2000)

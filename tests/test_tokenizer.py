@@ -41,6 +41,13 @@ def test_source_has_tag_and_eos_target_has_eos(tokenizer):
     assert tokenizer.encode_source([], "az") == tokenizer.encode_target([], "ru") == []
 
 
+@pytest.mark.parametrize(("size", "coverage"), [(20, 0.9999), (10**12, 1.0)])
+def test_what_sentencepiece_cannot_do_is_one_line(size: int, coverage: float) -> None:
+    text = ["".join(chr(0x4E00 + i) for i in range(900))] * 3
+    with pytest.raises(UserError, match=f"sentencepiece cannot make tokenizer.vocab_size={size} pieces of this text"):
+        Tokenizer.train(text, ["zh"], size, coverage=coverage)
+
+
 def test_a_very_long_line_is_trained_on_in_parts() -> None:
     words = ["ba", "be", "bi", "bo", "bu"]
     line = " ".join(words * 20_000)

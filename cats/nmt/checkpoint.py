@@ -99,7 +99,7 @@ def newest(folder: Path) -> tuple[dict[str, Any], str]:
         if last.exists() or not previous.exists():
             return load(last), ""
         problem = f"{last} is missing"
-    except Damaged as error:
+    except UserError as error:
         if not previous.exists():
             raise
         problem = str(error).rpartition(";")[0]

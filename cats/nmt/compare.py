@@ -23,7 +23,7 @@ from cats.nmt import data
 from cats.nmt.bootstrap import cluster_counts, resampled_chrf
 from cats.nmt.config import Config, apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, read_output
 from cats.nmt.groups import groups as groups_of
 from cats.nmt.report import TITLES, new_figure, read_scores, save_figure
 
@@ -218,7 +218,7 @@ def count_matrices(runs: list[Run], corpus: data.Corpus) -> dict[str, dict[int, 
         counts = {}
         for task in tasks:
             path = run.path / "hyp" / f"test.{task.name}.txt"
-            hypotheses = path.read_text(encoding="utf-8").split("\n")[:-1]
+            hypotheses = read_output(path)
             chosen = lines[task.name]
             counts[task.name] = cluster_counts(
                 [hypotheses[i] for i in chosen],
@@ -315,6 +315,10 @@ def spread(values: list[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1f}"
+
+
 def report(summary: dict[str, Any]) -> str:
     """compare.md: per set the group averages and the chrF of every language, then the regret."""
     lines = []
@@ -330,7 +334,7 @@ def report(summary: dict[str, Any]) -> str:
         for method, scores in result["methods"].items():
             cells = [spread(scores["groups"][g][m], 3 if m == "nll" else 1) for m in METRICS for g in groups]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lookup = [f"{result['lookup'][g][m]:.1f}" if m != "nll" else "" for m in METRICS for g in groups]
+        lookup = ["" if m == "nll" else _number(result["lookup"][g][m]) for m in METRICS for g in groups]
         lines += [f"| lookup | {' | '.join(lookup)} |", "", "chrF by language:", ""]
         tasks = [*result["lores"], *result["hires"]]
         lines += ["| method | " + " | ".join(tasks) + " |", "| --- |" + " ---: |" * len(tasks)]

@@ -256,6 +256,9 @@ class Decode:
     )
     length_penalty: float = setting(1.0, "p in the penalty", need=FINITE)
     batch_tokens: int = setting(4000, "source tokens translated at a time", need=POSITIVE_COUNT)
+    max_length: int = setting(
+        1024, "of a longer line, so many pieces are translated and scored, and that is said", need=POSITIVE_COUNT
+    )
     sample: bool = setting(False, "draw translations at random in place of beam search")
     temperature: float = setting(1.0, "sample: the logits are divided by it", need=POSITIVE)
     top_k: int = setting(0, "sample: only from so many of the likeliest tokens; 0: all", need=COUNT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -19,6 +20,8 @@ SPLITS = ("train", "valid", "test")
 HEADLINE = "new-pair"
 DIRECTIONS = ("one-to-many", "many-to-one", "many-to-many")
 ENGLISH = ("en", "eng", "en_XX", "eng_Latn")  # the names it has in public corpora; "en" stands for any of them
+_SCAN = 1  # to be raised when what is left out of a text changes
+_SCANNED = {"pairs", "sha256", "left_out", "seen"}
 MOST_IN_MEMORY = 64 << 20  # bytes of training files; more is read again whenever it is needed
 
 
@@ -173,13 +176,17 @@ def load(path: Path, source: str = "en", direction: str = "one-to-many", tasks: 
         source = next((name for name in ENGLISH if name in codes), source)
     notices = list(found.notices)
     wanted = set(tasks)
-    chosen, tests = _directions(found, source, direction, notices)
+    skipped: list[str] = []
+    chosen, tests = _directions(found, source, direction, skipped)
     if wanted:
         for name in wanted - {name for name, _, _ in [*chosen, *tests]}:
             known = sorted(name for name, _, _ in [*chosen, *tests])
             raise UserError(f"{path}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
         chosen, tests = ([c for c in some if c[0] in wanted] for some in (chosen, tests))
-        notices = [notice for notice in notices if "left out" not in notice]
+        if not chosen:
+            raise UserError(f"{path}: there is no training text for {', '.join(sorted(wanted))}")
+    else:
+        notices += skipped
     if not chosen:
         if source not in codes:
             raise UserError(
@@ -339,10 +346,11 @@ def _read(texts: layouts.Texts, flipped: bool, notice: str, notices: list[str]) 
 def _scan(texts: layouts.Texts, flipped: bool, test: Split, pair: str, notices: list[str]) -> tuple[Text, int]:
     """One pass over a long training text, or what an earlier one found: its Text, and how many test pairs it holds."""
     state = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in texts.paths]
-    key = hashlib.sha256(json.dumps([state, flipped, pair, list(test)]).encode("ascii")).hexdigest()
+    key = hashlib.sha256(json.dumps([_SCAN, state, flipped, pair, list(test)]).encode("ascii")).hexdigest()
     memo = cache_folder() / "scans" / f"{key}.json"
     try:
         known = json.loads(memo.read_text("utf-8"))
+        known = known if isinstance(known, dict) and known.keys() == _SCANNED else None
     except (OSError, ValueError):
         known = None
     if known is None:
@@ -355,7 +363,8 @@ def _scan(texts: layouts.Texts, flipped: bool, test: Split, pair: str, notices: 
             digest.update(json.dumps(kept).encode("ascii"))
         pairs = reasons.pop("", 0)
         known = {"pairs": pairs, "sha256": digest.hexdigest(), "left_out": dict(reasons), "seen": len(seen)}
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(memo, json.dumps(known))
+        with contextlib.suppress(OSError, UserError):  # it would only have saved time
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(memo, json.dumps(known))
     notices += [f"{pair}: {n} train pairs left out, {reason}" for reason, n in known["left_out"].items()]
     return Text(known["pairs"], known["sha256"], texts, flipped), known["seen"]

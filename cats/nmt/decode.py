@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ def translations(
     penalty: str = "google",
     length_penalty: float = 1.0,
     batch_tokens: int = 4000,
+    max_length: int = 1024,
     sample: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -51,6 +53,7 @@ def translations(
         language: one of the tokenizer's languages.
         beam, penalty, length_penalty: see ``beam_search``.
         batch_tokens: source tokens, padding included, that are translated at a time; a longer sentence goes alone.
+        max_length: pieces of a line that are translated; that the rest is not is said on standard error.
         sample: draw translations instead of searching for the best.
         temperature, top_k, top_p: see ``draw``.
         seed: of the draws, which are a function of it and of the line's number.
@@ -65,6 +68,12 @@ def translations(
     if not sample and nbest > beam:
         raise UserError(f"a beam of {beam} has no {nbest} best; set decode.beam (--beam) to {nbest}")
     encoded = tokenizer.encode_source(lines, language)
+    ends = [len(part) for part in tokenizer.frame(language)]
+    for i, row in enumerate(encoded):
+        if len(row) > max_length + sum(ends):
+            what = f"of {len(row) - sum(ends):,} pieces the first {max_length:,} are translated (decode.max_length)"
+            print(f"cats: line {before + i + 1} is too long: {what}", file=sys.stderr)
+            del row[ends[0] + max_length : len(row) - ends[1]]
     # Longest first: what does not fit into memory fails at once.
     order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: -len(encoded[i]))
     device = next(model.parameters()).device
@@ -152,7 +161,10 @@ def beam_search(
     length = 0
     while True:
         length += 1
-        log_probability = model.step(tokens, state).float().log_softmax(-1).index_fill_(1, never, -math.inf)
+        log_probability = model.step(tokens, state).float().log_softmax(-1)
+        if length == 1 and log_probability.isnan().any():
+            raise UserError("the model's outputs are not finite: its training diverged")
+        log_probability.index_fill_(1, never, -math.inf)
         # The best of a sentence are among the best of each of its hypotheses. One at its limit has to end.
         width = min(beam, log_probability.shape[1])
         top, top_tokens = log_probability.topk(width)
@@ -243,6 +255,8 @@ def draw(
     state = model.start(*model.encode(source))
     for position in range(u.shape[1]):
         logits = model.step(tokens, state).double()
+        if position == 0 and logits.isnan().any():
+            raise UserError("the model's outputs are not finite: its training diverged")
         log_probability = logits.log_softmax(-1)
         share, ids = (logits.index_fill_(1, never, -math.inf) / temperature).softmax(-1).sort(descending=True)
         share[:, top_k or share.shape[1] :] = 0.0

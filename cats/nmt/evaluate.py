@@ -100,9 +100,13 @@ def score(hypotheses: list[str], references: list[str], language: str) -> Score:
     return Score(**values)
 
 
-def line_nll(model: Transformer, tokenizer: Tokenizer, split: Split, language: str, *, batch_tokens: int) -> np.ndarray:
-    """`cats.nmt.loss.line_nll` of the text of a split, translated into ``language``."""
+def line_nll(
+    model: Transformer, tokenizer: Tokenizer, split: Split, language: str, *, batch_tokens: int, max_length: int = 1024
+) -> np.ndarray:
+    """`cats.nmt.loss.line_nll` of a split, translated into ``language``; of long lines, their first pieces."""
     sources, targets = tokenizer.encode_source(split.source, language), tokenizer.encode_target(split.target, language)
+    for row in (*sources, *targets):
+        del row[max_length + 1 : -1]
     return loss.line_nll(model, sources, targets, start=tokenizer.start(language), batch_tokens=batch_tokens)
 
 
@@ -195,7 +199,14 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     hidden = True if quiet else None  # None: where standard error is not a terminal
     for task in tqdm(tested, desc=f"evaluating on {split}", unit="language", disable=hidden, leave=False):
         part = parts[task.name]
-        nll = line_nll(model, tokenizer, part, task.target, batch_tokens=config.decode.batch_tokens)
+        nll = line_nll(
+            model,
+            tokenizer,
+            part,
+            task.target,
+            batch_tokens=config.decode.batch_tokens,
+            max_length=config.decode.max_length,
+        )
         lines = decode.translate(model, tokenizer, part.source, task.target, **dataclasses.asdict(config.decode))
         columns = {
             "txt": lines,
@@ -324,6 +335,8 @@ def averages(languages: Mapping[str, Mapping[str, Any]], groups: Mapping[str, li
             if all(metric in cell for cell in cells):
                 values = [cell[metric] for cell in cells]
                 result[group][metric] = sum(values) / len(values) if values and None not in values else None
+        if result[group].get("perplexity") is not None:
+            result[group]["perplexity"] = math.exp(result[group]["nll"])
     return result
 
 

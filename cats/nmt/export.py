@@ -37,9 +37,14 @@ def write(
         weights.setdefault(tensor.data_ptr(), (name, tensor.cpu().contiguous()))
     about = {"format": "pt", "cats": __version__, "digest": digest, "tasks": json.dumps(tasks)}
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(out / "tokenizer.model")
-    atomic_write(out / "config.toml", to_toml(config))
-    atomic_write(out / WEIGHTS, save(dict(weights.values()), about))  # the last: where it is, the folder is whole
+    try:
+        tokenizer.save(out / "tokenizer.model")
+        atomic_write(out / "config.toml", to_toml(config))
+        atomic_write(out / WEIGHTS, save(dict(weights.values()), about))  # the last: where it is, the folder is whole
+    except BaseException:
+        for name in ("tokenizer.model", "config.toml"):
+            (out / name).unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path, model: Transformer) -> dict[str, str]:

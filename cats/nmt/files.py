@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -25,8 +26,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     `path`; on any failure the temporary file is removed and `path` keeps what it had.
 
     Raises:
-        UserError: the disk is full, or the folder may not be written.
-        OSError: any other failure.
+        UserError: the disk is full, the folder may not be written, or does not exist, ...
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -47,7 +47,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise UserError(f"{path}: the disk is full; free some space and start again") from error
         if error.errno in _DENIED:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        raise
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -102,6 +102,11 @@ def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def read_output(path: Path) -> list[str]:
+    """The lines of a file that was written here, a line break after each; a carriage return is text like any other."""
+    return path.read_bytes().decode("utf-8").split("\n")[:-1]
+
+
 def cache_folder() -> Path:
     """Where what was computed from large corpora is kept: $CATS_CACHE, else cats/ in the user's cache folder."""
     given = os.environ.get("CATS_CACHE")
@@ -119,6 +124,7 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some file systems know no such thing for folders
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -64,7 +64,7 @@ class Identifier:
             self._log_p[:, i] = np.log(counts / counts.sum())
 
     def off_target(self, lines: Sequence[str], language: str, references: Sequence[str]) -> float | None:
-        """The share of lines that are in another language than `language`; None where there are no lines.
+        """The share of lines that are in another language than `language`; None without lines, or letters to go by.
 
         A line is, if most of its letters are of scripts that the references do not have, or if the n-grams of another
         known language that is written in these scripts fit it better. A line without letters never is. What this gives
@@ -73,7 +73,9 @@ class Identifier:
         """
         if not lines:
             return None
-        expected = scripts(references)
+        expected = scripts(references) or self.scripts.get(language)
+        if not expected:
+            return None
         rivals = [i for i, name in enumerate(self.languages) if name == language or self.scripts[name] & expected]
         own = rivals.index(self.languages.index(language)) if language in self.languages else None
         return sum(self._off(line, expected, rivals, own) for line in lines) / len(lines)

@@ -11,7 +11,8 @@
   JSON lines          ``{train,valid,test}.jsonl``: ``{"src": .., "tgt": .., "src_lang": .., "tgt_lang": ..}`` or
                       ``{"translation": {"en": .., "xx": ..}}``
 
-"dev" means "valid". A layout may lie in the folder itself or where its distribution puts it below.
+"dev", "val" and "validation" mean "valid". A layout may lie in the folder itself or below, where its distribution puts
+it.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ KNOWN = (
     "train.tsv, train.jsonl"
 )
 
-_SPLIT = r"(?P<split>train|valid|dev|test)"
+_SPLIT = r"(?P<split>train|valid|validation|val|dev|test)"
 _PAIR = re.compile(rf"{_SPLIT}\.(?P<pair>[^.]+-[^.]+)\.(?P<suffix>[^.]+)")
 _SINGLE = re.compile(rf"{_SPLIT}\.(?P<suffix>[^.]+)")
 _OPUS = re.compile(r"opus\.(?P<pair>[^.]+-[^.]+)-(?P<split>train|dev|test)\.(?P<suffix>[^.]+)")
 _TED_FOLDER = re.compile(r"(?P<language>[a-z]{2,3})_(?P<english>eng?)")
 _TED = re.compile(rf"(ted-)?{_SPLIT}(\.orig)?(?P<pieces>\.spm\d+)?\.(?P<suffix>[a-z]{{2,3}})")
 _TABLE = re.compile(rf"(all_talks_)?{_SPLIT}\.(?P<kind>tsv|jsonl)")
+_VALID = ("dev", "val", "validation")  # other names of the split valid
+_CODE = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # it becomes part of the names of files
 _LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*")
 _LONG = ("src_lang", "tgt_lang", "src", "tgt")
 _NULL = "__NULL__"
@@ -68,13 +71,21 @@ class Found:
     notices: list[str] = field(default_factory=list)
 
     def add(self, pair: tuple[str, str], split: str, texts: Texts) -> None:
+        for code in pair:
+            if not _CODE.fullmatch(code):
+                raise UserError(f"{texts.paths[0]}: {code!r} is no code of a language, such as en or zh_Hans")
+        name = "-".join(pair)
+        if pair[0] == pair[1]:
+            self.notices.append(f"{name}: left out, both languages are the same")
+            return
         splits = self.pairs.setdefault(pair, {})
-        if split == "dev":
-            split = "valid"
-        if split in splits:  # found as "valid", and now as "dev"
-            self.notices.append(f"{'-'.join(pair)}: its dev files are left out, it has valid files too")
+        usual = "valid" if split in _VALID else split
+        if usual not in splits:
+            splits[usual] = texts
+        elif usual == split:
+            self.notices.append(f"{name}: {texts.paths[0]} is left out, there is {splits[usual].paths[0]}")
         else:
-            splits[split] = texts
+            self.notices.append(f"{name}: its {split} files are left out, it has valid files too")
 
 
 def find(folder: Path, source: str) -> Found:
@@ -158,7 +169,7 @@ def _ml50(folder: Path) -> Found:
 
 def _tables(folder: Path) -> Found:
     found = Found()
-    for file in sorted([*folder.iterdir(), *folder.glob("*-*/*.jsonl")], key=lambda file: ("dev" in file.name, file)):
+    for file in sorted([*folder.iterdir(), *folder.glob("*-*/*.jsonl")], key=_valid_first):
         if (match := _PAIR.fullmatch(file.name)) and match["suffix"] == "tsv":
             for pair in _split_pair(match["pair"], None):
                 found.add(pair, match["split"], Texts((file,), partial(_columns, file, (0, 1), 2, header=False)))
@@ -187,13 +198,18 @@ def _tables(folder: Path) -> Found:
     return found
 
 
+def _valid_first(file: Path) -> tuple[bool, Path]:
+    """A key for sorting: "valid" before its other names."""
+    return any(re.search(rf"(^|_){name}\.", file.name) for name in _VALID), file
+
+
 def _aligned(sides: dict[str, dict[str, dict[str, Path]]], join: bool = False) -> Found:
     """Two files a split, one a language: {"en-az": {"train": {"en": file, "az": file, "meta": file}}}."""
     found = Found()
     for name, splits in sides.items():
         suffixes = {suffix for files in splits.values() for suffix in files} - {"meta"}
         for pair in _split_pair(name, suffixes):
-            for split in sorted(splits, key=lambda split: split == "dev"):
+            for split in sorted(splits, key=lambda split: split in _VALID):
                 files = splits[split]
                 for language, other in (pair, pair[::-1]):
                     if language not in files and other in files:
@@ -346,7 +362,9 @@ def _json_records(file: Path) -> Iterator[dict[str, str]]:
                 f'{file}, line {number}: must be {{"src": .., "tgt": .., "src_lang": .., "tgt_lang": ..}} '
                 'or {"translation": {"en": .., "xx": ..}}'
             )
-        yield {str(language): str(text).replace("\n", " ") for language, text in sides.items()}
+        # Half of a surrogate pair can be written in JSON, and in no UTF-8.
+        plain = {str(language): str(text).encode("utf-8", "replace").decode() for language, text in sides.items()}
+        yield {language: re.sub(r"[\r\n]+", " ", text) for language, text in plain.items()}
 
 
 def _json_languages(file: Path) -> Iterator[tuple[str, str]]:

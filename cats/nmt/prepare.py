@@ -25,6 +25,7 @@ import sys
 import threading
 from collections import Counter, deque
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +42,7 @@ from cats.nmt.tokenizer import Tags, Tokenizer
 INDEX = "prepared.json"
 FORMAT = 1
 BLOCK = 20_000  # pairs that one process encodes at a time
+MOST_PROCESSES = 16  # by themselves: this one, which reads, could not feed more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +107,9 @@ def training_tokens(
     if config.data.path and is_prepared(folder):
         prepared = load(folder, config, tokenizer)
     elif any(isinstance(task.train, data.Text) for task in corpus.tasks):
-        made_with = json.dumps([FORMAT, corpus.digest(), _made_with(config), tokenizer and tokenizer.digest()])
-        name = f"{corpus.name}-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}"
-        folder = cache_folder() / "prepared" / name
+        folder = _cached(corpus, config, None)
+        if tokenizer is not None and not _has_tokenizer(folder, tokenizer):  # a run that goes on has it from there
+            folder = _cached(corpus, config, tokenizer)
         if not is_prepared(folder):
             prepare(corpus, config, folder, tokenizer=tokenizer, quiet=quiet)
         prepared = load(folder, config, tokenizer)
@@ -124,6 +126,19 @@ def training_tokens(
             reasons = " and ".join(prepared.left_out.get(task, {"empty": 0}))
             raise UserError(f"{task}: every training pair is left out ({reasons}); raise model.max_length")
     return prepared
+
+
+def _cached(corpus: data.Corpus, config: Config, tokenizer: Tokenizer | None) -> Path:
+    """The folder in the cache for a corpus, settings, and a tokenizer that is not trained on the corpus."""
+    made_with = json.dumps([FORMAT, corpus.digest(), _made_with(config), tokenizer and tokenizer.digest()])
+    return cache_folder() / "prepared" / f"{corpus.name}-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}"
+
+
+def _has_tokenizer(folder: Path, tokenizer: Tokenizer) -> bool:
+    try:
+        return (folder / "tokenizer.model").read_bytes() == tokenizer.serialized()
+    except OSError:
+        return False
 
 
 def prepare(
@@ -156,6 +171,7 @@ def prepare(
     except OSError as error:
         raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from error
     with locked(folder, lambda: print(f"{folder}: waiting for another process that prepares it", file=sys.stderr)):
+        remove_strays(folder)
         begun = folder / "making.json"
         if (folder / INDEX).exists() or begun.exists():
             there = _read_json(folder / INDEX if (folder / INDEX).exists() else begun)
@@ -167,15 +183,14 @@ def prepare(
             raise UserError(f"{folder}: the folder is not empty; choose another")
         atomic_write(begun, json.dumps(made_with))
         (folder / "train").mkdir(exist_ok=True)
-        for place in (folder, folder / "train"):
-            remove_strays(place)
+        remove_strays(folder / "train")
         if (folder / "tokenizer.model").exists():
             tokenizer = Tokenizer.load(folder / "tokenizer.model", tags(config))
         else:
             tokenizer = tokenizer or train_tokenizer(corpus, config)
             tokenizer.save(folder / "tokenizer.model")
         pairs = sum(corpus.sizes.values())
-        processes = processes or (1 if pairs <= BLOCK else os.cpu_count() or 1)
+        processes = processes or (1 if pairs <= BLOCK else min(MOST_PROCESSES, _cores()))
         with _Encoders(processes, tokenizer, limits(config)) as encoders, _bar(pairs, quiet) as bar:
             entries = [
                 _prepare_task(task, folder / "train", encoders, tokenizer.vocab_size, bar) for task in corpus.tasks
@@ -192,7 +207,7 @@ def prepare(
             "digest": corpus.digest(),
             "notices": corpus.notices,
             "tasks": entries,
-            "zero_shot": [{"name": t.name, "source": t.source, "target": t.target} for t in corpus.zero_shot],
+            "zero_shot": [_entry(task) for task in corpus.zero_shot],
         }
         atomic_write(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
         begun.unlink()
@@ -221,7 +236,7 @@ def load(folder: Path, config: Config, tokenizer: Tokenizer | None = None) -> Pr
             shards[entry["name"]] = Shard.open(folder / "train", entry["name"])
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{folder}: the tokens of {entry['name']} are missing or damaged; prepare again") from error
-        if len(shards[entry["name"]]) != entry["kept"]:
+        if len(shards[entry["name"]]) != entry["kept"] or not shards[entry["name"]].fits(own.vocab_size):
             raise UserError(f"{folder}: the tokens of {entry['name']} are not those of {INDEX}; prepare again")
     return Prepared(own, shards, {entry["name"]: entry["left_out"] for entry in tasks if entry["left_out"]})
 
@@ -235,20 +250,31 @@ def load_corpus(folder: Path, names: tuple[str, ...] = ()) -> data.Corpus:
         if name not in known:
             raise UserError(f"{folder}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
     tasks = [task for task in tasks if not names or task.name in names]
+    trained = [task for task in tasks if isinstance(task.train, data.Text)]
+    if not trained:
+        raise UserError(f"{folder}: there is no training text for {', '.join(names)}")
     return data.Corpus(
         index["name"],
-        [task for task in tasks if isinstance(task.train, data.Text)],
+        trained,
         index["notices"],
         [task for task in tasks if not isinstance(task.train, data.Text)],
     )
 
 
 def _made_with(config: Config) -> dict[str, Any]:
-    """The settings that the tokens depend on; the tags' places are not among them."""
+    """The settings that the tokens depend on."""
     tokenizer = dataclasses.asdict(config.tokenizer)
-    names = [f"tokenizer.{name}" for name in tokenizer if name not in ("source_tag", "target_tag")]
-    values = {name: tokenizer[name.partition(".")[2]] for name in names}
-    return {**values, "model.max_length": config.model.max_length, "data.max_ratio": config.data.max_ratio}
+    del tokenizer["target_tag"]  # stands in no side's length
+    return {
+        **{f"tokenizer.{name}": value for name, value in tokenizer.items()},
+        "model.max_length": config.model.max_length,
+        **{f"data.{name}": getattr(config.data, name) for name in ("source", "direction", "max_ratio")},
+    }
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -265,7 +291,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_task(folder: Path, entry: dict[str, Any], digest: str) -> data.Task:
     def split(name: str) -> data.Split:
-        return data.read_pair(folder, name, entry["source"], entry["target"])
+        found = data.read_pair(folder, name, entry["source"], entry["target"])
+        if len(found) != entry[name]:
+            raise UserError(
+                f"{folder}: {entry['name']} has {len(found)} {name} pairs instead of {entry[name]}; prepare again"
+            )
+        return found
 
     train: data.Split | data.Text = data.Split([], [])
     if "pairs" in entry:
@@ -286,6 +317,7 @@ def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size
     done = folder / f"{task.name}.json"
     if done.exists():
         bar.update(len(task.train))
+        _remove_blocks(folder, task.name)
         return _read_json(done)
     blocks = iter(task.train)
     numbers: list[int] = []
@@ -306,18 +338,25 @@ def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size
         left_out.update(mark["left_out"])
     entry = {
         "format": FORMAT,
-        "name": task.name,
-        "source": task.source,
-        "target": task.target,
+        **_entry(task),
         "pairs": len(task.train),
         "kept": sum(mark["kept"] for mark in marks),
         "left_out": dict(left_out),
     }
     atomic_write(done, json.dumps(entry))
-    for name in names:
-        for suffix in ("json", "tokens.npy", "offsets.npy"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    _remove_blocks(folder, task.name)
     return entry
+
+
+def _entry(task: data.Task) -> dict[str, Any]:
+    languages = {"name": task.name, "source": task.source, "target": task.target}
+    return {**languages, "valid": len(task.valid), "test": len(task.test)}
+
+
+def _remove_blocks(folder: Path, task: str) -> None:
+    for path in folder.glob(f"{task}.*"):
+        if path.name.removeprefix(f"{task}.").partition(".")[0].isdecimal():
+            path.unlink(missing_ok=True)
 
 
 def _join(folder: Path, names: list[str], task: str, marks: list[dict[str, Any]], vocab_size: int) -> None:
@@ -368,13 +407,21 @@ class _Encoders:
             _encode_block(folder, task, number, target, block)
             return
         while len(self.waiting) >= 2 * self.processes:
-            self.waiting.popleft().result()
+            self._next()
         self.waiting.append(self.pool.submit(_encode_block, folder, task, number, target, block))
 
     def finish(self) -> None:
         """Waits for all blocks."""
         while self.waiting:
+            self._next()
+
+    def _next(self) -> None:
+        try:
             self.waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that encodes was killed, for want of memory perhaps; give --processes a smaller number"
+            ) from None
 
 
 _encoder: tuple[Tokenizer, Limits]  # of this process

@@ -155,7 +155,11 @@ def verdict(scores: Mapping[str, Any]) -> str:
     if not any(beats is not None for beats in scores["beats_lookup"].values()):
         return "No lookup (the nearest training sentence, digits replaced) to compare with: too much training text."
     if not below:
-        return "Beats lookup (the nearest training sentence, digits replaced) in every group."
+        beaten = [TITLES[group] for group, beats in scores["beats_lookup"].items() if beats]
+        where = (
+            "every group" if len(beaten) == len(scores["beats_lookup"]) else f"{', '.join(beaten)}; the rest has none"
+        )
+        return f"Beats lookup (the nearest training sentence, digits replaced) in {where}."
     cells = [
         f"{TITLES[g]} (chrF {scores['groups'][g]['chrf']:.1f} against {scores['lookup']['groups'][g]['chrf']:.1f})"
         for g in below

@@ -122,13 +122,16 @@ class Sampler:
         self.sizes = {task: len(pairs) for task, pairs in lengths.items()}
         self.mean_lengths = {task: float(pairs[:, 1].mean()) for task, pairs in lengths.items()}
         self.drawn = tasks_per_update if 0 < tasks_per_update < len(self.tasks) else 0
-        self.buckets = max(1, min(MOST_BUCKETS, min(self.sizes.values()) // 4))
+        self.buckets = max(1, min(MOST_BUCKETS, max(self.sizes.values()) // 4))
         self.members: dict[tuple[str, int], np.ndarray] = {}
         self.means = np.zeros((len(lengths), self.buckets))  # target tokens per sentence
         self.widths = np.zeros(self.buckets)
         for n, (task, pairs) in enumerate(lengths.items()):
             order = np.argsort(pairs.sum(1), kind="stable").astype(np.int32)
-            for bucket, part in enumerate(np.array_split(order, self.buckets)):
+            for bucket in range(self.buckets):
+                # Of a task with fewer sentences than there are buckets, one stands in several.
+                first, end = bucket * len(order) // self.buckets, (bucket + 1) * len(order) // self.buckets
+                part = order[first : max(end, first + 1)]
                 self.members[task, bucket] = part
                 self.means[n, bucket] = pairs[part, 1].mean()
                 self.widths[bucket] = max(self.widths[bucket], pairs[part].max())

@@ -48,6 +48,10 @@ class Shard:
     def __len__(self) -> int:
         return len(self.offsets) // 2
 
+    def fits(self, vocab_size: int) -> bool:
+        """Whether tokens and offsets can be of one another, and of such a vocabulary."""
+        return bool(self.offsets[-1] == len(self.tokens)) and self.tokens.dtype == id_type(vocab_size)
+
     def side(self, index: int) -> Ids:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 

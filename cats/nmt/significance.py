@@ -17,6 +17,7 @@ import numpy as np
 
 from cats.nmt.bootstrap import bleu, bleu_counts, chrf, chrf_counts
 from cats.nmt.errors import UserError
+from cats.nmt.files import read_output
 from cats.nmt.report import TITLES, aligned, read_scores
 
 RESAMPLES = 1000  # of the bootstrap
@@ -164,7 +165,7 @@ def _read(first: Path, second: Path, task: str) -> Lines:
             path = run / "hyp" / f"test.{task}.{suffix}"
             if not path.is_file():
                 raise UserError(f"{path} is missing; make it with: cats evaluate {run}")
-            columns[run, suffix] = path.read_text(encoding="utf-8").split("\n")[:-1]
+            columns[run, suffix] = read_output(path)
         if len({len(columns[run, suffix]) for suffix in ("src", "ref", "txt")}) > 1:
             raise UserError(f"{run}/hyp: the files of {task} have different line counts; again: cats evaluate {run}")
     for suffix, what in (("src", "sources"), ("ref", "references")):

@@ -83,29 +83,37 @@ class Tokenizer:
                 f"languages need {needed} at least"
             )
         model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(_training_form(part, [*_SPECIALS, *symbols]) for line in lines for part in _parts(line)),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=coverage,
-            byte_fallback=False,
-            normalization_rule_name="identity",
-            pretokenization_delimiter=_NO_PIECE_ACROSS,
-            max_sentence_length=2**30,  # bytes; longer lines would be left out
-            control_symbols=symbols,
-            pad_id=cls.pad_id,
-            unk_id=cls.unk_id,
-            bos_id=cls.bos_id,
-            eos_id=cls.eos_id,
-            pad_piece=_SPECIALS[0],
-            unk_piece=_SPECIALS[1],
-            bos_piece=_SPECIALS[2],
-            eos_piece=_SPECIALS[3],
-            num_threads=1,  # more would sum in an order that varies
-            minloglevel=2,
-        )
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(
+                    _training_form(part, [*_SPECIALS, *symbols]) for line in lines for part in _parts(line)
+                ),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=coverage,
+                byte_fallback=False,
+                normalization_rule_name="identity",
+                pretokenization_delimiter=_NO_PIECE_ACROSS,
+                max_sentence_length=2**30,  # bytes; longer lines would be left out
+                control_symbols=symbols,
+                pad_id=cls.pad_id,
+                unk_id=cls.unk_id,
+                bos_id=cls.bos_id,
+                eos_id=cls.eos_id,
+                pad_piece=_SPECIALS[0],
+                unk_piece=_SPECIALS[1],
+                bos_piece=_SPECIALS[2],
+                eos_piece=_SPECIALS[3],
+                num_threads=1,  # more would sum in an order that varies
+                minloglevel=2,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"sentencepiece cannot make tokenizer.vocab_size={vocab_size} pieces of this text; "
+                "try another number of them, or another tokenizer.character_coverage"
+            ) from error
         return cls(model.getvalue(), tags)
 
     @classmethod

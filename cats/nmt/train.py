@@ -1,6 +1,7 @@
 """The training run: corpus in, run directory out. Trainer.update is Algorithm 1 of the paper from the user's side.
 
-Everything random is a pure function of (seed, step), so a run resumed from a checkpoint continues bit for bit.
+Everything random is a pure function of (seed, step), so a run resumed from a checkpoint continues bit for bit on a CPU
+(with as many threads); on a GPU as far as torch's kernels there give the same bits twice.
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ class Trainer:
             tasks_per_update=config.sampling.tasks_per_update,
             padded=config.sampling.budget == "padded",
         )
-        self.digest = corpus.digest()
+        self.digest, self.vocab_size = corpus.digest(), tokenizer.vocab_size
         if config.train.patience and not any(map(len, self.validation.shards.values())):
             raise UserError("train.patience needs validation pairs, and the corpus has none")
         self.step, self.seconds, self.best = 0, 0.0, math.inf
@@ -496,10 +497,13 @@ class Trainer:
 
     def validate(self) -> float | None:
         """The mean nll over the languages, if there is validation text; the model with the lowest is kept."""
-        nll = validation_nll(self.model, self.validation, 4 * self.config.sampling.batch_tokens)
+        # At most 1 GiB of logits.
+        tokens = min(4 * self.config.sampling.batch_tokens, (1 << 28) // self.vocab_size)
+        nll = validation_nll(self.model, self.validation, tokens)
         mean = sum(nll.values()) / len(nll) if nll else None
         better = mean is None or mean < self.best  # without validation data the newest is the best
-        self.waited = 0 if better else self.waited + 1
+        # A model that is trained on some languages is not to be judged by all of them.
+        self.waited = 0 if better or self.step <= self.config.train.pretrain_steps else self.waited + 1
         if mean is not None:
             self.best = min(self.best, mean)
         self.metrics.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
@@ -518,7 +522,13 @@ class Trainer:
         progress = Progress(self.step, config.steps, quiet=self.quiet)
         with progress, interrupt_between_updates() as interrupted:
             while self.step < config.steps and not self.stopped:
-                self.update()
+                try:
+                    self.update()
+                except torch.OutOfMemoryError:
+                    raise UserError(
+                        f"{self.out}: out of memory in update {self.step + 1}; lower sampling.batch_tokens, raise "
+                        "train.accumulate, or set train.checkpoint_activations=true or train.precision=bf16"
+                    ) from None
                 self.seconds = time.perf_counter() - clock
                 progress.update()
                 done = self.step == config.steps
