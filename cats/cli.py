@@ -452,7 +452,10 @@ def _translate(args: argparse.Namespace) -> None:
     if args.source is not None:
         _check_direction(args.run, args.source, args.to, export.tasks(Path(args.run)), tokenizer.languages)
     names = [name for name in vars(args) if f"decode.{name}" in TYPES and getattr(args, name) is not None]
-    search = apply_overrides(config, [f"decode.{name}={getattr(args, name)}" for name in names]).decode
+    given = [f"decode.{name}={getattr(args, name)}" for name in names]
+    if "sample" not in names and {"beam", "penalty", "length_penalty"}.intersection(names):
+        given.append("decode.sample=false")  # a search is asked for, whatever the run does by itself
+    search = apply_overrides(config, given).decode
     for name in ("temperature", "top_k", "top_p", "seed"):
         if name in names and not search.sample:
             raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random: add --sample")

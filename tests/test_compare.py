@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,35 @@ def test_runs_are_trained_in_processes_and_failures_named(corpus, tmp_path):
     (second,) = compare.plan(arguments(*[*words[:4], "--seeds", "2", *words[6:]]))
     with pytest.raises(UserError, match=r"1 of 1 runs failed; .*T=1-seed2.*UTF-8"):
         compare.execute([second], jobs=1)
+
+
+def program(path: Path, text: str) -> str:
+    """A program in place of Python, which runs are started with."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_run_may_say_more_than_a_pipe_holds(corpus, tmp_path, monkeypatch):
+    (run,) = compare.plan(arguments("--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1"))
+    text = "yes 'a warning' | head -c 1000000 >&2; echo the end >&2; exit 3"
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", text))
+    with pytest.raises(UserError, match=r"1 of 1 runs failed; the first: .*T=1-seed1: the end"):
+        compare.execute([run], jobs=1)
+
+
+def test_no_run_goes_on_alone(corpus, tmp_path, monkeypatch):
+    words = ["--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "2", "--methods", "T=1"]
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", "exec sleep 60"))
+    start, started = compare.start, []
+
+    def second_fails(*arguments):
+        if started:
+            raise UserError("the disk is full")
+        started.append(start(*arguments))
+        return started[0]
+
+    monkeypatch.setattr(compare, "start", second_fails)
+    with pytest.raises(UserError, match="the disk is full"):
+        compare.execute(compare.plan(arguments(*words)), jobs=2)
+    assert started[0].returncode is not None

@@ -12,10 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -162,7 +163,19 @@ def check_resumable(run: Run) -> None:
 
 def execute(runs: list[Run], jobs: int) -> None:
     """Train and score ``runs``, ``jobs`` at a time, each in a process of its own."""
-    waiting, working = list(runs), dict[subprocess.Popen[str], tuple[Run, float]]()
+    waiting, working = list(runs), dict[subprocess.Popen[bytes], tuple[Run, float, IO[bytes]]]()
+    try:
+        _execute(waiting, working, jobs, len(runs))
+    finally:  # none goes on alone, whatever ends this one
+        for process in working:
+            process.terminate()
+        for process in working:
+            process.wait()
+
+
+def _execute(
+    waiting: list[Run], working: dict[subprocess.Popen[bytes], tuple[Run, float, IO[bytes]]], jobs: int, count: int
+) -> None:
     failed: list[str] = []
     done = 0
     interrupted = False
@@ -170,28 +183,32 @@ def execute(runs: list[Run], jobs: int) -> None:
         try:
             while waiting and len(working) < jobs and not interrupted:
                 run = waiting.pop(0)
-                working[start(run)] = run, time.monotonic()
+                errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe that nobody reads would stop it when full
+                working[start(run, errors)] = run, time.monotonic(), errors
             time.sleep(0.2)
         except KeyboardInterrupt:  # the runs got it too: each saves its checkpoint and ends
-            interrupted, waiting = True, []
+            interrupted = True
+            waiting.clear()
         for process in [p for p in working if p.poll() is not None]:
-            run, began = working.pop(process)
+            run, began, errors = working.pop(process)
             done += 1
-            errors = (process.stderr.read() if process.stderr else "").strip()
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip()
+            errors.close()
             if process.returncode == 0:
-                print(f"[{done}/{len(runs)}] {run.path}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+                print(f"[{done}/{count}] {run.path}: {time.monotonic() - began:.0f} s", file=sys.stderr)
             elif not interrupted:
-                failed.append(f"{run.path}: {errors.splitlines()[-1] if errors else f'exit {process.returncode}'}")
-                print(f"[{done}/{len(runs)}] failed: {failed[-1]}", file=sys.stderr)
+                failed.append(f"{run.path}: {said.splitlines()[-1] if said else f'exit {process.returncode}'}")
+                print(f"[{done}/{count}] failed: {failed[-1]}", file=sys.stderr)
     if interrupted:
         print("cats: stopped; the same command goes on from here", file=sys.stderr)
         raise KeyboardInterrupt
     if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
+        raise UserError(f"{len(failed)} of {count} runs failed; the first: {failed[0]}")
 
 
-def start(run: Run) -> subprocess.Popen[str]:
-    """The process that trains and scores ``run``, from its last checkpoint if there is one."""
+def start(run: Run, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The process that trains and scores ``run``, from its last checkpoint if there is one; it writes to ``errors``."""
     if run.started:
         where = ["--resume", str(run.path)]
     else:
@@ -201,7 +218,7 @@ def start(run: Run) -> subprocess.Popen[str]:
         where = ["--config", str(configuration), "--out", str(run.path)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.train.threads)}
     command = [sys.executable, "-m", "cats", "train", "--quiet", *where]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def count_matrices(runs: list[Run], corpus: data.Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
