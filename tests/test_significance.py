@@ -113,6 +113,29 @@ def test_the_same_sentences_in_two_languages_are_no_more_evidence() -> None:
     assert width[1] == pytest.approx(width[0] / np.sqrt(2), rel=0.15)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_sentence_that_tasks_share_is_source_or_reference(turned: bool) -> None:
+    def lines(own: list[str], english: list[str]) -> significance.Lines:
+        return significance.Lines(*((own, english) if turned else (english, own)), own, own)
+
+    units = significance._units({"az": lines(["a", "b", "c"], ["x", "y", "x"]), "be": lines(["d", "e"], ["y", "z"])})
+    assert units["az"][0] == units["az"][2] != units["az"][1] == units["be"][0] != units["be"][1]
+
+
+def test_an_older_file_of_scores_and_a_missing_tokenizer_are_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, {"ja": ["a"]}, ["a"]) for name in ("one", "two")]
+    path = runs[0] / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["signatures"]["bleu"]["ja"] = "nrefs:1|tok:nobodys|smooth:exp"
+    path.write_text(json.dumps(scores))
+    with pytest.raises(UserError, match="computed with the tokenizer nobodys, which cannot be used here"):
+        compare(*runs)
+    del scores["signatures"]
+    path.write_text(json.dumps(scores))
+    with pytest.raises(UserError, match=r"one/scores\.json is damaged or of an older version; again: cats evaluate"):
+        compare(*runs)
+
+
 def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     references = text(80, 9)
     good, bad = worse(references, 0.1, 10), worse(references, 0.5, 11)

@@ -3,8 +3,9 @@
 Two tests of the difference of two systems on the same lines. Paired bootstrap resampling (Koehn, 2004): lines are drawn
 with replacement; its p-value is that of the resampled differences shifted to mean 0. Approximate randomisation
 (Riezler & Maxwell, 2005): every line's two translations are swapped or not; p is the share of swappings with a
-difference as large as the real one. Both are two-sided. A group's average is tested by resampling source sentences,
-in all of its languages at once: the same sentence in several languages is no independent evidence.
+difference as large as the real one. Both are two-sided. A group's average is tested by resampling sentences of
+the language that its tasks share, in all of them at once: the same sentence in several languages is no independent
+evidence.
 """
 
 from __future__ import annotations
@@ -57,9 +58,13 @@ def compare(first: Path, second: Path, seed: int = 1) -> list[dict[str, Any]]:
     for name in {*names} ^ {name for name, cell in others["languages"].items() if cell["lines"]}:
         raise UserError(f"{name} is a task of one of {first} and {second} only: they cannot be compared")
     tasks = {name: _read(first, second, name) for name in names}
-    tokenizers = {name: _tokenizer(scores["signatures"]["bleu"][name]) for name in names}
-    sentences = {line: i for i, line in enumerate(dict.fromkeys(line for t in tasks.values() for line in t.source))}
-    units = {name: np.array([sentences[line] for line in lines.source]) for name, lines in tasks.items()}
+    try:
+        tokenizers = {name: _tokenizer(scores["signatures"]["bleu"][name]) for name in names}
+    except (KeyError, TypeError, StopIteration):
+        raise UserError(
+            f"{first}/scores.json is damaged or of an older version; again: cats evaluate {first}"
+        ) from None
+    units = _units(tasks)
     groups = {TITLES[g]: [n for n in cell["languages"] if n in tasks] for g, cell in scores["groups"].items()}
     rows = []
     for metric, count in (("BLEU", _bleu_counts), ("chrF", _chrf_counts)):
@@ -142,8 +147,21 @@ def _chunks(total: int) -> Iterator[int]:
     return (min(_CHUNK, total - done) for done in range(0, total, _CHUNK))
 
 
+def _units(tasks: Mapping[str, Lines]) -> dict[str, np.ndarray]:
+    """Per task, the number of the sentence behind every line, on the side that the tasks share."""
+    sides = [{name: getattr(lines, side) for name, lines in tasks.items()} for side in ("source", "reference")]
+    shared = min(sides, key=lambda side: len({line for lines in side.values() for line in lines}))
+    number = {line: i for i, line in enumerate(dict.fromkeys(line for lines in shared.values() for line in lines))}
+    return {name: np.array([number[line] for line in lines]) for name, lines in shared.items()}
+
+
 def _bleu_counts(lines: Lines, tokenizer: str) -> Counts:
-    first, second = (bleu_counts(made, lines.reference, tokenizer) for made in (lines.first, lines.second))
+    try:
+        first, second = (bleu_counts(made, lines.reference, tokenizer) for made in (lines.first, lines.second))
+    except (ImportError, KeyError, RuntimeError) as error:  # one that is not installed, or not known
+        raise UserError(
+            f"BLEU was computed with the tokenizer {tokenizer}, which cannot be used here: {error}"
+        ) from None
     return Counts(first, second, bleu)
 
 
