@@ -278,6 +278,7 @@ def test_matches_float64(backend: Backend, tasks: int) -> None:
 
 
 @pytest.mark.parametrize("tasks", TASKS)
+@pytest.mark.long_interpreted
 def test_equals_where_numbers_are_integers(backend: Backend, tasks: int) -> None:
     shapes = [(tiles(tasks),), (3,)] if backend.interpreted else [(8193,), (3, 5), (2,)]
     check(backend, backend.integers(tasks, shapes), mixed_weights(tasks), exact=True)
@@ -285,6 +286,7 @@ def test_equals_where_numbers_are_integers(backend: Backend, tasks: int) -> None
 
 @pytest.mark.parametrize("tasks", [2, 33])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.long_interpreted
 def test_dtypes(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
     tasks = backend.few(tasks)
     shapes: list[Shape] = [(tiles(4 * tasks),), ()] if backend.interpreted else [(1031,), (3, 5), ()]
@@ -293,6 +295,7 @@ def test_dtypes(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
     check(backend, grads, mixed_weights(tasks), exact=True)
 
 
+@pytest.mark.long_interpreted
 def test_parameters_of_different_dtypes(backend: Backend) -> None:
     # In each of two groups every dtype, so that neither order nor dtype decides what is added to what.
     order = [*FLOATS, *reversed(FLOATS)]
@@ -311,6 +314,7 @@ MANY = [*FEW, *around(4096, 8192, 16384, 32768, 65536)]
 
 
 @pytest.mark.parametrize(("tasks", "dtype"), [(1, torch.bfloat16), (2, torch.float32), (3, torch.float64)])
+@pytest.mark.long_interpreted
 def test_where_vectors_and_blocks_end(backend: Backend, tasks: int, dtype: torch.dtype) -> None:
     sizes = FEW[::4] if backend.interpreted else MANY
     weights = mixed_weights(tasks)
@@ -322,6 +326,7 @@ def test_where_vectors_and_blocks_end(backend: Backend, tasks: int, dtype: torch
 
 
 @pytest.mark.parametrize("tasks", [5, 8, 16, 33, 92, 128])
+@pytest.mark.long_interpreted
 def test_where_blocks_end_with_many_tasks(backend: Backend, tasks: int) -> None:
     if backend.interpreted:
         pytest.skip("tiles of so many tasks end in test_equals_where_numbers_are_integers")
@@ -330,6 +335,7 @@ def test_where_blocks_end_with_many_tasks(backend: Backend, tasks: int) -> None:
     check(backend, grads, mixed_weights(tasks), groups=range(len(sizes)), exact=True)
 
 
+@pytest.mark.long_interpreted
 def test_thousands_of_tiny_tensors_and_a_huge_one(backend: Backend) -> None:
     tiny, huge = (30, 4097) if backend.interpreted else (3000, 1_000_003)
     shapes: list[Shape] = [*((1 + i % 7,) for i in range(tiny)), (huge,), *((i % 3,) for i in range(tiny // 4))]
@@ -413,6 +419,7 @@ def test_subnormal_numbers(backend: Backend, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("tasks", [2, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.long_interpreted
 def test_rows_of_zeros_are_told_from_tiny_numbers(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
     # Most of an embedding's gradient is zero. What is not may be so small that float32 cannot hold its square.
     value, size = 2.0**-90, 2100
@@ -494,6 +501,7 @@ def test_zero_weights(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("tasks", [2, 16])
+@pytest.mark.long_interpreted
 def test_duplicate_tasks(backend: Backend, tasks: int) -> None:
     row = backend.normal(1, [(1031,), (3,)])[0]
     check(backend, [row] * tasks, torch.linspace(0.1, 1, tasks, dtype=torch.float64))
@@ -544,6 +552,7 @@ def test_rows_of_weights_are_separate_combinations(backend: Backend) -> None:
     assert all(torch.equal(x, y) for x, y in zip(combined[0], backend.normal(3, shapes)[0], strict=True))
 
 
+@pytest.mark.long_interpreted
 def test_many_rows_of_weights(backend: Backend) -> None:
     tasks = 9
     grads = backend.integers(tasks, [(131,), (2,)])
@@ -599,6 +608,7 @@ LAYOUTS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+@pytest.mark.long_interpreted
 def test_layouts(backend: Backend, layout: Callable[[Tensor, int], Tensor]) -> None:
     shape = (5, 17, 11) if backend.interpreted else (6, 531, 11)
     grads = [[layout(a, n), b] for n, (a, b) in enumerate(backend.integers(3, [shape, (3,)]))]
@@ -692,6 +702,7 @@ def test_direction_with_gaps_and_none(backend: Backend) -> None:
     assert backend.dots(grads, [None] * 4, groups=groups).tolist() == [[0.0] * 3] * 2
 
 
+@pytest.mark.long_interpreted
 def test_weights_on_the_device_and_beside_it(backend: Backend) -> None:
     grads = backend.integers(3, [(1025,), (3,)])
     for weights in torch.tensor([1.0, 2.0, -0.5]), torch.tensor([[1.0, 2.0, -0.5]], dtype=torch.float64):
@@ -765,6 +776,7 @@ def test_adamw_is_torchs_on_the_combined_gradient(backend: Backend, dtype: torch
 
 @pytest.mark.parametrize("tasks", [3, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.long_interpreted
 def test_adamw_of_short_parameters_rounds_once(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
     weights = torch.linspace(-0.2, 1, tasks, dtype=torch.float64)
     state = State(backend, dtype)
@@ -1013,6 +1025,7 @@ def test_linear_in_the_weights(backend: Backend) -> None:
     holds()
 
 
+@pytest.mark.long_interpreted
 def test_order_of_the_tasks_does_not_matter(backend: Backend) -> None:
     @examples(backend)
     @given(integer_grads(), st.randoms(use_true_random=False))
