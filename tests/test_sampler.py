@@ -217,6 +217,11 @@ def test_ranks_share_an_update():
             assert max(map(len, mine)) - min(map(len, mine)) <= 1
 
 
+def test_uneven_buckets_are_those_that_published_runs_had():
+    sampler = Sampler(lengths({"a": 150, "b": 500}), mixture=Mixture(1.0), batch_tokens=400, seed=0)
+    assert [len(sampler.members["a", bucket]) for bucket in range(16)] == [10] * 6 + [9] * 10
+
+
 def test_one_tiny_task_does_not_take_the_buckets_from_the_others():
     pairs = {**lengths({"a": 500}), "tiny": np.array([[4, 4], [20, 20], [9, 9]])}
     sampler = Sampler(pairs, mixture=Mixture(math.inf), batch_tokens=400, seed=0)

@@ -128,10 +128,9 @@ class Sampler:
         self.widths = np.zeros(self.buckets)
         for n, (task, pairs) in enumerate(lengths.items()):
             order = np.argsort(pairs.sum(1), kind="stable").astype(np.int32)
-            for bucket in range(self.buckets):
-                # Of a task with fewer sentences than there are buckets, one stands in several.
-                first, end = bucket * len(order) // self.buckets, (bucket + 1) * len(order) // self.buckets
-                part = order[first : max(end, first + 1)]
+            if len(order) < self.buckets:  # one sentence stands in several of them
+                order = order[np.arange(self.buckets) * len(order) // self.buckets]
+            for bucket, part in enumerate(np.array_split(order, self.buckets)):
                 self.members[task, bucket] = part
                 self.means[n, bucket] = pairs[part, 1].mean()
                 self.widths[bucket] = max(self.widths[bucket], pairs[part].max())
@@ -157,7 +156,7 @@ class Sampler:
         cells = self.widths if self.padded else tokens  # what a sentence costs of the budget
         self.bucket_probability = cells / cells.sum()
         self.inclusion = _inclusion(np.array(found), self.drawn) if self.drawn else np.ones(len(found))
-        present = np.where(self.inclusion > 0, np.array(found) / np.maximum(self.inclusion, 1e-300), 0.0)
+        present = np.divide(found, self.inclusion, out=np.zeros(len(found)), where=self.inclusion > 0)
         self.rates = present[:, None] * (self.batch_tokens / cells)  # sentences of each task in an update
 
     def batch(self, step: int, rank: int = 0, ranks: int = 1) -> dict[str, np.ndarray]:
