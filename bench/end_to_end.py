@@ -158,12 +158,9 @@ def targets(results: Record) -> list[Record]:
 
 
 def markdown(results: Record) -> str:
-    m, v = results["machine"], results["versions"]
+    m = results["machine"]
     device = m["gpu"] if results["device"] == "cuda" else f"{m['cpu']}, {m['cores']} cores"
-    lines = [
-        f"{device}; torch {v['torch']}; commit {(results['commit'] or 'unknown')[:10]}"
-        f"{' with changes' if results['modified'] else ''}; `{results['command']}`, {results['date']}.",
-    ]
+    lines = [report.heading(results, device)]
     units = {"training": "target tokens/s (20–80 %)", "translation": "sentences/s (20–80 %)"}
     for c in results.get("contests", []):
         rows = [(r["name"], spread(r["per_second"]), spread(r["times"])) for r in c["contenders"]]

@@ -7,13 +7,14 @@ import math
 import os
 import platform
 import re
-import secrets
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cats.nmt.files import atomic_file, atomic_write, finite
 
 from .rivals import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
 from .run import best, ratio
@@ -83,36 +84,21 @@ def file_stem(device: str, date: str, kind: str = "") -> str:
 
 def write_json(path: Path, results: Record) -> None:
     """Whole or not at all. Numbers that JSON does not know (NaN, infinities) become null."""
-    text = json.dumps(_plain(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    atomic_write(path, json.dumps(finite(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def heading(results: Record, device: str) -> str:
+    """What was measured, where and when."""
+    commit = (results["commit"] or "unknown")[:10] + (" with changes" if results["modified"] else "")
+    about = f"{device}; torch {results['versions']['torch']}; commit {commit}"
+    return f"{about}; `{results['command']}`, {results['date']}."
 
 
 def markdown(results: Record) -> str:
     """The tables of a run, and what is needed to judge them."""
-    m, v = results["machine"], results["versions"]
+    m = results["machine"]
     device = m["gpu"] if results["device"] == "cuda" else f"{m['cpu']}, {m['threads']} threads"
-    lines = [
-        f"{device}; torch {v['torch']}; commit {(results['commit'] or 'unknown')[:10]}"
-        f"{' with changes' if results['modified'] else ''}; `{results['command']}`, {results['date']}.",
-        "",
-    ]
+    lines = [heading(results, device), ""]
     rows: list[tuple[Any, ...]]
     lines += _cases(results["cases"])
     lines += ["", *_rivals(results["cases"])]
@@ -302,10 +288,8 @@ def roofline(results: Record, path: Path) -> None:
     figure.legend(handles=handles, fontsize=8, loc="outside right upper")
     name = results["machine"]["gpu"] if results["device"] == "cuda" else results["machine"]["cpu"]
     axes.set_title(f"{name}, float32, {results['date']}", fontsize=10)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=120)
-        os.replace(temporary, path)
+        with atomic_file(path) as file:
+            figure.savefig(file, format="png", dpi=120)
     finally:
-        temporary.unlink(missing_ok=True)
         plt.close(figure)

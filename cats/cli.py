@@ -657,8 +657,6 @@ def _prepare(args: argparse.Namespace) -> None:
     if args.processes < 0:
         raise UserError(f"--processes must be at least 0, not {args.processes}")
     config, out = _corpus_config(args), Path(args.out)
-    if prepare.is_prepared(Path(args.dir)):
-        raise UserError(f"{args.dir}: prepared already; give the folder of the text")
     corpus = load_corpus(config)
     try:
         prepare.prepare(corpus, config, out, processes=args.processes)

@@ -8,7 +8,9 @@ if not torch.cuda.is_available():
     # Read where a kernel is decorated: set later, Triton finds no driver and every kernel fails.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -32,6 +34,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a benchmark's command, on a machine without a GPU, that must be refused; the one line that it says."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def run(main: Callable[[list[str]], int], arguments: list[str]) -> str:
+        try:
+            status: Any = main(arguments)
+        except SystemExit as stop:
+            status = stop.code
+        error = capsys.readouterr().err
+        assert status == 2 and error.count("\n") == 1
+        return error
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -424,13 +424,5 @@ def test_outer_steps_of_the_demo_model() -> None:
         (["--gpu"], "needs a CUDA device"),
     ],
 )
-def test_bad_arguments_are_one_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    try:
-        status: Any = command.main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    error = capsys.readouterr().err
-    assert status == 2 and said in error and error.count("\n") == 1
+def test_bad_arguments_are_one_line(arguments: list[str], said: str, refusal: Callable[..., str]) -> None:
+    assert said in refusal(command.main, arguments)

@@ -191,7 +191,7 @@ def test_killed_it_goes_on(corpus, cache, tmp_path, files):
     written: set[Path] = set()
     while len(written) < files and process.poll() is None:
         written.update(tmp_path.glob("out/train/*"))
-        time.sleep(0.001)
+        time.sleep(0.001)  # between two looks; what is asserted below holds whenever the kill comes
     process.kill()
     process.wait()
     # Of 45 + 12 + 2 blocks of 20 pairs, those with a mark are not encoded again, nor those of finished tasks.

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from cats.nmt import layouts
+from cats.nmt.config import Evaluate
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, cache_folder
+from cats.nmt.groups import groups
 
 SPLITS = ("train", "valid", "test")
 HEADLINE = "new-pair"
-DIRECTIONS = ("one-to-many", "many-to-one", "many-to-many")
 ENGLISH = ("en", "eng", "en_XX", "eng_Latn")  # the names it has in public corpora; "en" stands for any of them
 _SCAN = 1  # to be raised when what is left out of a text changes
 _SCANNED = {"pairs", "sha256", "left_out", "seen"}
@@ -119,10 +120,7 @@ class Corpus:
     @property
     def groups(self) -> dict[str, list[str]]:
         """Task names under "all", "lores" (fewer training pairs than the tasks' mean) and "hires" (the rest)."""
-        sizes = self.sizes
-        total = sum(sizes.values())
-        low = [name for name, size in sizes.items() if size * len(sizes) < total]
-        return {"all": list(sizes), "lores": low, "hires": [name for name in sizes if name not in low]}
+        return groups(self.sizes, Evaluate())
 
     @property
     def headline(self) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cats.nmt.errors import UserError
 
@@ -75,6 +76,15 @@ def remove_strays(folder: Path) -> None:
     """Removes what ``atomic_file`` has left behind where its process was killed."""
     for path in folder.glob(f".{'?' * 16}.tmp"):
         path.unlink(missing_ok=True)
+
+
+def finite(value: Any) -> Any:
+    """`value` as JSON can hold it: None in place of nan and inf, through dicts, lists and tuples."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

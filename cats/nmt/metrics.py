@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, finite
 from cats.nmt.report import read_metrics
 
 
@@ -33,7 +32,7 @@ class Metrics:
 
     def write(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         if self.board is not None:
             for name, value in _numbers(record):
                 if name != "step":
@@ -45,15 +44,6 @@ class Metrics:
             os.fsync(file.fileno())
         if self.board is not None:
             self.board.flush()
-
-
-def _finite(value: Any) -> Any:
-    """`value` as JSON can hold it: None in place of nan and inf, through dicts and lists."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

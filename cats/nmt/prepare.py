@@ -47,7 +47,7 @@ MOST_PROCESSES = 16  # by themselves: this one, which reads, could not feed more
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Training tokens of a corpus: in memory, or mapped. left_out: {task: {reason: pairs}}."""
+    """Tokens of a corpus: in memory, or mapped. left_out: {task: {reason: pairs}}."""
 
     tokenizer: Tokenizer
     shards: dict[str, Shard]
@@ -115,17 +115,24 @@ def training_tokens(
         prepared = load(folder, config, tokenizer)
     else:
         tokenizer = tokenizer or train_tokenizer(corpus, config)
-        encoded = {task.name: encode(list(task.train), tokenizer, task.target, limits(config)) for task in corpus.tasks}
-        prepared = Prepared(
-            tokenizer,
-            {task: shard for task, (shard, _) in encoded.items()},
-            {task: dict(left_out) for task, (_, left_out) in encoded.items() if left_out},
-        )
+        prepared = in_memory(tokenizer, corpus, config, {task.name: list(task.train) for task in corpus.tasks})
     for task, shard in prepared.shards.items():
         if not len(shard):
             reasons = " and ".join(prepared.left_out.get(task, {"empty": 0}))
             raise UserError(f"{task}: every training pair is left out ({reasons}); raise model.max_length")
     return prepared
+
+
+def in_memory(
+    tokenizer: Tokenizer, corpus: data.Corpus, config: Config, pairs: dict[str, list[tuple[str, str]]]
+) -> Prepared:
+    """The tokens of some pairs of every task, encoded now."""
+    found = {t.name: encode(pairs[t.name], tokenizer, t.target, limits(config)) for t in corpus.tasks}
+    return Prepared(
+        tokenizer,
+        {task: shard for task, (shard, _) in found.items()},
+        {task: dict(left_out) for task, (_, left_out) in found.items() if left_out},
+    )
 
 
 def _cached(corpus: data.Corpus, config: Config, tokenizer: Tokenizer | None) -> Path:
@@ -162,7 +169,7 @@ def prepare(
     Raises:
         UserError: the folder holds something else, cannot be written, or the disk is full.
     """
-    if isinstance(corpus.tasks[0].train, data.Text) and corpus.tasks[0].train.texts is None:
+    if not corpus.tasks[0].train.readable:
         raise UserError(f"{config.data.path}: prepared already; give the folder of the text")
     made_with = {"format": FORMAT, "corpus": corpus.digest(), "settings": _made_with(config)}
     made_with["tokenizer"] = tokenizer and tokenizer.digest()

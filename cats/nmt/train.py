@@ -33,7 +33,7 @@ from cats.nmt.model import Batch, Transformer
 from cats.nmt.progress import Progress
 from cats.nmt.sampler import Mixture, Sampler
 from cats.nmt.schedule import learning_rate
-from cats.nmt.shards import Tokens, encode
+from cats.nmt.shards import Tokens
 from cats.nmt.tokenizer import Tokenizer
 
 LOG_EVERY = 10  # updates per line of metrics.jsonl
@@ -111,20 +111,6 @@ def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
         activation_dropout=shape.activation_dropout,
         checkpoint_activations=config.train.checkpoint_activations,
     )
-
-
-def validation_tokens(
-    corpus: data.Corpus, tokenizer: Tokenizer, config: Config, device: torch.device
-) -> tuple[Tokens, dict[str, dict[str, int]]]:
-    """The validation text as tokens, and what was left out: {task: {reason: pairs}}."""
-    most = config.data.valid_pairs or None
-    found = {
-        task.name: encode(list(task.valid)[:most], tokenizer, task.target, prepare.limits(config))
-        for task in corpus.tasks
-    }
-    targets = {task.name: task.target for task in corpus.tasks}
-    tokens = Tokens({task: shard for task, (shard, _) in found.items()}, targets, tokenizer, device)
-    return tokens, {task: dict(left_out) for task, (_, left_out) in found.items() if left_out}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -262,12 +248,14 @@ class Trainer:
         prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=quiet)
         tokenizer = prepared.tokenizer
         targets = {task.name: task.target for task in corpus.tasks}
+        most = config.data.valid_pairs or None
+        validation = prepare.in_memory(tokenizer, corpus, config, {t.name: list(t.valid)[:most] for t in corpus.tasks})
         self.training = Tokens(prepared.shards, targets, tokenizer, self.device)
-        self.validation, left_out = validation_tokens(corpus, tokenizer, config, self.device)
+        self.validation = Tokens(validation.shards, targets, tokenizer, self.device)
         if not quiet:
             counts = [
                 f"{task}: {count} {split} pairs left out, {reason}"
-                for split, part in (("training", prepared.left_out), ("validation", left_out))
+                for split, part in (("training", prepared.left_out), ("validation", validation.left_out))
                 for task, reasons in part.items()
                 for reason, count in reasons.items()
             ]
