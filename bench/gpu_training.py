@@ -88,6 +88,8 @@ def synchronize(device: torch.device) -> None:
 def idle(spans: Iterable[tuple[float, float]]) -> float:
     """The share of the time from the first start to the last end that no span covers."""
     ordered = sorted(spans)
+    if not ordered:
+        raise ValueError("the profiler saw no kernel")
     first = covered_until = ordered[0][0]
     waited = 0.0
     for start, end in ordered:

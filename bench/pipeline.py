@@ -57,8 +57,8 @@ def run(folder: Path, samples: int) -> list[Record]:
     corpus = load_corpus(config)
     prepare(corpus, config, folder / "prepared", quiet=True)
     ready = load(folder / "prepared", config)
-    targets = {task.name: task.target for task in corpus.tasks}
-    tokens = Tokens(ready.shards, targets, ready.tokenizer, torch.device("cpu"))
+    directions = {task.name: (task.source, task.target) for task in corpus.tasks}
+    tokens = Tokens(ready.shards, directions, ready.tokenizer, torch.device("cpu"))
     lengths = tokens.lengths()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

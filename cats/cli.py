@@ -18,6 +18,7 @@ from cats.nmt.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from cats.nmt.config import Config
+    from cats.nmt.tokenizer import Tokenizer
 
 MAIN_HELP = """\
 Multilingual translation with Curvature Aware Task Scaling: train, score, translate, compare.
@@ -130,8 +131,8 @@ or elsewhere. Killed or stopped, the same command goes on where it was. Training
 by itself, into $CATS_CACHE or the cache folder of the user.
 
 examples:
-  cats data prepare my/corpus --out prepared --set tokenizer.vocab_size=32000
-  cats train --data prepared --set tokenizer.vocab_size=32000
+  cats data prepare my/corpus --out prepared --preset base
+  cats train --data prepared --preset base
 """
 
 INFO_HELP = """\
@@ -264,7 +265,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _train_arguments(parser: Parser) -> None:
-    from cats.nmt.config import Config, describe, presets
+    from cats.nmt.config import Config, describe
 
     default = Config()
     parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in one)")
@@ -274,16 +275,22 @@ def _train_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--steps", metavar="N", help=f"updates of the model (default: {default.train.steps})")
     parser.add_argument("--seed", metavar="S", help=f"default: {default.train.seed}")
-    parser.add_argument(
-        "--preset", metavar="NAME", help=f"settings of {', '.join(presets())}; a --config and options win"
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; options given beside it win")
-    parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
+    _settings_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
     parser.add_argument("--init-from", metavar="RUN", help="start from the best model of a run, and with its shape")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.epilog = SETTINGS_HELP.format(settings=describe())
+
+
+def _settings_arguments(parser: Parser) -> None:
+    from cats.nmt.config import presets
+
+    parser.add_argument(
+        "--preset", metavar="NAME", help=f"settings of {', '.join(presets())}; a --config and options win"
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; options given beside it win")
+    parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -292,6 +299,7 @@ def _train(args: argparse.Namespace) -> None:
     if packages := missing("nmt"):
         raise UserError(f"training needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
     from cats.nmt.config import read_config
+    from cats.nmt.export import WEIGHTS
     from cats.nmt.train import train
 
     if args.resume:
@@ -307,6 +315,8 @@ def _train(args: argparse.Namespace) -> None:
         if not (run / "config.toml").is_file():
             raise UserError(f"{run} is no run directory: it holds no config.toml")
         config = read_config(run / "config.toml")
+        if (run / WEIGHTS).is_file():
+            raise UserError(f"{run} is an exported model, which cannot be trained further; go on with the run itself")
     else:
         config = _configured(args)
         run = _new_run(args.out, config)
@@ -320,11 +330,9 @@ def _train(args: argparse.Namespace) -> None:
 
 def _configured(args: argparse.Namespace) -> Config:
     """The settings that `cats train` was given: --preset, --config, the options with names of their own, --set."""
-    from cats.nmt.config import Config, apply_overrides, read_config, read_preset, replace
+    from cats.nmt.config import apply_overrides, read_config, replace
 
-    config = Config() if args.preset is None else read_preset(args.preset)
-    if args.config:
-        config = read_config(args.config, config)
+    config = _base(args)
     if args.init_from is not None:
         run = Path(args.init_from)
         if not (run / "config.toml").is_file():
@@ -339,6 +347,14 @@ def _configured(args: argparse.Namespace) -> Config:
         f"{setting}={getattr(args, name)}" for name, setting in SHORTHANDS.items() if getattr(args, name) is not None
     ]
     return apply_overrides(config, [*named, *(args.overrides or [])])
+
+
+def _base(args: argparse.Namespace) -> Config:
+    """The settings of --preset, and of --config upon them."""
+    from cats.nmt.config import Config, read_config, read_preset
+
+    config = Config() if args.preset is None else read_preset(args.preset)
+    return read_config(args.config, config) if args.config else config
 
 
 def _new_run(out: str | None, config: Config) -> Path:
@@ -414,7 +430,12 @@ def _checkpoint_argument(parser: Parser) -> None:
 def _translate_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it, or an exported model")
     parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
-    parser.add_argument("--from", dest="source", metavar="LANG", help="source language, to have it checked")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="LANG",
+        help="source language; checked, and needed where the run has several that it tells apart",
+    )
     parser.add_argument("--input", metavar="FILE", help="read this file instead of standard input")
     parser.add_argument(
         "--output", metavar="FILE", help="write this file, when all is done, instead of standard output"
@@ -449,8 +470,7 @@ def _translate(args: argparse.Namespace) -> None:
     if args.to not in tokenizer.languages:
         known = ", ".join(tokenizer.languages)
         raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, tokenizer.languages)}: {known}")
-    if args.source is not None:
-        _check_direction(args.run, args.source, args.to, export.tasks(Path(args.run)), tokenizer.languages)
+    from_ = _source_language(args.run, args.source, args.to, export.tasks(Path(args.run)), tokenizer)
     names = [name for name in vars(args) if f"decode.{name}" in TYPES and getattr(args, name) is not None]
     given = [f"decode.{name}={getattr(args, name)}" for name in names]
     if "sample" not in names and {"beam", "penalty", "length_penalty"}.intersection(names):
@@ -466,6 +486,7 @@ def _translate(args: argparse.Namespace) -> None:
             model,
             tokenizer,
             lines,
+            from_,
             args.to,
             **dataclasses.asdict(search),
             nbest=args.nbest or 1,
@@ -502,18 +523,29 @@ def _languages(task: str, targets: list[str]) -> tuple[str, str]:
     return task.removesuffix(f"-{target}"), target
 
 
-def _check_direction(run: str, source: str, target: str, tasks: list[str], languages: list[str]) -> None:
-    """Refuses a source language that a run does not know, and tells of a direction that it was not trained on."""
+def _source_language(run: str, source: str | None, target: str, tasks: list[str], tokenizer: Tokenizer) -> str:
+    """The source language by the name that the tokenizer has for it; one that is not given is told from the tasks.
+
+    Refuses a source language that a run does not know, and tells of a direction that it was not trained on.
+    """
     from cats.nmt.data import ENGLISH
 
     # A task is called by its target if its source is English, else source-target.
-    pairs = [_languages(name, languages) for name in tasks]
+    pairs = [_languages(name, tokenizer.languages) for name in tasks]
     known = list(dict.fromkeys(first for first, _ in pairs))
-    source = ENGLISH[0] if source in ENGLISH else source
-    if known and source not in known:
-        raise UserError(f"{run} does not translate from '{source}'{nearest(source, known)}: {', '.join(known)}")
-    if known and (source, target) not in pairs:
-        print(f"cats: {run} was not trained to translate from {source} to {target}: zero-shot", file=sys.stderr)
+    if source is not None:
+        source = ENGLISH[0] if source in ENGLISH else source
+        if known and source not in known:
+            raise UserError(f"{run} does not translate from '{source}'{nearest(source, known)}: {', '.join(known)}")
+        if known and (source, target) not in pairs:
+            print(f"cats: {run} was not trained to translate from {source} to {target}: zero-shot", file=sys.stderr)
+    else:
+        fitting = [first for first, second in pairs if second == target] or known or [ENGLISH[0]]
+        if tokenizer.needs_source and len(fitting) > 1:
+            raise UserError(f"say which language the text is in, with --from: {', '.join(fitting)}")
+        source = fitting[0]
+    names = ENGLISH if source == ENGLISH[0] else (source,)
+    return next((name for name in names if tokenizer.translates(name, target)), source)
 
 
 def _asked(prompt: str) -> Iterator[str]:
@@ -603,22 +635,23 @@ def _corpus_arguments(parser: Parser) -> None:
     parser.add_argument("--direction", metavar="{one-to-many,many-to-one,many-to-many}", help="default: one-to-many")
 
 
-def _corpus_config(args: argparse.Namespace) -> Config:
-    from cats.nmt.config import Config, apply_overrides, replace
+def _corpus_config(args: argparse.Namespace, base: Config) -> Config:
+    from cats.nmt.config import apply_overrides, replace
 
     named = [f"data.{name}={value}" for name in ("source", "direction") if (value := getattr(args, name)) is not None]
-    config = replace(Config(), {"data.path": args.dir})
+    config = replace(base, {"data.path": args.dir})
     return apply_overrides(config, [*named, *(getattr(args, "overrides", None) or [])])
 
 
 def _inspect(args: argparse.Namespace) -> None:
     import math
 
+    from cats.nmt.config import Config
     from cats.nmt.data import SPLITS
     from cats.nmt.report import TITLES, aligned
     from cats.nmt.train import load_corpus
 
-    corpus = load_corpus(_corpus_config(args))
+    corpus = load_corpus(_corpus_config(args, Config()))
     rows = [["task", "group", *SPLITS, "characters/line", "longest"]]
     for task in sorted(corpus.tasks, key=lambda task: (len(task.train), task.name)):
         group = TITLES["lores" if task.name in corpus.groups["lores"] else "hires"]
@@ -643,7 +676,7 @@ def _prepare_arguments(parser: Parser) -> None:
     _corpus_arguments(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder, or one that was left unfinished")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="that encode (default: one a core)")
-    parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
+    _settings_arguments(parser)
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -656,7 +689,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
     if args.processes < 0:
         raise UserError(f"--processes must be at least 0, not {args.processes}")
-    config, out = _corpus_config(args), Path(args.out)
+    config, out = _corpus_config(args, _base(args)), Path(args.out)
     corpus = load_corpus(config)
     try:
         prepare.prepare(corpus, config, out, processes=args.processes)
@@ -669,7 +702,8 @@ def _prepare(args: argparse.Namespace) -> None:
         print(f"{task}: {len(shard):,} pairs, {len(shard.tokens):,} tokens{reasons}")
     for notice in corpus.notices:
         print(notice)
-    given = "".join(f" --set {override}" for override in args.overrides or [])
+    given = "".join(f" --{name} {getattr(args, name)}" for name in ("preset", "config") if getattr(args, name))
+    given += "".join(f" --set {override}" for override in args.overrides or [])
     print(f"Train on it: cats train --data {out}{given}")
 
 

@@ -134,7 +134,7 @@ def test_regret_is_against_the_best_temperature_of_each_group(finished):
     assert regret["T=1"]["interval"] == pytest.approx([100.0, 100.0])
     assert regret["cats"]["interval"] == pytest.approx([0.0, 0.0])
     result = summary["sets"]["toy"]
-    assert result["lores"] == ["xb"] and result["hires"] == ["xa"]
+    assert result["groups"] == {"lores": ["xb"], "hires": ["xa"]}
     assert result["methods"]["T=1"]["groups"]["lores"]["chrf"] == [0.0, 0.0]
 
 

@@ -309,7 +309,7 @@ def model(tokenizer):
     """Trained to copy (az) and to reverse (ru) the pieces of LINES, so that its outputs have words and an end."""
     torch.manual_seed(0)
     model = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.0)
-    sources = tokenizer.encode_source(LINES, "az") + tokenizer.encode_source(LINES, "ru")
+    sources = tokenizer.encode_source(LINES, "en", "az") + tokenizer.encode_source(LINES, "en", "ru")
     targets = tokenizer.encode_target(LINES, "ru") + [
         [*row[-2::-1], row[-1]] for row in tokenizer.encode_target(LINES, "ru")
     ]
@@ -356,11 +356,11 @@ def test_the_tag_is_the_language(model, tokenizer):
 def test_beam_one_is_greedy_without_a_cache(model, tokenizer):
     untrained = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.0)
     for network in (model, untrained):
-        found = translate(network, tokenizer, LINES, "ru", beam=1)
+        found = translate(network, tokenizer, LINES, "en", "ru", beam=1)
         for line, text in zip(LINES, found, strict=True):
             if not line.strip():
                 continue
-            (source,) = tokenizer.encode_source([line], "ru")
+            (source,) = tokenizer.encode_source([line], "en", "ru")
             output = []
             for _ in range(2 * len(source) + 9):
                 with torch.no_grad():
@@ -374,17 +374,17 @@ def test_beam_one_is_greedy_without_a_cache(model, tokenizer):
 
 @pytest.mark.parametrize("penalty", ["google", "fairseq"])
 def test_nbest_of_real_text(model, tokenizer, penalty):
-    found = translations(model, tokenizer, LINES, "ru", beam=3, nbest=3, penalty=penalty)
-    assert [best[0][0] for best in found] == translate(model, tokenizer, LINES, "ru", beam=3, penalty=penalty)
+    found = translations(model, tokenizer, LINES, "en", "ru", beam=3, nbest=3, penalty=penalty)
+    assert [best[0][0] for best in found] == translate(model, tokenizer, LINES, "en", "ru", beam=3, penalty=penalty)
     assert found[2] == [("", 0.0)] and [len(best) for best in found].count(3) == 6
     for best in found:
         assert [score for _, score in best] == sorted((score for _, score in best), reverse=True)
     with pytest.raises(UserError, match=r"a beam of 2 has no 3 best; set decode\.beam \(--beam\) to 3"):
-        translations(model, tokenizer, LINES, "ru", beam=2, nbest=3)
+        translations(model, tokenizer, LINES, "en", "ru", beam=2, nbest=3)
 
 
 def test_scores_are_those_of_the_full_forward(model, tokenizer):
-    sources = tokenizer.encode_source(LINES[:2], "ru")
+    sources = tokenizer.encode_source(LINES[:2], "en", "ru")
     start, eos_id = tokenizer.start("ru"), tokenizer.eos_id
     special = {"start": start, "eos_id": eos_id, "forbidden": list(range(eos_id))}
     source, limits = pad(sources, tokenizer.pad_id), torch.tensor([30, 30])
@@ -399,7 +399,7 @@ def test_scores_are_those_of_the_full_forward(model, tokenizer):
 
 def test_draws_are_of_the_seed_and_the_lines_number(model, tokenizer):
     def drawn(lines, **options):
-        found = translations(model, tokenizer, lines, "az", **{"sample": True, "temperature": 3.0, **options})
+        found = translations(model, tokenizer, lines, "en", "az", **{"sample": True, "temperature": 3.0, **options})
         return [[text for text, _ in some] for some in found]
 
     together = drawn(LINES, nbest=2)
@@ -423,10 +423,10 @@ def test_long_lines_outgrow_the_cache_they_began_with(tokenizer):
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_batches_do_not_matter(model, tokenizer, beam):
-    together = translate(model, tokenizer, LINES, "ru", beam=beam)
+    together = translate(model, tokenizer, LINES, "en", "ru", beam=beam)
     assert translate(model, tokenizer, LINES[::-1], "ru", beam=beam) == together[::-1]
-    assert translate(model, tokenizer, LINES, "ru", beam=beam, batch_tokens=1) == together
-    assert translate(model, tokenizer, LINES, "ru", beam=beam, batch_tokens=40) == together
+    assert translate(model, tokenizer, LINES, "en", "ru", beam=beam, batch_tokens=1) == together
+    assert translate(model, tokenizer, LINES, "en", "ru", beam=beam, batch_tokens=40) == together
     assert [translate(model, tokenizer, [line], "ru", beam=beam)[0] for line in LINES] == together
 
 

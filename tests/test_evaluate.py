@@ -145,11 +145,11 @@ def test_line_nll_against_torch_line_by_line(tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
     model = Transformer(tokenizer.vocab_size, 16, 2, 32, 1, 1, 0.5)
     split = Split(lines(12, 1), lines(12, 2))
-    found = evaluate.line_nll(model, tokenizer, split, "xb", batch_tokens=40)
+    found = evaluate.line_nll(model, tokenizer, split, "en", "xb", batch_tokens=40)
     assert found.shape == (12, 2) and found.dtype == np.float64
     assert model.training  # dropout off while it measured, and on again afterwards
     model.eval()
-    sources, targets = tokenizer.encode_source(split.source, "xb"), tokenizer.encode_target(split.target, "xb")
+    sources, targets = tokenizer.encode_source(split.source, "en", "xb"), tokenizer.encode_target(split.target, "xb")
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
         batch = collate([source], [target], [tokenizer.bos_id])
         logits = model(batch.source, batch.target_in)[0]
@@ -157,14 +157,16 @@ def test_line_nll_against_torch_line_by_line(tokenizer: Tokenizer) -> None:
         # float32 sums over at most some 40 tokens, in another order because of the padding
         assert found[i, 0] == pytest.approx(expected.item(), rel=1e-5)
         assert found[i, 1] == len(target)
-    assert evaluate.line_nll(model, tokenizer, Split([], []), "xb", batch_tokens=40).shape == (0, 2)
+    assert evaluate.line_nll(model, tokenizer, Split([], []), "en", "xb", batch_tokens=40).shape == (0, 2)
 
 
 def test_a_line_longer_than_the_batch_goes_alone(tokenizer: Tokenizer) -> None:
     model = Transformer(tokenizer.vocab_size, 16, 2, 32, 1, 1, 0.0)
     split = Split(lines(5, 3), lines(5, 4))
-    one = evaluate.line_nll(model, tokenizer, split, "xa", batch_tokens=1)
-    np.testing.assert_allclose(one, evaluate.line_nll(model, tokenizer, split, "xa", batch_tokens=10**6), rtol=1e-5)
+    one = evaluate.line_nll(model, tokenizer, split, "en", "xa", batch_tokens=1)
+    np.testing.assert_allclose(
+        one, evaluate.line_nll(model, tokenizer, split, "en", "xa", batch_tokens=10**6), rtol=1e-5
+    )
 
 
 # ---- strata and groups

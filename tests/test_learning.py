@@ -91,16 +91,15 @@ def right(run: Path, split: str) -> dict[str, float]:
     shares = {}
     for task in corpus.tasks:
         pairs = list(getattr(task, split))
-        found = decode.translate(model, tokenizer, [source for source, _ in pairs], task.target, beam=1)
+        found = decode.translate(model, tokenizer, [source for source, _ in pairs], task.source, task.target, beam=1)
         shares[task.name] = sum(ours == pair[1] for ours, pair in zip(found, pairs, strict=True)) / len(pairs)
     return shares
 
 
-def test_the_golden_curve(corpus, tmp_path, monkeypatch):
+def test_the_golden_curve(corpus, tmp_path):
     """Initialisation, batches, losses, alpha, learning rates: a change of any that was not meant shows here."""
-    monkeypatch.setattr("cats.nmt.train.LOG_EVERY", 3)
-    config = settings(corpus, "train.steps=60", "train.warmup=20", "train.validate_every=60", "method.inner_steps=3")
-    train(config, tmp_path / "run", quiet=True)
+    steps = ["train.steps=60", "train.warmup=20", "train.validate_every=60", "train.log_every=3"]
+    train(settings(corpus, *steps, "method.inner_steps=3"), tmp_path / "run", quiet=True)
     assert curve(tmp_path / "run") == pytest.approx(GOLDEN, rel=1e-3)
 
 

@@ -14,15 +14,19 @@ LINES = ["the 12 cats", "a cat sat on the mat", "cats", "the mat", "a " * 40]
 PAIRS = [(line, line[::-1].strip()) for line in LINES]
 
 
-@pytest.fixture(scope="module", params=[Tags(), Tags("replace-eos"), Tags("none", target=True)], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[Tags(), Tags("replace-eos"), Tags("none", target=True), Tags("prepend", True, "source")],
+    ids=str,
+)
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer.train([side for pair in PAIRS for side in pair] * 3, ["az", "ru"], 60, request.param)
+    return Tokenizer.train([side for pair in PAIRS for side in pair] * 3, ["az", "en", "ru"], 60, request.param)
 
 
 def test_batches_are_those_of_the_encoded_lines(tokenizer: Tokenizer) -> None:
-    shards = {task: encode(PAIRS, tokenizer, task, Limits(1000))[0] for task in ("az", "ru")}
-    tokens = Tokens(shards, {"az": "az", "ru": "ru"}, tokenizer, torch.device("cpu"))
-    sources = {task: tokenizer.encode_source(LINES, task) for task in shards}
+    shards = {task: encode(PAIRS, tokenizer, ("en", task), Limits(1000))[0] for task in ("az", "ru")}
+    tokens = Tokens(shards, {task: ("en", task) for task in shards}, tokenizer, torch.device("cpu"))
+    sources = {task: tokenizer.encode_source(LINES, "en", task) for task in shards}
     targets = tokenizer.encode_target([target for _, target in PAIRS], "ru")
     assert tokens.rows("ru") == (sources["ru"], targets)
     lengths = np.array([(len(s), len(t)) for s, t in zip(sources["az"], targets, strict=True)])
@@ -42,18 +46,18 @@ def test_batches_are_those_of_the_encoded_lines(tokenizer: Tokenizer) -> None:
 
 
 def test_limits_count_tags_and_ends(tokenizer: Tokenizer) -> None:
-    (source,) = tokenizer.encode_source([LINES[1]], "ru")
+    (source,) = tokenizer.encode_source([LINES[1]], "en", "ru")
     (target,) = tokenizer.encode_target([PAIRS[1][1]], "ru")
     longest = max(len(source), len(target))
-    shard, left_out = encode(PAIRS[1:2], tokenizer, "ru", Limits(longest))
+    shard, left_out = encode(PAIRS[1:2], tokenizer, ("en", "ru"), Limits(longest))
     assert len(shard) == 1 and not left_out
-    shard, left_out = encode(PAIRS[1:2], tokenizer, "ru", Limits(longest - 1))
+    shard, left_out = encode(PAIRS[1:2], tokenizer, ("en", "ru"), Limits(longest - 1))
     assert len(shard) == 0 and left_out == {f"longer than {longest - 1} tokens": 1}
 
 
 def test_the_ratio_is_of_pieces(tokenizer: Tokenizer) -> None:
     pairs = [("1 2 3 4 5 6", "1"), ("1 2", "1"), ("1", "1 2 3 4 5 6")]
-    shard, left_out = encode(pairs, tokenizer, "ru", Limits(1000, 3.0))
+    shard, left_out = encode(pairs, tokenizer, ("en", "ru"), Limits(1000, 3.0))
     assert len(shard) == 1
     assert left_out == {"one side more than 3 times as long as the other": 2}
 

@@ -31,14 +31,17 @@ def test_ids_are_laid_out_as_documented(tokenizer):
 
 
 def test_source_has_tag_and_eos_target_has_eos(tokenizer):
-    (source,), (target,) = tokenizer.encode_source(["the cats"], "ru"), tokenizer.encode_target(["the cats"], "ru")
+    (source,), (target,) = (
+        tokenizer.encode_source(["the cats"], "en", "ru"),
+        tokenizer.encode_target(["the cats"], "ru"),
+    )
     assert source[0] == tokenizer.tag("ru")
     assert source[1:] == target
     assert target[-1] == tokenizer.eos_id
     assert min(target[:-1]) >= tokenizer.first_piece
-    assert tokenizer.encode_source([""], "az") == [[4, 3]]
+    assert tokenizer.encode_source([""], "en", "az") == [[4, 3]]
     assert tokenizer.encode_target([""], "ru") == [[3]]
-    assert tokenizer.encode_source([], "az") == tokenizer.encode_target([], "ru") == []
+    assert tokenizer.encode_source([], "en", "az") == tokenizer.encode_target([], "ru") == []
 
 
 @pytest.mark.parametrize(("size", "coverage"), [(20, 0.9999), (10**12, 1.0)])
@@ -67,7 +70,7 @@ def test_the_tag_stands_where_it_is_asked_for(tokenizer: Tokenizer, tmp_path: Pa
         (Tags("prepend", target=True), [tag, *plain], tag),
     ):
         loaded = Tokenizer.load(tmp_path / "model", tags)
-        assert loaded.encode_source(["the cats"], "ru") == [source]
+        assert loaded.encode_source(["the cats"], "en", "ru") == [source]
         assert loaded.encode_target(["the cats"], "ru") == [plain]
         assert loaded.start("ru") == start
 
@@ -153,7 +156,7 @@ def test_save_and_load(tokenizer, tmp_path):
     loaded = Tokenizer.load(tmp_path / "tokenizer.model")
     assert loaded.languages == tokenizer.languages
     assert loaded.vocab_size == tokenizer.vocab_size
-    assert loaded.encode_source(TEXT, "ko") == tokenizer.encode_source(TEXT, "ko")
+    assert loaded.encode_source(TEXT, "en", "ko") == tokenizer.encode_source(TEXT, "en", "ko")
 
 
 @pytest.mark.parametrize("lines", [["a"], ["a b"], ["12"], ["", "a", ""], ["a" * 50]])
@@ -186,7 +189,7 @@ def test_unknown_language(tokenizer):
     with pytest.raises(UserError, match=r"unknown language xx; known: az, hi, ko, ru, zh-Hans"):
         tokenizer.tag("xx")
     with pytest.raises(UserError, match=r"unknown language RU \(did you mean ru\?\)"):
-        tokenizer.encode_source(["the"], "RU")
+        tokenizer.encode_source(["the"], "en", "RU")
 
 
 def test_files_that_are_no_tokenizers(tmp_path):

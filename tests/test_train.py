@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(corpus, tmp_path, stop, monkeypa
 
 
 def test_lines_behind_the_checkpoint_are_written_again(corpus, tmp_path, monkeypatch):
-    config = settings(corpus)
+    config = settings(corpus, "train.log_every=5")
     train(config, tmp_path / "whole", quiet=True)
     update = Trainer.update
 
@@ -130,7 +130,6 @@ def test_lines_behind_the_checkpoint_are_written_again(corpus, tmp_path, monkeyp
         update(trainer)
 
     monkeypatch.setattr(Trainer, "update", killed)
-    monkeypatch.setattr("cats.nmt.train.LOG_EVERY", 5)
     with pytest.raises(RuntimeError, match="killed"):
         train(config, tmp_path / "parts", quiet=True)
     monkeypatch.undo()

@@ -61,7 +61,7 @@ def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, ex
     lines = data.load(folder / "old").tasks[0].test.source
     for language in ("xa", "xc"):
         one, other = (
-            decode.translate(model, by, lines, language, beam=1, length_penalty=1.0, batch_tokens=500)
+            decode.translate(model, by, lines, "en", language, beam=1, length_penalty=1.0, batch_tokens=500)
             for model, by in ((before, old), (trainer.model, tokenizer))
         )
         assert one == other and any(one)
@@ -75,7 +75,7 @@ def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, ex
 
     # The new language: its letters are known now, or not.
     text = data.load(folder / "new").tasks[1].train.target
-    rows = tokenizer.encode(text)
+    rows = tokenizer.encode(text, "xa")
     assert all((tokenizer.unk_id in row) == (not extend) for row in rows)
     if extend:
         assert tokenizer.decode(rows) == text
@@ -152,8 +152,8 @@ def test_extended_twice(folder: Path, tmp_path: Path) -> None:
     assert tokenizer is not None and tokenizer.languages == ["xa", "xc", "xb", "xd"]
     known = Tokenizer.load(tmp_path / "first" / "tokenizer.model")
     text = [*GREEK, "alpha bravo"]
-    assert [[i - 1 for i in row] for row in tokenizer.encode(text)] == known.encode(text)
-    assert tokenizer.decode(tokenizer.encode(["жар дым"])) == ["жар дым"]
+    assert [[i - 1 for i in row] for row in tokenizer.encode(text, "xa")] == known.encode(text, "xa")
+    assert tokenizer.decode(tokenizer.encode(["жар дым"], "xd")) == ["жар дым"]
 
 
 @pytest.mark.parametrize("method", ["cats", "static"])

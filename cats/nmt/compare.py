@@ -45,7 +45,6 @@ SETS: dict[str, list[str]] = {
     "wmt": ["data.languages=wmt", "data.sizes=wmt", "train.steps=1300"],
 }
 METRICS = ("nll", "chrf", "bleu")
-GROUPS = ("all", "lores", "hires")
 RESAMPLES = 1000
 
 
@@ -258,29 +257,29 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
         corpus = load_corpus(here[0].config)
         scored = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
         members = groups_of(corpus.sizes, here[0].config.evaluate)
-        groups = {g: [t for t in members[g] if t in scored] for g in GROUPS}
+        groups = {g: [t for t in names if t in scored] for g, names in members.items()}
+        groups = {g: names for g, names in groups.items() if names}
         by_language = resampled_chrf(count_matrices(here, corpus), RESAMPLES)
         samples[name] = {
-            method: {g: np.mean([values[t] for t in tasks], axis=0) for g, tasks in groups.items() if tasks}
+            method: {g: np.mean([values[t] for t in tasks], axis=0) for g, tasks in groups.items()}
             for method, values in by_language.items()
         }
         scores = {run: read_scores(run.path) for run in here}
         for run, result in scores.items():
-            if any(result["groups"][g][m] is None for g in GROUPS if groups[g] for m in METRICS):
+            if any(result["groups"][g][m] is None for g in groups for m in METRICS):
                 raise UserError(f"{run.path}: a score is missing (did it diverge?); leave this method out")
         methods: dict[str, Any] = {}
         for method in dict.fromkeys(run.method for run in here):
             mine = [scores[run] for run in here if run.method == method]
             methods[method] = {
-                "groups": {g: {m: [s["groups"][g][m] for s in mine] for m in METRICS} for g in GROUPS if groups[g]},
+                "groups": {g: {m: [s["groups"][g][m] for s in mine] for m in METRICS} for g in groups},
                 "languages": {t: {m: [s["languages"][t][m] for s in mine] for m in METRICS} for t in scored},
                 "chrf_interval": {g: interval(values) for g, values in samples[name][method].items()},
                 "seconds": [s["seconds"] for s in mine],
             }
         sets[name] = {
             "pairs": corpus.sizes,
-            "lores": groups["lores"],
-            "hires": groups["hires"],
+            "groups": {g: names for g, names in groups.items() if g != "all"},
             "lookup": scores[here[0]]["lookup"]["groups"],
             "methods": methods,
         }
@@ -299,12 +298,12 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def regrets(sets: dict[str, Any], samples: dict[str, dict[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
-    """Worst regret per method: chrF lost to the best temperature, in the worst of the sets and of LoRes and HiRes.
+    """Worst regret per method: chrF lost to the best temperature, in the worst of the sets and of their groups.
 
     A method that is everywhere at least as good as the best temperature has a worst regret of zero or less. Resamples
     choose their best temperature anew.
     """
-    cells = [(s, g) for s in sets for g in ("lores", "hires") if sets[s][g]]
+    cells = [(s, g) for s in sets for g in sets[s]["groups"]]
     baselines = [m for m in next(iter(samples.values())) if m.startswith("T=")]
     if not baselines:
         return {}
@@ -343,7 +342,7 @@ def report(summary: dict[str, Any]) -> str:
         pairs = ", ".join(f"{task} {count:,}" for task, count in result["pairs"].items())
         seeds = len(next(iter(result["methods"].values()))["seconds"])
         lines += [f"## {name}", "", f"Training pairs: {pairs}. Mean ± standard deviation over {seeds} seed(s).", ""]
-        groups = [g for g in GROUPS if g in next(iter(result["methods"].values()))["groups"]]
+        groups = ["all", *result["groups"]]
         lines.append(
             "| method | " + " | ".join(f"{TITLES[g]} {m}" for m in ("NLL", "chrF", "BLEU") for g in groups) + " |"
         )
@@ -353,7 +352,7 @@ def report(summary: dict[str, Any]) -> str:
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lookup = ["" if m == "nll" else _number(result["lookup"][g][m]) for m in METRICS for g in groups]
         lines += [f"| lookup | {' | '.join(lookup)} |", "", "chrF by language:", ""]
-        tasks = [*result["lores"], *result["hires"]]
+        tasks = [task for names in result["groups"].values() for task in names]
         lines += ["| method | " + " | ".join(tasks) + " |", "| --- |" + " ---: |" * len(tasks)]
         for method, scores in result["methods"].items():
             cells = [spread(scores["languages"][t]["chrf"], 1) for t in tasks]
@@ -363,7 +362,7 @@ def report(summary: dict[str, Any]) -> str:
         lines += [
             "## Worst regret",
             "",
-            "chrF lost to the best temperature, in the worst of set × {LoRes, HiRes}; 95 % interval by bootstrap over",
+            "chrF lost to the best temperature, in the worst of set and group; 95 % interval by bootstrap over",
             "seeds and clusters of test lines.",
             "",
             "| method | worst regret | interval | where |",
@@ -378,7 +377,7 @@ def report(summary: dict[str, Any]) -> str:
 
 def draw(summary: dict[str, Any], path: Path) -> None:
     """compare.png: LoRes against HiRes chrF, a panel per set; small dots are seeds, bars 95 % intervals of the mean."""
-    panels = {name: r for name, r in summary["sets"].items() if r["lores"] and r["hires"]}
+    panels = {name: r for name, r in summary["sets"].items() if {"lores", "hires"} <= r["groups"].keys()}
     if not panels:
         return
     figure, axes = new_figure(len(panels))

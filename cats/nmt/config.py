@@ -96,9 +96,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    vocab_size: int = setting(2000, "pieces of the joint sentencepiece model, at most", need=POSITIVE_COUNT)
+    vocab_size: int = setting(2000, "pieces of the sentencepiece model, at most", need=POSITIVE_COUNT)
+    per_language: bool = setting(
+        False, "a model of so many pieces for every language, and their union as the vocabulary (MultiDDS)"
+    )
     temperature: float = setting(
-        5.0, "languages' shares of the text it is trained on are ~ pairs^(1/T)", need=POSITIVE_OR_INF
+        5.0, "languages' shares of the text that a joint model is trained on are ~ pairs^(1/T)", need=POSITIVE_OR_INF
     )
     most_pairs: int = setting(
         500_000, "of a larger corpus, about so many pairs are taken to train it on", need=POSITIVE_COUNT
@@ -111,8 +114,11 @@ class Tokenizer:
     )
     source_tag: str = setting(
         "prepend",
-        "the target language's tag in the source: before its pieces, in place of the end of sentence, or not at all",
+        "a language's tag in the source: before its pieces, in place of the end of sentence, or not at all",
         choices=("prepend", "replace-eos", "none"),
+    )
+    tag_of: str = setting(
+        "target", "whose tag the source has; with source, set target_tag too", choices=("target", "source")
     )
     target_tag: bool = setting(False, "the decoder starts with the target language's tag, not with <s>")
 
@@ -229,6 +235,7 @@ class Train:
     )
     checkpoint_activations: bool = setting(False, "compute layers again in the backward pass, for less memory")
     compile: bool = setting(False, "compile the layers (torch.compile): minutes at first, then faster on a GPU")
+    log_every: int = setting(10, "updates per line of metrics.jsonl", need=POSITIVE_COUNT)
     validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
     save_every: int = setting(0, "updates between two checkpoints; 0: at validations only", need=COUNT)
     keep: int = setting(0, "models of the newest validations that are kept, for cats average", need=COUNT)

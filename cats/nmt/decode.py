@@ -20,16 +20,19 @@ Hypothesis = tuple[list[int], float]  # ids without start and eos, and the score
 _UNLIKELY = -1e4  # stands for log 0 where there is no other choice; float32 still tells the sums apart
 
 
-def translate(model: Transformer, tokenizer: Tokenizer, lines: list[str], language: str, **options: Any) -> list[str]:
+def translate(
+    model: Transformer, tokenizer: Tokenizer, lines: list[str], source: str, target: str, **options: Any
+) -> list[str]:
     """The best translation of every line; `options` as of ``translations``."""
-    return [found[0][0] for found in translations(model, tokenizer, lines, language, **options)]
+    return [found[0][0] for found in translations(model, tokenizer, lines, source, target, **options)]
 
 
 def translations(
     model: Transformer,
     tokenizer: Tokenizer,
     lines: list[str],
-    language: str,
+    source: str,
+    target: str,
     *,
     beam: int = 4,
     penalty: str = "google",
@@ -44,13 +47,13 @@ def translations(
     nbest: int = 1,
     before: int = 0,
 ) -> list[list[tuple[str, float]]]:
-    """[(translation into `language`, score), ..] of every line, `nbest` of them; a blank line gives one, empty.
+    """[(translation, score), ..] of every line, `nbest` of them; a blank line gives one, empty.
 
     Args:
         model: is run in evaluation mode, and gets back the mode it had.
         tokenizer: the one the model was trained with.
-        lines: source text.
-        language: one of the tokenizer's languages.
+        lines: text in the language `source`.
+        target: one of the tokenizer's languages, to translate into.
         beam, penalty, length_penalty: see ``beam_search``.
         batch_tokens: source tokens, padding included, that are translated at a time; a longer sentence goes alone.
         max_length: pieces of a line that are translated; that the rest is not is said on standard error.
@@ -63,12 +66,12 @@ def translations(
     The translations of a line do not depend on the other lines, save for ties within float rounding.
 
     Raises:
-        UserError: the tokenizer does not know `language`, or the beam is too narrow for `nbest`.
+        UserError: the tokenizer does not know a language, or the beam is too narrow for `nbest`.
     """
     if not sample and nbest > beam:
         raise UserError(f"a beam of {beam} has no {nbest} best; set decode.beam (--beam) to {nbest}")
-    encoded = tokenizer.encode_source(lines, language)
-    ends = [len(part) for part in tokenizer.frame(language)]
+    encoded = tokenizer.encode_source(lines, source, target)
+    ends = [len(part) for part in tokenizer.frame(source, target)]
     for i, row in enumerate(encoded):
         if len(row) > max_length + sum(ends):
             what = f"of {len(row) - sum(ends):,} pieces the first {max_length:,} are translated (decode.max_length)"
@@ -78,7 +81,7 @@ def translations(
     order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: -len(encoded[i]))
     device = next(model.parameters()).device
     special: dict[str, Any] = {
-        "start": tokenizer.start(language),
+        "start": tokenizer.start(target),
         "eos_id": tokenizer.eos_id,
         "forbidden": [i for i in range(tokenizer.first_piece) if i != tokenizer.eos_id],
     }
@@ -90,17 +93,17 @@ def translations(
         while order:
             size = max(1, batch_tokens // len(encoded[order[0]]))
             batch, order = order[:size], order[size:]
-            source = pad([encoded[i] for i in batch], tokenizer.pad_id, device)
+            rows = pad([encoded[i] for i in batch], tokenizer.pad_id, device)
             limits = torch.tensor([2 * len(encoded[i]) + 10 for i in batch], device=device)
             if sample:
                 turns = []
                 for turn in range(nbest):
                     numbers = [np.random.default_rng([seed, before + i, turn]).random(int(limits[0])) for i in batch]
                     u = torch.tensor(np.stack(numbers), device=device)
-                    turns.append(draw(model, source, limits, u, temperature, top_k, top_p, **special))
+                    turns.append(draw(model, rows, limits, u, temperature, top_k, top_p, **special))
                 found = [list(drawn) for drawn in zip(*turns, strict=True)]
             else:
-                found = search(source, limits, **special)
+                found = search(rows, limits, **special)
             for i, hypotheses in zip(batch, found, strict=True):
                 result[i] = hypotheses
     finally:

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -42,16 +43,20 @@ CODES = {
     **{"zho": "zh", "cmn": "zh", "chi": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"},
     **{"tha": "th", "mya": "my", "bur": "my", "khm": "km", "lao": "lo"},
 }
-SCORES = ("bleu", "chrf", "chrfpp", "spbleu")  # what sacreBLEU gives
+SCORES = ("bleu", "bleu_13a", "chrf", "chrfpp", "spbleu")  # what sacreBLEU gives
 SPLITS = ("train", "valid", "test")
 LOOKUP_PAIRS = 200_000  # of longer training text the baseline is left out: it would take hours
 
 
 @dataclass(frozen=True)
 class Score:
-    """Corpus BLEU, chrF, chrF++ and spBLEU, 0 to 100, and sacreBLEU's signatures of those that could be had."""
+    """Corpus BLEU, chrF, chrF++ and spBLEU, 0 to 100, and sacreBLEU's signatures of those that could be had.
+
+    bleu_13a: with the tokenizer 13a whatever the language, as the tables of Zhang et al. (2020) for OPUS-100 have it.
+    """
 
     bleu: float
+    bleu_13a: float
     chrf: float
     chrfpp: float
     spbleu: float | None
@@ -63,8 +68,7 @@ def bleu_tokenizer(language: str) -> str:
     """The name of sacreBLEU's tokenizer for a language code such as az, zh_CN, kor or zho_Hans, of those installed."""
     from sacrebleu.metrics import BLEU
 
-    code = language.replace("-", "_").partition("_")[0].lower()
-    names = TOKENIZERS.get(CODES.get(code, code), ("13a",))
+    names = _tokenizers(language)
     for name in names[:-1]:
         try:
             BLEU(tokenize=name)
@@ -72,6 +76,12 @@ def bleu_tokenizer(language: str) -> str:
             continue
         return name
     return names[-1]
+
+
+def _tokenizers(language: str) -> tuple[str, ...]:
+    """Those for BLEU into a language, the best first."""
+    code = language.replace("-", "_").partition("_")[0].lower()
+    return TOKENIZERS.get(CODES.get(code, code), ("13a",))
 
 
 def spbleu_model() -> Path:
@@ -86,6 +96,8 @@ def metrics(language: str) -> dict[str, Any]:
     from sacrebleu.metrics import BLEU, CHRF
 
     found = {"bleu": BLEU(tokenize=bleu_tokenizer(language), force=True), "chrf": CHRF(), "chrfpp": CHRF(word_order=2)}
+    if bleu_tokenizer(language) != "13a":
+        found["bleu_13a"] = BLEU(tokenize="13a", force=True)
     if spbleu_model().is_file():
         found["spbleu"] = BLEU(tokenize="flores200", force=True)
     return found
@@ -97,17 +109,28 @@ def score(hypotheses: list[str], references: list[str], language: str) -> Score:
     for name, metric in metrics(language).items():
         values[name] = metric.corpus_score(hypotheses, [references]).score
         values["signatures"][name] = str(metric.get_signature())
+    values.setdefault("bleu_13a", values["bleu"])
     return Score(**values)
 
 
 def line_nll(
-    model: Transformer, tokenizer: Tokenizer, split: Split, language: str, *, batch_tokens: int, max_length: int = 1024
+    model: Transformer,
+    tokenizer: Tokenizer,
+    split: Split,
+    source: str,
+    target: str,
+    *,
+    batch_tokens: int,
+    max_length: int = 1024,
 ) -> np.ndarray:
-    """`cats.nmt.loss.line_nll` of a split, translated into ``language``; of long lines, their first pieces."""
-    sources, targets = tokenizer.encode_source(split.source, language), tokenizer.encode_target(split.target, language)
+    """`cats.nmt.loss.line_nll` of a split in the languages `source` and `target`; of long lines, their first pieces."""
+    sources, targets = (
+        tokenizer.encode_source(split.source, source, target),
+        tokenizer.encode_target(split.target, target),
+    )
     for row in (*sources, *targets):
         del row[max_length + 1 : -1]
-    return loss.line_nll(model, sources, targets, start=tokenizer.start(language), batch_tokens=batch_tokens)
+    return loss.line_nll(model, sources, targets, start=tokenizer.start(target), batch_tokens=batch_tokens)
 
 
 def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transformer, dict[str, Any]]:
@@ -186,11 +209,19 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     members = groups(corpus.sizes, config.evaluate)
     tested = [task for task in [*corpus.tasks, *corpus.zero_shot] if not isinstance(getattr(task, split), Text)]
     zero_shot = {task.name for task in corpus.zero_shot}
-    # A language that is no trained task's target has no tag, and training text too long to be held is not translated.
-    tested = [task for task in tested if task.target in tokenizer.languages]
+    # A language may have come after the training, and training text too long to be held is not translated.
+    unknown = [task.name for task in tested if not tokenizer.translates(task.source, task.target)]
+    tested = [task for task in tested if task.name not in unknown]
     parts: dict[str, Split] = {task.name: getattr(task, split) for task in tested}
     if not any(part.source for name, part in parts.items() if name not in zero_shot):
         raise UserError(f"the corpus {corpus.name} has no {split} lines to evaluate on")
+    if not quiet:
+        if unknown:
+            print(f"{', '.join(unknown)}: not scored, the model has no tag or pieces for them", file=sys.stderr)
+        for task in tested:
+            if bleu_tokenizer(task.target) != (best := _tokenizers(task.target)[0]):
+                how = f"{best} is missing; install it with: pip install 'sacrebleu[{best.partition('-')[0]}]'"
+                print(f"{task.name}: BLEU counts characters as words, because {how}", file=sys.stderr)
     set_threads(config)
     known = identifier(corpus)
     folder = run / ("hyp" if checkpoint == "best" else f"hyp-{checkpoint}")
@@ -203,11 +234,13 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
             model,
             tokenizer,
             part,
+            task.source,
             task.target,
             batch_tokens=config.decode.batch_tokens,
             max_length=config.decode.max_length,
         )
-        lines = decode.translate(model, tokenizer, part.source, task.target, **dataclasses.asdict(config.decode))
+        search = dataclasses.asdict(config.decode)
+        lines = decode.translate(model, tokenizer, part.source, task.source, task.target, **search)
         columns = {
             "txt": lines,
             "src": part.source,
@@ -227,7 +260,6 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         "checkpoint": checkpoint,
         "method": config.method.name,
         "temperature": config.sampling.temperature if math.isfinite(config.sampling.temperature) else "inf",
-        "steps": config.train.steps,
         "seed": config.train.seed,
         **_speed(run / "metrics.jsonl"),
     }
@@ -319,8 +351,9 @@ def tabulate(
         },
         "strata": by_stratum,
         "signatures": {
-            metric: {name: signatures[metric] for name, signatures in scored.items()}
-            for metric in next(iter(scored.values()))
+            metric: {name: signatures[metric] for name, signatures in scored.items() if metric in signatures}
+            for metric in SCORES
+            if any(metric in signatures for signatures in scored.values())
         },
     }
 
@@ -341,9 +374,10 @@ def averages(languages: Mapping[str, Mapping[str, Any]], groups: Mapping[str, li
 
 
 def _speed(metrics: Path) -> dict[str, float | None]:
-    """Seconds of training and target tokens per second, from a run's metrics.jsonl."""
-    seconds, tokens = 0.0, 0
+    """Updates, seconds of training and target tokens per second, from a run's metrics.jsonl."""
+    steps, seconds, tokens = 0, 0.0, 0
     for record in report.read_metrics(metrics):
+        steps = record["step"]
         if "tokens" in record:
             seconds, tokens = record["seconds"], tokens + sum(record["tokens"].values())
-    return {"seconds": seconds or None, "tokens_per_second": tokens / seconds if seconds else None}
+    return {"steps": steps, "seconds": seconds or None, "tokens_per_second": tokens / seconds if seconds else None}

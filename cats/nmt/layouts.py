@@ -97,9 +97,23 @@ def find(folder: Path, source: str) -> Found:
     for layout in (_moses, _tables, partial(_single, source=source), _opus, _ted, _ml50):
         found: Found = layout(folder)
         if found.pairs:
+            found.notices += _strangers(folder, found)
             return found
     empty = "the folder is empty" if not any(folder.iterdir()) else "no parallel text in this folder"
     raise UserError(f"{folder}: {empty}; known layouts: {KNOWN}")
+
+
+def _strangers(folder: Path, found: Found) -> list[str]:
+    """One line that tells of files in a folder that its layout has no place for, such as text of another layout."""
+    texts = [texts for splits in found.pairs.values() for texts in splits.values()]
+    known = {file for each in texts for file in (*each.paths, each.meta)}
+    names = [
+        file.name
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file not in known and not file.name.startswith((".", "README", "LICENSE", "COPYING"))
+    ]
+    shown = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
+    return [f"{len(names)} file{'s' if len(names) > 1 else ''} not read: {shown}"] if names else []
 
 
 # One function a layout. Splits in the order of their names' spelling would find "dev" first: valid wins over it.

@@ -13,7 +13,7 @@ from cats.nmt.report import read_metrics
 
 
 class Metrics:
-    """metrics.jsonl: one line per LOG_EVERY updates and one per validation; a number that is not finite is null.
+    """metrics.jsonl: one line per train.log_every updates and one per validation; a number that is not finite is null.
 
     TensorBoard's files stand beside it in tensorboard/.
     """

@@ -24,6 +24,7 @@ import signal
 import sys
 import threading
 from collections import Counter, deque
+from collections.abc import Set
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cats.nmt import data
-from cats.nmt.config import Config
+from cats.nmt.config import FIELDS, Config
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remove_strays
 from cats.nmt.sampler import shares
@@ -59,7 +60,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def tags(config: Config) -> Tags:
-    return Tags(config.tokenizer.source_tag, config.tokenizer.target_tag)
+    return Tags(config.tokenizer.source_tag, config.tokenizer.target_tag, config.tokenizer.tag_of)
 
 
 def limits(config: Config) -> Limits:
@@ -85,12 +86,49 @@ def vocabulary_text(corpus: data.Corpus, temperature: float, most: int) -> list[
 
 
 def train_tokenizer(corpus: data.Corpus, config: Config) -> Tokenizer:
-    """The joint tokenizer of a corpus, with a tag for every target language."""
-    languages = sorted({task.target for task in [*corpus.tasks, *corpus.zero_shot]})
-    text = vocabulary_text(corpus, config.tokenizer.temperature, config.tokenizer.most_pairs)
-    return Tokenizer.train(
-        text, languages, config.tokenizer.vocab_size, tags(config), coverage=config.tokenizer.character_coverage
+    """The tokenizer of a corpus, with a tag for every target language, and every source language if they have one."""
+    settings, languages = config.tokenizer, tagged(corpus, config)
+    if not settings.per_language:
+        text = vocabulary_text(corpus, settings.temperature, settings.most_pairs)
+        return _trained(text, languages, config)
+    return Tokenizer.union(language_models(corpus, config, set(), languages), languages, tags(config))
+
+
+def tagged(corpus: data.Corpus, config: Config) -> list[str]:
+    """The languages of a corpus that need tags."""
+    tasks = [*corpus.tasks, *corpus.zero_shot]
+    return sorted(
+        {task.target for task in tasks} | {task.source for task in tasks if config.tokenizer.tag_of == "source"}
     )
+
+
+def language_models(corpus: data.Corpus, config: Config, known: Set[str], languages: list[str]) -> dict[str, Tokenizer]:
+    """{language: a tokenizer of its own} for every language of a corpus but the known ones; languages: with tags."""
+    result = {}
+    for language in sorted({name for task in corpus.tasks for name in (task.source, task.target)} - known):
+        try:
+            result[language] = _trained(
+                _language_text(corpus, language, config.tokenizer.most_pairs), languages, config
+            )
+        except UserError as error:
+            raise UserError(f"{language}: {error}") from None
+    return result
+
+
+def _trained(text: list[str], languages: list[str], config: Config) -> Tokenizer:
+    settings = config.tokenizer
+    return Tokenizer.train(text, languages, settings.vocab_size, tags(config), coverage=settings.character_coverage)
+
+
+def _language_text(corpus: data.Corpus, language: str, most: int) -> list[str]:
+    """All different training lines of a language; of more than `most` pairs in all, about so many, evenly taken."""
+    tasks = [task for task in corpus.tasks if language in (task.source, task.target)]
+    step = max(1, sum(len(task.train) for task in tasks) // most)
+    lines: set[str] = set()
+    for task in tasks:
+        side = int(task.target == language)
+        lines.update(pair[side] for pair in itertools.islice(task.train, 0, None, step))
+    return sorted(lines)
 
 
 def training_tokens(
@@ -127,7 +165,7 @@ def in_memory(
     tokenizer: Tokenizer, corpus: data.Corpus, config: Config, pairs: dict[str, list[tuple[str, str]]]
 ) -> Prepared:
     """The tokens of some pairs of every task, encoded now."""
-    found = {t.name: encode(pairs[t.name], tokenizer, t.target, limits(config)) for t in corpus.tasks}
+    found = {t.name: encode(pairs[t.name], tokenizer, (t.source, t.target), limits(config)) for t in corpus.tasks}
     return Prepared(
         tokenizer,
         {task: shard for task, (shard, _) in found.items()},
@@ -228,10 +266,11 @@ def load(folder: Path, config: Config, tokenizer: Tokenizer | None = None) -> Pr
     """
     index = _read_json(folder / INDEX)
     for name, value in _made_with(config).items():
-        if index["settings"].get(name) != value:
+        there = index["settings"].get(name, FIELDS[name].default)  # a setting that is younger than the folder
+        if there != value:
             raise UserError(
-                f"{folder}: prepared with {name}={index['settings'].get(name)}, not {value}; "
-                f"give --set {name}={index['settings'].get(name)}, or prepare the text again"
+                f"{folder}: prepared with {name}={there}, not {value}; "
+                f"give --set {name}={there}, or prepare the text again"
             )
     own = Tokenizer.load(folder / "tokenizer.model", tags(config))
     if tokenizer is not None and tokenizer.digest() != own.digest():
@@ -334,7 +373,7 @@ def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size
             break
         numbers.append(number)
         if not (folder / f"{task.name}.{number}.json").exists():
-            encoders.submit(folder, task.name, number, task.target, block)
+            encoders.submit(folder, task.name, number, (task.source, task.target), block)
         bar.update(len(block))
     encoders.finish()
     names = [f"{task.name}.{number}" for number in numbers]
@@ -409,13 +448,15 @@ class _Encoders:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 
-    def submit(self, folder: Path, task: str, number: int, target: str, block: list[tuple[str, str]]) -> None:
+    def submit(
+        self, folder: Path, task: str, number: int, direction: tuple[str, str], block: list[tuple[str, str]]
+    ) -> None:
         if self.pool is None:
-            _encode_block(folder, task, number, target, block)
+            _encode_block(folder, task, number, direction, block)
             return
         while len(self.waiting) >= 2 * self.processes:
             self._next()
-        self.waiting.append(self.pool.submit(_encode_block, folder, task, number, target, block))
+        self.waiting.append(self.pool.submit(_encode_block, folder, task, number, direction, block))
 
     def finish(self) -> None:
         """Waits for all blocks."""
@@ -452,9 +493,11 @@ def _begin_encoder(model: bytes, tags: Tags, limits: Limits) -> None:
     _set_encoder(Tokenizer(model, tags), limits)
 
 
-def _encode_block(folder: Path, task: str, number: int, target: str, block: list[tuple[str, str]]) -> None:
+def _encode_block(
+    folder: Path, task: str, number: int, direction: tuple[str, str], block: list[tuple[str, str]]
+) -> None:
     tokenizer, limits = _encoder
-    shard, left_out = encode(block, tokenizer, target, limits)
+    shard, left_out = encode(block, tokenizer, direction, limits)
     name = f"{task}.{number}"
     shard.save(folder, name)
     mark = {"format": FORMAT, "kept": len(shard), "tokens": len(shard.tokens), "left_out": dict(left_out)}

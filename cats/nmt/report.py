@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"all": "All", "lores": "LoRes", "midres": "MidRes", "hires": "HiRes"}
-METRICS = ("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
+METRICS = ("bleu", "bleu_13a", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
 # Scores beyond the first table's -> their titles and decimals.
 MORE = {
+    "bleu_13a": ("BLEU 13a", 1),
     "chrfpp": ("chrF++", 1),
     "spbleu": ("spBLEU", 1),
     "perplexity": ("PPL", 2),
@@ -243,7 +244,7 @@ def _strata(scores: Mapping[str, Any]) -> str:
 def _signatures(signatures: Mapping[str, Mapping[str, str]]) -> list[str]:
     """One line per signature, with the languages that have it where they are not all."""
     lines = []
-    titles = {"bleu": "BLEU", "chrf": "chrF", "chrfpp": "chrF++", "spbleu": "spBLEU"}
+    titles = {"bleu": "BLEU", "bleu_13a": "BLEU with 13a", "chrf": "chrF", "chrfpp": "chrF++", "spbleu": "spBLEU"}
     for metric, by_language in signatures.items():
         names: dict[str, list[str]] = {}
         for language, signature in by_language.items():
@@ -372,11 +373,11 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], 
 def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Mean over a window of 1/20 of the curve around each point; a language has few tokens in each update."""
     half = len(points) // 40
-    smoothed = []
-    for i, (step, _) in enumerate(points):
-        window = [value for _, value in points[max(0, i - half) : i + half + 1]]
-        smoothed.append((step, sum(window) / len(window)))
-    return smoothed
+    sums = np.concatenate([[0.0], np.cumsum([value for _, value in points])])
+    at = np.arange(len(points))
+    first, last = np.maximum(at - half, 0), np.minimum(at + half + 1, len(points))
+    means = (sums[last] - sums[first]) / (last - first)
+    return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 
 def _curves(axis: Axes, curves: Mapping[str, list[tuple[int, float]]], scores: Mapping[str, Any]) -> None:

@@ -103,14 +103,15 @@ def pack(sides: Iterable[list[int]], vocab_size: int) -> Shard:
 
 
 def encode(
-    pairs: list[tuple[str, str]], tokenizer: Tokenizer, target: str, limits: Limits
+    pairs: list[tuple[str, str]], tokenizer: Tokenizer, direction: tuple[str, str], limits: Limits
 ) -> tuple[Shard, Counter[str]]:
-    """The pairs of one task as tokens, and how many were left out for which reason."""
-    before, after = tokenizer.frame(target)
+    """The pairs of one task as tokens, and how many were left out for which reason; direction: source and target."""
+    source, target = direction
+    before, after = tokenizer.frame(source, target)
     left_out: Counter[str] = Counter()
     kept: list[list[int]] = []
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
-    for pair in zip(tokenizer.encode(sources), tokenizer.encode(targets), strict=True):
+    for pair in zip(tokenizer.encode(sources, source), tokenizer.encode(targets, target), strict=True):
         if reason := limits.against(len(pair[0]), len(pair[1]), len(before) + len(after)):
             left_out[reason] += 1
         else:
@@ -128,16 +129,23 @@ class Tokens:
     """The encoded pairs of every task, from which batches are made.
 
     Args:
-        shards: {task: Shard}. targets: {task: target language}, which chooses the tags.
+        shards: {task: Shard}. directions: {task: (source language, target language)}, which choose the tags.
+        multiple: rows are padded to a length that is one of it, so that there are fewer shapes to compile for.
     """
 
     def __init__(
-        self, shards: Mapping[str, Shard], targets: Mapping[str, str], tokenizer: Tokenizer, device: torch.device
+        self,
+        shards: Mapping[str, Shard],
+        directions: Mapping[str, tuple[str, str]],
+        tokenizer: Tokenizer,
+        device: torch.device,
+        *,
+        multiple: int = 1,
     ) -> None:
-        self.shards, self.device = dict(shards), device
+        self.shards, self.device, self.multiple = dict(shards), device, multiple
         self.pad_id, self.eos_id = tokenizer.pad_id, tokenizer.eos_id
-        self.frames = {task: tokenizer.frame(targets[task]) for task in shards}
-        self.starts = {task: tokenizer.start(targets[task]) for task in shards}
+        self.frames = {task: tokenizer.frame(*directions[task]) for task in shards}
+        self.starts = {task: tokenizer.start(directions[task][1]) for task in shards}
 
     def lengths(self) -> dict[str, np.ndarray]:
         """{task: (n, 2) int32}: source and target tokens, tags and ends included."""
@@ -169,14 +177,17 @@ class Tokens:
         )
         starts = np.repeat([self.starts[task] for task in chosen], counts)
         row = np.arange(len(starts))
-        width = before.shape[1] + after.shape[1] + source_lengths.max()
-        source = np.full((len(row), width), self.pad_id, dtype=np.int64)
+        source = np.full(
+            (len(row), self._width(before.shape[1] + after.shape[1] + source_lengths.max())),
+            self.pad_id,
+            dtype=np.int64,
+        )
         source[:, : before.shape[1]] = before
         source[_cells(source_lengths, before.shape[1])] = sources
         ends = before.shape[1] + source_lengths
         for i in range(after.shape[1]):
             source[row, ends + i] = after[:, i]
-        target_in = np.full((len(row), target_lengths.max() + 1), self.pad_id, dtype=np.int64)
+        target_in = np.full((len(row), self._width(target_lengths.max() + 1)), self.pad_id, dtype=np.int64)
         target_out = target_in.copy()
         target_in[:, 0] = starts
         target_in[_cells(target_lengths, 1)] = targets
@@ -189,6 +200,9 @@ class Tokens:
         """The ids of all chosen sources (0) or targets (1), one after the other, and their lengths."""
         parts = [self.shards[task].gather(2 * rows + side) for task, rows in chosen.items()]
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([lengths for _, lengths in parts])
+
+    def _width(self, length: int) -> int:
+        return -(-length // self.multiple) * self.multiple
 
     def _move(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

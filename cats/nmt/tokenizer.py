@@ -1,4 +1,4 @@
-"""One subword vocabulary for all languages: sentencepiece's unigram model (Kudo, 2018), and language tags beside it."""
+"""Subwords: sentencepiece's unigram model (Kudo, 2018), joint or one a language, and language tags beside it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import sentencepiece
 
+from cats.nmt import pieces
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
 
@@ -23,18 +24,23 @@ _RESERVED = "\u2585"  # sentencepiece's own sign for the unknown: it leaves out 
 
 
 class Tags(NamedTuple):
-    """Where the target language's tag stands. Training and translation ask the same object, so they cannot differ.
+    """Where languages' tags stand. Training and translation ask the same object, so they cannot differ.
 
     source: "prepend" ([tag, pieces.., eos]: Johnson et al., 2017), "replace-eos" ([pieces.., tag]: MultiDDS) or "none".
-    target: the decoder starts with the tag (mBART) in place of bos.
+    target: the decoder starts with the target language's tag (mBART) in place of bos.
+    of: whose tag the source has, the "target" language's, or the "source" language's (mBART).
     """
 
     source: str = "prepend"
     target: bool = False
+    of: str = "target"
 
 
 class Tokenizer:
     """Text to ids and back. Ids: pad, unk, bos, eos, then one tag ``<2xx>`` per target language, then the pieces.
+
+    The pieces are those of one model for all languages, or of a model for each of them: then a piece that several have
+    is one id, and which model cuts a line up is its language's matter.
 
     The tags are control symbols: no text is encoded as one, "<2ru>" is text like any other. Every digit of every script
     is a piece of its own. Text is not normalised, apart from runs of spaces, of which one remains: what is built from
@@ -48,6 +54,9 @@ class Tokenizer:
         """`model`: a sentencepiece model as ``train`` makes them, serialised."""
         self._model, self.tags = model, tags or Tags()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._models = {
+            language: _OneLanguage(own, self._processor) for language, own in pieces.languages(model).items()
+        }
         controls = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
         self.languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in controls]
 
@@ -117,6 +126,29 @@ class Tokenizer:
         return cls(model.getvalue(), tags)
 
     @classmethod
+    def union(cls, models: Mapping[str, Tokenizer], languages: list[str], tags: Tags | None = None) -> Tokenizer:
+        """One vocabulary of the pieces of each language's own model, which goes on cutting up that language's text.
+
+        Args:
+            models: {language: what ``train`` made of its text}, of every source and target language.
+            languages: the languages that get a tag.
+        """
+        controls = [f"<2{language}>" for language in languages]
+        scores: dict[str, float] = {}
+        for model in models.values():
+            for i in range(model.first_piece, model.vocab_size):
+                scores.setdefault(model._processor.id_to_piece(i), model._processor.get_score(i))
+        first = next(iter(models.values())).serialized()
+        kinds = {
+            **dict.fromkeys((_SPECIALS[0], *_SPECIALS[2:], *controls), pieces.CONTROL),
+            _SPECIALS[1]: pieces.UNKNOWN,
+        }
+        names = [*_SPECIALS, *controls, *(piece for piece in scores if piece not in kinds)]
+        whole = [pieces.piece(name, scores.get(name, 0.0), kinds.get(name, pieces.NORMAL)) for name in names]
+        own = {language: model.serialized() for language, model in sorted(models.items())}
+        return cls(pieces.with_languages(pieces.replace_all(first, whole), own), tags)
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str], tags: Tags | None = None) -> Tokenizer:
         """Read what ``save`` wrote.
 
@@ -127,7 +159,7 @@ class Tokenizer:
             tokenizer = cls(Path(path).read_bytes(), tags)
         except OSError as error:
             raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from error
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"{path}: not a sentencepiece model") from error
         specials = tuple(map(tokenizer._processor.id_to_piece, range(min(len(_SPECIALS), tokenizer.vocab_size))))
         if specials != _SPECIALS:
@@ -155,48 +187,91 @@ class Tokenizer:
         """Ids from here on are text; below are the specials and the tags."""
         return len(_SPECIALS) + len(self.languages)
 
+    @property
+    def models(self) -> dict[str, Tokenizer]:
+        """{language: its own model}; empty where one model serves all."""
+        return {language: Tokenizer(own) for language, own in pieces.languages(self._model).items()}
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the source language makes a difference to how a source is encoded."""
+        return bool(self._models) or (self.tags.source != "none" and self.tags.of == "source")
+
+    def translates(self, source: str, target: str) -> bool:
+        """Whether it can encode sources and targets of a direction."""
+        tagged = {target, source} if self.tags.source != "none" and self.tags.of == "source" else {target}
+        return tagged.issubset(self.languages) and (not self._models or {source, target} <= self._models.keys())
+
     def tag(self, language: str) -> int:
-        """The id that asks for a translation into `language`.
+        """The id that stands for `language`.
 
         Raises:
             UserError: the tokenizer was trained without that language.
         """
         if language not in self.languages:
-            raise UserError(
-                f"unknown language {language}{nearest(language, self.languages)}; known: {', '.join(self.languages)}"
-            )
+            raise _unknown(language, self.languages)
         return len(_SPECIALS) + self.languages.index(language)
 
     def start(self, language: str) -> int:
         """The decoder's first input."""
         return self.tag(language) if self.tags.target else self.bos_id
 
-    def frame(self, language: str) -> tuple[list[int], list[int]]:
-        """What stands before and after the pieces of a source that is to be translated into ``language``."""
-        tag = self.tag(language)
-        before = [tag] if self.tags.source == "prepend" else []
-        return before, [tag if self.tags.source == "replace-eos" else self.eos_id]
+    def frame(self, source: str, target: str) -> tuple[list[int], list[int]]:
+        """What stands before and after a source's pieces when it is translated from one language into another."""
+        self.tag(target)
+        if self.tags.source == "none":
+            return [], [self.eos_id]
+        tag = self.tag(target if self.tags.of == "target" else source)
+        return ([tag], [self.eos_id]) if self.tags.source == "prepend" else ([], [tag])
 
-    def encode(self, lines: list[str]) -> list[list[int]]:
-        """The pieces of every line."""
-        return self._processor.encode(lines) if lines else []
+    def encode(self, lines: list[str], language: str) -> list[list[int]]:
+        """The pieces of every line of `language`.
 
-    def encode_source(self, lines: list[str], language: str) -> list[list[int]]:
-        """Pieces, eos and tag (see ``Tags``) of every line: the encoder's input for a translation into ``language``."""
-        before, after = self.frame(language)
-        return [[*before, *ids, *after] for ids in self.encode(lines)]
+        Raises:
+            UserError: each language has a model of its own, and this one has none.
+        """
+        if not lines:
+            return []  # sentencepiece takes an empty list for one empty sentence
+        if not self._models:
+            return self._processor.encode(lines)
+        if language not in self._models:
+            raise _unknown(language, self._models)
+        return self._models[language].encode(lines)
+
+    def encode_source(self, lines: list[str], source: str, target: str) -> list[list[int]]:
+        """Pieces, eos and tag (see ``Tags``) of every line of ``source``: the encoder's input."""
+        before, after = self.frame(source, target)
+        return [[*before, *ids, *after] for ids in self.encode(lines, source)]
 
     def encode_target(self, lines: list[str], language: str) -> list[list[int]]:
         """``[pieces.., eos]`` for every line of ``language``: what the decoder is to produce."""
-        return [[*ids, self.eos_id] for ids in self.encode(lines)]
+        return [[*ids, self.eos_id] for ids in self.encode(lines, language)]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """The text of every list of ids up to its first eos, specials and tags left out."""
         if not ids:
-            return []  # sentencepiece takes an empty list for one empty sentence
+            return []
         first = self.first_piece
         cut = (itertools.takewhile(lambda i: i != self.eos_id, row) for row in ids)
         return self._processor.decode([[i for i in row if i >= first] for row in cut])
+
+
+class _OneLanguage:
+    """One language's model, whose ids are told by those of the whole vocabulary."""
+
+    def __init__(self, model: bytes, whole: sentencepiece.SentencePieceProcessor) -> None:
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        names = map(self.processor.id_to_piece, range(self.processor.get_piece_size()))
+        ids = map(whole.piece_to_id, names)
+        # What is a tag only there is text here, and no text may become a tag.
+        self.ids = [whole.unk_id() if whole.is_control(i) else i for i in ids]
+
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        return [[self.ids[i] for i in row] for row in self.processor.encode(lines)]
+
+
+def _unknown(language: str, known: Iterable[str]) -> UserError:
+    return UserError(f"unknown language {language}{nearest(language, known)}; known: {', '.join(known)}")
 
 
 def _parts(line: str) -> Iterator[str]:

@@ -36,7 +36,7 @@ from cats.nmt.schedule import learning_rate
 from cats.nmt.shards import Tokens
 from cats.nmt.tokenizer import Tokenizer
 
-LOG_EVERY = 10  # updates per line of metrics.jsonl
+LENGTH_MULTIPLE = 8  # train.compile: what the lengths of rows are padded to
 
 
 def load_corpus(config: Config) -> data.Corpus:
@@ -247,11 +247,19 @@ class Trainer:
         known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=quiet)
         prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=quiet)
         tokenizer = prepared.tokenizer
-        targets = {task.name: task.target for task in corpus.tasks}
+        directions = {task.name: (task.source, task.target) for task in corpus.tasks}
+        if len({target for _, target in directions.values()}) > 1 and not (
+            tokenizer.tags.target or (tokenizer.tags.source != "none" and tokenizer.tags.of == "target")
+        ):
+            raise UserError(
+                "nothing tells the model which language to translate into; set tokenizer.source_tag to prepend and "
+                "tokenizer.tag_of to target, or tokenizer.target_tag to true"
+            )
+        multiple = LENGTH_MULTIPLE if config.train.compile else 1
         most = config.data.valid_pairs or None
         validation = prepare.in_memory(tokenizer, corpus, config, {t.name: list(t.valid)[:most] for t in corpus.tasks})
-        self.training = Tokens(prepared.shards, targets, tokenizer, self.device)
-        self.validation = Tokens(validation.shards, targets, tokenizer, self.device)
+        self.training = Tokens(prepared.shards, directions, tokenizer, self.device, multiple=multiple)
+        self.validation = Tokens(validation.shards, directions, tokenizer, self.device)
         if not quiet:
             counts = [
                 f"{task}: {count} {split} pairs left out, {reason}"
@@ -522,7 +530,7 @@ class Trainer:
                 done = self.step == config.steps
                 validating = done or self.step % config.validate_every == 0
                 facts = []
-                if done or self.step % LOG_EVERY == 0:
+                if done or self.step % config.log_every == 0:
                     record = self.log()
                     facts.append(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
                 if validating and (nll := self.validate()) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 import sys
 from pathlib import Path
 
@@ -11,21 +10,20 @@ import sentencepiece
 import torch
 from torch import nn
 
-from cats.nmt import checkpoint, prepare
+from cats.nmt import checkpoint, pieces, prepare
 from cats.nmt.config import Config, read_config
 from cats.nmt.data import Corpus
 from cats.nmt.errors import UserError
 from cats.nmt.tokenizer import Tokenizer
 
-_NORMAL, _CONTROL = 1, 3  # sentencepiece's types of pieces
 _FREE = ("dropout", "max_length")  # model settings that may change: they shape no parameter
 
 
 def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokenizer | None:
-    """The tokenizer of the run `train.init_from`, with tags for new target languages and `tokenizer.extend` new pieces.
+    """The tokenizer of the run `train.init_from`, with tags for new languages and new pieces. None without such a run.
 
-    Every new piece has a character that the old pieces lack, so what could be encoded is encoded as it was. None
-    without such a run.
+    A joint model gets `tokenizer.extend` pieces, each with a character that the old ones lack; where every language has
+    a model, new languages get theirs. So what could be encoded is encoded as it was.
 
     Raises:
         UserError: no such run, one of a model of another shape, or no room for all characters of the text.
@@ -34,15 +32,17 @@ def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokeniz
         return None
     run = Path(config.train.init_from)
     old = _old_tokenizer(run, config)
-    languages = {task.target for task in [*corpus.tasks, *corpus.zero_shot]}
-    tags = [_piece(f"<2{language}>", 0.0, _CONTROL) for language in sorted(languages - set(old.languages))]
+    new = [language for language in prepare.tagged(corpus, config) if language not in old.languages]
     prepared = bool(config.data.path) and prepare.is_prepared(Path(config.data.path))
-    pieces = [] if prepared else _new_pieces(old, corpus, config, quiet)
-    if not tags and not pieces:
+    if config.tokenizer.per_language:
+        models, languages = old.models, [*old.languages, *new]
+        added = {} if prepared else prepare.language_models(corpus, config, models.keys(), languages)
+        return Tokenizer.union({**models, **added}, languages, old.tags) if added or new else old
+    text = [] if prepared else _new_pieces(old, corpus, config, quiet)
+    if not new and not text:
         return old
-    model, end = old.serialized(), _end_of_pieces(old.serialized(), old.first_piece)
-    # A serialised message is its fields in a row, and pieces are one repeated field: these are inserted, and appended.
-    return Tokenizer(b"".join([model[:end], *tags, model[end:], *pieces]), prepare.tags(config))
+    tags = [pieces.piece(f"<2{language}>", 0.0, pieces.CONTROL) for language in new]
+    return Tokenizer(pieces.insert(old.serialized(), old.first_piece, tags, text), old.tags)
 
 
 def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
@@ -83,7 +83,7 @@ def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
         raise UserError(f"train.init_from: {run} is no run directory: it holds no config.toml")
     there = read_config(run / "config.toml")
     names = [f"model.{f.name}" for f in dataclasses.fields(config.model) if not any(name in f.name for name in _FREE)]
-    for name in [*names, "tokenizer.source_tag", "tokenizer.target_tag"]:
+    for name in [*names, *(f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of"))]:
         section, key = name.split(".")
         theirs, ours = (getattr(getattr(c, section), key) for c in (there, config))
         if theirs != ours:
@@ -120,34 +120,4 @@ def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> 
         )
     longer = sorted((piece for piece in new if len(piece) > 1), key=lambda piece: -scores[piece])
     chosen = [*characters, *longer[: settings.extend - len(characters)]]
-    return [_piece(piece, scores[piece], _NORMAL) for piece in chosen]
-
-
-def _piece(text: str, score: float, kind: int) -> bytes:
-    """One more piece of a serialised sentencepiece model (field 1: piece, score, type)."""
-    name = text.encode()
-    body = b"\x0a" + _varint(len(name)) + name + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
-    return b"\x0a" + _varint(len(body)) + body
-
-
-def _end_of_pieces(model: bytes, count: int) -> int:
-    """Where the first `count` pieces of a serialised model, which begins with them, end."""
-    at = 0
-    for _ in range(count):
-        size, shift, at = 0, 0, at + 1
-        while True:
-            byte, at = model[at], at + 1
-            size, shift = size | (byte & 0x7F) << shift, shift + 7
-            if byte < 0x80:
-                break
-        at += size
-    return at
-
-
-def _varint(number: int) -> bytes:
-    """Protocol buffers' form of a number: seven bits a byte, the lowest first."""
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*groups, number])
+    return [pieces.piece(piece, scores[piece], pieces.NORMAL) for piece in chosen]
