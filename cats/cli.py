@@ -298,6 +298,7 @@ def _train(args: argparse.Namespace) -> None:
 
     if packages := missing("nmt"):
         raise UserError(f"training needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
+    from cats.nmt import processes
     from cats.nmt.config import read_config
     from cats.nmt.export import WEIGHTS
     from cats.nmt.train import train
@@ -319,13 +320,16 @@ def _train(args: argparse.Namespace) -> None:
             raise UserError(f"{run} is an exported model, which cannot be trained further; go on with the run itself")
     else:
         config = _configured(args)
-        run = _new_run(args.out, config)
-    train(config, run, resume=bool(args.resume), quiet=args.quiet)
-    try:
-        _score(run, "test", args.quiet)
-    except KeyboardInterrupt:
-        print(f"cats: trained but not scored; to go on: cats evaluate {run}", file=sys.stderr)
-        raise
+    with processes.joined():
+        if not args.resume:
+            run = Path(processes.of_the_first(str(_new_run(args.out, config)) if processes.first() else ""))
+        train(config, run, resume=bool(args.resume), quiet=args.quiet)
+        try:
+            if processes.first():
+                _score(run, "test", args.quiet)
+        except KeyboardInterrupt:
+            print(f"cats: trained but not scored; to go on: cats evaluate {run}", file=sys.stderr)
+            raise
 
 
 def _configured(args: argparse.Namespace) -> Config:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import gradients, ops
+from . import distributed, gradients, ops
 from . import weighting as weightings
 from .gradients import Gradient, Loss
 from .weighting import Weighting
@@ -37,6 +37,7 @@ class _Cycle:
     scale: Tensor | None = None  # GradScaler's factor, 0-d
     losses: dict[int, Tensor] = field(default_factory=dict)  # 0-d float64, summed over the calls
     rows: dict[int, list[Gradient]] = field(default_factory=dict)  # g_n, likewise; two halves if cross-batch
+    combined: Gradient | None = None  # ḡ over all processes, likewise; only where there are several
     weights: Tensor | None = None  # (K,) those that p.grad was combined with
     dots: Tensor | None = None  # (K,) unscaled
     sqnorms: Tensor | None = None  # (K,) unscaled
@@ -76,6 +77,13 @@ class MultiTask(Optimizer):
         max_nonfinite: so many steps in a row with a non-finite loss or gradient are an error. Before that such a step
             leaves parameters, base optimizer, weights and multipliers as they are and is counted in
             :attr:`statistics`. The last attempt forms per-task gradients in order to name the task.
+
+    With several processes (``torch.distributed`` is initialised) each passes the losses of its own batch, and all step
+    alike, as if the loss of a task were the mean of theirs; where batches differ in size, a loss is the local sum over
+    the count of all processes, times their number. The model must be the module itself, not wrapped in
+    DistributedDataParallel, and every process must call backward() equally often; one without sentences passes no
+    losses, ``backward({})``. What needs more than one all-reduce of gradients per call is refused: weightings that need
+    the Gram matrix, and ``cross_batch``.
 
     Only the base optimizer's parameters receive gradients, and where per-task gradients are formed these are written to
     ``p.grad`` directly: post-accumulate-grad hooks do not see them. step() reads one small tensor back to the host
@@ -132,6 +140,7 @@ class MultiTask(Optimizer):
         self._counts = {"step": 0, "task_gradient_steps": 0, "skipped": 0, "nonfinite_in_a_row": 0}
         self._last: dict[str, Any] = {"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan}
         self._cycle: _Cycle | None = None
+        self._replicas_checked = False
         # Not Optimizer.__init__, which would start new param_groups: this part of it sets up hooks and profiling only.
         super().__setstate__({})
 
@@ -144,7 +153,7 @@ class MultiTask(Optimizer):
             return self._cycle.per_task
         # About to give up: look once with per-task gradients, to say which task it is.
         last_attempt = 0 < self._counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
-        return self._due or (last_attempt and not _distributed())
+        return self._due or (last_attempt and distributed.processes() == 1)
 
     @property
     def _due(self) -> bool:
@@ -169,7 +178,8 @@ class MultiTask(Optimizer):
         Raises:
             TypeError, ValueError: an unknown task, no losses, a sequence that is not one per task, a loss that is no
                 scalar or has no graph, or not a pair where one is needed.
-            RuntimeError: per-task gradients with more than one process; a scaler for some of the calls only.
+            RuntimeError: a scaler for some of the calls only; several processes with parameters that are no replicas,
+                or with a weighting that needs a Gram matrix or two halves of a batch.
         """
         owners, flat = self._parse(losses)
         cycle = self._open_cycle()
@@ -179,15 +189,23 @@ class MultiTask(Optimizer):
         if scaler is not None and scaled:
             cycle.scale = scaler.scale(torch.ones((), device=cycle.params[0].device))
         names = [f"task {self.tasks[n]!r}" for n in owners]
+        several = distributed.processes() > 1
+        if several:
+            self._check_several(cycle)
         if cycle.per_task:
             self._check_per_task(cycle, owners)
             values, grads = gradients.task_gradients(flat, cycle.params, scale=cycle.scale, names=names)
             self._add_losses(cycle, owners, values)
-            self._combine(cycle, owners, grads)
+            (self._combine_over_processes if several else self._combine)(cycle, owners, grads)
         else:
             weights = self._known_weights().tolist()
             shares = [weights[n] / owners.count(n) for n in owners]
+            before = distributed.take_grads(cycle.params) if several else []
             values = gradients.weighted_backward(flat, shares, cycle.params, scale=cycle.scale, names=names)
+            if several:
+                here = distributed.take_grads(cycle.params)
+                gradients.add_to_grad(cycle.params, before)
+                gradients.add_to_grad(cycle.params, distributed.mean(here, cycle.params))
             self._add_losses(cycle, owners, values)
         cycle.largest = gradients.largest(cycle.params)
         self._cycle = cycle
@@ -212,6 +230,24 @@ class MultiTask(Optimizer):
             combined, dots, sqnorms = form(cycle.all_rows(), cycle.weights, cycle.shared, backend=self.backend)
             cycle.dots, cycle.sqnorms = dots / cycle.square(), sqnorms / cycle.square()
         gradients.add_to_grad(cycle.params, combined)
+
+    @torch.no_grad()
+    def _combine_over_processes(self, cycle: _Cycle, owners: list[int], grads: list[Gradient]) -> None:
+        """As :meth:`_combine`, with weights known before: each call's own gradients are combined and averaged."""
+        weights = self._known_weights()
+        part: Gradient = [None] * len(cycle.params)
+        if grads:
+            part = ops.combine(grads, weights[owners], backend=self.backend)
+        part = distributed.mean(part, cycle.params)
+        for n, row in zip(owners, grads, strict=True):
+            cycle.rows[n] = [gradients.add(cycle.rows[n][0], row)] if n in cycle.rows else [row]
+        cycle.rows = dict(sorted(cycle.rows.items()))
+        cycle.combined = part if cycle.combined is None else gradients.add(cycle.combined, part)
+        gradients.add_to_grad(cycle.params, part)  # may become p.grad itself: the sum above comes first
+        if cycle.rows:
+            rows = [row[: cycle.shared] for row in cycle.all_rows()]
+            dots = ops.dots(rows, cycle.combined[: cycle.shared], backend=self.backend)
+            cycle.dots = dots / cycle.square()
 
     def _combination(self, cycle: _Cycle) -> Gradient:
         assert cycle.weights is not None
@@ -265,8 +301,9 @@ class MultiTask(Optimizer):
     def _step(self) -> None:
         if self._cycle is None:
             raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
-        cycle, due, tasks = self._cycle, self._due, list(self._cycle.losses)
+        cycle, due = self._cycle, self._due
         finite, losses, dots, sqnorms = self._read(cycle)
+        tasks = list(cycle.losses)
         cycle.rows.clear()  # K gradients that the base optimizer's step needs no more
         if not finite:
             self._skip(cycle)
@@ -295,6 +332,8 @@ class MultiTask(Optimizer):
             )
         assert cycle.largest is not None
         verdict = cycle.largest if found_inf is None else torch.where(found_inf > 0, math.inf, cycle.largest)
+        if distributed.processes() > 1:
+            return self._read_over_processes(cycle, verdict)
         nothing = verdict.new_empty(0)
         parts = [
             torch.stack(list(cycle.losses.values())),
@@ -309,6 +348,30 @@ class MultiTask(Optimizer):
             self._last["dots"] = self._named(cycle.losses, dots)
             self._last["sqnorms"] = self._named(cycle.losses, sqnorms)
             self._last["sqnorm"] = (cycle.weights @ dots).item()
+        return bool(torch.isfinite(host).all()), losses, dots, sqnorms
+
+    def _read_over_processes(self, cycle: _Cycle, verdict: Tensor) -> tuple[bool, Tensor, Tensor, Tensor]:
+        """As :meth:`_read`, of the losses and dots averaged over the processes; from now on the cycle has all tasks.
+
+        A task's squared norm would take an all-reduce of its gradient: it is nan.
+        """
+        local = torch.zeros(3, len(self.tasks) + 1, dtype=torch.float64, device=verdict.device)
+        here = list(cycle.losses)
+        if here:
+            local[0, here] = torch.stack(list(cycle.losses.values())).to(local.device)
+            if cycle.dots is not None:
+                local[1, here] = cycle.dots.to(local.device)
+            local[2, here] = 1.0
+        local[0, -1] = verdict
+        host = distributed.total(local).cpu()
+        tasks = host[2].nonzero()[:, 0].tolist()
+        losses, dots = host[:2, tasks] / distributed.processes()
+        sqnorms = torch.full_like(dots, math.nan)
+        cycle.losses = dict(zip(tasks, losses, strict=True))
+        self._last["losses"] = self._named(tasks, losses)
+        if cycle.per_task:
+            self._last["dots"], self._last["sqnorms"] = self._named(tasks, dots), self._named(tasks, sqnorms)
+            self._last["sqnorm"] = (self._known_weights()[tasks] @ dots).item()
         return bool(torch.isfinite(host).all()), losses, dots, sqnorms
 
     def _skip(self, cycle: _Cycle) -> None:
@@ -491,7 +554,7 @@ class MultiTask(Optimizer):
             items = list(enumerate(losses))
         else:
             raise TypeError(f"losses must be {{task: loss}} or a sequence of losses, got {_describe(losses)}")
-        if not items:
+        if not items and distributed.processes() == 1:
             raise ValueError("backward() needs the loss of at least one task")
         owners, flat = [], []
         for n, loss in items:
@@ -506,12 +569,15 @@ class MultiTask(Optimizer):
             flat += halves
         return owners, flat
 
+    def _check_several(self, cycle: _Cycle) -> None:
+        if self.weighting.needs_gram or self.weighting.cross_batch:
+            what = "cross_batch" if self.weighting.cross_batch else "a weighting that needs the Gram matrix"
+            raise RuntimeError(f"{what} is not supported with several processes")
+        if not self._replicas_checked:
+            distributed.check_replicas(cycle.params)
+            self._replicas_checked = True
+
     def _check_per_task(self, cycle: _Cycle, owners: list[int]) -> None:
-        if _distributed():
-            raise RuntimeError(
-                "per-task gradients are local to each process and would silently diverge: "
-                f"{type(self).__name__} does not support more than one process yet"
-            )
         if cycle.shared == 0:
             raise ValueError("no shared parameter requires grad")
         if self.weighting.cross_batch:
@@ -624,8 +690,3 @@ def _task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
 
 def _describe(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _distributed() -> bool:
-    dist = torch.distributed
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

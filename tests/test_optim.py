@@ -1006,16 +1006,6 @@ def test_step_needs_backward_every_time():
         optimizer.step()
 
 
-def test_more_than_one_process_is_refused_where_it_would_diverge(monkeypatch):
-    problem = Quadratics()
-    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=2)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    take_step(optimizer, problem.losses())  # one backward of the weighted loss: DDP's own
-    with pytest.raises(RuntimeError, match="local to each process"):
-        optimizer.backward(problem.losses())
-
-
 def test_integer_tasks_and_statistics_before_the_first_step():
     problem = Quadratics(k=2)
     optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), 2, simplex="lagrangian", inner_steps=1)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cats.nmt.sampler import Mixture, Sampler, shares, unimax
+from cats.nmt.sampler import Mixture, Sampler, deal, shares, unimax
 
 # TED-8 related, pairs; the sampling probabilities at T = 1 and T = 5 were published with the data set's recipes.
 TED = {"bel": 4510, "aze": 5940, "glg": 10000, "slk": 61500, "ces": 103000, "tur": 182000, "por": 185000, "rus": 208000}
@@ -202,6 +202,16 @@ def test_a_padded_budget_counts_the_longest_side():
     assert np.mean(cells) <= 610 and max(cells) <= 600 + 2 * 30  # a sentence more for each of the two tasks
     counts = np.array([seen[t][m].mean() for (t, _), m in sampler.members.items()])
     assert counts.std() / counts.mean() < 0.25  # 400 draws among 16 buckets: 0.2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 30])
+def test_parts_of_a_batch_are_alike_in_size(count):
+    chosen = {"a": np.arange(5), "b": np.array([9]), "c": np.arange(20, 27), "d": np.array([3])}
+    parts = deal(chosen, count)
+    sizes = [sum(map(len, part.values())) for part in parts]
+    assert len(parts) == count and max(sizes) - min(sizes) <= 1
+    for task, rows in chosen.items():
+        assert sorted(np.concatenate([part[task] for part in parts if task in part])) == sorted(rows)
 
 
 def test_ranks_share_an_update():

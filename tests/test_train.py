@@ -9,7 +9,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +17,7 @@ pytest.importorskip("sentencepiece")
 from cats.nmt import checkpoint, data
 from cats.nmt.config import Config, apply_overrides, read_config
 from cats.nmt.errors import UserError
-from cats.nmt.train import Trainer, micro_batches, sole_trainer, train
+from cats.nmt.train import Trainer, sole_trainer, train
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
 
@@ -275,16 +274,6 @@ def test_a_batch_in_parts_is_the_batch(corpus, tmp_path, float64, method):
     assert (len(set(one.optimizer.alpha.values())) == 2) == (method[0] in CATS)
     for ours, theirs in zip(four.model.parameters(), one.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 30])
-def test_parts_of_a_batch_are_alike_in_size(count):
-    chosen = {"a": np.arange(5), "b": np.array([9]), "c": np.arange(20, 27), "d": np.array([3])}
-    parts = micro_batches(chosen, count)
-    sizes = [sum(map(len, part.values())) for part in parts]
-    assert len(parts) == min(count, 14) and max(sizes) - min(sizes) <= 1
-    for task, rows in chosen.items():
-        assert sorted(np.concatenate([part[task] for part in parts if task in part])) == sorted(rows)
 
 
 def test_cross_batch_with_single_sentences_leaves_a_clear_message(corpus, tmp_path):

@@ -38,6 +38,19 @@ def unimax(tokens: Mapping[str, float], budget: float, epochs: float) -> dict[st
     return {task: given[task] / total for task in tokens}
 
 
+def deal(chosen: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+    """The rows of every task dealt out to ``count`` batches, in turn; where there are few rows, some stay empty."""
+    batches: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
+    first = 0  # tasks of few rows begin at different batches
+    for task, rows in chosen.items():
+        for i, batch in enumerate(batches):
+            part = rows[(i - first) % count :: count]
+            if len(part):
+                batch[task] = part
+        first += len(rows)
+    return batches
+
+
 @dataclass(frozen=True)
 class Mixture:
     """How much of each task is drawn, update by update.
@@ -162,7 +175,7 @@ class Sampler:
     def batch(self, step: int, rank: int = 0, ranks: int = 1) -> dict[str, np.ndarray]:
         """Sentence indices per task of update ``step`` (from 0); tasks without a sentence in it are left out.
 
-        Of several ranks each gets every ranks-th sentence of the same update. Asking for the next step is the cheap
+        Of several ranks each gets its part of the same update, see ``deal``. Asking for the next step is the cheap
         way; an earlier one replays from the start.
         """
         if step < self.step:
@@ -170,9 +183,7 @@ class Sampler:
         while self.step < step:
             self._next(draw=False)
         chosen = self._next(draw=True)
-        if ranks == 1:
-            return chosen
-        return {task: part for task, rows in chosen.items() if len(part := rows[rank::ranks])}
+        return chosen if ranks == 1 else deal(chosen, ranks)[rank]
 
     def _next(self, draw: bool) -> dict[str, np.ndarray]:
         phase = self.mixture.phase(self.step)

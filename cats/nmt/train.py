@@ -1,7 +1,7 @@
 """The training run: corpus in, run directory out. Trainer.update is Algorithm 1 of the paper from the user's side.
 
-Everything random is a pure function of (seed, step), so a run resumed from a checkpoint continues bit for bit on a CPU
-(with as many threads); on a GPU as far as torch's kernels there give the same bits twice.
+Everything random is a pure function of (seed, step, rank), so a run resumed from a checkpoint continues bit for bit on
+a CPU (with as many threads and processes); on a GPU as far as torch's kernels there give the same bits twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import cats
-from cats.nmt import checkpoint, data, prepare, warmstart
+from cats.nmt import checkpoint, data, prepare, processes, warmstart
 from cats.nmt.config import Config, to_toml
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, link, locked, remove_strays
@@ -31,7 +31,7 @@ from cats.nmt.loss import line_nll, token_losses
 from cats.nmt.metrics import Metrics
 from cats.nmt.model import Batch, Transformer
 from cats.nmt.progress import Progress
-from cats.nmt.sampler import Mixture, Sampler
+from cats.nmt.sampler import Mixture, Sampler, deal
 from cats.nmt.schedule import learning_rate
 from cats.nmt.shards import Tokens
 from cats.nmt.tokenizer import Tokenizer
@@ -129,19 +129,6 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(f"torch.compile does not work here: {reason}; leave out train.compile") from error
 
 
-def micro_batches(chosen: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
-    """The rows of ``chosen`` dealt out to ``count`` batches, or fewer where there are fewer rows."""
-    batches: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
-    first = 0  # tasks of few rows begin at different batches
-    for task, rows in chosen.items():
-        for i, batch in enumerate(batches):
-            part = rows[(i - first) % count :: count]
-            if len(part):
-                batch[task] = part
-        first += len(rows)
-    return [batch for batch in batches if batch]
-
-
 def task_losses(
     model: Transformer, batch: Batch, tokens: Mapping[str, int], smoothing: float
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -155,14 +142,18 @@ def task_losses(
 
 
 def validation_nll(model: Transformer, tokens: Tokens, batch_tokens: int) -> dict[str, float]:
-    """Unsmoothed negative log likelihood in nats per target token, by task; tasks without data are left out."""
-    result = {}
-    for task, shard in tokens.shards.items():
-        if len(shard):
-            start = tokens.starts[task]
-            nats, count = line_nll(model, *tokens.rows(task), start=start, batch_tokens=batch_tokens).sum(0)
-            result[task] = float(nats / count)
-    return result
+    """Unsmoothed negative log likelihood in nats per target token, by task; tasks without data are left out.
+
+    Of several processes each looks at its part of the lines.
+    """
+    tasks = [task for task, shard in tokens.shards.items() if len(shard)]
+    sums: list[float] = []
+    for task in tasks:
+        sources, targets = (side[processes.rank() :: processes.count()] for side in tokens.rows(task))
+        start = tokens.starts[task]
+        sums += line_nll(model, sources, targets, start=start, batch_tokens=batch_tokens).sum(0).tolist()
+    sums = processes.total(sums)
+    return {task: nats / count for task, nats, count in zip(tasks, sums[::2], sums[1::2], strict=True)}
 
 
 def build_optimizer(config: Config, model: nn.Module, tasks: list[str]) -> cats.MultiTask:
@@ -228,7 +219,9 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
 
 
 def sole_trainer(run: Path) -> AbstractContextManager[None]:
-    """Refuses to train a run that another process is training."""
+    """Refuses to train a run that another process is training; of several that do it together the first asks."""
+    if not processes.first():
+        return nullcontext()
 
     def refuse() -> NoReturn:
         raise UserError(f"{run}: another process is training this run; wait for its end")
@@ -240,12 +233,12 @@ class Trainer:
     """One run: the model, its optimizer and everything a checkpoint holds."""
 
     def __init__(self, config: Config, out: Path, *, resume: bool, quiet: bool) -> None:
-        self.config, self.out, self.quiet = config, out, quiet
+        self.config, self.out, self.quiet = config, out, quiet or not processes.first()
         self.device = default_device()
         corpus = load_corpus(config)
         groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
-        known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=quiet)
-        prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=quiet)
+        known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=self.quiet)
+        prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=self.quiet)
         tokenizer = prepared.tokenizer
         directions = {task.name: (task.source, task.target) for task in corpus.tasks}
         if len({target for _, target in directions.values()}) > 1 and not (
@@ -260,7 +253,7 @@ class Trainer:
         validation = prepare.in_memory(tokenizer, corpus, config, {t.name: list(t.valid)[:most] for t in corpus.tasks})
         self.training = Tokens(prepared.shards, directions, tokenizer, self.device, multiple=multiple)
         self.validation = Tokens(validation.shards, directions, tokenizer, self.device)
-        if not quiet:
+        if not self.quiet:
             counts = [
                 f"{task}: {count} {split} pairs left out, {reason}"
                 for split, part in (("training", prepared.left_out), ("validation", validation.left_out))
@@ -294,11 +287,13 @@ class Trainer:
         self.since_log: dict[str, list[float]] = {}  # task -> [nll sum, tokens] since the last line of metrics
         self.unread: list[tuple[str, Tensor, int]] = []  # (task, nll sum, tokens) that is still to be added to it
         self.logged_at = 0.0
+        if not resume and processes.first():
+            self.create(tokenizer)
+        processes.wait()
         if resume:
             self.load()
-        else:
-            self.create(tokenizer)
-        self.metrics = Metrics(out, self.step)
+        self.metrics = Metrics(out, self.step) if processes.first() else None
+        processes.wait()
 
     def create(self, tokenizer: Tokenizer) -> None:
         """Makes the run directory, config.toml last: where that stands, the run can be resumed, from update 0 on.
@@ -309,7 +304,7 @@ class Trainer:
         (self.out / "checkpoints").mkdir(parents=True)
         try:
             tokenizer.save(self.out / "tokenizer.model")
-            self.save()
+            self.write_last([])
             atomic_write(self.out / "config.toml", to_toml(self.config))
         except BaseException:
             shutil.rmtree(self.out / "checkpoints")
@@ -321,7 +316,11 @@ class Trainer:
 
     def save(self) -> None:
         """Writes last.pt, all it takes to go on; the one before it becomes previous.pt."""
-        self.read_losses()
+        since_log = self.gathered()  # of all processes, so all must come here
+        if processes.first():
+            self.write_last(since_log)
+
+    def write_last(self, since_log: list[dict[str, list[float]]]) -> None:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -331,7 +330,7 @@ class Trainer:
             "seconds": self.seconds,
             "best": self.best,
             "waited": self.waited,
-            "since_log": self.since_log,
+            "since_log": since_log,
             "logged_at": self.logged_at,
         }
         folder = self.out / "checkpoints"
@@ -353,8 +352,9 @@ class Trainer:
 
     def load(self) -> None:
         """Goes on from the newest checkpoint that can be used; if it is not the newest of all, that is said."""
-        remove_strays(self.out)
-        remove_strays(self.out / "checkpoints")
+        if processes.first():
+            remove_strays(self.out)
+            remove_strays(self.out / "checkpoints")
         path = self.out / "checkpoints" / "last.pt"
         state, problem = checkpoint.newest(path.parent)
         try:
@@ -364,15 +364,16 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-            self.waited, self.since_log, self.logged_at = state["waited"], state["since_log"], state["logged_at"]
+            self.waited, self.logged_at = state["waited"], state["logged_at"]
+            self.since_log = state["since_log"][processes.rank()] if processes.rank() < len(state["since_log"]) else {}
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not fit {self.out}/config.toml: it is of another run or version; start a new run"
             ) from error
-        if problem:
+        if problem and processes.first():
             print(f"cats: {problem}; going on from the one before it, of update {self.step}", file=sys.stderr)
 
-    def losses(self, chosen: Mapping[str, np.ndarray], normalisers: Mapping[str, int]) -> dict[str, Tensor]:
+    def losses(self, chosen: Mapping[str, np.ndarray], normalisers: Mapping[str, float]) -> dict[str, Tensor]:
         """{task: loss} of one joint forward: the sum over the task's tokens, divided by normalisers[task]."""
         config = self.config.train
         tokens = {task: self.training.target_tokens({task: rows}) for task, rows in chosen.items()}
@@ -392,21 +393,34 @@ class Trainer:
                 entry[1] += tokens
             self.unread = []
 
+    def gathered(self) -> list[dict[str, list[float]]]:
+        """since_log of every process."""
+        self.read_losses()
+        count, width = processes.count(), 2 * len(self.tasks)
+        slots = [0.0] * (count * width)
+        own = [x for task in self.tasks for x in self.since_log.get(task, (0.0, 0.0))]
+        slots[processes.rank() * width : (processes.rank() + 1) * width] = own
+        slots = processes.total(slots)
+        rows = [slots[i * width : (i + 1) * width] for i in range(count)]
+        return [{t: [*row[2 * n : 2 * n + 2]] for n, t in enumerate(self.tasks) if row[2 * n + 1]} for row in rows]
+
     def start_anew(self) -> None:
         """The optimizer, the weights of the tasks and train.patience as before the first update; the model stays."""
         self.optimizer = build_optimizer(self.config, self.model, self.tasks)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.train.precision == "fp16")
         self.waited = 0
 
-    def backward(self, chosen: Mapping[str, np.ndarray]) -> None:
-        """The gradient of the batch ``chosen``: each task's loss is the mean over its tokens.
+    def backward(self, whole: Mapping[str, np.ndarray]) -> None:
+        """The gradient of the batch ``whole``: each task's loss is the mean over its tokens.
 
-        The batch goes through in train.accumulate parts. Their losses are sums, divided by the tokens of the whole
-        batch, so that the parts add up to what the batch gives at once.
+        Every process takes its part of the batch, and that goes through in train.accumulate parts. Their losses are
+        sums, divided by the tokens of the whole batch, so that the parts add up to what the batch gives at once. (The
+        optimizer takes the mean over the processes.)
         """
-        optimizer, parts = self.optimizer, self.config.train.accumulate
+        optimizer, parts, count = self.optimizer, self.config.train.accumulate, processes.count()
+        chosen = deal(whole, count)[processes.rank()]
 
-        def loss_of(task: str, rows: np.ndarray, tokens: int) -> Callable[[], Tensor]:
+        def loss_of(task: str, rows: np.ndarray, tokens: float) -> Callable[[], Tensor]:
             return lambda: self.losses({task: rows}, {task: tokens})[task]
 
         if optimizer.needs_task_gradients and optimizer.weighting.cross_batch:
@@ -415,9 +429,9 @@ class Trainer:
             for task, rows in chosen.items():
                 halves = rows[::2], rows[1::2]
                 tokens = [self.training.target_tokens({task: half}) for half in halves]
-                count = min(parts, len(halves[1]))
-                for i in range(count):
-                    first, second = (loss_of(task, half[i::count], n) for half, n in zip(halves, tokens, strict=True))
+                turns = min(parts, len(halves[1]))
+                for i in range(turns):
+                    first, second = (loss_of(task, half[i::turns], n) for half, n in zip(halves, tokens, strict=True))
                     pairs[i][task] = first, second
             if not pairs[0]:
                 raise UserError(
@@ -426,11 +440,14 @@ class Trainer:
             for losses in filter(None, pairs):
                 optimizer.backward(losses, scaler=self.scaler)
             return
-        normalisers = {task: self.training.target_tokens({task: rows}) for task, rows in chosen.items()}
+        normalisers = {task: self.training.target_tokens({task: rows}) / count for task, rows in whole.items()}
         if self.config.method.name == "static" and self.config.method.weights == "tokens":
-            normalisers = dict.fromkeys(chosen, sum(normalisers.values()))
-        for part in micro_batches(chosen, parts):
-            if optimizer.needs_task_gradients:
+            normalisers = dict.fromkeys(whole, sum(normalisers.values()))
+        for part in deal(chosen, parts):
+            if not part:
+                if count > 1:  # the others may have one
+                    optimizer.backward({}, scaler=self.scaler)
+            elif optimizer.needs_task_gradients:
                 each = {task: loss_of(task, rows, normalisers[task]) for task, rows in part.items()}
                 optimizer.backward(each, scaler=self.scaler)
             else:  # one forward and one backward for all
@@ -454,7 +471,8 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed((config.train.seed << 32) + self.step + 1)  # dropout: a function of (seed, step)
+        # Dropout: a function of (seed, step, rank).
+        torch.manual_seed((config.train.seed << 32) + processes.rank() * config.train.steps + self.step + 1)
         self.backward(self.sampler.batch(self.step))
         if config.train.clip:
             self.scaler.unscale_(self.optimizer)
@@ -469,10 +487,13 @@ class Trainer:
 
     def log(self) -> dict[str, Any]:
         """Writes one line of metrics: mean nll per language since the last line, and where alpha stands."""
-        self.read_losses()
+        if not processes.agree([self.step, *self.optimizer.alpha.values()]):
+            raise UserError(f"{self.out}: the processes do not have the same weights; start a new run")
+        parts = self.gathered()
+        sums = {task: [sum(part[task][i] for part in parts if task in part) for i in (0, 1)] for task in self.tasks}
+        tokens = {task: int(count) for task, (_, count) in sums.items() if count}
+        losses = {task: sums[task][0] / sums[task][1] for task in tokens}
         statistics = self.optimizer.statistics
-        tokens = {task: int(count) for task, (_, count) in self.since_log.items()}
-        losses = {task: nll / count for task, (nll, count) in self.since_log.items()}
         record = {
             "step": self.step,
             "loss": sum(losses.values()) / len(losses),
@@ -487,9 +508,13 @@ class Trainer:
             "tokens_per_second": sum(tokens.values()) / max(1e-9, self.seconds - self.logged_at),
             "seconds": self.seconds,
         }
-        self.metrics.write(record)
+        self.write(record)
         self.since_log, self.logged_at = {}, self.seconds
         return record
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(record)
 
     def validate(self) -> float | None:
         """The mean nll over the languages, if there is validation text; the model with the lowest is kept."""
@@ -502,8 +527,9 @@ class Trainer:
         self.waited = 0 if better or self.step <= self.config.train.pretrain_steps else self.waited + 1
         if mean is not None:
             self.best = min(self.best, mean)
-        self.metrics.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
-        self.save_model(better)
+        self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
+        if processes.first():
+            self.save_model(better)
         return mean
 
     @property
@@ -537,12 +563,18 @@ class Trainer:
                     facts.append(f"validation NLL {nll:.3f}")
                 if facts:
                     progress.say(self.step, self.seconds, ", ".join(facts), now=validating)
+                saving = validating or bool(config.save_every and self.step % config.save_every == 0)
                 stop = interrupted()
-                if validating or stop or (config.save_every and self.step % config.save_every == 0):
-                    self.metrics.sync()  # a checkpoint's lines of metrics are not less safe than itself
+                if processes.count() > 1:  # none stops alone
+                    stop = (saving or self.step % config.log_every == 0) and processes.anybody(stop)
+                if saving or stop:
+                    if self.metrics is not None:
+                        self.metrics.sync()  # a checkpoint's lines of metrics are not less safe than itself
                     self.save()
                 if stop:
                     progress.bar.close()
+                    if not processes.first():
+                        raise KeyboardInterrupt
                     print(
                         f"cats: stopped after update {self.step}; to go on: cats train --resume {self.out}",
                         file=sys.stderr,
@@ -570,7 +602,9 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
     if resume:
         with sole_trainer(out):
             Trainer(config, out, resume=True, quiet=quiet).run()
+            processes.wait()
     else:
         trainer = Trainer(config, out, resume=False, quiet=quiet)
         with sole_trainer(out):
             trainer.run()
+            processes.wait()

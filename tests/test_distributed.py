@@ -1,0 +1,183 @@
+"""Several processes: they do together what one does alone. Real processes, gloo, on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+import cats
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+TASKS = ["az", "be", "cs"]
+ROWS = {"az": 5, "be": 1, "cs": 8}  # be is on one process only
+STEPS = 7
+WAIT = timedelta(minutes=1)
+
+
+RUNS = [("softmax", 1), ("lagrangian", 2), ("shared", 2), ("static", 1)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found: starting them takes longer than all they do."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(everything, (2, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def everything(rank: int, count: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count, timeout=WAIT)
+    try:
+        result: dict[str, Any] = {f"{how}-{calls}": train(rank, count, how, calls) for how, calls in RUNS}
+        result |= {"mixed": mixed(rank), "refused": refused(rank)}
+    finally:
+        dist.destroy_process_group()
+    torch.save(result, folder / f"{rank}.pt")
+
+
+class Model(nn.Module):
+    """A shared layer, a layer that only cs uses, and one that nobody does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.head = nn.Linear(4, 3).double(), nn.Linear(3, 3).double()
+        self.idle = nn.Linear(2, 2).double()
+
+    def loss(self, x: Tensor, y: Tensor, task: str) -> Tensor:
+        hidden = self.body(x).tanh()
+        return (((self.head(hidden) if task == "cs" else hidden) - y) ** 2).sum()
+
+
+def batch(step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(step)
+    tasks = {"cs"} if step == 3 else {"az", "cs"} if step == 4 else set(TASKS)  # in step 3 one process has nothing
+    return {
+        t: (torch.randn(n, 4, generator=draw).double(), torch.randn(n, 3, generator=draw).double())
+        for t, n in ROWS.items()
+        if t in tasks
+    }
+
+
+def optimizer_of(model: Model, how: str) -> cats.MultiTask:
+    base = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    if how == "static":
+        return cats.MultiTask(base, TASKS, cats.weighting.Static([1.0, 2.0, 0.5]))
+    options: dict[str, Any] = {"lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3}}
+    shared = [*model.body.parameters()] if how == "shared" else None
+    return cats.CATS(base, TASKS, inner_steps=2, shared=shared, **options.get(how, {"loss_term": True}))
+
+
+def train(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
+    """A run of one of the processes, each with its rows; a task's loss is the mean over the rows of all."""
+    model = Model()
+    optimizer = optimizer_of(model, how)
+    history: list[dict[str, Any]] = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for call in range(calls):
+            losses = {}
+            for task, (x, y) in batch(step).items():
+                mine = [i for i in range(len(x)) if i % count == rank and (i // count) % calls == call]
+                if step == 3:
+                    mine = [i for i in range(len(x)) if rank == 0 and i % calls == call]
+                if mine:
+                    losses[task] = count / len(x) * model.loss(x[mine], y[mine], task)
+            if losses or count > 1:
+                optimizer.backward(losses)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        history.append({k: v for k, v in optimizer.statistics.items() if k in ("losses", "dots", "sqnorm")})
+    return {
+        "model": model.state_dict(),
+        "alpha": optimizer.alpha,
+        "multipliers": optimizer.multipliers,
+        "history": history,
+        "idle": model.idle.weight.grad is None,
+    }
+
+
+@pytest.mark.parametrize(("how", "calls"), RUNS)
+def test_two_processes_are_one(found: list[dict[str, Any]], how: str, calls: int) -> None:
+    """Uneven batches, a task on one process only, a process without any, gradients added up over two calls."""
+    expected = train(0, 1, how, calls)
+    both = [each[f"{how}-{calls}"] for each in found]
+    for each in both:
+        assert each["idle"]  # None stays None: AdamW would let it decay
+        for name, value in expected["model"].items():  # float64: the sums are in another order, no more
+            torch.testing.assert_close(each["model"][name], value, rtol=1e-10, atol=1e-12)
+        for name in "alpha", "multipliers":
+            assert each[name] == pytest.approx(expected[name], rel=1e-9)
+        for ours, theirs in zip(each["history"], expected["history"], strict=True):
+            assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-9)
+            assert ours["dots"] == pytest.approx(theirs["dots"], rel=1e-9)
+            assert ours["sqnorm"] == pytest.approx(theirs["sqnorm"], rel=1e-9, nan_ok=True)
+    for name, value in both[0]["model"].items():
+        assert torch.equal(value, both[1]["model"][name]), name
+    assert both[0]["alpha"] == both[1]["alpha"] and both[0]["multipliers"] == both[1]["multipliers"]
+
+
+def mixed(rank: int) -> dict[str, Any]:
+    """bfloat16 beside float32, and a loss that is not finite on one process."""
+    torch.manual_seed(0)
+    first, second = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2).bfloat16())
+    optimizer = cats.CATS(torch.optim.SGD([first, second], lr=0.1), TASKS[:1], inner_steps=1)
+    before = first.detach().clone()
+    for factor in (math.nan if rank else 1.0), 1.0:
+        optimizer.zero_grad()
+        optimizer.backward({"az": factor * ((rank + 1) * first.sum() + second.float().sum())})
+        optimizer.step()
+    return {"moved": before - first.detach(), **optimizer.statistics}
+
+
+def test_a_step_is_taken_by_all_or_none(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert each["mixed"]["skipped"] == 1 and each["mixed"]["step"] == 1
+        torch.testing.assert_close(each["mixed"]["moved"], torch.full((3,), 0.15))  # lr times the mean of 1 and 2
+
+
+def refused(rank: int) -> dict[str, str]:
+    def message(make: Callable[[Model], cats.MultiTask], wrap: bool = False, differ: bool = False) -> str:
+        model = Model()
+        if differ and rank:
+            with torch.no_grad():
+                model.body.weight[0, 0] += 1e-9
+        wrapped = nn.parallel.DistributedDataParallel(model) if wrap else model
+        optimizer = make(model)
+        with pytest.raises(RuntimeError) as error:
+            optimizer.backward({"az": model.loss(*batch(0)["az"], "az")})
+        assert all(p.grad is None for p in model.parameters())
+        del wrapped
+        return str(error.value)
+
+    def sgd(model: Model) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def gram(matrix: Tensor) -> Tensor:
+        return torch.ones(len(matrix))
+
+    return {
+        "wrapped": message(lambda m: cats.CATS(sgd(m), TASKS), wrap=True),
+        "different": message(lambda m: cats.CATS(sgd(m), TASKS), differ=True),
+        "gram": message(lambda m: cats.MultiTask(sgd(m), TASKS, gram)),
+        "halves": message(lambda m: cats.CATS(sgd(m), TASKS, cross_batch=True)),
+    }
+
+
+def test_what_would_diverge_is_refused(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        said = each["refused"]
+        assert "wrapped in DistributedDataParallel" in said["wrapped"] and "model.module" in said["wrapped"]
+        assert "the parameters differ between processes" in said["different"]
+        assert said["gram"] == "a weighting that needs the Gram matrix is not supported with several processes"
+        assert said["halves"] == "cross_batch is not supported with several processes"
