@@ -328,26 +328,28 @@ def test_outputs_that_are_no_numbers_are_told(tokenizer, sample):
     broken = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.0)
     broken.decoder_norm.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="the model's outputs are not finite: its training diverged"):
-        translate(broken, tokenizer, LINES, "az", sample=sample)
+        translate(broken, tokenizer, LINES, "en", "az", sample=sample)
 
 
 def test_a_very_long_line_is_cut_and_told(model, tokenizer, capsys):
-    (short,) = translate(model, tokenizer, [" ".join(["cats"] * 9)], "az", max_length=4, before=6)
+    (short,) = translate(model, tokenizer, [" ".join(["cats"] * 9)], "en", "az", max_length=4, before=6)
     first = capsys.readouterr().err
     assert "line 7 is too long: of" in first and "pieces the first 4 are translated (decode.max_length)" in first
-    found = translate(model, tokenizer, ["cats", "cats " * 50_000], "az", max_length=4)  # whole, it would take days
+    found = translate(
+        model, tokenizer, ["cats", "cats " * 50_000], "en", "az", max_length=4
+    )  # whole, it would take days
     assert found[1] == short and "line 2 is too long" in capsys.readouterr().err
 
 
 def test_translates_in_input_order(model, tokenizer):
-    found = translate(model, tokenizer, LINES, "az", beam=4)
+    found = translate(model, tokenizer, LINES, "en", "az", beam=4)
     assert found[2] == found[5] == ""
     assert found[1] == found[7] == "a bat"
     assert [found[i] for i in (0, 4)] == ["the cat sat on the mat", "cats"]
 
 
 def test_the_tag_is_the_language(model, tokenizer):
-    (copy,), (backwards,) = (translate(model, tokenizer, ["cats"], language) for language in ("az", "ru"))
+    (copy,), (backwards,) = (translate(model, tokenizer, ["cats"], "en", language) for language in ("az", "ru"))
     (ids,) = tokenizer.encode_target(["cats"], "ru")
     assert copy == "cats"
     assert backwards == tokenizer.decode([ids[-2::-1]])[0]
@@ -408,7 +410,7 @@ def test_draws_are_of_the_seed_and_the_lines_number(model, tokenizer):
     assert [drawn([line], nbest=2, before=i)[0] for i, line in enumerate(LINES)] == together
     assert drawn(LINES, nbest=2, seed=2) != together
     assert drawn(LINES) == [some[:1] for some in together]
-    assert drawn(LINES, top_k=1) == [[text] for text in translate(model, tokenizer, LINES, "az", beam=1)]
+    assert drawn(LINES, top_k=1) == [[text] for text in translate(model, tokenizer, LINES, "en", "az", beam=1)]
 
 
 def test_long_lines_outgrow_the_cache_they_began_with(tokenizer):
@@ -424,17 +426,17 @@ def test_long_lines_outgrow_the_cache_they_began_with(tokenizer):
 @pytest.mark.parametrize("beam", [1, 3])
 def test_batches_do_not_matter(model, tokenizer, beam):
     together = translate(model, tokenizer, LINES, "en", "ru", beam=beam)
-    assert translate(model, tokenizer, LINES[::-1], "ru", beam=beam) == together[::-1]
+    assert translate(model, tokenizer, LINES[::-1], "en", "ru", beam=beam) == together[::-1]
     assert translate(model, tokenizer, LINES, "en", "ru", beam=beam, batch_tokens=1) == together
     assert translate(model, tokenizer, LINES, "en", "ru", beam=beam, batch_tokens=40) == together
-    assert [translate(model, tokenizer, [line], "ru", beam=beam)[0] for line in LINES] == together
+    assert [translate(model, tokenizer, [line], "en", "ru", beam=beam)[0] for line in LINES] == together
 
 
 def test_batches_keep_to_their_tokens(model, tokenizer, monkeypatch):
     shapes = []
     encode = Transformer.encode
     monkeypatch.setattr(Transformer, "encode", lambda self, x: shapes.append(tuple(x.shape)) or encode(self, x))
-    translate(model, tokenizer, LINES, "az", batch_tokens=40)
+    translate(model, tokenizer, LINES, "en", "az", batch_tokens=40)
     assert sum(rows for rows, _ in shapes) == 6  # the blank lines are not computed
     assert len(shapes) > 1
     assert all(rows == 1 or rows * width <= 40 for rows, width in shapes)
@@ -445,12 +447,12 @@ def test_batches_keep_to_their_tokens(model, tokenizer, monkeypatch):
 def test_the_models_mode_is_restored_and_dropout_is_off(tokenizer, training):
     torch.manual_seed(1)
     network = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.5).train(training)
-    first = translate(network, tokenizer, LINES, "az")
+    first = translate(network, tokenizer, LINES, "en", "az")
     assert network.training is training
-    assert translate(network, tokenizer, LINES, "az") == first
+    assert translate(network, tokenizer, LINES, "en", "az") == first
     assert all(module.training is training for module in network.modules())
     with pytest.raises(UserError):
-        translate(network, tokenizer, LINES, "xx")
+        translate(network, tokenizer, LINES, "en", "xx")
     assert network.training is training
 
 
@@ -458,10 +460,10 @@ def test_the_mode_is_restored_after_an_error(tokenizer, monkeypatch):
     network = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.5)
     monkeypatch.setattr(network, "encode", lambda source: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        translate(network, tokenizer, LINES, "az")
+        translate(network, tokenizer, LINES, "en", "az")
     assert network.training
 
 
 def test_nothing_to_translate(model, tokenizer):
-    assert translate(model, tokenizer, [], "az") == []
-    assert translate(model, tokenizer, ["", " \t"], "az") == ["", ""]
+    assert translate(model, tokenizer, [], "en", "az") == []
+    assert translate(model, tokenizer, ["", " \t"], "en", "az") == ["", ""]

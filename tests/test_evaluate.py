@@ -95,6 +95,8 @@ def test_chinese_is_segmented() -> None:
     zh = evaluate.score(line, other, "zh")
     assert "tok:zh" in zh.signatures["bleu"] and zh.bleu > 30  # 13a sees one or two words a line and finds nothing
     assert evaluate.score(line, other, "en").bleu < zh.bleu
+    assert zh.bleu_13a == evaluate.score(line, other, "en").bleu == evaluate.score(line, other, "en").bleu_13a
+    assert "tok:13a" in zh.signatures["bleu_13a"] and "bleu_13a" not in evaluate.score(line, other, "en").signatures
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_headline_scores_are_of_the_headline_stratum_and_nll_of_all_lines() -> N
     assert table["strata"]["seen-skeleton"]["languages"]["xa"]["nll"] == 10 / 4
     assert table["strata"]["seen-skeleton"]["languages"]["xa"]["lines"] == 2
     assert 30 < table["strata"]["seen-skeleton"]["languages"]["xa"]["chrf"] < 80
-    none_of_it = dict.fromkeys(("bleu", "chrf", "chrfpp", "spbleu", "nll", "perplexity"))
+    none_of_it = dict.fromkeys((*evaluate.SCORES, "nll", "perplexity"))
     assert table["languages"]["xc"] == {**none_of_it, "lines": 0, "pairs": 10}
     assert xa["perplexity"] == pytest.approx(math.exp(1.5))
     only = evaluate.tabulate(ours, {"xb": theirs["xb"], "xc": theirs["xc"]}, corpus)

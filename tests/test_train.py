@@ -159,12 +159,12 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(corpus, tmp_path, monk
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_run_that_cannot_be_created_leaves_nothing(corpus, tmp_path, monkeypatch, there):
-    def full(_trainer: Trainer) -> None:
+    def full(_trainer: Trainer, _since_log: list[Any]) -> None:
         raise UserError("last.pt: the disk is full")
 
     if there:
         (tmp_path / "run").mkdir()
-    monkeypatch.setattr(Trainer, "save", full)
+    monkeypatch.setattr(Trainer, "write_last", full)
     with pytest.raises(UserError, match="the disk is full"):
         train(settings(corpus), tmp_path / "run", quiet=True)
     assert [path.name for path in tmp_path.iterdir() if path.name != "toy"] == (["run"] if there else [])

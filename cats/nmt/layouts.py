@@ -65,12 +65,17 @@ class Texts:
 
 @dataclass
 class Found:
-    """What a folder holds: {(language, language): {split: Texts}}, and what was not taken, one line each."""
+    """What a folder holds: {(language, language): {split: Texts}}, and what was not taken, one line each.
+
+    files: all that belong to the layout, taken or not.
+    """
 
     pairs: dict[tuple[str, str], dict[str, Texts]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    files: set[Path | None] = field(default_factory=set)
 
     def add(self, pair: tuple[str, str], split: str, texts: Texts) -> None:
+        self.files.update(texts.paths, [texts.meta])
         for code in pair:
             if not _CODE.fullmatch(code):
                 raise UserError(f"{texts.paths[0]}: {code!r} is no code of a language, such as en or zh_Hans")
@@ -105,12 +110,10 @@ def find(folder: Path, source: str) -> Found:
 
 def _strangers(folder: Path, found: Found) -> list[str]:
     """One line that tells of files in a folder that its layout has no place for, such as text of another layout."""
-    texts = [texts for splits in found.pairs.values() for texts in splits.values()]
-    known = {file for each in texts for file in (*each.paths, each.meta)}
     names = [
         file.name
         for file in sorted(folder.iterdir())
-        if file.is_file() and file not in known and not file.name.startswith((".", "README", "LICENSE", "COPYING"))
+        if file.is_file() and file not in found.files and not file.name.startswith((".", "README", "LICENSE", "COPYING"))
     ]
     shown = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
     return [f"{len(names)} file{'s' if len(names) > 1 else ''} not read: {shown}"] if names else []
