@@ -334,9 +334,9 @@ def _train(args: argparse.Namespace) -> None:
 
 def _configured(args: argparse.Namespace) -> Config:
     """The settings that `cats train` was given: --preset, --config, the options with names of their own, --set."""
-    from cats.nmt.config import apply_overrides, read_config, replace
+    from cats.nmt.config import apply_overrides, read_config, read_settings, replace
 
-    config = _base(args)
+    config = read_settings(args.preset, args.config)
     if args.init_from is not None:
         run = Path(args.init_from)
         if not (run / "config.toml").is_file():
@@ -351,14 +351,6 @@ def _configured(args: argparse.Namespace) -> Config:
         f"{setting}={getattr(args, name)}" for name, setting in SHORTHANDS.items() if getattr(args, name) is not None
     ]
     return apply_overrides(config, [*named, *(args.overrides or [])])
-
-
-def _base(args: argparse.Namespace) -> Config:
-    """The settings of --preset, and of --config upon them."""
-    from cats.nmt.config import Config, read_config, read_preset
-
-    config = Config() if args.preset is None else read_preset(args.preset)
-    return read_config(args.config, config) if args.config else config
 
 
 def _new_run(out: str | None, config: Config) -> Path:
@@ -689,11 +681,12 @@ def _prepare(args: argparse.Namespace) -> None:
     if packages := missing("nmt"):
         raise UserError(f"preparing needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
     from cats.nmt import prepare
+    from cats.nmt.config import read_settings
     from cats.nmt.train import load_corpus
 
     if args.processes < 0:
         raise UserError(f"--processes must be at least 0, not {args.processes}")
-    config, out = _corpus_config(args, _base(args)), Path(args.out)
+    config, out = _corpus_config(args, read_settings(args.preset, args.config)), Path(args.out)
     corpus = load_corpus(config)
     try:
         prepare.prepare(corpus, config, out, processes=args.processes)

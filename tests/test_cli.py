@@ -230,6 +230,19 @@ def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert (found.model.ffn, found.train.lr, found.train.steps, found.model.heads) == (1024, 1e-3, 9, 8)
 
 
+def test_prepared_with_the_settings_of_a_file(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The line that it prints is a command that works."""
+    (tmp_path / "mine.toml").write_text("[tokenizer]\nvocab_size = 70\nper_language = true\n")
+    given = ["--preset", "tiny", "--config", str(tmp_path / "mine.toml"), "--set", "model.max_length=50"]
+    out = tmp_path / "prepared"
+    assert cli.main(["data", "prepare", str(trained / "toy"), "--out", str(out), "--processes", "1", *given]) == 0
+    line = capfd.readouterr().out.splitlines()[-1]
+    assert line == f"Train on it: cats train --data {out} {' '.join(given)}"
+    small = ["--quiet", "--steps", "2", "--set", "model.d_model=32", "--out", str(tmp_path / "run")]
+    assert cli.main([*line.partition("cats ")[2].split(), *small]) == 0
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["steps"] == 2
+
+
 def test_an_existing_directory_is_left_alone(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     toy, run = trained / "toy", trained / "run"
     before = sorted(path.name for path in run.rglob("*"))
@@ -541,6 +554,7 @@ def test_export(
     assert cli.main(["translate", str(out), "--to", "az", "--from", "en", "--input", source]) == 0
     assert capfd.readouterr() == ((run / "hyp" / "test.az.txt").read_text(encoding="utf-8"), "")
     assert export.tasks(out) == ["az", "be"]
+    assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be trained further")
     shutil.rmtree(run)  # the folder stands alone; with the corpus it can be scored too
     assert evaluate.evaluate(out)["languages"].keys() == {"az", "be"}
 

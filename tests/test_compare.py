@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("sacrebleu")
 
 from cats.nmt import compare, data
-from cats.nmt.config import read_config, to_toml
+from cats.nmt.config import apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError
 
 LINES = [f"line number {word}" for word in ("one", "two", "three", "four", "five", "six")]
@@ -61,6 +61,22 @@ def test_the_plan_compares_like_with_like(tmp_path):
     assert ted["cats"].sampling == ted["uniform"].sampling == ted["tokens"].sampling  # weightings share one sampler
     assert ted["T=5"].sampling.temperature == 5
     assert len({(c.model, c.train, c.tokenizer, c.data, c.sampling.batch_tokens) for c in ted.values()}) == 1
+
+
+def test_all_start_from_a_preset_and_a_file(tmp_path):
+    (tmp_path / "mine.toml").write_text("[train]\nsteps = 9\nlr = 7e-4\n")
+    words = [
+        "--out",
+        str(tmp_path),
+        "--preset",
+        "ted",
+        "--config",
+        str(tmp_path / "mine.toml"),
+        "--set",
+        "train.lr=1e-4",
+    ]
+    for run in compare.plan(arguments(*words, "--data", str(tmp_path))):
+        assert (run.config.model.norm, run.config.train.steps, run.config.train.lr) == ("scalenorm", 9, 1e-4)
 
 
 def test_a_variant_is_cats_with_other_settings(tmp_path):
@@ -122,6 +138,20 @@ def finished(corpus: Path, tmp_path: Path) -> list[compare.Run]:
         score = {id(LINES): 100.0, id(wrong): 0.0}
         finish(run, {"xa": xa, "xb": xb}, {"xa": score[id(xa)], "xb": score[id(xb)]})
     return runs
+
+
+def test_middle_groups_are_in_the_tables(finished):
+    for run in finished:  # the same runs, as another configuration groups them
+        config = apply_overrides(run.config, ["evaluate.lores_below=5", "evaluate.hires_from=1000"])
+        object.__setattr__(run, "config", config)
+        scores = json.loads((run.path / "scores.json").read_text())
+        for groups in scores["groups"], scores["lookup"]["groups"]:
+            groups["midres"] = groups.pop("hires")
+        (run.path / "scores.json").write_text(json.dumps(scores))
+    summary = compare.summarise(finished)
+    assert summary["sets"]["toy"]["groups"] == {"lores": ["xb"], "midres": ["xa"]}
+    assert summary["regret"]["T=5"]["where"] == "toy midres"
+    assert "| method | All NLL | LoRes NLL | MidRes NLL | All chrF |" in compare.report(summary)
 
 
 def test_regret_is_against_the_best_temperature_of_each_group(finished):

@@ -344,7 +344,9 @@ def test_validation_nll_is_that_of_training(folder: Path) -> None:
         assert scores["languages"][name]["nll"] == pytest.approx(nll, rel=1e-5)  # float32 sums in another order
 
 
-def test_zero_shot_directions_and_long_training_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_shot_directions_and_long_training_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = folder / "run"
     before = evaluate.evaluate(run)
     load = evaluate.load_run
@@ -356,7 +358,14 @@ def test_zero_shot_directions_and_long_training_text(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(evaluate, "load_run", with_more)
     monkeypatch.setattr(evaluate, "LOOKUP_PAIRS", 30)
+    monkeypatch.setitem(evaluate.TOKENIZERS, "xa", ("ja-mecab", "13a"))
+    monkeypatch.setattr(evaluate, "bleu_tokenizer", lambda language: "13a")
+    capsys.readouterr()
     scores = evaluate.evaluate(run)
+    assert capsys.readouterr().err.splitlines() == [
+        "xa-xz: not scored, the model has no tag or pieces for them",
+        "xa: BLEU counts characters as words, for want of ja-mecab; install it with: pip install 'sacrebleu[ja]'",
+    ]
     assert list(scores["zero_shot"]) == ["xa-xb"]  # nothing was trained to translate into xz
     cell = scores["zero_shot"]["xa-xb"]
     hypotheses = read_lines(run / "hyp" / "test.xa-xb.txt")

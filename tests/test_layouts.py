@@ -29,6 +29,17 @@ def fails(folder: Path, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_files_of_no_use_are_told(tmp_path):
+    for name in "train.en-az.en", "train.en-az.az", "README.md":
+        put(tmp_path / name, "a")
+    known = load(tmp_path).notices
+    put(tmp_path / "notes.txt", "b")
+    assert set(load(tmp_path).notices) - set(known) == {"1 file not read: notes.txt"}
+    for name in "train.tsv", "train.ru", "b.gz", "c.gz", "d.gz":
+        put(tmp_path / name, "b")
+    assert "6 files not read: b.gz, c.gz, d.gz, notes.txt, train.ru, .." in load(tmp_path).notices
+
+
 @pytest.mark.parametrize("middle", [".orig", ""])
 @pytest.mark.parametrize("below", ["", "ted"])
 def test_ted_8(tmp_path, middle, below):

@@ -22,7 +22,7 @@ import numpy as np
 
 from cats.nmt import data
 from cats.nmt.bootstrap import cluster_counts, resampled_chrf
-from cats.nmt.config import Config, apply_overrides, read_config, to_toml
+from cats.nmt.config import Config, apply_overrides, read_config, read_settings, to_toml
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, read_output
 from cats.nmt.groups import groups as groups_of
@@ -84,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="default: runs/compare")
+    parser.add_argument("--preset", metavar="NAME", help="settings that all start from; cats train --help: which")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; they win over the preset's")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every run"
     )
@@ -127,6 +129,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
         given = getattr(args, option)
         if len(set(given)) < len(given):
             raise UserError(f"--{option} {' '.join(map(str, given))}: one is given twice")
+    base = read_settings(args.preset, args.config)
     if args.jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {args.jobs}")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
@@ -140,7 +143,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
             seed,
             args.out / name / f"{method}-seed{seed}",
             apply_overrides(
-                Config(),
+                base,
                 [*settings, f"train.threads={threads}", f"train.seed={seed}", *args.overrides, *methods[method]],
             ),
         )

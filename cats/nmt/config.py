@@ -356,6 +356,16 @@ def read_preset(name: str) -> Config:
     return read_config(known[name])
 
 
+def read_settings(preset: str | None, path: Path | str | None) -> Config:
+    """The settings of a preset, or the defaults, and upon them those of a TOML file, if there is one.
+
+    Raises:
+        UserError: as `read_preset` and `read_config`.
+    """
+    config = Config() if preset is None else read_preset(preset)
+    return read_config(path, config) if path else config
+
+
 def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
     """A copy of ``config`` with other values for some settings, given as ``{"section.key": value}``.
 

@@ -219,9 +219,14 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         if unknown:
             print(f"{', '.join(unknown)}: not scored, the model has no tag or pieces for them", file=sys.stderr)
         for task in tested:
-            if bleu_tokenizer(task.target) != (best := _tokenizers(task.target)[0]):
-                how = f"{best} is missing; install it with: pip install 'sacrebleu[{best.partition('-')[0]}]'"
-                print(f"{task.name}: BLEU counts characters as words, because {how}", file=sys.stderr)
+            best = _tokenizers(task.target)[0]
+            if bleu_tokenizer(task.target) != best:
+                extra = best.partition("-")[0]
+                print(
+                    f"{task.name}: BLEU counts characters as words, for want of {best}; "
+                    f"install it with: pip install 'sacrebleu[{extra}]'",
+                    file=sys.stderr,
+                )
     set_threads(config)
     known = identifier(corpus)
     folder = run / ("hyp" if checkpoint == "best" else f"hyp-{checkpoint}")

@@ -113,7 +113,9 @@ def _strangers(folder: Path, found: Found) -> list[str]:
     names = [
         file.name
         for file in sorted(folder.iterdir())
-        if file.is_file() and file not in found.files and not file.name.startswith((".", "README", "LICENSE", "COPYING"))
+        if file.is_file()
+        and file not in found.files
+        and not file.name.startswith((".", "README", "LICENSE", "COPYING"))
     ]
     shown = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
     return [f"{len(names)} file{'s' if len(names) > 1 else ''} not read: {shown}"] if names else []
