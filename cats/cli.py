@@ -54,6 +54,7 @@ examples:
   cats train --config runs/NAME/config.toml         the same run again
   cats train --resume runs/NAME                     go on after Ctrl-C or a crash, bit for bit
   cats train --init-from runs/NAME --data more      fine-tune the best model of a run
+  torchrun --nproc-per-node 8 -m cats train ..      with 8 processes, one for each GPU
 """
 
 SETTINGS_HELP = """\

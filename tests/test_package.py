@@ -98,7 +98,7 @@ def test_import_brings_in_torch_and_nothing_heavier(root: Path) -> None:
     assert "cats.nmt" not in run_python("import sys, cats; print(*sys.modules)", root).split()
 
 
-# ---- who may import whom: nmt -> optim -> weighting, gradients -> ops -> native, cuda, kernels -> reference, table
+# ---- who may import whom: nmt -> optim -> weighting, distributed -> gradients -> ops -> native, cuda, kernels -> reference, table
 
 LEVEL = {
     "_build": 0,
@@ -111,11 +111,12 @@ LEVEL = {
     "ops": 3,
     "gradients": 4,
     "weighting": 4,
-    "optim": 5,
-    "info": 6,
-    "nmt": 6,
-    "cli": 7,
-    "__main__": 8,
+    "distributed": 5,
+    "optim": 6,
+    "info": 7,
+    "nmt": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 PUBLIC = {"", "CATS", "MultiTask", "NonFiniteError", "ops", "weighting", "__version__"}  # "" is cats itself
 
