@@ -62,7 +62,8 @@ settings for --set and --config, with their defaults:
 {settings}
 
 The run directory holds config.toml, tokenizer.model, checkpoints/, metrics.jsonl, scores.json, scores.csv, report.md,
-loss.png, alpha.png and hyp/. Exit status: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C.
+loss.png, alpha.png, hyp/ and, where TensorBoard is installed, tensorboard/. train.steps counts from the first update,
+also after --resume. Exit status: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C.
 """
 
 EVALUATE_HELP = """\
@@ -279,7 +280,6 @@ def _train_arguments(parser: Parser) -> None:
     _settings_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
-    parser.add_argument("--init-from", metavar="RUN", help="start from the best model of a run, and with its shape")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.epilog = SETTINGS_HELP.format(settings=describe())
 
@@ -292,6 +292,7 @@ def _settings_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings; options given beside it win")
     parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
+    parser.add_argument("--init-from", metavar="RUN", help="start from the best model of a run, and with its shape")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -335,23 +336,31 @@ def _train(args: argparse.Namespace) -> None:
 
 def _configured(args: argparse.Namespace) -> Config:
     """The settings that `cats train` was given: --preset, --config, the options with names of their own, --set."""
-    from cats.nmt.config import apply_overrides, read_config, read_settings, replace
+    from cats.nmt.config import apply_overrides, replace
 
-    config = read_settings(args.preset, args.config)
-    if args.init_from is not None:
-        run = Path(args.init_from)
-        if not (run / "config.toml").is_file():
-            raise UserError(f"{run} is no run directory: it holds no config.toml")
-        if not args.config and args.preset is None:
-            there = read_config(run / "config.toml")
-            config = dataclasses.replace(config, model=there.model, tokenizer=there.tokenizer)
-        config = replace(config, {"train.init_from": args.init_from})
+    config = _base(args)
     if args.data is not None:
         config = replace(config, {"data.path": args.data})
     named = [
         f"{setting}={getattr(args, name)}" for name, setting in SHORTHANDS.items() if getattr(args, name) is not None
     ]
     return apply_overrides(config, [*named, *(args.overrides or [])])
+
+
+def _base(args: argparse.Namespace) -> Config:
+    """The settings of --preset and --config, or else the shape of --init-from."""
+    from cats.nmt.config import read_config, read_settings, replace
+
+    config = read_settings(args.preset, args.config)
+    if args.init_from is None:
+        return config
+    run = Path(args.init_from)
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{run} is no run directory: it holds no config.toml")
+    if not args.config and args.preset is None:
+        there = read_config(run / "config.toml")
+        config = dataclasses.replace(config, model=there.model, tokenizer=there.tokenizer)
+    return replace(config, {"train.init_from": args.init_from})
 
 
 def _new_run(out: str | None, config: Config) -> Path:
@@ -391,9 +400,9 @@ def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> dict
     if split == "test" and (run / "scores.json").exists():
         report.write(run)
         if not quiet and checkpoint == "best":
-            languages = load_tokenizer(run, read_config(run / "config.toml")).languages
-            target = _languages(next(iter(scores["languages"])), languages)[1]
-            print(f"\n{run}: report.md, loss.png, alpha.png, scores.json\nTry it: cats translate {run} --to {target}")
+            tokenizer = load_tokenizer(run, read_config(run / "config.toml"))
+            print(f"\n{run}: report.md, loss.png, alpha.png, scores.json")
+            print(f"Try it: cats translate {run} {_direction(list(scores['languages']), tokenizer)}")
     return scores
 
 
@@ -464,10 +473,12 @@ def _translate(args: argparse.Namespace) -> None:
     if args.nbest is not None and args.nbest < 1:
         raise UserError(f"--nbest must be at least 1, not {args.nbest}")
     config, tokenizer, model, _ = load_model(Path(args.run), args.checkpoint)
-    if args.to not in tokenizer.languages:
-        known = ", ".join(tokenizer.languages)
-        raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, tokenizer.languages)}: {known}")
-    from_ = _source_language(args.run, args.source, args.to, export.tasks(Path(args.run)), tokenizer)
+    tasks = export.tasks(Path(args.run))
+    targets = _targets(tasks, tokenizer)
+    if args.to not in targets:
+        known = ", ".join(targets)
+        raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, targets)}: {known}")
+    from_ = _source_language(args.run, args.source, args.to, tasks, tokenizer)
     names = [name for name in vars(args) if f"decode.{name}" in TYPES and getattr(args, name) is not None]
     given = [f"decode.{name}={getattr(args, name)}" for name in names]
     if "sample" not in names and {"beam", "penalty", "length_penalty"}.intersection(names):
@@ -531,7 +542,7 @@ def _source_language(run: str, source: str | None, target: str, tasks: list[str]
     pairs = [_languages(name, tokenizer.languages) for name in tasks]
     known = list(dict.fromkeys(first for first, _ in pairs))
     if source is not None:
-        source = ENGLISH[0] if source in ENGLISH else source
+        source = ENGLISH[0] if source in ENGLISH and source not in known else source
         if known and source not in known:
             raise UserError(f"{run} does not translate from '{source}'{nearest(source, known)}: {', '.join(known)}")
         if known and (source, target) not in pairs:
@@ -543,6 +554,21 @@ def _source_language(run: str, source: str | None, target: str, tasks: list[str]
         source = fitting[0]
     names = ENGLISH if source == ENGLISH[0] else (source,)
     return next((name for name in names if tokenizer.translates(name, target)), source)
+
+
+def _targets(tasks: list[str], tokenizer: Tokenizer) -> list[str]:
+    """The languages that a run translates into; where sources are tagged, a tag alone does not tell."""
+    if not tasks or tokenizer.tags.of == "target":
+        return tokenizer.languages
+    return list(dict.fromkeys(_languages(name, tokenizer.languages)[1] for name in tasks))
+
+
+def _direction(tasks: list[str], tokenizer: Tokenizer) -> str:
+    """The options with which `cats translate` takes the first task's direction."""
+    pairs = [_languages(name, tokenizer.languages) for name in tasks] or [("", tokenizer.languages[0])]
+    source, target = pairs[0]
+    several = tokenizer.needs_source and len([first for first, second in pairs if second == target]) > 1
+    return f"--from {source} --to {target}" if several else f"--to {target}"
 
 
 def _asked(prompt: str) -> Iterator[str]:
@@ -681,16 +707,16 @@ def _prepare(args: argparse.Namespace) -> None:
 
     if packages := missing("nmt"):
         raise UserError(f"preparing needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
-    from cats.nmt import prepare
-    from cats.nmt.config import read_settings
+    from cats.nmt import prepare, warmstart
     from cats.nmt.train import load_corpus
 
     if args.processes < 0:
         raise UserError(f"--processes must be at least 0, not {args.processes}")
-    config, out = _corpus_config(args, read_settings(args.preset, args.config)), Path(args.out)
+    config, out = _corpus_config(args, _base(args)), Path(args.out)
     corpus = load_corpus(config)
     try:
-        prepare.prepare(corpus, config, out, processes=args.processes)
+        tokenizer = warmstart.tokenizer(corpus, config)
+        prepare.prepare(corpus, config, out, tokenizer=tokenizer, processes=args.processes)
     except KeyboardInterrupt:
         print("cats: stopped; the same command goes on from here", file=sys.stderr)
         raise
@@ -700,7 +726,8 @@ def _prepare(args: argparse.Namespace) -> None:
         print(f"{task}: {len(shard):,} pairs, {len(shard.tokens):,} tokens{reasons}")
     for notice in corpus.notices:
         print(notice)
-    given = "".join(f" --{name} {getattr(args, name)}" for name in ("preset", "config") if getattr(args, name))
+    names = [name for name in ("preset", "config", "init_from") if getattr(args, name)]
+    given = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
     given += "".join(f" --set {override}" for override in args.overrides or [])
     print(f"Train on it: cats train --data {out}{given}")
 
@@ -745,7 +772,7 @@ def _export(args: argparse.Namespace) -> None:
     digest = str(state.get("digest", ""))
     export.write(out, config, tokenizer, model, digest=digest, tasks=export.tasks(run))
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    print(f"Try it: cats translate {out} --to {tokenizer.languages[0]}")
+    print(f"Try it: cats translate {out} {_direction(export.tasks(out), tokenizer)}")
 
 
 def _significance_arguments(parser: Parser) -> None:
@@ -764,6 +791,9 @@ def _significance(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise UserError(f"--seed must be at least 0, not {args.seed}")
     rows = significance.compare(Path(args.first), Path(args.second), args.seed)
+    lone = sorted({*significance.scored(Path(args.first))} ^ {*significance.scored(Path(args.second))})
+    if lone:
+        print(f"cats: left out, tasks of one run only: {', '.join(lone)}", file=sys.stderr)
     if args.out:
         found = {"first": args.first, "second": args.second, "seed": args.seed, "tests": rows}
         atomic_write(args.out, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -83,7 +83,8 @@ class MultiTask(Optimizer):
     the count of all processes, times their number. The model must be the module itself, not wrapped in
     DistributedDataParallel, and every process must call backward() equally often; one without sentences passes no
     losses, ``backward({})``. What needs more than one all-reduce of gradients per call is refused: weightings that need
-    the Gram matrix, and ``cross_batch``.
+    the Gram matrix, and ``cross_batch``; the tasks' squared norms are nan. backward() then waits for the device, and
+    what stands in ``p.grad`` by other ways is not averaged.
 
     Only the base optimizer's parameters receive gradients, and where per-task gradients are formed these are written to
     ``p.grad`` directly: post-accumulate-grad hooks do not see them. step() reads one small tensor back to the host
@@ -305,6 +306,7 @@ class MultiTask(Optimizer):
         finite, losses, dots, sqnorms = self._read(cycle)
         tasks = list(cycle.losses)
         cycle.rows.clear()  # K gradients that the base optimizer's step needs no more
+        cycle.combined = None
         if not finite:
             self._skip(cycle)
             return
@@ -333,7 +335,7 @@ class MultiTask(Optimizer):
         assert cycle.largest is not None
         verdict = cycle.largest if found_inf is None else torch.where(found_inf > 0, math.inf, cycle.largest)
         if distributed.processes() > 1:
-            return self._read_over_processes(cycle, verdict)
+            return self._read_over_processes(cycle, verdict.to(cycle.params[0].device))
         nothing = verdict.new_empty(0)
         parts = [
             torch.stack(list(cycle.losses.values())),
@@ -365,6 +367,8 @@ class MultiTask(Optimizer):
         local[0, -1] = verdict
         host = distributed.total(local).cpu()
         tasks = host[2].nonzero()[:, 0].tolist()
+        if not tasks:
+            raise ValueError("backward() needs the loss of at least one task, from one process at least")
         losses, dots = host[:2, tasks] / distributed.processes()
         sqnorms = torch.full_like(dots, math.nan)
         cycle.losses = dict(zip(tasks, losses, strict=True))
@@ -412,8 +416,9 @@ class MultiTask(Optimizer):
 
         ``step``, ``task_gradient_steps``: steps taken, and how many of them with per-task gradients. ``skipped``,
         ``nonfinite_in_a_row``: steps not taken. ``losses`` {task: L_n} of the last step. ``dots`` {task: <g_n, ḡ>},
-        ``sqnorms`` {task: ‖g_n‖²} and ``sqnorm`` = Σ w_n <g_n, ḡ> (that is ‖ḡ‖² over the shared parameters, or its
-        cross-batch estimate) of the last step with per-task gradients. Gradients are unscaled and unclipped.
+        ``sqnorms`` {task: ‖g_n‖²} (nan with several processes) and ``sqnorm`` = Σ w_n <g_n, ḡ> (that is ‖ḡ‖² over the
+        shared parameters, or its cross-batch estimate) of the last step with per-task gradients. Gradients are unscaled
+        and unclipped.
         """
         return {**self._counts, **{k: dict(v) if isinstance(v, dict) else v for k, v in self._last.items()}}
 

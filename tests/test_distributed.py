@@ -128,22 +128,23 @@ def test_two_processes_are_one(found: list[dict[str, Any]], how: str, calls: int
 
 
 def mixed(rank: int) -> dict[str, Any]:
-    """bfloat16 beside float32, and a loss that is not finite on one process."""
+    """bfloat16 beside float32, and a loss that is not finite on one process, with one gradient or one for each task."""
     torch.manual_seed(0)
     first, second = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2).bfloat16())
-    optimizer = cats.CATS(torch.optim.SGD([first, second], lr=0.1), TASKS[:1], inner_steps=1)
+    optimizer = cats.CATS(torch.optim.SGD([first, second], lr=0.1), TASKS[:1], inner_steps=2)
     before = first.detach().clone()
-    for factor in (math.nan if rank else 1.0), 1.0:
+    for factor in (math.nan if rank else 1.0), 1.0, (math.nan if rank else 1.0), 1.0:
         optimizer.zero_grad()
         optimizer.backward({"az": factor * ((rank + 1) * first.sum() + second.float().sum())})
         optimizer.step()
-    return {"moved": before - first.detach(), **optimizer.statistics}
+    return {"moved": before - first.detach(), "half": second.grad, **optimizer.statistics}
 
 
 def test_a_step_is_taken_by_all_or_none(found: list[dict[str, Any]]) -> None:
     for each in found:
-        assert each["mixed"]["skipped"] == 1 and each["mixed"]["step"] == 1
-        torch.testing.assert_close(each["mixed"]["moved"], torch.full((3,), 0.15))  # lr times the mean of 1 and 2
+        assert each["mixed"]["skipped"] == 2 and each["mixed"]["step"] == 2
+        torch.testing.assert_close(each["mixed"]["moved"], torch.full((3,), 0.3))  # twice lr times the mean of 1 and 2
+        assert each["mixed"]["half"].dtype == torch.bfloat16 and each["mixed"]["half"].tolist() == [1.0, 1.0]
 
 
 def refused(rank: int) -> dict[str, str]:

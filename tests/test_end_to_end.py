@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import contest, contest_rivals, end_to_end, gpu_training, pipeline
+from bench import contest, contest_rivals, end_to_end, gpu_training, pipeline, preparing
 from bench.contest import JOEY, JOEY_OWN, LOOP, MARIAN, OURS, Size
 from bench.rivals import Absent
 
@@ -176,6 +176,17 @@ def test_made_up_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert corpus.sizes == {"xa": 400, "xb": 400, "xc": 400}
     lengths = [len(source.split()) for task in corpus.tasks for source, _ in task.train]
     assert 17 < sum(lengths) / len(lengths) < 21 and min(lengths) >= 2 and max(lengths) <= 80
+
+
+def test_memory_of_preparing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preparing, "BLOCK", 200)
+    assert preparing.main(["--pairs", "300", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.iterdir()
+    (size,) = json.loads(file.read_text())["sizes"]
+    assert size["pairs"] == 300 and 50 < size["peak_mib"] < 5000 and size["seconds"] > 0
+    assert f"|   300 |         0 | {size['seconds']:>3.0f} |" in capsys.readouterr().out
 
 
 def test_idle_share() -> None:

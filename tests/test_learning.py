@@ -42,6 +42,11 @@ GOLDEN = [
     1.5316,
 ]
 
+GOLDEN_BUILT_IN = [
+    *(7.7713, 7.5493, 7.6025, 7.7524, 7.6696, 7.3671, 7.4559, 7.1969, 7.0818, 6.9862),
+    *(7.1291, 6.8054, 7.1773, 6.8034, 6.4345, 6.4112, 6.3745, 6.8770, 6.8464, 6.3040),
+]
+
 
 CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
     "xa": lambda words: words,
@@ -50,19 +55,21 @@ CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
 }
 
 
-def write(folder: Path, languages: str, pairs: int) -> Path:
+def write(folder: Path, **pairs: int) -> Path:
     """A corpus whose languages have the same sources of four words: xa copies, xb reverses, xc shifts them.
 
-    ``pairs`` to train on and 20 to test on; the first 20 of the former to validate on.
+    ``pairs`` of each to train on and 20 to test on; the first 20 of the former to validate on.
     """
-    rng = random.Random(1)
-    rows = [[rng.choice(WORDS) for _ in range(4)] for _ in range(pairs + 20)]
+    rng, most = random.Random(1), max(pairs.values())
+    rows = [[rng.choice(WORDS) for _ in range(4)] for _ in range(most + 20)]
 
     def split(name: str, part: slice) -> data.Split:
         return data.Split([" ".join(row) for row in rows[part]], [" ".join(CHANGES[name](row)) for row in rows[part]])
 
-    parts = slice(pairs), slice(min(pairs, 20)), slice(pairs, None)
-    tasks = [data.Task(name, "en", name, *(split(name, part) for part in parts)) for name in languages.split()]
+    tasks = [
+        data.Task(name, "en", name, *(split(name, part) for part in (slice(n), slice(min(n, 20)), slice(most, None))))
+        for name, n in pairs.items()
+    ]
     data.write(data.Corpus("toy", tasks), folder)
     return folder
 
@@ -70,7 +77,7 @@ def write(folder: Path, languages: str, pairs: int) -> Path:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """32 pairs of two languages."""
-    return write(tmp_path / "toy", "xa xb", 16)
+    return write(tmp_path / "toy", xa=16, xb=16)
 
 
 def settings(corpus: Path, *more: str) -> Config:
@@ -116,9 +123,29 @@ def test_a_few_pairs_are_learnt_by_heart(corpus, tmp_path, seed):
 @pytest.mark.slow
 def test_the_tag_selects_what_is_done(tmp_path):
     """Copying, reversing and shifting lines never seen: that takes working tags, positions, masks and cache."""
-    corpus = write(tmp_path / "toy", "xa xb xc", 400)
+    corpus = write(tmp_path / "toy", xa=400, xb=400, xc=400)
     run = ["steps=1200", "lr=3e-3", "warmup=60", "schedule=cosine", "label_smoothing=0", "validate_every=1200"]
     wide = ["model.d_model=64", "model.ffn=128", "model.encoder_layers=2", "model.decoder_layers=2"]
     batch = ["sampling.batch_tokens=600", "method.name=static"]
     train(settings(corpus, *wide, *batch, *(f"train.{setting}" for setting in run)), tmp_path / "run", quiet=True)
     assert min(right(tmp_path / "run", "test").values()) >= 0.9
+
+
+@pytest.mark.slow
+def test_a_task_of_twenty_sentences_beside_two_of_a_thousand(tmp_path):
+    """With CATS the large ones are learnt, and the small one, at least by heart."""
+    corpus = write(tmp_path / "toy", xa=1000, xb=1000, xc=20)
+    run = ["steps=1200", "lr=3e-3", "warmup=60", "schedule=cosine", "label_smoothing=0", "validate_every=1200"]
+    wide = ["model.d_model=64", "model.ffn=128", "model.encoder_layers=2", "model.decoder_layers=2"]
+    batch = ["sampling.batch_tokens=600", "method.name=cats"]
+    train(settings(corpus, *wide, *batch, *(f"train.{setting}" for setting in run)), tmp_path / "run", quiet=True)
+    found = right(tmp_path / "run", "test")
+    assert min(found["xa"], found["xb"]) >= 0.9 and right(tmp_path / "run", "train")["xc"] >= 0.9
+
+
+def test_the_golden_curve_of_the_built_in_corpus(tmp_path):
+    """The first updates of `cats train` without options."""
+    pytest.importorskip("babel")
+    few = ["train.steps=20", "train.log_every=1", "train.validate_every=20", "data.valid_pairs=1"]
+    train(apply_overrides(Config(), few), tmp_path / "run", quiet=True)
+    assert curve(tmp_path / "run") == pytest.approx(GOLDEN_BUILT_IN, rel=1e-3)

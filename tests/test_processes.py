@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import torch
 from test_train import assert_same, final_state, metrics, settings, split
 from torch import distributed as dist
 
-from cats.nmt import data, processes
+from cats.nmt import checkpoint, data, processes
 from cats.nmt.config import Config
 from cats.nmt.errors import UserError
 from cats.nmt.train import Trainer, train
@@ -74,8 +77,11 @@ def work(rank: int, folder: Path) -> None:
         trainer.optimizer.weighting.load_state_dict(
             {**trainer.optimizer.weighting.state_dict(), "a": torch.tensor([0.0, 1e-9], dtype=torch.float64)}
         )
-    with pytest.raises(UserError, match="do not have the same weights"):
+    with pytest.raises(UserError, match="no longer have the same model or task weights"):
         trainer.log()
+    for more in ["method.cross_batch=true"], [f"train.seed={rank}"]:
+        with pytest.raises(UserError, match="one process only" if "cross" in more[0] else "different text or settings"):
+            Trainer(settings(corpus, *more), folder / "two" / "refused", resume=False, quiet=True)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -132,15 +138,53 @@ def test_alone_there_is_nothing_to_agree_on() -> None:
         assert processes.count() == 1
 
 
+def test_more_processes_go_on_with_what_fewer_have_left(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "two" / "parts", tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
+    state["since_log"] = [{"xa": [1.0, 2.0]}, {"xa": [3.0, 4.0], "xb": [5.0, 6.0]}]
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
+    trainer = Trainer(configured(folder / "toy", "parts"), tmp_path / "run", resume=True, quiet=True)
+    assert trainer.since_log == {"xa": [4.0, 6.0], "xb": [5.0, 6.0]}
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({}, "torchrun, which sets RANK, MASTER_ADDR, MASTER_PORT too"),
+        ({"RANK": "7", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "the processes do not find one another: "),
+    ],
+)
+def test_processes_that_torchrun_did_not_start(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in processes._TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message), processes.joined():
+        pass
+
+
 @pytest.mark.slow
 def test_torchrun(folder: Path, tmp_path: Path) -> None:
-    """From the command line: one table, one run directory, no word twice; Ctrl-C saves, and the run goes on."""
-    (tmp_path / "config.toml").write_text("[train]\nthreads = 1\n")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cats"]
+    """From the command line: Ctrl-C saves, and the run goes on; one table, one run directory, no word twice."""
+    (tmp_path / "config.toml").write_text("[train]\nthreads = 1\nlog_every = 100\nvalidate_every = 1000\n")
+    cats = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cats"]
     small = [f"--set={part}" for part in ("model.d_model=32", "model.ffn=32", "tokenizer.vocab_size=60")]
-    command = [*torchrun, "train", "--data", str(folder / "toy"), "--config", "config.toml", "--steps", "30", *small]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    command = [*cats, "train", "--data", str(folder / "toy"), "--config", "config.toml", "--steps", "300", *small]
+    options: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}}
+    run = tmp_path / "runs" / "toy-cats-seed1"
+    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
+        assert begun.poll() is None
+        time.sleep(0.1)
+    begun.send_signal(signal.SIGINT)
+    said = begun.communicate(timeout=120)[1]
+    assert begun.returncode != 0 and said.count("cats: stopped after update 1") == 1, said
+    step = checkpoint.load(run / "checkpoints" / "last.pt")["step"]
+    assert 100 <= step < 300
+    command = [*cats, "train", "--resume", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| xa ") == 1 and [run.name for run in (tmp_path / "runs").iterdir()] == ["toy-cats-seed1"]
-    assert done.stderr.count("update 30 of 30") == 1
+    assert done.stdout.count("| xa ") == 1 and [each.name for each in (tmp_path / "runs").iterdir()] == [run.name]
+    assert done.stderr.count("update 300 of 300") == 1

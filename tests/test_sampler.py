@@ -49,6 +49,27 @@ def test_sentences_come_in_proportion_to_the_shares(temperature):
         assert counts[task] == pytest.approx(share * total, abs=2 * sampler.buckets + 0.01 * total)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "published"),
+    [
+        (1.0, [0.006, 0.008, 0.013, 0.081, 0.136, 0.239, 0.243, 0.274]),
+        (5.0, [0.076, 0.080, 0.089, 0.128, 0.142, 0.160, 0.160, 0.164]),
+        (100.0, [1 / 8] * 8),
+    ],
+)
+def test_draws_against_the_published_probabilities(temperature, published):
+    """Chi-square, 7 degrees of freedom: above 24.3 once in a thousand. (Credits make draws less random than that.)"""
+    sizes = {task: size // 10 for task, size in TED.items()}
+    sampler = Sampler(lengths(sizes), mixture=Mixture(temperature), batch_tokens=400, seed=5)
+    counts = dict.fromkeys(sizes, 0)
+    for step in range(300):
+        for task, rows in sampler.batch(step).items():
+            counts[task] += len(rows)
+    found = np.array(list(counts.values()))
+    expected = found.sum() * np.array(published) / sum(published)
+    assert found.sum() > 5000 and ((found - expected) ** 2 / expected).sum() < 24.3
+
+
 def test_budget_is_met_on_average():
     pairs = lengths({"a": 300, "b": 300})
     sampler = Sampler(pairs, mixture=Mixture(1.0), batch_tokens=500, seed=0)

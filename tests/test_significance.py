@@ -156,14 +156,27 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((tmp_path / "found.json").read_text())["tests"] == list(rows.values())
 
 
+def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references = text(40, 9)
+    good, bad = worse(references, 0.1, 10), worse(references, 0.5, 11)
+    a = write_run(tmp_path / "a", {"az": bad, "be": good}, references)
+    b = write_run(tmp_path / "b", {"az": good}, references)
+    rows = compare(a, b)
+    assert [(row["name"], row["metric"]) for row in rows] == [(n, m) for m in ("BLEU", "chrF") for n in ("az", "All")]
+    assert rows[0]["difference"] == rows[1]["difference"] > 10
+    assert cli.main(["significance", str(a), str(b)]) == 0
+    assert capsys.readouterr().err == "cats: left out, tasks of one run only: be\n"
+
+
 def other_references(a: Path, b: Path) -> None:
     (b / "hyp" / "test.az.ref").write_text("other\n" * 5)
 
 
 def fewer_tasks(a: Path, b: Path) -> None:
-    scores = json.loads((b / "scores.json").read_text())
-    del scores["languages"]["be"]
-    (b / "scores.json").write_text(json.dumps(scores))
+    for run, name in (a, "az"), (b, "be"):
+        scores = json.loads((run / "scores.json").read_text())
+        del scores["languages"][name]
+        (run / "scores.json").write_text(json.dumps(scores))
 
 
 def cut_short(a: Path, b: Path) -> None:
@@ -174,7 +187,7 @@ def cut_short(a: Path, b: Path) -> None:
     ("change", "message"),
     [
         (other_references, "the references of az in {a} and {b} differ: they cannot be compared"),
-        (fewer_tasks, "be is a task of one of {a} and {b} only: they cannot be compared"),
+        (fewer_tasks, "{a} and {b} have no task in common: they cannot be compared"),
         (cut_short, "{b}/hyp: the files of az have different line counts; again: cats evaluate {b}"),
         (
             lambda a, b: (b / "hyp" / "test.be.src").unlink(),

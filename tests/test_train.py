@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -15,8 +16,9 @@ import torch
 pytest.importorskip("sentencepiece")
 
 from cats.nmt import checkpoint, data
-from cats.nmt.config import Config, apply_overrides, read_config
+from cats.nmt.config import Config, apply_overrides, presets, read_config, read_preset
 from cats.nmt.errors import UserError
+from cats.nmt.sampler import Mixture
 from cats.nmt.train import Trainer, sole_trainer, train
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
@@ -400,7 +402,7 @@ def test_updates_do_not_wait_for_the_device(corpus, tmp_path, monkeypatch):
     trainer = Trainer(settings(corpus, "method.inner_steps=9"), tmp_path / "run", resume=False, quiet=True)
     trainer.update()
     read = []
-    for name in ("item", "__float__", "__int__"):
+    for name in ("item", "__float__", "__int__", "nonzero"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, call=original: read.append(call) or call(tensor))
     trainer.update()
@@ -409,3 +411,97 @@ def test_updates_do_not_wait_for_the_device(corpus, tmp_path, monkeypatch):
     record = trainer.log()
     assert set(record["losses"]) == {"xa", "xb"} and record["losses"]["xa"] > 0
     assert trainer.unread == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["sampling.ratios=[1,3]", "sampling.budget=padded"],
+        ["sampling.unimax_epochs=2", "data.max_ratio=3", "tokenizer.character_coverage=0.99"],
+        ["sampling.temperature=1", "sampling.temperature_end=5", "data.valid_pairs=5"],
+        ["sampling.tasks_per_update=1", "model.norm=rmsnorm", "model.embedding_norm=true", "train.schedule=noam"],
+        ["model.norm=scalenorm", "model.embeddings=separate", "tokenizer.source_tag=replace-eos"],
+        ["model.norm=layernorm-plain", "model.attention_dropout=0.1", "model.activation_dropout=0.1"],
+        ["train.schedule=constant", "train.warmup_start=1e-4", "train.clip=0", "tokenizer.target_tag=true"],
+    ],
+    ids=lambda more: more[0],
+)
+def test_every_option_trains_and_resumes_bit_for_bit(corpus, tmp_path, more):
+    config = settings(corpus, *more, "train.steps=8", "train.save_every=3", "train.validate_every=8", "train.lr=0.01")
+    train(config, tmp_path / "whole", quiet=True)
+    update = Trainer.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "update", lambda trainer: update(trainer) if trainer.step < 5 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / "parts", quiet=True)
+    train(config, tmp_path / "parts", resume=True, quiet=True)
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+    plain = settings(corpus, "train.steps=8", "train.validate_every=8", "train.lr=0.01")
+    train(plain, tmp_path / "plain", quiet=True)  # the options do something
+    ours, theirs = (metrics(tmp_path / name)[-2] for name in ("whole", "plain"))
+    assert all(map(math.isfinite, ours["losses"].values())) and ours["losses"] != theirs["losses"]
+
+
+def test_the_sampling_that_is_configured(corpus, tmp_path):
+    more = ["temperature=2", "temperature_end=7", "ratios=[1,3]", "unimax_epochs=4", "tasks_per_update=1"]
+    sampling = [f"sampling.{setting}" for setting in more]
+    late = ["train.pretrain=xa", "train.pretrain_steps=9", "train.steps=30", "data.valid_pairs=5"]
+    trainer = Trainer(settings(corpus, *sampling, *late), tmp_path / "run", resume=False, quiet=True)
+    assert trainer.sampler.mixture == Mixture(
+        temperature=2.0,
+        temperature_end=7.0,
+        ratios=(1.0, 3.0),
+        unimax_epochs=4.0,
+        steps=30,
+        pretrain=("xa",),
+        pretrain_steps=9,
+    )
+    assert trainer.sampler.drawn == 1 and not trainer.sampler.padded
+    assert {len(shard) for shard in trainer.validation.shards.values()} == {5}
+    with pytest.raises(UserError, match=r"sampling\.ratios has 3 numbers, the corpus 2 tasks \(xa, xb\)"):
+        Trainer(settings(corpus, "sampling.ratios=[1,2,3]"), tmp_path / "other", resume=False, quiet=True)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_trains(corpus, tmp_path, name):
+    """With less of everything that takes time: layers, widths, tokens and updates."""
+    less = ["d_model=16", "heads=2", "ffn=16", "encoder_layers=1", "decoder_layers=1"]
+    run = ["train.steps=2", "train.threads=1", "sampling.batch_tokens=120", "train.precision=fp32"]
+    small = [*(f"model.{setting}" for setting in less), *run, "tokenizer.vocab_size=60", f"data.path={corpus}"]
+    config = apply_overrides(read_preset(name), small)
+    train(config, tmp_path / "run", quiet=True)
+    (record,) = (each for each in metrics(tmp_path / "run") if "losses" in each)
+    assert all(map(math.isfinite, record["losses"].values())) and final_state(tmp_path / "run")["step"] == 2
+
+
+def test_a_language_of_one_sentence(corpus, tmp_path):
+    one = data.Split(["alpha bravo"], ["bravo alpha"])
+    tasks = [*data.load(corpus).tasks, data.Task("xc", "en", "xc", one, one, one)]
+    data.write(data.Corpus("three", tasks), tmp_path / "three")
+    for method in "cats", "static":
+        train(settings(tmp_path / "three", f"method.name={method}"), tmp_path / method, quiet=True)
+        assert "xc" in metrics(tmp_path / method)[-1]["valid"]["nll"]
+
+
+def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
+    """On a GPU, where memory may be short; it leaves no trace."""
+    trainer = Trainer(settings(corpus), tmp_path / "run", resume=False, quiet=True)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.rehearse()
+    assert_same(trainer.model.state_dict(), before)
+    assert trainer.unread == [] and all(p.grad is None for p in trainer.model.parameters())
+    largest = trainer.training.batch(trainer.sampler.largest())
+    usual = [trainer.training.batch(trainer.sampler.batch(step)) for step in range(50)]
+    assert largest.target_out.numel() >= max(batch.target_out.numel() for batch in usual)
+    train(settings(corpus), tmp_path / "plain", quiet=True)
+    trainer.run()
+    assert_same(final_state(tmp_path / "run"), final_state(tmp_path / "plain"))
+
+    def short(self: Trainer, whole: dict[str, Any]) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Trainer, "backward", short)
+    with pytest.raises(UserError, match=r"out of memory in the largest batch; lower sampling\.batch_tokens"):
+        trainer.rehearse()
+    with pytest.raises(UserError, match=r"out of memory in update 1; lower sampling\.batch_tokens"):
+        train(settings(corpus), tmp_path / "short", quiet=True)

@@ -28,12 +28,14 @@ from cats.nmt.files import atomic_write, read_output
 from cats.nmt.groups import groups as groups_of
 from cats.nmt.report import TITLES, new_figure, read_scores, save_figure
 
+_BY_TEMPERATURE_ALONE = ["sampling.temperature_end=0", "sampling.ratios=[]", "sampling.unimax_epochs=0"]
 # The temperatures are the usual baselines: plain token means over batches drawn at T. The weightings (tokens, uniform,
 # cats) share one sampler, the configuration's own; tokens is again the plain token mean, so it is one more temperature.
 METHODS: dict[str, list[str]] = {
-    "T=1": ["method.name=static", "method.weights=tokens", "sampling.temperature=1"],
-    "T=5": ["method.name=static", "method.weights=tokens", "sampling.temperature=5"],
-    "T=inf": ["method.name=static", "method.weights=tokens", "sampling.temperature=inf"],
+    **{
+        f"T={t}": ["method.name=static", "method.weights=tokens", f"sampling.temperature={t}", *_BY_TEMPERATURE_ALONE]
+        for t in ("1", "5", "inf")
+    },
     "tokens": ["method.name=static", "method.weights=tokens"],
     "uniform": ["method.name=static", "method.weights=uniform"],
     "cats": ["method.name=cats"],
@@ -85,7 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="default: runs/compare")
     parser.add_argument("--preset", metavar="NAME", help="settings that all start from; cats train --help: which")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; they win over the preset's")
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file of settings; they win over the preset's, a set's updates over them"
+    )
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every run"
     )
@@ -134,7 +138,9 @@ def plan(args: argparse.Namespace) -> list[Run]:
         raise UserError(f"--jobs must be at least 1, not {args.jobs}")
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     sets = (
-        {Path(args.data).resolve().name: [f"data.path={args.data}"]} if args.data else {s: SETS[s] for s in args.sets}
+        {Path(args.data).resolve().name: [f"data.path={args.data}"]}
+        if args.data
+        else {s: ["data.path=", *SETS[s]] for s in args.sets}
     )
     return [
         Run(

@@ -146,7 +146,7 @@ class Model:
     )
     max_length: int = setting(
         256,
-        "longest side of a pair in pieces; longer training pairs are dropped and counted",
+        "longest side of a pair in tokens, tag and end included; longer training pairs are dropped and counted",
         need=POSITIVE_COUNT,
     )
 

@@ -25,12 +25,16 @@ class Batch:
 
     source: (B, S) int64, such as ``[tag, pieces.., eos]``; target_in: (B, T) int64, ``[start, pieces..]``;
     target_out: (B, T) int64, ``[pieces.., eos]``; tokens: number of real (not padding) cells of target_out.
+    source_cells, target_cells: numbers of the real cells, counted row after row, int64, where the maker knows them:
+    finding them in tensors on a GPU is something that the host would wait for.
     """
 
     source: Tensor
     target_in: Tensor
     target_out: Tensor
     tokens: int
+    source_cells: Tensor | None = None
+    target_cells: Tensor | None = None
 
 
 def pad(rows: list[list[int]], pad_id: int, device: torch.device | str | None = None) -> Tensor:
@@ -71,9 +75,9 @@ class Packing:
     With many languages in a batch not both source and target lengths can be alike: a third of its cells are padding.
     """
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, index: Tensor | None = None) -> None:
         self.mask = mask
-        self.index = mask.flatten().nonzero().squeeze(1)
+        self.index = mask.flatten().nonzero().squeeze(1) if index is None else index
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, L, d) -> (N, d), N real cells."""
@@ -321,17 +325,23 @@ class Transformer(nn.Module):
     def _embed_target(self, ids: Tensor, start: int = 0) -> Tensor:
         return self._embed(ids, self.embedding, self.target_norm, start)
 
-    def _encode(self, source: Tensor) -> tuple[Tensor, Packing]:
-        rows = Packing(source != self.pad_id)
+    def _encode(self, source: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Packing]:
+        rows = Packing(source != self.pad_id, cells)
         x = rows.pack(self._embed(source, self.source_embedding or self.embedding, self.source_norm))
         for layer in self.encoder:
             x = self._layer(layer, x, rows)
         return self.encoder_norm(x), rows
 
-    def hidden(self, source: Tensor, target_in: Tensor) -> Tensor:
+    def hidden(
+        self,
+        source: Tensor,
+        target_in: Tensor,
+        source_cells: Tensor | None = None,
+        target_cells: Tensor | None = None,
+    ) -> Tensor:
         """Packed decoder states (N, d) before the output projection: the N real cells of target_in, row after row."""
-        memory, sources = self._encode(source)
-        rows = Packing(target_in != self.pad_id)
+        memory, sources = self._encode(source, source_cells)
+        rows = Packing(target_in != self.pad_id, target_cells)
         x = rows.pack(self._embed_target(target_in))
         for layer in self.decoder:
             x = self._layer(layer, x, rows, memory, sources)

@@ -123,7 +123,7 @@ def _trained(text: list[str], languages: list[str], config: Config) -> Tokenizer
 def _language_text(corpus: data.Corpus, language: str, most: int) -> list[str]:
     """All different training lines of a language; of more than `most` pairs in all, about so many, evenly taken."""
     tasks = [task for task in corpus.tasks if language in (task.source, task.target)]
-    step = max(1, sum(len(task.train) for task in tasks) // most)
+    step = max(1, math.ceil(sum(len(task.train) for task in tasks) / most))
     lines: set[str] = set()
     for task in tasks:
         side = int(task.target == language)
@@ -214,7 +214,8 @@ def prepare(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from error
+        other = "set CATS_CACHE to another" if cache_folder() in folder.parents else "choose another folder"
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); {other}") from error
     with locked(folder, lambda: print(f"{folder}: waiting for another process that prepares it", file=sys.stderr)):
         remove_strays(folder)
         begun = folder / "making.json"

@@ -13,22 +13,35 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
-LONGEST_WAIT = timedelta(hours=12)  # for the first one, which prepares a corpus or scores a run
+from cats.nmt.errors import UserError
+
+LONGEST_WAIT = timedelta(hours=3)  # for the first one, which prepares a corpus
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Joins the processes that torchrun started (environment variables RANK, WORLD_SIZE, LOCAL_RANK, ..)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    """Joins the processes that torchrun started, which it tells by environment variables.
+
+    Raises:
+        UserError: more processes on this machine than it has GPUs, or no way to one another.
+    """
+    if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield
         return
+    if missing := [name for name in _TORCHRUN if name not in os.environ]:
+        raise UserError(f"several processes are started by torchrun, which sets {', '.join(missing)} too")
+    gpus, place = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+        if place >= gpus:
+            raise UserError(f"process {place} has no GPU: there are {gpus}; give torchrun --nproc-per-node {gpus}")
+        torch.cuda.set_device(place)
     try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes do not find one another: {str(error).partition(chr(10))[0]}") from error
+    yield
+    dist.destroy_process_group()  # not after an error, which the others may not have: it could wait for them
 
 
 def count() -> int:
@@ -48,6 +61,16 @@ def wait() -> None:
     """Until all are here."""
     if count() > 1:
         dist.barrier()
+
+
+@contextmanager
+def one_before_the_others() -> Iterator[None]:
+    """The first does it alone, then the others."""
+    if not first():
+        wait()
+    yield
+    if first():
+        wait()
 
 
 def total(numbers: Sequence[float]) -> list[float]:
@@ -72,6 +95,11 @@ def agree(numbers: Sequence[float]) -> bool:
     others = mine.clone()
     dist.broadcast(others, 0)
     return not anybody(not torch.equal(mine, others))
+
+
+def same(text: str) -> bool:
+    """Whether all have the same text."""
+    return not anybody(of_the_first(text) != text)
 
 
 def of_the_first(text: str) -> str:

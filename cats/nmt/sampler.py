@@ -185,6 +185,15 @@ class Sampler:
         chosen = self._next(draw=True)
         return chosen if ranks == 1 else deal(chosen, ranks)[rank]
 
+    def largest(self) -> dict[str, np.ndarray]:
+        """The longest sentences of the bucket that needs most cells, as many as an update can have of every task."""
+        if math.isnan(self.phase):
+            self._enter(self.mixture.phase(self.step))
+        bucket = int(np.argmax(self.rates.sum(0) * self.widths))
+        counts = np.ceil(self.rates[:, bucket]).astype(int)
+        longest_first = {task: self.members[task, bucket][::-1] for task in self.tasks}
+        return {task: np.resize(longest_first[task], n) for task, n in zip(self.tasks, counts, strict=True) if n}
+
     def _next(self, draw: bool) -> dict[str, np.ndarray]:
         phase = self.mixture.phase(self.step)
         if phase != self.phase:

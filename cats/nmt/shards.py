@@ -125,6 +125,12 @@ def _cells(lengths: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(np.arange(len(lengths)), lengths), columns + start
 
 
+def _numbers(lengths: np.ndarray, width: int) -> np.ndarray:
+    """The numbers of the cells that are full where row i of a table so wide holds ``lengths[i]`` of them."""
+    rows, columns = _cells(lengths, 0)
+    return rows * width + columns
+
+
 class Tokens:
     """The encoded pairs of every task, from which batches are made.
 
@@ -193,8 +199,14 @@ class Tokens:
         target_in[_cells(target_lengths, 1)] = targets
         target_out[_cells(target_lengths, 0)] = targets
         target_out[row, target_lengths] = self.eos_id
-        tokens = int(target_lengths.sum()) + len(row)
-        return Batch(self._move(source), self._move(target_in), self._move(target_out), tokens)
+        return Batch(
+            self._move(source),
+            self._move(target_in),
+            self._move(target_out),
+            int(target_lengths.sum()) + len(row),
+            self._move(_numbers(ends + after.shape[1], source.shape[1])),
+            self._move(_numbers(target_lengths + 1, target_in.shape[1])),
+        )
 
     def _sides(self, chosen: Mapping[str, np.ndarray], side: int) -> tuple[Ids, np.ndarray]:
         """The ids of all chosen sources (0) or targets (1), one after the other, and their lengths."""

@@ -46,17 +46,20 @@ class Counts(NamedTuple):
 def compare(first: Path, second: Path, seed: int = 1) -> list[dict[str, Any]]:
     """One row per language and group of two evaluated runs, and metric (BLEU, chrF), over all test lines.
 
+    Of runs with different tasks, such as a bilingual and a multilingual one, those that they share are compared.
+
     Returns:
         Rows of "name", "metric", "first" and "second" (scores), "difference" (second - first) with its 95 % "interval",
         "p_bootstrap" and "p_randomisation".
 
     Raises:
-        UserError: a run is not evaluated, a file of translations is missing, the runs' tasks or references differ.
+        UserError: a run is not evaluated, a file of translations is missing, the runs have no task in common, or
+            different references.
     """
-    scores, others = read_scores(first), read_scores(second)
-    names = [name for name, cell in scores["languages"].items() if cell["lines"]]
-    for name in {*names} ^ {name for name, cell in others["languages"].items() if cell["lines"]}:
-        raise UserError(f"{name} is a task of one of {first} and {second} only: they cannot be compared")
+    scores = read_scores(first)
+    names = [name for name in scored(first) if name in scored(second)]
+    if not names:
+        raise UserError(f"{first} and {second} have no task in common: they cannot be compared")
     tasks = {name: _read(first, second, name) for name in names}
     try:
         tokenizers = {name: _tokenizer(scores["signatures"]["bleu"][name]) for name in names}
@@ -77,6 +80,11 @@ def compare(first: Path, second: Path, seed: int = 1) -> list[dict[str, Any]]:
                 chosen = {name: counts[name] for name in members}
                 rows.append({"name": title, "metric": metric, **paired_tests(chosen, units, seed)})
     return rows
+
+
+def scored(run: Path) -> list[str]:
+    """The tasks of a run that have test lines."""
+    return [name for name, cell in read_scores(run)["languages"].items() if cell["lines"]]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -34,8 +34,9 @@ from cats.nmt.progress import Progress
 from cats.nmt.sampler import Mixture, Sampler, deal
 from cats.nmt.schedule import learning_rate
 from cats.nmt.shards import Tokens
-from cats.nmt.tokenizer import Tokenizer
+from cats.nmt.tokenizer import Tags, Tokenizer
 
+FORWARDED = 5.0  # seconds in which torchrun passes on a signal that every process may have got already
 LENGTH_MULTIPLE = 8  # train.compile: what the lengths of rows are padded to
 
 
@@ -93,6 +94,15 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def check_tags(tags: Tags, targets: set[str]) -> None:
+    """Refuses tags that do not say which of several languages to translate into."""
+    if len(targets) > 1 and not (tags.target or (tags.source != "none" and tags.of == "target")):
+        raise UserError(
+            "nothing tells the model which language to translate into; set tokenizer.source_tag to prepend and "
+            "tokenizer.tag_of to target, or tokenizer.target_tag to true"
+        )
+
+
 def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
     shape = config.model
     return Transformer(
@@ -133,8 +143,9 @@ def task_losses(
     model: Transformer, batch: Batch, tokens: Mapping[str, int], smoothing: float
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """{task: (smoothed sum, nll sum)} of a batch that holds tokens[task] target tokens of each task, in that order."""
-    hidden = model.hidden(batch.source, batch.target_in)  # packed, as the targets
-    targets = batch.target_out[batch.target_out != model.pad_id]
+    hidden = model.hidden(batch.source, batch.target_in, batch.source_cells, batch.target_cells)  # packed, as targets
+    cells = batch.target_cells
+    targets = batch.target_out[batch.target_out != model.pad_id] if cells is None else batch.target_out.flatten()[cells]
     smoothed, nll = token_losses(model.project(hidden).float(), targets, smoothing)
     counts = list(tokens.values())
     parts = zip(tokens, smoothed.split(counts), nll.detach().split(counts), strict=True)
@@ -196,13 +207,13 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
 
     (SIGTERM is what a cluster sends to a job some time before it kills it.)
     """
-    asked = False
+    asked = math.inf  # when
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if time.monotonic() - asked > (FORWARDED if processes.count() > 1 else 0.0):
             raise KeyboardInterrupt
-        asked = True
+        asked = min(asked, time.monotonic())
 
     before = {}
     try:
@@ -212,7 +223,7 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     try:
-        yield lambda: asked
+        yield lambda: asked < math.inf
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
@@ -235,19 +246,20 @@ class Trainer:
     def __init__(self, config: Config, out: Path, *, resume: bool, quiet: bool) -> None:
         self.config, self.out, self.quiet = config, out, quiet or not processes.first()
         self.device = default_device()
-        corpus = load_corpus(config)
-        groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
-        known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=self.quiet)
-        prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=self.quiet)
-        tokenizer = prepared.tokenizer
-        directions = {task.name: (task.source, task.target) for task in corpus.tasks}
-        if len({target for _, target in directions.values()}) > 1 and not (
-            tokenizer.tags.target or (tokenizer.tags.source != "none" and tokenizer.tags.of == "target")
-        ):
-            raise UserError(
-                "nothing tells the model which language to translate into; set tokenizer.source_tag to prepend and "
-                "tokenizer.tag_of to target, or tokenizer.target_tag to true"
-            )
+        if processes.count() > 1 and config.method.name == "cats" and config.method.cross_batch:
+            raise UserError("method.cross_batch works with one process only; leave it out, or torchrun")
+        with processes.one_before_the_others():
+            corpus = load_corpus(config)
+            groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
+            directions = {task.name: (task.source, task.target) for task in corpus.tasks}
+            if not resume:
+                check_tags(prepare.tags(config), {target for _, target in directions.values()})
+            known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=self.quiet)
+            prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=self.quiet)
+            tokenizer = prepared.tokenizer
+        settings = [config.model, config.sampling, config.method, config.train]
+        if not processes.same(f"{corpus.digest()} {tokenizer.digest()} {settings}"):
+            raise UserError("the processes have different text or settings; give all of them the same")
         multiple = LENGTH_MULTIPLE if config.train.compile else 1
         most = config.data.valid_pairs or None
         validation = prepare.in_memory(tokenizer, corpus, config, {t.name: list(t.valid)[:most] for t in corpus.tasks})
@@ -365,7 +377,10 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             self.waited, self.logged_at = state["waited"], state["logged_at"]
-            self.since_log = state["since_log"][processes.rank()] if processes.rank() < len(state["since_log"]) else {}
+            for part in state["since_log"][processes.rank() :: processes.count()]:  # there may have been more, or fewer
+                for task, numbers in part.items():
+                    entry = self.since_log.get(task, [0.0, 0.0])
+                    self.since_log[task] = [a + b for a, b in zip(entry, numbers, strict=True)]
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not fit {self.out}/config.toml: it is of another run or version; start a new run"
@@ -453,6 +468,21 @@ class Trainer:
             else:  # one forward and one backward for all
                 optimizer.backward(self.losses(part, normalisers), scaler=self.scaler)
 
+    def rehearse(self) -> None:
+        """The gradient of the largest batch there can be, for nothing: where memory is short, it is at once."""
+        try:
+            self.backward(self.sampler.largest())
+        except torch.OutOfMemoryError:
+            raise self.out_of_memory("the largest batch") from None
+        self.unread = []
+        self.optimizer.zero_grad()
+
+    def out_of_memory(self, where: str) -> UserError:
+        return UserError(
+            f"{self.out}: out of memory in {where}; lower sampling.batch_tokens, raise train.accumulate, or set "
+            "train.checkpoint_activations=true or train.precision=bf16"
+        )
+
     def update(self) -> None:
         """One step of Algorithm 1. The optimizer knows whether it is an inner one or also moves alpha."""
         config = self.config
@@ -487,8 +517,7 @@ class Trainer:
 
     def log(self) -> dict[str, Any]:
         """Writes one line of metrics: mean nll per language since the last line, and where alpha stands."""
-        if not processes.agree([self.step, *self.optimizer.alpha.values()]):
-            raise UserError(f"{self.out}: the processes do not have the same weights; start a new run")
+        self.compare(self.step, *self.optimizer.alpha.values())
         parts = self.gathered()
         sums = {task: [sum(part[task][i] for part in parts if task in part) for i in (0, 1)] for task in self.tasks}
         tokens = {task: int(count) for task, (_, count) in sums.items() if count}
@@ -512,12 +541,22 @@ class Trainer:
         self.since_log, self.logged_at = {}, self.seconds
         return record
 
+    def compare(self, *numbers: float) -> None:
+        """Refuses to go on where the processes no longer have the same."""
+        if not processes.agree(numbers):
+            raise UserError(
+                f"{self.out}: the processes no longer have the same model or task weights; go on from the last "
+                f"checkpoint with: cats train --resume {self.out}"
+            )
+
     def write(self, record: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.write(record)
 
     def validate(self) -> float | None:
         """The mean nll over the languages, if there is validation text; the model with the lowest is kept."""
+        if processes.count() > 1:
+            self.compare(*torch.stack([p.detach().double().sum() for p in self.model.parameters()]).tolist())
         # At most 1 GiB of logits.
         tokens = min(4 * self.config.sampling.batch_tokens, (1 << 28) // self.vocab_size)
         nll = validation_nll(self.model, self.validation, tokens)
@@ -542,15 +581,14 @@ class Trainer:
         self.model.train()
         clock = time.perf_counter() - self.seconds
         progress = Progress(self.step, config.steps, quiet=self.quiet)
+        if self.device.type == "cuda":
+            self.rehearse()
         with progress, interrupt_between_updates() as interrupted:
             while self.step < config.steps and not self.stopped:
                 try:
                     self.update()
                 except torch.OutOfMemoryError:
-                    raise UserError(
-                        f"{self.out}: out of memory in update {self.step + 1}; lower sampling.batch_tokens, raise "
-                        "train.accumulate, or set train.checkpoint_activations=true or train.precision=bf16"
-                    ) from None
+                    raise self.out_of_memory(f"update {self.step + 1}") from None
                 self.seconds = time.perf_counter() - clock
                 progress.update()
                 done = self.step == config.steps
@@ -566,19 +604,19 @@ class Trainer:
                 saving = validating or bool(config.save_every and self.step % config.save_every == 0)
                 stop = interrupted()
                 if processes.count() > 1:  # none stops alone
-                    stop = (saving or self.step % config.log_every == 0) and processes.anybody(stop)
+                    stop = processes.anybody(stop)
                 if saving or stop:
                     if self.metrics is not None:
                         self.metrics.sync()  # a checkpoint's lines of metrics are not less safe than itself
                     self.save()
                 if stop:
                     progress.bar.close()
-                    if not processes.first():
-                        raise KeyboardInterrupt
-                    print(
-                        f"cats: stopped after update {self.step}; to go on: cats train --resume {self.out}",
-                        file=sys.stderr,
-                    )
+                    processes.wait()  # for the first, which writes: when one ends, torchrun ends the others
+                    if processes.first():
+                        print(
+                            f"cats: stopped after update {self.step}; to go on: cats train --resume {self.out}",
+                            file=sys.stderr,
+                        )
                     raise KeyboardInterrupt
         if self.stopped and not self.quiet:
             print(f"stopped after update {self.step}: no better in {self.waited} validations", file=sys.stderr)

@@ -33,12 +33,13 @@ def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokeniz
     run = Path(config.train.init_from)
     old = _old_tokenizer(run, config)
     new = [language for language in prepare.tagged(corpus, config) if language not in old.languages]
-    prepared = bool(config.data.path) and prepare.is_prepared(Path(config.data.path))
+    if config.data.path and prepare.is_prepared(Path(config.data.path)):
+        return _prepared_with(Path(config.data.path), old, config)
     if config.tokenizer.per_language:
         models, languages = old.models, [*old.languages, *new]
-        added = {} if prepared else prepare.language_models(corpus, config, models.keys(), languages)
+        added = prepare.language_models(corpus, config, models.keys(), languages)
         return Tokenizer.union({**models, **added}, languages, old.tags) if added or new else old
-    text = [] if prepared else _new_pieces(old, corpus, config, quiet)
+    text = _new_pieces(old, corpus, config, quiet)
     if not new and not text:
         return old
     tags = [pieces.piece(f"<2{language}>", 0.0, pieces.CONTROL) for language in new]
@@ -89,6 +90,16 @@ def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
         if theirs != ours:
             raise UserError(f"{run} has {name} = {theirs}, not {ours}: a model starts from one of the same shape")
     return Tokenizer.load(run / "tokenizer.model", prepare.tags(config))
+
+
+def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:
+    """The tokenizer of a prepared folder, which must have all that the old one has."""
+    found = Tokenizer.load(folder / "tokenizer.model", old.tags)
+    before, after = (sentencepiece.SentencePieceProcessor(model_proto=t.serialized()) for t in (old, found))
+    if any(after.piece_to_id(before.id_to_piece(i)) == old.unk_id for i in range(old.bos_id, old.vocab_size)):
+        run = config.train.init_from
+        raise UserError(f"{folder}: prepared without the pieces of {run}; cats data prepare --init-from {run} has them")
+    return found
 
 
 def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> list[bytes]:

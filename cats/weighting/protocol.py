@@ -50,7 +50,7 @@ class Weighting:
         Args:
             losses: (K,) float64 on the CPU, the losses L_n of the K tasks that took part in the step.
             dots: (K,) float64, v_n = <g_n, combined gradient>.
-            sqnorms: (K,) float64, ‖g_n‖².
+            sqnorms: (K,) float64, ‖g_n‖²; nan with several processes.
             present: the K indices, ascending, of those tasks among the N.
         """
 
