@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import random
 import re
@@ -658,6 +659,33 @@ def test_data_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert rows[0][:5] == ["task", "group", "train", "valid", "test"]
     assert [row[:5] for row in rows[2:4]] == [["be", "LoRes", "20", "8", "10"], ["az", "HiRes", "60", "8", "10"]]
+
+
+def test_data_inspect_of_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lengths, the entropy of 2 and 6 pairs in nats, zero-shot directions, what is left out."""
+    for pair, lines in (("en-xa", 2), ("en-xb", 6)):
+        for side in pair.split("-"):
+            text = "".join(f"{'four' if side == 'en' else side * (1 + i)}\n" for i in range(lines)) + "\n"
+            (tmp_path / f"train.{pair}.{side}").write_text(text)
+    for side in "xa", "xb":
+        (tmp_path / f"test.xa-xb.{side}").write_text("x\n")
+    assert cli.main(["data", "inspect", str(tmp_path), "--direction", "many-to-many"]) == 0
+    lines_ = capsys.readouterr().out.splitlines()
+    rows = {(cells := [c.strip() for c in line.strip("|").split("|")])[0]: cells[1:] for line in lines_}
+    assert rows["xa"] == ["LoRes", "2", "0", "0", "3.0", "4"] and rows["xb"] == ["HiRes", "6", "0", "0", "7.0", "12"]
+    assert rows["xa-xb"] == ["zero-shot", "", "", "1", "", ""]
+    entropy = -2 * (2 / 16 * math.log(2 / 16) + 6 / 16 * math.log(6 / 16))
+    assert f"16 training pairs; entropy of their distribution {entropy:.2f} nats, of an even one 1.39" in lines_
+    assert "en-xa: 1 train pairs left out, a side is blank" in lines_
+
+
+def test_data_cldr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("babel")
+    assert cli.main(["data", "cldr", "--out", str(tmp_path / "corpus"), "--sizes", "wmt", "--languages", "wmt"]) == 0
+    said = capsys.readouterr().out
+    assert f"Train on it: cats train --data {tmp_path / 'corpus'}" in said
+    corpus = data.load(tmp_path / "corpus")
+    assert all(f"{name} {size:,}" in said for name, size in corpus.sizes.items()) and len(corpus.tasks) == 10
 
 
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

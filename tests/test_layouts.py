@@ -58,6 +58,13 @@ def test_ted_8(tmp_path, middle, below):
     assert (back.name, list(back.test)) == ("aze-eng", [("aze test", "eng test")])
 
 
+def test_ted_8_under_plain_names(tmp_path):
+    for side in ("aze", "eng"):
+        put(tmp_path / "aze_eng" / f"train.{side}", side)
+        put(tmp_path / "aze_eng" / f"dev.{side}", side)
+    assert texts(tmp_path) == {"aze": {"train": [("eng", "aze")], "valid": [("eng", "aze")]}}
+
+
 def test_ted_8_cut_into_pieces(tmp_path):
     folder = tmp_path / "aze_eng"
     put(folder / "ted-train.orig.spm8000.aze", "\u2581sal am \u2581dünya")

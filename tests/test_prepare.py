@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cats import cli
 from cats.nmt import data, prepare
 from cats.nmt.config import Config, apply_overrides, replace
 from cats.nmt.data import Corpus, Split, Task
@@ -236,6 +237,59 @@ def test_two_processes_take_turns(corpus, cache, tmp_path):
     assert process.wait() == 0
     process.stderr.close()
     assert len(prepare.load(tmp_path / "out", settings(corpus)).shards) == 3
+
+
+def test_two_that_prepare_at_once(corpus, cache, tmp_path):
+    """Both to the end, from the start: one does it, the other waits and finds it done."""
+    from cats.nmt.config import to_toml
+
+    (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and "Traceback" not in "".join(said)
+    make(corpus, tmp_path / "alone")
+    for part in "tokenizer.model", "train", "text":
+        ours, theirs = tmp_path / "out" / part, tmp_path / "alone" / part
+        assert (
+            ours.read_bytes() == theirs.read_bytes() if part.endswith("model") else contents(ours) == contents(theirs)
+        )
+
+
+def test_a_cache_follows_the_text(corpus, cache):
+    for end in "", "one more\n", "":
+        for suffix in "en", "xc":
+            with (corpus / f"train.en-xc.{suffix}").open("a") as file:
+                file.write(end)
+        config = settings(corpus)
+        prepared = prepare.training_tokens(load_corpus(config), config, quiet=True)
+        assert len(prepared.shards["xc"]) == (40 if not end and len(list((cache / "prepared").iterdir())) == 1 else 41)
+    assert len(list((cache / "prepared").iterdir())) == 2
+
+
+def test_fine_tuning_from_a_prepared_folder(corpus, cache, tmp_path):
+    """The folder has the pieces of the run that training starts from; one without them is refused."""
+    train(settings(corpus), tmp_path / "run", quiet=True)
+    more = tmp_path / "more"
+    shutil.copytree(corpus, more)
+    for suffix in "en", "xc":
+        path = more / f"train.en-xc.{suffix}"
+        path.write_text(path.read_text().replace("b", "ß"))
+    given = ["--init-from", str(tmp_path / "run"), "--set", "tokenizer.extend=30", "--processes", "1"]
+    assert cli.main(["data", "prepare", str(more), "--out", str(tmp_path / "out"), *given]) == 0
+    start = [f"train.init_from={tmp_path / 'run'}", "tokenizer.extend=30"]
+    train(settings(tmp_path / "out", *start), tmp_path / "tuned", quiet=True)
+    assert "ß" in sentencepiece_pieces(tmp_path / "tuned" / "tokenizer.model")
+    make(more, tmp_path / "other", *start[1:], "data.tasks=xc")  # its tokenizer has other tags
+    with pytest.raises(UserError, match=r"other: prepared without the pieces of .*run; cats data prepare --init-from"):
+        train(settings(tmp_path / "other", *start), tmp_path / "refused", quiet=True)
+
+
+def sentencepiece_pieces(path: Path) -> set[str]:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
 
 
 # Bad input.
