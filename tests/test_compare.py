@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -151,6 +152,12 @@ def test_middle_groups_are_in_the_tables(finished):
     summary = compare.summarise(finished)
     assert summary["sets"]["toy"]["groups"] == {"lores": ["xb"], "midres": ["xa"]}
     assert summary["regret"]["T=5"]["where"] == "toy midres"
+    rows = list(csv.DictReader(compare.as_csv(summary).splitlines()))
+    assert len(rows) == 3 * 2 * (2 + 3)  # methods, seeds, two languages and three groups
+    assert {(r["seed"], r["chrf"]) for r in rows if (r["method"], r["name"]) == ("T=1", "MidRes")} == {
+        ("1", "100.0"),
+        ("2", "100.0"),
+    }
     assert "| method | All NLL | LoRes NLL | MidRes NLL | All chrF |" in compare.report(summary)
 
 

@@ -505,3 +505,17 @@ def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
         trainer.rehearse()
     with pytest.raises(UserError, match=r"out of memory in update 1; lower sampling\.batch_tokens"):
         train(settings(corpus), tmp_path / "short", quiet=True)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_next_batch_is_made_before_the_device_is_waited_for(corpus, tmp_path, monkeypatch, parts):
+    config = settings(corpus, "method.name=static", f"train.accumulate={parts}")
+    trainer = Trainer(config, tmp_path / "run", resume=False, quiet=True)
+    did: list[str] = []
+    for owner, name in (trainer.training, "batch"), (trainer.model, "hidden"), (trainer.optimizer, "step"):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, of=original, name=name, **k: did.append(name) or of(*a, **k))
+    for _ in range(3):
+        trainer.update()
+    rest = ["batch", "hidden"] * (parts - 1)
+    assert did == ["batch", *["hidden", *rest, "batch", "step"] * 3]

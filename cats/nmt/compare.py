@@ -7,6 +7,8 @@ processes of their own, so a comparison that was killed goes on where it stood w
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import os
 import shutil
@@ -96,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train what is missing, then write compare.json, compare.md and compare.png into ``args.out``."""
+    """Train what is missing, then write compare.json, .csv, .md and .png into ``args.out``."""
     from cats.nmt.train import load_corpus  # here and below: --help need not wait for it
 
     runs = plan(args)
@@ -107,11 +109,12 @@ def main(args: argparse.Namespace) -> None:
     execute([run for run in runs if not run.finished], args.jobs)
     summary = summarise(runs)
     atomic_write(args.out / "compare.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    atomic_write(args.out / "compare.csv", as_csv(summary))
     text = report(summary)
     atomic_write(args.out / "compare.md", text)
     draw(summary, args.out / "compare.png")
     print(text)
-    print(f"Written: {args.out}/compare.md, compare.json, compare.png")
+    print(f"Written: {args.out}/compare.md, compare.csv, compare.json, compare.png")
 
 
 def plan(args: argparse.Namespace) -> list[Run]:
@@ -284,6 +287,7 @@ def summarise(runs: list[Run]) -> dict[str, Any]:
                 "groups": {g: {m: [s["groups"][g][m] for s in mine] for m in METRICS} for g in groups},
                 "languages": {t: {m: [s["languages"][t][m] for s in mine] for m in METRICS} for t in scored},
                 "chrf_interval": {g: interval(values) for g, values in samples[name][method].items()},
+                "seeds": [run.seed for run in here if run.method == method],
                 "seconds": [s["seconds"] for s in mine],
             }
         sets[name] = {
@@ -342,6 +346,19 @@ def spread(values: list[float], digits: int) -> str:
 
 def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.1f}"
+
+
+def as_csv(summary: dict[str, Any]) -> str:
+    """compare.csv: a row for every set, method, seed and language or group."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "method", "seed", "name", *METRICS])
+    for name, result in summary["sets"].items():
+        for method, scores in result["methods"].items():
+            for cell, values in (*scores["languages"].items(), *scores["groups"].items()):
+                for i, seed in enumerate(scores["seeds"]):
+                    writer.writerow([name, method, seed, TITLES.get(cell, cell), *(values[m][i] for m in METRICS)])
+    return text.getvalue()
 
 
 def report(summary: dict[str, Any]) -> str:

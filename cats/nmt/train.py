@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -240,6 +241,19 @@ def sole_trainer(run: Path) -> AbstractContextManager[None]:
     return locked(run, refuse)
 
 
+@dataclass
+class Drawn:
+    """The batch of one update: of all processes, this one's in train.accumulate parts, and the first of these made.
+
+    It is drawn and made while the device works on the update before, so that it need not wait for that.
+    """
+
+    step: int
+    whole: dict[str, np.ndarray]
+    parts: list[dict[str, np.ndarray]]
+    first: Batch | None
+
+
 class Trainer:
     """One run: the model, its optimizer and everything a checkpoint holds."""
 
@@ -299,6 +313,7 @@ class Trainer:
         self.since_log: dict[str, list[float]] = {}  # task -> [nll sum, tokens] since the last line of metrics
         self.unread: list[tuple[str, Tensor, int]] = []  # (task, nll sum, tokens) that is still to be added to it
         self.logged_at = 0.0
+        self.ahead: Drawn | None = None
         if not resume and processes.first():
             self.create(tokenizer)
         processes.wait()
@@ -392,7 +407,9 @@ class Trainer:
         """{task: loss} of one joint forward: the sum over the task's tokens, divided by normalisers[task]."""
         config = self.config.train
         tokens = {task: self.training.target_tokens({task: rows}) for task, rows in chosen.items()}
-        batch = self.training.batch(chosen)
+        ahead = self.ahead
+        made = ahead.first if ahead is not None and chosen is ahead.parts[0] else None
+        batch = self.training.batch(chosen) if made is None else made
         with autocast(config.precision, self.device):
             sums = task_losses(self.model, batch, tokens, config.label_smoothing)
         self.unread += [(task, nll, tokens[task]) for task, (_, nll) in sums.items()]
@@ -425,15 +442,23 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.train.precision == "fp16")
         self.waited = 0
 
-    def backward(self, whole: Mapping[str, np.ndarray]) -> None:
-        """The gradient of the batch ``whole``: each task's loss is the mean over its tokens.
+    def draw(self, step: int, whole: dict[str, np.ndarray] | None = None) -> Drawn:
+        """The batch of an update, or that given; its first part is made, unless tasks are always taken one by one."""
+        whole = self.sampler.batch(step) if whole is None else whole
+        chosen = deal(whole, processes.count())[processes.rank()]
+        parts = deal(chosen, self.config.train.accumulate)
+        joint = self.optimizer.weighting.period != 1 and bool(parts[0])
+        return Drawn(step, whole, parts, self.training.batch(parts[0]) if joint else None)
+
+    def backward(self, drawn: Drawn) -> None:
+        """The gradient of a batch: each task's loss is the mean over its tokens.
 
         Every process takes its part of the batch, and that goes through in train.accumulate parts. Their losses are
         sums, divided by the tokens of the whole batch, so that the parts add up to what the batch gives at once. (The
         optimizer takes the mean over the processes.)
         """
         optimizer, parts, count = self.optimizer, self.config.train.accumulate, processes.count()
-        chosen = deal(whole, count)[processes.rank()]
+        self.ahead, whole = drawn, drawn.whole
 
         def loss_of(task: str, rows: np.ndarray, tokens: float) -> Callable[[], Tensor]:
             return lambda: self.losses({task: rows}, {task: tokens})[task]
@@ -441,7 +466,7 @@ class Trainer:
         if optimizer.needs_task_gradients and optimizer.weighting.cross_batch:
             # Two independent halves, each with its own mean; a task with one sentence has none.
             pairs: list[dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]] = [{} for _ in range(parts)]
-            for task, rows in chosen.items():
+            for task, rows in whole.items():  # of one process
                 halves = rows[::2], rows[1::2]
                 tokens = [self.training.target_tokens({task: half}) for half in halves]
                 turns = min(parts, len(halves[1]))
@@ -458,7 +483,7 @@ class Trainer:
         normalisers = {task: self.training.target_tokens({task: rows}) / count for task, rows in whole.items()}
         if self.config.method.name == "static" and self.config.method.weights == "tokens":
             normalisers = dict.fromkeys(whole, sum(normalisers.values()))
-        for part in deal(chosen, parts):
+        for part in drawn.parts:
             if not part:
                 if count > 1:  # the others may have one
                     optimizer.backward({}, scaler=self.scaler)
@@ -471,10 +496,10 @@ class Trainer:
     def rehearse(self) -> None:
         """The gradient of the largest batch there can be, for nothing: where memory is short, it is at once."""
         try:
-            self.backward(self.sampler.largest())
+            self.backward(self.draw(self.step, self.sampler.largest()))
         except torch.OutOfMemoryError:
             raise self.out_of_memory("the largest batch") from None
-        self.unread = []
+        self.unread, self.ahead = [], None
         self.optimizer.zero_grad()
 
     def out_of_memory(self, where: str) -> UserError:
@@ -503,7 +528,9 @@ class Trainer:
             group["lr"] = rate
         # Dropout: a function of (seed, step, rank).
         torch.manual_seed((config.train.seed << 32) + processes.rank() * config.train.steps + self.step + 1)
-        self.backward(self.sampler.batch(self.step))
+        drawn = self.ahead
+        self.backward(drawn if drawn is not None and drawn.step == self.step else self.draw(self.step))
+        self.ahead = self.draw(self.step + 1) if self.step + 1 < config.train.steps else None
         if config.train.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip)
