@@ -120,27 +120,28 @@ def test_a_few_pairs_are_learnt_by_heart(corpus, tmp_path, seed):
     assert right(tmp_path / "run", "train") == {"xa": 1, "xb": 1}
 
 
+def long_run(folder: Path, method: str, **pairs: int) -> Path:
+    """A run of 1,200 updates on a corpus of so many pairs."""
+    corpus = write(folder / "toy", **pairs)
+    run = ["steps=1200", "lr=3e-3", "warmup=60", "schedule=cosine", "label_smoothing=0", "validate_every=1200"]
+    wide = ["model.d_model=64", "model.ffn=128", "model.encoder_layers=2", "model.decoder_layers=2"]
+    batch = ["sampling.batch_tokens=600", f"method.name={method}"]
+    train(settings(corpus, *wide, *batch, *(f"train.{setting}" for setting in run)), folder / "run", quiet=True)
+    return folder / "run"
+
+
 @pytest.mark.slow
 def test_the_tag_selects_what_is_done(tmp_path):
     """Copying, reversing and shifting lines never seen: that takes working tags, positions, masks and cache."""
-    corpus = write(tmp_path / "toy", xa=400, xb=400, xc=400)
-    run = ["steps=1200", "lr=3e-3", "warmup=60", "schedule=cosine", "label_smoothing=0", "validate_every=1200"]
-    wide = ["model.d_model=64", "model.ffn=128", "model.encoder_layers=2", "model.decoder_layers=2"]
-    batch = ["sampling.batch_tokens=600", "method.name=static"]
-    train(settings(corpus, *wide, *batch, *(f"train.{setting}" for setting in run)), tmp_path / "run", quiet=True)
-    assert min(right(tmp_path / "run", "test").values()) >= 0.9
+    assert min(right(long_run(tmp_path, "static", xa=400, xb=400, xc=400), "test").values()) >= 0.9
 
 
 @pytest.mark.slow
 def test_a_task_of_twenty_sentences_beside_two_of_a_thousand(tmp_path):
     """With CATS the large ones are learnt, and the small one, at least by heart."""
-    corpus = write(tmp_path / "toy", xa=1000, xb=1000, xc=20)
-    run = ["steps=1200", "lr=3e-3", "warmup=60", "schedule=cosine", "label_smoothing=0", "validate_every=1200"]
-    wide = ["model.d_model=64", "model.ffn=128", "model.encoder_layers=2", "model.decoder_layers=2"]
-    batch = ["sampling.batch_tokens=600", "method.name=cats"]
-    train(settings(corpus, *wide, *batch, *(f"train.{setting}" for setting in run)), tmp_path / "run", quiet=True)
-    found = right(tmp_path / "run", "test")
-    assert min(found["xa"], found["xb"]) >= 0.9 and right(tmp_path / "run", "train")["xc"] >= 0.9
+    run = long_run(tmp_path, "cats", xa=1000, xb=1000, xc=20)
+    found = right(run, "test")
+    assert min(found["xa"], found["xb"]) >= 0.9 and right(run, "train")["xc"] >= 0.9
 
 
 def test_the_golden_curve_of_the_built_in_corpus(tmp_path):
