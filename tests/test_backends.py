@@ -385,6 +385,7 @@ def magnitudes(backend: Backend) -> list[float]:
 
 
 @pytest.mark.parametrize("tasks", [3, 33])
+@pytest.mark.long_interpreted
 def test_mixed_magnitudes(backend: Backend, tasks: int) -> None:
     tasks, scales = backend.few(tasks), magnitudes(backend)
     grads = backend.normal(tasks, [(35 if backend.interpreted else 101,)] * len(scales))
@@ -509,6 +510,7 @@ def test_duplicate_tasks(backend: Backend, tasks: int) -> None:
     check(backend, [row] * tasks, [0.1 * (-1) ** n for n in range(tasks)])
 
 
+@pytest.mark.long_interpreted
 def test_none_is_a_task_that_does_not_touch_the_parameter(backend: Backend) -> None:
     shapes: list[Shape] = [(4, 3), (5,), (6,), (700,), (257,), (2,)]
     grads = backend.integers(3, shapes)
@@ -542,6 +544,7 @@ def test_nothing_to_do(backend: Backend) -> None:
     assert not backend.gram(nothing).any()
 
 
+@pytest.mark.long_interpreted
 def test_rows_of_weights_are_separate_combinations(backend: Backend) -> None:
     weights = torch.tensor([[1.0, 0, 0], [2, 3, -1], [-1, 1, 3], [0, 0, 0]], dtype=torch.float64)
     shapes: list[Shape] = [(331,), (), (0,), (3, 5)]
@@ -568,12 +571,14 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=list(GROUPS))
+@pytest.mark.long_interpreted
 def test_groups_split_the_statistics(backend: Backend, groups: list[int]) -> None:
     grads = backend.integers(3, [(7,), (30, 9), (2, 2), (331,), (1,), (0,)])
     grads[1][2] = None
     check(backend, grads, [[1.0, 2.0, -1.0], [1.0, -1.0, 0.0]], groups=groups, exact=True)
 
 
+@pytest.mark.long_interpreted
 def test_groups_of_many_tasks(backend: Backend) -> None:
     tasks = backend.few(33)
     grads = backend.integers(tasks, [(7,), (20, 3), (2, 2), (65,)])
@@ -749,6 +754,7 @@ def task_grads(backend: Backend, tasks: int, dtype: torch.dtype = torch.float32,
 @pytest.mark.parametrize(
     ("dtype", "tasks"), [(torch.float32, 1), (torch.float32, 3), (torch.float32, 33), (torch.float64, 3)], ids=str
 )
+@pytest.mark.long_interpreted
 def test_adamw_is_torchs_on_the_combined_gradient(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
     weights = torch.rand(tasks, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(0)
     state = State(backend, dtype)
@@ -826,6 +832,7 @@ def test_adamw_in_figures(backend: Backend) -> None:
         torch.testing.assert_close(got.cpu(), torch.tensor(figures), rtol=1e-6, atol=0)
 
 
+@pytest.mark.long_interpreted
 def test_adamw_takes_tensors_for_step_and_lr(backend: Backend) -> None:
     grads, weights = task_grads(backend, 3), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     plain = State(backend)
@@ -839,6 +846,7 @@ def test_adamw_takes_tensors_for_step_and_lr(backend: Backend) -> None:
         assert all(torch.equal(x, y) for x, y in zip(plain.tensors, state.tensors, strict=True))
 
 
+@pytest.mark.long_interpreted
 def test_adamw_found_inf_leaves_everything_as_it_was(backend: Backend) -> None:
     for dtype in torch.float32, torch.bfloat16:
         state, grads = State(backend, dtype), task_grads(backend, 3, dtype)
@@ -904,6 +912,7 @@ def test_adamw_layouts(backend: Backend, layout: str, which: str) -> None:
         torch.testing.assert_close(x, y, rtol=0, atol=STATISTICS * expected[1].max().item())
 
 
+@pytest.mark.long_interpreted
 def test_adamw_of_parameters_of_different_dtypes(backend: Backend) -> None:
     shapes: list[Shape] = [(100 + i, 3) for i in range(2 * len(FLOATS))]
     order = [*FLOATS, *reversed(FLOATS)]
@@ -960,6 +969,7 @@ def test_same_bits_on_every_run_and_for_every_number_of_threads(
 
 
 @pytest.mark.parametrize("tasks", [2, 9])
+@pytest.mark.long_interpreted
 def test_same_bits_for_a_list_and_its_flat_view(backend: Backend, tasks: int) -> None:
     # Pieces of whole blocks, whatever a backend's block is: a power of two of this many elements at most.
     piece, count = (table.MIN_CHUNK, 2) if backend.interpreted else (1 << 16, 3)
@@ -1043,6 +1053,7 @@ def test_order_of_the_tasks_does_not_matter(backend: Backend) -> None:
     holds()
 
 
+@pytest.mark.long_interpreted
 def test_powers_of_two_scale_exactly(backend: Backend) -> None:
     @examples(backend)
     @given(st.integers(-30, 30), st.integers(1, 9), st.integers(0, 1000))
@@ -1088,6 +1099,7 @@ def traced_grads(backend: Backend) -> Grads:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.long_interpreted
 def test_operators_pass_opcheck(backend: Backend, rows: int) -> None:
     if backend.interpreted and rows > 1:
         pytest.skip("once will do in the interpreter")
@@ -1109,6 +1121,7 @@ def test_operators_pass_opcheck(backend: Backend, rows: int) -> None:
             torch.library.opcheck(namespace.combine_adamw_.default, (*arguments, groups, last))
 
 
+@pytest.mark.long_interpreted
 def test_compiles_without_a_break(backend: Backend) -> None:
     rows = torch.tensor([[0.5, 0.25, -1.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
 

@@ -259,6 +259,7 @@ def test_every_cuda_source_is_compiled_here(root: Path) -> None:
     assert all(flag in setup for flag in ("-fmad=false", "arch=compute_80,code=[sm_80,sm_90"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_register_is_spilled(compiled: dict[str, tuple[str, str]], source: str) -> None:
     report, _ = compiled[source]
@@ -277,6 +278,7 @@ def test_no_register_is_spilled(compiled: dict[str, tuple[str, str]], source: st
         assert int(registers) * threads <= 65536, f"{name} for {arch}"
 
 
+@pytest.mark.slow
 def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
     # One load for each gradient that a lane holds, and all of them before the first is used: this keeps memory busy.
     found = {}

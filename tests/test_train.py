@@ -284,7 +284,7 @@ def test_cross_batch_with_single_sentences_leaves_a_clear_message(corpus, tmp_pa
         train(config, tmp_path / "run", quiet=True)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_lower_precision_is_close_and_resumes_bit_for_bit(corpus, tmp_path, precision):
     """Statistics too: the factor of the loss scaling must not reach them."""
     exact, config = settings(corpus, "model.dropout=0"), settings(corpus, f"train.precision={precision}")

@@ -266,7 +266,7 @@ class Trainer:
             corpus = load_corpus(config)
             groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
             directions = {task.name: (task.source, task.target) for task in corpus.tasks}
-            if not resume:
+            if not resume and not config.train.init_from:  # the run it starts from has tags that do
                 check_tags(prepare.tags(config), {target for _, target in directions.values()})
             known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=self.quiet)
             prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=self.quiet)
