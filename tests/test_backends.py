@@ -1208,6 +1208,7 @@ print(run(size) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "size"), [(2, 10_000_000), (64, 200_000)])
 def test_memory_beyond_arguments_and_results(backend: Backend, tasks: int, size: int) -> None:
     """Below 64 MB, the whole of which are more."""

@@ -199,6 +199,7 @@ def check_machine_code(cases: list[Case]) -> None:
     assert not problems, "\n".join(map(str, problems))
 
 
+@pytest.mark.slow
 def test_machine_code() -> None:
     """No spills, shared memory within the chip's, and a main loop that loads 16 bytes at once and knows no float64."""
     check_machine_code(QUICK)

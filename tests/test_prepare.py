@@ -182,7 +182,9 @@ print(count)
 """
 
 
-@pytest.mark.parametrize("files", [2, 70, 150])
+@pytest.mark.parametrize(
+    "files", [pytest.param(2, marks=pytest.mark.slow), 70, pytest.param(150, marks=pytest.mark.slow)]
+)
 def test_killed_it_goes_on(corpus, cache, tmp_path, files):
     from cats.nmt.config import to_toml
 

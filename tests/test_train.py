@@ -436,10 +436,9 @@ def test_every_option_trains_and_resumes_bit_for_bit(corpus, tmp_path, more):
             train(config, tmp_path / "parts", quiet=True)
     train(config, tmp_path / "parts", resume=True, quiet=True)
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
-    plain = settings(corpus, "train.steps=8", "train.validate_every=8", "train.lr=0.01")
-    train(plain, tmp_path / "plain", quiet=True)  # the options do something
-    ours, theirs = (metrics(tmp_path / name)[-2] for name in ("whole", "plain"))
-    assert all(map(math.isfinite, ours["losses"].values())) and ours["losses"] != theirs["losses"]
+    plain = {"xa": 3.9199, "xb": 4.0917}  # without any of them
+    losses = metrics(tmp_path / "whole")[-2]["losses"]
+    assert all(map(math.isfinite, losses.values())) and losses != pytest.approx(plain, abs=1e-3)
 
 
 def test_the_sampling_that_is_configured(corpus, tmp_path):
