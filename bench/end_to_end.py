@@ -28,7 +28,7 @@ ROUNDS, QUICK_ROUNDS = 7, 3
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m bench.end_to_end",
-        description="Measures cats.nmt beside JoeyNMT, Hugging Face and a plain loop: half an hour on two cores.",
+        description="Measures cats.nmt beside JoeyNMT, Hugging Face and a plain loop: six minutes on two cores.",
         epilog="Writes <machine>-<date>-end-to-end.json to bench/results and prints Markdown.",
         allow_abbrev=False,
     )
