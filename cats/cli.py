@@ -301,7 +301,7 @@ def _train(args: argparse.Namespace) -> None:
     if packages := missing("nmt"):
         raise UserError(f"training needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
     from cats.nmt import processes
-    from cats.nmt.config import read_config
+    from cats.nmt.config import read_run
     from cats.nmt.export import WEIGHTS
     from cats.nmt.train import train
 
@@ -315,9 +315,7 @@ def _train(args: argparse.Namespace) -> None:
             option = "set" if given[0] == "overrides" else given[0].replace("_", "-")
             raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
         run = Path(args.resume)
-        if not (run / "config.toml").is_file():
-            raise UserError(f"{run} is no run directory: it holds no config.toml")
-        config = read_config(run / "config.toml")
+        config = read_run(run)
         if (run / WEIGHTS).is_file():
             raise UserError(f"{run} is an exported model, which cannot be trained further; go on with the run itself")
     else:
@@ -349,16 +347,13 @@ def _configured(args: argparse.Namespace) -> Config:
 
 def _base(args: argparse.Namespace) -> Config:
     """The settings of --preset and --config, or else the shape of --init-from."""
-    from cats.nmt.config import read_config, read_settings, replace
+    from cats.nmt.config import read_run, read_settings, replace
 
     config = read_settings(args.preset, args.config)
     if args.init_from is None:
         return config
-    run = Path(args.init_from)
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run} is no run directory: it holds no config.toml")
+    there = read_run(Path(args.init_from))
     if not args.config and args.preset is None:
-        there = read_config(run / "config.toml")
         config = dataclasses.replace(config, model=there.model, tokenizer=there.tokenizer)
     return replace(config, {"train.init_from": args.init_from})
 
@@ -473,12 +468,12 @@ def _translate(args: argparse.Namespace) -> None:
     if args.nbest is not None and args.nbest < 1:
         raise UserError(f"--nbest must be at least 1, not {args.nbest}")
     config, tokenizer, model, _ = load_model(Path(args.run), args.checkpoint)
-    tasks = export.tasks(Path(args.run))
-    targets = _targets(tasks, tokenizer)
+    pairs = [_languages(name, tokenizer.languages) for name in export.tasks(Path(args.run))]
+    targets = _targets(pairs, tokenizer)
     if args.to not in targets:
         known = ", ".join(targets)
         raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, targets)}: {known}")
-    from_ = _source_language(args.run, args.source, args.to, tasks, tokenizer)
+    from_ = _source_language(args.run, args.source, args.to, pairs, tokenizer)
     names = [name for name in vars(args) if f"decode.{name}" in TYPES and getattr(args, name) is not None]
     given = [f"decode.{name}={getattr(args, name)}" for name in names]
     if "sample" not in names and {"beam", "penalty", "length_penalty"}.intersection(names):
@@ -522,7 +517,10 @@ def _translate(args: argparse.Namespace) -> None:
 
 
 def _languages(task: str, targets: list[str]) -> tuple[str, str]:
-    """Source and target of a task; both may have hyphens, so the known targets tell where one ends."""
+    """Source and target of a task, which is called by its target if its source is English, else source-target.
+
+    Both may have hyphens, so the known targets tell where one ends.
+    """
     from cats.nmt.data import ENGLISH
 
     if task in targets:
@@ -531,15 +529,15 @@ def _languages(task: str, targets: list[str]) -> tuple[str, str]:
     return task.removesuffix(f"-{target}"), target
 
 
-def _source_language(run: str, source: str | None, target: str, tasks: list[str], tokenizer: Tokenizer) -> str:
+def _source_language(
+    run: str, source: str | None, target: str, pairs: list[tuple[str, str]], tokenizer: Tokenizer
+) -> str:
     """The source language by the name that the tokenizer has for it; one that is not given is told from the tasks.
 
     Refuses a source language that a run does not know, and tells of a direction that it was not trained on.
     """
     from cats.nmt.data import ENGLISH
 
-    # A task is called by its target if its source is English, else source-target.
-    pairs = [_languages(name, tokenizer.languages) for name in tasks]
     known = list(dict.fromkeys(first for first, _ in pairs))
     if source is not None:
         source = ENGLISH[0] if source in ENGLISH and source not in known else source
@@ -556,11 +554,11 @@ def _source_language(run: str, source: str | None, target: str, tasks: list[str]
     return next((name for name in names if tokenizer.translates(name, target)), source)
 
 
-def _targets(tasks: list[str], tokenizer: Tokenizer) -> list[str]:
+def _targets(pairs: list[tuple[str, str]], tokenizer: Tokenizer) -> list[str]:
     """The languages that a run translates into; where sources are tagged, a tag alone does not tell."""
-    if not tasks or tokenizer.tags.of == "target":
+    if not pairs or tokenizer.tags.of == "target":
         return tokenizer.languages
-    return list(dict.fromkeys(_languages(name, tokenizer.languages)[1] for name in tasks))
+    return list(dict.fromkeys(second for _, second in pairs))
 
 
 def _direction(tasks: list[str], tokenizer: Tokenizer) -> str:
@@ -791,8 +789,7 @@ def _significance(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise UserError(f"--seed must be at least 0, not {args.seed}")
     rows = significance.compare(Path(args.first), Path(args.second), args.seed)
-    lone = sorted({*significance.scored(Path(args.first))} ^ {*significance.scored(Path(args.second))})
-    if lone:
+    if lone := significance.unshared(Path(args.first), Path(args.second)):
         print(f"cats: left out, tasks of one run only: {', '.join(lone)}", file=sys.stderr)
     if args.out:
         found = {"first": args.first, "second": args.second, "seed": args.seed, "tests": rows}

@@ -366,6 +366,20 @@ def read_settings(preset: str | None, path: Path | str | None) -> Config:
     return read_config(path, config) if path else config
 
 
+def read_run(run: Path, where: str = "") -> Config:
+    """The settings of a run directory.
+
+    Args:
+        where: what the message begins with, such as the setting that names the run.
+
+    Raises:
+        UserError: it is none, or as `read_config`.
+    """
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{where}{run} is no run directory: it holds no config.toml")
+    return read_config(run / "config.toml")
+
+
 def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
     """A copy of ``config`` with other values for some settings, given as ``{"section.key": value}``.
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from cats.nmt import checkpoint as checkpoints
 from cats.nmt import decode, export, lookup, loss, report
-from cats.nmt.config import Config, read_config
+from cats.nmt.config import Config, read_run
 from cats.nmt.data import Corpus, Split, Text
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
@@ -124,10 +124,8 @@ def line_nll(
     max_length: int = 1024,
 ) -> np.ndarray:
     """`cats.nmt.loss.line_nll` of a split in the languages `source` and `target`; of long lines, their first pieces."""
-    sources, targets = (
-        tokenizer.encode_source(split.source, source, target),
-        tokenizer.encode_target(split.target, target),
-    )
+    sources = tokenizer.encode_source(split.source, source, target)
+    targets = tokenizer.encode_target(split.target, target)
     for row in (*sources, *targets):
         del row[max_length + 1 : -1]
     return loss.line_nll(model, sources, targets, start=tokenizer.start(target), batch_tokens=batch_tokens)
@@ -141,9 +139,7 @@ def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transf
     Raises:
         UserError: ``run`` is no run directory, or a file in it is missing or does not fit.
     """
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run} is no run directory: it holds no config.toml")
-    config = read_config(run / "config.toml")
+    config = read_run(run)
     if (run / export.WEIGHTS).is_file():
         tokenizer = load_tokenizer(run, config)
         model = build_model(config, tokenizer)

@@ -57,7 +57,8 @@ def compare(first: Path, second: Path, seed: int = 1) -> list[dict[str, Any]]:
             different references.
     """
     scores = read_scores(first)
-    names = [name for name in scored(first) if name in scored(second)]
+    theirs = _scored(read_scores(second))
+    names = [name for name in _scored(scores) if name in theirs]
     if not names:
         raise UserError(f"{first} and {second} have no task in common: they cannot be compared")
     tasks = {name: _read(first, second, name) for name in names}
@@ -82,9 +83,14 @@ def compare(first: Path, second: Path, seed: int = 1) -> list[dict[str, Any]]:
     return rows
 
 
-def scored(run: Path) -> list[str]:
-    """The tasks of a run that have test lines."""
-    return [name for name, cell in read_scores(run)["languages"].items() if cell["lines"]]
+def unshared(first: Path, second: Path) -> list[str]:
+    """The tasks with test lines that only one of two runs has, which ``compare`` leaves out."""
+    return sorted({*_scored(read_scores(first))} ^ {*_scored(read_scores(second))})
+
+
+def _scored(scores: Mapping[str, Any]) -> list[str]:
+    """The tasks that have test lines."""
+    return [name for name, cell in scores["languages"].items() if cell["lines"]]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -136,8 +136,8 @@ class Tokenizer:
         controls = [f"<2{language}>" for language in languages]
         scores: dict[str, float] = {}
         for model in models.values():
-            for i in range(model.first_piece, model.vocab_size):
-                scores.setdefault(model._processor.id_to_piece(i), model._processor.get_score(i))
+            for piece, score in itertools.islice(model.pieces().items(), model.first_piece, None):
+                scores.setdefault(piece, score)
         first = next(iter(models.values())).serialized()
         kinds = {
             **dict.fromkeys((_SPECIALS[0], *_SPECIALS[2:], *controls), pieces.CONTROL),
@@ -186,6 +186,11 @@ class Tokenizer:
     def first_piece(self) -> int:
         """Ids from here on are text; below are the specials and the tags."""
         return len(_SPECIALS) + len(self.languages)
+
+    def pieces(self) -> dict[str, float]:
+        """{piece: score}, in the order of ids, specials and tags included."""
+        ids = range(self.vocab_size)
+        return dict(zip(map(self._processor.id_to_piece, ids), map(self._processor.get_score, ids), strict=True))
 
     @property
     def models(self) -> dict[str, Tokenizer]:

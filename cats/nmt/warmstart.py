@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
-import sentencepiece
 import torch
 from torch import nn
 
 from cats.nmt import checkpoint, pieces, prepare
-from cats.nmt.config import Config, read_config
+from cats.nmt.config import Config, read_run
 from cats.nmt.data import Corpus
 from cats.nmt.errors import UserError
 from cats.nmt.tokenizer import Tokenizer
@@ -59,8 +59,8 @@ def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
     run = Path(config.train.init_from)
     path = run / "checkpoints" / "best.pt"
     old = _old_tokenizer(run, config)
-    before, after = (sentencepiece.SentencePieceProcessor(model_proto=t.serialized()) for t in (old, tokenizer))
-    rows = torch.tensor([after.piece_to_id(before.id_to_piece(i)) for i in range(old.vocab_size)])
+    ids = {piece: i for i, piece in enumerate(tokenizer.pieces())}
+    rows = torch.tensor([ids[piece] for piece in old.pieces()])
     state = checkpoint.load(path)
     try:
         with torch.no_grad():
@@ -80,9 +80,7 @@ def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
 
 def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
     """The tokenizer of a run whose model has the shape that is configured."""
-    if not (run / "config.toml").is_file():
-        raise UserError(f"train.init_from: {run} is no run directory: it holds no config.toml")
-    there = read_config(run / "config.toml")
+    there = read_run(run, "train.init_from: ")
     names = [f"model.{f.name}" for f in dataclasses.fields(config.model) if not any(name in f.name for name in _FREE)]
     for name in [*names, *(f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of"))]:
         section, key = name.split(".")
@@ -95,8 +93,7 @@ def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
 def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:
     """The tokenizer of a prepared folder, which must have all that the old one has."""
     found = Tokenizer.load(folder / "tokenizer.model", old.tags)
-    before, after = (sentencepiece.SentencePieceProcessor(model_proto=t.serialized()) for t in (old, found))
-    if any(after.piece_to_id(before.id_to_piece(i)) == old.unk_id for i in range(old.bos_id, old.vocab_size)):
+    if not old.pieces().keys() <= found.pieces().keys():
         run = config.train.init_from
         raise UserError(f"{folder}: prepared without the pieces of {run}; cats data prepare --init-from {run} has them")
     return found
@@ -105,9 +102,9 @@ def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:
 def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> list[bytes]:
     """Up to `tokenizer.extend` pieces with a character that is new, all such characters among them."""
     settings = config.tokenizer
-    before = sentencepiece.SentencePieceProcessor(model_proto=old.serialized())
+    known = old.pieces()
     text = prepare.vocabulary_text(corpus, settings.temperature, settings.most_pairs)
-    unknown = {c for c in set().union(*text) if before.piece_to_id(c) == old.unk_id and not c.isspace()}
+    unknown = {c for c in set().union(*text) if c not in known and not c.isspace()}
     if unknown and not settings.extend and not quiet:
         shown = "".join(sorted(unknown)[:20])
         print(
@@ -120,8 +117,7 @@ def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> 
         return []
     room = len(set().union(*lines)) + settings.extend + 8  # specials and spaces, which are not taken over, come to it
     trained = Tokenizer.train(lines, [], room, coverage=settings.character_coverage)
-    found = sentencepiece.SentencePieceProcessor(model_proto=trained.serialized())
-    scores = {found.id_to_piece(i): found.get_score(i) for i in range(trained.first_piece, trained.vocab_size)}
+    scores = dict(itertools.islice(trained.pieces().items(), trained.first_piece, None))
     new = [piece for piece in scores if not unknown.isdisjoint(piece)]
     characters = [piece for piece in new if len(piece) == 1]
     if len(characters) > settings.extend:
