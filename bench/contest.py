@@ -60,7 +60,7 @@ def sizes(cores: int) -> list[Size]:
 
 def configuration(size: Size, corpus: Path | None) -> Any:
     """Plain mean over the tokens, a constant learning rate, pairs drawn by size: what all contenders can do."""
-    from cats.nmt.config import Config, apply_overrides
+    from cats.nmt.config.schema import Config, apply_overrides
 
     settings = [
         *size.settings,
@@ -79,7 +79,7 @@ class Ours:
     """The trainer, and what rivals are told of it. Its updates include making their batches."""
 
     def __init__(self, size: Size, prepared: Path, folder: Path) -> None:
-        from cats.nmt.train import Trainer, load_tokenizer, set_threads
+        from cats.nmt.training.trainer import Trainer, load_tokenizer, set_threads
 
         self.size, self.config = size, configuration(size, prepared)
         set_threads(self.config)
@@ -346,8 +346,8 @@ def endless(model: Any, eos_id: int) -> None:
 
 def translation(size: Size, prepared: Path, rivals: Path, folder: Path, rounds: int) -> Record:
     """Sentences per second of beam search on a model with random weights, all hypotheses of LENGTH tokens."""
-    from cats.nmt.decode import beam_search
-    from cats.nmt.model import pad
+    from cats.nmt.data.batch import pad
+    from cats.nmt.model.decode import beam_search
 
     ours = Ours(size, prepared, folder / "translation")
     tokenizer, training = ours.tokenizer, ours.trainer.training

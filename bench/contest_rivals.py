@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Job = dict[str, Any]  # sizes and settings, see contest.Ours.job
-Weights = dict[str, Tensor]  # of cats.nmt.model.Transformer, by its names
+Weights = dict[str, Tensor]  # of cats.nmt.model.transformer.Transformer, by its names
 
 
 class Rival:

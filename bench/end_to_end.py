@@ -113,8 +113,8 @@ def on_gpu(folder: Path) -> Record:
 
 def prepared(config: Any, folder: Path) -> Path:
     """The corpus of a configuration, prepared for training in a new folder."""
-    from cats.nmt.prepare import prepare
-    from cats.nmt.train import load_corpus
+    from cats.nmt.data.prepare import prepare
+    from cats.nmt.training.trainer import load_corpus
 
     folder.mkdir()
     prepare(load_corpus(config), config, folder / "prepared", quiet=True)

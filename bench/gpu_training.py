@@ -51,12 +51,12 @@ def measured(trainer: Any) -> Record:
 
 def make_trainer(preset: str, folder: Path) -> Any:
     from cats import nmt
-    from cats.nmt.config import apply_overrides, read_config
-    from cats.nmt.train import Trainer
+    from cats.nmt.config.schema import apply_overrides, read_config
+    from cats.nmt.training.trainer import Trainer
 
     pipeline.write_text(folder / "text", TASKS, PAIRS)
     config = apply_overrides(
-        read_config(Path(nmt.__file__).with_name("presets") / f"{preset}.toml"),
+        read_config(Path(nmt.__file__).with_name("config") / "presets" / f"{preset}.toml"),
         [
             f"data.path={folder / 'text'}",
             "tokenizer.most_pairs=20000",

@@ -45,11 +45,11 @@ def run(folder: Path, samples: int) -> list[Record]:
 
     "target" counts tokens that a decoder would produce, as training does, "both" those of the sources too.
     """
-    from cats.nmt.config import Config, apply_overrides
-    from cats.nmt.prepare import load, prepare
-    from cats.nmt.sampler import Mixture, Sampler
-    from cats.nmt.shards import Tokens
-    from cats.nmt.train import load_corpus
+    from cats.nmt.config.schema import Config, apply_overrides
+    from cats.nmt.data.prepare import load, prepare
+    from cats.nmt.data.sampler import Mixture, Sampler
+    from cats.nmt.data.shards import Tokens
+    from cats.nmt.training.trainer import load_corpus
 
     write_text(folder / "text", TASKS, PAIRS)
     settings = ["tokenizer.vocab_size=8000", "tokenizer.most_pairs=10000", f"data.path={folder / 'text'}"]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cats.nmt.report import aligned
+from cats.nmt.scoring.report import aligned
 
 from . import pipeline, report
 from .__main__ import Parser, refuse

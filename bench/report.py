@@ -87,17 +87,6 @@ def write_json(path: Path, results: Record) -> None:
     atomic_write(path, json.dumps(finite(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def about(words: Sequence[str], module: str = "bench") -> Record:
-    """What every file of results begins with: the command, the date, the commit, the machine, the versions."""
-    return {
-        "command": shlex.join(["python", "-m", module, *words]),
-        "date": datetime.date.today().isoformat(),
-        **commit(),
-        "machine": machine(),
-        "versions": versions(),
-    }
-
-
 def heading(results: Record, device: str) -> str:
     """What was measured, where and when."""
     commit = (results["commit"] or "unknown")[:10] + (" with changes" if results["modified"] else "")

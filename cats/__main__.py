@@ -1,6 +1,6 @@
 """``python -m cats`` is the command ``cats``."""
 
-from cats.cli import main
+from cats.nmt.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The command `cats`: one command a file."""

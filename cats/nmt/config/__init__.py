@@ -1,0 +1,1 @@
+"""What can be set: the settings and their files, and the published recipes."""

@@ -1,0 +1,557 @@
+"""The configuration of a run: read from TOML, changed by ``section.key=value``, written back as TOML.
+
+Every setting carries a help line, which also stands in a run's ``config.toml`` and in ``cats train --help``.
+Reading is strict: an unknown section, key, choice or type is a `UserError` that says where it stands and
+names the nearest known name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tomllib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from cats.nmt.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a value must satisfy beyond its type, and how to say so."""
+
+    text: str
+    test: Callable[[Any], bool]
+
+
+POSITIVE_COUNT = Condition("at least 1", lambda value: value >= 1)
+EVEN = Condition("even and at least 2", lambda value: value >= 2 and value % 2 == 0)
+COUNT = Condition("at least 0", lambda value: value >= 0)
+FINITE = Condition("finite and at least 0", lambda value: 0 <= value < math.inf)
+POSITIVE = Condition("finite and above 0", lambda value: 0 < value < math.inf)
+POSITIVE_OR_INF = Condition("above 0 (inf is allowed)", lambda value: value > 0)
+NOT_NEGATIVE = Condition("at least 0 (inf is allowed)", lambda value: value >= 0)
+RATIOS = Condition("finite numbers above 0", lambda value: all(0 < ratio < math.inf for ratio in value))
+FRACTION = Condition("at least 0 and below 1", lambda value: 0 <= value < 1)
+SHARE = Condition("above 0 and at most 1", lambda value: 0 < value <= 1)
+SEED = Condition("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
+BETAS = Condition(
+    "two numbers, each at least 0 and below 1",
+    lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
+)
+WEIGHTS = Condition(
+    "'tokens', 'uniform' or a list with one finite number of at least 0 per task, not all of them 0",
+    lambda v: v in ("tokens", "uniform") if isinstance(v, str) else any(v) and all(0 <= w < math.inf for w in v),
+)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    need: Condition | None = None,
+) -> Any:
+    """A dataclass field with its help line and the values it may take."""
+    metadata = {"help": help, "choices": choices, "need": need}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = setting(
+        "",
+        "folder of parallel text (cats data inspect --help: layouts) or a prepared one; empty: the built-in corpus",
+    )
+    languages: str = setting(
+        "related",
+        "CLDR corpus: the set of target languages (related, diverse: those of TED-8; wmt: those of WMT-10)",
+        choices=("related", "diverse", "wmt"),
+    )
+    sizes: str = setting(
+        "ted",
+        "CLDR corpus: training pairs per language (ted: 10 to 1; wmt: one giant)",
+        choices=("ted", "wmt"),
+    )
+    source: str = setting("en", "the language that all tasks have in common; en is also eng and en_XX")
+    direction: str = setting(
+        "one-to-many",
+        "from data.source, to it, or all pairs of the corpus both ways",
+        choices=("one-to-many", "many-to-one", "many-to-many"),
+    )
+    tasks: tuple[str, ...] = setting((), "names of the tasks to train, such as az,be; empty: all")
+    valid_pairs: int = setting(0, "validation pairs per task that are used, the first ones; 0: all", need=COUNT)
+    max_ratio: float = setting(
+        0.0,
+        "training pairs with a side this many times as long as the other, in pieces, are left out; 0: none",
+        need=FINITE,
+    )
+    seed: int = setting(1, "CLDR corpus: seed of the generator", need=SEED)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    vocab_size: int = setting(2000, "pieces of the sentencepiece model, at most", need=POSITIVE_COUNT)
+    per_language: bool = setting(
+        False, "a model of so many pieces for every language, and their union as the vocabulary (MultiDDS)"
+    )
+    temperature: float = setting(
+        5.0, "languages' shares of the text that a joint model is trained on are ~ pairs^(1/T)", need=POSITIVE_OR_INF
+    )
+    most_pairs: int = setting(
+        500_000, "of a larger corpus, about so many pairs are taken to train it on", need=POSITIVE_COUNT
+    )
+    character_coverage: float = setting(
+        1.0, "share of the text's characters that get pieces; below 1 the rarest are unknown", need=SHARE
+    )
+    extend: int = setting(
+        0, "train.init_from: new pieces, at most, for text with characters that run's tokenizer lacks", need=COUNT
+    )
+    source_tag: str = setting(
+        "prepend",
+        "a language's tag in the source: before its pieces, in place of the end of sentence, or not at all",
+        choices=("prepend", "replace-eos", "none"),
+    )
+    tag_of: str = setting(
+        "target", "whose tag the source has; with source, set target_tag too", choices=("target", "source")
+    )
+    target_tag: bool = setting(False, "the decoder starts with the target language's tag, not with <s>")
+
+
+@dataclass(frozen=True)
+class Model:
+    d_model: int = setting(96, "width of the Transformer", need=EVEN)
+    heads: int = setting(4, "attention heads; must divide d_model", need=POSITIVE_COUNT)
+    ffn: int = setting(192, "width of the feed-forward layers", need=POSITIVE_COUNT)
+    encoder_layers: int = setting(2, "encoder layers", need=POSITIVE_COUNT)
+    decoder_layers: int = setting(2, "decoder layers", need=POSITIVE_COUNT)
+    dropout: float = setting(0.1, "dropout on the embeddings and after every sub-layer", need=FRACTION)
+    attention_dropout: float = setting(0.0, "dropout on the attention weights", need=FRACTION)
+    activation_dropout: float = setting(0.0, "dropout within the feed-forward layers", need=FRACTION)
+    norm: str = setting(
+        "layernorm",
+        "norm before every sub-layer; layernorm-plain has no gain and bias, scalenorm a single gain",
+        choices=("layernorm", "layernorm-plain", "rmsnorm", "scalenorm"),
+    )
+    embedding_norm: bool = setting(False, "such a norm also after the embeddings")
+    embeddings: str = setting(
+        "tied",
+        "matrices: tied (source = target = output), decoder-tied (target = output) or separate (three)",
+        choices=("tied", "decoder-tied", "separate"),
+    )
+    max_length: int = setting(
+        256,
+        "longest side of a pair in tokens, tag and end included; longer training pairs are dropped and counted",
+        need=POSITIVE_COUNT,
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = setting(
+        3.0,
+        "tasks are drawn with probability ~ pairs^(1/T): 1 = by size, inf = all alike",
+        need=POSITIVE_OR_INF,
+    )
+    temperature_end: float = setting(
+        0.0,
+        "the temperature at the last update, 1/T moving evenly from one to the other; 0: it stays as it is",
+        need=NOT_NEGATIVE,
+    )
+    ratios: tuple[float, ...] = setting(
+        (), "the tasks' shares of the sentences, a number per task in the order of their names, instead", need=RATIOS
+    )
+    unimax_epochs: float = setting(
+        0.0, "UniMax instead: all alike in tokens, but no task passed over more often than this; 0: off", need=FINITE
+    )
+    tasks_per_update: int = setting(0, "tasks in an update, drawn by their shares; 0: all", need=COUNT)
+    batch_tokens: int = setting(800, "tokens per update, over all tasks", need=POSITIVE_COUNT)
+    budget: str = setting(
+        "target",
+        "which tokens are counted: target, or padded (sentences times the longest side)",
+        choices=("target", "padded"),
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str = setting("cats", "how tasks are weighted", choices=("cats", "static"))
+    weights: str | tuple[float, ...] = setting(
+        "tokens",
+        "static: tokens (plain mean over the batch's tokens), uniform, or one number per task",
+        need=WEIGHTS,
+    )
+    inner_steps: int = setting(5, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
+    alpha_lr: float = setting(1.0, "cats: learning rate of alpha (descent)", need=FINITE)
+    multiplier_lr: float = setting(1.0, "cats: learning rate of the multipliers (ascent)", need=FINITE)
+    epsilon: float = setting(
+        1e-3,
+        "cats: the squared gradient norm that the constraint asks for",
+        need=FINITE,
+    )
+    simplex: str = setting(
+        "softmax",
+        "cats: how alpha stays on the simplex; lagrangian wants alpha_lr and multiplier_lr of 1e-2 or less",
+        choices=("softmax", "lagrangian"),
+    )
+    loss_term: bool = setting(False, "cats: whether the losses enter alpha's gradient")
+    cross_batch: bool = setting(
+        False,
+        "cats: dot products between two halves of each task's batch, free of its noise",
+    )
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = setting(1600, "updates of the model", need=POSITIVE_COUNT)
+    lr: float = setting(3e-3, "highest learning rate; noam: times (d_model * warmup)^(-1/2)", need=POSITIVE)
+    warmup: int = setting(150, "updates until the learning rate is at its highest", need=COUNT)
+    warmup_start: float = setting(0.0, "learning rate that the warm-up starts from", need=FINITE)
+    schedule: str = setting(
+        "inverse-sqrt",
+        "the learning rate after the warm-up; noam: inverse-sqrt with another meaning of lr",
+        choices=("inverse-sqrt", "cosine", "constant", "noam"),
+    )
+    label_smoothing: float = setting(0.1, "share of the target probability spread over the vocabulary", need=FRACTION)
+    betas: tuple[float, float] = setting((0.9, 0.98), "Adam's averaging factors", need=BETAS)
+    eps: float = setting(1e-9, "Adam's epsilon", need=POSITIVE)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", need=FINITE)
+    clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
+    seed: int = setting(1, "seed of the model, the batches and the dropout", need=SEED)
+    accumulate: int = setting(
+        1,
+        "an update's batch goes through the model in so many parts, one after the other, for less memory",
+        need=POSITIVE_COUNT,
+    )
+    precision: str = setting(
+        "fp32",
+        "of the matrix products: bf16 and fp16 (with loss scaling) by autocast; parameters and losses stay fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    checkpoint_activations: bool = setting(False, "compute layers again in the backward pass, for less memory")
+    compile: bool = setting(False, "compile the layers (torch.compile): minutes at first, then faster on a GPU")
+    log_every: int = setting(10, "updates per line of metrics.jsonl", need=POSITIVE_COUNT)
+    validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
+    save_every: int = setting(0, "updates between two checkpoints; 0: at validations only", need=COUNT)
+    keep: int = setting(0, "models of the newest validations that are kept, for cats average", need=COUNT)
+    patience: int = setting(
+        0, "validations without a better mean NLL after which training stops; 0: it does not", need=COUNT
+    )
+    init_from: str = setting("", "run whose best model this one starts from; empty: a fresh one")
+    pretrain: tuple[str, ...] = setting(
+        (), "tasks trained alone at first; then all are, with optimizer, alpha and learning rate started anew"
+    )
+    pretrain_steps: int = setting(0, "updates, of train.steps, until all tasks are trained", need=COUNT)
+    restart: bool = setting(False, "the same fresh start after train.pretrain_steps, with all tasks from the first")
+    threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=COUNT)
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Every setting is an argument of ``cats.nmt.model.decode.translations``."""
+
+    beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
+    penalty: str = setting(
+        "google",
+        "hypotheses are ranked by log probability / ((5 + length) / 6)^p (google) or / length^p (fairseq)",
+        choices=("google", "fairseq"),
+    )
+    length_penalty: float = setting(1.0, "p in the penalty", need=FINITE)
+    batch_tokens: int = setting(4000, "source tokens translated at a time", need=POSITIVE_COUNT)
+    max_length: int = setting(
+        1024, "of a longer line, so many pieces are translated and scored, and that is said", need=POSITIVE_COUNT
+    )
+    sample: bool = setting(False, "draw translations at random in place of beam search")
+    temperature: float = setting(1.0, "sample: the logits are divided by it", need=POSITIVE)
+    top_k: int = setting(0, "sample: only from so many of the likeliest tokens; 0: all", need=COUNT)
+    top_p: float = setting(1.0, "sample: only from the likeliest tokens of so much probability", need=SHARE)
+    seed: int = setting(1, "sample: seed of the draws", need=SEED)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    lores_below: int = setting(0, "tasks with fewer training pairs are LoRes; 0: fewer than the mean", need=COUNT)
+    hires_from: int = setting(
+        0,
+        "tasks with as many pairs are HiRes, the rest MidRes; 0: HiRes is what is not LoRes",
+        need=COUNT,
+    )
+    lores: tuple[str, ...] = setting((), "names of the LoRes tasks; a list given for any group replaces the bounds")
+    midres: tuple[str, ...] = setting((), "names of the MidRes tasks")
+    hires: tuple[str, ...] = setting((), "names of the HiRes tasks")
+
+
+@dataclass(frozen=True)
+class Config:
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    model: Model = field(default_factory=Model)
+    sampling: Sampling = field(default_factory=Sampling)
+    method: Method = field(default_factory=Method)
+    train: Train = field(default_factory=Train)
+    decode: Decode = field(default_factory=Decode)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+
+SECTIONS: dict[str, type] = get_type_hints(Config)
+TYPES: dict[str, Any] = {
+    f"{section}.{key}": kind for section, cls in SECTIONS.items() for key, kind in get_type_hints(cls).items()
+}
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)
+}
+TYPE_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def read_config(path: Path | str, base: Config | None = None) -> Config:
+    """Reads a TOML file; settings that it leaves out are those of ``base``, or the defaults.
+
+    Raises:
+        UserError: the file cannot be read, is not TOML, or holds an unknown section, key, choice or type.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    values = {}
+    for section, table in tables.items():
+        if section not in SECTIONS and not isinstance(table, dict):
+            raise UserError(f"{path}: '{section}' stands outside of every section{_nearest(section)}")
+        if section not in SECTIONS:
+            raise UserError(f"{path}: unknown section [{section}]{nearest(section, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: '{section}' is a section: write [{section}] and its settings below")
+        values.update({f"{section}.{key}": value for key, value in table.items()})
+    return replace(base or Config(), values, where=str(path))
+
+
+def presets() -> dict[str, Path]:
+    """The files of settings that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).with_name("presets").glob("*.toml"))}
+
+
+def read_preset(name: str) -> Config:
+    """The settings of a preset.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = presets()
+    if name not in known:
+        raise UserError(f"unknown preset '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+    return read_config(known[name])
+
+
+def read_settings(preset: str | None, path: Path | str | None) -> Config:
+    """The settings of a preset, or the defaults, and upon them those of a TOML file, if there is one.
+
+    Raises:
+        UserError: as `read_preset` and `read_config`.
+    """
+    config = Config() if preset is None else read_preset(preset)
+    return read_config(path, config) if path else config
+
+
+def read_run(run: Path, where: str = "") -> Config:
+    """The settings of a run directory.
+
+    Args:
+        where: what the message begins with, such as the setting that names the run.
+
+    Raises:
+        UserError: it is none, or as `read_config`.
+    """
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{where}{run} is no run directory: it holds no config.toml")
+    return read_config(run / "config.toml")
+
+
+def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
+    """A copy of ``config`` with other values for some settings, given as ``{"section.key": value}``.
+
+    Args:
+        where: what error messages begin with, such as the file the values come from.
+
+    Raises:
+        UserError: unknown setting, wrong type, or a value out of range.
+    """
+    prefix = f"{where}: " if where else ""
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise UserError(f"{prefix}unknown setting '{name}'{_nearest(name)}")
+        section, key = name.split(".")
+        value = _checked(name, value, prefix)
+        if name in ("data.path", "train.init_from") and value:
+            value = os.path.abspath(value)  # a run is evaluated from other folders than it was started in
+        changes.setdefault(section, {})[key] = value
+    sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
+    config = dataclasses.replace(config, **sections)
+    _check_together(config, prefix)
+    return config
+
+
+def _check_together(config: Config, prefix: str) -> None:
+    """Refuses what only two settings together make wrong."""
+    if config.model.d_model % config.model.heads:
+        width, heads = config.model.d_model, config.model.heads
+        raise UserError(f"{prefix}model.d_model = {width} is no multiple of model.heads = {heads}")
+    train = config.train
+    if train.pretrain and train.restart:
+        raise UserError(f"{prefix}train.restart is for runs without train.pretrain, which start anew by themselves")
+    if (train.pretrain or train.restart) and not 0 < train.pretrain_steps < train.steps:
+        name = "train.pretrain" if train.pretrain else "train.restart"
+        raise UserError(
+            f"{prefix}{name} needs train.pretrain_steps between 1 and {train.steps - 1}, not {train.pretrain_steps}"
+        )
+    if train.pretrain_steps and not (train.pretrain or train.restart):
+        raise UserError(f"{prefix}train.pretrain_steps does nothing without train.pretrain or train.restart")
+
+
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """A copy of ``config`` changed by texts such as ``"train.lr=1e-3"``, in their order.
+
+    Strings need no quotes; lists are written as in TOML, and names may stand without quotes and brackets: az,be.
+
+    Raises:
+        UserError: a text without ``=``, an unknown setting, wrong type, or a value out of range.
+    """
+    values = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UserError(f"'{override}' changes no setting: write section.key=value")
+        if name not in FIELDS:
+            raise UserError(f"unknown setting '{name}'{_nearest(name)}")
+        values[name] = _parse(text.strip(), TYPES[name])
+    return replace(config, values)
+
+
+def to_toml(config: Config) -> str:
+    """Every setting with its help line and its value; `read_config` reads exactly the same configuration back."""
+    lines = ["# All settings of a CATS training run. To run it again: cats train --config FILE"]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for f in dataclasses.fields(getattr(config, section)):
+            lines += [
+                f"# {_help(f)}",
+                f"{f.name} = {_toml_value(getattr(getattr(config, section), f.name))}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def describe() -> str:
+    """All settings with their defaults and help lines, for ``--help``."""
+    lines = []
+    for name, f in FIELDS.items():
+        lines += [f"  {name} = {_toml_value(f.default)}", f"      {_help(f)}"]
+    return "\n".join(lines)
+
+
+def _help(f: dataclasses.Field[Any]) -> str:
+    text, choices = f.metadata["help"], f.metadata["choices"]
+    if choices and not all(choice in text for choice in choices):
+        return f"{text} ({' | '.join(choices)})"
+    return str(text)
+
+
+def _nearest(name: str) -> str:
+    """A suggestion for an unknown setting; a bare key finds the sections that have it."""
+    if "." not in name:
+        owners = [known for known in FIELDS if known.endswith(f".{name}")]
+        if owners:
+            return f" (did you mean {' or '.join(owners)}?)"
+        keys = nearest(name, [known.partition(".")[2] for known in FIELDS])
+        return keys or nearest(name, FIELDS)
+    return nearest(name, FIELDS)
+
+
+def _checked(name: str, value: Any, prefix: str) -> Any:
+    """``value`` in the setting's type, or a `UserError`."""
+    kind, metadata = TYPES[name], FIELDS[name].metadata
+    converted = _convert(value, kind)
+    if converted is None:
+        shown = value if isinstance(value, str) else _toml_value(value)
+        raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {shown!r}")
+    if isinstance(converted, str) and not is_text(converted):
+        raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
+    choices, need = metadata["choices"], metadata["need"]
+    if choices and converted not in choices:
+        raise UserError(f"{prefix}{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}")
+    if need and not need.test(converted):
+        raise UserError(f"{prefix}{name} must be {need.text}, not {value}")
+    return converted
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``, or None where it is not one; a whole number is a number, true is not."""
+    if isinstance(kind, types.UnionType):
+        return next(
+            (v for v in (_convert(value, option) for option in get_args(kind)) if v is not None),
+            None,
+        )
+    if get_origin(kind) is tuple:
+        of = get_args(kind)[0]
+        items = tuple(_convert(item, of) for item in value) if isinstance(value, list | tuple) else (None,)
+        return None if None in items else items
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return None if math.isnan(value) else float(value)
+    return value if type(value) is kind else None
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """The value that ``text`` writes in the setting's type; what does not fit stays text and gets refused."""
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is str or quoted or (isinstance(kind, types.UnionType) and not text.startswith("[")):
+        return text[1:-1] if quoted else text
+    if kind == tuple[str, ...] and not text.startswith("["):
+        return [word.strip() for word in text.split(",") if word.strip()]
+    try:
+        return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, but for U+007F, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return repr(value)
+
+
+def _type_name(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_type_name, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a list of names" if get_args(kind)[0] is str else "a list of numbers"
+    return TYPE_NAMES[kind]
+
+
+def is_text(value: str) -> bool:
+    """Whether ``value`` can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 reaches Python as lone surrogates
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The built-in corpus, made from the Unicode CLDR."""

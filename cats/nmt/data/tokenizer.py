@@ -1,0 +1,300 @@
+"""Subwords: sentencepiece's unigram model (Kudo, 2018), joint or one a language, and language tags beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import sentencepiece
+
+from cats.nmt.data import pieces
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import atomic_write
+
+_SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
+_LONGEST = 2000  # characters of a line that is trained on
+_NO_PIECE_ACROSS = "\x01"  # put into training text only
+_RESERVED = "\u2585"  # sentencepiece's own sign for the unknown: it leaves out lines that have it
+
+
+class Tags(NamedTuple):
+    """Where languages' tags stand. Training and translation ask the same object, so they cannot differ.
+
+    source: "prepend" ([tag, pieces.., eos]: Johnson et al., 2017), "replace-eos" ([pieces.., tag]: MultiDDS) or "none".
+    target: the decoder starts with the target language's tag (mBART) in place of bos.
+    of: whose tag the source has, the "target" language's, or the "source" language's (mBART).
+    """
+
+    source: str = "prepend"
+    target: bool = False
+    of: str = "target"
+
+
+class Tokenizer:
+    """Text to ids and back. Ids: pad, unk, bos, eos, then one tag ``<2xx>`` per target language, then the pieces.
+
+    The pieces are those of one model for all languages, or of a model for each of them: then a piece that several have
+    is one id, and which model cuts a line up is its language's matter.
+
+    The tags are control symbols: no text is encoded as one, "<2ru>" is text like any other. Every digit of every script
+    is a piece of its own. Text is not normalised, apart from runs of spaces, of which one remains: what is built from
+    training characters comes back from ``decode`` as it was. (U+2581, which stands for a space in pieces, comes back
+    as one.)
+    """
+
+    pad_id, unk_id, bos_id, eos_id = range(4)
+
+    def __init__(self, model: bytes, tags: Tags | None = None) -> None:
+        """`model`: a sentencepiece model as ``train`` makes them, serialised."""
+        self._model, self.tags = model, tags or Tags()
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._models = {
+            language: _OneLanguage(own, self._processor) for language, own in pieces.languages(model).items()
+        }
+        controls = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
+        self.languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in controls]
+
+    @classmethod
+    def train(
+        cls,
+        lines: list[str],
+        languages: list[str],
+        vocab_size: int,
+        tags: Tags | None = None,
+        *,
+        coverage: float = 1.0,
+    ) -> Tokenizer:
+        """Train on `lines`; the same arguments give the same bytes.
+
+        Args:
+            lines: text of all languages, source and targets; how often a line stands there is its weight.
+            languages: the target languages, each of which gets a tag.
+            vocab_size: ids in all, specials and tags included. Fewer come out where the text does not support so many.
+            coverage: the share of the text's characters that get a piece; the rarest others are unknown.
+
+        Raises:
+            UserError: `vocab_size` has no room for every character of the text, or there is no text.
+        """
+        characters = set().union(*lines) - {" ", _RESERVED, _NO_PIECE_ACROSS}
+        if not characters:
+            raise UserError("no text to train the tokenizer on: all lines are blank")
+        symbols = [f"<2{language}>" for language in languages]
+        needed = len(_SPECIALS) + len(symbols) + len(characters | {"▁"})
+        if vocab_size < needed and coverage == 1:
+            raise UserError(
+                f"tokenizer.vocab_size={vocab_size} is too small: {len(characters)} characters and {len(symbols)} "
+                f"languages need {needed} at least"
+            )
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(
+                    _training_form(part, [*_SPECIALS, *symbols]) for line in lines for part in _parts(line)
+                ),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=coverage,
+                byte_fallback=False,
+                normalization_rule_name="identity",
+                pretokenization_delimiter=_NO_PIECE_ACROSS,
+                max_sentence_length=2**30,  # bytes; longer lines would be left out
+                control_symbols=symbols,
+                pad_id=cls.pad_id,
+                unk_id=cls.unk_id,
+                bos_id=cls.bos_id,
+                eos_id=cls.eos_id,
+                pad_piece=_SPECIALS[0],
+                unk_piece=_SPECIALS[1],
+                bos_piece=_SPECIALS[2],
+                eos_piece=_SPECIALS[3],
+                num_threads=1,  # more would sum in an order that varies
+                minloglevel=2,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"sentencepiece cannot make tokenizer.vocab_size={vocab_size} pieces of this text; "
+                "try another number of them, or another tokenizer.character_coverage"
+            ) from error
+        return cls(model.getvalue(), tags)
+
+    @classmethod
+    def union(cls, models: Mapping[str, Tokenizer], languages: list[str], tags: Tags | None = None) -> Tokenizer:
+        """One vocabulary of the pieces of each language's own model, which goes on cutting up that language's text.
+
+        Args:
+            models: {language: what ``train`` made of its text}, of every source and target language.
+            languages: the languages that get a tag.
+        """
+        controls = [f"<2{language}>" for language in languages]
+        scores: dict[str, float] = {}
+        for model in models.values():
+            for piece, score in itertools.islice(model.pieces().items(), model.first_piece, None):
+                scores.setdefault(piece, score)
+        first = next(iter(models.values())).serialized()
+        kinds = {
+            **dict.fromkeys((_SPECIALS[0], *_SPECIALS[2:], *controls), pieces.CONTROL),
+            _SPECIALS[1]: pieces.UNKNOWN,
+        }
+        names = [*_SPECIALS, *controls, *(piece for piece in scores if piece not in kinds)]
+        whole = [pieces.piece(name, scores.get(name, 0.0), kinds.get(name, pieces.NORMAL)) for name in names]
+        own = {language: model.serialized() for language, model in sorted(models.items())}
+        return cls(pieces.with_languages(pieces.replace_all(first, whole), own), tags)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], tags: Tags | None = None) -> Tokenizer:
+        """Read what ``save`` wrote.
+
+        Raises:
+            UserError: no such file, or not a tokenizer with these ids.
+        """
+        try:
+            tokenizer = cls(Path(path).read_bytes(), tags)
+        except OSError as error:
+            raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from error
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{path}: not a sentencepiece model") from error
+        specials = tuple(map(tokenizer._processor.id_to_piece, range(min(len(_SPECIALS), tokenizer.vocab_size))))
+        if specials != _SPECIALS:
+            raise UserError(f"{path}: its first pieces must be {' '.join(_SPECIALS)}, found {' '.join(specials)}")
+        return tokenizer
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sentencepiece model; any sentencepiece tool reads it."""
+        atomic_write(path, self._model)
+
+    def serialized(self) -> bytes:
+        """The sentencepiece model."""
+        return self._model
+
+    def digest(self) -> str:
+        """sha256 (hex) of the sentencepiece model."""
+        return hashlib.sha256(self._model).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.get_piece_size()
+
+    @property
+    def first_piece(self) -> int:
+        """Ids from here on are text; below are the specials and the tags."""
+        return len(_SPECIALS) + len(self.languages)
+
+    def pieces(self) -> dict[str, float]:
+        """{piece: score}, in the order of ids, specials and tags included."""
+        ids = range(self.vocab_size)
+        return dict(zip(map(self._processor.id_to_piece, ids), map(self._processor.get_score, ids), strict=True))
+
+    @property
+    def models(self) -> dict[str, Tokenizer]:
+        """{language: its own model}; empty where one model serves all."""
+        return {language: Tokenizer(own) for language, own in pieces.languages(self._model).items()}
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the source language makes a difference to how a source is encoded."""
+        return bool(self._models) or (self.tags.source != "none" and self.tags.of == "source")
+
+    def translates(self, source: str, target: str) -> bool:
+        """Whether it can encode sources and targets of a direction."""
+        tagged = {target, source} if self.tags.source != "none" and self.tags.of == "source" else {target}
+        return tagged.issubset(self.languages) and (not self._models or {source, target} <= self._models.keys())
+
+    def tag(self, language: str) -> int:
+        """The id that stands for `language`.
+
+        Raises:
+            UserError: the tokenizer was trained without that language.
+        """
+        if language not in self.languages:
+            raise _unknown(language, self.languages)
+        return len(_SPECIALS) + self.languages.index(language)
+
+    def start(self, language: str) -> int:
+        """The decoder's first input."""
+        return self.tag(language) if self.tags.target else self.bos_id
+
+    def frame(self, source: str, target: str) -> tuple[list[int], list[int]]:
+        """What stands before and after a source's pieces when it is translated from one language into another."""
+        self.tag(target)
+        if self.tags.source == "none":
+            return [], [self.eos_id]
+        tag = self.tag(target if self.tags.of == "target" else source)
+        return ([tag], [self.eos_id]) if self.tags.source == "prepend" else ([], [tag])
+
+    def encode(self, lines: list[str], language: str) -> list[list[int]]:
+        """The pieces of every line of `language`.
+
+        Raises:
+            UserError: each language has a model of its own, and this one has none.
+        """
+        if not lines:
+            return []  # sentencepiece takes an empty list for one empty sentence
+        if not self._models:
+            return self._processor.encode(lines)
+        if language not in self._models:
+            raise _unknown(language, self._models)
+        return self._models[language].encode(lines)
+
+    def encode_source(self, lines: list[str], source: str, target: str) -> list[list[int]]:
+        """Pieces, eos and tag (see ``Tags``) of every line of ``source``: the encoder's input."""
+        before, after = self.frame(source, target)
+        return [[*before, *ids, *after] for ids in self.encode(lines, source)]
+
+    def encode_target(self, lines: list[str], language: str) -> list[list[int]]:
+        """``[pieces.., eos]`` for every line of ``language``: what the decoder is to produce."""
+        return [[*ids, self.eos_id] for ids in self.encode(lines, language)]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """The text of every list of ids up to its first eos, specials and tags left out."""
+        if not ids:
+            return []
+        first = self.first_piece
+        cut = (itertools.takewhile(lambda i: i != self.eos_id, row) for row in ids)
+        return self._processor.decode([[i for i in row if i >= first] for row in cut])
+
+
+class _OneLanguage:
+    """One language's model, whose ids are told by those of the whole vocabulary."""
+
+    def __init__(self, model: bytes, whole: sentencepiece.SentencePieceProcessor) -> None:
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        names = map(self.processor.id_to_piece, range(self.processor.get_piece_size()))
+        ids = map(whole.piece_to_id, names)
+        # What is a tag only there is text here, and no text may become a tag.
+        self.ids = [whole.unk_id() if whole.is_control(i) else i for i in ids]
+
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        return [[self.ids[i] for i in row] for row in self.processor.encode(lines)]
+
+
+def _unknown(language: str, known: Iterable[str]) -> UserError:
+    return UserError(f"unknown language {language}{nearest(language, known)}; known: {', '.join(known)}")
+
+
+def _parts(line: str) -> Iterator[str]:
+    """The line, or a very long one in parts, cut at spaces: training takes a time ~ the square of a line's length."""
+    while len(line) > _LONGEST:
+        cut = line.rfind(" ", 1, _LONGEST)
+        cut = cut if cut > 0 else _LONGEST
+        yield line[:cut]
+        line = line[cut:].lstrip(" ")
+    yield line
+
+
+def _training_form(line: str, symbols: list[str]) -> str:
+    """`line` with marks where no piece may reach across: around digits, and within what only looks like a symbol.
+
+    sentencepiece would cut a symbol's text out of the training text, and leave its characters unknown.
+    """
+    line = re.sub(r"\d", f"{_NO_PIECE_ACROSS}\\g<0>{_NO_PIECE_ACROSS}", line.replace(_RESERVED, " "))
+    for symbol in symbols:
+        line = line.replace(symbol, symbol[0] + _NO_PIECE_ACROSS + symbol[1:])
+    return line

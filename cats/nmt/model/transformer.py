@@ -1,0 +1,338 @@
+"""Pre-LN Transformer encoder-decoder (Vaswani et al., 2017; Xiong et al., 2020), small enough to read in one sitting.
+
+The vocabulary is joint and multilingual, so one embedding matrix can serve source, target and output projection (Press
+& Wolf, 2017). Attention is torch's scaled_dot_product_attention. Decoding keeps keys and values of earlier positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_ROOM = 16  # target positions that decoding reserves to begin with
+
+
+def sinusoids(length: int, width: int, start: int = 0, device: torch.device | None = None) -> Tensor:
+    """(length, width) fixed position encodings of positions start, start + 1, ..: no longest sentence to configure."""
+    position = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width))
+    return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=-1).flatten(1)
+
+
+class Packing:
+    """The real cells of a (B, L) batch, row after row: what works on single positions need not see the padding.
+
+    With many languages in a batch not both source and target lengths can be alike: a third of its cells are padding.
+    """
+
+    def __init__(self, mask: Tensor, index: Tensor | None = None) -> None:
+        self.mask = mask
+        self.index = mask.flatten().nonzero().squeeze(1) if index is None else index
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, L, d) -> (N, d), N real cells."""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(N, d) -> (B, L, d), zero in the padding."""
+        cells = x.new_zeros(self.mask.numel(), x.shape[-1]).index_copy(0, self.index, x)
+        return cells.view(*self.mask.shape, -1)
+
+
+class ScaleNorm(nn.Module):
+    """g x / ‖x‖ with a single learnt g, at first √d (Nguyen & Salazar, 2019)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(math.sqrt(d_model)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.scale / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-5))
+
+
+def make_norm(kind: str, d_model: int) -> nn.Module:
+    """layernorm, layernorm-plain (without gain and bias), rmsnorm (Zhang & Sennrich, 2019) or scalenorm."""
+    if kind == "scalenorm":
+        return ScaleNorm(d_model)
+    if kind == "rmsnorm":
+        return nn.RMSNorm(d_model, eps=1e-6)  # torch's own epsilon depends on the precision
+    return nn.LayerNorm(d_model, elementwise_affine=kind == "layernorm")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the layers of both stacks have in common; see ``Transformer``."""
+
+    d_model: int
+    heads: int
+    ffn: int
+    dropout: float
+    norm: str
+    attention_dropout: float
+    activation_dropout: float
+
+
+class Attention(nn.Module):
+    """Multi-head attention in three parts, so that projections run on packed and mixing on padded rows."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width = shape.d_model
+        self.heads, self.dropout = shape.heads, shape.attention_dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def split(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (B, heads, S, d / heads), of a projection (B, S, 2 d)."""
+        key, value = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return key, value
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """(B, T, d), before the output projection, of queries (B, T, d); mask (B, 1, 1, S): which keys to see."""
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, shape: Shape) -> None:
+        activation: nn.Module = nn.ReLU()
+        if shape.activation_dropout:
+            activation = nn.Sequential(activation, nn.Dropout(shape.activation_dropout))
+        super().__init__(nn.Linear(shape.d_model, shape.ffn), activation, nn.Linear(shape.ffn, shape.d_model))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = make_norm(shape.norm, shape.d_model), Attention(shape)
+        self.ffn_norm, self.ffn = make_norm(shape.norm, shape.d_model), FeedForward(shape)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, x: Tensor, rows: Packing) -> Tensor:
+        """x: (N, d), the packed real tokens."""
+        y = self.attention_norm(x)
+        key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
+        mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, rows.mask[:, None, None])
+        x = x + self.dropout(self.attention.out(rows.pack(mixed)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = make_norm(shape.norm, shape.d_model), Attention(shape)
+        self.cross_norm, self.cross = make_norm(shape.norm, shape.d_model), Attention(shape)
+        self.ffn_norm, self.ffn = make_norm(shape.norm, shape.d_model), FeedForward(shape)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, x: Tensor, rows: Packing, memory: Tensor, sources: Packing) -> Tensor:
+        """x: (N, d), the packed target tokens; memory: (M, d), the packed source tokens."""
+        y = self.attention_norm(x)
+        # Padding stands to the right, and causal attention never looks there.
+        key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
+        mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, causal=True)
+        x = x + self.dropout(self.attention.out(rows.pack(mixed)))
+        key, value = self.cross.split(sources.pad(self.cross.key_value(memory)))
+        query = rows.pad(self.cross.query(self.cross_norm(x)))
+        mixed = self.cross.mix(query, key, value, sources.mask[:, None, None])
+        x = x + self.dropout(self.cross.out(rows.pack(mixed)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+    def step(self, x: Tensor, past: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, places: Packing) -> Tensor:
+        """The next position alone, of all hypotheses. x: (rows, d); for the rest see ``DecoderState``.
+
+        past: (positions, rows, 2 d), the last of them this one, which is filled in.
+        """
+        y = self.attention_norm(x)
+        past[-1] = self.attention.key_value(y)
+        key, value = self.attention.split(past.transpose(0, 1))
+        x = x + self.attention.out(self.attention.mix(self.attention.query(y)[:, None], key, value)[:, 0])
+        query = places.pad(self.cross.query(self.cross_norm(x)))
+        x = x + self.cross.out(places.pack(self.cross.mix(query, *memory, mask[:, None, None])))
+        return x + self.ffn(self.ffn_norm(x))
+
+
+@dataclass
+class DecoderState:
+    """What the next decoding step needs of the earlier ones, for `rows` hypotheses of n sentences.
+
+    A sentence's keys and values serve all of its hypotheses. Keys and values of target positions stand in blocks with
+    room for more, so that a step writes its own position and copies none.
+    """
+
+    mask: Tensor  # (n, S) bool, True where a real source token stands
+    memory: list[tuple[Tensor, Tensor]]  # by layer: keys and values of the source, (n, heads, S, d / heads)
+    places: Packing  # (n, places a sentence): the cells that hypotheses have, which are the rows in their order
+    past: list[Tensor]  # by layer: keys and values of positions before `length`, (room, rows, 2 d)
+    length: int = 0
+
+    def select(self, index: Tensor, places: Packing, sentences: Tensor | None = None) -> DecoderState:
+        """The state whose row i is this one's row index[i]: reorders, drops and repeats hypotheses.
+
+        places: of the new rows. sentences: those that stay, ascending; None stands for all.
+        """
+        mask, memory, past = self.mask, self.memory, self.past
+        if sentences is not None:
+            mask = mask[sentences]
+            memory = [(key[sentences], value[sentences]) for key, value in memory]
+        if sentences is not None or places.mask.shape[1] > 1:  # else there is one hypothesis a sentence, and all stay
+            past = [block.new_empty(block.shape[0], len(index), block.shape[2]) for block in self.past]
+            for old, new in zip(self.past, past, strict=True):
+                torch.index_select(old[: self.length], 1, index, out=new[: self.length])
+        return DecoderState(mask, memory, places, past, self.length)
+
+    def reserve(self) -> None:
+        """Makes room for one more position: doubled, so that the copies add up to no more than the length."""
+        if self.length == self.past[0].shape[0]:
+            self.past = [torch.cat([block, torch.empty_like(block)]) for block in self.past]
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder over a joint vocabulary.
+
+    Args:
+        vocab_size, d_model, heads, ffn, encoder_layers, decoder_layers: sizes; heads divides d_model.
+        dropout: on the embeddings and on the output of every sub-layer.
+        pad_id: the id that fills rows; it is masked in attention and its embedding stays zero.
+        norm: layernorm, layernorm-plain, rmsnorm or scalenorm.
+        embedding_norm: whether such a norm also follows the embeddings of either side, positions included.
+        embeddings: tied (one matrix for source, target and output), decoder-tied (one for target and output, one for
+            the source) or separate (three).
+        attention_dropout: on the attention weights. activation_dropout: within the feed-forward layers.
+        checkpoint_activations: in training every layer keeps its input alone and is computed again in the backward
+            pass (Chen et al., 2016): the same gradients with less memory in more time.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        heads: int,
+        ffn: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        dropout: float,
+        pad_id: int = 0,
+        *,
+        norm: str = "layernorm",
+        embedding_norm: bool = False,
+        embeddings: str = "tied",
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pad_id, self.checkpoint_activations = pad_id, checkpoint_activations
+        self.scale = math.sqrt(d_model)
+        shape = Shape(d_model, heads, ffn, dropout, norm, attention_dropout, activation_dropout)
+        self.embedding = nn.Embedding(vocab_size, d_model, padding_idx=pad_id)
+        self.source_embedding = None if embeddings == "tied" else nn.Embedding(vocab_size, d_model, padding_idx=pad_id)
+        self.output = nn.Linear(d_model, vocab_size, bias=False) if embeddings == "separate" else None
+        self.source_norm = make_norm(norm, d_model) if embedding_norm else nn.Identity()
+        self.target_norm = make_norm(norm, d_model) if embedding_norm else nn.Identity()
+        self.encoder = nn.ModuleList(EncoderLayer(shape) for _ in range(encoder_layers))
+        self.encoder_norm = make_norm(norm, d_model)
+        self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(decoder_layers))
+        self.decoder_norm = make_norm(norm, d_model)
+        self.dropout = nn.Dropout(dropout)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for table in (self.embedding, self.source_embedding, self.output):
+            if table is not None:  # rows of norm about 1 give unit-scale inputs (after self.scale) and logits
+                nn.init.normal_(table.weight, std=d_model**-0.5)
+            if isinstance(table, nn.Embedding):
+                with torch.no_grad():
+                    table.weight[pad_id].zero_()
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compiles every layer (torch.compile), all layers of a stack to the same code.
+
+        How many cells of a batch are real is known only when its mask is looked at, which no compiled code can do. The
+        layers work on cells that are packed already: the numbers of cells, rows and columns are sizes of their inputs.
+        """
+        for layer in (*self.encoder, *self.decoder):
+            layer.compile(dynamic=True, backend=backend)
+
+    def _decoder_layers(self) -> Iterable[DecoderLayer]:
+        return cast(Iterable[DecoderLayer], self.decoder)
+
+    def _layer(self, layer: nn.Module, x: Tensor, *context: Tensor | Packing) -> Tensor:
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, x, *context, use_reentrant=False))
+        return cast(Tensor, layer(x, *context))
+
+    def _embed(self, ids: Tensor, table: nn.Embedding, norm: nn.Module, start: int = 0) -> Tensor:
+        x = table(ids) * self.scale
+        x = norm(x + sinusoids(ids.shape[1], x.shape[-1], start, ids.device).to(x.dtype))
+        return cast(Tensor, self.dropout(x))
+
+    def _embed_target(self, ids: Tensor, start: int = 0) -> Tensor:
+        return self._embed(ids, self.embedding, self.target_norm, start)
+
+    def _encode(self, source: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Packing]:
+        rows = Packing(source != self.pad_id, cells)
+        x = rows.pack(self._embed(source, self.source_embedding or self.embedding, self.source_norm))
+        for layer in self.encoder:
+            x = self._layer(layer, x, rows)
+        return self.encoder_norm(x), rows
+
+    def hidden(
+        self,
+        source: Tensor,
+        target_in: Tensor,
+        source_cells: Tensor | None = None,
+        target_cells: Tensor | None = None,
+    ) -> Tensor:
+        """Packed decoder states (N, d) before the output projection: the N real cells of target_in, row after row."""
+        memory, sources = self._encode(source, source_cells)
+        rows = Packing(target_in != self.pad_id, target_cells)
+        x = rows.pack(self._embed_target(target_in))
+        for layer in self.decoder:
+            x = self._layer(layer, x, rows, memory, sources)
+        return self.decoder_norm(x)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits (.., V) of hidden states (.., d)."""
+        return F.linear(hidden, (self.output or self.embedding).weight)
+
+    def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
+        """Logits (B, T, V), zero in the padding."""
+        return Packing(target_in != self.pad_id).pad(self.project(self.hidden(source, target_in)))
+
+    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """(memory (B, S, d), mask (B, S) bool, True where a real token stands) of source (B, S) int64."""
+        memory, rows = self._encode(source)
+        return rows.pad(memory), rows.mask
+
+    def start(self, memory: Tensor, mask: Tensor) -> DecoderState:
+        """The state before the first decoding step, with one hypothesis a sentence."""
+        n, _, d = memory.shape
+        projected = [layer.cross.split(layer.cross.key_value(memory)) for layer in self._decoder_layers()]
+        return DecoderState(
+            mask,
+            [(key.contiguous(), value.contiguous()) for key, value in projected],
+            Packing(mask.new_ones(n, 1)),
+            [memory.new_empty(_ROOM, n, 2 * d) for _ in projected],
+        )
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Logits (rows, V) after the tokens (rows,) int64 (bos first); the state is advanced in place. No dropout."""
+        state.reserve()
+        x = self._embed_target(tokens[:, None], state.length)[:, 0]
+        state.length += 1
+        for layer, past, memory in zip(self._decoder_layers(), state.past, state.memory, strict=True):
+            x = layer.step(x, past[: state.length], memory, state.mask, state.places)
+        return self.project(self.decoder_norm(x))

@@ -1,0 +1,1 @@
+"""Scores, comparisons, tables and pictures."""

@@ -1,0 +1,1 @@
+"""The training run and all that a run directory holds."""

@@ -1,0 +1,131 @@
+"""A model that starts from another run's best one: its tokenizer, extended for new languages, and its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cats.nmt.config.schema import Config, read_run
+from cats.nmt.data import pieces, prepare
+from cats.nmt.data.corpus import Corpus
+from cats.nmt.data.tokenizer import Tokenizer
+from cats.nmt.errors import UserError
+from cats.nmt.training import checkpoint
+
+_FREE = ("dropout", "max_length")  # model settings that may change: they shape no parameter
+
+
+def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokenizer | None:
+    """The tokenizer of the run `train.init_from`, with tags for new languages and new pieces. None without such a run.
+
+    A joint model gets `tokenizer.extend` pieces, each with a character that the old ones lack; where every language has
+    a model, new languages get theirs. So what could be encoded is encoded as it was.
+
+    Raises:
+        UserError: no such run, one of a model of another shape, or no room for all characters of the text.
+    """
+    if not config.train.init_from:
+        return None
+    run = Path(config.train.init_from)
+    old = _old_tokenizer(run, config)
+    new = [language for language in prepare.tagged(corpus, config) if language not in old.languages]
+    if config.data.path and prepare.is_prepared(Path(config.data.path)):
+        return _prepared_with(Path(config.data.path), old, config)
+    if config.tokenizer.per_language:
+        models, languages = old.models, [*old.languages, *new]
+        added = prepare.language_models(corpus, config, models.keys(), languages)
+        return Tokenizer.union({**models, **added}, languages, old.tags) if added or new else old
+    text = _new_pieces(old, corpus, config, quiet)
+    if not new and not text:
+        return old
+    tags = [pieces.piece(f"<2{language}>", 0.0, pieces.CONTROL) for language in new]
+    return Tokenizer(pieces.insert(old.serialized(), old.first_piece, tags, text), old.tags)
+
+
+def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
+    """Sets the parameters to those of the run `train.init_from`; rows of pieces that it lacks get the others' mean.
+
+    A mean row's logit is the mean of logits, so no new piece is ever the likeliest, and greedy translations into the
+    old languages stay the same (Hewitt, 2021, Initializing new word embeddings for pretrained language models). Rows
+    drawn at random would take over some of them.
+
+    Raises:
+        UserError: the run has no best checkpoint yet, or it does not fit.
+    """
+    run = Path(config.train.init_from)
+    path = run / "checkpoints" / "best.pt"
+    old = _old_tokenizer(run, config)
+    ids = {piece: i for i, piece in enumerate(tokenizer.pieces())}
+    rows = torch.tensor([ids[piece] for piece in old.pieces()])
+    state = checkpoint.load(path)
+    try:
+        with torch.no_grad():
+            for name, parameter in model.state_dict().items():
+                value = state["model"].pop(name).to(parameter.device)
+                if parameter.shape != value.shape and len(parameter) == tokenizer.vocab_size:
+                    mean = value[old.pad_id + 1 :].mean(0)
+                    value = mean.expand_as(parameter).index_copy(0, rows.to(parameter.device), value)
+                if parameter.shape != value.shape:
+                    raise ValueError(name)
+                parameter.copy_(value)
+        if state["model"]:
+            raise ValueError("more parameters than the model has")
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not fit {run}/config.toml: it is of another run or version") from error
+
+
+def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
+    """The tokenizer of a run whose model has the shape that is configured."""
+    there = read_run(run, "train.init_from: ")
+    names = [f"model.{f.name}" for f in dataclasses.fields(config.model) if not any(name in f.name for name in _FREE)]
+    for name in [*names, *(f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of"))]:
+        section, key = name.split(".")
+        theirs, ours = (getattr(getattr(c, section), key) for c in (there, config))
+        if theirs != ours:
+            raise UserError(f"{run} has {name} = {theirs}, not {ours}: a model starts from one of the same shape")
+    return Tokenizer.load(run / "tokenizer.model", prepare.tags(config))
+
+
+def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:
+    """The tokenizer of a prepared folder, which must have all that the old one has."""
+    found = Tokenizer.load(folder / "tokenizer.model", old.tags)
+    if not old.pieces().keys() <= found.pieces().keys():
+        run = config.train.init_from
+        raise UserError(f"{folder}: prepared without the pieces of {run}; cats data prepare --init-from {run} has them")
+    return found
+
+
+def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> list[bytes]:
+    """Up to `tokenizer.extend` pieces with a character that is new, all such characters among them."""
+    settings = config.tokenizer
+    known = old.pieces()
+    text = prepare.vocabulary_text(corpus, settings.temperature, settings.most_pairs)
+    unknown = {c for c in set().union(*text) if c not in known and not c.isspace()}
+    if unknown and not settings.extend and not quiet:
+        shown = "".join(sorted(unknown)[:20])
+        print(
+            f"{len(unknown)} characters are unknown to the tokenizer that training starts from ({shown}); "
+            "tokenizer.extend makes pieces of them",
+            file=sys.stderr,
+        )
+    lines = [line for line in text if not unknown.isdisjoint(line)] if settings.extend else []
+    if not lines:
+        return []
+    room = len(set().union(*lines)) + settings.extend + 8  # specials and spaces, which are not taken over, come to it
+    trained = Tokenizer.train(lines, [], room, coverage=settings.character_coverage)
+    scores = dict(itertools.islice(trained.pieces().items(), trained.first_piece, None))
+    new = [piece for piece in scores if not unknown.isdisjoint(piece)]
+    characters = [piece for piece in new if len(piece) == 1]
+    if len(characters) > settings.extend:
+        raise UserError(
+            f"tokenizer.extend={settings.extend} is too small: the text has {len(characters)} characters that the "
+            f"tokenizer of {config.train.init_from} lacks"
+        )
+    longer = sorted((piece for piece in new if len(piece) > 1), key=lambda piece: -scores[piece])
+    chosen = [*characters, *longer[: settings.extend - len(characters)]]
+    return [pieces.piece(piece, scores[piece], pieces.NORMAL) for piece in chosen]

@@ -1,0 +1,248 @@
+"""cats.nmt.config.schema: strict reading, overrides, and the TOML that a run keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import cats
+from cats.nmt.config import schema as c
+from cats.nmt.errors import UserError
+
+
+def written(tmp_path, text: str):
+    path = tmp_path / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_toml_round_trip_of_the_defaults(tmp_path):
+    assert c.read_config(written(tmp_path, c.to_toml(c.Config()))) == c.Config()
+
+
+def test_toml_round_trip_of_awkward_values(tmp_path):
+    awkward = c.replace(
+        c.Config(),
+        {
+            "data.path": '/new "corpora" C:\\n\n\t\x7f/é漢',
+            "sampling.temperature": math.inf,
+            "method.weights": [1, 0.5, 1e-7],
+            "train.lr": 1e-05,
+            "train.betas": [0.9, 0.999],
+            "method.loss_term": True,
+            "train.seed": 2**32 - 1,
+        },
+    )
+    text = c.to_toml(awkward)
+    assert c.read_config(written(tmp_path, text)) == awkward
+    assert awkward.method.weights == (1.0, 0.5, 1e-7)
+    assert "temperature = inf\n" in text and "loss_term = true\n" in text
+
+
+def test_toml_is_complete_and_documented():
+    text = c.to_toml(c.Config())
+    tables = tomllib.loads(text)
+    assert {f"{section}.{key}" for section, table in tables.items() for key in table} == set(c.FIELDS)
+    lines = text.splitlines()
+    for name in c.FIELDS:
+        key = name.partition(".")[2]
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{key} ="))
+        assert lines[at - 1].startswith("# ") and len(lines[at - 1]) > 8, name
+        assert name in c.describe()
+    assert "inverse-sqrt | cosine | constant | noam" in text
+
+
+def test_left_out_settings_keep_their_defaults(tmp_path):
+    config = c.read_config(written(tmp_path, "[train]\nsteps = 7\nlr = 1\n"))
+    assert config == dataclasses.replace(c.Config(), train=c.Train(steps=7, lr=1.0))
+    assert isinstance(config.train.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[trian]\nsteps = 1",
+            r"config\.toml: unknown section \[trian\] \(did you mean train\?\)",
+        ),
+        (
+            "[train]\nstep = 1",
+            r"config\.toml: unknown setting 'train\.step' \(did you mean train\.steps\?\)",
+        ),
+        (
+            "steps = 1",
+            r"'steps' stands outside of every section \(did you mean train\.steps\?\)",
+        ),
+        ("train = 1", r"'train' is a section"),
+        ("[train]\nsteps = 1.5", r"train\.steps needs a whole number, not '1\.5'"),
+        ("[train]\nsteps = true", r"train\.steps needs a whole number, not 'true'"),
+        ("[train]\nlr = true", r"train\.lr needs a number, not 'true'"),
+        ("[train]\nlr = nan", r"train\.lr needs a number"),
+        ("[train]\nlr = inf", r"train\.lr must be finite and above 0"),
+        ("[train]\nsteps = 0", r"train\.steps must be at least 1, not 0"),
+        ("[train]\nseed = -1", r"train\.seed must be between"),
+        ("[train]\nbetas = [0.9]", r"train\.betas must be two numbers"),
+        ("[train]\nbetas = [0.9, 1.0]", r"train\.betas must be two numbers"),
+        ("[train]\nbetas = 0.9", r"train\.betas needs a list of numbers, not '0\.9'"),
+        (
+            "[train]\nschedule = 'cosin'",
+            r"must be one of inverse-sqrt, cosine, constant, noam, .*\(did you mean cosine\?\)",
+        ),
+        (
+            "[sampling]\ntemperature = 0",
+            r"sampling\.temperature must be above 0 \(inf is allowed\), not 0",
+        ),
+        ("[model]\ndropout = 1.0", r"model\.dropout must be at least 0 and below 1"),
+        (
+            "[model]\nd_model = 130",
+            r"model\.d_model = 130 is no multiple of model\.heads = 4",
+        ),
+        ("[model]\nd_model = 63\nheads = 3", r"model\.d_model must be even and at least 2, not 63"),
+        ("[method]\nname = 'Static'", r"\(did you mean static\?\)"),
+        (
+            "[method]\nweights = 'token'",
+            r"method\.weights must be 'tokens', 'uniform' or a list",
+        ),
+        ("[method]\nweights = []", r"method\.weights must be"),
+        ("[method]\nweights = [1, -1]", r"method\.weights must be"),
+        (
+            "[method]\nweights = [1, 'a']",
+            r"method\.weights needs a string or a list of numbers",
+        ),
+        ("[method]\nloss_term = 1", r"method\.loss_term needs true or false, not '1'"),
+        ("[data]\npath = 3", r"data\.path needs a string, not '3'"),
+        ("[train]\nsteps = =", r"config\.toml: not valid TOML: .*line 2"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as info:
+        c.read_config(written(tmp_path, text))
+    assert "\n" not in str(info.value)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the configuration .*absent\.toml: No such file"):
+        c.read_config(tmp_path / "absent.toml")
+    (tmp_path / "latin.toml").write_bytes(b"[data]\npath = '\xe9'")
+    with pytest.raises(UserError, match=r"latin\.toml: not UTF-8 \(byte 15\)"):
+        c.read_config(tmp_path / "latin.toml")
+
+
+def test_overrides():
+    config = c.apply_overrides(
+        c.Config(),
+        [
+            "train.lr=1e-3",
+            "train.steps = 10",
+            "sampling.temperature=inf",
+            "data.path=/a b/c=d",
+            "data.source='de'",
+            "method.loss_term=True",
+            "method.weights=[1, 2]",
+            "train.betas=[0.8, 0.9]",
+            "train.steps=11",
+        ],
+    )
+    assert (config.train.lr, config.train.steps, config.sampling.temperature) == (
+        1e-3,
+        11,
+        math.inf,
+    )
+    assert (config.data.path, config.data.source, config.method.loss_term) == (
+        "/a b/c=d",
+        "de",
+        True,
+    )
+    assert (config.method.weights, config.train.betas) == ((1.0, 2.0), (0.8, 0.9))
+    assert c.apply_overrides(config, ["method.weights=uniform"]).method.weights == "uniform"
+    assert c.Config().train.lr != 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr", r"'train\.lr' changes no setting: write section\.key=value"),
+        ("train.rl=1", r"unknown setting 'train\.rl' \(did you mean train\.lr\?\)"),
+        ("lr=1", r"unknown setting 'lr' \(did you mean train\.lr\?\)"),
+        (
+            "batch_tokens=1",
+            r"did you mean sampling\.batch_tokens or decode\.batch_tokens\?",
+        ),
+        ("train.lr=fast", r"^train\.lr needs a number, not 'fast'"),
+        ("train.lr=", r"train\.lr needs a number, not ''"),
+        ("train.steps=1e3", r"train\.steps needs a whole number, not '1e3'"),
+        ("method.loss_term=yes", r"method\.loss_term needs true or false, not 'yes'"),
+        (
+            "method.weights=[1,",
+            r"method\.weights must be 'tokens', 'uniform' or a list",
+        ),
+        ("data.path=a\udcffb", r"data\.path = .* is not valid UTF-8"),
+    ],
+)
+def test_bad_overrides_are_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        c.apply_overrides(c.Config(), [override])
+
+
+def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert c.apply_overrides(c.Config(), ["data.path=../corpus"]).data.path == str(tmp_path.parent / "corpus")
+    assert c.read_config(written(tmp_path, "[data]\npath = ''")).data.path == ""
+
+
+def test_ranges_that_span_settings_see_all_changes_at_once():
+    config = c.apply_overrides(c.Config(), ["model.heads=3", "model.d_model=96"])
+    assert (config.model.heads, config.model.d_model) == (3, 96)
+
+
+def test_the_preset_tiny_is_the_default():
+    assert c.read_preset("tiny") == c.Config()
+    text = c.presets()["tiny"].read_text(encoding="utf-8")
+    assert {f"{section}.{key}" for section, keys in tomllib.loads(text).items() for key in keys} >= {
+        "model.d_model",
+        "train.steps",
+    }
+
+
+@pytest.mark.parametrize("name", c.presets())
+def test_a_preset_says_where_it_is_from_and_can_be_written_back(name, tmp_path):
+    """Every size of the model stands in it: a change of the defaults must not change a published model."""
+    text = c.presets()[name].read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    sizes = {"d_model", "heads", "ffn", "encoder_layers", "decoder_layers", "dropout"}
+    assert sizes <= tomllib.loads(text)["model"].keys() and "vocab_size" in tomllib.loads(text)["tokenizer"]
+    assert c.read_config(written(tmp_path, c.to_toml(c.read_preset(name)))) == c.read_preset(name)
+
+
+# Parameters in millions, of the whole model or without its embeddings, as their papers have them.
+PUBLISHED = {"ted": (31.5, False), "opus100": (110, True), "order-matters-3": (55, True), "wide-300m": (300, True)}
+
+
+@pytest.mark.parametrize("name", c.presets())
+def test_the_model_of_a_preset_has_its_published_size(name):
+    from cats.nmt.training.trainer import build_model
+
+    config = c.read_preset(name)
+    with torch.device("meta"):
+        model = build_model(config, SimpleNamespace(vocab_size=config.tokenizer.vocab_size, pad_id=0))
+    count = sum(p.numel() for p in model.parameters())
+    tables = {"tied": 1, "decoder-tied": 2, "separate": 3}[config.model.embeddings]
+    body = count - tables * config.tokenizer.vocab_size * config.model.d_model
+    assert {p.device.type for p in model.parameters()} == {"meta"} and body > 0
+    if name in PUBLISHED:
+        expected, whole = PUBLISHED[name]
+        assert (count if whole else body) / 1e6 == pytest.approx(expected, rel=0.01)
+
+
+def test_the_trainers_defaults_for_cats_are_the_librarys():
+    library = {name: p.default for name, p in inspect.signature(cats.CATS).parameters.items()}
+    ours = dataclasses.asdict(c.Config().method)
+    assert {name: library[name] for name in ours if name in library} == {
+        name: value for name, value in ours.items() if name not in ("name", "weights")
+    }

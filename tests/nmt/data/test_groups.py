@@ -1,0 +1,41 @@
+"""cats.nmt.data.groups: by the mean, by bounds, by lists, and what cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from cats.nmt.config.schema import Config, apply_overrides
+from cats.nmt.data.groups import groups
+from cats.nmt.errors import UserError
+
+SIZES = {"a": 10, "b": 20, "c": 30, "d": 100}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], {"lores": "abc", "hires": "d"}),
+        (["evaluate.lores_below=20"], {"lores": "a", "hires": "bcd"}),
+        (["evaluate.lores_below=20", "evaluate.hires_from=100"], {"lores": "a", "midres": "bc", "hires": "d"}),
+        (["evaluate.hires_from=40"], {"lores": "abc", "midres": "", "hires": "d"}),
+        (["evaluate.lores=c,a"], {"lores": "ca", "hires": ""}),
+        (["evaluate.midres=c", "evaluate.hires=a"], {"lores": "", "midres": "c", "hires": "a"}),
+    ],
+)
+def test_groups(settings: list[str], expected: dict[str, str]) -> None:
+    found = groups(SIZES, apply_overrides(Config(), settings).evaluate)
+    assert {group: "".join(names) for group, names in found.items()} == {"all": "abcd", **expected}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["evaluate.lores=a,x"], "evaluate: unknown task x; known: a, b, c, d"),
+        (["evaluate.lores=a", "evaluate.hires=b,a"], "evaluate: a stands in two groups"),
+        (["evaluate.hires_from=30"], "evaluate.hires_from = 30 is below LoRes' bound of 40 pairs"),
+    ],
+)
+def test_groups_that_cannot_be(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError) as info:
+        groups(SIZES, apply_overrides(Config(), settings).evaluate)
+    assert str(info.value) == message

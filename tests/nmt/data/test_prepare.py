@@ -1,0 +1,423 @@
+"""Prepared folders: text to tokens once, in files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cats.nmt.cli import main as cli
+from cats.nmt.config.schema import Config, apply_overrides, replace
+from cats.nmt.data import corpus as data
+from cats.nmt.data import prepare
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.errors import UserError
+from cats.nmt.training.trainer import Trainer, load_corpus, train
+
+EMPTY = Split([], [])
+SMALL = [
+    "tokenizer.vocab_size=80",
+    "model.d_model=16",
+    "model.ffn=16",
+    "model.encoder_layers=1",
+    "model.decoder_layers=1",
+    "train.steps=6",
+    "train.validate_every=3",
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three tasks of made-up words, with validation and test text."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    draw = random.Random(1)
+    words = [a + b for a in "bdfgk" for b in "aeiou"]
+    for language, size in ("xa", 900), ("xb", 230), ("xc", 40):
+        for split, count in ("train", size), ("valid", 5), ("test", 5):
+            lines = [" ".join(draw.choices(words, k=draw.randint(1, 9))) for _ in range(count)]
+            stem = folder / f"{split}.en-{language}"
+            stem.with_name(f"{stem.name}.en").write_text("".join(f"{line}\n" for line in lines))
+            stem.with_name(f"{stem.name}.{language}").write_text("".join(f"{line[::-1]}\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every corpus is a large one, and blocks are small."""
+    monkeypatch.setattr(data, "MOST_IN_MEMORY", 10)
+    monkeypatch.setattr(prepare, "BLOCK", 100)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting a process takes longer than all there is to do here
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setenv("CATS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def settings(folder: Path, *overrides: str) -> Config:
+    return apply_overrides(replace(Config(), {"data.path": str(folder)}), [*SMALL, *overrides])
+
+
+def make(folder: Path, out: Path, *overrides: str, **options: Any) -> None:
+    config = settings(folder, *overrides)
+    prepare.prepare(load_corpus(config), config, out, quiet=True, **{"processes": 1, **options})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def fails(message: str, folder: Path, out: Path, *overrides: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        make(folder, out, *overrides)
+    assert "\n" not in str(error.value)
+
+
+# The text of the vocabulary.
+
+
+def sized(**sizes: int) -> Corpus:
+    lines = {name: [f"{name} {i}" for i in range(size)] for name, size in sizes.items()}
+    return Corpus("c", [Task(n, "en", n, Split([f"en {s}" for s in x], x), EMPTY, EMPTY) for n, x in lines.items()])
+
+
+def test_small_languages_get_their_share_of_the_vocabulary():
+    corpus = sized(xa=200, xb=40)
+    lines = prepare.vocabulary_text(corpus, 5.0, 1000)
+    # of 240 target lines at T = 5: 240 * 200^0.2 / (200^0.2 + 40^0.2) for xa, the others, repeated, for xb
+    assert lines[:240] == sorted(line for task in corpus.tasks for line, _ in task.train)
+    assert [line[:2] for line in lines[240:]] == ["xa"] * 140 + ["xb"] * 101
+    assert lines[240:][140] == lines[240:][140 + 40] == "xb 0"
+
+
+def test_the_vocabulary_of_a_large_corpus_is_sampled_evenly():
+    lines = prepare.vocabulary_text(sized(xa=2000, xb=40), 1.0, 100)
+    xa = [line for line in lines if line.startswith("xa")]
+    assert xa == [f"xa {i}" for i in range(0, 99 * 20, 20)]
+    assert [line for line in lines if line.startswith("xb")] == ["xb 0", "xb 20"]
+
+
+# Folders.
+
+
+def test_files_hold_what_memory_would(corpus, cache, tmp_path, monkeypatch):
+    make(corpus, tmp_path / "one")
+    make(corpus, tmp_path / "two", processes=2)
+    found = contents(tmp_path / "one")
+    assert found == contents(tmp_path / "two")
+    assert sorted(name for name in found if "text" not in name) == [
+        "prepared.json",
+        "tokenizer.model",
+        *[f"train/{t}.{part}" for t in ("xa", "xb", "xc") for part in ("json", "offsets.npy", "tokens.npy")],
+    ]
+    config = settings(corpus)
+    files = prepare.load(tmp_path / "one", config)
+    monkeypatch.setattr(data, "MOST_IN_MEMORY", 1 << 30)
+    memory = prepare.training_tokens(load_corpus(config), config, quiet=True)
+    assert memory.tokenizer.digest() == files.tokenizer.digest()
+    assert memory.shards.keys() == files.shards.keys()
+    for task, shard in memory.shards.items():
+        assert np.array_equal(shard.tokens, files.shards[task].tokens)
+        assert np.array_equal(shard.offsets, files.shards[task].offsets)
+
+
+def test_the_corpus_of_a_prepared_folder(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    text, kept = load_corpus(settings(corpus)), load_corpus(settings(tmp_path / "out"))
+    assert kept.sizes == text.sizes == {"xa": 900, "xb": 230, "xc": 40}
+    assert (kept.name, kept.notices) == (text.name, text.notices)
+    for a, b in zip(kept.tasks, text.tasks, strict=True):
+        assert (a.name, a.source, a.target, a.valid, a.test) == (b.name, b.source, b.target, b.valid, b.test)
+    some = load_corpus(settings(tmp_path / "out", "data.tasks=xc"))
+    assert list(some.sizes) == ["xc"]
+    with pytest.raises(UserError, match=r"unknown task xd.*known: xa, xb, xc"):
+        load_corpus(settings(tmp_path / "out", "data.tasks=xd"))
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    assert load_corpus(settings(tmp_path / "elsewhere")).digest() == kept.digest()
+
+
+def test_training_does_not_care_where_the_tokens_are(corpus, cache, tmp_path, monkeypatch):
+    def losses(run: Path) -> list[Any]:
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [(r["step"], r.get("losses"), r.get("valid"), r.get("alpha")) for r in records]
+
+    make(corpus, tmp_path / "out")
+    train(settings(tmp_path / "out"), tmp_path / "prepared", quiet=True)
+    train(settings(corpus), tmp_path / "cached", quiet=True)
+    assert len(list((cache / "prepared").iterdir())) == 1
+    train(settings(corpus), tmp_path / "again", quiet=True)
+    train(settings(corpus, "model.max_length=9"), tmp_path / "other", quiet=True)
+    assert len(list((cache / "prepared").iterdir())) == 2  # keyed by settings
+    monkeypatch.setattr(data, "MOST_IN_MEMORY", 1 << 30)
+    train(settings(corpus), tmp_path / "memory", quiet=True)
+    assert losses(tmp_path / "prepared") == losses(tmp_path / "cached") == losses(tmp_path / "memory")
+    assert losses(tmp_path / "again") == losses(tmp_path / "memory") != losses(tmp_path / "other")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from cats.nmt.data import corpus as data
+from cats.nmt.data import prepare
+from cats.nmt.config.schema import read_config
+from cats.nmt.training.trainer import load_corpus
+data.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
+config = read_config(sys.argv[1])
+encode, count = prepare._encode_block, 0
+def counted(*arguments):
+    global count
+    count += 1
+    encode(*arguments)
+prepare._encode_block = counted
+prepare.prepare(load_corpus(config), config, Path(sys.argv[2]), processes=1, quiet=True)
+print(count)
+"""
+
+
+@pytest.mark.parametrize(
+    "files", [pytest.param(2, marks=pytest.mark.slow), 70, pytest.param(150, marks=pytest.mark.slow)]
+)
+def test_killed_it_goes_on(corpus, cache, tmp_path, files):
+    from cats.nmt.config.schema import to_toml
+
+    (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    written: set[Path] = set()
+    while len(written) < files and process.poll() is None:
+        written.update(tmp_path.glob("out/train/*"))
+        time.sleep(0.001)  # between two looks; what is asserted below holds whenever the kill comes
+    process.kill()
+    process.wait()
+    # Of 45 + 12 + 2 blocks of 20 pairs, those with a mark are not encoded again, nor those of finished tasks.
+    blocks = {"xa": 45, "xb": 12, "xc": 2}
+    marks = [file.name.split(".") for file in tmp_path.glob("out/train/*.json")]
+    finished = {name[0] for name in marks if len(name) == 2}
+    done = sum(blocks[task] for task in finished) + sum(len(n) == 3 and n[0] not in finished for n in marks)
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(again.stdout) == (0 if prepare.is_prepared(tmp_path / "out") and not process.returncode else 59 - done)
+    make(corpus, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_folder_that_was_hardly_begun(corpus, cache, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".0123456789abcdef.tmp").write_text("{")  # killed while its first file was written
+    make(corpus, tmp_path / "out")
+    make(corpus, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_going_on_does_not_prepare_again(corpus, cache, tmp_path):
+    config = settings(corpus)
+    trainer = Trainer(config, tmp_path / "run", resume=False, quiet=True)
+    before = contents(cache)
+    Trainer(config, tmp_path / "run", resume=True, quiet=True)
+    assert contents(cache) == before and trainer.training.shards.keys() == {"xa", "xb", "xc"}
+
+
+def test_two_processes_take_turns(corpus, cache, tmp_path):
+    from cats.nmt.config.schema import to_toml
+    from cats.nmt.files import locked
+
+    (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", lambda: None):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("out: waiting for another process that prepares it\n")
+        assert list((tmp_path / "out").iterdir()) == []
+    assert process.wait() == 0
+    process.stderr.close()
+    assert len(prepare.load(tmp_path / "out", settings(corpus)).shards) == 3
+
+
+def test_two_that_prepare_at_once(corpus, cache, tmp_path):
+    """Both to the end, from the start: one does it, the other waits and finds it done."""
+    from cats.nmt.config.schema import to_toml
+
+    (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and "Traceback" not in "".join(said)
+    make(corpus, tmp_path / "alone")
+    for part in "tokenizer.model", "train", "text":
+        ours, theirs = tmp_path / "out" / part, tmp_path / "alone" / part
+        assert (
+            ours.read_bytes() == theirs.read_bytes() if part.endswith("model") else contents(ours) == contents(theirs)
+        )
+
+
+def test_a_cache_follows_the_text(corpus, cache):
+    for end in "", "one more\n", "":
+        for suffix in "en", "xc":
+            with (corpus / f"train.en-xc.{suffix}").open("a") as file:
+                file.write(end)
+        config = settings(corpus)
+        prepared = prepare.training_tokens(load_corpus(config), config, quiet=True)
+        assert len(prepared.shards["xc"]) == (40 if not end and len(list((cache / "prepared").iterdir())) == 1 else 41)
+    assert len(list((cache / "prepared").iterdir())) == 2
+
+
+def test_fine_tuning_from_a_prepared_folder(corpus, cache, tmp_path):
+    """The folder has the pieces of the run that training starts from; one without them is refused."""
+    train(settings(corpus), tmp_path / "run", quiet=True)
+    more = tmp_path / "more"
+    shutil.copytree(corpus, more)
+    for suffix in "en", "xc":
+        path = more / f"train.en-xc.{suffix}"
+        path.write_text(path.read_text().replace("b", "ß"))
+    given = ["--init-from", str(tmp_path / "run"), "--set", "tokenizer.extend=30", "--processes", "1"]
+    assert cli.main(["data", "prepare", str(more), "--out", str(tmp_path / "out"), *given]) == 0
+    start = [f"train.init_from={tmp_path / 'run'}", "tokenizer.extend=30"]
+    train(settings(tmp_path / "out", *start), tmp_path / "tuned", quiet=True)
+    assert "ß" in sentencepiece_pieces(tmp_path / "tuned" / "tokenizer.model")
+    make(more, tmp_path / "other", *start[1:], "data.tasks=xc")  # its tokenizer has other tags
+    with pytest.raises(UserError, match=r"other: prepared without the pieces of .*run; cats data prepare --init-from"):
+        train(settings(tmp_path / "other", *start), tmp_path / "refused", quiet=True)
+
+
+def sentencepiece_pieces(path: Path) -> set[str]:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
+
+
+# Bad input.
+
+
+def test_other_settings_are_refused(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    fails("out: prepared from another corpus or with other settings", corpus, tmp_path / "out", "model.max_length=9")
+    config = settings(tmp_path / "out", "tokenizer.vocab_size=90")
+    message = "prepared with tokenizer.vocab_size=80, not 90; give --set tokenizer.vocab_size=80, or prepare"
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    make(corpus, tmp_path / "out", "tokenizer.target_tag=true")  # stands in no side's length
+    message = "prepared with data.direction=one-to-many, not many-to-one; give --set data.direction=one-to-many"
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(settings(tmp_path / "out", "data.direction=many-to-one"), tmp_path / "run")
+    with pytest.raises(UserError, match="prepared already; give the folder of the text"):
+        make(tmp_path / "out", tmp_path / "further")
+
+
+def test_an_unfinished_folder_of_another_corpus_is_refused(corpus, cache, tmp_path):
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "making.json").write_text(json.dumps({"format": 1, "corpus": "x"}))
+    fails("out: prepared from another corpus or with other settings", corpus, tmp_path / "out")
+    (tmp_path / "out" / "making.json").write_text("{")
+    fails("making.json: damaged or made by another version of cats", corpus, tmp_path / "out")
+
+
+def test_a_folder_with_something_else_is_refused(corpus, cache, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    fails("mine: the folder is not empty; choose another", corpus, tmp_path / "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").write_text("x")
+    fails("file: cannot be created", corpus, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prepared.json", b"{", "prepared.json: damaged or made by another version of cats"),
+        ("prepared.json", b'{"format": 99}', "prepared.json: damaged or made by another version of cats"),
+        ("train/xb.tokens.npy", b"", "the tokens of xb are missing or damaged; prepare again"),
+        ("train/xb.tokens.npy", None, "the tokens of xb are missing or damaged; prepare again"),
+        ("train/xb.offsets.npy", b"junk", "the tokens of xb are missing or damaged; prepare again"),
+        ("tokenizer.model", b"junk", "tokenizer.model: not a sentencepiece model"),
+        ("tokenizer.model", None, "tokenizer.model: the tokenizer cannot be read"),
+        ("text/test.en-xa.xa", b"one\n", "text/test.en-xa.en has 5 lines, test.en-xa.xa has 1"),
+    ],
+)
+def test_damage_is_told(corpus, cache, tmp_path, name, content, message):
+    make(corpus, tmp_path / "out")
+    if content is None:
+        (tmp_path / "out" / name).unlink()
+    else:
+        (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+    assert "\n" not in str(error.value)
+
+
+def test_text_that_went_missing_is_told(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "text")
+    with pytest.raises(UserError, match="text: xa has 0 valid pairs instead of 5; prepare again"):
+        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+
+
+def test_tokens_of_another_vocabulary_are_told(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    file = tmp_path / "out" / "train" / "xa.tokens.npy"
+    np.save(file, np.load(file)[:-1])
+    with pytest.raises(UserError, match=r"the tokens of xa are not those of prepared\.json"):
+        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+
+
+def test_only_tasks_without_training_text_are_refused(corpus, cache, tmp_path):
+    for side in ("xa", "xb"):
+        (corpus / f"test.xa-xb.{side}").write_text("ba\n")
+    make(corpus, tmp_path / "out", "data.direction=many-to-many")
+    for folder in (corpus, tmp_path / "out"):
+        with pytest.raises(UserError, match="there is no training text for xb-xa"):
+            load_corpus(settings(folder, "data.direction=many-to-many", "data.tasks=xb-xa"))
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed_to_look(corpus, cache, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CATS_CACHE", str(tmp_path / "file"))
+    assert load_corpus(settings(corpus)).sizes == {"xa": 900, "xb": 230, "xc": 40}
+
+
+def test_a_file_cut_short_is_told(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    file = tmp_path / "out" / "train" / "xa.tokens.npy"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="the tokens of xa are missing or damaged"):
+        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+
+
+def test_one_line_of_a_hundred_thousand_words(corpus, cache, tmp_path):
+    for side in ("en", "xa"):
+        with (corpus / f"train.en-xa.{side}").open("a") as file:
+            file.write("ba " * 100_000 + "\n")
+    make(corpus, tmp_path / "out")
+    found = prepare.load(tmp_path / "out", settings(corpus))
+    assert found.left_out == {"xa": {"longer than 256 tokens": 1}} and len(found.shards["xa"]) == 900
+
+
+def test_a_full_disk_is_told(corpus, cache, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        fails("the disk is full; free some space and start again", corpus, tmp_path / "out")
+    make(corpus, tmp_path / "out")
+    assert len(prepare.load(tmp_path / "out", settings(corpus)).shards) == 3
+
+
+def test_a_task_with_nothing_left_is_told(corpus, tmp_path):
+    config = settings(corpus, "model.max_length=2")
+    with pytest.raises(UserError, match=r"xa: every training pair is left out \(longer than 2 tokens\); raise"):
+        prepare.training_tokens(load_corpus(config), config)

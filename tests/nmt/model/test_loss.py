@@ -1,0 +1,49 @@
+"""Label smoothing against torch's own, and the plain NLL beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cats.nmt.model.loss import token_losses
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(7, 23, dtype=torch.float64), torch.randint(0, 23, (7,))
+
+
+def test_fairseq_smoothing_is_torchs_with_the_mass_rescaled():
+    logits, targets = data()
+    smoothed, nll = token_losses(logits, targets, 0.1)
+    # torch spreads s over all V tokens, fairseq over the V - 1 wrong ones: s V / (V - 1) makes them equal
+    expected = F.cross_entropy(logits, targets, reduction="none", label_smoothing=0.1 * 23 / 22)
+    torch.testing.assert_close(smoothed, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("target", "smoothing", "expected"),
+    [(0, 0.1, 0.551266), (1, 0.1, 2.237721), (0, 0.0, 0.356675), (1, 0.4, 2.043130)],
+)
+def test_smoothed_losses_by_hand(target: int, smoothing: float, expected: float):
+    """0.9 ln(1 / 0.7) + 0.1 ln(1 / 0.1), and so on: the wrong tokens share what the right one gives away."""
+    logits = torch.tensor([[0.7, 0.1, 0.1, 0.1]], dtype=torch.float64).log()
+    assert float(token_losses(logits, torch.tensor([target]), smoothing)[0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_smoothing_is_the_nll():
+    smoothed, nll = token_losses(*data(), 0.0)
+    assert torch.equal(smoothed, nll)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient(smoothing: float):
+    logits, targets = data()
+    assert torch.autograd.gradcheck(lambda x: token_losses(x, targets, smoothing)[0], logits.requires_grad_())
+
+
+def test_the_nll_carries_no_gradient():
+    logits, targets = data()
+    assert not token_losses(logits.requires_grad_(), targets, 0.1)[1].requires_grad

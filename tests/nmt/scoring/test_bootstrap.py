@@ -1,0 +1,56 @@
+"""chrF from counts against sacreBLEU, and the resampling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cats.nmt.scoring.bootstrap import chrf, chrf_counts, cluster_counts, resampled_chrf
+
+HYPOTHESES = ["der Hund schläft heute", "3 Tage", "x", "", "zwei  Katzen, drei Hunde"]
+REFERENCES = ["der Hund schlief heute", "3 Tage", "abc", "leer", "zwei Katzen und drei Hunde"]
+
+
+def test_chrf_equals_sacrebleu():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    for count in range(1, len(HYPOTHESES) + 1):
+        counts = sum(map(chrf_counts, HYPOTHESES[:count], REFERENCES[:count]))
+        expected = sacrebleu.corpus_chrf(HYPOTHESES[:count], [REFERENCES[:count]]).score
+        assert float(chrf(counts)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_nothing_in_common_is_zero():
+    assert float(chrf(chrf_counts("", "abc"))) == 0.0
+    assert float(chrf(chrf_counts("xyz", "abc"))) == 0.0
+
+
+def test_clusters_add_up():
+    index = {"a": 0, "b": 1}
+    counts = cluster_counts(HYPOTHESES, REFERENCES, ["a", "b", "a", "b", "a"], index)
+    assert np.array_equal(counts[0], sum(chrf_counts(HYPOTHESES[i], REFERENCES[i]) for i in (0, 2, 4)))
+    assert np.array_equal(counts.sum(0), sum(map(chrf_counts, HYPOTHESES, REFERENCES)))
+
+
+def test_resampling_is_paired_and_centred():
+    random = np.random.default_rng(0)
+    reference = random.integers(50, 100, (40, 6, 1)).repeat(3, axis=2)
+    reference[..., 2] = reference[..., 0] * 6 // 10
+    better = reference.copy()
+    better[..., 2] = reference[..., 0] * 7 // 10
+    runs = {"low": {1: {"x": reference}, 2: {"x": reference}}, "high": {1: {"x": better}, 2: {"x": better}}}
+    result = resampled_chrf(runs, resamples=200)
+    assert float(chrf(reference.sum(0))) == pytest.approx(result["low"]["x"].mean(), abs=0.1)
+    difference = result["high"]["x"] - result["low"]["x"]
+    # every cluster is better by the same share: pairing leaves almost no spread in the difference
+    assert difference.min() > 9.5
+    assert difference.std() < 0.1
+    again = resampled_chrf(runs, resamples=200)
+    assert np.array_equal(result["low"]["x"], again["low"]["x"])
+
+
+def test_seeds_are_resampled():
+    flat = np.ones((5, 6, 3), dtype=np.int64)
+    worse = flat.copy()
+    worse[..., 0] = worse[..., 1] = 2
+    result = resampled_chrf({"m": {1: {"x": flat}, 2: {"x": worse}}}, resamples=100)
+    assert sorted({round(float(v)) for v in result["m"]["x"]}) == [50, 75, 100]

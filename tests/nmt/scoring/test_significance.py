@@ -1,0 +1,210 @@
+"""Paired tests: against sacreBLEU's, against enumeration, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sacrebleu")
+
+from cats.nmt.cli import main as cli
+from cats.nmt.errors import UserError
+from cats.nmt.scoring import significance
+from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf
+from cats.nmt.scoring.significance import Counts, compare, paired_tests
+
+WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india"]
+
+
+def text(count: int, seed: int) -> list[str]:
+    chooser = random.Random(seed)
+    return [" ".join(chooser.choices(WORDS, k=chooser.randint(4, 9))) for _ in range(count)]
+
+
+def worse(lines: list[str], share: float, seed: int) -> list[str]:
+    """The lines with some words replaced."""
+    chooser = random.Random(seed)
+    return [" ".join("zulu" if chooser.random() < share else word for word in line.split()) for line in lines]
+
+
+def write_run(path: Path, hypotheses: dict[str, list[str]], references: list[str]) -> Path:
+    (path / "hyp").mkdir(parents=True)
+    for task, lines in hypotheses.items():
+        for suffix, column in (("txt", lines), ("ref", references), ("src", [f"s{i}" for i in range(len(lines))])):
+            (path / "hyp" / f"test.{task}.{suffix}").write_text("".join(f"{line}\n" for line in column))
+    scores = {
+        "languages": {task: {"lines": len(lines)} for task, lines in hypotheses.items()},
+        "groups": {"all": {"languages": list(hypotheses)}, "lores": {"languages": []}},
+        "signatures": {"bleu": dict.fromkeys(hypotheses, "nrefs:1|tok:13a|smooth:exp")},
+        "lookup": {},
+        "seconds": 1,
+    }
+    (path / "scores.json").write_text(json.dumps(scores))
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_bleu_of_counts_is_sacrebleus(count: int) -> None:
+    from sacrebleu.metrics import BLEU
+
+    references = ["a b c d", "", "one two", "x, y.", *text(36, 1)][:count]
+    for hypotheses in (worse(references, 0.3, 2), [f"{line} more" for line in references], ["zulu yes"] * count):
+        expected = BLEU().corpus_score(hypotheses, [references]).score
+        found = bleu(bleu_counts(hypotheses, references, "13a").sum(0))
+        assert float(found) == pytest.approx(expected, abs=1e-9)
+
+
+def test_p_values_are_near_sacrebleus() -> None:
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+
+    references = text(150, 3)
+    first, second = worse(references, 0.30, 4), worse(references, 0.26, 5)
+    counts = Counts(bleu_counts(first, references, "13a"), bleu_counts(second, references, "13a"), bleu)
+    found = paired_tests({"x": counts}, {"x": np.arange(150)}, seed=1)
+    _, expected = PairedTest([("a", first), ("b", second)], {"BLEU": BLEU()}, [references], "ar", n_samples=2000)()
+    assert (found["first"], found["second"]) == pytest.approx([r.score for r in expected["BLEU"]])
+    # Shares of 2,000 and 10,000 random trials: a standard deviation of about 0.01 at most.
+    assert found["p_randomisation"] == pytest.approx(expected["BLEU"][1].p_value, abs=0.04)
+    assert found["p_bootstrap"] == pytest.approx(found["p_randomisation"], abs=0.1)  # another test of the same
+    assert 0.01 < found["p_randomisation"] < 0.99
+    low, high = found["interval"]
+    assert low < found["difference"] < high
+
+
+def test_randomisation_against_all_swappings() -> None:
+    """Eight lines have 256 swappings; a mean over lines is a score whose tests can be computed to the end."""
+
+    def mean(counts: np.ndarray) -> np.ndarray:
+        return counts[..., 0] / counts[..., 1]
+
+    gains = np.array([3, -1, 4, 1, -5, 9, 2, 6])
+    ones = np.ones(8)
+    counts = Counts(np.stack([np.zeros(8), ones], 1), np.stack([gains, ones], 1), mean)
+    found = paired_tests({"x": counts}, {"x": np.arange(8)}, seed=1)
+    every = np.array([abs(np.dot(signs, gains)) for signs in itertools.product((1, -1), repeat=8)])
+    exact = (every >= gains.sum()).mean()
+    assert found["p_randomisation"] == pytest.approx(exact, abs=4 * np.sqrt(exact / significance.TRIALS))
+    # The bootstrap's differences have the standard deviation of a mean of eight draws.
+    low, high = found["interval"]
+    assert high - low == pytest.approx(2 * 1.96 * gains.std() / np.sqrt(8), rel=0.1)
+    assert found["difference"] == gains.mean()
+
+
+def test_the_same_sentences_in_two_languages_are_no_more_evidence() -> None:
+    references = text(60, 6)
+    counts = Counts(
+        bleu_counts(worse(references, 0.3, 7), references, "13a"),
+        bleu_counts(worse(references, 0.25, 8), references, "13a"),
+        bleu,
+    )
+    alone = paired_tests({"x": counts}, {"x": np.arange(60)}, seed=1)
+    twice = paired_tests({"x": counts, "y": counts}, {"x": np.arange(60), "y": np.arange(60)}, seed=1)
+    assert twice == alone
+    apart = paired_tests({"x": counts, "y": counts}, {"x": np.arange(60), "y": np.arange(60, 120)}, seed=1)
+    width = [found["interval"][1] - found["interval"][0] for found in (alone, apart)]
+    assert width[1] == pytest.approx(width[0] / np.sqrt(2), rel=0.15)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_sentence_that_tasks_share_is_source_or_reference(turned: bool) -> None:
+    def lines(own: list[str], english: list[str]) -> significance.Lines:
+        return significance.Lines(*((own, english) if turned else (english, own)), own, own)
+
+    units = significance._units({"az": lines(["a", "b", "c"], ["x", "y", "x"]), "be": lines(["d", "e"], ["y", "z"])})
+    assert units["az"][0] == units["az"][2] != units["az"][1] == units["be"][0] != units["be"][1]
+
+
+def test_an_older_file_of_scores_and_a_missing_tokenizer_are_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, {"ja": ["a"]}, ["a"]) for name in ("one", "two")]
+    path = runs[0] / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["signatures"]["bleu"]["ja"] = "nrefs:1|tok:nobodys|smooth:exp"
+    path.write_text(json.dumps(scores))
+    with pytest.raises(UserError, match="computed with the tokenizer nobodys, which cannot be used here"):
+        compare(*runs)
+    del scores["signatures"]
+    path.write_text(json.dumps(scores))
+    with pytest.raises(UserError, match=r"one/scores\.json is damaged or of an older version; again: cats evaluate"):
+        compare(*runs)
+
+
+def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references = text(80, 9)
+    good, bad = worse(references, 0.1, 10), worse(references, 0.5, 11)
+    a = write_run(tmp_path / "a", {"az": bad, "be": good}, references)
+    b = write_run(tmp_path / "b", {"az": good, "be": good}, references)
+    rows = {(row["name"], row["metric"]): row for row in compare(a, b)}
+    assert set(rows) == {(name, metric) for name in ("az", "be", "All") for metric in ("BLEU", "chrF")}
+    for metric in ("BLEU", "chrF"):
+        clear, equal, average = (rows[name, metric] for name in ("az", "be", "All"))
+        assert clear["difference"] > 10 and clear["p_bootstrap"] < 0.002 and clear["p_randomisation"] < 0.0002
+        assert equal["difference"] == 0 and equal["p_bootstrap"] == equal["p_randomisation"] == 1
+        assert average["difference"] == pytest.approx(clear["difference"] / 2) and average["p_bootstrap"] < 0.002
+    assert compare(a, b) == list(rows.values())  # seeded
+    back = {(row["name"], row["metric"]): row for row in compare(b, a)}
+    assert back["az", "BLEU"]["difference"] == -rows["az", "BLEU"]["difference"]
+    assert cli.main(["significance", str(a), str(b), "--out", str(tmp_path / "found.json")]) == 0
+    assert "| az   | BLEU   |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["tests"] == list(rows.values())
+
+
+def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references = text(40, 9)
+    good, bad = worse(references, 0.1, 10), worse(references, 0.5, 11)
+    a = write_run(tmp_path / "a", {"az": bad, "be": good}, references)
+    b = write_run(tmp_path / "b", {"az": good}, references)
+    rows = compare(a, b)
+    assert [(row["name"], row["metric"]) for row in rows] == [(n, m) for m in ("BLEU", "chrF") for n in ("az", "All")]
+    assert rows[0]["difference"] == rows[1]["difference"] > 10
+    assert cli.main(["significance", str(a), str(b)]) == 0
+    assert capsys.readouterr().err == "cats: left out, tasks of one run only: be\n"
+
+
+def other_references(a: Path, b: Path) -> None:
+    (b / "hyp" / "test.az.ref").write_text("other\n" * 5)
+
+
+def fewer_tasks(a: Path, b: Path) -> None:
+    for run, name in (a, "az"), (b, "be"):
+        scores = json.loads((run / "scores.json").read_text())
+        del scores["languages"][name]
+        (run / "scores.json").write_text(json.dumps(scores))
+
+
+def cut_short(a: Path, b: Path) -> None:
+    (b / "hyp" / "test.az.txt").write_text("one\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_references, "the references of az in {a} and {b} differ: they cannot be compared"),
+        (fewer_tasks, "{a} and {b} have no task in common: they cannot be compared"),
+        (cut_short, "{b}/hyp: the files of az have different line counts; again: cats evaluate {b}"),
+        (
+            lambda a, b: (b / "hyp" / "test.be.src").unlink(),
+            "{b}/hyp/test.be.src is missing; make it with: cats evaluate {b}",
+        ),
+        (lambda a, b: (a / "scores.json").unlink(), "{a} holds no scores.json; make it with: cats evaluate {a}"),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path: Path, change: Callable[[Path, Path], Any], message: str) -> None:
+    references = text(5, 12)
+    a, b = (write_run(tmp_path / name, {"az": references, "be": references}, references) for name in "ab")
+    change(a, b)
+    with pytest.raises(UserError) as info:
+        compare(a, b)
+    assert str(info.value) == message.format(a=a, b=b)
+
+
+def test_chrf_is_the_other_metric() -> None:
+    counts = significance._chrf_counts(significance.Lines(["s"], ["abcdef"], ["abcdef"], ["xyz"]), "")
+    assert (float(chrf(counts.first.sum(0))), float(chrf(counts.second.sum(0)))) == (100.0, 0.0)

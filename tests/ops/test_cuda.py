@@ -1,0 +1,413 @@
+"""The CUDA kernels: compiled for the chips they are for, run without a GPU in an emulator, and on a GPU.
+
+The emulator (cuda_emulator.h) gives a C++ compiler the few names that the kernels need of a device. What it cannot show
+is what only the device has: the rounding of its matrix units, to which the emulator's is near, its caches, its speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pybind11
+import pytest
+import torch
+from torch import Tensor
+
+import cats
+from cats import ops, table
+from tests.ops import test_backends
+from tests.ops.test_backends import ADAMW, STATISTICS, Backend, check, mixed_weights, same
+
+# ---- in the emulator: the suite of the backends, but for what asks it nothing new or takes it minutes
+
+ELSEWHERE = {
+    "test_no_backend_is_missing_by_mistake",
+    "test_no_gpu_backend_is_missing_by_mistake",
+    "test_shapes_are_known_without_data",
+    "test_more_elements_than_int32_counts",
+    "test_memory_beyond_arguments_and_results",
+}
+globals().update({k: f for k, f in vars(test_backends).items() if k.startswith("test_") and k not in ELSEWHERE})
+
+
+def load(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulator(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """csrc/*.cu compiled for this machine's processor: the functions of cats._native that cats.cuda calls."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("emulator") / "cuda_emulator.so"
+    flags = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
+    folders = [root / "tests", root / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    done = subprocess.run(
+        [compiler, *flags, *(f"-I{f}" for f in folders), root / "tests" / "cuda_emulator.cpp", "-o", library],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return load("cuda_emulator", library)
+
+
+@pytest.fixture
+def module(emulator: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """cats.cuda with the emulator for its kernels, as backend "cuda" of tensors on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cats._native", emulator)
+        patch.setattr(cats, "_native", emulator, raising=False)
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        module = load("cats.emulated", root / "cats" / "cuda.py")
+    module.DEVICES = ("cpu",)
+    monkeypatch.setitem(sys.modules, "cats.emulated", module)
+    monkeypatch.setitem(ops._BACKENDS, "cuda", "cats.emulated")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return module
+
+
+@pytest.fixture
+def backend(module: Any) -> Backend:
+    backend = Backend("cuda", "cpu")
+    backend.interpreted = True  # small sizes only
+    return backend
+
+
+def everything(backend: Backend, grads: list[list[Any]], rows: int = 1) -> list[Tensor]:
+    """The results of all operators."""
+    weights = torch.tensor([mixed_weights(len(grads))] * rows, dtype=torch.float64)
+    combined, dots, sqnorms = backend.combine_dots(grads, weights)
+    params, *moments = ([torch.full_like(g, 0.5) for g in grads[0]] for _ in range(3))
+    updated = backend.combine_adamw_(params, grads, weights[0], *moments, step=3, **ADAMW)
+    along, gram = backend.dots(grads, combined[-1]), backend.gram(grads)
+    return [
+        *(t for row in combined for t in row),
+        dots,
+        sqnorms,
+        along,
+        gram,
+        *updated,
+        *params,
+        *moments[0],
+        *moments[1],
+    ]
+
+
+def test_the_emulator_finds_missing_and_divergent_barriers(emulator: Any) -> None:
+    expected = [*range(1, 64), 0]
+    seen = []
+    for order, with_barrier in [(0, True), (1, True), (2, True), (0, False), (1, False)]:
+        emulator.set_order(order)
+        target = torch.full((64,), -1)
+        emulator.neighbour(target.data_ptr(), with_barrier)
+        seen.append(target.tolist() == expected)
+    emulator.set_order(0)
+    assert seen == [True, True, True, False, False]
+    with pytest.raises(RuntimeError, match="wait at different places"):
+        emulator.divergent()
+
+
+@pytest.mark.parametrize("tasks", [3, 16, 33])
+def test_no_order_of_the_threads_changes_a_bit(backend: Backend, emulator: Any, tasks: int) -> None:
+    # Where a barrier is missing, another order of the threads between two barriers gives another result.
+    grads = backend.normal(tasks, [(150,), (65,)])
+    results = []
+    for order in (0, 1, 2):
+        emulator.set_order(order)
+        results.append(everything(backend, grads, rows=2))
+    emulator.set_order(0)
+    assert same(results[0], results[1]) and same(results[0], results[2])
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_nothing_beside_a_tensor_is_read_or_written(backend: Backend, dtype: torch.dtype, offset: int) -> None:
+    # All tensors lie between NaNs, offset elements from an address that is a multiple of 16.
+    def inside(t: Tensor) -> Tensor:
+        memory = torch.full((64 + t.numel() + 64,), float("nan"), dtype=t.dtype)
+        memories.append((memory, 16 + offset, t.numel()))
+        return memory[16 + offset :][: t.numel()].copy_(t)
+
+    for size in (1, 7, 8, 1023, 1025):
+        memories: list[tuple[Tensor, int, int]] = []
+        grads = [[inside(g) for g in row] for row in backend.integers(3, [(size,)], dtype)]
+        out = [inside(torch.zeros(size, dtype=dtype))]
+        check(backend, grads, mixed_weights(3), out=out, exact=True)
+        moments = [
+            [inside(torch.zeros(size, dtype=torch.float64 if dtype == torch.float64 else torch.float32))] for _ in "mv"
+        ]
+        backend.combine_adamw_(out, grads, mixed_weights(3), *moments, step=1, **ADAMW)
+        for memory, first, count in memories:
+            assert memory[first : first + count].isfinite().all()
+            assert memory[:first].isnan().all() and memory[first + count :].isnan().all()
+
+
+def test_matrix_units_round_towards_zero_for_short_runs_only(backend: Backend) -> None:
+    # Numbers of one sign: rounding all sums of these 20000 terms towards zero would make it 1e-4 less.
+    grads = [[torch.full((20_000,), 0.1 + 0.01 * n)] for n in range(9)]
+    check(backend, grads, [1.0] * 9)
+    gram, oracle = backend.gram(grads), torch.stack([g.double() for (g,) in grads])
+    assert ((gram / (oracle @ oracle.T) - 1).abs() < STATISTICS / 2).all()
+
+
+@pytest.mark.parametrize("tasks", [3, 16])
+def test_what_is_not_there_has_no_product_with_infinity(backend: Backend, tasks: int) -> None:
+    # Registers hold zeros for tasks without a gradient and beyond the end of a tensor, and 0 times infinity is NaN.
+    grads = backend.integers(tasks, [(5,), (3,)])
+    expected = backend.gram([[row[1]] for row in grads])[0]
+    grads[0][0] = None
+    grads[1][0][2] = float("inf")
+    weights = [0.5] * tasks
+    _, dots, _ = backend.combine_dots(grads, weights)
+    assert dots[0] == expected.sum() * 0.5 and not dots[1:].isfinite().any()
+    assert torch.equal(backend.gram(grads)[0], expected)
+    ones = [[torch.ones(5)] for _ in range(tasks)]
+    assert backend.combine_dots(ones, [float("inf")] * tasks)[1].tolist() == [float("inf")] * tasks
+
+
+@pytest.mark.parametrize("tasks", [3, 20])
+def test_chunks_in_several_batches(backend: Backend, module: Any, monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+    monkeypatch.setattr(table, "MIN_CHUNK", 64)
+    grads = backend.integers(tasks, [(70,), (129,), (7,), (64,), (3,)])
+    groups = [1, 0, 1, 3, 0]
+    for chunks in (1, 2, 5):
+        monkeypatch.setattr(module, "WORKSPACE", chunks * tasks * (tasks + 1) // 2 * 8)
+        check(backend, grads, mixed_weights(tasks), groups=groups, exact=True)
+
+
+def test_more_tasks_than_the_kernels_take(backend: Backend) -> None:
+    check(backend, backend.integers(129, [(5,), (300,)]), mixed_weights(129), exact=True)
+
+
+def test_what_the_kernels_cannot_do_is_refused(emulator: Any) -> None:
+    with pytest.raises(ValueError, match="1 to 128"):
+        emulator.cuda_gram(0, 1, 0, 0, 1, 0, 1, 129, 0, 0)
+    with pytest.raises(ValueError, match="rows of weights"):
+        emulator.cuda_combine(0, 1, 0, 0, 1, 0, 1, 65, 0, 2, 0, 0, 0)
+    with pytest.raises(ValueError, match="no type"):
+        emulator.cuda_gram(0, 1, 0, 0, 1, 4, 1, 2, 0, 0)
+
+
+def test_traffic_writes_what_it_says(emulator: Any) -> None:
+    source, target = torch.ones(100_000), torch.ones(70_004)
+    emulator.cuda_traffic(source.data_ptr(), 400_000, target.data_ptr(), 280_000, 0)
+    assert not target[:70_000].any() and target[70_000:].all() and source.all()
+
+
+# ---- compiled for A100 and H100
+
+NVCC = ["-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_80,code=[sm_80,sm_90]"]
+SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu"]
+
+
+# Part of a kernel's name -> threads on a multiprocessor.
+THREADS = {
+    "ELi2ELi1ELb": 5 * 256,
+    "ELi4ELi1ELb": 4 * 256,
+    "ELi8ELi1ELb": 512,
+    "ELi8ELi4ELb": 256,
+    "gram_small_kernel": 256,
+    "ELi1EEEvNS_13GramArguments": 480,
+    "ELi3EEEvNS_13GramArguments": 384,
+    "reduce_kernel": 1024,
+    "traffic_kernel": 1024,
+    "prepare_adamw_kernel": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """For each source what ptxas says about it, and its PTX."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+
+    def build(source: str) -> tuple[str, str]:
+        folder = tmp_path_factory.mktemp("objects")
+        command = [nvcc, *NVCC, "-Xptxas", "-v", "-keep", "-c", root / "csrc" / source, "-o", "object.o"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr, (folder / source).with_suffix(".ptx").read_text()
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(SOURCES, pool.map(build, SOURCES), strict=True))
+
+
+def test_every_cuda_source_is_compiled_here(root: Path) -> None:
+    assert sorted(path.name for path in (root / "csrc").glob("*.cu")) == SOURCES
+    # With the flags of the build, so that registers and spills are those of the build.
+    setup = (root / "setup.py").read_text(encoding="utf-8")
+    assert all(flag in setup for flag in ("-fmad=false", "arch=compute_80,code=[sm_80,sm_90"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_register_is_spilled(compiled: dict[str, tuple[str, str]], source: str) -> None:
+    report, _ = compiled[source]
+    pattern = re.compile(
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores"
+        r".*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    kernels = pattern.findall(report)
+    assert {arch for _, arch, *_ in kernels} == {"sm_80", "sm_90"}
+    assert len(kernels) == report.count("Compiling entry function")
+    for name, arch, stack, spilled, registers in kernels:
+        assert (int(stack), int(spilled)) == (0, 0), f"{name} for {arch}"
+        # What its largest blocks of threads, or as many as shall run at a time, leave each of them of 65536.
+        threads = next(threads for part, threads in THREADS.items() if part in name)
+        assert int(registers) * threads <= 65536, f"{name} for {arch}"
+
+
+@pytest.mark.slow
+def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
+    # One load for each gradient that a lane holds, and all of them before the first is used: this keeps memory busy.
+    found = {}
+    for source in ("combine.cu", "combine_half.cu"):
+        for text in re.split(r"\.visible \.entry ", compiled[source][1])[1:]:
+            if match := re.search(r"combine_kernelINS_\d+(\w+?)ELi(\d)ELi(\d)ELb(\d)", text.split("(")[0]):
+                registers = re.findall(r"ld\.global\.cs\.v4\.u32\s+\{(%r\d+)", text)
+                first = re.search(r"ld\.global\.cs\.v4.*ld\.global\.cs\.v4", text, re.DOTALL)
+                assert first and "fma" not in first[0]
+                found[match.groups()] = len(registers)
+    assert len(found) == 4 * 5
+    assert all(count == int(cap) for (_, cap, _, _), count in found.items())
+
+
+# ---- on a GPU
+
+
+@pytest.fixture
+def cuda() -> Backend:
+    if reason := ops.backends()["cuda"]:
+        pytest.skip(reason)
+    return Backend("cuda", "cuda")
+
+
+@pytest.mark.gpu
+def test_the_current_stream_is_used(cuda: Backend) -> None:
+    grads = cuda.normal(5, [(1_000_003,), (300, 70), (7,)])
+    expected = everything(cuda, grads)
+    copies = [[torch.zeros_like(g) for g in row] for row in grads]
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # who is not behind this on the stream reads zeros
+        for row, source in zip(copies, grads, strict=True):
+            for copy, g in zip(row, source, strict=True):
+                copy.copy_(g)
+        results = everything(cuda, copies)
+    stream.synchronize()
+    assert same(results, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tasks", [5, 33])
+def test_captured_in_a_graph(cuda: Backend, tasks: int) -> None:
+    grads = cuda.normal(tasks, [(100_003,), (300, 70), (7,)])
+    weights = torch.tensor(mixed_weights(tasks), dtype=torch.float64, device="cuda")
+    out = [torch.empty_like(g) for g in grads[0]]
+    params, *moments = ([torch.zeros_like(g) for g in grads[0]] for _ in range(3))
+    step, lr = torch.ones((), device="cuda"), torch.tensor(1e-2, device="cuda")
+    options = ADAMW | {"lr": lr}
+
+    def call() -> list[Tensor]:
+        _, dots, sqnorms = cuda.combine_dots(grads, weights, out=out)
+        updated = cuda.combine_adamw_(params, grads, weights, *moments, step=step, **options)
+        return [dots, sqnorms, cuda.dots(grads, out), cuda.gram(grads), *updated, *out]
+
+    def reset(seed: int) -> None:
+        for row, new in zip(grads, cuda.normal(tasks, [(100_003,), (300, 70), (7,)], seed=seed), strict=True):
+            for g, value in zip(row, new, strict=True):
+                g.copy_(value)
+        for t in (*params, *moments[0], *moments[1]):
+            t.zero_()
+
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for seed in (1, 2):
+        reset(seed)
+        graph.replay()
+        replayed = [t.clone() for t in (*captured, *params, *moments[0], *moments[1])]
+        reset(seed)
+        assert same(replayed, [*call(), *params, *moments[0], *moments[1]])
+
+
+@pytest.mark.gpu
+def test_no_call_waits_for_the_device(cuda: Backend) -> None:
+    grads = cuda.normal(5, [(1_000_003,), (300, 70), (7,)])
+    everything(cuda, grads)
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything(cuda, grads)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+def test_every_device(cuda: Backend) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    grads = cuda.normal(5, [(100_003,), (7,)])
+    expected = [t.cpu() for t in everything(cuda, grads)]
+    for device in range(torch.cuda.device_count()):  # none of them is made the current one
+        elsewhere = [[g.to(f"cuda:{device}") for g in row] for row in grads]
+        results = everything(cuda, elsewhere)
+        assert all(t.device.index == device for t in results)
+        assert same([t.cpu() for t in results], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tasks", [2, 8, 33, 128])
+def test_same_bits_in_twenty_runs(cuda: Backend, tasks: int) -> None:
+    grads = cuda.normal(tasks, [(1_000_003,), (300, 70)])
+    expected = everything(cuda, grads)
+    for _ in range(20):
+        assert same(everything(cuda, grads), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tasks", [3, 8, 16, 33])
+def test_same_bits_as_in_the_emulator(cuda: Backend, emulator: Any, request: pytest.FixtureRequest, tasks: int) -> None:
+    # But for the matrix units: everything else is the same arithmetic in the same order.
+    grads = cuda.normal(tasks, [(301,), (65,)])
+    real = [t.cpu() for t in everything(cuda, grads)]
+    emulated = everything(request.getfixturevalue("backend"), [[g.cpu() for g in row] for row in grads])
+    for left, right in zip(real, emulated, strict=True):
+        if left.shape == (tasks, tasks) and tasks > 8:
+            torch.testing.assert_close(left, right, rtol=STATISTICS, atol=STATISTICS * 366)
+        else:
+            assert torch.equal(left, right)
+
+
+@pytest.mark.gpu
+def test_a_launch_that_fails_is_an_error(cuda: Backend) -> None:
+    from cats import _native
+
+    stream = torch.cuda.current_stream().cuda_stream
+    with pytest.raises(RuntimeError, match="CUDA"):
+        _native.cuda_gram(0, 1, 0, 0, 0, 0, 1, 2, 0, stream)  # a grid without blocks
+    assert everything(cuda, cuda.normal(2, [(5,)]))
