@@ -11,20 +11,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from . import cases, limit, overhead, report, run, step, targets
-from .rivals import usable
+from .common import roofline
+from .common.command import Parser, refuse
+from .operators import cases, overhead, report, run, step, targets
+from .operators.baselines import usable
 
 Record = dict[str, Any]
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"bench: {message}", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,11 +38,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="SUBSTRING", default="", help='only cases with this in the name, "dots K=8"')
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write (default: bench/results)")
     return parser.parse_args(arguments)
-
-
-def refuse(message: str) -> int:
-    print(f"bench: {message}", file=sys.stderr)
-    return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as cache:
         # Compile times are those of a first compilation, not of what an earlier run left on the disk.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        peaks = limit.peaks(device)
+        peaks = roofline.peaks(device)
         found = run.run_suite(suite, device, options.only, 1.0 if options.quick else 2.0 if options.gpu else 4.0, peaks)
         whole = not options.only
         calls = overhead.calls(device) if whole else []

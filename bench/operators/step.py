@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import measure
+from bench.common import measure
 
 Record = dict[str, Any]
 

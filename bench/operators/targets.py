@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .rivals import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
+from .baselines import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
 from .run import ratio
 
 Record = dict[str, Any]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from bench.common import measure
 from cats import ops
 
-from . import measure
-from .rivals import unrolled_combine_dots, usable
+from .baselines import unrolled_combine_dots, usable
 
 Record = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""`python -m bench.preparing`: time and memory of `cats data prepare` on made-up text of several sizes."""
+"""`python -m bench.trainer.preparing`: time and memory of `cats data prepare` on made-up text of several sizes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.common.command import Parser, refuse
+from bench.operators import report
 from cats.nmt.scoring.report import aligned
 
-from . import pipeline, report
-from .__main__ import Parser, refuse
+from . import pipeline
 
 BLOCK = 100_000  # pairs that are made up; more text repeats them
 MEASURE = """
@@ -31,7 +32,7 @@ sys.exit(done.returncode)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, or 2 after bad arguments."""
-    parser = Parser(prog="python -m bench.preparing", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m bench.trainer.preparing", description=__doc__, allow_abbrev=False)
     parser.add_argument("--pairs", type=int, nargs="+", default=[1_000_000, 5_000_000], help="sizes of the corpus")
     parser.add_argument("--out", metavar="FOLDER", type=Path, default=report.ROOT / "bench" / "results")
     options = parser.parse_args(arguments)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(f"{options.out} is not a folder")
     words = sys.argv[1:] if arguments is None else list(arguments)
     results: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "bench.preparing", *words]),
+        "command": shlex.join(["python", "-m", "bench.trainer.preparing", *words]),
         "date": datetime.date.today().isoformat(),
         **report.commit(),
         "machine": report.machine(),

@@ -1,4 +1,4 @@
-"""`python -m bench.end_to_end`: the trainer against others, training, making batches and translating. See README.md."""
+"""`python -m bench.trainer.end_to_end`: training, making batches and translating, against others. See README.md."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 
-from . import contest, gpu_training, limit, pipeline, report
-from .__main__ import Parser, refuse
-from .contest import JOEY, JOEY_OWN, OURS
+from bench.common import roofline
+from bench.common.command import Parser, refuse
+from bench.operators import report
+
+from . import comparison, gpu_training, pipeline
+from .comparison import JOEY, JOEY_OWN, OURS
 
 Record = dict[str, Any]
 
@@ -27,7 +30,7 @@ ROUNDS, QUICK_ROUNDS = 7, 3
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m bench.end_to_end",
+        prog="python -m bench.trainer.end_to_end",
         description="Measures cats.nmt beside JoeyNMT, Hugging Face and a plain loop: six minutes on two cores.",
         epilog="Writes <machine>-<date>-end-to-end.json to bench/results and prints Markdown.",
         allow_abbrev=False,
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     started = time.perf_counter()
     results: Record = {
-        "command": shlex.join(["python", "-m", "bench.end_to_end", *words]),
+        "command": shlex.join(["python", "-m", "bench.trainer.end_to_end", *words]),
         "date": datetime.date.today().isoformat(),
         **report.commit(),
         "machine": report.machine(),
@@ -93,9 +96,9 @@ def on_cpu(folder: Path, environment: Path, quick: bool) -> Record:
     rounds = QUICK_ROUNDS if quick else ROUNDS
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     contests = []
-    for size in contest.sizes(cores)[: 1 if quick else None]:
-        corpus = prepared(contest.configuration(size, None), folder / size.name)
-        for part in (contest.training, contest.translation):
+    for size in comparison.sizes(cores)[: 1 if quick else None]:
+        corpus = prepared(comparison.configuration(size, None), folder / size.name)
+        for part in (comparison.training, comparison.translation):
             say(f"{part.__name__}, {size.name}")
             contests.append(part(size, corpus, python, folder / size.name, rounds))
     say("pipeline")
@@ -103,7 +106,7 @@ def on_cpu(folder: Path, environment: Path, quick: bool) -> Record:
 
 
 def on_gpu(folder: Path) -> Record:
-    peak = limit.peaks(torch.device("cuda"))["bfloat16"]
+    peak = roofline.peaks(torch.device("cuda"))["bfloat16"]
     found = []
     for preset in gpu_training.PRESETS:
         say(preset)

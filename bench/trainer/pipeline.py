@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import measure
+from bench.common import measure
 
 Record = dict[str, Any]
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from . import measure, pipeline
+from bench.common import measure
+
+from . import pipeline
 
 Record = dict[str, Any]
 

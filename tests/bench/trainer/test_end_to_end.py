@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import contest, contest_rivals, end_to_end, gpu_training, pipeline, preparing
-from bench.contest import JOEY, JOEY_OWN, LOOP, MARIAN, OURS, Size
-from bench.rivals import Absent
+from bench.operators.baselines import Absent
+from bench.trainer import baselines, comparison, end_to_end, gpu_training, pipeline, preparing
+from bench.trainer.comparison import JOEY, JOEY_OWN, LOOP, MARIAN, OURS, Size
 
 TINY = Size(
     "tiny",
@@ -28,7 +28,7 @@ TINY = Size(
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("babel")
     pytest.importorskip("sentencepiece")
-    return end_to_end.prepared(contest.configuration(TINY, None), tmp_path_factory.mktemp("corpus") / "tiny")
+    return end_to_end.prepared(comparison.configuration(TINY, None), tmp_path_factory.mktemp("corpus") / "tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +44,10 @@ def threads() -> Any:
 def test_turns_rotate_and_the_first_round_warms_up() -> None:
     log: list[str] = []
 
-    def turn(name: str) -> contest.Turn:
+    def turn(name: str) -> comparison.Turn:
         return lambda r: log.append(f"{name}{r}") or float(10 * r)  # type: ignore[func-returns-value]
 
-    rates = contest.interleave({name: turn(name) for name in "abc"}, 2, [])
+    rates = comparison.interleave({name: turn(name) for name in "abc"}, 2, [])
     assert " ".join(log) == "a0 b0 c0 b1 c1 a1 c2 a2 b2"
     assert rates == {name: [10.0, 20.0] for name in "abc"}
 
@@ -59,14 +59,14 @@ def test_who_fails_is_named_and_the_others_go_on() -> None:
         return 1.0
 
     missing: list[dict[str, Any]] = []
-    rates = contest.interleave({OURS: lambda r: 2.0, "other": fails}, 3, missing)
+    rates = comparison.interleave({OURS: lambda r: 2.0, "other": fails}, 3, missing)
     assert rates == {OURS: [2.0, 2.0, 2.0]}
     assert missing == [{"contender": "other", "reason": "out of memory"}]
 
 
 def test_ratios_are_of_the_same_round() -> None:
     """A machine that slows down from round to round moves the rates, and not what is said of them."""
-    ours, other = contest.compared({OURS: [8.0, 4.0, 2.0], "other": [4.0, 2.0, 1.0]})
+    ours, other = comparison.compared({OURS: [8.0, 4.0, 2.0], "other": [4.0, 2.0, 1.0]})
     assert (ours["times"]["median"], other["times"]["median"]) == (1, 2)
     assert (other["times"]["low"], other["times"]["high"]) == (2, 2)
     assert other["per_second"]["median"] == 2 and other["per_second"]["samples"] == 3
@@ -77,16 +77,16 @@ def test_ratios_are_of_the_same_round() -> None:
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_the_plain_loop_is_the_same_computation(corpus: Path, tmp_path: Path) -> None:
-    ours = contest.Ours(TINY, corpus, tmp_path / "run")
-    batches = ours.batches(contest.GATE_UPDATES + 1)
+    ours = comparison.Ours(TINY, corpus, tmp_path / "run")
+    batches = ours.batches(comparison.GATE_UPDATES + 1)
     weights = {name: value.clone() for name, value in ours.trainer.model.state_dict().items()}
     wanted = ours.gate(batches[0])
     assert wanted[1] < wanted[0] - 0.005
     assert {m.p for m in ours.trainer.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.2}
 
     job = ours.job(None)
-    loop = contest_rivals.Loop(job, batches, [], weights)
-    contest.check_nll(loop.gate(contest.GATE_UPDATES)["nll"], wanted)
+    loop = baselines.Loop(job, batches, [], weights)
+    comparison.check_nll(loop.gate(comparison.GATE_UPDATES)["nll"], wanted)
     assert {m.p for m in loop.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.2}
     found = loop.train(3, 1)
     assert found["tokens"] == int((batches[3][2] != 0).sum()) and found["seconds"] > 0
@@ -96,20 +96,20 @@ def test_the_plain_loop_is_the_same_computation(corpus: Path, tmp_path: Path) ->
         ({"smoothing": 0.5}, "updates"),
         ({"heads": 2}, "model"),
     ):
-        other = contest_rivals.Loop(job | change, batches, [], weights)
+        other = baselines.Loop(job | change, batches, [], weights)
         with pytest.raises(Absent, match=f"not the same {said}: "):
-            contest.check_nll(other.gate(contest.GATE_UPDATES)["nll"], wanted)
+            comparison.check_nll(other.gate(comparison.GATE_UPDATES)["nll"], wanted)
 
 
 def test_translations_must_be_as_long_and_mostly_ours() -> None:
-    ours = [[i] * contest.LENGTH for i in range(10)]
-    found = [*ours[:9], [5] * contest.LENGTH]
-    assert contest.check_lines(found, ours, 0.9) == 0.9
+    ours = [[i] * comparison.LENGTH for i in range(10)]
+    found = [*ours[:9], [5] * comparison.LENGTH]
+    assert comparison.check_lines(found, ours, 0.9) == 0.9
     with pytest.raises(Absent, match="90% of its translations are ours"):
-        contest.check_lines(found, ours, 0.95)
+        comparison.check_lines(found, ours, 0.95)
     for wrong in ([*ours[:9], [9] * 3], ours[:9]):
         with pytest.raises(Absent, match="not of 24 tokens"):
-            contest.check_lines(wrong, ours, 0.0)
+            comparison.check_lines(wrong, ours, 0.0)
 
 
 def test_a_model_without_end() -> None:
@@ -117,7 +117,7 @@ def test_a_model_without_end() -> None:
 
     torch.manual_seed(1)
     model = Transformer(50, 16, 2, 16, 1, 1, 0.0).eval()
-    contest.endless(model, 3)
+    comparison.endless(model, 3)
     source = torch.randint(4, 50, (5, 7))
     logits = model(source, torch.randint(4, 50, (5, 6))).detach()
     torch.testing.assert_close(logits[..., 3], torch.full((5, 6), -30.0), rtol=0, atol=1e-3)
@@ -125,7 +125,7 @@ def test_a_model_without_end() -> None:
 
 
 def test_ids_of_unknown_and_padding_change_places() -> None:
-    assert contest_rivals.swap(torch.tensor([[0, 1, 2], [3, 1, 40]])).tolist() == [[1, 0, 2], [3, 0, 40]]
+    assert baselines.swap(torch.tensor([[0, 1, 2], [3, 1, 40]])).tolist() == [[1, 0, 2], [3, 0, 40]]
 
 
 # ---- processes
@@ -135,20 +135,20 @@ def test_missing_rivals_have_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path:
     torch.save({"batches": [], "sources": [], "weights": {}}, tmp_path / "empty.pt")
     python = Path(sys.executable)
 
-    def start(python: Path, rival: str) -> contest.Process:
-        return contest.Process(python, rival, {"threads": 1}, tmp_path / "empty.pt", tmp_path / "log")
+    def start(python: Path, rival: str) -> comparison.Process:
+        return comparison.Process(python, rival, {"threads": 1}, tmp_path / "empty.pt", tmp_path / "log")
 
     with pytest.raises(Absent, match=r"no .*/nowhere/bin/python; bench/README.md says"):
         start(tmp_path / "nowhere/bin/python", JOEY)
     with pytest.raises(Absent, match="KeyError: 'nobody'"):
         start(python, "nobody")
     worker = tmp_path / "worker.py"
-    monkeypatch.setattr(contest, "WORKER", worker)
+    monkeypatch.setattr(comparison, "WORKER", worker)
     worker.write_text("import no_such_library")
     with pytest.raises(Absent, match="it ended: ModuleNotFoundError: No module named 'no_such_library'"):
         start(python, JOEY)
     worker.write_text("import time; time.sleep(60)")  # the rival's: it is killed when the patience below is over
-    monkeypatch.setattr(contest, "PATIENCE", 0.3)
+    monkeypatch.setattr(comparison, "PATIENCE", 0.3)
     with pytest.raises(Absent, match="no answer for"):
         start(python, JOEY)
 
@@ -156,8 +156,8 @@ def test_missing_rivals_have_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_rivals_end_with_the_contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text("import sys\nfor line in sys.stdin:\n    print('{}', flush=True)")
-    monkeypatch.setattr(contest, "WORKER", worker)
-    with pytest.raises(ZeroDivisionError), contest.processes() as start:
+    monkeypatch.setattr(comparison, "WORKER", worker)
+    with pytest.raises(ZeroDivisionError), comparison.processes() as start:
         process = start(Path(sys.executable), JOEY, {}, tmp_path / "none.pt", tmp_path / "log")
         assert process.call("anything") == {}
         raise ZeroDivisionError
@@ -197,7 +197,7 @@ def test_idle_share() -> None:
 @pytest.mark.gpu
 def test_a_measurement_on_the_gpu(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_training, "SAMPLES", 2)
-    found = gpu_training.measured(contest.Ours(TINY, corpus, tmp_path / "run").trainer)
+    found = gpu_training.measured(comparison.Ours(TINY, corpus, tmp_path / "run").trainer)
     assert found["per_second"]["median"] > 0 and found["batch_tokens"] == 150
     # A forward multiplies every parameter of a matrix once for a token at least, a backward twice.
     assert found["rate"] > 2 * found["parameters"] * found["per_second"]["median"]
@@ -205,7 +205,7 @@ def test_a_measurement_on_the_gpu(monkeypatch: pytest.MonkeyPatch, corpus: Path,
 
 
 def test_tokens_of_updates(corpus: Path, tmp_path: Path) -> None:
-    trainer = contest.Ours(TINY, corpus, tmp_path / "run").trainer
+    trainer = comparison.Ours(TINY, corpus, tmp_path / "run").trainer
     gpu_training.updates(trainer, 1)
     tokens, seconds = gpu_training.updates(trainer, 2)
     batches = [trainer.training.batch(trainer.sampler.batch(step)) for step in (1, 2)]
@@ -220,7 +220,7 @@ def test_a_run_from_end_to_end(
 ) -> None:
     pytest.importorskip("babel")
     pytest.importorskip("sentencepiece")
-    monkeypatch.setattr(contest, "sizes", lambda cores: [TINY])
+    monkeypatch.setattr(comparison, "sizes", lambda cores: [TINY])
     monkeypatch.setattr(end_to_end, "RIVALS", tmp_path / "nowhere")
     monkeypatch.setattr(end_to_end, "QUICK_ROUNDS", 1)
     monkeypatch.setattr(pipeline, "PAIRS", 100)
@@ -247,7 +247,7 @@ def test_a_run_from_end_to_end(
 def test_what_the_trainer_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(contest, "sizes", lambda cores: [Size("odd", ("model.d_model=33",), 1, 1)])
+    monkeypatch.setattr(comparison, "sizes", lambda cores: [Size("odd", ("model.d_model=33",), 1, 1)])
     assert end_to_end.main(["--quick", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("bench: model.d_model") and not list(tmp_path.iterdir())
 

@@ -16,12 +16,12 @@ import torch
 
 from cats.nmt.files import atomic_file, atomic_write, finite
 
-from .rivals import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
+from .baselines import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
 from .run import best, ratio
 
 Record = dict[str, Any]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def machine() -> Record:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .cases import TWO_PASSES, Problem, Work
+from bench.operators.cases import TWO_PASSES, Problem, Work
 
 try:
     _native: Any = importlib.import_module("cats._native")

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import limit, measure, rivals
+from bench.common import measure, roofline
+
+from . import baselines
+from .baselines import BACKEND, COMPILED, TORCHJD, Absent, Contender
 from .cases import Problem, Workload
 from .oracle import COMPLETE, Oracle
-from .rivals import BACKEND, COMPILED, TORCHJD, Absent, Contender
 
 Record = dict[str, Any]  # as it goes into the JSON file
 
@@ -71,14 +73,14 @@ def run_case(operator: str, problem: Problem, oracle: Oracle, peak: dict[str, fl
             refused.append({"contender": contender.name, "kind": contender.kind, "reason": text})
             continue
         checked.append(Checked(contender, error, seconds, measure.extra_memory(contender.run, device)))
-    probe_name, probe = limit.probe(operator, problem, least)
+    probe_name, probe = roofline.probe(operator, problem, least)
     clocks = {PROBE: measure.clock(probe, device, least.moved)}
     clocks |= {c.contender.name: measure.clock(c.contender.run, device, least.moved) for c in checked}
     timings = measure.interleave(clocks, budget)
     clocks.clear()
 
     traffic = timings.pop(PROBE)
-    compute = limit.operation_seconds(operator, problem, least, peak)
+    compute = roofline.operation_seconds(operator, problem, least, peak)
     bound = max(traffic.median, compute)
     return {
         "name": f"{operator} {workload.name}",
@@ -119,15 +121,15 @@ def run_case(operator: str, problem: Problem, oracle: Oracle, peak: dict[str, fl
 
 def _contenders(operator: str, problem: Problem, refused: list[Record]) -> Iterator[Contender]:
     """Backends, eager forms, compiled forms and TorchJD; a reason in `refused` for who cannot take part."""
-    yield from rivals.contenders(operator, problem)
+    yield from baselines.contenders(operator, problem)
     if operator in problem.workload.compiled:
         torch.compiler.reset()
         try:
-            yield rivals.compiled(operator, problem)
+            yield baselines.compiled(operator, problem)
         except Absent as reason:
             refused.append({"contender": "unrolled", "kind": COMPILED, "reason": str(reason)})
     try:
-        yield from rivals.torchjd(operator, problem)
+        yield from baselines.torchjd(operator, problem)
     except Absent as reason:
         refused.append({"contender": "TorchJD", "kind": TORCHJD, "reason": str(reason)})
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import cases, limit, measure, overhead, report, rivals, run, step, targets
-from bench.cases import Problem, Workload, flat, work
-from bench.oracle import SUMS, Oracle, Outcome
+from bench.common import measure, roofline
+from bench.operators import baselines, cases, overhead, report, run, step, targets
+from bench.operators.cases import Problem, Workload, flat, work
+from bench.operators.oracle import SUMS, Oracle, Outcome
 from cats import ops
 
 CPU = torch.device("cpu")
@@ -88,10 +89,10 @@ def test_every_contender_passes_the_gate(uncompiled: None, dtype: torch.dtype, s
         names = []
         for contender in run._contenders(operator, problem, refused):
             error, _ = run.gate(operator, contender, problem, oracle)
-            assert contender.kind != rivals.BACKEND or error <= 1
+            assert contender.kind != baselines.BACKEND or error <= 1
             names.append(contender.name)
         assert "reference" in names and len(names) == len(set(names))
-        assert {r["kind"] for r in refused} <= {rivals.TORCHJD, rivals.COMPILED}
+        assert {r["kind"] for r in refused} <= {baselines.TORCHJD, baselines.COMPILED}
 
 
 CORRUPTIONS: dict[str, tuple[str, Callable[[Problem, Outcome], Outcome]]] = {
@@ -124,9 +125,9 @@ def test_the_gate_refuses_a_wrong_answer(part: str) -> None:
     operator, corrupt = CORRUPTIONS[part]
     problem = Problem(Workload(3, SHAPES), CPU)
     oracle = Oracle(problem)
-    right = rivals.call(operator, problem, "reference")
-    wrong = rivals.Contender("wrong", rivals.BACKEND, lambda: corrupt(problem, right()))
-    assert run.gate(operator, rivals.Contender("right", rivals.BACKEND, right), problem, oracle)[0] <= 1
+    right = baselines.call(operator, problem, "reference")
+    wrong = baselines.Contender("wrong", baselines.BACKEND, lambda: corrupt(problem, right()))
+    assert run.gate(operator, baselines.Contender("right", baselines.BACKEND, right), problem, oracle)[0] <= 1
     with pytest.raises(run.Wrong, match=f"{part} is wrong by"):
         run.gate(operator, wrong, problem, oracle)
 
@@ -134,9 +135,9 @@ def test_the_gate_refuses_a_wrong_answer(part: str) -> None:
 def test_the_gate_refuses_old_outputs_and_missing_parts() -> None:
     problem = Problem(Workload(3, SHAPES), CPU)
     oracle = Oracle(problem)
-    rivals.call("combine", problem, "reference")()
+    baselines.call("combine", problem, "reference")()
     for outcome, said in ((Outcome(combined=problem.out), "wrong by inf"), (Outcome(), "no combined")):
-        idle = rivals.Contender("idle", rivals.BACKEND, lambda outcome=outcome: outcome)
+        idle = baselines.Contender("idle", baselines.BACKEND, lambda outcome=outcome: outcome)
         with pytest.raises(run.Wrong, match=said):
             run.gate("combine", idle, problem, oracle)
 
@@ -219,10 +220,10 @@ def test_the_limit_is_the_slower_of_memory_and_arithmetic() -> None:
     problem = Problem(flat(32, 1000, operators=("combine", "gram")), CPU)
     peak = {"float32": 1e9, "float64": 1e8, "tf32": 1e12}
     combine, gram = work("combine", 32, 1000, torch.float32), work("gram", 32, 1000, torch.float32)
-    assert limit.operation_seconds("combine", problem, combine, peak) == pytest.approx(2 * 32 * 1000 / 1e9)
+    assert roofline.operation_seconds("combine", problem, combine, peak) == pytest.approx(2 * 32 * 1000 / 1e9)
     # The triangle on the vector units, 32 · 33 operations a column, or three squares of 2 · 32² on the matrix units.
-    assert limit.operation_seconds("gram", problem, gram, peak) == pytest.approx(6 * 32**2 * 1000 / 1e12)
-    assert limit.operation_seconds("gram", problem, gram, {"float32": 1e9}) == pytest.approx(32 * 33 * 1000 / 1e9)
+    assert roofline.operation_seconds("gram", problem, gram, peak) == pytest.approx(6 * 32**2 * 1000 / 1e12)
+    assert roofline.operation_seconds("gram", problem, gram, {"float32": 1e9}) == pytest.approx(32 * 33 * 1000 / 1e9)
 
     problem = Problem(flat(4, 10_000, operators=("gram",)), CPU)
     case = run.run_case("gram", problem, Oracle(problem), {"float32": 1.0, "float64": 1.0}, 0.01)
@@ -250,11 +251,11 @@ def test_probes_stay_inside_their_memory(monkeypatch: pytest.MonkeyPatch, native
             assert in_place == (operator == "combine_adamw_")
             moved.append((read + written if in_place else read, written))
 
-    monkeypatch.setattr(limit, "_native", Native if native else None)
+    monkeypatch.setattr(roofline, "_native", Native if native else None)
     for operator in operators:
         moved.clear()
         least = problem.work(operator)
-        name, call = limit.probe(operator, problem, least)
+        name, call = roofline.probe(operator, problem, least)
         call()
         assert name == ("cats._native.traffic" if native else "torch copy_ and sum")
         if native:
@@ -320,8 +321,8 @@ def test_stacked_forms_do_not_count_as_the_best_eager_form() -> None:
     case = case_of(
         "gram", 8, 10, {"native": ("backend", 1.0), "mm, stacked already": ("eager", 2.0), "stack": ("eager", 5.0)}
     )
-    assert run.ratio(case, case["contenders"][0], rivals.EAGER) == 5
-    assert math.isnan(run.ratio(case, case["contenders"][0], rivals.COMPILED))
+    assert run.ratio(case, case["contenders"][0], baselines.EAGER) == 5
+    assert math.isnan(run.ratio(case, case["contenders"][0], baselines.COMPILED))
 
 
 def test_list_is_compared_with_the_flat_case() -> None:
@@ -372,7 +373,7 @@ def test_a_run_from_end_to_end(
         flat(9, 100, operators=("dots",)),
     ]
     monkeypatch.setattr(cases, "quick", lambda: suite)
-    monkeypatch.setattr(limit, "MATMUL", {"cpu": 128})
+    monkeypatch.setattr(roofline, "MATMUL", {"cpu": 128})
     assert command.main(["--quick", "--only", "K=3", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert "| gram, combine K=3 P=2e4 float32 flat | reference |" in printed.out
@@ -386,8 +387,8 @@ def test_a_run_from_end_to_end(
     assert [c["operator"] for c in results["cases"]] == [*cases.OPERATORS, cases.TWO_PASSES]
     for case in results["cases"]:
         kinds = {c["kind"] for c in case["contenders"]}
-        assert kinds >= {rivals.BACKEND, rivals.EAGER}
-        assert (rivals.COMPILED in kinds) == (case["operator"] in cases.OPERATORS)
+        assert kinds >= {baselines.BACKEND, baselines.EAGER}
+        assert (baselines.COMPILED in kinds) == (case["operator"] in cases.OPERATORS)
         assert all(c["seconds"]["low"] <= c["seconds"]["median"] <= c["seconds"]["high"] for c in case["contenders"])
     assert report.markdown(results) in printed.out
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import measure
-from .rivals import Absent
+from bench.common import measure
+from bench.operators.baselines import Absent
 
 Record = dict[str, Any]
 
 OURS, LOOP, JOEY, JOEY_OWN, MARIAN = "cats", "nn.Transformer", "JoeyNMT", "JoeyNMT, own batches", "Marian"
-WORKER = Path(__file__).with_name("contest_rivals.py")
+WORKER = Path(__file__).with_name("baselines.py")
 PATIENCE = 600.0  # seconds that a rival may take for an answer
 GATE_UPDATES = 3
 # How far a rival may be from us, as a share: its NLL with the same weights, and how much updates lower it. Others have

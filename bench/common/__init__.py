@@ -1,0 +1,1 @@
+"""What all benchmarks share: timing, the roofline, facts about the machine, result files and tables."""

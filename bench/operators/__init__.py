@@ -1,0 +1,1 @@
+"""The benchmark of the operators of `cats.ops`: `python -m bench`."""

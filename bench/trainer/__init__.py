@@ -1,0 +1,1 @@
+"""The benchmarks of the trainer `cats.nmt`: training, translation, batches, and preparing a corpus."""
