@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.common.command import Parser, refuse
 from bench.operators import report
-from cats.nmt.scoring.report import aligned
+from cats.nmt.scoring.tables import aligned
 
 from . import pipeline
 

@@ -385,13 +385,13 @@ def _new_run(out: str | None, config: Config) -> Path:
 def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> dict[str, Any]:
     """Evaluates a run, writes its report and prints the table."""
     from cats.nmt.config.schema import read_config
-    from cats.nmt.scoring import report
+    from cats.nmt.scoring import report, tables
     from cats.nmt.scoring.evaluate import evaluate
     from cats.nmt.training.trainer import load_tokenizer
 
     scores = evaluate(run, split=split, checkpoint=checkpoint, quiet=quiet)
     if not quiet:
-        print(f"\n{report.table(scores)}\n\n{report.verdict(scores)}")
+        print(f"\n{tables.scores_table(scores)}\n\n{report.verdict(scores)}")
     if split == "test" and (run / "scores.json").exists():
         report.write(run)
         if not quiet and checkpoint == "best":
@@ -414,12 +414,12 @@ def _evaluate_arguments(parser: Parser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from cats.nmt.scoring import report
+    from cats.nmt.scoring import tables
 
     names = list(dict.fromkeys(args.checkpoint))
     scores = {name: _score(Path(args.run), args.split, quiet=False, checkpoint=name) for name in names}
     if len(scores) > 1:
-        print(f"\n{report.side_by_side(scores)}")
+        print(f"\n{tables.checkpoints_table(scores)}")
 
 
 def _checkpoint_argument(parser: Parser) -> None:
@@ -670,7 +670,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
     from cats.nmt.config.schema import Config
     from cats.nmt.data.corpus import SPLITS
-    from cats.nmt.scoring.report import TITLES, aligned
+    from cats.nmt.scoring.tables import TITLES, aligned
     from cats.nmt.training.trainer import load_corpus
 
     corpus = load_corpus(_corpus_config(args, Config()))

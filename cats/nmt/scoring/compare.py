@@ -28,7 +28,9 @@ from cats.nmt.data.groups import groups as groups_of
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, read_output
 from cats.nmt.scoring.bootstrap import cluster_counts, resampled_chrf
-from cats.nmt.scoring.report import TITLES, new_figure, read_scores, save_figure
+from cats.nmt.scoring.plots import new_figure, save_figure
+from cats.nmt.scoring.report import read_scores
+from cats.nmt.scoring.tables import TITLES
 
 _BY_TEMPERATURE_ALONE = ["sampling.temperature_end=0", "sampling.ratios=[]", "sampling.unimax_epochs=0"]
 # The temperatures are the usual baselines: plain token means over batches drawn at T. The weightings (tokens, uniform,

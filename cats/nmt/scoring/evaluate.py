@@ -28,8 +28,8 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
 from cats.nmt.model import decode, loss
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.scoring import lookup, report
-from cats.nmt.scoring.language import Identifier, identifier
+from cats.nmt.scoring import nearest_neighbour, tables
+from cats.nmt.scoring.off_target import Identifier, identifier
 from cats.nmt.training import checkpoint as checkpoints
 from cats.nmt.training import export
 from cats.nmt.training.metrics import read_metrics
@@ -194,7 +194,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         quiet: no progress bar (there is none either where standard error is not a terminal).
 
     Returns:
-        What scores.json holds: "languages" and "groups" (macro-averages) with report.METRICS; the same per stratum
+        What scores.json holds: "languages" and "groups" (macro-averages) with tables.METRICS; the same per stratum
         under "strata", for the nearest-neighbour baseline under "lookup", and for directions without training text,
         which have no part in the averages, under "zero_shot"; "beats_lookup" per group, by chrF.
 
@@ -256,7 +256,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
             atomic_write(folder / f"{split}.{task.name}.{suffix}", "".join(f"{line}\n" for line in column))
         ours[task.name] = Output(task.target, part, lines, nll, known)
         if isinstance(task.train, Split) and 0 < len(task.train) <= LOOKUP_PAIRS:
-            theirs[task.name] = Output(task.target, part, lookup.translate(task.train, part.source))
+            theirs[task.name] = Output(task.target, part, nearest_neighbour.translate(task.train, part.source))
     result = {
         **tabulate({name: output for name, output in ours.items() if name not in zero_shot}, theirs, corpus, members),
         "zero_shot": {name: output.cell(None) for name, output in ours.items() if name in zero_shot},
@@ -271,7 +271,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     parts_of_name = ["scores", *([] if split == "test" else [split]), *([] if checkpoint == "best" else [checkpoint])]
     stem = ".".join(parts_of_name)
     atomic_write(run / f"{stem}.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    atomic_write(run / f"{stem}.csv", report.as_csv(result))
+    atomic_write(run / f"{stem}.csv", tables.scores_csv(result))
     return result
 
 
@@ -369,7 +369,7 @@ def averages(languages: Mapping[str, Mapping[str, Any]], groups: Mapping[str, li
     for group, names in groups.items():
         cells = [languages[name] for name in names if languages[name]["lines"]]
         result[group] = {}
-        for metric in report.METRICS:
+        for metric in tables.METRICS:
             if all(metric in cell for cell in cells):
                 values = [cell[metric] for cell in cells]
                 result[group][metric] = sum(values) / len(values) if values and None not in values else None

@@ -19,7 +19,8 @@ import numpy as np
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_output
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf, chrf_counts
-from cats.nmt.scoring.report import TITLES, aligned, read_scores
+from cats.nmt.scoring.report import read_scores
+from cats.nmt.scoring.tables import TITLES, aligned
 
 RESAMPLES = 1000  # of the bootstrap
 TRIALS = 10_000  # of the randomisation

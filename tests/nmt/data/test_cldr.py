@@ -15,7 +15,7 @@ from cats.nmt.data.cldr import generate as cldr
 from cats.nmt.data.cldr.phrases import COUNTS, TEMPLATES, Atom, Phrase, Template
 from cats.nmt.data.corpus import SPLITS, Corpus
 from cats.nmt.errors import UserError
-from cats.nmt.scoring import lookup
+from cats.nmt.scoring import nearest_neighbour
 
 sacrebleu = pytest.importorskip("sacrebleu")
 localedata = pytest.importorskip("babel.localedata")
@@ -202,16 +202,16 @@ def test_templates_are_as_frequent_as_each_other(drafts):
             assert max(counts.values()) - min(counts.values()) <= 6
 
 
-# It is not lookup
+# The nearest neighbour does not solve it
 
 
-def test_lookup_does_not_solve_it(arguments, corpus):
+def test_the_nearest_neighbour_does_not_solve_it(arguments, corpus):
     if arguments == ("wmt", "wmt"):
         corpus = Corpus("without the giant", corpus.tasks[:-1])
     bound = 60
     for task in corpus.tasks:
         rows = [i for i, (stratum, _) in enumerate(task.test.meta) if stratum == "new-pair"]
-        found = lookup.translate(task.train, [task.test.source[i] for i in rows])
+        found = nearest_neighbour.translate(task.train, [task.test.source[i] for i in rows])
         score = sacrebleu.corpus_chrf(found, [[task.test.target[i] for i in rows]]).score
         # Well above what a wrong sentence scores, well below what composition reaches.
         assert 25 < score < bound, task.name

@@ -27,9 +27,9 @@ from cats.nmt.data.corpus import Split
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.scoring import evaluate, lookup
+from cats.nmt.scoring import evaluate, nearest_neighbour
 from cats.nmt.scoring.evaluate import Output
-from cats.nmt.scoring.language import identifier
+from cats.nmt.scoring.off_target import identifier
 from cats.nmt.training import checkpoint
 from cats.nmt.training.trainer import train
 
@@ -321,7 +321,9 @@ def test_evaluate(folder: Path) -> None:
         ).T
         assert len(nats) == 10 and cell["nll"] == pytest.approx(nats.sum() / tokens.sum(), abs=1e-4)  # four decimals
         assert 0.5 < cell["nll"] < math.log(70)  # better than a uniform guess, and not perfect after 20 updates
-        baseline = evaluate.score(lookup.translate(task.train, task.test.source), task.test.target, task.name)
+        baseline = evaluate.score(
+            nearest_neighbour.translate(task.train, task.test.source), task.test.target, task.name
+        )
         assert scores["lookup"]["languages"][task.name]["chrf"] == baseline.chrf
         assert read_lines(run / "hyp" / f"test.{task.name}.src") == task.test.source
         assert read_lines(run / "hyp" / f"test.{task.name}.ref") == task.test.target

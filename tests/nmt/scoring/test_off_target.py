@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cats.nmt.data.corpus import Corpus, Split, Task, Text, load
-from cats.nmt.scoring import language
-from cats.nmt.scoring.language import Identifier, identifier, scripts
+from cats.nmt.scoring import off_target
+from cats.nmt.scoring.off_target import Identifier, identifier, scripts
 
 RU, UK = ["Привет, как дела?", "Это очень хорошо"], ["Привіт, як справи?", "Це дуже добре, ідіть"]
 EN, CS = ["Hello, how are you?", "This is very good"], ["Ahoj, jak se máš?", "To je velmi dobře, jděte"]
@@ -66,7 +66,7 @@ def test_references_without_letters() -> None:
 
 def test_samples_of_a_corpus() -> None:
     train = Split([f"hello {i}" for i in range(2500)], [f"ahoj {i}" for i in range(2500)])
-    assert [len(language._some(s, Split([], []))) for s in (train, Split([], []))] == [834, 0]  # every third
+    assert [len(off_target._some(s, Split([], []))) for s in (train, Split([], []))] == [834, 0]  # every third
     prepared = Text(5, "", None)
     tasks = [Task("cs", "en", "cs", train, Split([], []), Split([], []))]
     tasks.append(Task("ru", "en", "ru", prepared, Split(EN, RU), Split([], [])))

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from cats.nmt.data.corpus import Split
-from cats.nmt.scoring import lookup
+from cats.nmt.scoring import nearest_neighbour
 
 TRAIN = Split(
     [
@@ -38,35 +38,35 @@ TRAIN = Split(
     ],
 )
 def test_known_answers(line, expected):
-    assert lookup.translate(TRAIN, [line]) == [expected]
+    assert nearest_neighbour.translate(TRAIN, [line]) == [expected]
 
 
 def test_order_and_repetition_of_lines():
     lines = ["in 1 days", "Poland and Spain", "in 1 days", "in 2 days"]
-    assert lookup.translate(TRAIN, lines) == ["za 1 dny", "Polsko a Španělsko", "za 1 dny", "za 2 dny"]
-    assert lookup.translate(TRAIN, []) == []
+    assert nearest_neighbour.translate(TRAIN, lines) == ["za 1 dny", "Polsko a Španělsko", "za 1 dny", "za 2 dny"]
+    assert nearest_neighbour.translate(TRAIN, []) == []
 
 
 def test_of_equally_near_lines_the_one_with_the_numbers_then_the_first():
     train = Split(["2 cats", "1 cats", "4 cats", "4 cats"], ["2 few", "1 one", "4 first", "4 second"])
-    assert lookup.translate(train, ["1 cats", "4 cats", "9 cats"]) == ["1 one", "4 first", "9 few"]
+    assert nearest_neighbour.translate(train, ["1 cats", "4 cats", "9 cats"]) == ["1 one", "4 first", "9 few"]
 
 
 def test_numbers_that_repeat_or_are_missing():
     train = Split(["5 and 5 of 6", "2 months"], ["6: 5, 5 (9)", "two months"])
     # 5 stands twice on both sides, 9 in none of the sources; the second target has no number at all.
-    assert lookup.translate(train, ["1 and 2 of 3", "7 months"]) == ["3: 1, 2 (9)", "two months"]
+    assert nearest_neighbour.translate(train, ["1 and 2 of 3", "7 months"]) == ["3: 1, 2 (9)", "two months"]
     # Fewer numbers in the line than in the training source: what has no partner stays.
-    assert lookup.translate(train, ["1 and of"]) == ["6: 1, 1 (9)"]
+    assert nearest_neighbour.translate(train, ["1 and of"]) == ["6: 1, 1 (9)"]
 
 
 def test_line_that_shares_nothing_with_the_training_text():
-    assert lookup.translate(TRAIN, ["Ωω"]) == ["5 litrů a 7 gramů"]
+    assert nearest_neighbour.translate(TRAIN, ["Ωω"]) == ["5 litrů a 7 gramů"]
 
 
 def test_empty_training_text():
     with pytest.raises(ValueError, match="no training sentences"):
-        lookup.translate(Split([], []), ["a"])
+        nearest_neighbour.translate(Split([], []), ["a"])
 
 
 def grams(sentence: str) -> Counter[str]:
@@ -89,7 +89,7 @@ def test_nearest_is_the_cosine_of_tf_idf_vectors():
         return dot / math.sqrt(math.fsum((count * idf[gram]) ** 2 for gram, count in b.items()))
 
     marked = Split(train, [f"<{i}>" for i in map(chr, range(0x4E00, 0x4E00 + len(train)))])
-    for query, answer in zip(queries, lookup.translate(marked, queries), strict=True):
+    for query, answer in zip(queries, nearest_neighbour.translate(marked, queries), strict=True):
         scores = [cosine(grams(query), vector) for vector in vectors]
         # What comes first is as near as the best, up to the rounding of sums of about 100 terms.
         assert scores[marked.target.index(answer)] == pytest.approx(max(scores), rel=1e-9)
