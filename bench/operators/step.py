@@ -40,7 +40,8 @@ def run(backends: list[str], steps: int = STEPS) -> Record:
     `operators_ms` is the part of it that cats.ops.combine_dots takes.
     """
     import cats
-    from cats.nmt.config.schema import Config, apply_overrides
+    from cats.nmt.config.schema import Config
+    from cats.nmt.config.toml import apply_overrides
     from cats.nmt.training.trainer import Trainer, set_threads
 
     config = apply_overrides(Config(), ["method.inner_steps=1"])

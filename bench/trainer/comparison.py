@@ -60,7 +60,8 @@ def sizes(cores: int) -> list[Size]:
 
 def configuration(size: Size, corpus: Path | None) -> Any:
     """Plain mean over the tokens, a constant learning rate, pairs drawn by size: what all contenders can do."""
-    from cats.nmt.config.schema import Config, apply_overrides
+    from cats.nmt.config.schema import Config
+    from cats.nmt.config.toml import apply_overrides
 
     settings = [
         *size.settings,

@@ -53,7 +53,7 @@ def measured(trainer: Any) -> Record:
 
 def make_trainer(preset: str, folder: Path) -> Any:
     from cats import nmt
-    from cats.nmt.config.schema import apply_overrides, read_config
+    from cats.nmt.config.toml import apply_overrides, read_config
     from cats.nmt.training.trainer import Trainer
 
     pipeline.write_text(folder / "text", TASKS, PAIRS)

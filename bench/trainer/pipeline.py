@@ -45,7 +45,8 @@ def run(folder: Path, samples: int) -> list[Record]:
 
     "target" counts tokens that a decoder would produce, as training does, "both" those of the sources too.
     """
-    from cats.nmt.config.schema import Config, apply_overrides
+    from cats.nmt.config.schema import Config
+    from cats.nmt.config.toml import apply_overrides
     from cats.nmt.data.prepare import load, prepare
     from cats.nmt.data.sampler import Mixture, Sampler
     from cats.nmt.data.shards import Tokens

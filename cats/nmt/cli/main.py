@@ -267,7 +267,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _train_arguments(parser: Parser) -> None:
-    from cats.nmt.config.schema import Config, describe
+    from cats.nmt.config.schema import Config
+    from cats.nmt.config.toml import describe
 
     default = Config()
     parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in one)")
@@ -285,7 +286,7 @@ def _train_arguments(parser: Parser) -> None:
 
 
 def _settings_arguments(parser: Parser) -> None:
-    from cats.nmt.config.schema import presets
+    from cats.nmt.config.toml import presets
 
     parser.add_argument(
         "--preset", metavar="NAME", help=f"settings of {', '.join(presets())}; a --config and options win"
@@ -300,7 +301,7 @@ def _train(args: argparse.Namespace) -> None:
 
     if packages := missing("nmt"):
         raise UserError(f"training needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
-    from cats.nmt.config.schema import read_run
+    from cats.nmt.config.toml import read_run_config
     from cats.nmt.training import processes
     from cats.nmt.training.export import WEIGHTS
     from cats.nmt.training.trainer import train
@@ -315,7 +316,7 @@ def _train(args: argparse.Namespace) -> None:
             option = "set" if given[0] == "overrides" else given[0].replace("_", "-")
             raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
         run = Path(args.resume)
-        config = read_run(run)
+        config = read_run_config(run)
         if (run / WEIGHTS).is_file():
             raise UserError(f"{run} is an exported model, which cannot be trained further; go on with the run itself")
     else:
@@ -334,11 +335,12 @@ def _train(args: argparse.Namespace) -> None:
 
 def _configured(args: argparse.Namespace) -> Config:
     """The settings that `cats train` was given: --preset, --config, the options with names of their own, --set."""
-    from cats.nmt.config.schema import apply_overrides, replace
+    from cats.nmt.config.schema import replace_settings
+    from cats.nmt.config.toml import apply_overrides
 
     config = _base(args)
     if args.data is not None:
-        config = replace(config, {"data.path": args.data})
+        config = replace_settings(config, {"data.path": args.data})
     named = [
         f"{setting}={getattr(args, name)}" for name, setting in SHORTHANDS.items() if getattr(args, name) is not None
     ]
@@ -347,24 +349,25 @@ def _configured(args: argparse.Namespace) -> Config:
 
 def _base(args: argparse.Namespace) -> Config:
     """The settings of --preset and --config, or else the shape of --init-from."""
-    from cats.nmt.config.schema import read_run, read_settings, replace
+    from cats.nmt.config.schema import replace_settings
+    from cats.nmt.config.toml import read_run_config, read_settings
 
     config = read_settings(args.preset, args.config)
     if args.init_from is None:
         return config
-    there = read_run(Path(args.init_from))
+    there = read_run_config(Path(args.init_from))
     if not args.config and args.preset is None:
         config = dataclasses.replace(config, model=there.model, tokenizer=there.tokenizer)
-    return replace(config, {"train.init_from": args.init_from})
+    return replace_settings(config, {"train.init_from": args.init_from})
 
 
 def _new_run(out: str | None, config: Config) -> Path:
     """The directory of a new run: ``out``, which must be new or empty, or a free name under runs/."""
-    from cats.nmt.config.schema import Config, is_text
+    from cats.nmt.config.schema import Config, is_utf8
 
     if out is not None:
         run = Path(out)
-        if not is_text(out):
+        if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
         if run.exists() and not (run.is_dir() and not any(run.iterdir())):
             go_on = f", or go on with: cats train --resume {run}" if (run / "config.toml").is_file() else ""
@@ -384,7 +387,7 @@ def _new_run(out: str | None, config: Config) -> Path:
 
 def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> dict[str, Any]:
     """Evaluates a run, writes its report and prints the table."""
-    from cats.nmt.config.schema import read_config
+    from cats.nmt.config.toml import read_config
     from cats.nmt.scoring import report, tables
     from cats.nmt.scoring.evaluate import evaluate
     from cats.nmt.training.trainer import load_tokenizer
@@ -455,7 +458,8 @@ def _translate_arguments(parser: Parser) -> None:
 
 
 def _translate(args: argparse.Namespace) -> None:
-    from cats.nmt.config.schema import TYPES, apply_overrides
+    from cats.nmt.config.schema import TYPES
+    from cats.nmt.config.toml import apply_overrides
     from cats.nmt.files import atomic_file
     from cats.nmt.model import decode
     from cats.nmt.scoring.evaluate import load_model
@@ -625,8 +629,9 @@ def _cldr_arguments(parser: Parser) -> None:
 
 
 def _cldr(args: argparse.Namespace) -> None:
-    from cats.nmt.config.schema import Config, apply_overrides
-    from cats.nmt.data.corpus import write
+    from cats.nmt.config.schema import Config
+    from cats.nmt.config.toml import apply_overrides
+    from cats.nmt.data.corpus import write_corpus
 
     names = ("languages", "sizes", "seed")
     given = [f"data.{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
@@ -634,10 +639,10 @@ def _cldr(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out")
-    from cats.nmt.data.cldr import generate as cldr
+    from cats.nmt.data.cldr.generate import generate
 
-    corpus = cldr.generate(data.languages, data.sizes, data.seed)
-    write(corpus, out)
+    corpus = generate(data.languages, data.sizes, data.seed)
+    write_corpus(corpus, out)
     pairs = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
     print(f"{out}: training pairs {pairs}\nTrain on it: cats train --data {out}")
 
@@ -658,10 +663,11 @@ def _corpus_arguments(parser: Parser) -> None:
 
 
 def _corpus_config(args: argparse.Namespace, base: Config) -> Config:
-    from cats.nmt.config.schema import apply_overrides, replace
+    from cats.nmt.config.schema import replace_settings
+    from cats.nmt.config.toml import apply_overrides
 
     named = [f"data.{name}={value}" for name in ("source", "direction") if (value := getattr(args, name)) is not None]
-    config = replace(base, {"data.path": args.dir})
+    config = replace_settings(base, {"data.path": args.dir})
     return apply_overrides(config, [*named, *(getattr(args, "overrides", None) or [])])
 
 

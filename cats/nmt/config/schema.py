@@ -1,8 +1,6 @@
-"""The configuration of a run: read from TOML, changed by ``section.key=value``, written back as TOML.
+"""The settings of a run, their types, defaults, help lines and checks.
 
-Every setting carries a help line, which also stands in a run's ``config.toml`` and in ``cats train --help``.
-Reading is strict: an unknown section, key, choice or type is a `UserError` that says where it stands and
-names the nearest known name.
+The help lines are printed by ``cats train --help`` and written to the ``config.toml`` of every run.
 """
 
 from __future__ import annotations
@@ -11,11 +9,9 @@ import dataclasses
 import json
 import math
 import os
-import tomllib
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cats.nmt.errors import UserError, nearest
@@ -313,74 +309,7 @@ TYPE_NAMES = {
 }
 
 
-def read_config(path: Path | str, base: Config | None = None) -> Config:
-    """Reads a TOML file; settings that it leaves out are those of ``base``, or the defaults.
-
-    Raises:
-        UserError: the file cannot be read, is not TOML, or holds an unknown section, key, choice or type.
-    """
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
-    values = {}
-    for section, table in tables.items():
-        if section not in SECTIONS and not isinstance(table, dict):
-            raise UserError(f"{path}: '{section}' stands outside of every section{_nearest(section)}")
-        if section not in SECTIONS:
-            raise UserError(f"{path}: unknown section [{section}]{nearest(section, SECTIONS)}")
-        if not isinstance(table, dict):
-            raise UserError(f"{path}: '{section}' is a section: write [{section}] and its settings below")
-        values.update({f"{section}.{key}": value for key, value in table.items()})
-    return replace(base or Config(), values, where=str(path))
-
-
-def presets() -> dict[str, Path]:
-    """The files of settings that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).with_name("presets").glob("*.toml"))}
-
-
-def read_preset(name: str) -> Config:
-    """The settings of a preset.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    known = presets()
-    if name not in known:
-        raise UserError(f"unknown preset '{name}'{nearest(name, known)}; there are {', '.join(known)}")
-    return read_config(known[name])
-
-
-def read_settings(preset: str | None, path: Path | str | None) -> Config:
-    """The settings of a preset, or the defaults, and upon them those of a TOML file, if there is one.
-
-    Raises:
-        UserError: as `read_preset` and `read_config`.
-    """
-    config = Config() if preset is None else read_preset(preset)
-    return read_config(path, config) if path else config
-
-
-def read_run(run: Path, where: str = "") -> Config:
-    """The settings of a run directory.
-
-    Args:
-        where: what the message begins with, such as the setting that names the run.
-
-    Raises:
-        UserError: it is none, or as `read_config`.
-    """
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{where}{run} is no run directory: it holds no config.toml")
-    return read_config(run / "config.toml")
-
-
-def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
+def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
     """A copy of ``config`` with other values for some settings, given as ``{"section.key": value}``.
 
     Args:
@@ -393,7 +322,7 @@ def replace(config: Config, values: Mapping[str, Any], *, where: str = "") -> Co
     changes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in FIELDS:
-            raise UserError(f"{prefix}unknown setting '{name}'{_nearest(name)}")
+            raise UserError(f"{prefix}unknown setting '{name}'{suggest_setting(name)}")
         section, key = name.split(".")
         value = _checked(name, value, prefix)
         if name in ("data.path", "train.init_from") and value:
@@ -422,55 +351,7 @@ def _check_together(config: Config, prefix: str) -> None:
         raise UserError(f"{prefix}train.pretrain_steps does nothing without train.pretrain or train.restart")
 
 
-def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """A copy of ``config`` changed by texts such as ``"train.lr=1e-3"``, in their order.
-
-    Strings need no quotes; lists are written as in TOML, and names may stand without quotes and brackets: az,be.
-
-    Raises:
-        UserError: a text without ``=``, an unknown setting, wrong type, or a value out of range.
-    """
-    values = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        name = name.strip()
-        if not equals:
-            raise UserError(f"'{override}' changes no setting: write section.key=value")
-        if name not in FIELDS:
-            raise UserError(f"unknown setting '{name}'{_nearest(name)}")
-        values[name] = _parse(text.strip(), TYPES[name])
-    return replace(config, values)
-
-
-def to_toml(config: Config) -> str:
-    """Every setting with its help line and its value; `read_config` reads exactly the same configuration back."""
-    lines = ["# All settings of a CATS training run. To run it again: cats train --config FILE"]
-    for section in SECTIONS:
-        lines += ["", f"[{section}]"]
-        for f in dataclasses.fields(getattr(config, section)):
-            lines += [
-                f"# {_help(f)}",
-                f"{f.name} = {_toml_value(getattr(getattr(config, section), f.name))}",
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def describe() -> str:
-    """All settings with their defaults and help lines, for ``--help``."""
-    lines = []
-    for name, f in FIELDS.items():
-        lines += [f"  {name} = {_toml_value(f.default)}", f"      {_help(f)}"]
-    return "\n".join(lines)
-
-
-def _help(f: dataclasses.Field[Any]) -> str:
-    text, choices = f.metadata["help"], f.metadata["choices"]
-    if choices and not all(choice in text for choice in choices):
-        return f"{text} ({' | '.join(choices)})"
-    return str(text)
-
-
-def _nearest(name: str) -> str:
+def suggest_setting(name: str) -> str:
     """A suggestion for an unknown setting; a bare key finds the sections that have it."""
     if "." not in name:
         owners = [known for known in FIELDS if known.endswith(f".{name}")]
@@ -486,9 +367,9 @@ def _checked(name: str, value: Any, prefix: str) -> Any:
     kind, metadata = TYPES[name], FIELDS[name].metadata
     converted = _convert(value, kind)
     if converted is None:
-        shown = value if isinstance(value, str) else _toml_value(value)
+        shown = value if isinstance(value, str) else format_value(value)
         raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {shown!r}")
-    if isinstance(converted, str) and not is_text(converted):
+    if isinstance(converted, str) and not is_utf8(converted):
         raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
     choices, need = metadata["choices"], metadata["need"]
     if choices and converted not in choices:
@@ -514,29 +395,14 @@ def _convert(value: Any, kind: Any) -> Any:
     return value if type(value) is kind else None
 
 
-def _parse(text: str, kind: Any) -> Any:
-    """The value that ``text`` writes in the setting's type; what does not fit stays text and gets refused."""
-    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if kind is str or quoted or (isinstance(kind, types.UnionType) and not text.startswith("[")):
-        return text[1:-1] if quoted else text
-    if kind == tuple[str, ...] and not text.startswith("["):
-        return [word.strip() for word in text.split(",") if word.strip()]
-    try:
-        return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
-        return text
-
-
-def _toml_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         # A JSON string is a TOML basic string, but for U+007F, which TOML wants escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml_value, value))}]"
+        return f"[{', '.join(map(format_value, value))}]"
     return repr(value)
 
 
@@ -548,7 +414,7 @@ def _type_name(kind: Any) -> str:
     return TYPE_NAMES[kind]
 
 
-def is_text(value: str) -> bool:
+def is_utf8(value: str) -> bool:
     """Whether ``value`` can be written as UTF-8."""
     try:
         value.encode()

@@ -143,7 +143,7 @@ class Corpus:
         return digest.hexdigest()
 
 
-def load(path: Path, source: str = "en", direction: str = "one-to-many", tasks: Iterable[str] = ()) -> Corpus:
+def read_corpus(path: Path, source: str = "en", direction: str = "one-to-many", tasks: Iterable[str] = ()) -> Corpus:
     """Read a folder of parallel text in place. For the layouts see ``cats.nmt.data.layouts``.
 
     Lines end in LF or CRLF, nothing else ends one; a byte order mark is removed. Pairs with a blank side or a NUL byte
@@ -234,7 +234,7 @@ def load(path: Path, source: str = "en", direction: str = "one-to-many", tasks: 
     return Corpus(path.resolve().name, sorted(read, key=_by_name), notices, sorted(zero_shot, key=_by_name))
 
 
-def write(corpus: Corpus, path: Path) -> None:
+def write_corpus(corpus: Corpus, path: Path) -> None:
     """Write ``{split}.{source}-{target}.{source}``, ``.{target}`` and, where known, ``.meta``: Moses, many pairs.
 
     Splits without pairs get no files. `path` is created if need be.
@@ -268,7 +268,7 @@ def write(corpus: Corpus, path: Path) -> None:
 
 
 def read_pair(folder: Path, split: str, source: str, target: str) -> Split:
-    """One split of one task from a folder that ``write`` made, empty where it has no files."""
+    """One split of one task from a folder that ``write_corpus`` made, empty where it has no files."""
     first, second, meta = (folder / f"{split}.{source}-{target}.{suffix}" for suffix in (source, target, "meta"))
     if not first.exists():
         return Split([], [])

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cats.nmt.config.schema import FIELDS, Config
-from cats.nmt.data import corpus as data
+from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_pair, write_corpus
 from cats.nmt.data.sampler import shares
 from cats.nmt.data.shards import Limits, Shard, encode, id_type
 from cats.nmt.data.tokenizer import Tags, Tokenizer
@@ -67,7 +67,7 @@ def limits(config: Config) -> Limits:
     return Limits(config.model.max_length, config.data.max_ratio)
 
 
-def vocabulary_text(corpus: data.Corpus, temperature: float, most: int) -> list[str]:
+def vocabulary_text(corpus: Corpus, temperature: float, most: int) -> list[str]:
     """Lines for the subword model: every source sentence once; targets repeated, for small languages' sake.
 
     A task's share of the target lines is ~ pairs^(1/temperature). Of a corpus of more than `most` pairs a task's lines
@@ -85,7 +85,7 @@ def vocabulary_text(corpus: data.Corpus, temperature: float, most: int) -> list[
     return [*sorted(sources), *targets]
 
 
-def train_tokenizer(corpus: data.Corpus, config: Config) -> Tokenizer:
+def train_tokenizer(corpus: Corpus, config: Config) -> Tokenizer:
     """The tokenizer of a corpus, with a tag for every target language, and every source language if they have one."""
     settings, languages = config.tokenizer, tagged(corpus, config)
     if not settings.per_language:
@@ -94,7 +94,7 @@ def train_tokenizer(corpus: data.Corpus, config: Config) -> Tokenizer:
     return Tokenizer.union(language_models(corpus, config, set(), languages), languages, tags(config))
 
 
-def tagged(corpus: data.Corpus, config: Config) -> list[str]:
+def tagged(corpus: Corpus, config: Config) -> list[str]:
     """The languages of a corpus that need tags."""
     tasks = [*corpus.tasks, *corpus.zero_shot]
     return sorted(
@@ -102,7 +102,7 @@ def tagged(corpus: data.Corpus, config: Config) -> list[str]:
     )
 
 
-def language_models(corpus: data.Corpus, config: Config, known: Set[str], languages: list[str]) -> dict[str, Tokenizer]:
+def language_models(corpus: Corpus, config: Config, known: Set[str], languages: list[str]) -> dict[str, Tokenizer]:
     """{language: a tokenizer of its own} for every language of a corpus but the known ones; languages: with tags."""
     result = {}
     for language in sorted({name for task in corpus.tasks for name in (task.source, task.target)} - known):
@@ -120,7 +120,7 @@ def _trained(text: list[str], languages: list[str], config: Config) -> Tokenizer
     return Tokenizer.train(text, languages, settings.vocab_size, tags(config), coverage=settings.character_coverage)
 
 
-def _language_text(corpus: data.Corpus, language: str, most: int) -> list[str]:
+def _language_text(corpus: Corpus, language: str, most: int) -> list[str]:
     """All different training lines of a language; of more than `most` pairs in all, about so many, evenly taken."""
     tasks = [task for task in corpus.tasks if language in (task.source, task.target)]
     step = max(1, math.ceil(sum(len(task.train) for task in tasks) / most))
@@ -132,7 +132,7 @@ def _language_text(corpus: data.Corpus, language: str, most: int) -> list[str]:
 
 
 def training_tokens(
-    corpus: data.Corpus, config: Config, *, tokenizer: Tokenizer | None = None, quiet: bool = False
+    corpus: Corpus, config: Config, *, tokenizer: Tokenizer | None = None, quiet: bool = False
 ) -> Prepared:
     """What a run trains on: a prepared folder's tokens, a small corpus encoded now, a large one from the cache folder.
 
@@ -144,7 +144,7 @@ def training_tokens(
     folder = Path(config.data.path)
     if config.data.path and is_prepared(folder):
         prepared = load(folder, config, tokenizer)
-    elif any(isinstance(task.train, data.Text) for task in corpus.tasks):
+    elif any(isinstance(task.train, Text) for task in corpus.tasks):
         folder = _cached(corpus, config, None)
         if tokenizer is not None and not _has_tokenizer(folder, tokenizer):  # a run that goes on has it from there
             folder = _cached(corpus, config, tokenizer)
@@ -162,7 +162,7 @@ def training_tokens(
 
 
 def in_memory(
-    tokenizer: Tokenizer, corpus: data.Corpus, config: Config, pairs: dict[str, list[tuple[str, str]]]
+    tokenizer: Tokenizer, corpus: Corpus, config: Config, pairs: dict[str, list[tuple[str, str]]]
 ) -> Prepared:
     """The tokens of some pairs of every task, encoded now."""
     found = {t.name: encode(pairs[t.name], tokenizer, (t.source, t.target), limits(config)) for t in corpus.tasks}
@@ -173,7 +173,7 @@ def in_memory(
     )
 
 
-def _cached(corpus: data.Corpus, config: Config, tokenizer: Tokenizer | None) -> Path:
+def _cached(corpus: Corpus, config: Config, tokenizer: Tokenizer | None) -> Path:
     """The folder in the cache for a corpus, settings, and a tokenizer that is not trained on the corpus."""
     made_with = json.dumps([FORMAT, corpus.digest(), _made_with(config), tokenizer and tokenizer.digest()])
     return cache_folder() / "prepared" / f"{corpus.name}-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}"
@@ -187,7 +187,7 @@ def _has_tokenizer(folder: Path, tokenizer: Tokenizer) -> bool:
 
 
 def prepare(
-    corpus: data.Corpus,
+    corpus: Corpus,
     config: Config,
     folder: Path,
     *,
@@ -242,8 +242,8 @@ def prepare(
                 _prepare_task(task, folder / "train", encoders, tokenizer.vocab_size, bar) for task in corpus.tasks
             ]
         shutil.rmtree(folder / "text", ignore_errors=True)
-        empty = data.Split([], [])
-        data.write(
+        empty = Split([], [])
+        write_corpus(
             dataclasses.replace(corpus, tasks=[dataclasses.replace(task, train=empty) for task in corpus.tasks]),
             folder / "text",
         )
@@ -288,7 +288,7 @@ def load(folder: Path, config: Config, tokenizer: Tokenizer | None = None) -> Pr
     return Prepared(own, shards, {entry["name"]: entry["left_out"] for entry in tasks if entry["left_out"]})
 
 
-def load_corpus(folder: Path, names: tuple[str, ...] = ()) -> data.Corpus:
+def load_corpus(folder: Path, names: tuple[str, ...] = ()) -> Corpus:
     """The corpus that a prepared folder was made of; its training text can be counted, not read."""
     index = _read_json(folder / INDEX)
     tasks = [_read_task(folder / "text", entry, index["digest"]) for entry in index["tasks"] + index["zero_shot"]]
@@ -297,14 +297,14 @@ def load_corpus(folder: Path, names: tuple[str, ...] = ()) -> data.Corpus:
         if name not in known:
             raise UserError(f"{folder}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
     tasks = [task for task in tasks if not names or task.name in names]
-    trained = [task for task in tasks if isinstance(task.train, data.Text)]
+    trained = [task for task in tasks if isinstance(task.train, Text)]
     if not trained:
         raise UserError(f"{folder}: there is no training text for {', '.join(names)}")
-    return data.Corpus(
+    return Corpus(
         index["name"],
         trained,
         index["notices"],
-        [task for task in tasks if not isinstance(task.train, data.Text)],
+        [task for task in tasks if not isinstance(task.train, Text)],
     )
 
 
@@ -336,19 +336,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return index
 
 
-def _read_task(folder: Path, entry: dict[str, Any], digest: str) -> data.Task:
-    def split(name: str) -> data.Split:
-        found = data.read_pair(folder, name, entry["source"], entry["target"])
+def _read_task(folder: Path, entry: dict[str, Any], digest: str) -> Task:
+    def split(name: str) -> Split:
+        found = read_pair(folder, name, entry["source"], entry["target"])
         if len(found) != entry[name]:
             raise UserError(
                 f"{folder}: {entry['name']} has {len(found)} {name} pairs instead of {entry[name]}; prepare again"
             )
         return found
 
-    train: data.Split | data.Text = data.Split([], [])
+    train: Split | Text = Split([], [])
     if "pairs" in entry:
-        train = data.Text(entry["pairs"], f"{digest} {entry['name']}")
-    return data.Task(entry["name"], entry["source"], entry["target"], train, split("valid"), split("test"))
+        train = Text(entry["pairs"], f"{digest} {entry['name']}")
+    return Task(entry["name"], entry["source"], entry["target"], train, split("valid"), split("test"))
 
 
 def _bar(pairs: int, quiet: bool) -> Any:
@@ -359,7 +359,7 @@ def _bar(pairs: int, quiet: bool) -> Any:
     )
 
 
-def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size: int, bar: Any) -> dict[str, Any]:
+def _prepare_task(task: Task, folder: Path, encoders: _Encoders, vocab_size: int, bar: Any) -> dict[str, Any]:
     """Encodes what is not encoded yet, and joins the blocks; the entry of prepared.json."""
     done = folder / f"{task.name}.json"
     if done.exists():
@@ -395,7 +395,7 @@ def _prepare_task(task: data.Task, folder: Path, encoders: _Encoders, vocab_size
     return entry
 
 
-def _entry(task: data.Task) -> dict[str, Any]:
+def _entry(task: Task) -> dict[str, Any]:
     languages = {"name": task.name, "source": task.source, "target": task.target}
     return {**languages, "valid": len(task.valid), "test": len(task.test)}
 

@@ -22,8 +22,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from cats.nmt.config.schema import Config, apply_overrides, read_config, read_settings, to_toml
-from cats.nmt.data import corpus as data
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides, read_config, read_settings, to_toml
+from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.groups import groups as groups_of
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, read_output
@@ -234,7 +235,7 @@ def start(run: Run, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
 
-def count_matrices(runs: list[Run], corpus: data.Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+def count_matrices(runs: list[Run], corpus: Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
     """{method: {seed: {language: chrF counts per cluster}}} of the runs of one set, from their translations."""
     lines = {task.name: task.test.rows(corpus.headline) for task in corpus.tasks}
     tasks = [task for task in corpus.tasks if lines[task.name]]

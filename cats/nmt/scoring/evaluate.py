@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from cats.nmt.config.schema import Config, read_run
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import read_run_config
 from cats.nmt.data.corpus import Corpus, Split, Text
 from cats.nmt.data.groups import groups
 from cats.nmt.data.tokenizer import Tokenizer
@@ -143,7 +144,7 @@ def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transf
     Raises:
         UserError: ``run`` is no run directory, or a file in it is missing or does not fit.
     """
-    config = read_run(run)
+    config = read_run_config(run)
     if (run / export.WEIGHTS).is_file():
         tokenizer = load_tokenizer(run, config)
         model = build_model(config, tokenizer)

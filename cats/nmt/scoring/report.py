@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cats.nmt.config.schema import read_config, to_toml
+from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
 from cats.nmt.scoring import plots, tables

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from cats import __version__
-from cats.nmt.config.schema import Config, to_toml
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import to_toml
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 import cats
-from cats.nmt.config.schema import Config, to_toml
-from cats.nmt.data import corpus as data
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import to_toml
 from cats.nmt.data import prepare
 from cats.nmt.data.batch import Batch
+from cats.nmt.data.corpus import Corpus, read_corpus
 from cats.nmt.data.groups import groups
 from cats.nmt.data.sampler import Mixture, Sampler, deal
 from cats.nmt.data.shards import Tokens
@@ -44,16 +45,16 @@ FORWARDED = 5.0  # seconds in which torchrun passes on a signal that every proce
 LENGTH_MULTIPLE = 8  # train.compile: what the lengths of rows are padded to
 
 
-def load_corpus(config: Config) -> data.Corpus:
+def load_corpus(config: Config) -> Corpus:
     """The corpus a configuration names: a folder, or the one generated from CLDR."""
     if config.data.path:
         named = config.data
         if prepare.is_prepared(Path(named.path)):
             return prepare.load_corpus(Path(named.path), named.tasks)
-        return data.load(Path(named.path), named.source, named.direction, named.tasks)
-    from cats.nmt.data.cldr import generate as cldr  # needs Babel
+        return read_corpus(Path(named.path), named.source, named.direction, named.tasks)
+    from cats.nmt.data.cldr.generate import generate  # needs Babel
 
-    return cldr.generate(config.data.languages, config.data.sizes, config.data.seed)
+    return generate(config.data.languages, config.data.sizes, config.data.seed)
 
 
 def load_tokenizer(run: Path, config: Config) -> Tokenizer:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cats.nmt.config.schema import Config, read_run
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import read_run_config
 from cats.nmt.data import pieces, prepare
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
 
 def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
     """The tokenizer of a run whose model has the shape that is configured."""
-    there = read_run(run, "train.init_from: ")
+    there = read_run_config(run, "train.init_from: ")
     names = [f"model.{f.name}" for f in dataclasses.fields(config.model) if not any(name in f.name for name in _FREE)]
     for name in [*names, *(f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of"))]:
         section, key = name.split(".")

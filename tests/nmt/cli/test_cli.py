@@ -28,9 +28,9 @@ import torch
 import cats
 from cats import info
 from cats.nmt.cli import main as cli
-from cats.nmt.config import schema as config
-from cats.nmt.data import corpus as data
-from cats.nmt.data.corpus import Split
+from cats.nmt.config.schema import FIELDS, Config, replace_settings
+from cats.nmt.config.toml import read_config
+from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.evaluate import evaluate
 from cats.nmt.training import checkpoint
@@ -59,10 +59,10 @@ def split(count: int, seed: int) -> Split:
     return Split(source, [line.upper() for line in source])
 
 
-def write_corpus(path: Path) -> Path:
+def write_toy(path: Path) -> Path:
     sizes = {"az": 60, "be": 20}
-    tasks = [data.Task(name, "en", name, split(n, n), split(8, 5), split(10, 6)) for name, n in sizes.items()]
-    data.write(data.Corpus("toy", tasks), path)
+    tasks = [Task(name, "en", name, split(n, n), split(8, 5), split(10, 6)) for name, n in sizes.items()]
+    write_corpus(Corpus("toy", tasks), path)
     return path
 
 
@@ -70,7 +70,7 @@ def write_corpus(path: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the corpus toy/ and the run run/, made by the command itself."""
     folder = tmp_path_factory.mktemp("cli")
-    write_corpus(folder / "toy")
+    write_toy(folder / "toy")
     arguments = ["train", "--data", str(folder / "toy"), "--out", str(folder / "run"), "--seed", "3", "--quiet", *SET]
     assert cli.main(arguments) == 0
     return folder
@@ -121,7 +121,7 @@ def test_train_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in config.FIELDS)
+    assert all(name in text for name in FIELDS)
     assert "cats train --resume runs/NAME" in text
 
 
@@ -191,7 +191,7 @@ def test_a_run_directory_is_complete(trained: Path) -> None:
         "tokenizer.model",
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.pt", "last.pt", "previous.pt"}
-    kept = config.read_config(run / "config.toml")
+    kept = read_config(run / "config.toml")
     assert (kept.train.seed, kept.train.steps, kept.data.path) == (3, 20, str(trained / "toy"))
     scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
     assert {"bleu", "chrf", "nll", "pairs"} <= scores["languages"]["az"].keys()
@@ -202,7 +202,7 @@ def test_names_under_runs_and_what_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_corpus(tmp_path / "toy")
+    write_toy(tmp_path / "toy")
     others = [argument for setting in TINY if "steps" not in setting for argument in ("--set", setting)]
     arguments = ["train", "--data", "toy", "--method", "static", "--temperature", "inf", "--steps", "10", *others]
     assert cli.main(arguments) == 0
@@ -211,13 +211,13 @@ def test_names_under_runs_and_what_is_printed(
     assert re.fullmatch(line, err), err  # no progress bar where nobody watches
     assert "| **LoRes** |" in out and "lookup" in out and "runs/toy-static-Tinf-seed1: report.md" in out
     assert "cats translate runs/toy-static-Tinf-seed1 --to az" in out
-    kept = config.read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
+    kept = read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
     assert (kept.method.name, kept.sampling.temperature, kept.train.steps) == ("static", float("inf"), 10)
 
     assert cli._new_run(None, kept) == Path("runs/toy-static-Tinf-seed1-2")
     Path("runs/toy-static-Tinf-seed1-2").mkdir()
     assert cli._new_run(None, kept) == Path("runs/toy-static-Tinf-seed1-3")
-    assert cli._new_run(None, config.Config()) == Path("runs/cldr-related-ted-cats-seed1")
+    assert cli._new_run(None, Config()) == Path("runs/cldr-related-ted-cats-seed1")
 
 
 def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -260,7 +260,7 @@ def test_an_existing_directory_is_left_alone(trained: Path, tmp_path: Path, refu
 
 
 def test_bad_corpora_leave_no_run_directory(tmp_path: Path, refused: Callable[..., str]) -> None:
-    toy, run = write_corpus(tmp_path / "toy"), tmp_path / "run"
+    toy, run = write_toy(tmp_path / "toy"), tmp_path / "run"
     with (toy / "train.en-az.az").open("ab") as file:
         file.write(b"one more\n")
     message = refused("train", "--data", toy, "--out", run)
@@ -289,8 +289,8 @@ def test_a_config_file_with_options_beside_it(trained: Path) -> None:
     chosen = cli._configured(
         parser.parse(["--config", file, "--seed", "9", "--set", "train.seed=10", "--method", "static"])
     )
-    kept = config.read_config(trained / "run" / "config.toml")
-    assert chosen == config.replace(kept, {"train.seed": 10, "method.name": "static"})
+    kept = read_config(trained / "run" / "config.toml")
+    assert chosen == replace_settings(kept, {"train.seed": 10, "method.name": "static"})
 
 
 def test_a_run_starts_from_another_with_its_shape(
@@ -300,16 +300,16 @@ def test_a_run_starts_from_another_with_its_shape(
     arguments = ["train", "--init-from", trained / "run", "--data", trained / "toy", "--out", run, "--quiet"]
     few = ["--steps", "2", "--set", "sampling.batch_tokens=100"]
     assert cli.main([str(argument) for argument in [*arguments, *few]]) == 0
-    kept = config.read_config(run / "config.toml")
+    kept = read_config(run / "config.toml")
     assert kept.train.init_from == str(trained / "run") and kept.train.steps == 2
-    assert kept.model == config.read_config(trained / "run" / "config.toml").model != config.Config().model
+    assert kept.model == read_config(trained / "run" / "config.toml").model != Config().model
     assert "has model.ffn = 32, not 64" in refused(*arguments[:-3], "--out", run / "x", "--set", "model.ffn=64")
     assert "is no run directory" in refused("train", "--init-from", tmp_path / "absent")
     assert "leave out --init-from" in refused("train", "--resume", run, "--init-from", run)
 
 
 def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
-    write_corpus(tmp_path / "toy")
+    write_toy(tmp_path / "toy")
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,
@@ -590,7 +590,7 @@ def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
         return model
 
     model, other = tied(), tied()
-    export.write(tmp_path / "model", config.Config(), tokenizer, model, digest="d", tasks=["az"])
+    export.write(tmp_path / "model", Config(), tokenizer, model, digest="d", tasks=["az"])
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
         assert len(list(file.keys())) == len(model.state_dict()) - 1
     assert export.read(tmp_path / "model" / "model.safetensors", other)["digest"] == "d"
@@ -690,7 +690,7 @@ def test_data_cldr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     said = capsys.readouterr().out
     assert f"Train on it: cats train --data {tmp_path / 'corpus'}" in said
-    corpus = data.load(tmp_path / "corpus")
+    corpus = read_corpus(tmp_path / "corpus")
     assert all(f"{name} {size:,}" in said for name, size in corpus.sizes.items()) and len(corpus.tasks) == 8
 
 
@@ -749,7 +749,7 @@ def test_trouble_is_one_line(
 
 
 def test_full_disk_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    write_corpus(tmp_path / "toy")
+    write_toy(tmp_path / "toy")
     real = os.fsync
 
     def full(descriptor: int) -> None:

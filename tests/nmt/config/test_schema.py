@@ -1,4 +1,4 @@
-"""cats.nmt.config.schema: strict reading, overrides, and the TOML that a run keeps."""
+"""Settings: checks, strict reading, overrides, and the TOML that a run keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import cats
-from cats.nmt.config import schema as c
+from cats.nmt.config.schema import FIELDS, Config, Train, replace_settings
+from cats.nmt.config.toml import apply_overrides, describe, presets, read_config, read_preset, to_toml
 from cats.nmt.errors import UserError
 
 
@@ -23,12 +24,12 @@ def written(tmp_path, text: str):
 
 
 def test_toml_round_trip_of_the_defaults(tmp_path):
-    assert c.read_config(written(tmp_path, c.to_toml(c.Config()))) == c.Config()
+    assert read_config(written(tmp_path, to_toml(Config()))) == Config()
 
 
 def test_toml_round_trip_of_awkward_values(tmp_path):
-    awkward = c.replace(
-        c.Config(),
+    awkward = replace_settings(
+        Config(),
         {
             "data.path": '/new "corpora" C:\\n\n\t\x7f/é漢',
             "sampling.temperature": math.inf,
@@ -39,28 +40,28 @@ def test_toml_round_trip_of_awkward_values(tmp_path):
             "train.seed": 2**32 - 1,
         },
     )
-    text = c.to_toml(awkward)
-    assert c.read_config(written(tmp_path, text)) == awkward
+    text = to_toml(awkward)
+    assert read_config(written(tmp_path, text)) == awkward
     assert awkward.method.weights == (1.0, 0.5, 1e-7)
     assert "temperature = inf\n" in text and "loss_term = true\n" in text
 
 
 def test_toml_is_complete_and_documented():
-    text = c.to_toml(c.Config())
+    text = to_toml(Config())
     tables = tomllib.loads(text)
-    assert {f"{section}.{key}" for section, table in tables.items() for key in table} == set(c.FIELDS)
+    assert {f"{section}.{key}" for section, table in tables.items() for key in table} == set(FIELDS)
     lines = text.splitlines()
-    for name in c.FIELDS:
+    for name in FIELDS:
         key = name.partition(".")[2]
         at = next(i for i, line in enumerate(lines) if line.startswith(f"{key} ="))
         assert lines[at - 1].startswith("# ") and len(lines[at - 1]) > 8, name
-        assert name in c.describe()
+        assert name in describe()
     assert "inverse-sqrt | cosine | constant | noam" in text
 
 
 def test_left_out_settings_keep_their_defaults(tmp_path):
-    config = c.read_config(written(tmp_path, "[train]\nsteps = 7\nlr = 1\n"))
-    assert config == dataclasses.replace(c.Config(), train=c.Train(steps=7, lr=1.0))
+    config = read_config(written(tmp_path, "[train]\nsteps = 7\nlr = 1\n"))
+    assert config == dataclasses.replace(Config(), train=Train(steps=7, lr=1.0))
     assert isinstance(config.train.lr, float)
 
 
@@ -122,21 +123,21 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
 )
 def test_bad_files_are_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as info:
-        c.read_config(written(tmp_path, text))
+        read_config(written(tmp_path, text))
     assert "\n" not in str(info.value)
 
 
 def test_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the configuration .*absent\.toml: No such file"):
-        c.read_config(tmp_path / "absent.toml")
+        read_config(tmp_path / "absent.toml")
     (tmp_path / "latin.toml").write_bytes(b"[data]\npath = '\xe9'")
     with pytest.raises(UserError, match=r"latin\.toml: not UTF-8 \(byte 15\)"):
-        c.read_config(tmp_path / "latin.toml")
+        read_config(tmp_path / "latin.toml")
 
 
 def test_overrides():
-    config = c.apply_overrides(
-        c.Config(),
+    config = apply_overrides(
+        Config(),
         [
             "train.lr=1e-3",
             "train.steps = 10",
@@ -160,8 +161,8 @@ def test_overrides():
         True,
     )
     assert (config.method.weights, config.train.betas) == ((1.0, 2.0), (0.8, 0.9))
-    assert c.apply_overrides(config, ["method.weights=uniform"]).method.weights == "uniform"
-    assert c.Config().train.lr != 1e-3
+    assert apply_overrides(config, ["method.weights=uniform"]).method.weights == "uniform"
+    assert Config().train.lr != 1e-3
 
 
 @pytest.mark.parametrize(
@@ -187,48 +188,48 @@ def test_overrides():
 )
 def test_bad_overrides_are_refused(override, message):
     with pytest.raises(UserError, match=message):
-        c.apply_overrides(c.Config(), [override])
+        apply_overrides(Config(), [override])
 
 
 def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert c.apply_overrides(c.Config(), ["data.path=../corpus"]).data.path == str(tmp_path.parent / "corpus")
-    assert c.read_config(written(tmp_path, "[data]\npath = ''")).data.path == ""
+    assert apply_overrides(Config(), ["data.path=../corpus"]).data.path == str(tmp_path.parent / "corpus")
+    assert read_config(written(tmp_path, "[data]\npath = ''")).data.path == ""
 
 
 def test_ranges_that_span_settings_see_all_changes_at_once():
-    config = c.apply_overrides(c.Config(), ["model.heads=3", "model.d_model=96"])
+    config = apply_overrides(Config(), ["model.heads=3", "model.d_model=96"])
     assert (config.model.heads, config.model.d_model) == (3, 96)
 
 
 def test_the_preset_tiny_is_the_default():
-    assert c.read_preset("tiny") == c.Config()
-    text = c.presets()["tiny"].read_text(encoding="utf-8")
+    assert read_preset("tiny") == Config()
+    text = presets()["tiny"].read_text(encoding="utf-8")
     assert {f"{section}.{key}" for section, keys in tomllib.loads(text).items() for key in keys} >= {
         "model.d_model",
         "train.steps",
     }
 
 
-@pytest.mark.parametrize("name", c.presets())
+@pytest.mark.parametrize("name", presets())
 def test_a_preset_says_where_it_is_from_and_can_be_written_back(name, tmp_path):
     """Every size of the model stands in it: a change of the defaults must not change a published model."""
-    text = c.presets()[name].read_text(encoding="utf-8")
+    text = presets()[name].read_text(encoding="utf-8")
     assert text.startswith("# ")
     sizes = {"d_model", "heads", "ffn", "encoder_layers", "decoder_layers", "dropout"}
     assert sizes <= tomllib.loads(text)["model"].keys() and "vocab_size" in tomllib.loads(text)["tokenizer"]
-    assert c.read_config(written(tmp_path, c.to_toml(c.read_preset(name)))) == c.read_preset(name)
+    assert read_config(written(tmp_path, to_toml(read_preset(name)))) == read_preset(name)
 
 
 # Parameters in millions, of the whole model or without its embeddings, as their papers have them.
 PUBLISHED = {"ted": (31.5, False), "opus100": (110, True), "order-matters-3": (55, True), "wide-300m": (300, True)}
 
 
-@pytest.mark.parametrize("name", c.presets())
+@pytest.mark.parametrize("name", presets())
 def test_the_model_of_a_preset_has_its_published_size(name):
     from cats.nmt.training.trainer import build_model
 
-    config = c.read_preset(name)
+    config = read_preset(name)
     with torch.device("meta"):
         model = build_model(config, SimpleNamespace(vocab_size=config.tokenizer.vocab_size, pad_id=0))
     count = sum(p.numel() for p in model.parameters())
@@ -242,7 +243,7 @@ def test_the_model_of_a_preset_has_its_published_size(name):
 
 def test_the_trainers_defaults_for_cats_are_the_librarys():
     library = {name: p.default for name, p in inspect.signature(cats.CATS).parameters.items()}
-    ours = dataclasses.asdict(c.Config().method)
+    ours = dataclasses.asdict(Config().method)
     assert {name: library[name] for name in ours if name in library} == {
         name: value for name, value in ours.items() if name not in ("name", "weights")
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.cldr import generate as cldr
+from cats.nmt.data.cldr.generate import LANGUAGES, SIZES, UNSEEN, Lines, draft, generate
 from cats.nmt.data.cldr.phrases import COUNTS, TEMPLATES, Atom, Phrase, Template
 from cats.nmt.data.corpus import SPLITS, Corpus
 from cats.nmt.errors import UserError
@@ -22,7 +22,7 @@ localedata = pytest.importorskip("babel.localedata")
 
 from cats.nmt.data.cldr.writer import LEXICON_SIZE, Writer, lexicon  # noqa: E402  (needs Babel)
 
-CODES = sorted({code for codes in cldr.LANGUAGES.values() for code in codes})
+CODES = sorted({code for codes in LANGUAGES.values() for code in codes})
 OPEN_KINDS = ("territory", "language", "currency", "unit")
 # The text of (related, ted, seed 1). It is frozen: what was measured on this corpus was measured on this text.
 DIGEST = "eb1ae58b315c3f1342696225cbb6f12fc561664fbb4b457a879ccce214d20280"
@@ -46,14 +46,14 @@ def arguments(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def corpus(arguments: tuple[str, str]) -> Corpus:
-    return cldr.generate(*arguments)
+    return generate(*arguments)
 
 
 @pytest.fixture(scope="module")
-def drafts(arguments, names, writers) -> dict[str, cldr.Lines]:
+def drafts(arguments, names, writers) -> dict[str, Lines]:
     languages, sizes = arguments
-    counts = dict(zip(cldr.LANGUAGES[languages], cldr.SIZES[sizes][languages], strict=True))
-    return cldr.draft(names, counts, writers["en"].write, 1)
+    counts = dict(zip(LANGUAGES[languages], SIZES[sizes][languages], strict=True))
+    return draft(names, counts, writers["en"].write, 1)
 
 
 # What the corpus is
@@ -61,20 +61,20 @@ def drafts(arguments, names, writers) -> dict[str, cldr.Lines]:
 
 def test_sizes_and_groups(arguments, corpus):
     languages, sizes = arguments
-    assert tuple(corpus.sizes) == cldr.LANGUAGES[languages]
-    assert tuple(corpus.sizes.values()) == cldr.SIZES[sizes][languages]
+    assert tuple(corpus.sizes) == LANGUAGES[languages]
+    assert tuple(corpus.sizes.values()) == SIZES[sizes][languages]
     assert corpus.headline == "new-pair"
     if sizes == "ted":
         assert 4800 <= sum(corpus.sizes.values()) <= 5000
         assert max(corpus.sizes.values()) == 10 * min(corpus.sizes.values())
         assert len(corpus.groups["lores"]) == len(corpus.groups["hires"]) == 4
     else:
-        assert corpus.groups["hires"] == [cldr.LANGUAGES[languages][-1]]
+        assert corpus.groups["hires"] == [LANGUAGES[languages][-1]]
 
 
 def test_wmt_sizes_have_the_proportions_of_the_wmt_corpus():
     proportions = {"kk": 1, "vi": 1, "tr": 2, "ja": 2, "nl": 2, "it": 3, "ar": 3, "ro": 6, "hi": 8, "de": 278}
-    sizes = dict(zip(cldr.LANGUAGES["wmt"], cldr.SIZES["wmt"]["wmt"], strict=True))
+    sizes = dict(zip(LANGUAGES["wmt"], SIZES["wmt"]["wmt"], strict=True))
     assert sizes == {code: 100 * part for code, part in proportions.items()}
 
 
@@ -191,7 +191,7 @@ def test_frequent_names_come_first_and_rare_ones_come(drafts, names):
     for kind in OPEN_KINDS:
         found = [counts[kind, name] for name in names[kind]]
         assert sum(found[:20]) > 1.3 * sum(found[-20:]) > 0
-        assert cldr.UNSEEN <= found.count(0) <= cldr.UNSEEN + 4  # and a few rare ones, by chance
+        assert UNSEEN <= found.count(0) <= UNSEEN + 4  # and a few rare ones, by chance
 
 
 def test_templates_are_as_frequent_as_each_other(drafts):
@@ -320,11 +320,11 @@ def test_spans_of_months_do_not_run_backwards(drafts):
 
 
 def test_the_text_is_frozen():
-    assert cldr.generate("related", "ted", 1).digest() == DIGEST
+    assert generate("related", "ted", 1).digest() == DIGEST
 
 
 def test_processes_agree_and_seeds_do_not():
-    program = "from cats.nmt import cldr; print(*(cldr.generate(seed=s).digest() for s in (1, 2)))"
+    program = "from cats.nmt.data.cldr.generate import generate; print(*(generate(seed=s).digest() for s in (1, 2)))"
     root = Path(__file__).resolve().parents[3]
     running = []
     for hash_seed in ("0", "1"):
@@ -353,7 +353,7 @@ def test_processes_agree_and_seeds_do_not():
 )
 def test_unknown_sets(arguments, message):
     with pytest.raises(UserError, match=message):
-        cldr.generate(*arguments)
+        generate(*arguments)
 
 
 def test_missing_babel(monkeypatch):
@@ -363,4 +363,4 @@ def test_missing_babel(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "babel", None)
     with pytest.raises(UserError, match=r"needs Babel; install it with: pip install 'cats-optim\[nmt\]'"):
-        cldr.generate()
+        generate()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cats.nmt.data.corpus import Corpus, Split, Task, Text, load, write
+from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_corpus, write_corpus
 from cats.nmt.errors import UserError
 
 EMPTY = Split([], [])
@@ -25,7 +25,7 @@ def moses(folder: Path, pair: str, train: int = 2, valid: int = 1, test: int = 1
 
 def fails(folder: Path, message: str, **options: Any) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        load(folder, **options)
+        read_corpus(folder, **options)
     assert "\n" not in str(error.value)
 
 
@@ -101,7 +101,7 @@ def test_moses_pairs(tmp_path):
     moses(tmp_path, "en-be", train=3)
     moses(tmp_path, "en-az", train=2)
     put(tmp_path / "README.md", "not text")
-    corpus = load(tmp_path)
+    corpus = read_corpus(tmp_path)
     assert corpus.name == tmp_path.name
     assert [task.name for task in corpus.tasks] == ["az", "be"]
     assert corpus.notices == []
@@ -117,7 +117,7 @@ def test_moses_pairs(tmp_path):
 
 def test_either_order_of_the_languages(tmp_path):
     moses(tmp_path, "az-en")
-    task = load(tmp_path).tasks[0]
+    task = read_corpus(tmp_path).tasks[0]
     assert (task.name, task.source, task.target) == ("az", "en", "az")
     assert (task.train.source[0], task.train.target[0]) == ("en train 0", "az train 0")
 
@@ -125,7 +125,7 @@ def test_either_order_of_the_languages(tmp_path):
 def test_both_orders_of_one_pair(tmp_path):
     moses(tmp_path, "az-en", train=5)
     moses(tmp_path, "en-az", train=2)
-    corpus = load(tmp_path)
+    corpus = read_corpus(tmp_path)
     assert corpus.sizes == {"az": 2}
     assert corpus.notices == ["az-en: left out, en-az is there too"]
 
@@ -133,20 +133,20 @@ def test_both_orders_of_one_pair(tmp_path):
 def test_other_sources(tmp_path):
     for pair in ("de-fr", "de-en", "en-fr"):
         moses(tmp_path, pair)
-    corpus = load(tmp_path, source="de")
+    corpus = read_corpus(tmp_path, source="de")
     assert [(task.name, task.source, task.target) for task in corpus.tasks] == [
         ("de-en", "de", "en"),
         ("de-fr", "de", "fr"),
     ]
     assert corpus.notices == ["en-fr: left out, de is not one of its languages"]
-    assert [task.name for task in load(tmp_path).tasks] == ["de", "fr"]
+    assert [task.name for task in read_corpus(tmp_path).tasks] == ["de", "fr"]
 
 
 def test_codes_with_hyphens_and_underscores(tmp_path):
     for code in ("zh-Hans", "pt_BR"):
         put(tmp_path / f"train.en-{code}.en", "a\n")
         put(tmp_path / f"train.en-{code}.{code}", "b\n")
-    assert [task.target for task in load(tmp_path).tasks] == ["pt_BR", "zh-Hans"]
+    assert [task.target for task in read_corpus(tmp_path).tasks] == ["pt_BR", "zh-Hans"]
 
 
 def test_one_moses_pair(tmp_path):
@@ -154,7 +154,7 @@ def test_one_moses_pair(tmp_path):
         put(tmp_path / f"{split}.en", f"{split} one\n{split} two\n")
         put(tmp_path / f"{split}.xx", f"{split} eins\n{split} zwei\n")
     put(tmp_path / "test.meta", "m\t1\nt\t2\n")
-    (task,) = load(tmp_path).tasks
+    (task,) = read_corpus(tmp_path).tasks
     assert (task.name, task.source, task.target) == ("xx", "en", "xx")
     assert task.train == Split(["train one", "train two"], ["train eins", "train zwei"])
     assert task.valid.source == ["dev one", "dev two"]
@@ -173,7 +173,7 @@ def opus(root: Path) -> None:
 @pytest.mark.parametrize("below, start", [("", ""), ("v1.0", ""), ("", "supervised")])
 def test_opus_100(tmp_path, below, start):
     opus(tmp_path / below)
-    corpus = load(tmp_path / start)
+    corpus = read_corpus(tmp_path / start)
     assert [task.name for task in corpus.tasks] == ["af", "an", "fr"]
     french = corpus.tasks[2]
     assert french == Task(
@@ -195,25 +195,25 @@ def test_opus_100(tmp_path, below, start):
 
 def test_zero_shot_directions(tmp_path):
     opus(tmp_path)
-    corpus = load(tmp_path, direction="many-to-many")
+    corpus = read_corpus(tmp_path, direction="many-to-many")
     assert [task.name for task in corpus.tasks] == ["af", "af-en", "an", "an-en", "fr", "fr-en"]
     assert [(t.name, len(t.train), t.test) for t in corpus.zero_shot] == [
         ("de-fr", 0, Split(["de"], ["fr"])),
         ("fr-de", 0, Split(["fr"], ["de"])),
     ]
-    alone = load(tmp_path, direction="many-to-many", tasks=["af", "de-fr"])
+    alone = read_corpus(tmp_path, direction="many-to-many", tasks=["af", "de-fr"])
     assert [task.name for task in [*alone.tasks, *alone.zero_shot]] == ["af", "de-fr"]
-    assert alone.digest() != load(tmp_path, direction="many-to-many", tasks=["af"]).digest()
+    assert alone.digest() != read_corpus(tmp_path, direction="many-to-many", tasks=["af"]).digest()
 
 
 def test_directions(tmp_path):
     moses(tmp_path, "en-az")
     moses(tmp_path, "az-tr")
-    back = load(tmp_path, direction="many-to-one")
+    back = read_corpus(tmp_path, direction="many-to-one")
     assert [(t.name, t.source, t.target) for t in back.tasks] == [("az-en", "az", "en")]
     assert back.tasks[0].train == Split(["az train 0", "az train 1"], ["en train 0", "en train 1"])
     assert back.notices == ["az-tr: left out, en is not one of its languages"]
-    every = load(tmp_path, direction="many-to-many")
+    every = read_corpus(tmp_path, direction="many-to-many")
     assert [t.name for t in every.tasks] == ["az", "az-en", "az-tr", "tr-az"]
     assert every.tasks[3].test == Split(["tr test 0"], ["az test 0"])
 
@@ -222,21 +222,21 @@ def test_some_tasks(tmp_path):
     for pair in ("en-az", "en-be", "en-tr"):
         moses(tmp_path, pair)
     put(tmp_path / "train.en-be.be", "one line\n")  # broken, and not asked for
-    corpus = load(tmp_path, tasks=["tr", "az"])
+    corpus = read_corpus(tmp_path, tasks=["tr", "az"])
     assert list(corpus.sizes) == ["az", "tr"] and corpus.notices == []
     fails(tmp_path, f"{tmp_path}: unknown task AZ (did you mean az?); known: az, be, tr", tasks=["AZ", "tr"])
 
 
 def test_english_by_its_other_names(tmp_path):
     moses(tmp_path, "en_XX-az_AZ")
-    (task,) = load(tmp_path).tasks
+    (task,) = read_corpus(tmp_path).tasks
     assert (task.name, task.source, task.target) == ("az_AZ", "en_XX", "az_AZ")
 
 
 def test_a_nul_byte_is_left_out(tmp_path):
     put(tmp_path / "train.en", "one\nt\0wo\nthree\n")
     put(tmp_path / "train.xx", "eins\nzwei\ndrei\n")
-    corpus = load(tmp_path)
+    corpus = read_corpus(tmp_path)
     assert corpus.tasks[0].train == Split(["one", "three"], ["eins", "drei"])
     assert corpus.notices[0] == "en-xx: 1 train pairs left out, a NUL byte is in them"
 
@@ -246,35 +246,35 @@ def test_long_training_text_is_read_on_each_pass(tmp_path, monkeypatch):
     put(tmp_path / "corpus" / "train.en-az.az", "az train 0\n\naz train 2\n")
     put(tmp_path / "corpus" / "test.en-az.en", "en train 2\n")
     put(tmp_path / "corpus" / "test.en-az.az", "az train 2\n")
-    held = load(tmp_path / "corpus")
+    held = read_corpus(tmp_path / "corpus")
     monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 10)
     monkeypatch.setenv("CATS_CACHE", str(tmp_path / "cache"))
-    text = load(tmp_path / "corpus").tasks[0].train
+    text = read_corpus(tmp_path / "corpus").tasks[0].train
     assert isinstance(text, Text)
     assert [*text] == [*text] == [*held.tasks[0].train] and len(text) == 2
-    corpus = load(tmp_path / "corpus")
+    corpus = read_corpus(tmp_path / "corpus")
     assert corpus.notices == held.notices and len(held.notices) == 2
-    assert corpus.digest() == load(tmp_path / "corpus").digest() != held.digest()
+    assert corpus.digest() == read_corpus(tmp_path / "corpus").digest() != held.digest()
     # What was found is remembered, until a file changes.
     (memo,) = (tmp_path / "cache" / "scans").iterdir()
     memo.write_text(memo.read_text().replace('"pairs": 2', '"pairs": 7'))
-    assert load(tmp_path / "corpus").sizes == {"az": 7}
+    assert read_corpus(tmp_path / "corpus").sizes == {"az": 7}
     put(tmp_path / "corpus" / "train.en-az.az", "az train 0\nother\naz train 2\n")
-    changed = load(tmp_path / "corpus")
+    changed = read_corpus(tmp_path / "corpus")
     assert changed.sizes == {"az": 3} and changed.digest() != corpus.digest()
     memo.write_text("{")
     put(tmp_path / "corpus" / "train.en-az.az", "az train 0\n\n")
     with pytest.raises(UserError, match=r"train\.en-az\.en has 3 lines, train\.en-az\.az has 2"):
-        load(tmp_path / "corpus")
+        read_corpus(tmp_path / "corpus")
 
 
 def test_one_pair_of_opus_100(tmp_path):
     opus(tmp_path)
-    assert [task.name for task in load(tmp_path / "supervised" / "en-fr").tasks] == ["fr"]
+    assert [task.name for task in read_corpus(tmp_path / "supervised" / "en-fr").tasks] == ["fr"]
 
 
 def test_a_real_corpus(help8):
-    corpus = load(help8)
+    corpus = read_corpus(help8)
     sizes = {"az": 436, "be": 2590, "cs": 8802, "gl": 8559, "pt": 14212, "ru": 12799, "sk": 3787, "tr": 4452}
     assert corpus.sizes == sizes  # its README's numbers
     assert corpus.groups["lores"] == ["az", "be", "sk", "tr"]
@@ -291,26 +291,26 @@ def test_only_newlines_end_a_line(tmp_path):
     odd = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh"
     put(tmp_path / "train.en", f"{odd}\nplain\n")
     put(tmp_path / "train.xx", f"eins\n{odd}\n")
-    assert load(tmp_path).tasks[0].train == Split([odd, "plain"], ["eins", odd])
+    assert read_corpus(tmp_path).tasks[0].train == Split([odd, "plain"], ["eins", odd])
 
 
 def test_bom_crlf_and_a_missing_last_newline(tmp_path):
     put(tmp_path / "train.en", "\ufeffone\r\ntwo\r\n")
     put(tmp_path / "train.xx", "eins\nzw\ufeffei")
-    assert load(tmp_path).tasks[0].train == Split(["one", "two"], ["eins", "zw\ufeffei"])
+    assert read_corpus(tmp_path).tasks[0].train == Split(["one", "two"], ["eins", "zw\ufeffei"])
 
 
 def test_outer_spaces_stay(tmp_path):
     put(tmp_path / "train.en", " one  two\t\n")
     put(tmp_path / "train.xx", "\u00a0eins\n")
-    assert load(tmp_path).tasks[0].train == Split([" one  two\t"], ["\u00a0eins"])
+    assert read_corpus(tmp_path).tasks[0].train == Split([" one  two\t"], ["\u00a0eins"])
 
 
 def test_pairs_with_a_blank_side_are_left_out_with_their_meta(tmp_path):
     put(tmp_path / "train.en-xx.en", "one\n\nthree\n\u2028\nfive\n")
     put(tmp_path / "train.en-xx.xx", "eins\nzwei\n \t\nvier\nfünf\n")
     put(tmp_path / "train.en-xx.meta", "m\t1\nm\t2\nm\t3\nm\t4\nt\t5\n")
-    corpus = load(tmp_path)
+    corpus = read_corpus(tmp_path)
     assert corpus.tasks[0].train == Split(["one", "five"], ["eins", "fünf"], [("m", "1"), ("t", "5")])
     assert corpus.notices[0] == "en-xx: 3 train pairs left out, a side is blank"
 
@@ -321,7 +321,7 @@ def test_pairs_with_a_blank_side_are_left_out_with_their_meta(tmp_path):
 def test_pairs_without_training_text_are_left_out(tmp_path):
     moses(tmp_path, "en-az")
     moses(tmp_path, "en-be", train=0)
-    corpus = load(tmp_path)
+    corpus = read_corpus(tmp_path)
     assert corpus.sizes == {"az": 2}
     assert corpus.notices == ["en-be: left out, it has no training text"]
 
@@ -330,7 +330,7 @@ def test_valid_and_dev(tmp_path):
     moses(tmp_path, "en-az")
     put(tmp_path / "dev.en-az.en", "a\nb\n")
     put(tmp_path / "dev.en-az.az", "a\nb\n")
-    corpus = load(tmp_path)
+    corpus = read_corpus(tmp_path)
     assert corpus.tasks[0].valid.source == ["en valid 0"]
     assert corpus.notices == ["en-az: its dev files are left out, it has valid files too"]
 
@@ -342,7 +342,7 @@ def test_test_pairs_in_the_training_text_are_told(tmp_path):
     put(tmp_path / "valid.xx", "V\n")
     put(tmp_path / "test.en", "b\na\nc\n")
     put(tmp_path / "test.xx", "B\nX\nC\n")
-    assert load(tmp_path).notices == ["xx: 2 test pairs stand in the training text too"]
+    assert read_corpus(tmp_path).notices == ["xx: 2 test pairs stand in the training text too"]
 
 
 # Bad input.
@@ -408,7 +408,7 @@ def test_one_of_several_without_training_text(tmp_path):
     moses(tmp_path, "en-az")
     moses(tmp_path, "en-be")
     put(tmp_path / "train.en-be.be", "\n\n")
-    corpus = load(tmp_path)
+    corpus = read_corpus(tmp_path)
     assert corpus.sizes == {"az": 2}
     assert corpus.notices == ["be: left out, the training text of en-be has no pair with text on both sides"]
     put(tmp_path / "train.en-az.az", "\n\n")
@@ -460,11 +460,11 @@ WRITTEN = Corpus(
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    write(WRITTEN, tmp_path / "new" / "corpus")
-    english = load(tmp_path / "new" / "corpus")
+    write_corpus(WRITTEN, tmp_path / "new" / "corpus")
+    english = read_corpus(tmp_path / "new" / "corpus")
     assert english.tasks == [WRITTEN.tasks[0]]
     assert english.digest() == Corpus("c", [WRITTEN.tasks[0]]).digest()
-    german = load(tmp_path / "new" / "corpus", source="de")
+    german = read_corpus(tmp_path / "new" / "corpus", source="de")
     assert german.digest() == Corpus("c", [WRITTEN.tasks[1]]).digest()
     assert sorted(file.name for file in (tmp_path / "new" / "corpus").iterdir()) == [
         "test.en-az.az",
@@ -482,22 +482,22 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_an_empty_folder_may_be_written_to(tmp_path):
-    write(WRITTEN, tmp_path)
-    assert load(tmp_path).sizes == {"az": 2}
+    write_corpus(WRITTEN, tmp_path)
+    assert read_corpus(tmp_path).sizes == {"az": 2}
 
 
 def test_nothing_is_written_over(tmp_path):
     put(tmp_path / "full" / "mine", "text")
     with pytest.raises(UserError, match="full: the folder is not empty; choose another"):
-        write(WRITTEN, tmp_path / "full")
+        write_corpus(WRITTEN, tmp_path / "full")
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine"]
     with pytest.raises(UserError, match="mine: not a folder; choose another"):
-        write(WRITTEN, tmp_path / "full" / "mine")
+        write_corpus(WRITTEN, tmp_path / "full" / "mine")
     with pytest.raises(UserError, match=r"below: cannot be created \(Not a directory\)"):
-        write(WRITTEN, tmp_path / "full" / "mine" / "below")
+        write_corpus(WRITTEN, tmp_path / "full" / "mine" / "below")
 
 
 def test_line_breaks_cannot_be_written(tmp_path):
     corpus = Corpus("c", [Task("az", "en", "az", Split(["a\nb"], ["c"]), EMPTY, EMPTY)])
     with pytest.raises(ValueError, match=r"train\.en-az\.en: a line has a line break in it"):
-        write(corpus, tmp_path)
+        write_corpus(corpus, tmp_path)

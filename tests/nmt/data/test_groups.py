@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cats.nmt.config.schema import Config, apply_overrides
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.groups import groups
 from cats.nmt.errors import UserError
 

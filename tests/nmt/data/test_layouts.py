@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.corpus import load
+from cats.nmt.data.corpus import read_corpus
 from cats.nmt.errors import UserError
 
 
@@ -19,25 +19,25 @@ def texts(folder: Path, **options: str) -> dict[str, dict[str, list[tuple[str, s
     """{task: {split: [(source, target), ..]}} of what is read, splits without lines left out."""
     return {
         task.name: {s: list(getattr(task, s)) for s in ("train", "valid", "test") if len(getattr(task, s))}
-        for task in load(folder, **options).tasks
+        for task in read_corpus(folder, **options).tasks
     }
 
 
 def fails(folder: Path, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        load(folder)
+        read_corpus(folder)
     assert "\n" not in str(error.value)
 
 
 def test_files_of_no_use_are_told(tmp_path):
     for name in "train.en-az.en", "train.en-az.az", "README.md":
         put(tmp_path / name, "a")
-    known = load(tmp_path).notices
+    known = read_corpus(tmp_path).notices
     put(tmp_path / "notes.txt", "b")
-    assert set(load(tmp_path).notices) - set(known) == {"1 file not read: notes.txt"}
+    assert set(read_corpus(tmp_path).notices) - set(known) == {"1 file not read: notes.txt"}
     for name in "train.tsv", "train.ru", "b.gz", "c.gz", "d.gz":
         put(tmp_path / name, "b")
-    assert "6 files not read: b.gz, c.gz, d.gz, notes.txt, train.ru, .." in load(tmp_path).notices
+    assert "6 files not read: b.gz, c.gz, d.gz, notes.txt, train.ru, .." in read_corpus(tmp_path).notices
 
 
 @pytest.mark.parametrize("middle", [".orig", ""])
@@ -54,7 +54,7 @@ def test_ted_8(tmp_path, middle, below):
         "valid": [("eng dev", "bel dev")],
         "test": [("eng test", "bel test")],
     }
-    (back, _) = load(tmp_path, direction="many-to-one").tasks
+    (back, _) = read_corpus(tmp_path, direction="many-to-one").tasks
     assert (back.name, list(back.test)) == ("aze-eng", [("aze test", "eng test")])
 
 
@@ -82,7 +82,7 @@ def test_ml50_takes_the_cleanest(tmp_path):
         for side in ("en_XX", "de_DE"):
             put(tmp_path / "ML50" / kind / f"train.en_XX-de_DE.{side}", f"{kind} {side}")
     assert texts(tmp_path) == texts(tmp_path / "ML50") == {"de_DE": {"train": [("clean en_XX", "clean de_DE")]}}
-    assert load(tmp_path).notices[0] == "read from ML50/clean"
+    assert read_corpus(tmp_path).notices[0] == "read from ML50/clean"
     assert texts(tmp_path / "ML50" / "raw") == {"de_DE": {"train": [("raw en_XX", "raw de_DE")]}}
 
 
@@ -102,7 +102,7 @@ def test_a_table_with_a_column_per_language(tmp_path):
     }
     assert texts(tmp_path, source="az", direction="many-to-one")["pt-br-az"] == {"train": [("C'", "C")]}
     left_out = "cal: left out, the training text of cal-en has no pair with text on both sides"
-    assert left_out in load(tmp_path).notices
+    assert left_out in read_corpus(tmp_path).notices
 
 
 def test_a_table_of_pairs(tmp_path):
@@ -182,7 +182,7 @@ def test_text_that_is_there_twice_is_named(tmp_path):
     put(tmp_path / "az-en" / "validation.jsonl", json.dumps({"translation": {"en": "v", "az": "V"}}))
     assert texts(tmp_path) == {"az": {"train": [("az-en", "A")], "valid": [("v", "V")]}}
     left, kept = tmp_path / "en-az" / "train.jsonl", tmp_path / "az-en" / "train.jsonl"
-    assert load(tmp_path).notices[0] == f"az-en: {left} is left out, there is {kept}"
+    assert read_corpus(tmp_path).notices[0] == f"az-en: {left} is left out, there is {kept}"
 
 
 def test_utf_16_is_told(tmp_path):

@@ -12,9 +12,9 @@ pytest.importorskip("sentencepiece")
 import sentencepiece
 
 from cats.nmt.cli import main as cli
-from cats.nmt.data import corpus as data
 from cats.nmt.data import pieces, prepare
 from cats.nmt.data.batch import Batch
+from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
 from cats.nmt.data.shards import Limits, Tokens, encode
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
@@ -127,9 +127,9 @@ def corpus(tmp_path: Path) -> Path:
     for number, language in enumerate(("xa", "xb")):
         parts = [split(count, 3 * number + seed, language == "xb") for seed, count in enumerate((80, 10, 10))]
         if language == "xb":
-            parts = [data.Split(part.source, [line.upper() for line in part.target]) for part in parts]
-        tasks.append(data.Task(language, "en", language, *parts))
-    data.write(data.Corpus("toy", tasks), tmp_path / "toy")
+            parts = [Split(part.source, [line.upper() for line in part.target]) for part in parts]
+        tasks.append(Task(language, "en", language, *parts))
+    write_corpus(Corpus("toy", tasks), tmp_path / "toy")
     return tmp_path / "toy"
 
 
@@ -144,7 +144,7 @@ def test_many_to_many(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     text = tmp_path / "in.txt"
     assert cli._direction(["xa", "xa-en", "xb-en"], tokenizer) == "--to xa"
     assert cli._direction(["xa-en", "xb-en"], tokenizer) == "--from xa --to en"
-    assert cli._targets(["xa", "xb"], tokenizer) == ["xa", "xb"]  # en has a tag, as a source
+    assert cli._targets([("en", "xa"), ("en", "xb")], tokenizer) == ["xa", "xb"]  # en has a tag, as a source
     text.write_text("".join(f"{line}\n" for line in load_corpus(settings(corpus)).tasks[1].test.target))
     assert cli.main(["translate", str(run), "--to", "en", "--input", str(text)]) == 2
     assert "say which language the text is in, with --from: xa, xb" in capfd.readouterr().err
@@ -158,7 +158,7 @@ def test_many_to_many(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 @pytest.mark.parametrize("name", ["eng", "en"])
 def test_english_by_another_name(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     parts = [split(30, seed, False) for seed in range(3)]
-    data.write(data.Corpus("toy", [data.Task("xa", name, "xa", *parts)]), tmp_path / "toy")
+    write_corpus(Corpus("toy", [Task("xa", name, "xa", *parts)]), tmp_path / "toy")
     train(settings(tmp_path / "toy", *OWN, "train.steps=3"), tmp_path / "run", quiet=True)
     (tmp_path / "in.txt").write_text("alpha\n")
     for more in [], ["--from", "en"], ["--from", "eng"]:
@@ -192,8 +192,8 @@ def test_a_folder_older_than_a_setting(corpus: Path, tmp_path: Path) -> None:
 def test_a_language_is_added(corpus: Path, tmp_path: Path) -> None:
     train(settings(corpus, *OWN), tmp_path / "run", quiet=True)
     _, old, _, _ = load_model(tmp_path / "run")
-    greek = [data.Split(part.source, ["αβ γδ"] * len(part.source)) for part in (split(20, s, False) for s in range(3))]
-    data.write(data.Corpus("new", [data.Task("xc", "en", "xc", *greek)]), tmp_path / "new")
+    greek = [Split(part.source, ["αβ γδ"] * len(part.source)) for part in (split(20, s, False) for s in range(3))]
+    write_corpus(Corpus("new", [Task("xc", "en", "xc", *greek)]), tmp_path / "new")
     config = settings(tmp_path / "new", *OWN, f"train.init_from={tmp_path / 'run'}", "train.steps=5")
     tokenizer = warmstart.tokenizer(load_corpus(config), config)
     assert tokenizer is not None and tokenizer.languages == ["xa", "xb", "xc"]

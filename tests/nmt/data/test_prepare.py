@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from cats.nmt.cli import main as cli
-from cats.nmt.config.schema import Config, apply_overrides, replace
-from cats.nmt.data import corpus as data
+from cats.nmt.config.schema import Config, replace_settings
+from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data import prepare
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.errors import UserError
@@ -55,7 +55,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every corpus is a large one, and blocks are small."""
-    monkeypatch.setattr(data, "MOST_IN_MEMORY", 10)
+    monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 10)
     monkeypatch.setattr(prepare, "BLOCK", 100)
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting a process takes longer than all there is to do here
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
@@ -64,7 +64,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(folder: Path, *overrides: str) -> Config:
-    return apply_overrides(replace(Config(), {"data.path": str(folder)}), [*SMALL, *overrides])
+    return apply_overrides(replace_settings(Config(), {"data.path": str(folder)}), [*SMALL, *overrides])
 
 
 def make(folder: Path, out: Path, *overrides: str, **options: Any) -> None:
@@ -122,7 +122,7 @@ def test_files_hold_what_memory_would(corpus, cache, tmp_path, monkeypatch):
     ]
     config = settings(corpus)
     files = prepare.load(tmp_path / "one", config)
-    monkeypatch.setattr(data, "MOST_IN_MEMORY", 1 << 30)
+    monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 1 << 30)
     memory = prepare.training_tokens(load_corpus(config), config, quiet=True)
     assert memory.tokenizer.digest() == files.tokenizer.digest()
     assert memory.shards.keys() == files.shards.keys()
@@ -158,7 +158,7 @@ def test_training_does_not_care_where_the_tokens_are(corpus, cache, tmp_path, mo
     train(settings(corpus), tmp_path / "again", quiet=True)
     train(settings(corpus, "model.max_length=9"), tmp_path / "other", quiet=True)
     assert len(list((cache / "prepared").iterdir())) == 2  # keyed by settings
-    monkeypatch.setattr(data, "MOST_IN_MEMORY", 1 << 30)
+    monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 1 << 30)
     train(settings(corpus), tmp_path / "memory", quiet=True)
     assert losses(tmp_path / "prepared") == losses(tmp_path / "cached") == losses(tmp_path / "memory")
     assert losses(tmp_path / "again") == losses(tmp_path / "memory") != losses(tmp_path / "other")
@@ -167,11 +167,11 @@ def test_training_does_not_care_where_the_tokens_are(corpus, cache, tmp_path, mo
 KILLED = """
 import sys
 from pathlib import Path
-from cats.nmt.data import corpus as data
-from cats.nmt.data import prepare
-from cats.nmt.config.schema import read_config
+
+from cats.nmt.config.toml import read_config
+from cats.nmt.data import corpus, prepare
 from cats.nmt.training.trainer import load_corpus
-data.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
+corpus.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
 config = read_config(sys.argv[1])
 encode, count = prepare._encode_block, 0
 def counted(*arguments):
@@ -188,7 +188,7 @@ print(count)
     "files", [pytest.param(2, marks=pytest.mark.slow), 70, pytest.param(150, marks=pytest.mark.slow)]
 )
 def test_killed_it_goes_on(corpus, cache, tmp_path, files):
-    from cats.nmt.config.schema import to_toml
+    from cats.nmt.config.toml import to_toml
 
     (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
@@ -227,7 +227,7 @@ def test_going_on_does_not_prepare_again(corpus, cache, tmp_path):
 
 
 def test_two_processes_take_turns(corpus, cache, tmp_path):
-    from cats.nmt.config.schema import to_toml
+    from cats.nmt.config.toml import to_toml
     from cats.nmt.files import locked
 
     (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
@@ -245,7 +245,7 @@ def test_two_processes_take_turns(corpus, cache, tmp_path):
 
 def test_two_that_prepare_at_once(corpus, cache, tmp_path):
     """Both to the end, from the start: one does it, the other waits and finds it done."""
-    from cats.nmt.config.schema import to_toml
+    from cats.nmt.config.toml import to_toml
 
     (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.config.schema import apply_overrides, read_config, to_toml
-from cats.nmt.data import corpus as data
+from cats.nmt.config.toml import apply_overrides, read_config, to_toml
+from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import compare
 
@@ -24,12 +24,12 @@ LINES = [f"line number {word}" for word in ("one", "two", "three", "four", "five
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Language xa with 12 training pairs, xb with 3; the target repeats the source."""
-    split = data.Split(LINES, LINES, [("all", str(i % 3)) for i in range(6)])
+    split = Split(LINES, LINES, [("all", str(i % 3)) for i in range(6)])
     tasks = [
-        data.Task("xa", "en", "xa", data.Split(LINES * 2, LINES * 2), split, split),
-        data.Task("xb", "en", "xb", data.Split(LINES[:3], LINES[:3]), split, split),
+        Task("xa", "en", "xa", Split(LINES * 2, LINES * 2), split, split),
+        Task("xb", "en", "xb", Split(LINES[:3], LINES[:3]), split, split),
     ]
-    data.write(data.Corpus("toy", tasks), tmp_path / "toy")
+    write_corpus(Corpus("toy", tasks), tmp_path / "toy")
     return tmp_path / "toy"
 
 

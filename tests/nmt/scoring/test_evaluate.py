@@ -20,10 +20,10 @@ import torch
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.config.schema import Config, apply_overrides, to_toml
-from cats.nmt.data import corpus as data
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides, to_toml
 from cats.nmt.data.batch import collate
-from cats.nmt.data.corpus import Split
+from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Transformer
@@ -177,12 +177,12 @@ def test_a_line_longer_than_the_batch_goes_alone(tokenizer: Tokenizer) -> None:
 # ---- strata and groups
 
 
-def corpus_of(sizes: dict[str, int], tests: dict[str, Split]) -> data.Corpus:
+def corpus_of(sizes: dict[str, int], tests: dict[str, Split]) -> Corpus:
     tasks = [
-        data.Task(name, "en", name, Split(["a"] * size, ["a"] * size), Split([], []), tests[name])
+        Task(name, "en", name, Split(["a"] * size, ["a"] * size), Split([], []), tests[name])
         for name, size in sizes.items()
     ]
-    return data.Corpus("toy", tasks)
+    return Corpus("toy", tasks)
 
 
 def test_headline_scores_are_of_the_headline_stratum_and_nll_of_all_lines() -> None:
@@ -263,10 +263,10 @@ def split(count: int, seed: int) -> Split:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     tasks = [
-        data.Task(name, "en", name, split(count, count), split(8, 5), split(10, 6))
+        Task(name, "en", name, split(count, count), split(8, 5), split(10, 6))
         for name, count in (("xa", 60), ("xb", 20))
     ]
-    data.write(data.Corpus("toy", tasks), folder / "toy")
+    write_corpus(Corpus("toy", tasks), folder / "toy")
     settings = [
         f"data.path={folder / 'toy'}",
         "tokenizer.vocab_size=70",
@@ -309,7 +309,7 @@ def test_evaluate(folder: Path) -> None:
     assert wanted <= scores.keys()
     assert (scores["method"], scores["seed"], scores["corpus"], scores["split"]) == ("cats", 1, "toy", "test")
     assert scores["seconds"] > 0 and scores["tokens_per_second"] > 0
-    corpus = data.load(folder / "toy")
+    corpus = read_corpus(folder / "toy")
     for task in corpus.tasks:
         cell = scores["languages"][task.name]
         assert cell["pairs"] == len(task.train.source) and cell["lines"] == 10
@@ -358,7 +358,7 @@ def test_zero_shot_directions_and_long_training_text(
 
     def with_more(run: Path, name: str) -> Any:
         config, corpus, tokenizer, model = load(run, name)
-        tests = [data.Task(f"xa-{t}", "xa", t, Split([], []), Split([], []), split(4, 9)) for t in ("xb", "xz")]
+        tests = [Task(f"xa-{t}", "xa", t, Split([], []), Split([], []), split(4, 9)) for t in ("xb", "xz")]
         return config, dataclasses.replace(corpus, zero_shot=tests), tokenizer, model
 
     monkeypatch.setattr(evaluate, "load_run", with_more)
@@ -428,7 +428,7 @@ def test_a_corpus_without_test_lines(folder: Path) -> None:
         path.unlink()
     run = folder / "run"
     state = checkpoint.load(run / "checkpoints" / "best.pt")
-    checkpoint.save(run / "checkpoints" / "best.pt", {**state, "digest": data.load(folder / "toy").digest()})
+    checkpoint.save(run / "checkpoints" / "best.pt", {**state, "digest": read_corpus(folder / "toy").digest()})
     refused(run, "the corpus toy has no test lines to evaluate on")
 
 

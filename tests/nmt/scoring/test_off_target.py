@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.corpus import Corpus, Split, Task, Text, load
+from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_corpus
 from cats.nmt.scoring import off_target
 from cats.nmt.scoring.off_target import Identifier, identifier, scripts
 
@@ -76,7 +76,7 @@ def test_samples_of_a_corpus() -> None:
 
 def test_error_on_the_references_of_real_sentences(help8: Path) -> None:
     """The rate that the docstring names."""
-    corpus = load(help8)
+    corpus = read_corpus(help8)
     known = identifier(corpus)
     for task in corpus.tasks:
         assert (known.off_target(task.test.target, task.target, task.test.target) or 0) <= 0.04, task.name

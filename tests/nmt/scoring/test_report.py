@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.config.schema import Config, to_toml
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import report, tables
 from cats.nmt.training.metrics import read_metrics

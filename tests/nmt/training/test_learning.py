@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 
-from cats.nmt.config.schema import Config, apply_overrides
-from cats.nmt.data import corpus as data
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides
+from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
 from cats.nmt.model import decode
 from cats.nmt.scoring.evaluate import load_run
 from cats.nmt.training.trainer import train
@@ -64,14 +65,14 @@ def write(folder: Path, **pairs: int) -> Path:
     rng, most = random.Random(1), max(pairs.values())
     rows = [[rng.choice(WORDS) for _ in range(4)] for _ in range(most + 20)]
 
-    def split(name: str, part: slice) -> data.Split:
-        return data.Split([" ".join(row) for row in rows[part]], [" ".join(CHANGES[name](row)) for row in rows[part]])
+    def split(name: str, part: slice) -> Split:
+        return Split([" ".join(row) for row in rows[part]], [" ".join(CHANGES[name](row)) for row in rows[part]])
 
     tasks = [
-        data.Task(name, "en", name, *(split(name, part) for part in (slice(n), slice(min(n, 20)), slice(most, None))))
+        Task(name, "en", name, *(split(name, part) for part in (slice(n), slice(min(n, 20)), slice(most, None))))
         for name, n in pairs.items()
     ]
-    data.write(data.Corpus("toy", tasks), folder)
+    write_corpus(Corpus("toy", tasks), folder)
     return folder
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import distributed as dist
 
 from cats.nmt.config.schema import Config
-from cats.nmt.data import corpus as data
+from cats.nmt.data.corpus import Corpus, Task, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint, processes
 from cats.nmt.training.trainer import Trainer, train
@@ -91,10 +91,10 @@ def work(rank: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     tasks = [
-        data.Task("xa", "en", "xa", split(200, 1, False), split(20, 2, False), split(5, 3, False)),
-        data.Task("xb", "en", "xb", split(40, 4, True), split(21, 5, True), split(5, 6, True)),
+        Task("xa", "en", "xa", split(200, 1, False), split(20, 2, False), split(5, 3, False)),
+        Task("xb", "en", "xb", split(40, 4, True), split(21, 5, True), split(5, 6, True)),
     ]
-    data.write(data.Corpus("toy", tasks), folder / "toy")
+    write_corpus(Corpus("toy", tasks), folder / "toy")
     torch.multiprocessing.spawn(work, (folder,), nprocs=2)
     return folder
 

@@ -19,8 +19,8 @@ pytest.importorskip("sentencepiece")
 
 import torch
 
-from cats.nmt.config.schema import read_config
-from cats.nmt.data import corpus as data
+from cats.nmt.config.toml import read_config
+from cats.nmt.data.corpus import Corpus, Task, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from cats.nmt.training.metrics import Metrics
@@ -32,10 +32,10 @@ from tests.nmt.training.test_trainer import assert_same, final_state, metrics, s
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume") / "toy"
     tasks = [
-        data.Task("xa", "en", "xa", split(60, 1, False), split(10, 2, False), split(5, 3, False)),
-        data.Task("xb", "en", "xb", split(20, 4, True), split(10, 5, True), split(5, 6, True)),
+        Task("xa", "en", "xa", split(60, 1, False), split(10, 2, False), split(5, 3, False)),
+        Task("xb", "en", "xb", split(20, 4, True), split(10, 5, True), split(5, 6, True)),
     ]
-    data.write(data.Corpus("toy", tasks), folder)
+    write_corpus(Corpus("toy", tasks), folder)
     return folder
 
 

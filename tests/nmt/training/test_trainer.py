@@ -15,8 +15,9 @@ import torch
 
 pytest.importorskip("sentencepiece")
 
-from cats.nmt.config.schema import Config, apply_overrides, presets, read_config, read_preset
-from cats.nmt.data import corpus as data
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides, presets, read_config, read_preset
+from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
 from cats.nmt.data.sampler import Mixture
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
@@ -25,21 +26,21 @@ from cats.nmt.training.trainer import Trainer, sole_trainer, train
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
 
 
-def split(count: int, seed: int, turn: bool) -> data.Split:
+def split(count: int, seed: int, turn: bool) -> Split:
     """Source: four words. Target: the same, or turned round."""
     rng = random.Random(seed)
     rows = [[rng.choice(WORDS) for _ in range(4)] for _ in range(count)]
-    return data.Split([" ".join(row) for row in rows], [" ".join(row[::-1] if turn else row) for row in rows])
+    return Split([" ".join(row) for row in rows], [" ".join(row[::-1] if turn else row) for row in rows])
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Two languages, copy (xa, 200 pairs) and reversal (xb, 40 pairs), that only the tag tells apart."""
     tasks = [
-        data.Task("xa", "en", "xa", split(200, 1, False), split(20, 2, False), split(20, 3, False)),
-        data.Task("xb", "en", "xb", split(40, 4, True), split(20, 5, True), split(20, 6, True)),
+        Task("xa", "en", "xa", split(200, 1, False), split(20, 2, False), split(20, 3, False)),
+        Task("xb", "en", "xb", split(40, 4, True), split(20, 5, True), split(20, 6, True)),
     ]
-    data.write(data.Corpus("toy", tasks), tmp_path / "toy")
+    write_corpus(Corpus("toy", tasks), tmp_path / "toy")
     return tmp_path / "toy"
 
 
@@ -475,9 +476,9 @@ def test_every_preset_trains(corpus, tmp_path, name):
 
 
 def test_a_language_of_one_sentence(corpus, tmp_path):
-    one = data.Split(["alpha bravo"], ["bravo alpha"])
-    tasks = [*data.load(corpus).tasks, data.Task("xc", "en", "xc", one, one, one)]
-    data.write(data.Corpus("three", tasks), tmp_path / "three")
+    one = Split(["alpha bravo"], ["bravo alpha"])
+    tasks = [*read_corpus(corpus).tasks, Task("xc", "en", "xc", one, one, one)]
+    write_corpus(Corpus("three", tasks), tmp_path / "three")
     for method in "cats", "static":
         train(settings(tmp_path / "three", f"method.name={method}"), tmp_path / method, quiet=True)
         assert "xc" in metrics(tmp_path / method)[-1]["valid"]["nll"]

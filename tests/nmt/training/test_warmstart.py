@@ -13,8 +13,8 @@ pytest.importorskip("sentencepiece")
 
 import torch
 
-from cats.nmt.config.schema import read_config
-from cats.nmt.data import corpus as data
+from cats.nmt.config.toml import read_config
+from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model import decode
@@ -26,14 +26,14 @@ from tests.nmt.training.test_trainer import final_state, metrics, settings, spli
 GREEK = ["άλφα", "βήτα", "γάμμα", "δέλτα", "έψιλον", "ζήτα", "ήτα", "θήτα"]
 
 
-def greek(count: int, seed: int) -> data.Split:
+def greek(count: int, seed: int) -> Split:
     part = split(count, seed, False)
     rng = random.Random(seed)
-    return data.Split(part.source, [" ".join(rng.choices(GREEK, k=4)) for _ in part.source])
+    return Split(part.source, [" ".join(rng.choices(GREEK, k=4)) for _ in part.source])
 
 
-def task(name: str, make: Any) -> data.Task:
-    return data.Task(name, "en", name, make(60, 1), make(10, 2), make(10, 3))
+def task(name: str, make: Any) -> Task:
+    return Task(name, "en", name, make(60, 1), make(10, 2), make(10, 3))
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """old/: a corpus of two languages; new/: one of them and a third in Greek letters; run/: trained on old/."""
     folder = tmp_path_factory.mktemp("warmstart")
     copy, turn = task("xa", lambda n, s: split(n, s, False)), task("xc", lambda n, s: split(n, s, True))
-    data.write(data.Corpus("old", [copy, turn]), folder / "old")
-    data.write(data.Corpus("new", [copy, task("xb", greek)]), folder / "new")
+    write_corpus(Corpus("old", [copy, turn]), folder / "old")
+    write_corpus(Corpus("new", [copy, task("xb", greek)]), folder / "new")
     train(settings(folder / "old", "train.steps=250", "train.validate_every=250"), folder / "run", quiet=True)
     return folder
 
@@ -60,7 +60,7 @@ def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, ex
     assert tokenizer.languages == ["xa", "xc", "xb"]
     assert (tokenizer.vocab_size > old.vocab_size + 8) == bool(extend)
     trainer.model.eval()
-    lines = data.load(folder / "old").tasks[0].test.source
+    lines = read_corpus(folder / "old").tasks[0].test.source
     for language in ("xa", "xc"):
         one, other = (
             decode.translate(model, by, lines, "en", language, beam=1, length_penalty=1.0, batch_tokens=500)
@@ -76,7 +76,7 @@ def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, ex
         assert torch.equal(now[i], then[known[piece]] if piece in known else then[1:].mean(0)), piece
 
     # The new language: its letters are known now, or not.
-    text = data.load(folder / "new").tasks[1].train.target
+    text = read_corpus(folder / "new").tasks[1].train.target
     rows = tokenizer.encode(text, "xa")
     assert all((tokenizer.unk_id in row) == (not extend) for row in rows)
     if extend:
@@ -147,10 +147,10 @@ def test_extended_twice(folder: Path, tmp_path: Path) -> None:
     """The inserted and appended pieces of a first extension are no trouble to a second."""
     first = started(folder, "new", tmp_path / "first", "tokenizer.extend=60")
     first.save_model(better=True)
-    corpus = data.load(folder / "new")
-    more = data.Task("xd", "en", "xd", *(data.Split(["alpha"] * 3, ["жар дым"] * 3) for _ in range(3)))
+    corpus = read_corpus(folder / "new")
+    more = Task("xd", "en", "xd", *(Split(["alpha"] * 3, ["жар дым"] * 3) for _ in range(3)))
     config = settings(folder / "new", f"train.init_from={tmp_path / 'first'}", "tokenizer.extend=10")
-    tokenizer = warmstart.tokenizer(data.Corpus("more", [*corpus.tasks, more]), config)
+    tokenizer = warmstart.tokenizer(Corpus("more", [*corpus.tasks, more]), config)
     assert tokenizer is not None and tokenizer.languages == ["xa", "xc", "xb", "xd"]
     known = Tokenizer.load(tmp_path / "first" / "tokenizer.model")
     text = [*GREEK, "alpha bravo"]

@@ -1,0 +1,147 @@
+"""Settings as TOML: files that are read and written, presets, and overrides such as ``train.lr=1e-3``.
+
+Every setting is written with its help line. Reading is strict: an unknown section, key, choice or type is a
+`UserError` that says where it is and names the nearest known name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cats.nmt.config.schema import FIELDS, SECTIONS, TYPES, Config, format_value, replace_settings, suggest_setting
+from cats.nmt.errors import UserError, nearest
+
+
+def read_config(path: Path | str, base: Config | None = None) -> Config:
+    """Reads a TOML file; settings that it leaves out are those of ``base``, or the defaults.
+
+    Raises:
+        UserError: the file cannot be read, is not TOML, or holds an unknown section, key, choice or type.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    values = {}
+    for section, table in tables.items():
+        if section not in SECTIONS and not isinstance(table, dict):
+            raise UserError(f"{path}: '{section}' stands outside of every section{suggest_setting(section)}")
+        if section not in SECTIONS:
+            raise UserError(f"{path}: unknown section [{section}]{nearest(section, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: '{section}' is a section: write [{section}] and its settings below")
+        values.update({f"{section}.{key}": value for key, value in table.items()})
+    return replace_settings(base or Config(), values, where=str(path))
+
+
+def presets() -> dict[str, Path]:
+    """The files of settings that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).with_name("presets").glob("*.toml"))}
+
+
+def read_preset(name: str) -> Config:
+    """The settings of a preset.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = presets()
+    if name not in known:
+        raise UserError(f"unknown preset '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+    return read_config(known[name])
+
+
+def read_settings(preset: str | None, path: Path | str | None) -> Config:
+    """The settings of a preset, or the defaults, and upon them those of a TOML file, if there is one.
+
+    Raises:
+        UserError: as `read_preset` and `read_config`.
+    """
+    config = Config() if preset is None else read_preset(preset)
+    return read_config(path, config) if path else config
+
+
+def read_run_config(run: Path, where: str = "") -> Config:
+    """The settings of a run directory.
+
+    Args:
+        where: what the message begins with, such as the setting that names the run.
+
+    Raises:
+        UserError: it is none, or as `read_config`.
+    """
+    if not (run / "config.toml").is_file():
+        raise UserError(f"{where}{run} is no run directory: it holds no config.toml")
+    return read_config(run / "config.toml")
+
+
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """A copy of ``config`` changed by texts such as ``"train.lr=1e-3"``, in their order.
+
+    Strings need no quotes; lists are written as in TOML, and names may stand without quotes and brackets: az,be.
+
+    Raises:
+        UserError: a text without ``=``, an unknown setting, wrong type, or a value out of range.
+    """
+    values = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UserError(f"'{override}' changes no setting: write section.key=value")
+        if name not in FIELDS:
+            raise UserError(f"unknown setting '{name}'{suggest_setting(name)}")
+        values[name] = _parse(text.strip(), TYPES[name])
+    return replace_settings(config, values)
+
+
+def to_toml(config: Config) -> str:
+    """Every setting with its help line and its value; `read_config` reads exactly the same configuration back."""
+    lines = ["# All settings of a CATS training run. To run it again: cats train --config FILE"]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for f in dataclasses.fields(getattr(config, section)):
+            lines += [
+                f"# {_help(f)}",
+                f"{f.name} = {format_value(getattr(getattr(config, section), f.name))}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def describe() -> str:
+    """All settings with their defaults and help lines, for ``--help``."""
+    lines = []
+    for name, f in FIELDS.items():
+        lines += [f"  {name} = {format_value(f.default)}", f"      {_help(f)}"]
+    return "\n".join(lines)
+
+
+def _help(f: dataclasses.Field[Any]) -> str:
+    text, choices = f.metadata["help"], f.metadata["choices"]
+    if choices and not all(choice in text for choice in choices):
+        return f"{text} ({' | '.join(choices)})"
+    return str(text)
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """The value that ``text`` writes in the setting's type; what does not fit stays text and gets refused."""
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is str or quoted or (isinstance(kind, types.UnionType) and not text.startswith("[")):
+        return text[1:-1] if quoted else text
+    if kind == tuple[str, ...] and not text.startswith("["):
+        return [word.strip() for word in text.split(",") if word.strip()]
+    try:
+        return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
