@@ -42,10 +42,11 @@ def run(backends: list[str], steps: int = STEPS) -> Record:
     import cats
     from cats.nmt.config.schema import Config
     from cats.nmt.config.toml import apply_overrides
-    from cats.nmt.training.trainer import Trainer, set_threads
+    from cats.nmt.training.run import set_threads
+    from cats.nmt.training.trainer import Trainer
 
     config = apply_overrides(Config(), ["method.inner_steps=1"])
-    set_threads(config)
+    set_threads(config.train.threads, config.model.d_model)
     watches = {name: (Stopwatch(), Stopwatch()) for name in backends}
     totals: dict[str, list[float]] = {name: [] for name in backends}
     operators: dict[str, list[float]] = {name: [] for name in backends}

@@ -80,12 +80,13 @@ class Ours:
     """The trainer, and what rivals are told of it. Its updates include making their batches."""
 
     def __init__(self, size: Size, prepared: Path, folder: Path) -> None:
-        from cats.nmt.training.trainer import Trainer, load_tokenizer, set_threads
+        from cats.nmt.training.run import RunDirectory, set_threads
+        from cats.nmt.training.trainer import Trainer
 
         self.size, self.config = size, configuration(size, prepared)
-        set_threads(self.config)
+        set_threads(self.config.train.threads, self.config.model.d_model)
         self.trainer = Trainer(self.config, folder, resume=False, quiet=True)
-        self.tokenizer = load_tokenizer(folder, self.config)
+        self.tokenizer = RunDirectory(folder).load_tokenizer(self.config.tokenizer)
         self.trainer.model.train()
 
     def batches(self, count: int) -> list[list[Tensor]]:

@@ -117,10 +117,10 @@ def on_gpu(folder: Path) -> Record:
 def prepared(config: Any, folder: Path) -> Path:
     """The corpus of a configuration, prepared for training in a new folder."""
     from cats.nmt.data.prepare import prepare
-    from cats.nmt.training.trainer import load_corpus
+    from cats.nmt.training.run import load_corpus
 
     folder.mkdir()
-    prepare(load_corpus(config), config, folder / "prepared", quiet=True)
+    prepare(load_corpus(config.data), config, folder / "prepared", quiet=True)
     return folder / "prepared"
 
 

@@ -50,12 +50,12 @@ def run(folder: Path, samples: int) -> list[Record]:
     from cats.nmt.data.prepare import load, prepare
     from cats.nmt.data.sampler import Mixture, Sampler
     from cats.nmt.data.shards import Tokens
-    from cats.nmt.training.trainer import load_corpus
+    from cats.nmt.training.run import load_corpus
 
     write_text(folder / "text", TASKS, PAIRS)
     settings = ["tokenizer.vocab_size=8000", "tokenizer.most_pairs=10000", f"data.path={folder / 'text'}"]
     config = apply_overrides(Config(), settings)
-    corpus = load_corpus(config)
+    corpus = load_corpus(config.data)
     prepare(corpus, config, folder / "prepared", quiet=True)
     ready = load(folder / "prepared", config)
     directions = {task.name: (task.source, task.target) for task in corpus.tasks}

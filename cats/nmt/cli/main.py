@@ -301,9 +301,8 @@ def _train(args: argparse.Namespace) -> None:
 
     if packages := missing("nmt"):
         raise UserError(f"training needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
-    from cats.nmt.config.toml import read_run_config
     from cats.nmt.training import processes
-    from cats.nmt.training.export import WEIGHTS
+    from cats.nmt.training.run import RunDirectory
     from cats.nmt.training.trainer import train
 
     if args.resume:
@@ -316,8 +315,8 @@ def _train(args: argparse.Namespace) -> None:
             option = "set" if given[0] == "overrides" else given[0].replace("_", "-")
             raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
         run = Path(args.resume)
-        config = read_run_config(run)
-        if (run / WEIGHTS).is_file():
+        config = RunDirectory(run).read_config()
+        if RunDirectory(run).is_exported:
             raise UserError(f"{run} is an exported model, which cannot be trained further; go on with the run itself")
     else:
         config = _configured(args)
@@ -387,18 +386,18 @@ def _new_run(out: str | None, config: Config) -> Path:
 
 def _score(run: Path, split: str, quiet: bool, checkpoint: str = "best") -> dict[str, Any]:
     """Evaluates a run, writes its report and prints the table."""
-    from cats.nmt.config.toml import read_config
     from cats.nmt.scoring import report, tables
     from cats.nmt.scoring.evaluate import evaluate
-    from cats.nmt.training.trainer import load_tokenizer
+    from cats.nmt.training.run import RunDirectory
 
     scores = evaluate(run, split=split, checkpoint=checkpoint, quiet=quiet)
     if not quiet:
         print(f"\n{tables.scores_table(scores)}\n\n{report.verdict(scores)}")
-    if split == "test" and (run / "scores.json").exists():
+    if split == "test" and RunDirectory(run).scores_file().exists():
         report.write(run)
         if not quiet and checkpoint == "best":
-            tokenizer = load_tokenizer(run, read_config(run / "config.toml"))
+            directory = RunDirectory(run)
+            tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
             print(f"\n{run}: report.md, loss.png, alpha.png, scores.json")
             print(f"Try it: cats translate {run} {_direction(list(scores['languages']), tokenizer)}")
     return scores
@@ -462,9 +461,7 @@ def _translate(args: argparse.Namespace) -> None:
     from cats.nmt.config.toml import apply_overrides
     from cats.nmt.files import atomic_file
     from cats.nmt.model import decode
-    from cats.nmt.scoring.evaluate import load_model
-    from cats.nmt.training import export
-    from cats.nmt.training.trainer import set_threads
+    from cats.nmt.training.run import RunDirectory, set_threads
 
     if args.interactive and (args.input or args.output or not sys.stdin.isatty()):
         raise UserError("--interactive is for a terminal, without --input and --output")
@@ -472,8 +469,10 @@ def _translate(args: argparse.Namespace) -> None:
         raise UserError(f"{args.output}: its folder is not there; make it, or choose another --output")
     if args.nbest is not None and args.nbest < 1:
         raise UserError(f"--nbest must be at least 1, not {args.nbest}")
-    config, tokenizer, model, _ = load_model(Path(args.run), args.checkpoint)
-    pairs = [_languages(name, tokenizer.languages) for name in export.tasks(Path(args.run))]
+    run = RunDirectory(Path(args.run))
+    trained = run.load_model(args.checkpoint)
+    config, tokenizer, model = trained.config, trained.tokenizer, trained.model
+    pairs = [_languages(name, tokenizer.languages) for name in run.task_names()]
     targets = _targets(pairs, tokenizer)
     if args.to not in targets:
         known = ", ".join(targets)
@@ -487,7 +486,7 @@ def _translate(args: argparse.Namespace) -> None:
     for name in ("temperature", "top_k", "top_p", "seed"):
         if name in names and not search.sample:
             raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random: add --sample")
-    set_threads(config)
+    set_threads(config.train.threads, config.model.d_model)
 
     def translated(lines: list[str], before: int) -> str:
         found = decode.translations(
@@ -677,9 +676,9 @@ def _inspect(args: argparse.Namespace) -> None:
     from cats.nmt.config.schema import Config
     from cats.nmt.data.corpus import SPLITS
     from cats.nmt.scoring.tables import TITLES, aligned
-    from cats.nmt.training.trainer import load_corpus
+    from cats.nmt.training.run import load_corpus
 
-    corpus = load_corpus(_corpus_config(args, Config()))
+    corpus = load_corpus(_corpus_config(args, Config()).data)
     rows = [["task", "group", *SPLITS, "characters/line", "longest"]]
     for task in sorted(corpus.tasks, key=lambda task: (len(task.train), task.name)):
         group = TITLES["lores" if task.name in corpus.groups["lores"] else "hires"]
@@ -714,12 +713,12 @@ def _prepare(args: argparse.Namespace) -> None:
         raise UserError(f"preparing needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
     from cats.nmt.data import prepare
     from cats.nmt.training import warmstart
-    from cats.nmt.training.trainer import load_corpus
+    from cats.nmt.training.run import load_corpus
 
     if args.processes < 0:
         raise UserError(f"--processes must be at least 0, not {args.processes}")
     config, out = _corpus_config(args, _base(args)), Path(args.out)
-    corpus = load_corpus(config)
+    corpus = load_corpus(config.data)
     try:
         tokenizer = warmstart.tokenizer(corpus, config)
         prepare.prepare(corpus, config, out, tokenizer=tokenizer, processes=args.processes)
@@ -746,11 +745,12 @@ def _average_arguments(parser: Parser) -> None:
 
 def _average(args: argparse.Namespace) -> None:
     from cats.nmt.training import checkpoint
+    from cats.nmt.training.run import RunDirectory
 
-    folder = Path(args.run) / "checkpoints"
-    if not folder.is_dir():
+    run = RunDirectory(Path(args.run))
+    if not run.checkpoints.is_dir():
         raise UserError(f"{args.run} is no run directory: it holds no checkpoints")
-    paths = [Path(file) for file in args.checkpoints or ()] or checkpoint.kept(folder)
+    paths = [Path(file) for file in args.checkpoints or ()] or run.kept_checkpoints()
     if args.last is not None:
         if args.checkpoints:
             raise UserError("--last is for the models that the run has kept: leave it out, or --checkpoints")
@@ -759,8 +759,9 @@ def _average(args: argparse.Namespace) -> None:
         paths = paths[-args.last :]
     if not paths:
         raise UserError(f"{args.run} has kept no models: train with --set train.keep=5, or give --checkpoints")
-    checkpoint.save(folder / "average.pt", checkpoint.average(paths))
-    print(f"{folder / 'average.pt'}: the mean of {', '.join(path.name for path in paths)}")
+    average = run.checkpoint("average")
+    checkpoint.save(average, checkpoint.average(paths))
+    print(f"{average}: the mean of {', '.join(path.name for path in paths)}")
 
 
 def _export_arguments(parser: Parser) -> None:
@@ -770,15 +771,14 @@ def _export_arguments(parser: Parser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from cats.nmt.scoring.evaluate import load_model
     from cats.nmt.training import export
+    from cats.nmt.training.run import RunDirectory
 
-    run, out = Path(args.run), Path(args.dir)
-    config, tokenizer, model, state = load_model(run, args.checkpoint)
-    digest = str(state.get("digest", ""))
-    export.write(out, config, tokenizer, model, digest=digest, tasks=export.tasks(run))
+    run, out = RunDirectory(Path(args.run)), Path(args.dir)
+    trained = run.load_model(args.checkpoint)
+    export.write(out, trained, run.task_names())
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    print(f"Try it: cats translate {out} {_direction(export.tasks(out), tokenizer)}")
+    print(f"Try it: cats translate {out} {_direction(RunDirectory(out).task_names(), trained.tokenizer)}")
 
 
 def _significance_arguments(parser: Parser) -> None:

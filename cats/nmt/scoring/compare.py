@@ -102,13 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Train what is missing, then write compare.json, .csv, .md and .png into ``args.out``."""
-    from cats.nmt.training.trainer import load_corpus  # here and below: --help need not wait for it
+    from cats.nmt.training.run import load_corpus  # here and below: --help need not wait for it
 
     runs = plan(args)
     for run in runs:
         check_resumable(run)
     if args.data:
-        load_corpus(runs[0].config)  # what is wrong with it is said once, not by every run
+        load_corpus(runs[0].config.data)  # what is wrong with it is said once, not by every run
     execute([run for run in runs if not run.finished], args.jobs)
     summary = summarise(runs)
     atomic_write(args.out / "compare.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -263,13 +263,13 @@ def count_matrices(runs: list[Run], corpus: Corpus) -> dict[str, dict[int, dict[
 
 def summarise(runs: list[Run]) -> dict[str, Any]:
     """Everything the table and the picture show: scores per seed, bootstrap intervals, regret."""
-    from cats.nmt.training.trainer import load_corpus
+    from cats.nmt.training.run import load_corpus
 
     sets: dict[str, Any] = {}
     samples: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # set -> method -> group -> resampled chrF
     for name in dict.fromkeys(run.set for run in runs):
         here = [run for run in runs if run.set == name]
-        corpus = load_corpus(here[0].config)
+        corpus = load_corpus(here[0].config.data)
         scored = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
         members = groups_of(corpus.sizes, here[0].config.evaluate)
         groups = {g: [t for t in names if t in scored] for g, names in members.items()}

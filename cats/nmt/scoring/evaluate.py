@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import read_run_config
 from cats.nmt.data.corpus import Corpus, Split, Text
 from cats.nmt.data.groups import groups
 from cats.nmt.data.tokenizer import Tokenizer
@@ -31,10 +29,8 @@ from cats.nmt.model import decode, loss
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import nearest_neighbour, tables
 from cats.nmt.scoring.off_target import Identifier, identifier
-from cats.nmt.training import checkpoint as checkpoints
-from cats.nmt.training import export
 from cats.nmt.training.metrics import read_metrics
-from cats.nmt.training.trainer import build_model, default_device, load_corpus, load_tokenizer, set_threads
+from cats.nmt.training.run import RunDirectory, set_threads
 
 # sacreBLEU's tokenizers for languages that 13a does not segment; the second serves where the first is not installed.
 TOKENIZERS = {
@@ -136,50 +132,6 @@ def line_nll(
     return loss.line_nll(model, sources, targets, start=tokenizer.start(target), batch_tokens=batch_tokens)
 
 
-def load_model(run: Path, name: str = "best") -> tuple[Config, Tokenizer, Transformer, dict[str, Any]]:
-    """A run's configuration, tokenizer, model in evaluation mode, and the rest of a checkpoint (best, last, ..).
-
-    Of an exported model (``cats.nmt.training.export``) there is one, whatever its name, and the rest is its metadata.
-
-    Raises:
-        UserError: ``run`` is no run directory, or a file in it is missing or does not fit.
-    """
-    config = read_run_config(run)
-    if (run / export.WEIGHTS).is_file():
-        tokenizer = load_tokenizer(run, config)
-        model = build_model(config, tokenizer)
-        about = export.read(run / export.WEIGHTS, model)
-        return config, tokenizer, model.to(default_device()).eval(), about
-    path = run / "checkpoints" / f"{name}.pt"
-    if not path.exists():
-        there = sorted(found.stem for found in path.parent.glob("*.pt"))
-        if name != "best" and there:
-            known = ", ".join(there)
-            raise UserError(f"{run} holds no checkpoint '{name}'{nearest(name, there)}; there are {known}")
-        raise UserError(f"{run} holds no trained model yet ({path.name}); go on with: cats train --resume {run}")
-    state = checkpoints.load(path)
-    tokenizer = load_tokenizer(run, config)
-    model = build_model(config, tokenizer)
-    try:
-        model.load_state_dict(state.pop("model"))
-    except (KeyError, RuntimeError, TypeError, AttributeError):
-        raise UserError(f"{path} does not fit {run}/config.toml: it is of another run or version") from None
-    return config, tokenizer, model.to(default_device()).eval(), state
-
-
-def load_run(run: Path, name: str = "best") -> tuple[Config, Corpus, Tokenizer, Transformer]:
-    """A run with the corpus it was trained on; see `load_model`.
-
-    Raises:
-        UserError: also where the corpus has changed since the run was trained.
-    """
-    config, tokenizer, model, state = load_model(run, name)
-    corpus = load_corpus(config)
-    if state.get("digest") != corpus.digest():
-        raise UserError(f"{config.data.path or 'the CLDR corpus'} is not what {run} was trained on; train again")
-    return config, corpus, tokenizer, model
-
-
 def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet: bool = False) -> dict[str, Any]:
     """Translate and score a split; write scores.json, scores.csv and ``hyp/``.
 
@@ -206,7 +158,10 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
 
     if split not in SPLITS:
         raise UserError(f"unknown split '{split}'{nearest(split, SPLITS)}")
-    config, corpus, tokenizer, model = load_run(run, checkpoint)
+    directory = RunDirectory(run)
+    trained = directory.load_model(checkpoint)
+    config, tokenizer, model = trained.config, trained.tokenizer, trained.model
+    corpus = directory.load_corpus(trained)
     members = groups(corpus.sizes, config.evaluate)
     tested = [task for task in [*corpus.tasks, *corpus.zero_shot] if not isinstance(getattr(task, split), Text)]
     zero_shot = {task.name for task in corpus.zero_shot}
@@ -228,10 +183,9 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
                     f"install it with: pip install 'sacrebleu[{extra}]'",
                     file=sys.stderr,
                 )
-    set_threads(config)
+    set_threads(config.train.threads, config.model.d_model)
     known = identifier(corpus)
-    folder = run / ("hyp" if checkpoint == "best" else f"hyp-{checkpoint}")
-    folder.mkdir(exist_ok=True)
+    directory.hypotheses(checkpoint).mkdir(exist_ok=True)
     ours, theirs = {}, {}
     hidden = True if quiet else None  # None: where standard error is not a terminal
     for task in tqdm(tested, desc=f"evaluating on {split}", unit="language", disable=hidden, leave=False):
@@ -254,7 +208,8 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
             "nll": [f"{nats:.4f}\t{tokens:.0f}" for nats, tokens in nll],
         }
         for suffix, column in columns.items():
-            atomic_write(folder / f"{split}.{task.name}.{suffix}", "".join(f"{line}\n" for line in column))
+            path = directory.hypotheses_file(task.name, suffix, split, checkpoint)
+            atomic_write(path, "".join(f"{line}\n" for line in column))
         ours[task.name] = Output(task.target, part, lines, nll, known)
         if isinstance(task.train, Split) and 0 < len(task.train) <= LOOKUP_PAIRS:
             theirs[task.name] = Output(task.target, part, nearest_neighbour.translate(task.train, part.source))
@@ -267,12 +222,11 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         "method": config.method.name,
         "temperature": config.sampling.temperature if math.isfinite(config.sampling.temperature) else "inf",
         "seed": config.train.seed,
-        **_speed(run / "metrics.jsonl"),
+        **_speed(directory.metrics_file),
     }
-    parts_of_name = ["scores", *([] if split == "test" else [split]), *([] if checkpoint == "best" else [checkpoint])]
-    stem = ".".join(parts_of_name)
-    atomic_write(run / f"{stem}.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    atomic_write(run / f"{stem}.csv", tables.scores_csv(result))
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write(directory.scores_file(split, checkpoint), text)
+    atomic_write(directory.scores_file(split, checkpoint, "csv"), tables.scores_csv(result))
     return result
 
 

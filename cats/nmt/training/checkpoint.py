@@ -86,15 +86,14 @@ def _sealed(path: Path) -> bool:
         return left == 0 and file.read() == _seal(found)
 
 
-def newest(folder: Path) -> tuple[dict[str, Any], str]:
-    """The state in last.pt, or in previous.pt where that one is damaged or missing, and then what is wrong.
+def newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
+    """The state in `last`, or in `previous` where that one is damaged or missing, and then what is wrong.
 
     What is damaged is replaced by what is not, so that it does not become the next previous.pt.
 
     Raises:
         UserError: neither can be read.
     """
-    last, previous = folder / "last.pt", folder / "previous.pt"
     try:
         if last.exists() or not previous.exists():
             return load(last), ""
@@ -109,12 +108,6 @@ def newest(folder: Path) -> tuple[dict[str, Any], str]:
         raise Damaged(f"{problem}, and so is {previous.name}; train again") from None
     link(previous, last)
     return state, problem
-
-
-def kept(folder: Path) -> list[Path]:
-    """The checkpoints step-N.pt that `train.keep` asks for, in the order of their updates."""
-    found = [path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem[5:]))
 
 
 def average(paths: list[Path]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ a CPU (with as many threads and processes); on a GPU as far as torch's kernels t
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,48 +23,24 @@ from torch import Tensor, nn
 
 import cats
 from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import to_toml
 from cats.nmt.data import prepare
 from cats.nmt.data.batch import Batch
-from cats.nmt.data.corpus import Corpus, read_corpus
 from cats.nmt.data.groups import groups
 from cats.nmt.data.sampler import Mixture, Sampler, deal
 from cats.nmt.data.shards import Tokens
-from cats.nmt.data.tokenizer import Tags, Tokenizer
+from cats.nmt.data.tokenizer import Tags
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, link, locked, remove_strays
+from cats.nmt.files import link, remove_strays
 from cats.nmt.model.loss import line_nll, token_losses
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, processes, warmstart
 from cats.nmt.training.metrics import Metrics
 from cats.nmt.training.progress import Progress
+from cats.nmt.training.run import RunDirectory, build_model, default_device, load_corpus, set_threads
 from cats.nmt.training.schedule import learning_rate
 
 FORWARDED = 5.0  # seconds in which torchrun passes on a signal that every process may have got already
 LENGTH_MULTIPLE = 8  # train.compile: what the lengths of rows are padded to
-
-
-def load_corpus(config: Config) -> Corpus:
-    """The corpus a configuration names: a folder, or the one generated from CLDR."""
-    if config.data.path:
-        named = config.data
-        if prepare.is_prepared(Path(named.path)):
-            return prepare.load_corpus(Path(named.path), named.tasks)
-        return read_corpus(Path(named.path), named.source, named.direction, named.tasks)
-    from cats.nmt.data.cldr.generate import generate  # needs Babel
-
-    return generate(config.data.languages, config.data.sizes, config.data.seed)
-
-
-def load_tokenizer(run: Path, config: Config) -> Tokenizer:
-    """The tokenizer of a run."""
-    return Tokenizer.load(run / "tokenizer.model", prepare.tags(config))
-
-
-def set_threads(config: Config) -> None:
-    """train.threads; by itself one for a narrow model, which a second thread makes no faster (it waits, and heats)."""
-    if config.train.threads or config.model.d_model < 256:
-        torch.set_num_threads(config.train.threads or 1)
 
 
 def mixture(config: Config, tasks: list[str]) -> Mixture:
@@ -95,10 +70,6 @@ def mixture(config: Config, tasks: list[str]) -> Mixture:
     )
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def check_tags(tags: Tags, targets: set[str]) -> None:
     """Refuses tags that do not say which of several languages to translate into."""
     if len(targets) > 1 and not (tags.target or (tags.source != "none" and tags.of == "target")):
@@ -106,26 +77,6 @@ def check_tags(tags: Tags, targets: set[str]) -> None:
             "nothing tells the model which language to translate into; set tokenizer.source_tag to prepend and "
             "tokenizer.tag_of to target, or tokenizer.target_tag to true"
         )
-
-
-def build_model(config: Config, tokenizer: Tokenizer) -> Transformer:
-    shape = config.model
-    return Transformer(
-        tokenizer.vocab_size,
-        shape.d_model,
-        shape.heads,
-        shape.ffn,
-        shape.encoder_layers,
-        shape.decoder_layers,
-        shape.dropout,
-        tokenizer.pad_id,
-        norm=shape.norm,
-        embedding_norm=shape.embedding_norm,
-        embeddings=shape.embeddings,
-        attention_dropout=shape.attention_dropout,
-        activation_dropout=shape.activation_dropout,
-        checkpoint_activations=config.train.checkpoint_activations,
-    )
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -234,17 +185,6 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
             signal.signal(which, handler)
 
 
-def sole_trainer(run: Path) -> AbstractContextManager[None]:
-    """Refuses to train a run that another process is training; of several that do it together the first asks."""
-    if not processes.first():
-        return nullcontext()
-
-    def refuse() -> NoReturn:
-        raise UserError(f"{run}: another process is training this run; wait for its end")
-
-    return locked(run, refuse)
-
-
 @dataclass
 class Drawn:
     """The batch of one update: of all processes, this one's in train.accumulate parts, and the first of these made.
@@ -263,16 +203,21 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path, *, resume: bool, quiet: bool) -> None:
         self.config, self.out, self.quiet = config, out, quiet or not processes.first()
+        self.directory = RunDirectory(out)
         self.device = default_device()
         if processes.count() > 1 and config.method.name == "cats" and config.method.cross_batch:
             raise UserError("method.cross_batch works with one process only; leave it out, or torchrun")
         with processes.one_before_the_others():
-            corpus = load_corpus(config)
+            corpus = load_corpus(config.data)
             groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
             directions = {task.name: (task.source, task.target) for task in corpus.tasks}
             if not resume and not config.train.init_from:  # the run it starts from has tags that do
                 check_tags(prepare.tags(config), {target for _, target in directions.values()})
-            known = load_tokenizer(out, config) if resume else warmstart.tokenizer(corpus, config, quiet=self.quiet)
+            known = (
+                self.directory.load_tokenizer(config.tokenizer)
+                if resume
+                else warmstart.tokenizer(corpus, config, quiet=self.quiet)
+            )
             prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=self.quiet)
             tokenizer = prepared.tokenizer
         settings = [config.model, config.sampling, config.method, config.train]
@@ -293,7 +238,8 @@ class Trainer:
             for notice in [*corpus.notices, *counts]:
                 print(notice, file=sys.stderr)
         torch.manual_seed(config.train.seed)
-        self.model = build_model(config, tokenizer).to(self.device)
+        model = build_model(config.model, tokenizer, checkpoint_activations=config.train.checkpoint_activations)
+        self.model = model.to(self.device)
         if config.train.init_from and not resume:
             warmstart.fill(self.model, tokenizer, config)
         if config.train.compile:
@@ -319,40 +265,23 @@ class Trainer:
         self.logged_at = 0.0
         self.ahead: Drawn | None = None
         if not resume and processes.first():
-            self.create(tokenizer)
+            self.directory.create(config, tokenizer, self.state([]))
         processes.wait()
         if resume:
             self.load()
         self.metrics = Metrics(out, self.step) if processes.first() else None
         processes.wait()
 
-    def create(self, tokenizer: Tokenizer) -> None:
-        """Makes the run directory, config.toml last: where that stands, the run can be resumed, from update 0 on.
-
-        On failure nothing stays behind.
-        """
-        made = not self.out.exists()
-        (self.out / "checkpoints").mkdir(parents=True)
-        try:
-            tokenizer.save(self.out / "tokenizer.model")
-            self.write_last([])
-            atomic_write(self.out / "config.toml", to_toml(self.config))
-        except BaseException:
-            shutil.rmtree(self.out / "checkpoints")
-            for name in ("tokenizer.model", "config.toml"):
-                (self.out / name).unlink(missing_ok=True)
-            if made:
-                self.out.rmdir()
-            raise
-
     def save(self) -> None:
         """Writes last.pt, all it takes to go on; the one before it becomes previous.pt."""
         since_log = self.gathered()  # of all processes, so all must come here
         if processes.first():
-            self.write_last(since_log)
+            files = self.directory
+            checkpoint.save(files.checkpoint("last"), self.state(since_log), older=files.checkpoint("previous"))
 
-    def write_last(self, since_log: list[dict[str, list[float]]]) -> None:
-        state = {
+    def state(self, since_log: list[dict[str, list[float]]]) -> dict[str, Any]:
+        """What a checkpoint holds. since_log: that of every process."""
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),  # empty but for fp16
@@ -364,30 +293,28 @@ class Trainer:
             "since_log": since_log,
             "logged_at": self.logged_at,
         }
-        folder = self.out / "checkpoints"
-        checkpoint.save(folder / "last.pt", state, older=folder / "previous.pt")
 
     def save_model(self, better: bool) -> None:
         """Writes the model alone, as best.pt if it is better, and as step-N.pt where train.keep asks for that."""
-        folder, keep = self.out / "checkpoints", self.config.train.keep
-        paths = [folder / "best.pt"] if better else []
+        files, keep = self.directory, self.config.train.keep
+        paths = [files.checkpoint("best")] if better else []
         if keep:
-            paths.append(folder / f"step-{self.step}.pt")
+            paths.append(files.checkpoint(f"step-{self.step}"))
         if paths:
             state = {"model": self.model.state_dict(), "digest": self.digest, "step": self.step, "best": self.best}
             checkpoint.save(paths[0], state)
         for path in paths[1:]:
             link(paths[0], path)
-        for path in checkpoint.kept(folder)[:-keep] if keep else ():
+        for path in files.kept_checkpoints()[:-keep] if keep else ():
             path.unlink()
 
     def load(self) -> None:
         """Goes on from the newest checkpoint that can be used; if it is not the newest of all, that is said."""
         if processes.first():
             remove_strays(self.out)
-            remove_strays(self.out / "checkpoints")
-        path = self.out / "checkpoints" / "last.pt"
-        state, problem = checkpoint.newest(path.parent)
+            remove_strays(self.directory.checkpoints)
+        path = self.directory.checkpoint("last")
+        state, problem = checkpoint.newest(path, self.directory.checkpoint("previous"))
         try:
             if state["digest"] != self.digest:
                 raise UserError(f"{self.out}: the corpus is not the one this run was started on; start a new run")
@@ -402,7 +329,7 @@ class Trainer:
                     self.since_log[task] = [a + b for a, b in zip(entry, numbers, strict=True)]
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} does not fit {self.out}/config.toml: it is of another run or version; start a new run"
+                f"{path} does not fit {self.directory.config_file}: it is of another run or version; start a new run"
             ) from error
         if problem and processes.first():
             print(f"cats: {problem}; going on from the one before it, of update {self.step}", file=sys.stderr)
@@ -667,13 +594,14 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
         UserError: unusable data or settings, a full disk, a run that another process is training.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, when the update in hand is done and saved; the way to go on is printed.
     """
-    set_threads(config)
+    set_threads(config.train.threads, config.model.d_model)
+    lock = RunDirectory(out).training_lock
     if resume:
-        with sole_trainer(out):
+        with lock():
             Trainer(config, out, resume=True, quiet=quiet).run()
             processes.wait()
     else:
         trainer = Trainer(config, out, resume=False, quiet=quiet)
-        with sole_trainer(out):
+        with lock():
             trainer.run()
             processes.wait()

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import read_run_config
 from cats.nmt.data import pieces, prepare
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
+from cats.nmt.training.run import RunDirectory
 
 _FREE = ("dropout", "max_length")  # model settings that may change: they shape no parameter
 
@@ -32,8 +32,7 @@ def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokeniz
     """
     if not config.train.init_from:
         return None
-    run = Path(config.train.init_from)
-    old = _old_tokenizer(run, config)
+    old = _old_tokenizer(RunDirectory(Path(config.train.init_from)), config)
     new = [language for language in prepare.tagged(corpus, config) if language not in old.languages]
     if config.data.path and prepare.is_prepared(Path(config.data.path)):
         return _prepared_with(Path(config.data.path), old, config)
@@ -58,8 +57,8 @@ def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
     Raises:
         UserError: the run has no best checkpoint yet, or it does not fit.
     """
-    run = Path(config.train.init_from)
-    path = run / "checkpoints" / "best.pt"
+    run = RunDirectory(Path(config.train.init_from))
+    path = run.checkpoint("best")
     old = _old_tokenizer(run, config)
     ids = {piece: i for i, piece in enumerate(tokenizer.pieces())}
     rows = torch.tensor([ids[piece] for piece in old.pieces()])
@@ -77,19 +76,19 @@ def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
         if state["model"]:
             raise ValueError("more parameters than the model has")
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not fit {run}/config.toml: it is of another run or version") from error
+        raise UserError(f"{path} does not fit {run.config_file}: it is of another run or version") from error
 
 
-def _old_tokenizer(run: Path, config: Config) -> Tokenizer:
+def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
     """The tokenizer of a run whose model has the shape that is configured."""
-    there = read_run_config(run, "train.init_from: ")
+    there = run.read_config("train.init_from: ")
     names = [f"model.{f.name}" for f in dataclasses.fields(config.model) if not any(name in f.name for name in _FREE)]
     for name in [*names, *(f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of"))]:
         section, key = name.split(".")
         theirs, ours = (getattr(getattr(c, section), key) for c in (there, config))
         if theirs != ours:
-            raise UserError(f"{run} has {name} = {theirs}, not {ours}: a model starts from one of the same shape")
-    return Tokenizer.load(run / "tokenizer.model", prepare.tags(config))
+            raise UserError(f"{run.path} has {name} = {theirs}, not {ours}: a model starts from one of the same shape")
+    return run.load_tokenizer(config.tokenizer)
 
 
 def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:

@@ -101,7 +101,7 @@ def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "examples:" in done.stdout and "data inspect" in done.stdout
-    heavy = {"sentencepiece", "sacrebleu", "matplotlib", "babel", "cats.nmt.training.trainer"}
+    heavy = {"sentencepiece", "sacrebleu", "matplotlib", "babel", "cats.nmt.training.run", "cats.nmt.training.trainer"}
     assert heavy.isdisjoint(done.stderr.split())
     for command in ("train", "evaluate", "translate", "average", "export", "significance", "compare", "data", "info"):
         assert f"\n  {command} " in done.stdout
@@ -550,7 +550,7 @@ def test_export(
     run: Path, trained: Path, tmp_path: Path, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     from cats.nmt.scoring import evaluate
-    from cats.nmt.training import export
+    from cats.nmt.training.run import RunDirectory
 
     out = tmp_path / "model"
     assert cli.main(["export", str(run), str(out)]) == 0
@@ -558,7 +558,7 @@ def test_export(
     source = str(trained / "toy" / "test.en-az.en")
     assert cli.main(["translate", str(out), "--to", "az", "--from", "en", "--input", source]) == 0
     assert capfd.readouterr() == ((run / "hyp" / "test.az.txt").read_text(encoding="utf-8"), "")
-    assert export.tasks(out) == ["az", "be"]
+    assert RunDirectory(out).task_names() == ["az", "be"]
     assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be trained further")
     shutil.rmtree(run)  # the folder stands alone; with the corpus it can be scored too
     assert evaluate.evaluate(out)["languages"].keys() == {"az", "be"}
@@ -581,6 +581,7 @@ def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
     from cats.nmt.data.tokenizer import Tokenizer
     from cats.nmt.model.transformer import Transformer
     from cats.nmt.training import export
+    from cats.nmt.training.run import RunDirectory, TrainedModel
 
     tokenizer = Tokenizer.train(WORDS, ["az"], 40)
 
@@ -590,10 +591,10 @@ def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
         return model
 
     model, other = tied(), tied()
-    export.write(tmp_path / "model", Config(), tokenizer, model, digest="d", tasks=["az"])
+    export.write(tmp_path / "model", TrainedModel(Config(), tokenizer, model, "d"), ["az"])
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
         assert len(list(file.keys())) == len(model.state_dict()) - 1
-    assert export.read(tmp_path / "model" / "model.safetensors", other)["digest"] == "d"
+    assert RunDirectory(tmp_path / "model").read_weights(other)["digest"] == "d"
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 

@@ -227,11 +227,11 @@ PUBLISHED = {"ted": (31.5, False), "opus100": (110, True), "order-matters-3": (5
 
 @pytest.mark.parametrize("name", presets())
 def test_the_model_of_a_preset_has_its_published_size(name):
-    from cats.nmt.training.trainer import build_model
+    from cats.nmt.training.run import build_model
 
     config = read_preset(name)
     with torch.device("meta"):
-        model = build_model(config, SimpleNamespace(vocab_size=config.tokenizer.vocab_size, pad_id=0))
+        model = build_model(config.model, SimpleNamespace(vocab_size=config.tokenizer.vocab_size, pad_id=0))
     count = sum(p.numel() for p in model.parameters())
     tables = {"tied": 1, "decoder-tied": 2, "separate": 3}[config.model.embeddings]
     body = count - tables * config.tokenizer.vocab_size * config.model.d_model

@@ -18,9 +18,10 @@ from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
 from cats.nmt.data.shards import Limits, Tokens, encode
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
-from cats.nmt.scoring.evaluate import evaluate, load_model
+from cats.nmt.scoring.evaluate import evaluate
 from cats.nmt.training import warmstart
-from cats.nmt.training.trainer import Trainer, load_corpus, train
+from cats.nmt.training.run import RunDirectory, load_corpus
+from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.training.test_trainer import WORDS, settings, split
 
 ENGLISH = ["the cats sat on the mat", "the 12 cats", "cats on mats"] * 3
@@ -139,13 +140,13 @@ def test_many_to_many(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     train(settings(corpus, *OWN, *more), run, quiet=True)
     scores = evaluate(run, quiet=True)
     assert scores["languages"].keys() == {"xa", "xb", "xa-en", "xb-en"}
-    _, tokenizer, _, _ = load_model(run)
+    tokenizer = RunDirectory(run).load_model().tokenizer
     assert tokenizer.languages == ["en", "xa", "xb"] and list(tokenizer.models) == ["en", "xa", "xb"]
     text = tmp_path / "in.txt"
     assert cli._direction(["xa", "xa-en", "xb-en"], tokenizer) == "--to xa"
     assert cli._direction(["xa-en", "xb-en"], tokenizer) == "--from xa --to en"
     assert cli._targets([("en", "xa"), ("en", "xb")], tokenizer) == ["xa", "xb"]  # en has a tag, as a source
-    text.write_text("".join(f"{line}\n" for line in load_corpus(settings(corpus)).tasks[1].test.target))
+    text.write_text("".join(f"{line}\n" for line in load_corpus(settings(corpus).data).tasks[1].test.target))
     assert cli.main(["translate", str(run), "--to", "en", "--input", str(text)]) == 2
     assert "say which language the text is in, with --from: xa, xb" in capfd.readouterr().err
     assert cli.main(["translate", str(run), "--from", "xb", "--to", "en", "--input", str(text)]) == 0
@@ -169,7 +170,7 @@ def test_english_by_another_name(name: str, tmp_path: Path, capfd: pytest.Captur
 def test_prepared_text_is_that_of_memory(corpus: Path, tmp_path: Path) -> None:
     """Also by two processes, which get the models from this one."""
     config = settings(corpus, *OWN)
-    loaded = load_corpus(config)
+    loaded = load_corpus(config.data)
     prepare.prepare(loaded, config, tmp_path / "prepared", processes=2, quiet=True)
     found = prepare.load(tmp_path / "prepared", config)
     memory = prepare.training_tokens(loaded, config)
@@ -182,7 +183,7 @@ def test_prepared_text_is_that_of_memory(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_folder_older_than_a_setting(corpus: Path, tmp_path: Path) -> None:
     config = settings(corpus)
-    prepare.prepare(load_corpus(config), config, tmp_path / "prepared", quiet=True)
+    prepare.prepare(load_corpus(config.data), config, tmp_path / "prepared", quiet=True)
     index = tmp_path / "prepared" / prepare.INDEX
     index.write_text(index.read_text().replace('  "tokenizer.per_language": false,\n', ""))
     assert "per_language" not in index.read_text()
@@ -191,11 +192,11 @@ def test_a_folder_older_than_a_setting(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_language_is_added(corpus: Path, tmp_path: Path) -> None:
     train(settings(corpus, *OWN), tmp_path / "run", quiet=True)
-    _, old, _, _ = load_model(tmp_path / "run")
+    old = RunDirectory(tmp_path / "run").load_model().tokenizer
     greek = [Split(part.source, ["αβ γδ"] * len(part.source)) for part in (split(20, s, False) for s in range(3))]
     write_corpus(Corpus("new", [Task("xc", "en", "xc", *greek)]), tmp_path / "new")
     config = settings(tmp_path / "new", *OWN, f"train.init_from={tmp_path / 'run'}", "train.steps=5")
-    tokenizer = warmstart.tokenizer(load_corpus(config), config)
+    tokenizer = warmstart.tokenizer(load_corpus(config.data), config)
     assert tokenizer is not None and tokenizer.languages == ["xa", "xb", "xc"]
     assert list(tokenizer.models) == ["en", "xa", "xb", "xc"]
     for language in "en", "xa":
@@ -218,11 +219,11 @@ def test_a_target_that_nothing_tells_is_refused(corpus: Path, tmp_path: Path, mo
 def test_a_vocabulary_with_no_room_names_the_language(corpus: Path) -> None:
     config = settings(corpus, OWN[0], "tokenizer.vocab_size=10")
     with pytest.raises(UserError, match=r"^en: tokenizer\.vocab_size=10 is too small"):
-        prepare.train_tokenizer(load_corpus(config), config)
+        prepare.train_tokenizer(load_corpus(config.data), config)
 
 
 def test_long_text_is_sampled(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load_corpus(settings(corpus))
+    loaded = load_corpus(settings(corpus).data)
     assert len(prepare._language_text(loaded, "xa", 1000)) == len(set(loaded.tasks[0].train.target))
     for most in 40, 41, 79, 81, 120:
         assert len(prepare._language_text(loaded, "en", most)) <= most

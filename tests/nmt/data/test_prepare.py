@@ -22,7 +22,8 @@ from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data import prepare
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.errors import UserError
-from cats.nmt.training.trainer import Trainer, load_corpus, train
+from cats.nmt.training.run import load_corpus
+from cats.nmt.training.trainer import Trainer, train
 
 EMPTY = Split([], [])
 SMALL = [
@@ -69,7 +70,7 @@ def settings(folder: Path, *overrides: str) -> Config:
 
 def make(folder: Path, out: Path, *overrides: str, **options: Any) -> None:
     config = settings(folder, *overrides)
-    prepare.prepare(load_corpus(config), config, out, quiet=True, **{"processes": 1, **options})
+    prepare.prepare(load_corpus(config.data), config, out, quiet=True, **{"processes": 1, **options})
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -123,7 +124,7 @@ def test_files_hold_what_memory_would(corpus, cache, tmp_path, monkeypatch):
     config = settings(corpus)
     files = prepare.load(tmp_path / "one", config)
     monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 1 << 30)
-    memory = prepare.training_tokens(load_corpus(config), config, quiet=True)
+    memory = prepare.training_tokens(load_corpus(config.data), config, quiet=True)
     assert memory.tokenizer.digest() == files.tokenizer.digest()
     assert memory.shards.keys() == files.shards.keys()
     for task, shard in memory.shards.items():
@@ -133,17 +134,17 @@ def test_files_hold_what_memory_would(corpus, cache, tmp_path, monkeypatch):
 
 def test_the_corpus_of_a_prepared_folder(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out")
-    text, kept = load_corpus(settings(corpus)), load_corpus(settings(tmp_path / "out"))
+    text, kept = load_corpus(settings(corpus).data), load_corpus(settings(tmp_path / "out").data)
     assert kept.sizes == text.sizes == {"xa": 900, "xb": 230, "xc": 40}
     assert (kept.name, kept.notices) == (text.name, text.notices)
     for a, b in zip(kept.tasks, text.tasks, strict=True):
         assert (a.name, a.source, a.target, a.valid, a.test) == (b.name, b.source, b.target, b.valid, b.test)
-    some = load_corpus(settings(tmp_path / "out", "data.tasks=xc"))
+    some = load_corpus(settings(tmp_path / "out", "data.tasks=xc").data)
     assert list(some.sizes) == ["xc"]
     with pytest.raises(UserError, match=r"unknown task xd.*known: xa, xb, xc"):
-        load_corpus(settings(tmp_path / "out", "data.tasks=xd"))
+        load_corpus(settings(tmp_path / "out", "data.tasks=xd").data)
     (tmp_path / "out").rename(tmp_path / "elsewhere")
-    assert load_corpus(settings(tmp_path / "elsewhere")).digest() == kept.digest()
+    assert load_corpus(settings(tmp_path / "elsewhere").data).digest() == kept.digest()
 
 
 def test_training_does_not_care_where_the_tokens_are(corpus, cache, tmp_path, monkeypatch):
@@ -170,7 +171,7 @@ from pathlib import Path
 
 from cats.nmt.config.toml import read_config
 from cats.nmt.data import corpus, prepare
-from cats.nmt.training.trainer import load_corpus
+from cats.nmt.training.run import load_corpus
 corpus.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
 config = read_config(sys.argv[1])
 encode, count = prepare._encode_block, 0
@@ -179,7 +180,7 @@ def counted(*arguments):
     count += 1
     encode(*arguments)
 prepare._encode_block = counted
-prepare.prepare(load_corpus(config), config, Path(sys.argv[2]), processes=1, quiet=True)
+prepare.prepare(load_corpus(config.data), config, Path(sys.argv[2]), processes=1, quiet=True)
 print(count)
 """
 
@@ -266,7 +267,7 @@ def test_a_cache_follows_the_text(corpus, cache):
             with (corpus / f"train.en-xc.{suffix}").open("a") as file:
                 file.write(end)
         config = settings(corpus)
-        prepared = prepare.training_tokens(load_corpus(config), config, quiet=True)
+        prepared = prepare.training_tokens(load_corpus(config.data), config, quiet=True)
         assert len(prepared.shards["xc"]) == (40 if not end and len(list((cache / "prepared").iterdir())) == 1 else 41)
     assert len(list((cache / "prepared").iterdir())) == 2
 
@@ -377,13 +378,13 @@ def test_only_tasks_without_training_text_are_refused(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out", "data.direction=many-to-many")
     for folder in (corpus, tmp_path / "out"):
         with pytest.raises(UserError, match="there is no training text for xb-xa"):
-            load_corpus(settings(folder, "data.direction=many-to-many", "data.tasks=xb-xa"))
+            load_corpus(settings(folder, "data.direction=many-to-many", "data.tasks=xb-xa").data)
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed_to_look(corpus, cache, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CATS_CACHE", str(tmp_path / "file"))
-    assert load_corpus(settings(corpus)).sizes == {"xa": 900, "xb": 230, "xc": 40}
+    assert load_corpus(settings(corpus).data).sizes == {"xa": 900, "xb": 230, "xc": 40}
 
 
 def test_a_file_cut_short_is_told(corpus, cache, tmp_path):
@@ -420,4 +421,4 @@ def test_a_full_disk_is_told(corpus, cache, tmp_path, monkeypatch):
 def test_a_task_with_nothing_left_is_told(corpus, tmp_path):
     config = settings(corpus, "model.max_length=2")
     with pytest.raises(UserError, match=r"xa: every training pair is left out \(longer than 2 tokens\); raise"):
-        prepare.training_tokens(load_corpus(config), config)
+        prepare.training_tokens(load_corpus(config.data), config)

@@ -31,6 +31,7 @@ from cats.nmt.scoring import evaluate, nearest_neighbour
 from cats.nmt.scoring.evaluate import Output
 from cats.nmt.scoring.off_target import identifier
 from cats.nmt.training import checkpoint
+from cats.nmt.training.run import RunDirectory, TrainedModel
 from cats.nmt.training.trainer import train
 
 # ---- scores
@@ -354,14 +355,13 @@ def test_zero_shot_directions_and_long_training_text(
 ) -> None:
     run = folder / "run"
     before = evaluate.evaluate(run)
-    load = evaluate.load_run
+    load = RunDirectory.load_corpus
 
-    def with_more(run: Path, name: str) -> Any:
-        config, corpus, tokenizer, model = load(run, name)
+    def with_more(run: RunDirectory, trained: TrainedModel) -> Any:
         tests = [Task(f"xa-{t}", "xa", t, Split([], []), Split([], []), split(4, 9)) for t in ("xb", "xz")]
-        return config, dataclasses.replace(corpus, zero_shot=tests), tokenizer, model
+        return dataclasses.replace(load(run, trained), zero_shot=tests)
 
-    monkeypatch.setattr(evaluate, "load_run", with_more)
+    monkeypatch.setattr(RunDirectory, "load_corpus", with_more)
     monkeypatch.setattr(evaluate, "LOOKUP_PAIRS", 30)
     monkeypatch.setitem(evaluate.TOKENIZERS, "xa", ("ja-mecab", "13a"))
     monkeypatch.setattr(evaluate, "bleu_tokenizer", lambda language: "13a")
@@ -434,6 +434,6 @@ def test_a_corpus_without_test_lines(folder: Path) -> None:
 
 def test_infinite_temperature_is_json(folder: Path) -> None:
     run = folder / "run"
-    config = apply_overrides(evaluate.load_model(run)[0], ["sampling.temperature=inf"])
+    config = apply_overrides(RunDirectory(run).read_config(), ["sampling.temperature=inf"])
     (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
     assert evaluate.evaluate(run)["temperature"] == "inf"

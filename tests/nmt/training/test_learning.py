@@ -15,7 +15,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
 from cats.nmt.model import decode
-from cats.nmt.scoring.evaluate import load_run
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
@@ -96,7 +96,8 @@ def curve(run: Path) -> list[float]:
 
 def right(run: Path, split: str) -> dict[str, float]:
     """{task: share of the lines that greedy search translates without a fault}."""
-    _, corpus, tokenizer, model = load_run(run, "last")
+    trained = RunDirectory(run).load_model("last")
+    corpus, tokenizer, model = RunDirectory(run).load_corpus(trained), trained.tokenizer, trained.model
     shares = {}
     for task in corpus.tasks:
         pairs = list(getattr(task, split))

@@ -24,6 +24,7 @@ from cats.nmt.data.corpus import Corpus, Task, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from cats.nmt.training.metrics import Metrics
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.training.test_trainer import assert_same, final_state, metrics, settings, split
 
@@ -135,7 +136,9 @@ def test_twenty_kills_change_nothing(
         process.join(60)
         assert process.exitcode == -signal.SIGKILL, f"{process.exitcode} after {reached}: choose smaller MOMENTS"
         if (run / "config.toml").exists():
-            reached.append(checkpoint.newest(run / "checkpoints")[0]["step"])
+            reached.append(
+                checkpoint.newest(*(run / "checkpoints" / f"{n}.pt" for n in ("last", "previous")))[0]["step"]
+            )
     assert reached == sorted(reached) and len(set(reached)) > 3, reached
     train(read_config(run / "config.toml"), run, resume=True, quiet=True)
     assert_same_runs(whole, run)
@@ -288,7 +291,7 @@ def test_patience_needs_validation_pairs(corpus: Path, tmp_path: Path) -> None:
 
 def test_the_newest_validated_models_are_kept(whole: Path) -> None:
     folder = whole / "checkpoints"
-    assert [path.name for path in checkpoint.kept(folder)] == ["step-40.pt", "step-60.pt"]
+    assert [path.name for path in RunDirectory(whole).kept_checkpoints()] == ["step-40.pt", "step-60.pt"]
     assert_same(checkpoint.load(folder / "step-60.pt")["model"], checkpoint.load(folder / "last.pt")["model"])
 
 

@@ -21,7 +21,8 @@ from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
 from cats.nmt.data.sampler import Mixture
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
-from cats.nmt.training.trainer import Trainer, sole_trainer, train
+from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.trainer import Trainer, train
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
 
@@ -178,7 +179,10 @@ def test_a_run_that_cannot_be_created_leaves_nothing(corpus, tmp_path, monkeypat
 @pytest.mark.skipif(os.name != "posix", reason="no flock")
 def test_two_processes_cannot_train_one_run(corpus, tmp_path):
     train(settings(corpus), tmp_path / "run", quiet=True)
-    with sole_trainer(tmp_path / "run"), pytest.raises(UserError, match="another process is training this run"):
+    with (
+        RunDirectory(tmp_path / "run").training_lock(),
+        pytest.raises(UserError, match="another process is training this run"),
+    ):
         train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
     train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
 

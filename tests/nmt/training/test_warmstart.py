@@ -18,8 +18,8 @@ from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model import decode
-from cats.nmt.scoring.evaluate import load_model
 from cats.nmt.training import checkpoint, warmstart
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.training.test_trainer import final_state, metrics, settings, split
 
@@ -54,7 +54,8 @@ def started(folder: Path, corpus: str, out: Path, *more: str, quiet: bool = True
 
 @pytest.mark.parametrize("extend", [0, 60])
 def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, extend: int) -> None:
-    _, old, before, _ = load_model(folder / "run")
+    trained = RunDirectory(folder / "run").load_model()
+    old, before = trained.tokenizer, trained.model
     trainer = started(folder, "new", tmp_path / "run", f"tokenizer.extend={extend}")
     tokenizer = Tokenizer.load(tmp_path / "run" / "tokenizer.model")
     assert tokenizer.languages == ["xa", "xc", "xb"]

@@ -1,0 +1,284 @@
+"""The run directory: the names of its files, and how to open them.
+
+    config.toml       all settings
+    tokenizer.model   the sentencepiece model
+    metrics.jsonl     losses, task weights and validation scores; tensorboard/ has the same numbers
+    checkpoints/      last.pt, previous.pt, best.pt, step-N.pt, average.pt
+    scores.json       the scores of an evaluated run, scores.csv the same as a table
+    hyp/              its translations
+
+An exported model is a directory with config.toml, tokenizer.model and model.safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from cats.nmt.config import schema
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import read_run_config, to_toml
+from cats.nmt.data import prepare
+from cats.nmt.data.corpus import Corpus, read_corpus
+from cats.nmt.data.tokenizer import Tags, Tokenizer
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import atomic_write, locked
+from cats.nmt.model.transformer import Transformer
+from cats.nmt.training import checkpoint, processes
+from cats.nmt.training.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of a run and what is needed to use it.
+
+    model: in evaluation mode, on the default device.
+    digest: of the corpus that it was trained on; "" if the file does not say.
+    """
+
+    config: Config
+    tokenizer: Tokenizer
+    model: Transformer
+    digest: str
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run, or of an exported model."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def weights_file(self) -> Path:
+        """The parameters of an exported model."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, name: str) -> Path:
+        """The file of a checkpoint: "best", "last", "previous", "average" or "step-N"."""
+        return self.checkpoints / f"{name}.pt"
+
+    def kept_checkpoints(self) -> list[Path]:
+        """The checkpoints step-N.pt that `train.keep` asks for, in the order of their steps."""
+        found = [path for path in self.checkpoints.glob("step-*.pt") if path.stem[5:].isdecimal()]
+        return sorted(found, key=lambda path: int(path.stem[5:]))
+
+    def scores_file(self, split: str = "test", checkpoint: str = "best", suffix: str = "json") -> Path:
+        """The scores of a checkpoint on a split; those of the best checkpoint on the test split are scores.json."""
+        names = ["scores", *([] if split == "test" else [split]), *([] if checkpoint == "best" else [checkpoint])]
+        return self.path / ".".join([*names, suffix])
+
+    def hypotheses(self, checkpoint: str = "best") -> Path:
+        """The folder of a checkpoint's translations."""
+        return self.path / ("hyp" if checkpoint == "best" else f"hyp-{checkpoint}")
+
+    def hypotheses_file(self, task: str, suffix: str, split: str = "test", checkpoint: str = "best") -> Path:
+        """One file of that folder. suffix: txt (translations), src, ref (raw text) or nll."""
+        return self.hypotheses(checkpoint) / f"{split}.{task}.{suffix}"
+
+    @property
+    def is_exported(self) -> bool:
+        return self.weights_file.is_file()
+
+    def read_config(self, where: str = "") -> Config:
+        """The settings of the run.
+
+        Args:
+            where: the start of the error message, such as the setting that names the run.
+
+        Raises:
+            UserError: this is no run directory, or its config.toml is damaged.
+        """
+        return read_run_config(self.path, where)
+
+    def load_tokenizer(self, settings: schema.Tokenizer) -> Tokenizer:
+        """The tokenizer of the run.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        return Tokenizer.load(self.tokenizer_file, Tags(settings.source_tag, settings.target_tag, settings.tag_of))
+
+    def load_model(self, name: str = "best") -> TrainedModel:
+        """The model of a checkpoint. An exported model has only one, so there ``name`` is ignored.
+
+        Raises:
+            UserError: this is no run directory, or a file in it is missing or does not fit.
+        """
+        config = self.read_config()
+        if self.is_exported:
+            tokenizer = self.load_tokenizer(config.tokenizer)
+            model = build_model(config.model, tokenizer)
+            metadata = self.read_weights(model)
+            return TrainedModel(config, tokenizer, model.to(default_device()).eval(), metadata.get("digest", ""))
+        path = self.checkpoint(name)
+        if not path.exists():
+            there = sorted(found.stem for found in self.checkpoints.glob("*.pt"))
+            if name != "best" and there:
+                known = ", ".join(there)
+                raise UserError(f"{self.path} holds no checkpoint '{name}'{nearest(name, there)}; there are {known}")
+            raise UserError(
+                f"{self.path} holds no trained model yet ({path.name}); go on with: cats train --resume {self.path}"
+            )
+        state = checkpoint.load(path)
+        tokenizer = self.load_tokenizer(config.tokenizer)
+        model = build_model(config.model, tokenizer)
+        try:
+            model.load_state_dict(state["model"])
+        except (KeyError, RuntimeError, TypeError, AttributeError):
+            raise UserError(f"{path} does not fit {self.config_file}: it is of another run or version") from None
+        return TrainedModel(config, tokenizer, model.to(default_device()).eval(), str(state.get("digest", "")))
+
+    def read_weights(self, model: Transformer) -> dict[str, str]:
+        """Fills a model with the parameters of an exported one, and returns the metadata.
+
+        Raises:
+            UserError: the file is damaged, or the model has another shape.
+        """
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load_model
+
+        path = self.weights_file
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = dict(file.metadata() or {})
+            load_model(model, path)
+        except SafetensorError:
+            raise UserError(f"{path} is damaged or no safetensors file; export it again") from None
+        except RuntimeError:
+            raise UserError(f"{path} does not fit {self.config_file}: it is of another run or version") from None
+        return metadata
+
+    def load_corpus(self, trained: TrainedModel) -> Corpus:
+        """The corpus that a model of this run was trained on.
+
+        Raises:
+            UserError: the corpus is missing, or it has changed since then.
+        """
+        settings = trained.config.data
+        corpus = load_corpus(settings)
+        if trained.digest != corpus.digest():
+            raise UserError(f"{settings.path or 'the CLDR corpus'} is not what {self.path} was trained on; train again")
+        return corpus
+
+    def task_names(self) -> list[str]:
+        """The names of the tasks that the model was trained on; empty if no file tells them."""
+        if self.is_exported:
+            from safetensors import safe_open
+
+            with safe_open(self.weights_file, "pt") as file:
+                return [str(name) for name in json.loads((file.metadata() or {}).get("tasks", "[]"))]
+        records = read_metrics(self.metrics_file)
+        return list(dict.fromkeys(name for record in records for name in record.get("alpha", {})))
+
+    def create(self, config: Config, tokenizer: Tokenizer, state: dict[str, Any]) -> None:
+        """Makes the directory of a new run. If that fails, nothing is left behind.
+
+        config.toml is written last: a directory that has one can be resumed.
+
+        Args:
+            state: the checkpoint before the first update.
+
+        Raises:
+            UserError: the disk is full, or the directory cannot be written.
+        """
+        made = not self.path.exists()
+        self.checkpoints.mkdir(parents=True)
+        try:
+            tokenizer.save(self.tokenizer_file)
+            checkpoint.save(self.checkpoint("last"), state)
+            atomic_write(self.config_file, to_toml(config))
+        except BaseException:
+            shutil.rmtree(self.checkpoints)
+            for path in (self.tokenizer_file, self.config_file):
+                path.unlink(missing_ok=True)
+            if made:
+                self.path.rmdir()
+            raise
+
+    def training_lock(self) -> AbstractContextManager[None]:
+        """A lock that only one training of this run can hold. With several processes, only the main one asks for it.
+
+        Raises:
+            UserError: another process is training this run.
+        """
+        if not processes.first():
+            return nullcontext()
+
+        def refuse() -> NoReturn:
+            raise UserError(f"{self.path}: another process is training this run; wait for its end")
+
+        return locked(self.path, refuse)
+
+
+def load_corpus(settings: schema.Data) -> Corpus:
+    """The corpus that the settings name: a folder of text, a prepared folder, or the one generated from CLDR.
+
+    Raises:
+        UserError: the folder is missing, or its files are unusable.
+    """
+    if settings.path:
+        folder = Path(settings.path)
+        if prepare.is_prepared(folder):
+            return prepare.load_corpus(folder, settings.tasks)
+        return read_corpus(folder, settings.source, settings.direction, settings.tasks)
+    from cats.nmt.data.cldr.generate import generate  # imported here because it needs Babel
+
+    return generate(settings.languages, settings.sizes, settings.seed)
+
+
+def build_model(settings: schema.Model, tokenizer: Tokenizer, *, checkpoint_activations: bool = False) -> Transformer:
+    """A new model with random parameters. checkpoint_activations: see ``Transformer``."""
+    return Transformer(
+        tokenizer.vocab_size,
+        settings.d_model,
+        settings.heads,
+        settings.ffn,
+        settings.encoder_layers,
+        settings.decoder_layers,
+        settings.dropout,
+        tokenizer.pad_id,
+        norm=settings.norm,
+        embedding_norm=settings.embedding_norm,
+        embeddings=settings.embeddings,
+        attention_dropout=settings.attention_dropout,
+        activation_dropout=settings.activation_dropout,
+        checkpoint_activations=checkpoint_activations,
+    )
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads(threads: int, d_model: int) -> None:
+    """Sets the number of CPU threads. 0: one for models narrower than 256, which gain nothing from more, else torch's.
+
+    Args:
+        threads: the setting `train.threads`.
+        d_model: the width of the model.
+    """
+    if threads or d_model < 256:
+        torch.set_num_threads(threads or 1)
