@@ -119,7 +119,7 @@ def test_a_write_that_fails_says_why(tmp_path, monkeypatch, at, error, raised, s
 def test_nothing_is_held_twice(tmp_path):
     pytest.importorskip("resource")
     code = (
-        "import resource, sys, torch; from pathlib import Path; from cats.nmt import checkpoint;"
+        "import resource, sys, torch; from pathlib import Path; from cats.nmt.training import checkpoint;"
         "state = {'model': [torch.ones(1 << 20) for _ in range(64)]};"  # 256 MiB
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "checkpoint.save(Path(sys.argv[1]), state);"
