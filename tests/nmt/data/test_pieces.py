@@ -22,7 +22,7 @@ from cats.nmt.scoring.evaluate import evaluate
 from cats.nmt.training import warmstart
 from cats.nmt.training.run import RunDirectory, load_corpus
 from cats.nmt.training.trainer import Trainer, train
-from tests.nmt.training.test_trainer import WORDS, settings, split
+from tests.nmt.common import WORDS, settings, split
 
 ENGLISH = ["the cats sat on the mat", "the 12 cats", "cats on mats"] * 3
 RUSSIAN = ["кошки сидят на ковре", "12 кошек", "кошки на коврах"] * 3

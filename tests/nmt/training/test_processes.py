@@ -25,7 +25,7 @@ from cats.nmt.data.corpus import Corpus, Task, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint, processes
 from cats.nmt.training.trainer import Trainer, train
-from tests.nmt.training.test_trainer import assert_same, final_state, metrics, settings, split
+from tests.nmt.common import assert_same, final_state, metrics, settings, split
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 

@@ -26,7 +26,7 @@ from cats.nmt.training import checkpoint
 from cats.nmt.training.metrics import Metrics
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
-from tests.nmt.training.test_trainer import assert_same, final_state, metrics, settings, split
+from tests.nmt.common import assert_same, final_state, metrics, settings, split
 
 
 @pytest.fixture(scope="module")

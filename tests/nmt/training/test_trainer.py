@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import torch
 
 pytest.importorskip("sentencepiece")
 
-from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, presets, read_config, read_preset
 from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
 from cats.nmt.data.sampler import Mixture
@@ -23,71 +20,13 @@ from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
-
-WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
-
-
-def split(count: int, seed: int, turn: bool) -> Split:
-    """Source: four words. Target: the same, or turned round."""
-    rng = random.Random(seed)
-    rows = [[rng.choice(WORDS) for _ in range(4)] for _ in range(count)]
-    return Split([" ".join(row) for row in rows], [" ".join(row[::-1] if turn else row) for row in rows])
+from tests.nmt.common import assert_same, final_state, metrics, settings, write_toy_corpus
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Two languages, copy (xa, 200 pairs) and reversal (xb, 40 pairs), that only the tag tells apart."""
-    tasks = [
-        Task("xa", "en", "xa", split(200, 1, False), split(20, 2, False), split(20, 3, False)),
-        Task("xb", "en", "xb", split(40, 4, True), split(20, 5, True), split(20, 6, True)),
-    ]
-    write_corpus(Corpus("toy", tasks), tmp_path / "toy")
+    write_toy_corpus(tmp_path / "toy")
     return tmp_path / "toy"
-
-
-def settings(corpus: Path, *more: str) -> Config:
-    small = ["model.d_model=32", "model.heads=2", "model.ffn=64", "model.encoder_layers=1", "model.decoder_layers=1"]
-    run = [
-        "train.steps=30",
-        "train.validate_every=10",
-        "train.warmup=10",
-        "train.threads=1",
-        "sampling.batch_tokens=150",
-    ]
-    base = [f"data.path={corpus}", "tokenizer.vocab_size=60", "method.inner_steps=3"]
-    return apply_overrides(Config(), [*base, *small, *run, *more])
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    for line in lines:
-        line.pop("seconds", None)
-        line.pop("tokens_per_second", None)
-    return lines
-
-
-def final_state(run: Path) -> dict[str, Any]:
-    state = checkpoint.load(run / "checkpoints" / "last.pt")
-    for clock in ("seconds", "logged_at"):
-        state.pop(clock)
-    return state
-
-
-def assert_same(left: Any, right: Any, where: str = "state") -> None:
-    """Equal bit for bit, through dicts and lists."""
-    if isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype and torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for i, (one, other) in enumerate(zip(left, right, strict=True)):
-            assert_same(one, other, f"{where}[{i}]")
-    else:
-        assert left == right or (left != left and right != right), where  # nan is as good as nan
 
 
 @pytest.mark.parametrize("method", ["cats", "static"])
@@ -164,12 +103,12 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(corpus, tmp_path, monk
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_run_that_cannot_be_created_leaves_nothing(corpus, tmp_path, monkeypatch, there):
-    def full(_trainer: Trainer, _since_log: list[Any]) -> None:
+    def full(_path: Path, _state: dict[str, Any]) -> None:
         raise UserError("last.pt: the disk is full")
 
     if there:
         (tmp_path / "run").mkdir()
-    monkeypatch.setattr(Trainer, "write_last", full)
+    monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(UserError, match="the disk is full"):
         train(settings(corpus), tmp_path / "run", quiet=True)
     assert [path.name for path in tmp_path.iterdir() if path.name != "toy"] == (["run"] if there else [])

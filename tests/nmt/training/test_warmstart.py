@@ -21,7 +21,7 @@ from cats.nmt.model import decode
 from cats.nmt.training import checkpoint, warmstart
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
-from tests.nmt.training.test_trainer import final_state, metrics, settings, split
+from tests.nmt.common import final_state, metrics, settings, split
 
 GREEK = ["άλφα", "βήτα", "γάμμα", "δέλτα", "έψιλον", "ζήτα", "ήτα", "θήτα"]
 
