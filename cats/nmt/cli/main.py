@@ -320,12 +320,12 @@ def _train(args: argparse.Namespace) -> None:
             raise UserError(f"{run} is an exported model, which cannot be trained further; go on with the run itself")
     else:
         config = _configured(args)
-    with processes.joined():
+    with processes.process_group():
         if not args.resume:
-            run = Path(processes.of_the_first(str(_new_run(args.out, config)) if processes.first() else ""))
+            run = Path(processes.broadcast_text(str(_new_run(args.out, config)) if processes.is_main() else ""))
         train(config, run, resume=bool(args.resume), quiet=args.quiet)
         try:
-            if processes.first():
+            if processes.is_main():
                 _score(run, "test", args.quiet)
         except KeyboardInterrupt:
             print(f"cats: trained but not scored; to go on: cats evaluate {run}", file=sys.stderr)

@@ -223,7 +223,7 @@ class RunDirectory:
         Raises:
             UserError: another process is training this run.
         """
-        if not processes.first():
+        if not processes.is_main():
             return nullcontext()
 
         def refuse() -> NoReturn:

@@ -116,10 +116,10 @@ def validation_nll(model: Transformer, tokens: Tokens, batch_tokens: int) -> dic
     tasks = [task for task, shard in tokens.shards.items() if len(shard)]
     sums: list[float] = []
     for task in tasks:
-        sources, targets = (side[processes.rank() :: processes.count()] for side in tokens.rows(task))
+        sources, targets = (side[processes.rank() :: processes.world_size()] for side in tokens.rows(task))
         start = tokens.starts[task]
         sums += line_nll(model, sources, targets, start=start, batch_tokens=batch_tokens).sum(0).tolist()
-    sums = processes.total(sums)
+    sums = processes.all_reduce_sum(sums)
     return {task: nats / count for task, nats, count in zip(tasks, sums[::2], sums[1::2], strict=True)}
 
 
@@ -167,7 +167,7 @@ def interrupt_between_updates() -> Iterator[Callable[[], bool]]:
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         nonlocal asked
-        if time.monotonic() - asked > (FORWARDED if processes.count() > 1 else 0.0):
+        if time.monotonic() - asked > (FORWARDED if processes.world_size() > 1 else 0.0):
             raise KeyboardInterrupt
         asked = min(asked, time.monotonic())
 
@@ -202,12 +202,12 @@ class Trainer:
     """One run: the model, its optimizer and everything a checkpoint holds."""
 
     def __init__(self, config: Config, out: Path, *, resume: bool, quiet: bool) -> None:
-        self.config, self.out, self.quiet = config, out, quiet or not processes.first()
+        self.config, self.out, self.quiet = config, out, quiet or not processes.is_main()
         self.directory = RunDirectory(out)
         self.device = default_device()
-        if processes.count() > 1 and config.method.name == "cats" and config.method.cross_batch:
+        if processes.world_size() > 1 and config.method.name == "cats" and config.method.cross_batch:
             raise UserError("method.cross_batch works with one process only; leave it out, or torchrun")
-        with processes.one_before_the_others():
+        with processes.main_first():
             corpus = load_corpus(config.data)
             groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
             directions = {task.name: (task.source, task.target) for task in corpus.tasks}
@@ -221,7 +221,7 @@ class Trainer:
             prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=self.quiet)
             tokenizer = prepared.tokenizer
         settings = [config.model, config.sampling, config.method, config.train]
-        if not processes.same(f"{corpus.digest()} {tokenizer.digest()} {settings}"):
+        if not processes.equal_text(f"{corpus.digest()} {tokenizer.digest()} {settings}"):
             raise UserError("the processes have different text or settings; give all of them the same")
         multiple = LENGTH_MULTIPLE if config.train.compile else 1
         most = config.data.valid_pairs or None
@@ -264,18 +264,18 @@ class Trainer:
         self.unread: list[tuple[str, Tensor, int]] = []  # (task, nll sum, tokens) that is still to be added to it
         self.logged_at = 0.0
         self.ahead: Drawn | None = None
-        if not resume and processes.first():
+        if not resume and processes.is_main():
             self.directory.create(config, tokenizer, self.state([]))
-        processes.wait()
+        processes.barrier()
         if resume:
             self.load()
-        self.metrics = Metrics(out, self.step) if processes.first() else None
-        processes.wait()
+        self.metrics = Metrics(out, self.step) if processes.is_main() else None
+        processes.barrier()
 
     def save(self) -> None:
         """Writes last.pt, all it takes to go on; the one before it becomes previous.pt."""
         since_log = self.gathered()  # of all processes, so all must come here
-        if processes.first():
+        if processes.is_main():
             files = self.directory
             checkpoint.save(files.checkpoint("last"), self.state(since_log), older=files.checkpoint("previous"))
 
@@ -310,7 +310,7 @@ class Trainer:
 
     def load(self) -> None:
         """Goes on from the newest checkpoint that can be used; if it is not the newest of all, that is said."""
-        if processes.first():
+        if processes.is_main():
             remove_strays(self.out)
             remove_strays(self.directory.checkpoints)
         path = self.directory.checkpoint("last")
@@ -323,7 +323,9 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             self.waited, self.logged_at = state["waited"], state["logged_at"]
-            for part in state["since_log"][processes.rank() :: processes.count()]:  # there may have been more, or fewer
+            for part in state["since_log"][
+                processes.rank() :: processes.world_size()
+            ]:  # there may have been more, or fewer
                 for task, numbers in part.items():
                     entry = self.since_log.get(task, [0.0, 0.0])
                     self.since_log[task] = [a + b for a, b in zip(entry, numbers, strict=True)]
@@ -331,7 +333,7 @@ class Trainer:
             raise UserError(
                 f"{path} does not fit {self.directory.config_file}: it is of another run or version; start a new run"
             ) from error
-        if problem and processes.first():
+        if problem and processes.is_main():
             print(f"cats: {problem}; going on from the one before it, of update {self.step}", file=sys.stderr)
 
     def losses(self, chosen: Mapping[str, np.ndarray], normalisers: Mapping[str, float]) -> dict[str, Tensor]:
@@ -359,11 +361,11 @@ class Trainer:
     def gathered(self) -> list[dict[str, list[float]]]:
         """since_log of every process."""
         self.read_losses()
-        count, width = processes.count(), 2 * len(self.tasks)
+        count, width = processes.world_size(), 2 * len(self.tasks)
         slots = [0.0] * (count * width)
         own = [x for task in self.tasks for x in self.since_log.get(task, (0.0, 0.0))]
         slots[processes.rank() * width : (processes.rank() + 1) * width] = own
-        slots = processes.total(slots)
+        slots = processes.all_reduce_sum(slots)
         rows = [slots[i * width : (i + 1) * width] for i in range(count)]
         return [{t: [*row[2 * n : 2 * n + 2]] for n, t in enumerate(self.tasks) if row[2 * n + 1]} for row in rows]
 
@@ -376,7 +378,7 @@ class Trainer:
     def draw(self, step: int, whole: dict[str, np.ndarray] | None = None) -> Drawn:
         """The batch of an update, or that given; its first part is made, unless tasks are always taken one by one."""
         whole = self.sampler.batch(step) if whole is None else whole
-        chosen = deal(whole, processes.count())[processes.rank()]
+        chosen = deal(whole, processes.world_size())[processes.rank()]
         parts = deal(chosen, self.config.train.accumulate)
         joint = self.optimizer.weighting.period != 1 and bool(parts[0])
         return Drawn(step, whole, parts, self.training.batch(parts[0]) if joint else None)
@@ -388,7 +390,7 @@ class Trainer:
         sums, divided by the tokens of the whole batch, so that the parts add up to what the batch gives at once. (The
         optimizer takes the mean over the processes.)
         """
-        optimizer, parts, count = self.optimizer, self.config.train.accumulate, processes.count()
+        optimizer, parts, count = self.optimizer, self.config.train.accumulate, processes.world_size()
         self.ahead, whole = drawn, drawn.whole
 
         def loss_of(task: str, rows: np.ndarray, tokens: float) -> Callable[[], Tensor]:
@@ -501,7 +503,7 @@ class Trainer:
 
     def compare(self, *numbers: float) -> None:
         """Refuses to go on where the processes no longer have the same."""
-        if not processes.agree(numbers):
+        if not processes.equal_numbers(numbers):
             raise UserError(
                 f"{self.out}: the processes no longer have the same model or task weights; go on from the last "
                 f"checkpoint with: cats train --resume {self.out}"
@@ -513,7 +515,7 @@ class Trainer:
 
     def validate(self) -> float | None:
         """The mean nll over the languages, if there is validation text; the model with the lowest is kept."""
-        if processes.count() > 1:
+        if processes.world_size() > 1:
             self.compare(*torch.stack([p.detach().double().sum() for p in self.model.parameters()]).tolist())
         # At most 1 GiB of logits.
         tokens = min(4 * self.config.sampling.batch_tokens, (1 << 28) // self.vocab_size)
@@ -525,7 +527,7 @@ class Trainer:
         if mean is not None:
             self.best = min(self.best, mean)
         self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
-        if processes.first():
+        if processes.is_main():
             self.save_model(better)
         return mean
 
@@ -561,16 +563,16 @@ class Trainer:
                     progress.say(self.step, self.seconds, ", ".join(facts), now=validating)
                 saving = validating or bool(config.save_every and self.step % config.save_every == 0)
                 stop = interrupted()
-                if processes.count() > 1:  # none stops alone
-                    stop = processes.anybody(stop)
+                if processes.world_size() > 1:  # none stops alone
+                    stop = processes.any_process(stop)
                 if saving or stop:
                     if self.metrics is not None:
                         self.metrics.sync()  # a checkpoint's lines of metrics are not less safe than itself
                     self.save()
                 if stop:
                     progress.bar.close()
-                    processes.wait()  # for the first, which writes: when one ends, torchrun ends the others
-                    if processes.first():
+                    processes.barrier()  # for the first, which writes: when one ends, torchrun ends the others
+                    if processes.is_main():
                         print(
                             f"cats: stopped after update {self.step}; to go on: cats train --resume {self.out}",
                             file=sys.stderr,
@@ -599,9 +601,9 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
     if resume:
         with lock():
             Trainer(config, out, resume=True, quiet=quiet).run()
-            processes.wait()
+            processes.barrier()
     else:
         trainer = Trainer(config, out, resume=False, quiet=quiet)
         with lock():
             trainer.run()
-            processes.wait()
+            processes.barrier()

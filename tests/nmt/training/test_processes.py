@@ -67,10 +67,10 @@ def work(rank: int, folder: Path) -> None:
     Trainer.update = update  # type: ignore[method-assign]
     train(configured(corpus, "parts"), folder / "two" / "parts", resume=True, quiet=True)
     found: dict[str, Any] = {
-        "total": processes.total([1.0, float(rank)]),
-        "text": processes.of_the_first("şey" if rank == 0 else ""),
-        "agree": [processes.agree([0.1, 2.0]), processes.agree([float(rank)])],
-        "anybody": [processes.anybody(rank == 1), processes.anybody(False)],
+        "total": processes.all_reduce_sum([1.0, float(rank)]),
+        "text": processes.broadcast_text("şey" if rank == 0 else ""),
+        "agree": [processes.equal_numbers([0.1, 2.0]), processes.equal_numbers([float(rank)])],
+        "anybody": [processes.any_process(rank == 1), processes.any_process(False)],
     }
     trainer = Trainer(configured(corpus, "whole"), folder / "two" / "split", resume=False, quiet=True)
     trainer.update()
@@ -133,10 +133,12 @@ def test_what_they_agree_on(folder: Path) -> None:
 
 
 def test_alone_there_is_nothing_to_agree_on() -> None:
-    assert processes.count() == 1 and processes.first() and processes.of_the_first("a") == "a"
-    assert processes.total([1.5]) == [1.5] and processes.agree([1.0]) and not processes.anybody(False)
-    with processes.joined():
-        assert processes.count() == 1
+    assert processes.world_size() == 1 and processes.is_main() and processes.broadcast_text("a") == "a"
+    assert (
+        processes.all_reduce_sum([1.5]) == [1.5] and processes.equal_numbers([1.0]) and not processes.any_process(False)
+    )
+    with processes.process_group():
+        assert processes.world_size() == 1
 
 
 def test_more_processes_go_on_with_what_fewer_have_left(folder: Path, tmp_path: Path) -> None:
@@ -151,8 +153,8 @@ def test_more_processes_go_on_with_what_fewer_have_left(folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({}, "torchrun, which sets RANK, MASTER_ADDR, MASTER_PORT too"),
-        ({"RANK": "7", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "the processes do not find one another: "),
+        ({}, "torchrun, which also sets RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "7", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "the processes cannot connect: "),
     ],
 )
 def test_processes_that_torchrun_did_not_start(
@@ -162,7 +164,7 @@ def test_processes_that_torchrun_did_not_start(
         monkeypatch.delenv(name, raising=False)
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message), processes.joined():
+    with pytest.raises(UserError, match=message), processes.process_group():
         pass
 
 
