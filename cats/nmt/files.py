@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from cats.nmt.errors import UserError
 
@@ -115,6 +115,40 @@ def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
 def read_output(path: Path) -> list[str]:
     """The lines of a file that was written here, a line break after each; a carriage return is text like any other."""
     return path.read_bytes().decode("utf-8").split("\n")[:-1]
+
+
+def line_blocks(stream: IO[bytes], name: str, most: int) -> Iterator[list[str]]:
+    """Yield the lines of a stream as they arrive, `most` at a time, or fewer if no more have arrived yet.
+
+    Line ends (LF or CRLF) and a byte order mark are removed. `name` is that of the stream in error messages.
+
+    Raises:
+        UserError: a line is not UTF-8. The lines before it are yielded first.
+    """
+    count, rest, block = 0, b"", list[str]()
+    while True:
+        chunk = stream.read1(1 << 16)  # type: ignore[attr-defined]
+        *lines, rest = (rest + chunk).split(b"\n")
+        if not chunk and rest:
+            lines = [rest]
+        for line in lines:
+            count += 1
+            try:
+                text = line.decode().removesuffix("\r")
+            except UnicodeDecodeError as error:
+                if block:
+                    yield block
+                where = f"{name}, line {count}, byte {error.start + 1}"
+                raise UserError(f"{where}: not UTF-8; convert it, for example with iconv") from None
+            block.append(text.removeprefix("\ufeff") if count == 1 else text)
+            if len(block) == most:
+                yield block
+                block = []
+        if block:
+            yield block
+            block = []
+        if not chunk:
+            return
 
 
 def cache_folder() -> Path:

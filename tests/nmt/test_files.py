@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, link, remove_strays
+from cats.nmt.files import atomic_write, line_blocks, link, remove_strays
+from tests.nmt.cli.common import Input
 
 
 def raising(error: BaseException):
@@ -161,3 +162,13 @@ def test_strays_are_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest
 )
 def test_nearest(word: str, choices: list[str], says: str) -> None:
     assert nearest(word, iter(choices)) == says
+
+
+def test_lines_come_as_they_arrive() -> None:
+    many = "".join(f"{i}\n" for i in range(70)).encode()
+    chunks = b"\xef\xbb\xbfone\ntw", b"o\n\xe6\xbc", b"\xa2\r\n", many, b"a\xe2\x80\xa8b"
+    blocks = list(line_blocks(Input(*chunks), "input", 32))
+    assert blocks[:3] == [["one"], ["two"], ["漢"]]
+    assert [len(block) for block in blocks[3:]] == [32, 32, 6, 1]
+    assert blocks[-1] == ["a\u2028b"]
+    assert list(line_blocks(Input(), "input", 32)) == [] and list(line_blocks(Input(b"\n"), "input", 32)) == [[""]]

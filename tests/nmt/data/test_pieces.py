@@ -11,10 +11,12 @@ pytest.importorskip("sentencepiece")
 
 import sentencepiece
 
-from cats.nmt.cli import main as cli
+from cats.nmt.cli import translate
+from cats.nmt.cli.main import main
 from cats.nmt.data import pieces, prepare
 from cats.nmt.data.batch import Batch
 from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
+from cats.nmt.data.directions import target_languages
 from cats.nmt.data.shards import Limits, Tokens, encode
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
@@ -143,16 +145,16 @@ def test_many_to_many(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     tokenizer = RunDirectory(run).load_model().tokenizer
     assert tokenizer.languages == ["en", "xa", "xb"] and list(tokenizer.models) == ["en", "xa", "xb"]
     text = tmp_path / "in.txt"
-    assert cli._direction(["xa", "xa-en", "xb-en"], tokenizer) == "--to xa"
-    assert cli._direction(["xa-en", "xb-en"], tokenizer) == "--from xa --to en"
-    assert cli._targets([("en", "xa"), ("en", "xb")], tokenizer) == ["xa", "xb"]  # en has a tag, as a source
+    assert translate.example(run, ["xa", "xa-en", "xb-en"], tokenizer) == f"cats translate {run} --to xa"
+    assert translate.example(run, ["xa-en", "xb-en"], tokenizer) == f"cats translate {run} --from xa --to en"
+    assert target_languages([("en", "xa"), ("en", "xb")], tokenizer) == ["xa", "xb"]  # en has a tag, as a source
     text.write_text("".join(f"{line}\n" for line in load_corpus(settings(corpus).data).tasks[1].test.target))
-    assert cli.main(["translate", str(run), "--to", "en", "--input", str(text)]) == 2
+    assert main(["translate", str(run), "--to", "en", "--input", str(text)]) == 2
     assert "say which language the text is in, with --from: xa, xb" in capfd.readouterr().err
-    assert cli.main(["translate", str(run), "--from", "xb", "--to", "en", "--input", str(text)]) == 0
+    assert main(["translate", str(run), "--from", "xb", "--to", "en", "--input", str(text)]) == 0
     assert capfd.readouterr().out == (run / "hyp" / "test.xb-en.txt").read_text()
-    assert cli.main(["translate", str(run), "--to", "xa", "--input", str(text)]) == 0  # from English alone
-    assert cli.main(["translate", str(run), "--from", "xd", "--to", "xa", "--input", str(text)]) == 2
+    assert main(["translate", str(run), "--to", "xa", "--input", str(text)]) == 0  # from English alone
+    assert main(["translate", str(run), "--from", "xd", "--to", "xa", "--input", str(text)]) == 2
     assert "does not translate from 'xd'" in capfd.readouterr().err
 
 
@@ -163,7 +165,7 @@ def test_english_by_another_name(name: str, tmp_path: Path, capfd: pytest.Captur
     train(settings(tmp_path / "toy", *OWN, "train.steps=3"), tmp_path / "run", quiet=True)
     (tmp_path / "in.txt").write_text("alpha\n")
     for more in [], ["--from", "en"], ["--from", "eng"]:
-        assert cli.main(["translate", str(tmp_path / "run"), "--to", "xa", "--input", f"{tmp_path}/in.txt", *more]) == 0
+        assert main(["translate", str(tmp_path / "run"), "--to", "xa", "--input", f"{tmp_path}/in.txt", *more]) == 0
     assert len(set(capfd.readouterr().out.splitlines())) == 1
 
 

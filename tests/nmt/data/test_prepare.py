@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cats.nmt.cli import main as cli
+from cats.nmt.cli.main import main
 from cats.nmt.config.schema import Config, replace_settings
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data import prepare
@@ -281,7 +281,7 @@ def test_fine_tuning_from_a_prepared_folder(corpus, cache, tmp_path):
         path = more / f"train.en-xc.{suffix}"
         path.write_text(path.read_text().replace("b", "ß"))
     given = ["--init-from", str(tmp_path / "run"), "--set", "tokenizer.extend=30", "--processes", "1"]
-    assert cli.main(["data", "prepare", str(more), "--out", str(tmp_path / "out"), *given]) == 0
+    assert main(["data", "prepare", str(more), "--out", str(tmp_path / "out"), *given]) == 0
     start = [f"train.init_from={tmp_path / 'run'}", "tokenizer.extend=30"]
     train(settings(tmp_path / "out", *start), tmp_path / "tuned", quiet=True)
     assert "ß" in sentencepiece_pieces(tmp_path / "tuned" / "tokenizer.model")

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.cli import main as cli
+from cats.nmt.cli.main import main
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import significance
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf
@@ -151,7 +151,7 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(a, b) == list(rows.values())  # seeded
     back = {(row["name"], row["metric"]): row for row in compare(b, a)}
     assert back["az", "BLEU"]["difference"] == -rows["az", "BLEU"]["difference"]
-    assert cli.main(["significance", str(a), str(b), "--out", str(tmp_path / "found.json")]) == 0
+    assert main(["significance", str(a), str(b), "--out", str(tmp_path / "found.json")]) == 0
     assert "| az   | BLEU   |" in capsys.readouterr().out
     assert json.loads((tmp_path / "found.json").read_text())["tests"] == list(rows.values())
 
@@ -164,7 +164,7 @@ def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path, capsys: pytes
     rows = compare(a, b)
     assert [(row["name"], row["metric"]) for row in rows] == [(n, m) for m in ("BLEU", "chrF") for n in ("az", "All")]
     assert rows[0]["difference"] == rows[1]["difference"] > 10
-    assert cli.main(["significance", str(a), str(b)]) == 0
+    assert main(["significance", str(a), str(b)]) == 0
     assert capsys.readouterr().err == "cats: left out, tasks of one run only: be\n"
 
 

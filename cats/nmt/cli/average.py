@@ -1,0 +1,46 @@
+"""`cats average`: the mean of the parameters of several checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cats.nmt.cli.parser import Parser
+from cats.nmt.errors import UserError
+
+SUMMARY = "the mean of a run's newest models, often better than each"
+HELP = """\
+Write checkpoints/average.pt: the mean of the parameters of a run's newest models, kept while it trained with
+--set train.keep=N, or of the checkpoints that are given.
+
+examples:
+  cats average runs/NAME --last 5
+  cats evaluate runs/NAME --checkpoint average
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("--last", type=int, metavar="N", help="so many of the newest that are kept (default: all)")
+    parser.add_argument("--checkpoints", nargs="+", metavar="FILE", help="these instead, such as best.pt of some runs")
+
+
+def run(args: argparse.Namespace) -> None:
+    from cats.nmt.training import checkpoint
+    from cats.nmt.training.run import RunDirectory
+
+    directory = RunDirectory(Path(args.run))
+    if not directory.checkpoints.is_dir():
+        raise UserError(f"{args.run} is no run directory: it holds no checkpoints")
+    paths = [Path(file) for file in args.checkpoints or ()] or directory.kept_checkpoints()
+    if args.last is not None:
+        if args.checkpoints:
+            raise UserError("--last is for the models that the run has kept: leave it out, or --checkpoints")
+        if not 1 <= args.last <= max(1, len(paths)):
+            raise UserError(f"--last {args.last}: {args.run} has kept {len(paths)} models")
+        paths = paths[-args.last :]
+    if not paths:
+        raise UserError(f"{args.run} has kept no models: train with --set train.keep=5, or give --checkpoints")
+    average = directory.checkpoint("average")
+    checkpoint.save(average, checkpoint.average(paths))
+    print(f"{average}: the mean of {', '.join(path.name for path in paths)}")

@@ -1,0 +1,43 @@
+"""`cats data cldr`: write the built-in corpus as parallel text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cats.nmt.cli.options import given
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.schema import Config, Data
+from cats.nmt.config.toml import apply_overrides
+from cats.nmt.errors import UserError
+
+SUMMARY = "write the built-in corpus as parallel text: train.en-xx.en, train.en-xx.xx, ..."
+HELP = """\
+Write the built-in corpus as parallel text, to look at or to train something else on: phrases of the Unicode CLDR,
+English to each language of a set.
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    default = Data()
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder to write to")
+    parser.add_argument("--languages", metavar="{related,diverse,wmt}", help=f"default: {default.languages}")
+    parser.add_argument("--sizes", metavar="{ted,wmt}", help=f"training pairs per language (default: {default.sizes})")
+    parser.add_argument("--seed", metavar="S", help=f"default: {default.seed}")
+
+
+def run(args: argparse.Namespace) -> None:
+    from cats.nmt.data.corpus import write_corpus
+
+    data = apply_overrides(
+        Config(), given(args, {name: f"data.{name}" for name in ("languages", "sizes", "seed")})
+    ).data
+    out = Path(args.out)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another --out")
+    from cats.nmt.data.cldr.generate import generate  # imported late because it needs Babel
+
+    corpus = generate(data.languages, data.sizes, data.seed)
+    write_corpus(corpus, out)
+    pairs = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
+    print(f"{out}: training pairs {pairs}\nTrain on it: cats train --data {out}")

@@ -1,0 +1,63 @@
+"""`cats data prepare`: turn a corpus into tokens once, for later training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cats.nmt.cli.options import add_corpus, add_settings, base_config, corpus_config, require_trainer
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.toml import apply_overrides
+from cats.nmt.errors import UserError
+
+SUMMARY = "turn text into tokens, once, for training"
+HELP = """\
+Train the tokenizer and turn text into tokens, once, with several processes, into a folder that can be trained on here
+or elsewhere. Killed or stopped, the same command goes on where it was. Training on a large folder of text does the same
+by itself, into $CATS_CACHE or the cache folder of the user.
+
+examples:
+  cats data prepare my/corpus --out prepared --preset base
+  cats train --data prepared --preset base
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    add_corpus(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="new folder, or one that was left unfinished")
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help="that encode (default: one a core)")
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    require_trainer("preparing")
+    from cats.nmt.data import prepare
+    from cats.nmt.training import warmstart
+    from cats.nmt.training.run import load_corpus
+
+    if args.processes < 0:
+        raise UserError(f"--processes must be at least 0, not {args.processes}")
+    config = apply_overrides(corpus_config(args, base_config(args)), args.overrides or [])
+    out = Path(args.out)
+    corpus = load_corpus(config.data)
+    try:
+        tokenizer = warmstart.tokenizer(corpus, config)
+        prepare.prepare(corpus, config, out, tokenizer=tokenizer, processes=args.processes)
+    except KeyboardInterrupt:
+        print("cats: stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    found = prepare.load(out, config)
+    for task, shard in found.shards.items():
+        reasons = "".join(f", {count:,} {reason}" for reason, count in found.left_out.get(task, {}).items())
+        print(f"{task}: {len(shard):,} pairs, {len(shard.tokens):,} tokens{reasons}")
+    for notice in corpus.notices:
+        print(notice)
+    print(f"Train on it: cats train --data {out}{settings_options(args)}")
+
+
+def settings_options(args: argparse.Namespace) -> str:
+    """Return the options for settings as the user gave them, each with a space before it."""
+    names = [name for name in ("preset", "config", "init_from") if getattr(args, name)]
+    options = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
+    return options + "".join(f" --set {override}" for override in args.overrides or [])

@@ -1,0 +1,61 @@
+"""`cats evaluate`: translate and score a run's test set again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cats.nmt.cli import translate
+from cats.nmt.cli.parser import Parser
+
+SUMMARY = "score a run again: BLEU, chrF and NLL per language, tables and pictures"
+HELP = """\
+Translate and score the test set of a run with its best checkpoint; write scores.json, scores.csv, report.md and the
+pictures again. Its hyp/ holds each task's translations, sources and references, a file each, for other scorers:
+  comet-score -s RUN/hyp/test.az.src -t RUN/hyp/test.az.txt -r RUN/hyp/test.az.ref
+With another split or checkpoint only its scores and translations are written; scores of other checkpoints than the best
+stand beside those in report.md.
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("--split", default="test", metavar="{test,valid,train}", help="default: test")
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+",
+        default=["best"],
+        metavar="NAME",
+        help="best, last, average or step-N, or several to be compared (default: best)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from cats.nmt.scoring.tables import checkpoints_table
+
+    names = list(dict.fromkeys(args.checkpoint))
+    scores = {name: score(Path(args.run), args.split, checkpoint=name) for name in names}
+    if len(scores) > 1:
+        print(f"\n{checkpoints_table(scores)}")
+
+
+def score(path: Path, split: str, *, checkpoint: str = "best", quiet: bool = False) -> dict[str, Any]:
+    """Score a checkpoint, print its table and, for the test set, write the report. Return the scores."""
+    from cats.nmt.scoring import report
+    from cats.nmt.scoring.evaluate import evaluate
+    from cats.nmt.scoring.tables import scores_table
+    from cats.nmt.training.run import RunDirectory
+
+    directory = RunDirectory(path)
+
+    scores = evaluate(path, split=split, checkpoint=checkpoint, quiet=quiet)
+    if not quiet:
+        print(f"\n{scores_table(scores)}\n\n{report.verdict(scores)}")
+    if split == "test" and directory.scores_file().exists():
+        report.write(path)
+        if not quiet and checkpoint == "best":
+            tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
+            print(f"\n{path}: report.md, loss.png, alpha.png, scores.json")
+            print(f"Try it: {translate.example(path, list(scores['languages']), tokenizer)}")
+    return scores

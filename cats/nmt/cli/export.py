@@ -1,0 +1,36 @@
+"""`cats export`: write a trained model to a folder of its own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cats.nmt.cli import translate
+from cats.nmt.cli.options import add_checkpoint
+from cats.nmt.cli.parser import Parser
+
+SUMMARY = "a trained model as a folder to pass on: safetensors, tokenizer, settings"
+HELP = """\
+Write the model of a run to a folder to pass on: model.safetensors, tokenizer.model and config.toml.
+
+examples:
+  cats export runs/NAME my-model
+  echo "Monday, 3 hours ago" | cats translate my-model --to az
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
+    add_checkpoint(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from cats.nmt.training import export
+    from cats.nmt.training.run import RunDirectory
+
+    directory, out = RunDirectory(Path(args.run)), Path(args.dir)
+    trained, tasks = directory.load_model(args.checkpoint), directory.task_names()
+    export.write(out, trained, tasks)
+    print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    print(f"Try it: {translate.example(out, tasks, trained.tokenizer)}")

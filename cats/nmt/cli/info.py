@@ -1,0 +1,21 @@
+"""`cats info`: what is installed, and what can be used."""
+
+from __future__ import annotations
+
+import argparse
+
+from cats.info import describe
+from cats.nmt.cli.parser import Parser
+
+SUMMARY = "versions, devices, backends, and what is missing for the rest"
+HELP = """\
+Show versions, devices, the backends of the operators with the reason where one cannot be used, and missing extras.
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """`cats info` has no options."""
+
+
+def run(args: argparse.Namespace) -> None:
+    print(describe())

@@ -1,0 +1,65 @@
+"""Options that several commands share, and the configuration that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from cats import info
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.schema import Config, replace_settings
+from cats.nmt.config.toml import apply_overrides, presets, read_run_config, read_settings
+from cats.nmt.errors import UserError
+
+
+def add_settings(parser: Parser) -> None:
+    """Add --preset, --config, --set and --init-from."""
+    parser.add_argument(
+        "--preset", metavar="NAME", help=f"settings of {', '.join(presets())}; a --config and options win"
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; options given beside it win")
+    parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
+    parser.add_argument("--init-from", metavar="RUN", help="start from the best model of a run, and with its shape")
+
+
+def base_config(args: argparse.Namespace) -> Config:
+    """Return the settings of --preset and --config. With --init-from alone, the model is that of the other run."""
+    config = read_settings(args.preset, args.config)
+    if args.init_from is None:
+        return config
+    other = read_run_config(Path(args.init_from))
+    if not args.config and args.preset is None:
+        config = dataclasses.replace(config, model=other.model, tokenizer=other.tokenizer)
+    return replace_settings(config, {"train.init_from": args.init_from})
+
+
+def add_corpus(parser: Parser) -> None:
+    """Add DIR, --source and --direction."""
+    parser.add_argument("dir", metavar="DIR", help="folder of parallel text")
+    parser.add_argument("--source", metavar="LANG", help="the language all tasks have in common (default: en)")
+    parser.add_argument("--direction", metavar="{one-to-many,many-to-one,many-to-many}", help="default: one-to-many")
+
+
+def corpus_config(args: argparse.Namespace, base: Config) -> Config:
+    """Return `base` with the corpus that DIR, --source and --direction name."""
+    config = replace_settings(base, {"data.path": args.dir})
+    return apply_overrides(config, given(args, {"source": "data.source", "direction": "data.direction"}))
+
+
+def given(args: argparse.Namespace, settings: dict[str, str]) -> list[str]:
+    """Return "section.key=value" for every option in `settings` ({option: section.key}) that the user gave."""
+    return [f"{setting}={getattr(args, name)}" for name, setting in settings.items() if getattr(args, name) is not None]
+
+
+def add_checkpoint(parser: Parser) -> None:
+    """Add --checkpoint."""
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="best, last, average or step-N (default: best)"
+    )
+
+
+def require_trainer(purpose: str) -> None:
+    """Raise `UserError` if a package that the trainer needs is not installed."""
+    if packages := info.missing("nmt"):
+        raise UserError(f"{purpose} needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")

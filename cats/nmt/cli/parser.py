@@ -1,0 +1,39 @@
+"""The parser of every command's options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from typing import NoReturn
+
+from cats.nmt.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UserError` for wrong options and keeps the line breaks of the help text."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=110),
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Return the parsed arguments. The error for an unknown option suggests the nearest known one."""
+        for argument in arguments:
+            option = argument.partition("=")[0]
+            if option == "--":
+                break
+            if option.startswith("--") and option not in self._option_string_actions:
+                self.error(f"unknown option '{option}'{nearest(option, self._option_string_actions)}")
+        known, unknown = self.parse_known_args(arguments)
+        for argument in unknown:
+            kind = "unknown option" if argument.startswith("-") else "unexpected argument"
+            self.error(f"{kind} '{argument}'")
+        return known

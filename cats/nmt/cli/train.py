@@ -1,0 +1,133 @@
+"""`cats train`: train a model, translate the test set, write scores, a report and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cats.nmt.cli.evaluate import score
+from cats.nmt.cli.options import add_settings, base_config, given, require_trainer
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.schema import Config, is_utf8, replace_settings
+from cats.nmt.config.toml import apply_overrides, describe
+from cats.nmt.errors import UserError
+
+SUMMARY = "train a model and score it: eight languages in about five minutes with no option at all"
+HELP = """\
+Train one multilingual model, then translate the test set and write scores, a report and pictures.
+Without --data it trains on phrases of the Unicode CLDR (English to eight languages; nothing is downloaded).
+
+examples:
+  cats train                                        CATS on the built-in corpus
+  cats train --method static --temperature 5        the usual baseline: sampling with T = 5
+  cats train --data my/corpus --set model.d_model=512 --set train.steps=50000
+  cats train --data ted --preset ted                the model and the schedule of a paper
+  cats train --config runs/NAME/config.toml         the same run again
+  cats train --resume runs/NAME                     go on after Ctrl-C or a crash, bit for bit
+  cats train --init-from runs/NAME --data more      fine-tune the best model of a run
+  torchrun --nproc-per-node 8 -m cats train ..      with 8 processes, one for each GPU
+"""
+EPILOG = """\
+settings for --set and --config, with their defaults:
+{settings}
+
+The run directory holds config.toml, tokenizer.model, checkpoints/, metrics.jsonl, scores.json, scores.csv, report.md,
+loss.png, alpha.png, hyp/ and, where TensorBoard is installed, tensorboard/. train.steps counts from the first update,
+also after --resume. Exit status: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C.
+"""
+
+# Short options for frequent settings: {option: section.key}.
+SHORT = {
+    "method": "method.name",
+    "temperature": "sampling.temperature",
+    "steps": "train.steps",
+    "seed": "train.seed",
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    default = Config()
+    parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in one)")
+    parser.add_argument("--method", metavar="{cats,static}", help=f"default: {default.method.name}")
+    parser.add_argument(
+        "--temperature", metavar="T", help=f"of the sampling (default: {default.sampling.temperature:g})"
+    )
+    parser.add_argument("--steps", metavar="N", help=f"updates of the model (default: {default.train.steps})")
+    parser.add_argument("--seed", metavar="S", help=f"default: {default.train.seed}")
+    add_settings(parser)
+    parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    parser.epilog = EPILOG.format(settings=describe())
+
+
+def run(args: argparse.Namespace) -> None:
+    require_trainer("training")
+    from cats.nmt.training import processes
+    from cats.nmt.training.trainer import train
+
+    config = resumed(args) if args.resume else configured(args)
+    with processes.process_group():
+        if args.resume:
+            path = Path(args.resume)
+        else:
+            path = Path(processes.broadcast_text(str(new_run(args.out, config)) if processes.is_main() else ""))
+        train(config, path, resume=bool(args.resume), quiet=args.quiet)
+        try:
+            if processes.is_main():
+                score(path, "test", quiet=args.quiet)
+        except KeyboardInterrupt:
+            print(f"cats: trained but not scored; to go on: cats evaluate {path}", file=sys.stderr)
+            raise
+
+
+def resumed(args: argparse.Namespace) -> Config:
+    """Return the configuration of the run to resume.
+
+    Raises:
+        UserError: options would change the configuration, or the directory is an exported model or no run at all.
+    """
+    from cats.nmt.training.run import RunDirectory
+
+    for name in (*SHORT, "data", "preset", "config", "out", "init_from", "overrides"):
+        if getattr(args, name) is not None:
+            option = "set" if name == "overrides" else name.replace("_", "-")
+            raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
+    directory = RunDirectory(Path(args.resume))
+    config = directory.read_config()
+    if directory.is_exported:
+        raise UserError(
+            f"{directory.path} is an exported model, which cannot be trained further; go on with the run itself"
+        )
+    return config
+
+
+def configured(args: argparse.Namespace) -> Config:
+    """Return the configuration of a new run. --set wins over short options, these over --config, that over --preset."""
+    config = base_config(args)
+    if args.data is not None:
+        config = replace_settings(config, {"data.path": args.data})
+    return apply_overrides(config, [*given(args, SHORT), *(args.overrides or [])])
+
+
+def new_run(out: str | None, config: Config) -> Path:
+    """Return the directory of a new run: `out`, which must be new or empty, or an unused name in runs/."""
+    if out is not None:
+        path = Path(out)
+        if not is_utf8(out):
+            raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            go_on = f", or go on with: cats train --resume {path}" if (path / "config.toml").is_file() else ""
+            raise UserError(f"{path} exists already; choose another --out{go_on}")
+        return path
+    data = config.data
+    corpus = Path(data.path).name if data.path else f"cldr-{data.languages}-{data.sizes}"
+    usual = config.sampling.temperature == Config().sampling.temperature
+    temperature = "" if usual else f"-T{config.sampling.temperature:g}"
+    name = f"{corpus}-{config.method.name}{temperature}-seed{config.train.seed}"
+    path, count = Path("runs", name), 1
+    while path.exists():
+        count += 1
+        path = Path("runs", f"{name}-{count}")
+    return path

@@ -1,0 +1,178 @@
+"""`cats translate`: translate standard input, a file or typed lines."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cats.nmt.cli.options import add_checkpoint, given
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.schema import TYPES, Config, Decode
+from cats.nmt.config.toml import apply_overrides
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import atomic_file, line_blocks
+
+if TYPE_CHECKING:
+    from cats.nmt.data.tokenizer import Tokenizer
+
+SUMMARY = "translate standard input, a file or what you type with a trained model"
+HELP = """\
+Translate standard input or a file, a sentence per line, with a run or an exported model.
+
+examples:
+  echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
+  cats translate runs/NAME --to ru --beam 1 < english.txt > russian.txt
+  cats translate runs/NAME --to ru --input english.txt --output russian.txt --nbest 4
+  cats translate runs/NAME --to ru --sample --top-p 0.9 --seed 7 < english.txt
+  cats translate runs/NAME --to ru --interactive
+"""
+BLOCK = 32  # largest number of lines that are translated together; shorter blocks answer a slow pipe sooner
+FILE_BLOCK = 32 * BLOCK  # a file is all there, and a larger block makes batches of lines of similar length
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it, or an exported model")
+    parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="LANG",
+        help="source language; checked, and needed where the run has several that it tells apart",
+    )
+    parser.add_argument("--input", metavar="FILE", help="read this file instead of standard input")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write this file, when all is done, instead of standard output"
+    )
+    parser.add_argument("--interactive", action="store_true", help="ask for a line, translate it, and so on")
+    parser.add_argument("--beam", metavar="N", help="beam size; 1 is greedy search (default: that of the run)")
+    parser.add_argument("--length-penalty", metavar="X", help="above 0 favours longer ones (default: the run's)")
+    parser.add_argument("--penalty", metavar="{google,fairseq}", help="its formula (default: the run's)")
+    parser.add_argument("--nbest", type=int, metavar="N", help="so many per line, as: line number, score, translation")
+    parser.add_argument("--sample", action="store_const", const="true", help="draw them at random: no beam search")
+    parser.add_argument("--temperature", metavar="T", help="--sample: below 1 likelier, above 1 more varied")
+    parser.add_argument("--top-k", metavar="K", help="--sample: only from the K likeliest tokens")
+    parser.add_argument("--top-p", metavar="P", help="--sample: only from the likeliest tokens of probability P")
+    parser.add_argument("--seed", metavar="S", help="--sample: of the draws (default: 1)")
+    add_checkpoint(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    from cats.nmt.data.directions import direction, target_languages
+    from cats.nmt.model import decode
+    from cats.nmt.training.run import RunDirectory, set_threads
+
+    directory = RunDirectory(Path(args.run))
+    trained = directory.load_model(args.checkpoint)
+    config, tokenizer = trained.config, trained.tokenizer
+    directions = [direction(task, tokenizer.languages) for task in directory.task_names()]
+    targets = target_languages(directions, tokenizer)
+    if args.to not in targets:
+        known = ", ".join(targets)
+        raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, targets)}: {known}")
+    source = source_language(args, directions, tokenizer)
+    search = search_settings(args, config)
+    set_threads(config.train.threads, config.model.d_model)
+
+    def translated(lines: list[str], before: int) -> str:
+        """Return the output for `lines`, which come after `before` other lines."""
+        options = {**dataclasses.asdict(search), "nbest": args.nbest or 1, "before": before}
+        found = decode.translations(trained.model, tokenizer, lines, source, args.to, **options)
+        if args.nbest is None:
+            return "".join(f"{best[0][0]}\n" for best in found)
+        every = [(i, score, text) for i, best in enumerate(found, before + 1) for text, score in best]
+        return "".join(f"{i}\t{score:.4f}\t{text}\n" for i, score, text in every)
+
+    if args.interactive:
+        for number, line in enumerate(typed_lines(f"{args.to}> ")):
+            print(translated([line], number), end="", flush=True)
+        return
+    with contextlib.ExitStack() as files:
+        lines_in = files.enter_context(open(args.input, "rb")) if args.input else sys.stdin.buffer
+        lines_out = files.enter_context(atomic_file(args.output)) if args.output else sys.stdout.buffer
+        before = 0
+        for lines in line_blocks(lines_in, args.input or "standard input", FILE_BLOCK if args.input else BLOCK):
+            lines_out.write(translated(lines, before).encode())
+            lines_out.flush()
+            before += len(lines)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for options that are wrong whatever the run is."""
+    if args.interactive and (args.input or args.output or not sys.stdin.isatty()):
+        raise UserError("--interactive is for a terminal, without --input and --output")
+    if args.output and not Path(args.output).resolve().parent.is_dir():
+        raise UserError(f"{args.output}: its folder is not there; make it, or choose another --output")
+    if args.nbest is not None and args.nbest < 1:
+        raise UserError(f"--nbest must be at least 1, not {args.nbest}")
+
+
+def search_settings(args: argparse.Namespace, config: Config) -> Decode:
+    """Return the section decode of the run's configuration, changed by the options of the same names."""
+    names = [name for name in vars(args) if f"decode.{name}" in TYPES]
+    changes = given(args, {name: f"decode.{name}" for name in names})
+    if not args.sample and any(getattr(args, name) is not None for name in ("beam", "penalty", "length_penalty")):
+        changes.append("decode.sample=false")  # options of beam search ask for a search, even if the run samples
+    search = apply_overrides(config, changes).decode
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if getattr(args, name) is not None and not search.sample:
+            raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random: add --sample")
+    return search
+
+
+def source_language(args: argparse.Namespace, directions: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> str:
+    """Return the source language by its name in the tokenizer: that of --from, else the only one for the target.
+
+    Prints a warning if the run was not trained on the direction.
+
+    Raises:
+        UserError: the run does not know the language of --from, or needs --from to tell several sources apart.
+    """
+    from cats.nmt.data.corpus import ENGLISH
+    from cats.nmt.data.directions import source_languages, tokenizer_name
+
+    known = list(dict.fromkeys(source for source, _ in directions))
+    source = args.source
+    if source is None:
+        sources = source_languages(directions, args.to)
+        if tokenizer.needs_source and len(sources) > 1:
+            raise UserError(f"say which language the text is in, with --from: {', '.join(sources)}")
+        return tokenizer_name(sources[0], args.to, tokenizer)
+    if source in ENGLISH and source not in known:
+        source = ENGLISH[0]
+    if known and source not in known:
+        raise UserError(f"{args.run} does not translate from '{source}'{nearest(source, known)}: {', '.join(known)}")
+    if known and (source, args.to) not in directions:
+        print(f"cats: {args.run} was not trained to translate from {source} to {args.to}: zero-shot", file=sys.stderr)
+    return tokenizer_name(source, args.to, tokenizer)
+
+
+def typed_lines(prompt: str) -> Iterator[str]:
+    """Ask for lines at the terminal and yield them until the end of input (Ctrl-D)."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() the arrow keys and earlier lines
+    while True:
+        try:
+            line = input(prompt)
+            line.encode()  # a byte that is not UTF-8 arrives as a lone surrogate, which cannot be encoded
+            yield line
+        except EOFError:
+            print()
+            return
+        except UnicodeError:
+            print("cats: not UTF-8; type it again", file=sys.stderr)
+
+
+def example(run: Path, tasks: Sequence[str], tokenizer: Tokenizer) -> str:
+    """Return a command that translates with `run` in the direction of its first task."""
+    from cats.nmt.data.directions import direction, source_languages
+
+    directions = [direction(task, tokenizer.languages) for task in tasks] or [("", tokenizer.languages[0])]
+    source, target = directions[0]
+    ambiguous = tokenizer.needs_source and len(source_languages(directions, target)) > 1
+    return f"cats translate {run} {f'--from {source} ' if ambiguous else ''}--to {target}"

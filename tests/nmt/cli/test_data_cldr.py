@@ -1,0 +1,22 @@
+"""`cats data cldr`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cats.nmt.cli.main import main
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+from cats.nmt.data.corpus import read_corpus
+
+
+def test_data_cldr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("babel")
+    assert main(["data", "cldr", "--out", str(tmp_path / "corpus"), "--sizes", "ted", "--languages", "diverse"]) == 0
+    said = capsys.readouterr().out
+    assert f"Train on it: cats train --data {tmp_path / 'corpus'}" in said
+    corpus = read_corpus(tmp_path / "corpus")
+    assert all(f"{name} {size:,}" in said for name, size in corpus.sizes.items()) and len(corpus.tasks) == 8

@@ -1,0 +1,26 @@
+"""`cats data prepare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cats.nmt.cli.main import main
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+
+
+def test_prepared_with_the_settings_of_a_file(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The line that it prints is a command that works."""
+    (tmp_path / "mine.toml").write_text("[tokenizer]\nvocab_size = 70\nper_language = true\n")
+    given = ["--preset", "tiny", "--config", str(tmp_path / "mine.toml"), "--set", "model.max_length=50"]
+    out = tmp_path / "prepared"
+    assert main(["data", "prepare", str(trained / "toy"), "--out", str(out), "--processes", "1", *given]) == 0
+    line = capfd.readouterr().out.splitlines()[-1]
+    assert line == f"Train on it: cats train --data {out} {' '.join(given)}"
+    small = ["--quiet", "--steps", "2", "--set", "model.d_model=32", "--out", str(tmp_path / "run")]
+    assert main([*line.partition("cats ")[2].split(), *small]) == 0
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["steps"] == 2

@@ -1,0 +1,57 @@
+"""`cats export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from cats.nmt.cli.main import main
+from cats.nmt.errors import UserError
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+import shutil
+
+
+def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> NoReturn:
+        raise UserError("the disk is full")
+
+    from cats.nmt.training import export
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "to_toml", full)
+        assert main(["export", str(run), str(tmp_path / "out")]) == 2
+    assert list((tmp_path / "out").iterdir()) == []
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+
+
+def test_export(
+    run: Path, trained: Path, tmp_path: Path, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from cats.nmt.scoring import evaluate
+    from cats.nmt.training.run import RunDirectory
+
+    out = tmp_path / "model"
+    assert main(["export", str(run), str(out)]) == 0
+    assert "config.toml, model.safetensors, tokenizer.model\nTry it: cats translate" in capfd.readouterr().out
+    source = str(trained / "toy" / "test.en-az.en")
+    assert main(["translate", str(out), "--to", "az", "--from", "en", "--input", source]) == 0
+    assert capfd.readouterr() == ((run / "hyp" / "test.az.txt").read_text(encoding="utf-8"), "")
+    assert RunDirectory(out).task_names() == ["az", "be"]
+    assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be trained further")
+    shutil.rmtree(run)  # the folder stands alone; with the corpus it can be scored too
+    assert evaluate.evaluate(out)["languages"].keys() == {"az", "be"}
+
+    assert refused("export", out, out) == f"{out} exists already; choose another folder"
+    weights = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(weights[:1000])
+    damaged = f"{out}/model.safetensors is damaged or no safetensors file; export it again"
+    assert refused("translate", out, "--to", "az") == damaged
+    (out / "model.safetensors").write_bytes(weights)
+    text = (out / "config.toml").read_text(encoding="utf-8")
+    (out / "config.toml").write_text(text.replace("ffn = 32", "ffn = 64"), encoding="utf-8")
+    assert "model.safetensors does not fit" in refused("translate", out, "--to", "az")

@@ -1,0 +1,216 @@
+"""`cats train`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cats import info
+from cats.nmt.cli.main import main
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.schema import FIELDS, Config
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from cats.nmt.cli import train
+from cats.nmt.config.schema import replace_settings
+from cats.nmt.config.toml import read_config
+from tests.nmt.cli.common import SET, TINY, write_toy
+
+
+def test_train_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in FIELDS)
+    assert "cats train --resume runs/NAME" in text
+
+
+def test_a_run_directory_is_complete(trained: Path) -> None:
+    run = trained / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "alpha.png",
+        "checkpoints",
+        "config.toml",
+        "hyp",
+        "loss.png",
+        "metrics.jsonl",
+        "report.md",
+        "scores.csv",
+        "scores.json",
+        "tokenizer.model",
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.pt", "last.pt", "previous.pt"}
+    kept = read_config(run / "config.toml")
+    assert (kept.train.seed, kept.train.steps, kept.data.path) == (3, 20, str(trained / "toy"))
+    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    assert {"bleu", "chrf", "nll", "pairs"} <= scores["languages"]["az"].keys()
+    assert list(scores["groups"]) == ["all", "lores", "hires"] and "groups" in scores["lookup"]
+
+
+def test_names_under_runs_and_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_toy(tmp_path / "toy")
+    others = [argument for setting in TINY if "steps" not in setting for argument in ("--set", setting)]
+    arguments = ["train", "--data", "toy", "--method", "static", "--temperature", "inf", "--steps", "10", *others]
+    assert main(arguments) == 0
+    out, err = capfd.readouterr()
+    line = r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left\n"
+    assert re.fullmatch(line, err), err  # no progress bar where nobody watches
+    assert "| **LoRes** |" in out and "lookup" in out and "runs/toy-static-Tinf-seed1: report.md" in out
+    assert "cats translate runs/toy-static-Tinf-seed1 --to az" in out
+    kept = read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
+    assert (kept.method.name, kept.sampling.temperature, kept.train.steps) == ("static", float("inf"), 10)
+
+    assert train.new_run(None, kept) == Path("runs/toy-static-Tinf-seed1-2")
+    Path("runs/toy-static-Tinf-seed1-2").mkdir()
+    assert train.new_run(None, kept) == Path("runs/toy-static-Tinf-seed1-3")
+    assert train.new_run(None, Config()) == Path("runs/cldr-related-ted-cats-seed1")
+
+
+def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "unknown preset 'opus-100' (did you mean opus100?); there are base" in refused(
+        "train", "--preset", "opus-100"
+    )
+    message = refused("train", "--resume", tmp_path, "--preset", "ted")
+    assert message.endswith("leave out --preset, or start a new run")
+    (tmp_path / "mine.toml").write_text("[train]\nlr = 1e-3\nsteps = 7\n")
+    parser = Parser("cats train", "")
+    train.add_arguments(parser)
+    given = ["--preset", "ted", "--config", str(tmp_path / "mine.toml"), "--steps", "9", "--set", "model.heads=8"]
+    found = train.configured(parser.parse(given))
+    assert (found.model.ffn, found.train.lr, found.train.steps, found.model.heads) == (1024, 1e-3, 9, 8)
+
+
+def test_an_existing_directory_is_left_alone(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    toy, run = trained / "toy", trained / "run"
+    before = sorted(path.name for path in run.rglob("*"))
+    go_on = f"; choose another --out, or go on with: cats train --resume {run}"
+    assert refused("train", "--data", toy, "--out", run) == f"{run} exists already{go_on}"
+    assert refused("train", "--data", toy, "--out", toy) == f"{toy} exists already; choose another --out"
+    assert refused("data", "cldr", "--out", toy) == f"{toy} is not empty; choose another --out"
+    (tmp_path / "file").touch()
+    assert refused("train", "--data", toy, "--out", tmp_path / "file").startswith(f"{tmp_path / 'file'} exists already")
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_bad_corpora_leave_no_run_directory(tmp_path: Path, refused: Callable[..., str]) -> None:
+    toy, run = write_toy(tmp_path / "toy"), tmp_path / "run"
+    with (toy / "train.en-az.az").open("ab") as file:
+        file.write(b"one more\n")
+    message = refused("train", "--data", toy, "--out", run)
+    assert "train.en-az.en" in message and "60 lines" in message and "61" in message
+    (toy / "train.en-az.az").write_bytes(b"fine\n\xff\n")
+    assert "train.en-az.az, line 2: not UTF-8" in refused("train", "--data", toy, "--out", run)
+    assert "no such folder" in refused("train", "--data", tmp_path / "tyo", "--out", run)
+    (toy / "train.en-az.az").write_bytes((toy / "train.en-az.en").read_bytes())
+    message = "evaluate: unknown task azz (did you mean az?); known: az, be"
+    assert refused("train", "--data", toy, "--out", run, "--set", "evaluate.lores=azz") == message
+    (tmp_path / "empty").mkdir()
+    assert "the folder is empty" in refused("train", "--data", tmp_path / "empty", "--out", run)
+    assert not run.exists()
+
+
+def test_resume_keeps_the_settings(trained: Path, refused: Callable[..., str]) -> None:
+    for option in (["--steps", "3"], ["--data", "x"], ["--set", "train.lr=1"], ["--out", "x"]):
+        expected = f"--resume keeps the settings of the run: leave out {option[0]}, or start a new run"
+        assert refused("train", "--resume", trained / "run", *option) == expected
+
+
+def test_a_config_file_with_options_beside_it(trained: Path) -> None:
+    parser = Parser("cats train", "")
+    train.add_arguments(parser)
+    file = str(trained / "run" / "config.toml")
+    chosen = train.configured(
+        parser.parse(["--config", file, "--seed", "9", "--set", "train.seed=10", "--method", "static"])
+    )
+    kept = read_config(trained / "run" / "config.toml")
+    assert chosen == replace_settings(kept, {"train.seed": 10, "method.name": "static"})
+
+
+def test_a_run_starts_from_another_with_its_shape(
+    trained: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "--init-from", trained / "run", "--data", trained / "toy", "--out", run, "--quiet"]
+    few = ["--steps", "2", "--set", "sampling.batch_tokens=100"]
+    assert main([str(argument) for argument in [*arguments, *few]]) == 0
+    kept = read_config(run / "config.toml")
+    assert kept.train.init_from == str(trained / "run") and kept.train.steps == 2
+    assert kept.model == read_config(trained / "run" / "config.toml").model != Config().model
+    assert "has model.ffn = 32, not 64" in refused(*arguments[:-3], "--out", run / "x", "--set", "model.ffn=64")
+    assert "is no run directory" in refused("train", "--init-from", tmp_path / "absent")
+    assert "leave out --init-from" in refused("train", "--resume", run, "--init-from", run)
+
+
+def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
+    write_toy(tmp_path / "toy")
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "cats",
+        "train",
+        "--data",
+        "toy",
+        "--out",
+        "run",
+        *SET,
+        "--set",
+        "train.steps=100000",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run" / "checkpoints" / "best.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "to go on: cats train --resume run" in err and "Traceback" not in err
+    text = (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"]
+    (tmp_path / "run" / "config.toml").write_text(
+        text.replace("steps = 100000", f"steps = {last + 30}"), encoding="utf-8"
+    )
+    assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert (tmp_path / "run" / "report.md").exists()
+
+
+def test_full_disk_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    write_toy(tmp_path / "toy")
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if (tmp_path / "run" / "config.toml").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refused("train", "--data", tmp_path / "toy", "--out", tmp_path / "run", "--quiet", *SET)
+    assert "the disk is full" in message and str(tmp_path / "run") in message
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_missing_packages_are_found_before_training(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(info, "missing", lambda extra: ["babel", "tqdm"])
+    assert refused("train") == "training needs babel, tqdm; install with: pip install 'cats-optim[nmt]'"

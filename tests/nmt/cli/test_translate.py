@@ -1,0 +1,142 @@
+"""`cats translate`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cats.nmt.cli.main import main
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+import subprocess
+import sys
+
+from tests.nmt.cli.common import Input
+
+
+def test_translate_gives_the_test_translations(
+    run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((trained / "toy" / "test.en-az.en").read_bytes())))
+    assert main(["translate", str(run), "--to", "az"]) == 0
+    assert capfdbinary.readouterr().out == (run / "hyp" / "test.az.txt").read_bytes()
+    assert capfdbinary.readouterr().err == b""
+
+
+def test_translate_files(run: Path, trained: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    source, target = trained / "toy" / "test.en-az.en", tmp_path / "out.txt"
+    assert main(["translate", str(run), "--to", "az", "--input", str(source), "--output", str(target)]) == 0
+    assert target.read_bytes() == (run / "hyp" / "test.az.txt").read_bytes()
+    assert capfdbinary.readouterr() == (b"", b"")
+    source = tmp_path / "in.txt"
+    source.write_bytes(b"alpha\n\xff\n")
+    assert main(["translate", str(run), "--to", "az", "--input", str(source), "--output", str(target)]) == 2
+    assert b"in.txt, line 2, byte 1: not UTF-8" in capfdbinary.readouterr().err
+    assert target.read_bytes() == (run / "hyp" / "test.az.txt").read_bytes()  # the old file, not half a new one
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt", "run"}
+
+
+def test_translate_nbest_and_sample(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("alpha bravo\n\n" + "golf hotel\n" * 70)
+
+    def translated(*options: str, lines: str = source.read_text()) -> list[list[str]]:
+        source.write_text(lines)
+        assert main(["translate", str(run), "--to", "az", "--input", str(source), *options]) == 0
+        return [line.split("\t") for line in capfd.readouterr().out.split("\n")[:-1]]
+
+    rows = translated("--nbest", "2", "--penalty", "fairseq")
+    assert [row[0] for row in rows] == [*"112", *(str(i) for i in range(3, 73) for _ in range(2))]
+    assert rows[2] == ["2", "0.0000", ""] and float(rows[0][1]) >= float(rows[1][1])
+    assert [row[2] for row in rows[::2]][:1] == translated("--nbest", "1", "--penalty", "fairseq")[0][2:]
+    drawn = translated("--sample", "--temperature", "5", "--seed", "3")
+    assert drawn == translated("--sample", "--temperature", "5", "--seed", "3")
+    assert drawn != translated("--sample", "--temperature", "5", "--seed", "4")
+    assert len({text for (text,) in drawn[2:]}) > 35  # also behind the first block every line has draws of its own
+    assert translated("--sample", "--top-k", "1") == translated("--beam", "1")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal as Unix has it")
+def test_translate_what_is_typed(run: Path, root: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cats", "translate", str(run), "--to", "az", "--interactive"]
+    process = subprocess.Popen(command, cwd=root, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.write(ours, b"alpha bravo\n\nalpha bravo\n\x04")
+    out, err = process.communicate(timeout=300)
+    os.close(ours), os.close(theirs)
+    first, blank, second = out.decode().replace("az> ", "").split("\n")[:3]
+    assert process.returncode == 0 and err == b"" and out.count(b"az> ") == 4
+    assert first == second != "" and blank == ""
+
+
+def test_translate_from(
+    run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = f"{run} does not translate from 'ru': en"
+    assert refused("translate", run, "--to", "az", "--from", "ru") == message
+    for tasks, warned in ((["az", "be"], False), (["az-be", "be-az", "be"], True)):
+        alpha = dict.fromkeys(tasks, 1.0)
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "alpha": alpha}) + "\n")
+        monkeypatch.setattr(sys, "stdin", Input(b"alpha\n"))
+        assert main(["translate", str(run), "--to", "az", "--from", "eng"]) == 0
+        out, err = capfd.readouterr()
+        assert out.count("\n") == 1
+        assert err == (f"cats: {run} was not trained to translate from en to az: zero-shot\n" if warned else "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nbest", "0"], "--nbest must be at least 1, not 0"),
+        (["--nbest", "3"], "a beam of 2 has no 3 best; set decode.beam (--beam) to 3"),
+        (["--top-p", "0.5"], "--top-p is for translations drawn at random: add --sample"),
+        (["--sample", "--top-p", "0"], "decode.top_p must be above 0 and at most 1, not 0.0"),
+        (["--penalty", "googel"], "decode.penalty must be one of google, fairseq, not 'googel' (did you mean google?)"),
+        (["--interactive"], "--interactive is for a terminal, without --input and --output"),
+        (["--input", "{folder}/absent"], "{folder}/absent: No such file or directory"),
+        (
+            ["--output", "{folder}/absent/out"],
+            "{folder}/absent/out: its folder is not there; make it, or choose another --output",
+        ),
+    ],
+)
+def test_translate_misuse(
+    options: list[str],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"alpha\n")))
+    options = [option.format(folder=tmp_path) for option in options]
+    assert refused("translate", run, "--to", "az", *options) == message.format(folder=tmp_path)
+
+
+def test_translate_keeps_blank_lines_and_takes_options(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Input(b"alpha\r\n", b"\n", b"echo"))
+    assert main(["translate", str(run), "--to", "be", "--beam", "1", "--length-penalty", "0"]) == 0
+    lines = capfd.readouterr().out.split("\n")
+    assert len(lines) == 4 and lines[1] == "" and lines[3] == ""
+
+
+def test_what_cannot_be_translated(
+    run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert refused("translate", run, "--to", "aze") == f"{run} does not translate to 'aze' (did you mean az?): az, be"
+    assert refused("translate", run, "--to", "az", "--beam", "0") == "decode.beam must be at least 1, not 0"
+    monkeypatch.setattr(sys, "stdin", Input(b"alpha\nal\xffpha\necho\n"))
+    assert main(["translate", str(run), "--to", "az"]) == 2
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 1  # what came before the bad line is translated
+    assert err == "cats: standard input, line 2, byte 3: not UTF-8; convert it, for example with iconv\n"
