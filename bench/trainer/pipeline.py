@@ -47,9 +47,9 @@ def run(folder: Path, samples: int) -> list[Record]:
     """
     from cats.nmt.config.schema import Config
     from cats.nmt.config.toml import apply_overrides
+    from cats.nmt.data.dataset import TokenDataset
     from cats.nmt.data.prepare import load, prepare
     from cats.nmt.data.sampler import Mixture, Sampler
-    from cats.nmt.data.shards import Tokens
     from cats.nmt.training.run import load_corpus
 
     write_text(folder / "text", TASKS, PAIRS)
@@ -59,7 +59,7 @@ def run(folder: Path, samples: int) -> list[Record]:
     prepare(corpus, config, folder / "prepared", quiet=True)
     ready = load(folder / "prepared", config)
     directions = {task.name: (task.source, task.target) for task in corpus.tasks}
-    tokens = Tokens(ready.shards, directions, ready.tokenizer, torch.device("cpu"))
+    tokens = TokenDataset(ready.shards, directions, ready.tokenizer, torch.device("cpu"))
     lengths = tokens.lengths()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -34,8 +34,8 @@ import numpy as np
 
 from cats.nmt.config.schema import FIELDS, Config
 from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_pair, write_corpus
-from cats.nmt.data.sampler import shares
-from cats.nmt.data.shards import Limits, Shard, encode, id_type
+from cats.nmt.data.sampler import temperature_probabilities
+from cats.nmt.data.shards import LengthFilter, Shard, encode_pairs, token_dtype
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remove_strays
@@ -63,8 +63,8 @@ def tags(config: Config) -> Tags:
     return Tags(config.tokenizer.source_tag, config.tokenizer.target_tag, config.tokenizer.tag_of)
 
 
-def limits(config: Config) -> Limits:
-    return Limits(config.model.max_length, config.data.max_ratio)
+def limits(config: Config) -> LengthFilter:
+    return LengthFilter(config.model.max_length, config.data.max_ratio)
 
 
 def vocabulary_text(corpus: Corpus, temperature: float, most: int) -> list[str]:
@@ -77,7 +77,7 @@ def vocabulary_text(corpus: Corpus, temperature: float, most: int) -> list[str]:
     sources: set[str] = set()
     targets: list[str] = []
     for task in corpus.tasks:
-        count = math.ceil(min(total, most) * shares(corpus.sizes, temperature)[task.name])
+        count = math.ceil(min(total, most) * temperature_probabilities(corpus.sizes, temperature)[task.name])
         step = max(1, len(task.train) // count) if total > most else 1
         chosen = list(itertools.islice(task.train, 0, None, step))
         sources.update(line for line, _ in chosen)
@@ -165,7 +165,7 @@ def in_memory(
     tokenizer: Tokenizer, corpus: Corpus, config: Config, pairs: dict[str, list[tuple[str, str]]]
 ) -> Prepared:
     """The tokens of some pairs of every task, encoded now."""
-    found = {t.name: encode(pairs[t.name], tokenizer, (t.source, t.target), limits(config)) for t in corpus.tasks}
+    found = {t.name: encode_pairs(pairs[t.name], tokenizer, (t.source, t.target), limits(config)) for t in corpus.tasks}
     return Prepared(
         tokenizer,
         {task: shard for task, (shard, _) in found.items()},
@@ -409,7 +409,7 @@ def _remove_blocks(folder: Path, task: str) -> None:
 def _join(folder: Path, names: list[str], task: str, marks: list[dict[str, Any]], vocab_size: int) -> None:
     """One shard of the blocks, read and copied one after the other."""
     with atomic_file(folder / f"{task}.tokens.npy") as file:
-        _header(file, id_type(vocab_size), sum(mark["tokens"] for mark in marks))
+        _header(file, token_dtype(vocab_size), sum(mark["tokens"] for mark in marks))
         for name in names:
             file.write(np.load(folder / f"{name}.tokens.npy", allow_pickle=False).tobytes())
     with atomic_file(folder / f"{task}.offsets.npy") as file:
@@ -430,7 +430,7 @@ def _header(file: BinaryIO, kind: type[np.generic], count: int) -> None:
 class _Encoders:
     """Processes that encode blocks into files, with few blocks waiting; with one process, this one does it."""
 
-    def __init__(self, processes: int, tokenizer: Tokenizer, limits: Limits) -> None:
+    def __init__(self, processes: int, tokenizer: Tokenizer, limits: LengthFilter) -> None:
         self.processes, self.tokenizer, self.limits = processes, tokenizer, limits
         self.waiting: deque[Future[None]] = deque()
 
@@ -473,15 +473,15 @@ class _Encoders:
             ) from None
 
 
-_encoder: tuple[Tokenizer, Limits]  # of this process
+_encoder: tuple[Tokenizer, LengthFilter]  # of this process
 
 
-def _set_encoder(tokenizer: Tokenizer, limits: Limits) -> None:
+def _set_encoder(tokenizer: Tokenizer, limits: LengthFilter) -> None:
     global _encoder
     _encoder = tokenizer, limits
 
 
-def _begin_encoder(model: bytes, tags: Tags, limits: Limits) -> None:
+def _begin_encoder(model: bytes, tags: Tags, limits: LengthFilter) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     parent = multiprocessing.parent_process()
 
@@ -498,7 +498,7 @@ def _encode_block(
     folder: Path, task: str, number: int, direction: tuple[str, str], block: list[tuple[str, str]]
 ) -> None:
     tokenizer, limits = _encoder
-    shard, left_out = encode(block, tokenizer, direction, limits)
+    shard, left_out = encode_pairs(block, tokenizer, direction, limits)
     name = f"{task}.{number}"
     shard.save(folder, name)
     mark = {"format": FORMAT, "kept": len(shard), "tokens": len(shard.tokens), "left_out": dict(left_out)}

@@ -1,8 +1,8 @@
-"""Which sentences stand in which update: tasks' shares, token budgets, length buckets.
+"""Which sentences are in which update: the probabilities of the tasks, token budgets and length buckets.
 
-Every batch is mixed: tasks get their share of each update, not updates of their own now and then, because CATS needs
-the gradients of all tasks at one point. The whole sequence is a pure function of (lengths, options, seed), so
-resuming needs nothing but the step number.
+Every batch is mixed: each update has sentences of all tasks, in proportion to their probabilities, because CATS needs
+the gradients of all tasks at one point. The sequence of batches depends on (lengths, options, seed) only, so resuming
+a run needs nothing but the step number.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 MOST_BUCKETS = 16
 
 
-def shares(sizes: Mapping[str, int], temperature: float) -> dict[str, float]:
-    """Sampling probability of every task, q_n ~ size_n^(1/T) (Arivazhagan et al., 2019); T = inf is uniform."""
+def temperature_probabilities(sizes: Mapping[str, int], temperature: float) -> dict[str, float]:
+    """The sampling probability of every task, q_n ~ size_n^(1/T) (Arivazhagan et al., 2019); T = inf is uniform."""
     largest = max(sizes.values())
     power = 0.0 if math.isinf(temperature) else 1.0 / temperature
     raw = {task: (size / largest) ** power for task, size in sizes.items()}
@@ -26,9 +26,14 @@ def shares(sizes: Mapping[str, int], temperature: float) -> dict[str, float]:
 
 
 def unimax(tokens: Mapping[str, float], budget: float, epochs: float) -> dict[str, float]:
-    """Every task's share of `budget` tokens: all alike, but none passed over more than `epochs` times.
+    """Every task's share of a token budget: as uniform as possible with no task repeated too often.
 
-    UniMax, Algorithm 1 of Chung et al. (ICLR 2023). tokens: {task: tokens in one pass over its text}.
+    UniMax, Algorithm 1 of Chung et al. (ICLR 2023).
+
+    Args:
+        tokens: {task: tokens in one pass over its text}.
+        budget: tokens of the whole training.
+        epochs: the most passes over the text of any task.
     """
     left, given = budget, {}
     for i, task in enumerate(sorted(tokens, key=lambda task: tokens[task])):
@@ -38,27 +43,31 @@ def unimax(tokens: Mapping[str, float], budget: float, epochs: float) -> dict[st
     return {task: given[task] / total for task in tokens}
 
 
-def deal(chosen: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
-    """The rows of every task dealt out to ``count`` batches, in turn; where there are few rows, some stay empty."""
+def split_batch(indices: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+    """Splits {task: indices of its sentences} into `count` batches of nearly equal size.
+
+    Each task's sentences are dealt round-robin. Where there are few sentences, some batches are empty.
+    """
     batches: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
-    first = 0  # tasks of few rows begin at different batches
-    for task, rows in chosen.items():
+    first = 0  # the batch that gets a task's first sentence: it moves on, so that small tasks are spread
+    for task, chosen in indices.items():
         for i, batch in enumerate(batches):
-            part = rows[(i - first) % count :: count]
+            part = chosen[(i - first) % count :: count]
             if len(part):
                 batch[task] = part
-        first += len(rows)
+        first += len(chosen)
     return batches
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How much of each task is drawn, update by update.
+    """The sampling probabilities of the tasks, update by update.
 
-    temperature: see ``shares``. temperature_end: what it is at the last of `steps` updates, 1/T moving evenly from one
-    to the other; 0: it stays. ratios: the tasks' shares of the sentences themselves, by their places, instead.
-    unimax_epochs: above 0, ``unimax`` instead. pretrain: tasks that have the first `pretrain_steps` updates to
-    themselves.
+    temperature: see ``temperature_probabilities``.
+    temperature_end: the temperature at the last of `steps` updates; 1/T is interpolated linearly. 0: it is constant.
+    ratios: if given, the probabilities are proportional to these numbers instead, one per task in their order.
+    unimax_epochs: if above 0, the tasks' shares of the tokens are those of ``unimax`` instead.
+    pretrain: the tasks that are trained alone in the first `pretrain_steps` updates.
     """
 
     temperature: float
@@ -70,15 +79,24 @@ class Mixture:
     pretrain_steps: int = 0
 
     def phase(self, step: int) -> float:
-        """Updates of the same phase have the same shares."""
+        """A number that the probabilities depend on. Updates with the same phase have the same probabilities.
+
+        -1 while pretraining, else the fraction of the training that is done if the temperature changes, else 0.
+        """
         if step < self.pretrain_steps:
             return -1.0
         return step / max(1, self.steps - 1) if self.temperature_end else 0.0
 
-    def shares(self, phase: float, sizes: Mapping[str, int], lengths: Mapping[str, float], tokens: int) -> list[float]:
-        """The probability that a sentence is of task n; they sum to 1.
+    def probabilities(
+        self, phase: float, sizes: Mapping[str, int], lengths: Mapping[str, float], tokens: int
+    ) -> list[float]:
+        """The probability that a sentence is of task n, for every task; they sum to 1.
 
-        lengths: {task: mean target tokens of a sentence}. tokens: in an update.
+        Args:
+            phase: see ``phase``.
+            sizes: {task: pairs}.
+            lengths: {task: mean target tokens of a sentence}.
+            tokens: in an update.
         """
         if self.ratios:
             found = {task: value / sum(self.ratios) for task, value in zip(sizes, self.ratios, strict=True)}
@@ -92,7 +110,7 @@ class Mixture:
             if self.temperature_end and phase > 0:
                 inverse = (1 - phase) / temperature + phase / self.temperature_end
                 temperature = 1 / inverse if inverse else math.inf
-            found = shares(sizes, temperature)
+            found = temperature_probabilities(sizes, temperature)
         if phase < 0:
             found = {task: value if task in self.pretrain else 0.0 for task, value in found.items()}
             total = sum(found.values())
@@ -101,23 +119,25 @@ class Mixture:
 
 
 class Sampler:
-    """Batches as ``{task: indices of sentences}``.
+    """Draws batches, each given as {task: indices of its sentences}.
 
     Args:
-        lengths: {task: (pairs, 2) int array} source and target lengths in tokens.
-        mixture: a sentence drawn is one of task n with the probability it gives.
+        lengths: {task: (pairs, 2) int array}, source and target lengths in tokens.
+        mixture: gives the probability that a sentence is of task n.
         batch_tokens: target tokens per update over all tasks, met on average.
-        seed: of everything random here.
-        tasks_per_update: as many tasks stand in an update, each with the same budget, unless it is a rare or a giant
-            one; 0: all of them.
-        padded: batch_tokens are the cells of the padded batch instead, sentences times the longest side in the bucket.
+        seed: of all random choices.
+        tasks_per_update: the number of tasks in an update; 0: all of them. Each gets about the same budget, except
+            for very rare and very frequent tasks.
+        padded: batch_tokens counts the cells of the padded batch instead: sentences times the longest side in the
+            bucket.
 
-    How it works. Each task's sentences are cut into equally many length buckets of equal size. An update takes one
-    bucket for all tasks, so that rows padded to one width waste little; a bucket is taken as often as its share of
-    the tokens, so every sentence of a task has the same chance. Within (task, bucket) sentences come in shuffled
-    order, each once per round. A task owed 2.3 sentences gets two and a credit of 0.3: shares hold exactly over time,
-    and a task owed 0.3 stands in every third such batch. Of many tasks, those of an update are drawn with a
-    probability in proportion to their shares, and get the more the smaller it is.
+    How it works. Each task's sentences are sorted by length and cut into buckets of equal size, equally many for every
+    task. An update takes one bucket for all tasks, so there is little padding. A bucket is drawn as often as its share
+    of the tokens, so all sentences of a task have the same probability. Within (task, bucket) sentences come in
+    shuffled order, each once per round. A task that is owed 2.3 sentences gets two and keeps a credit of 0.3. So the
+    probabilities are met exactly over time: a task that is owed 0.3 sentences is in every third such batch. If an
+    update has only some of the tasks, they are drawn in proportion to their probabilities; a task that is drawn less
+    often gets more sentences when it is.
     """
 
     def __init__(
@@ -134,61 +154,63 @@ class Sampler:
         self.tasks = list(lengths)
         self.sizes = {task: len(pairs) for task, pairs in lengths.items()}
         self.mean_lengths = {task: float(pairs[:, 1].mean()) for task, pairs in lengths.items()}
-        self.drawn = tasks_per_update if 0 < tasks_per_update < len(self.tasks) else 0
+        self.tasks_per_update = tasks_per_update if 0 < tasks_per_update < len(self.tasks) else 0
         self.buckets = max(1, min(MOST_BUCKETS, max(self.sizes.values()) // 4))
-        self.members: dict[tuple[str, int], np.ndarray] = {}
+        self.members: dict[tuple[str, int], np.ndarray] = {}  # the sentences of (task, bucket)
         self.means = np.zeros((len(lengths), self.buckets))  # target tokens per sentence
-        self.widths = np.zeros(self.buckets)
+        self.widths = np.zeros(self.buckets)  # tokens of the longest side
         for n, (task, pairs) in enumerate(lengths.items()):
             order = np.argsort(pairs.sum(1), kind="stable").astype(np.int32)
-            if len(order) < self.buckets:  # one sentence stands in several of them
+            if len(order) < self.buckets:  # some sentences are in several buckets
                 order = order[np.arange(self.buckets) * len(order) // self.buckets]
             for bucket, part in enumerate(np.array_split(order, self.buckets)):
                 self.members[task, bucket] = part
                 self.means[n, bucket] = pairs[part, 1].mean()
                 self.widths[bucket] = max(self.widths[bucket], pairs[part].max())
-        self.orders: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # the round in hand, shuffled
+        self.orders: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # the current round and its shuffled sentences
         self.phase = math.nan
         self._restart()
 
     def _restart(self) -> None:
-        start = np.random.default_rng([self.seed, 0])
-        # Credits start anywhere in [0, 1): else all rare tasks would come in the same updates.
-        self.credit = start.random((len(self.tasks), self.buckets))
-        self.taken = np.zeros(self.credit.shape, dtype=np.int64)
+        random = np.random.default_rng([self.seed, 0])
+        # Credits start at random in [0, 1). Otherwise all rare tasks would be in the same updates.
+        self.credit = random.random((len(self.tasks), self.buckets))
+        self.taken = np.zeros(self.credit.shape, dtype=np.int64)  # sentences drawn so far
         self.step = 0
 
-    def _enter(self, phase: float) -> None:
-        """Shares, and what follows from them."""
+    def _set_phase(self, phase: float) -> None:
+        """Computes the probabilities of a phase and all that depends on them."""
         self.phase = phase
-        found = self.mixture.shares(phase, self.sizes, self.mean_lengths, self.batch_tokens)
-        self.shares = dict(zip(self.tasks, found, strict=True))
+        found = self.mixture.probabilities(phase, self.sizes, self.mean_lengths, self.batch_tokens)
+        self.probabilities = dict(zip(self.tasks, found, strict=True))
         tokens = np.zeros(self.buckets)  # per sentence
-        for share, mean in zip(found, self.means, strict=True):
-            tokens += share * mean
-        cells = self.widths if self.padded else tokens  # what a sentence costs of the budget
-        self.bucket_probability = cells / cells.sum()
-        self.inclusion = _inclusion(np.array(found), self.drawn) if self.drawn else np.ones(len(found))
+        for probability, mean in zip(found, self.means, strict=True):
+            tokens += probability * mean
+        cost = self.widths if self.padded else tokens  # of a sentence, counted against the budget
+        self.bucket_probability = cost / cost.sum()
+        self.inclusion = (
+            _inclusion_probabilities(np.array(found), self.tasks_per_update)
+            if self.tasks_per_update
+            else np.ones(len(found))
+        )
         present = np.divide(found, self.inclusion, out=np.zeros(len(found)), where=self.inclusion > 0)
-        self.rates = present[:, None] * (self.batch_tokens / cells)  # sentences of each task in an update
+        self.rates = present[:, None] * (self.batch_tokens / cost)  # sentences of each task in an update
 
-    def batch(self, step: int, rank: int = 0, ranks: int = 1) -> dict[str, np.ndarray]:
-        """Sentence indices per task of update ``step`` (from 0); tasks without a sentence in it are left out.
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """{task: indices of its sentences} of update `step`, from 0; tasks without a sentence are left out.
 
-        Of several ranks each gets its part of the same update, see ``deal``. Asking for the next step is the cheap
-        way; an earlier one replays from the start.
+        Asking for the next step is cheap. Asking for an earlier one replays the sequence from the start.
         """
         if step < self.step:
             self._restart()
         while self.step < step:
             self._next(draw=False)
-        chosen = self._next(draw=True)
-        return chosen if ranks == 1 else deal(chosen, ranks)[rank]
+        return self._next(draw=True)
 
-    def largest(self) -> dict[str, np.ndarray]:
-        """The longest sentences of the bucket that needs most cells, as many as an update can have of every task."""
+    def largest_batch(self) -> dict[str, np.ndarray]:
+        """The largest possible batch: the most sentences of every task, the longest of the bucket with most cells."""
         if math.isnan(self.phase):
-            self._enter(self.mixture.phase(self.step))
+            self._set_phase(self.mixture.phase(self.step))
         bucket = int(np.argmax(self.rates.sum(0) * self.widths))
         counts = np.ceil(self.rates[:, bucket]).astype(int)
         longest_first = {task: self.members[task, bucket][::-1] for task in self.tasks}
@@ -197,24 +219,24 @@ class Sampler:
     def _next(self, draw: bool) -> dict[str, np.ndarray]:
         phase = self.mixture.phase(self.step)
         if phase != self.phase:
-            self._enter(phase)
+            self._set_phase(phase)
         random = np.random.default_rng([self.seed, 1, self.step])
         bucket = int(random.choice(self.buckets, p=self.bucket_probability))
-        present = _systematic(self.inclusion, random) if self.drawn else slice(None)
+        present = _systematic_sample(self.inclusion, random) if self.tasks_per_update else slice(None)
         counts = np.zeros(len(self.tasks), dtype=np.int64)
-        while not counts.any():  # a budget below one sentence per update: go on until somebody's credit reaches one
+        while not counts.any():  # if the budget is less than one sentence, until the credit of some task reaches 1
             self.credit[present, bucket] += self.rates[present, bucket]
             counts[present] = self.credit[present, bucket].astype(np.int64)
         self.credit[:, bucket] -= counts
-        chosen = {}
+        indices = {}
         if draw:
-            chosen = {self.tasks[n]: self._take(int(n), bucket, int(counts[n])) for n in counts.nonzero()[0]}
+            indices = {self.tasks[n]: self._take(int(n), bucket, int(counts[n])) for n in counts.nonzero()[0]}
         self.taken[:, bucket] += counts
         self.step += 1
-        return chosen
+        return indices
 
     def _take(self, task: int, bucket: int, count: int) -> np.ndarray:
-        """The next ``count`` sentences of (task, bucket), running over as many rounds as needed."""
+        """The next `count` sentences of (task, bucket), from as many rounds as needed."""
         key = self.tasks[task], bucket
         size = len(self.members[key])
         first = int(self.taken[task, bucket])
@@ -228,22 +250,25 @@ class Sampler:
         return np.concatenate(parts)
 
 
-def _inclusion(shares: np.ndarray, count: int) -> np.ndarray:
-    """The probabilities, ~ shares but at most 1, with which tasks are drawn so that there are ``count`` of them."""
-    found = np.zeros_like(shares)
-    sure = np.zeros(len(shares), dtype=bool)
-    count = min(count, int((shares > 0).sum()))
+def _inclusion_probabilities(probabilities: np.ndarray, count: int) -> np.ndarray:
+    """With which probability each task is in an update, if `count` of them are drawn without replacement.
+
+    They are proportional to `probabilities`, but at most 1, and sum to `count`.
+    """
+    found = np.zeros_like(probabilities)
+    certain = np.zeros(len(probabilities), dtype=bool)
+    count = min(count, int((probabilities > 0).sum()))
     while True:
-        rest = shares[~sure].sum()
-        found[~sure] = shares[~sure] * (count - sure.sum()) / rest if rest else 0.0
-        found[sure] = 1.0
-        more = found > 1
-        if not more.any():
+        rest = probabilities[~certain].sum()
+        found[~certain] = probabilities[~certain] * (count - certain.sum()) / rest if rest else 0.0
+        found[certain] = 1.0
+        above = found > 1
+        if not above.any():
             return found
-        sure |= more
+        certain |= above
 
 
-def _systematic(inclusion: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _systematic_sample(inclusion: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Indices drawn without replacement, index n with probability inclusion[n] (systematic sampling, shuffled)."""
     order = random.permutation(len(inclusion))
     marks = np.cumsum(inclusion[order])

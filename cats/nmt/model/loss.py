@@ -73,10 +73,11 @@ def line_nll(
         rows, order = order[:size], order[size:]
         starts = [start] * len(rows)
         batch = collate([sources[i] for i in rows], [targets[i] for i in rows], starts, model.pad_id, device)
-        real = batch.target_out != model.pad_id
-        logits = model.project(model.hidden(batch.source, batch.target_in)).float()
-        nll = token_losses(logits, batch.target_out[real], 0.0)[1].double()
-        lengths = real.sum(1).tolist()
+        hidden = model.hidden(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
+        nll = token_losses(model.project(hidden).float(), batch.target_out.flatten()[batch.target_cells], 0.0)[
+            1
+        ].double()
+        lengths = [len(targets[i]) for i in rows]
         result[rows, 0] = [float(part.sum()) for part in nll.split(lengths)]
         result[rows, 1] = lengths
     model.train(was_training)

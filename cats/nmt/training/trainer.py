@@ -25,9 +25,9 @@ import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.data import prepare
 from cats.nmt.data.batch import Batch
+from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.data.groups import groups
-from cats.nmt.data.sampler import Mixture, Sampler, deal
-from cats.nmt.data.shards import Tokens
+from cats.nmt.data.sampler import Mixture, Sampler, split_batch
 from cats.nmt.data.tokenizer import Tags
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import link, remove_strays
@@ -100,15 +100,14 @@ def task_losses(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """{task: (smoothed sum, nll sum)} of a batch that holds tokens[task] target tokens of each task, in that order."""
     hidden = model.hidden(batch.source, batch.target_in, batch.source_cells, batch.target_cells)  # packed, as targets
-    cells = batch.target_cells
-    targets = batch.target_out[batch.target_out != model.pad_id] if cells is None else batch.target_out.flatten()[cells]
+    targets = batch.target_out.flatten()[batch.target_cells]
     smoothed, nll = token_losses(model.project(hidden).float(), targets, smoothing)
     counts = list(tokens.values())
     parts = zip(tokens, smoothed.split(counts), nll.detach().split(counts), strict=True)
     return {task: (s.sum(), n.sum()) for task, s, n in parts}
 
 
-def validation_nll(model: Transformer, tokens: Tokens, batch_tokens: int) -> dict[str, float]:
+def validation_nll(model: Transformer, tokens: TokenDataset, batch_tokens: int) -> dict[str, float]:
     """Unsmoothed negative log likelihood in nats per target token, by task; tasks without data are left out.
 
     Of several processes each looks at its part of the lines.
@@ -226,8 +225,8 @@ class Trainer:
         multiple = LENGTH_MULTIPLE if config.train.compile else 1
         most = config.data.valid_pairs or None
         validation = prepare.in_memory(tokenizer, corpus, config, {t.name: list(t.valid)[:most] for t in corpus.tasks})
-        self.training = Tokens(prepared.shards, directions, tokenizer, self.device, multiple=multiple)
-        self.validation = Tokens(validation.shards, directions, tokenizer, self.device)
+        self.training = TokenDataset(prepared.shards, directions, tokenizer, self.device, multiple=multiple)
+        self.validation = TokenDataset(validation.shards, directions, tokenizer, self.device)
         if not self.quiet:
             counts = [
                 f"{task}: {count} {split} pairs left out, {reason}"
@@ -378,8 +377,8 @@ class Trainer:
     def draw(self, step: int, whole: dict[str, np.ndarray] | None = None) -> Drawn:
         """The batch of an update, or that given; its first part is made, unless tasks are always taken one by one."""
         whole = self.sampler.batch(step) if whole is None else whole
-        chosen = deal(whole, processes.world_size())[processes.rank()]
-        parts = deal(chosen, self.config.train.accumulate)
+        chosen = split_batch(whole, processes.world_size())[processes.rank()]
+        parts = split_batch(chosen, self.config.train.accumulate)
         joint = self.optimizer.weighting.period != 1 and bool(parts[0])
         return Drawn(step, whole, parts, self.training.batch(parts[0]) if joint else None)
 
@@ -429,7 +428,7 @@ class Trainer:
     def rehearse(self) -> None:
         """The gradient of the largest batch there can be, for nothing: where memory is short, it is at once."""
         try:
-            self.backward(self.draw(self.step, self.sampler.largest()))
+            self.backward(self.draw(self.step, self.sampler.largest_batch()))
         except torch.OutOfMemoryError:
             raise self.out_of_memory("the largest batch") from None
         self.unread, self.ahead = [], None

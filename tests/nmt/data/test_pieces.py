@@ -16,8 +16,9 @@ from cats.nmt.cli.main import main
 from cats.nmt.data import pieces, prepare
 from cats.nmt.data.batch import Batch
 from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
+from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.data.directions import target_languages
-from cats.nmt.data.shards import Limits, Tokens, encode
+from cats.nmt.data.shards import LengthFilter, encode_pairs
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.evaluate import evaluate
@@ -109,18 +110,23 @@ def test_tags_of_the_source_language(models: dict[str, Tokenizer]) -> None:
 
 def test_lengths_that_are_multiples(tokenizer: Tokenizer) -> None:
     pairs = list(zip(ENGLISH, RUSSIAN, strict=True))
-    shards = {"ru": encode(pairs, tokenizer, ("en", "ru"), Limits(100))[0]}
+    shards = {"ru": encode_pairs(pairs, tokenizer, ("en", "ru"), LengthFilter(100))[0]}
     chosen = {"ru": torch.arange(2).numpy()}
 
     def batch(multiple: int) -> Batch:
-        return Tokens(shards, {"ru": ("en", "ru")}, tokenizer, torch.device("cpu"), multiple=multiple).batch(chosen)
+        return TokenDataset(shards, {"ru": ("en", "ru")}, tokenizer, torch.device("cpu"), multiple=multiple).batch(
+            chosen
+        )
 
     plain, padded = batch(1), batch(8)
     for name in "source", "target_in", "target_out":
         before, after = getattr(plain, name), getattr(padded, name)
         assert after.shape[1] % 8 == 0 and after.shape[1] - before.shape[1] in range(8)
         assert torch.equal(after[:, : before.shape[1]], before) and (after[:, before.shape[1] :] == 0).all()
-    assert padded.tokens == plain.tokens
+    for name in "source", "target":
+        cells = [getattr(batch, f"{name}_cells") for batch in (plain, padded)]
+        ids = [getattr(batch, "source" if name == "source" else "target_out").flatten() for batch in (plain, padded)]
+        assert torch.equal(ids[0][cells[0]], ids[1][cells[1]]) and (ids[0][cells[0]] != 0).all()
 
 
 @pytest.fixture

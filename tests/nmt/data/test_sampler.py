@@ -1,4 +1,4 @@
-"""Shares, budgets, rounds and exact replay of the batch sampler."""
+"""Probabilities, budgets, rounds and exact replay of the batch sampler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cats.nmt.data.sampler import Mixture, Sampler, deal, shares, unimax
+from cats.nmt.data.sampler import Mixture, Sampler, split_batch, temperature_probabilities, unimax
 
 # TED-8 related, pairs; the sampling probabilities at T = 1 and T = 5 were published with the data set's recipes.
 TED = {"bel": 4510, "aze": 5940, "glg": 10000, "slk": 61500, "ces": 103000, "tur": 182000, "por": 185000, "rus": 208000}
@@ -27,11 +27,11 @@ def lengths(sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
     ],
 )
 def test_shares_are_the_published_ones(temperature, expected):
-    assert list(shares(TED, temperature).values()) == pytest.approx(expected, abs=7e-4)
+    assert list(temperature_probabilities(TED, temperature).values()) == pytest.approx(expected, abs=7e-4)
 
 
 def test_shares_of_huge_sizes_and_tiny_temperatures_stay_finite():
-    assert shares({"a": 10**12, "b": 1}, 0.01) == {"a": 1.0, "b": 0.0}
+    assert temperature_probabilities({"a": 10**12, "b": 1}, 0.01) == {"a": 1.0, "b": 0.0}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0, math.inf])
@@ -43,7 +43,7 @@ def test_sentences_come_in_proportion_to_the_shares(temperature):
         for task, rows in sampler.batch(step).items():
             counts[task] += len(rows)
     total = sum(counts.values())
-    for task, share in sampler.shares.items():
+    for task, share in sampler.probabilities.items():
         # credits make counts exact but for one sentence per bucket; the rest is the random choice of buckets, which
         # moves all tasks together
         assert counts[task] == pytest.approx(share * total, abs=2 * sampler.buckets + 0.01 * total)
@@ -164,9 +164,9 @@ def test_a_temperature_that_moves():
     found = {}
     for step in range(101):
         sampler.batch(step)
-        found[step] = sampler.shares["a"]
+        found[step] = sampler.probabilities["a"]
     assert found[0] == pytest.approx(100 / 10_100)
-    assert found[50] == pytest.approx(shares(sizes, 2.0)["a"])
+    assert found[50] == pytest.approx(temperature_probabilities(sizes, 2.0)["a"])
     assert found[100] == pytest.approx(0.5)
     again = Sampler(lengths(sizes), mixture=mixture, batch_tokens=3000, seed=0)
     assert all(np.array_equal(rows, sampler.batch(60)[task]) for task, rows in again.batch(60).items())
@@ -194,7 +194,7 @@ def test_some_tasks_an_update():
     assert np.mean(tokens) == pytest.approx(600, rel=0.03)
     counts = counted(sampler, 1000)
     total = sum(counts.values())
-    for task, share in sampler.shares.items():  # 300 draws of a task of share 0.1: 6 % standard deviation
+    for task, share in sampler.probabilities.items():  # 300 draws of a task of share 0.1: 6 % standard deviation
         assert counts[task] / total == pytest.approx(share, rel=0.25)
 
 
@@ -228,7 +228,7 @@ def test_a_padded_budget_counts_the_longest_side():
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 30])
 def test_parts_of_a_batch_are_alike_in_size(count):
     chosen = {"a": np.arange(5), "b": np.array([9]), "c": np.arange(20, 27), "d": np.array([3])}
-    parts = deal(chosen, count)
+    parts = split_batch(chosen, count)
     sizes = [sum(map(len, part.values())) for part in parts]
     assert len(parts) == count and max(sizes) - min(sizes) <= 1
     for task, rows in chosen.items():
@@ -239,11 +239,12 @@ def test_ranks_share_an_update():
     pairs = lengths({"a": 50, "b": 500})
     options = {"mixture": Mixture(1.0), "batch_tokens": 300, "seed": 7}
     whole = Sampler(pairs, **options)
-    parts = [Sampler(pairs, **options) for _ in range(3)]
+    samplers = [Sampler(pairs, **options) for _ in range(3)]
     for step in range(20):
         batch = whole.batch(step)
+        parts = [split_batch(sampler.batch(step), 3)[rank] for rank, sampler in enumerate(samplers)]
         for task, rows in batch.items():
-            mine = [part.batch(step, rank, 3).get(task, np.empty(0, dtype=int)) for rank, part in enumerate(parts)]
+            mine = [part.get(task, np.empty(0, dtype=int)) for part in parts]
             assert sorted(np.concatenate(mine)) == sorted(rows)
             assert max(map(len, mine)) - min(map(len, mine)) <= 1
 

@@ -40,7 +40,7 @@ def test_collate_shifts_and_counts():
     assert batch.source.tolist() == [[4, 10, 11, 12, 3], [5, 20, 3, 0, 0], [4, 30, 31, 3, 0]]
     assert batch.target_in.tolist() == [[2, 13, 14, 0, 0], [2, 21, 22, 23, 24], [2, 33, 0, 0, 0]]
     assert batch.target_out.tolist() == [[13, 14, 3, 0, 0], [21, 22, 23, 24, 3], [33, 3, 0, 0, 0]]
-    assert batch.tokens == 10
+    assert len(batch.target_cells) == 10
 
 
 def test_padding_does_not_change_a_row(model):

@@ -400,7 +400,7 @@ def test_the_sampling_that_is_configured(corpus, tmp_path):
         pretrain=("xa",),
         pretrain_steps=9,
     )
-    assert trainer.sampler.drawn == 1 and not trainer.sampler.padded
+    assert trainer.sampler.tasks_per_update == 1 and not trainer.sampler.padded
     assert {len(shard) for shard in trainer.validation.shards.values()} == {5}
     with pytest.raises(UserError, match=r"sampling\.ratios has 3 numbers, the corpus 2 tasks \(xa, xb\)"):
         Trainer(settings(corpus, "sampling.ratios=[1,2,3]"), tmp_path / "other", resume=False, quiet=True)
@@ -434,7 +434,7 @@ def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
     trainer.rehearse()
     assert_same(trainer.model.state_dict(), before)
     assert trainer.unread == [] and all(p.grad is None for p in trainer.model.parameters())
-    largest = trainer.training.batch(trainer.sampler.largest())
+    largest = trainer.training.batch(trainer.sampler.largest_batch())
     usual = [trainer.training.batch(trainer.sampler.batch(step)) for step in range(50)]
     assert largest.target_out.numel() >= max(batch.target_out.numel() for batch in usual)
     train(settings(corpus), tmp_path / "plain", quiet=True)
