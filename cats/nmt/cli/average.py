@@ -8,10 +8,10 @@ from pathlib import Path
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
 
-SUMMARY = "the mean of a run's newest models, often better than each"
+SUMMARY = "average the newest models of a run: often better than each of them"
 HELP = """\
-Write checkpoints/average.pt: the mean of the parameters of a run's newest models, kept while it trained with
---set train.keep=N, or of the checkpoints that are given.
+Average the parameters of several models and write the mean to checkpoints/average.pt of the run. The models are those
+that the run kept while it trained with --set train.keep=N, or the given checkpoints.
 
 examples:
   cats average runs/NAME --last 5
@@ -20,9 +20,16 @@ examples:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
-    parser.add_argument("--last", type=int, metavar="N", help="so many of the newest that are kept (default: all)")
-    parser.add_argument("--checkpoints", nargs="+", metavar="FILE", help="these instead, such as best.pt of some runs")
+    parser.add_argument("run", metavar="RUN", help="run directory, as printed by cats train")
+    parser.add_argument(
+        "--last", type=int, metavar="N", help="average only the N newest models (default: all that the run kept)"
+    )
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        metavar="FILE",
+        help="average these checkpoints instead, such as best.pt of several runs",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,11 +38,11 @@ def run(args: argparse.Namespace) -> None:
 
     directory = RunDirectory(Path(args.run))
     if not directory.checkpoints.is_dir():
-        raise UserError(f"{args.run} is no run directory: it holds no checkpoints")
+        raise UserError(f"{args.run} is no run directory: it has no checkpoints")
     paths = [Path(file) for file in args.checkpoints or ()] or directory.kept_checkpoints()
     if args.last is not None:
         if args.checkpoints:
-            raise UserError("--last is for the models that the run has kept: leave it out, or --checkpoints")
+            raise UserError("--last and --checkpoints exclude each other; leave one of them out")
         if not 1 <= args.last <= max(1, len(paths)):
             raise UserError(f"--last {args.last}: {args.run} has kept {len(paths)} models")
         paths = paths[-args.last :]

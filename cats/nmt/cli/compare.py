@@ -6,10 +6,10 @@ import argparse
 
 from cats.nmt.cli.parser import Parser
 
-SUMMARY = "several methods and seeds on one corpus, and one table"
+SUMMARY = "train several methods with several seeds on one corpus, and write one table"
 HELP = """\
-Train several methods with several seeds on the same corpora and budget, and write one table and one picture.
-Killed or stopped, the same command goes on where it was.
+Train several methods with several seeds on the same corpora, all with the same budget, and write one table and one
+picture. After an interruption, the same command continues.
 """
 
 

@@ -13,17 +13,19 @@ from cats.nmt.errors import UserError
 
 SUMMARY = "write the built-in corpus as parallel text: train.en-xx.en, train.en-xx.xx, ..."
 HELP = """\
-Write the built-in corpus as parallel text, to look at or to train something else on: phrases of the Unicode CLDR,
-English to each language of a set.
+Write the built-in corpus as parallel text, to look at it or to train another program on it. It consists of phrases of
+the Unicode CLDR, in English and in each language of a set.
 """
 
 
 def add_arguments(parser: Parser) -> None:
     default = Data()
     parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder to write to")
-    parser.add_argument("--languages", metavar="{related,diverse,wmt}", help=f"default: {default.languages}")
+    parser.add_argument(
+        "--languages", metavar="{related,diverse,wmt}", help=f"set of target languages (default: {default.languages})"
+    )
     parser.add_argument("--sizes", metavar="{ted,wmt}", help=f"training pairs per language (default: {default.sizes})")
-    parser.add_argument("--seed", metavar="S", help=f"default: {default.seed}")
+    parser.add_argument("--seed", metavar="S", help=f"random seed (default: {default.seed})")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,9 +14,10 @@ from cats.nmt.config.schema import Config
 if TYPE_CHECKING:
     from cats.nmt.data.corpus import Corpus
 
-SUMMARY = "how many pairs of which languages a folder holds, and what is left out"
+SUMMARY = "show how many pairs of which languages a folder has, and what is left out"
 HELP = """\
-Show which tasks a folder of parallel text holds: pairs, lengths, imbalance, and what was left out on reading, and why.
+Show which tasks a folder of parallel text has: numbers of pairs, lengths, imbalance, and what was left out and why.
+These layouts can be read:
 
 {layouts}
 """

@@ -11,11 +11,11 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
 
-SUMMARY = "turn text into tokens, once, for training"
+SUMMARY = "turn text into tokens once, before training"
 HELP = """\
-Train the tokenizer and turn text into tokens, once, with several processes, into a folder that can be trained on here
-or elsewhere. Killed or stopped, the same command goes on where it was. Training on a large folder of text does the same
-by itself, into $CATS_CACHE or the cache folder of the user.
+Train the tokenizer and encode the text once, with several processes. The result is a folder to train on, here or on
+another machine. After an interruption, the same command continues. cats train does the same for a large folder of
+text, and keeps the result in $CATS_CACHE or in the user's cache folder.
 
 examples:
   cats data prepare my/corpus --out prepared --preset base
@@ -25,8 +25,10 @@ examples:
 
 def add_arguments(parser: Parser) -> None:
     add_corpus(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder, or one that was left unfinished")
-    parser.add_argument("--processes", type=int, default=0, metavar="N", help="that encode (default: one a core)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new folder, or an unfinished one to continue")
+    parser.add_argument(
+        "--processes", type=int, default=0, metavar="N", help="number of processes (default: one per core)"
+    )
     add_settings(parser)
 
 
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         tokenizer = warmstart.tokenizer(corpus, config)
         prepare.prepare(corpus, config, out, tokenizer=tokenizer, processes=args.processes)
     except KeyboardInterrupt:
-        print("cats: stopped; the same command goes on from here", file=sys.stderr)
+        print("cats: stopped; the same command continues from here", file=sys.stderr)
         raise
     found = prepare.load(out, config)
     for task, shard in found.shards.items():

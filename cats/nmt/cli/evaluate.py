@@ -11,23 +11,26 @@ from cats.nmt.cli.parser import Parser
 
 SUMMARY = "score a run again: BLEU, chrF and NLL per language, tables and pictures"
 HELP = """\
-Translate and score the test set of a run with its best checkpoint; write scores.json, scores.csv, report.md and the
-pictures again. Its hyp/ holds each task's translations, sources and references, a file each, for other scorers:
+Translate and score the test set of a run with its best checkpoint. scores.json, scores.csv, report.md and the pictures
+are written again. The folder hyp/ of the run gets the translations, sources and references of each task, one file each,
+for other scorers:
   comet-score -s RUN/hyp/test.az.src -t RUN/hyp/test.az.txt -r RUN/hyp/test.az.ref
-With another split or checkpoint only its scores and translations are written; scores of other checkpoints than the best
-stand beside those in report.md.
+With another split or checkpoint, only its scores and translations are written. report.md shows the scores of other
+checkpoints beside those of the best one.
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
-    parser.add_argument("--split", default="test", metavar="{test,valid,train}", help="default: test")
+    parser.add_argument("run", metavar="RUN", help="run directory, as printed by cats train")
+    parser.add_argument(
+        "--split", default="test", metavar="{test,valid,train}", help="part of the corpus to score (default: test)"
+    )
     parser.add_argument(
         "--checkpoint",
         nargs="+",
         default=["best"],
         metavar="NAME",
-        help="best, last, average or step-N, or several to be compared (default: best)",
+        help="models to score: best, last, average or step-N; several are compared (default: best)",
     )
 
 

@@ -9,9 +9,9 @@ from cats.nmt.cli import translate
 from cats.nmt.cli.options import add_checkpoint
 from cats.nmt.cli.parser import Parser
 
-SUMMARY = "a trained model as a folder to pass on: safetensors, tokenizer, settings"
+SUMMARY = "write a trained model to a folder of its own: safetensors, tokenizer, settings"
 HELP = """\
-Write the model of a run to a folder to pass on: model.safetensors, tokenizer.model and config.toml.
+Write the model of a run to a folder of its own: model.safetensors, tokenizer.model and config.toml.
 
 examples:
   cats export runs/NAME my-model
@@ -20,7 +20,7 @@ examples:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it")
+    parser.add_argument("run", metavar="RUN", help="run directory, as printed by cats train")
     parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
     add_checkpoint(parser)
 

@@ -7,9 +7,9 @@ import argparse
 from cats.info import describe
 from cats.nmt.cli.parser import Parser
 
-SUMMARY = "versions, devices, backends, and what is missing for the rest"
+SUMMARY = "show versions, devices, backends and missing packages"
 HELP = """\
-Show versions, devices, the backends of the operators with the reason where one cannot be used, and missing extras.
+Show versions, devices, the backends of the operators (with the reason if one cannot be used) and missing packages.
 """
 
 

@@ -67,16 +67,16 @@ examples:
   cats train --data my/corpus --method static --temperature 5 --steps 20000
   echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
 
-"cats COMMAND --help" says more.
+"cats COMMAND --help" describes a command.
 """
-DATA_SUMMARY = "write the built-in corpus, or look at any corpus"
+DATA_SUMMARY = "write the built-in corpus, inspect any corpus, prepare it for training"
 DATA_HELP = """\
-Look at corpora and write the built-in one.
+Inspect corpora, prepare them for training, and write the built-in one.
 
 commands:
 {commands}
 
-"cats data COMMAND --help" says more.
+"cats data COMMAND --help" describes a command.
 """
 
 
@@ -138,30 +138,22 @@ def _run(arguments: list[str]) -> int:
         print(f"cats {__version__}")
         return 0
     if name == "data":
+        prefix, text, commands = "data ", DATA_HELP, DATA_COMMANDS
         name, rest = (rest[0] if rest else ""), rest[1:]
-        prog, commands, known = "cats data", DATA_COMMANDS, list(DATA_COMMANDS)
     else:
-        prog, commands, known = "cats", COMMANDS, [*COMMANDS, "data"]
+        prefix, text, commands = "", MAIN_HELP, COMMANDS
+    summaries = {known: command.SUMMARY for known, command in commands.items()}
+    if commands is COMMANDS:
+        summaries["data"] = DATA_SUMMARY
     if name in ("", "-h", "--help"):
-        print(_main_help() if commands is COMMANDS else _data_help(), end="")
+        lines = [f"  {prefix}{known:<12}  {summary}" for known, summary in summaries.items()]
+        print(text.format(commands="\n".join(lines)), end="")
         return 0 if name else 2
     if name not in commands:
         kind = "option" if name.startswith("-") else "command"
-        raise UserError(f"unknown {kind} '{name}'{nearest(name, known)}; see {prog} --help")
+        raise UserError(f"unknown {kind} '{name}'{nearest(name, summaries)}; see cats {prefix}--help")
     command = commands[name]
-    parser = Parser(f"{prog} {name}", command.HELP)
+    parser = Parser(f"cats {prefix}{name}", command.HELP)
     command.add_arguments(parser)
     command.run(parser.parse(rest))
     return 0
-
-
-def _main_help() -> str:
-    summaries = {name: command.SUMMARY for name, command in COMMANDS.items()}
-    last = summaries.popitem()
-    summaries = {**summaries, "data": DATA_SUMMARY, last[0]: last[1]}
-    return MAIN_HELP.format(commands="\n".join(f"  {name + '  ':<12}{text}" for name, text in summaries.items()))
-
-
-def _data_help() -> str:
-    lines = [f"  data {name:<10}{command.SUMMARY}" for name, command in DATA_COMMANDS.items()]
-    return DATA_HELP.format(commands="\n".join(lines))

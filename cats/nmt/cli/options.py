@@ -16,11 +16,17 @@ from cats.nmt.errors import UserError
 def add_settings(parser: Parser) -> None:
     """Add --preset, --config, --set and --init-from."""
     parser.add_argument(
-        "--preset", metavar="NAME", help=f"settings of {', '.join(presets())}; a --config and options win"
+        "--preset",
+        metavar="NAME",
+        help=f"settings to start from: {', '.join(presets())}; --config and other options win over them",
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; options given beside it win")
-    parser.add_argument("--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="any setting")
-    parser.add_argument("--init-from", metavar="RUN", help="start from the best model of a run, and with its shape")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings; other options win over it")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", metavar="SECTION.KEY=VALUE", help="change any setting"
+    )
+    parser.add_argument(
+        "--init-from", metavar="RUN", help="start from the best model of another run, with its model settings"
+    )
 
 
 def base_config(args: argparse.Namespace) -> Config:
@@ -37,8 +43,12 @@ def base_config(args: argparse.Namespace) -> Config:
 def add_corpus(parser: Parser) -> None:
     """Add DIR, --source and --direction."""
     parser.add_argument("dir", metavar="DIR", help="folder of parallel text")
-    parser.add_argument("--source", metavar="LANG", help="the language all tasks have in common (default: en)")
-    parser.add_argument("--direction", metavar="{one-to-many,many-to-one,many-to-many}", help="default: one-to-many")
+    parser.add_argument("--source", metavar="LANG", help="the language that all tasks have in common (default: en)")
+    parser.add_argument(
+        "--direction",
+        metavar="{one-to-many,many-to-one,many-to-many}",
+        help="which side that language is on (default: one-to-many)",
+    )
 
 
 def corpus_config(args: argparse.Namespace, base: Config) -> Config:
@@ -55,7 +65,10 @@ def given(args: argparse.Namespace, settings: dict[str, str]) -> list[str]:
 def add_checkpoint(parser: Parser) -> None:
     """Add --checkpoint."""
     parser.add_argument(
-        "--checkpoint", default="best", metavar="NAME", help="best, last, average or step-N (default: best)"
+        "--checkpoint",
+        default="best",
+        metavar="NAME",
+        help="model to use: best, last, average or step-N (default: best)",
     )
 
 

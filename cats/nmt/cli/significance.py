@@ -11,11 +11,11 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
 
-SUMMARY = "is one run better than another, or would other test lines have said otherwise?"
+SUMMARY = "test whether one run is significantly better than another"
 HELP = """\
 Test whether run B is better than run A: paired bootstrap resampling and approximate randomisation of BLEU and chrF,
-per language and for the group averages, on the translations that cats evaluate left in their folders.
-p-values are two-sided, and not corrected for how many there are.
+per language and for the group averages. The test compares the translations that cats evaluate wrote for both runs.
+p-values are two-sided and not corrected for multiple tests.
 
 examples:
   cats significance runs/BASELINE runs/NEW
@@ -23,10 +23,10 @@ examples:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("first", metavar="RUN_A", help="run directory, evaluated")
-    parser.add_argument("second", metavar="RUN_B", help="another one, on the same test lines")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the random draws (default: 1)")
-    parser.add_argument("--out", metavar="FILE", help="write the numbers as JSON too")
+    parser.add_argument("first", metavar="RUN_A", help="run directory, scored by cats evaluate")
+    parser.add_argument("second", metavar="RUN_B", help="another one, scored on the same test lines")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="random seed (default: 1)")
+    parser.add_argument("--out", metavar="FILE", help="also write the numbers to this file, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--seed must be at least 0, not {args.seed}")
     rows = significance.compare(Path(args.first), Path(args.second), args.seed)
     if lone := significance.unshared(Path(args.first), Path(args.second)):
-        print(f"cats: left out, tasks of one run only: {', '.join(lone)}", file=sys.stderr)
+        print(f"cats: left out, because only one run has them: {', '.join(lone)}", file=sys.stderr)
     if args.out:
         found = {"first": args.first, "second": args.second, "seed": args.seed, "tests": rows}
         atomic_write(args.out, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

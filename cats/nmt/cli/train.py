@@ -13,9 +13,9 @@ from cats.nmt.config.schema import Config, is_utf8, replace_settings
 from cats.nmt.config.toml import apply_overrides, describe
 from cats.nmt.errors import UserError
 
-SUMMARY = "train a model and score it: eight languages in about five minutes with no option at all"
+SUMMARY = "train a model and score it; without options: eight languages in about five minutes"
 HELP = """\
-Train one multilingual model, then translate the test set and write scores, a report and pictures.
+Train one multilingual model, translate the test set, and write scores, a report and pictures.
 Without --data it trains on phrases of the Unicode CLDR (English to eight languages; nothing is downloaded).
 
 examples:
@@ -23,18 +23,18 @@ examples:
   cats train --method static --temperature 5        the usual baseline: sampling with T = 5
   cats train --data my/corpus --set model.d_model=512 --set train.steps=50000
   cats train --data ted --preset ted                the model and the schedule of a paper
-  cats train --config runs/NAME/config.toml         the same run again
-  cats train --resume runs/NAME                     go on after Ctrl-C or a crash, bit for bit
+  cats train --config runs/NAME/config.toml         repeat a run
+  cats train --resume runs/NAME                     continue after Ctrl-C or a crash, bit for bit
   cats train --init-from runs/NAME --data more      fine-tune the best model of a run
-  torchrun --nproc-per-node 8 -m cats train ..      with 8 processes, one for each GPU
+  torchrun --nproc-per-node 8 -m cats train ..      8 processes, one per GPU
 """
 EPILOG = """\
 settings for --set and --config, with their defaults:
 {settings}
 
-The run directory holds config.toml, tokenizer.model, checkpoints/, metrics.jsonl, scores.json, scores.csv, report.md,
-loss.png, alpha.png, hyp/ and, where TensorBoard is installed, tensorboard/. train.steps counts from the first update,
-also after --resume. Exit status: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C.
+The run directory contains config.toml, tokenizer.model, checkpoints/, metrics.jsonl, scores.json, scores.csv,
+report.md, loss.png, alpha.png, hyp/ and, if TensorBoard is installed, tensorboard/. train.steps counts from the first
+update, also after --resume. Exit status: 0, 2 after bad input (one line on standard error), or 130 after Ctrl-C.
 """
 
 # Short options for frequent settings: {option: section.key}.
@@ -48,17 +48,19 @@ SHORT = {
 
 def add_arguments(parser: Parser) -> None:
     default = Config()
-    parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in one)")
-    parser.add_argument("--method", metavar="{cats,static}", help=f"default: {default.method.name}")
+    parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in corpus)")
     parser.add_argument(
-        "--temperature", metavar="T", help=f"of the sampling (default: {default.sampling.temperature:g})"
+        "--method", metavar="{cats,static}", help=f"how tasks are weighted (default: {default.method.name})"
     )
-    parser.add_argument("--steps", metavar="N", help=f"updates of the model (default: {default.train.steps})")
-    parser.add_argument("--seed", metavar="S", help=f"default: {default.train.seed}")
+    parser.add_argument(
+        "--temperature", metavar="T", help=f"sampling temperature (default: {default.sampling.temperature:g})"
+    )
+    parser.add_argument("--steps", metavar="N", help=f"number of updates of the model (default: {default.train.steps})")
+    parser.add_argument("--seed", metavar="S", help=f"random seed (default: {default.train.seed})")
     add_settings(parser)
     parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
-    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run with its own settings")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.epilog = EPILOG.format(settings=describe())
 
 
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             if processes.is_main():
                 score(path, "test", quiet=args.quiet)
         except KeyboardInterrupt:
-            print(f"cats: trained but not scored; to go on: cats evaluate {path}", file=sys.stderr)
+            print(f"cats: trained but not scored; to score it: cats evaluate {path}", file=sys.stderr)
             raise
 
 
@@ -98,7 +100,7 @@ def resumed(args: argparse.Namespace) -> Config:
     config = directory.read_config()
     if directory.is_exported:
         raise UserError(
-            f"{directory.path} is an exported model, which cannot be trained further; go on with the run itself"
+            f"{directory.path} is an exported model, which cannot be trained further; resume the run itself"
         )
     return config
 
@@ -118,13 +120,13 @@ def new_run(out: str | None, config: Config) -> Path:
         if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            go_on = f", or go on with: cats train --resume {path}" if (path / "config.toml").is_file() else ""
-            raise UserError(f"{path} exists already; choose another --out{go_on}")
+            resume = f", or resume it with: cats train --resume {path}" if (path / "config.toml").is_file() else ""
+            raise UserError(f"{path} exists already; choose another --out{resume}")
         return path
     data = config.data
     corpus = Path(data.path).name if data.path else f"cldr-{data.languages}-{data.sizes}"
-    usual = config.sampling.temperature == Config().sampling.temperature
-    temperature = "" if usual else f"-T{config.sampling.temperature:g}"
+    default = config.sampling.temperature == Config().sampling.temperature
+    temperature = "" if default else f"-T{config.sampling.temperature:g}"
     name = f"{corpus}-{config.method.name}{temperature}-seed{config.train.seed}"
     path, count = Path("runs", name), 1
     while path.exists():

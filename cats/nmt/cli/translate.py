@@ -20,9 +20,9 @@ from cats.nmt.files import atomic_file, line_blocks
 if TYPE_CHECKING:
     from cats.nmt.data.tokenizer import Tokenizer
 
-SUMMARY = "translate standard input, a file or what you type with a trained model"
+SUMMARY = "translate standard input, a file or typed lines with a trained model"
 HELP = """\
-Translate standard input or a file, a sentence per line, with a run or an exported model.
+Translate standard input or a file, one sentence per line, with a run or an exported model.
 
 examples:
   echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
@@ -36,28 +36,42 @@ FILE_BLOCK = 32 * BLOCK  # a file is all there, and a larger block makes batches
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, as cats train prints it, or an exported model")
+    parser.add_argument("run", metavar="RUN", help="run directory, as printed by cats train, or an exported model")
     parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
     parser.add_argument(
         "--from",
         dest="source",
         metavar="LANG",
-        help="source language; checked, and needed where the run has several that it tells apart",
+        help="source language; required if the model distinguishes several source languages",
     )
     parser.add_argument("--input", metavar="FILE", help="read this file instead of standard input")
     parser.add_argument(
-        "--output", metavar="FILE", help="write this file, when all is done, instead of standard output"
+        "--output",
+        metavar="FILE",
+        help="write this file, after the last line is translated, instead of standard output",
     )
-    parser.add_argument("--interactive", action="store_true", help="ask for a line, translate it, and so on")
+    parser.add_argument("--interactive", action="store_true", help="ask for lines and translate each of them")
     parser.add_argument("--beam", metavar="N", help="beam size; 1 is greedy search (default: that of the run)")
-    parser.add_argument("--length-penalty", metavar="X", help="above 0 favours longer ones (default: the run's)")
-    parser.add_argument("--penalty", metavar="{google,fairseq}", help="its formula (default: the run's)")
-    parser.add_argument("--nbest", type=int, metavar="N", help="so many per line, as: line number, score, translation")
-    parser.add_argument("--sample", action="store_const", const="true", help="draw them at random: no beam search")
-    parser.add_argument("--temperature", metavar="T", help="--sample: below 1 likelier, above 1 more varied")
-    parser.add_argument("--top-k", metavar="K", help="--sample: only from the K likeliest tokens")
-    parser.add_argument("--top-p", metavar="P", help="--sample: only from the likeliest tokens of probability P")
-    parser.add_argument("--seed", metavar="S", help="--sample: of the draws (default: 1)")
+    parser.add_argument(
+        "--length-penalty", metavar="X", help="above 0 favours longer translations (default: that of the run)"
+    )
+    parser.add_argument(
+        "--penalty", metavar="{google,fairseq}", help="formula of the length penalty (default: that of the run)"
+    )
+    parser.add_argument(
+        "--nbest", type=int, metavar="N", help="print N translations per line, as: line number, score, translation"
+    )
+    parser.add_argument(
+        "--sample", action="store_const", const="true", help="draw translations at random instead of beam search"
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", help="with --sample: below 1 likelier, above 1 more varied translations"
+    )
+    parser.add_argument("--top-k", metavar="K", help="with --sample: only the K likeliest tokens")
+    parser.add_argument(
+        "--top-p", metavar="P", help="with --sample: only the likeliest tokens that together have probability P"
+    )
+    parser.add_argument("--seed", metavar="S", help="with --sample: random seed (default: 1)")
     add_checkpoint(parser)
 
 
@@ -74,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     targets = target_languages(directions, tokenizer)
     if args.to not in targets:
         known = ", ".join(targets)
-        raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, targets)}: {known}")
+        raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, targets)}; known: {known}")
     source = source_language(args, directions, tokenizer)
     search = search_settings(args, config)
     set_threads(config.train.threads, config.model.d_model)
@@ -105,9 +119,9 @@ def run(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `UserError` for options that are wrong whatever the run is."""
     if args.interactive and (args.input or args.output or not sys.stdin.isatty()):
-        raise UserError("--interactive is for a terminal, without --input and --output")
+        raise UserError("--interactive needs a terminal, and no --input or --output")
     if args.output and not Path(args.output).resolve().parent.is_dir():
-        raise UserError(f"{args.output}: its folder is not there; make it, or choose another --output")
+        raise UserError(f"{args.output}: its folder does not exist; create it, or choose another --output")
     if args.nbest is not None and args.nbest < 1:
         raise UserError(f"--nbest must be at least 1, not {args.nbest}")
 
@@ -121,7 +135,7 @@ def search_settings(args: argparse.Namespace, config: Config) -> Decode:
     search = apply_overrides(config, changes).decode
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not search.sample:
-            raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random: add --sample")
+            raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random; add --sample")
     return search
 
 
@@ -141,12 +155,14 @@ def source_language(args: argparse.Namespace, directions: Sequence[tuple[str, st
     if source is None:
         sources = source_languages(directions, args.to)
         if tokenizer.needs_source and len(sources) > 1:
-            raise UserError(f"say which language the text is in, with --from: {', '.join(sources)}")
+            raise UserError(f"give the language of the text with --from: {', '.join(sources)}")
         return tokenizer_name(sources[0], args.to, tokenizer)
     if source in ENGLISH and source not in known:
         source = ENGLISH[0]
     if known and source not in known:
-        raise UserError(f"{args.run} does not translate from '{source}'{nearest(source, known)}: {', '.join(known)}")
+        raise UserError(
+            f"{args.run} does not translate from '{source}'{nearest(source, known)}; known: {', '.join(known)}"
+        )
     if known and (source, args.to) not in directions:
         print(f"cats: {args.run} was not trained to translate from {source} to {args.to}: zero-shot", file=sys.stderr)
     return tokenizer_name(source, args.to, tokenizer)

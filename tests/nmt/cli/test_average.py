@@ -48,7 +48,7 @@ def test_average_of_the_newest_models(
     assert main(["average", str(run), "--checkpoints", *files]) == 0
 
     assert refused("average", run, "--last", "3") == f"--last 3: {run} has kept 2 models"
-    assert "leave it out" in refused("average", run, "--last", "1", "--checkpoints", files[0])
+    assert "leave one of them out" in refused("average", run, "--last", "1", "--checkpoints", files[0])
     strange = trained / "run" / "checkpoints" / "best.pt"
     state = checkpoint.load(strange)
     checkpoint.save(tmp_path / "other.pt", {**state, "model": {n: t[:1] for n, t in state["model"].items()}})

@@ -98,7 +98,7 @@ def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
 def test_an_existing_directory_is_left_alone(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     toy, run = trained / "toy", trained / "run"
     before = sorted(path.name for path in run.rglob("*"))
-    go_on = f"; choose another --out, or go on with: cats train --resume {run}"
+    go_on = f"; choose another --out, or resume it with: cats train --resume {run}"
     assert refused("train", "--data", toy, "--out", run) == f"{run} exists already{go_on}"
     assert refused("train", "--data", toy, "--out", toy) == f"{toy} exists already; choose another --out"
     assert refused("data", "cldr", "--out", toy) == f"{toy} is not empty; choose another --out"

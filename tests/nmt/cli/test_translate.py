@@ -80,7 +80,7 @@ def test_translate_what_is_typed(run: Path, root: Path) -> None:
 def test_translate_from(
     run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    message = f"{run} does not translate from 'ru': en"
+    message = f"{run} does not translate from 'ru'; known: en"
     assert refused("translate", run, "--to", "az", "--from", "ru") == message
     for tasks, warned in ((["az", "be"], False), (["az-be", "be-az", "be"], True)):
         alpha = dict.fromkeys(tasks, 1.0)
@@ -97,14 +97,14 @@ def test_translate_from(
     [
         (["--nbest", "0"], "--nbest must be at least 1, not 0"),
         (["--nbest", "3"], "a beam of 2 has no 3 best; set decode.beam (--beam) to 3"),
-        (["--top-p", "0.5"], "--top-p is for translations drawn at random: add --sample"),
+        (["--top-p", "0.5"], "--top-p is for translations drawn at random; add --sample"),
         (["--sample", "--top-p", "0"], "decode.top_p must be above 0 and at most 1, not 0.0"),
         (["--penalty", "googel"], "decode.penalty must be one of google, fairseq, not 'googel' (did you mean google?)"),
-        (["--interactive"], "--interactive is for a terminal, without --input and --output"),
+        (["--interactive"], "--interactive needs a terminal, and no --input or --output"),
         (["--input", "{folder}/absent"], "{folder}/absent: No such file or directory"),
         (
             ["--output", "{folder}/absent/out"],
-            "{folder}/absent/out: its folder is not there; make it, or choose another --output",
+            "{folder}/absent/out: its folder does not exist; create it, or choose another --output",
         ),
     ],
 )
@@ -133,7 +133,8 @@ def test_translate_keeps_blank_lines_and_takes_options(
 def test_what_cannot_be_translated(
     run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused("translate", run, "--to", "aze") == f"{run} does not translate to 'aze' (did you mean az?): az, be"
+    message = f"{run} does not translate to 'aze' (did you mean az?); known: az, be"
+    assert refused("translate", run, "--to", "aze") == message
     assert refused("translate", run, "--to", "az", "--beam", "0") == "decode.beam must be at least 1, not 0"
     monkeypatch.setattr(sys, "stdin", Input(b"alpha\nal\xffpha\necho\n"))
     assert main(["translate", str(run), "--to", "az"]) == 2

@@ -156,7 +156,7 @@ def test_many_to_many(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert target_languages([("en", "xa"), ("en", "xb")], tokenizer) == ["xa", "xb"]  # en has a tag, as a source
     text.write_text("".join(f"{line}\n" for line in load_corpus(settings(corpus).data).tasks[1].test.target))
     assert main(["translate", str(run), "--to", "en", "--input", str(text)]) == 2
-    assert "say which language the text is in, with --from: xa, xb" in capfd.readouterr().err
+    assert "give the language of the text with --from: xa, xb" in capfd.readouterr().err
     assert main(["translate", str(run), "--from", "xb", "--to", "en", "--input", str(text)]) == 0
     assert capfd.readouterr().out == (run / "hyp" / "test.xb-en.txt").read_text()
     assert main(["translate", str(run), "--to", "xa", "--input", str(text)]) == 0  # from English alone
