@@ -1,4 +1,4 @@
-"""``python -m cats`` is the command ``cats``."""
+"""`python -m cats` runs the command `cats`."""
 
 from cats.nmt.cli.main import main
 

@@ -1,1 +1,1 @@
-"""The command `cats`: one command a file."""
+"""The command `cats`, with one file per command."""

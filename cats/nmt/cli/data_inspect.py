@@ -10,26 +10,24 @@ from typing import TYPE_CHECKING
 from cats.nmt.cli.options import add_corpus, corpus_config
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import Config
+from cats.nmt.data.layouts import DESCRIPTION
 
 if TYPE_CHECKING:
     from cats.nmt.data.corpus import Corpus
 
 SUMMARY = "show how many pairs of which languages a folder has, and what is left out"
-HELP = """\
+HELP = (
+    """\
 Show which tasks a folder of parallel text has: numbers of pairs, lengths, imbalance, and what was left out and why.
 These layouts can be read:
 
-{layouts}
 """
+    + DESCRIPTION
+)
 
 
 def add_arguments(parser: Parser) -> None:
-    from cats.nmt.data import layouts
-
     add_corpus(parser)
-    # The list of layouts in that module's docstring, without its first sentence and its marks for code.
-    known = str(layouts.__doc__).partition("\n\n")[2].strip("\n").replace("``", "")
-    parser.description = HELP.format(layouts=known)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,19 +1,4 @@
-"""Which files of a folder hold parallel text: the layouts that public corpora come in, read in place.
-
-  Moses, many pairs   ``{train,valid,test}.en-xx.en`` with ``.xx``, and ``.meta``
-  ML50                the same below ``clean/``, ``dedup/`` or ``raw/``
-  Moses, one pair     ``{train,valid,test}.en`` with ``.xx``
-  OPUS-100            ``supervised/{x-y}/opus.{x-y}-{train,dev,test}.x`` with ``.y``, ``zero-shot/`` beside it
-  TED-8 (MultiDDS)    ``{xxx}_eng/ted-{train,dev,test}.orig.xxx`` with ``.eng``
-  TSV                 ``{train,valid,test}.tsv`` or ``all_talks_{train,dev,test}.tsv`` with a header: a column per
-                      language (``__NULL__``: not there), or ``src_lang tgt_lang src tgt``;
-                      ``{train,valid,test}.en-xx.tsv`` without one
-  JSON lines          ``{train,valid,test}.jsonl``: ``{"src": .., "tgt": .., "src_lang": .., "tgt_lang": ..}`` or
-                      ``{"translation": {"en": .., "xx": ..}}``
-
-"dev", "val" and "validation" mean "valid". A layout may lie in the folder itself or below, where its distribution puts
-it.
-"""
+"""Which files of a folder contain parallel text. The layouts of public corpora are read as they are."""
 
 from __future__ import annotations
 
@@ -25,6 +10,23 @@ from functools import partial
 from pathlib import Path
 
 from cats.nmt.errors import UserError
+
+# `cats data inspect --help` prints this list.
+DESCRIPTION = """\
+  Moses, many pairs   {train,valid,test}.en-xx.en with .xx, and .meta
+  ML50                the same below clean/, dedup/ or raw/
+  Moses, one pair     {train,valid,test}.en with .xx
+  OPUS-100            supervised/{x-y}/opus.{x-y}-{train,dev,test}.x with .y, zero-shot/ beside it
+  TED-8 (MultiDDS)    {xxx}_eng/ted-{train,dev,test}.orig.xxx with .eng
+  TSV                 {train,valid,test}.tsv or all_talks_{train,dev,test}.tsv with a header: a column per
+                      language (__NULL__: missing), or src_lang tgt_lang src tgt;
+                      {train,valid,test}.en-xx.tsv without one
+  JSON lines          {train,valid,test}.jsonl: {"src": .., "tgt": .., "src_lang": .., "tgt_lang": ..} or
+                      {"translation": {"en": .., "xx": ..}}
+
+"dev", "val" and "validation" mean "valid". The files may be in the folder itself or in the subfolders of the original
+distribution.
+"""
 
 KNOWN = (
     "train.en-xx.en with train.en-xx.xx (Moses, any number of pairs; ML50), "

@@ -26,12 +26,14 @@ SET = [argument for setting in TINY for argument in ("--set", setting)]
 
 
 def split(count: int, seed: int) -> Split:
+    """`count` random pairs; the target is the source in capitals."""
     chooser = random.Random(seed)
     source = [" ".join(chooser.choices(WORDS, k=chooser.randint(1, 6))) for _ in range(count)]
     return Split(source, [line.upper() for line in source])
 
 
 def write_toy(path: Path) -> Path:
+    """Write a corpus of two tasks, az with 60 training pairs and be with 20, and return its folder."""
     sizes = {"az": 60, "be": 20}
     tasks = [Task(name, "en", name, split(n, n), split(8, 5), split(10, 6)) for name, n in sizes.items()]
     write_corpus(Corpus("toy", tasks), path)
@@ -39,7 +41,7 @@ def write_toy(path: Path) -> Path:
 
 
 class Input:
-    """Standard input as a terminal or a slow pipe gives it: some bytes at a time."""
+    """Standard input that arrives in chunks, as from a slow pipe."""
 
     def __init__(self, *chunks: bytes) -> None:
         self.buffer, self.chunks = self, list(chunks)

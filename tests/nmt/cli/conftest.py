@@ -13,9 +13,9 @@ from cats.nmt.cli.main import main
 from tests.nmt.cli.common import SET, write_toy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the corpus toy/ and the run run/, made by the command itself."""
+    """A folder with the corpus toy/ and the run run/, made by `cats train`. Tests must not change it."""
     folder = tmp_path_factory.mktemp("cli")
     write_toy(folder / "toy")
     arguments = ["train", "--data", str(folder / "toy"), "--out", str(folder / "run"), "--seed", "3", "--quiet", *SET]
@@ -25,13 +25,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run, which a test may change."""
     shutil.copytree(trained / "run", tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused; the message, which must be all there is."""
+    """Run a command that must fail with status 2, and return its message: one line, and no other output."""
 
     def run(*arguments: Any) -> str:
         capfd.readouterr()

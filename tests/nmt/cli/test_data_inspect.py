@@ -20,8 +20,8 @@ def test_data_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [row[:5] for row in rows[2:4]] == [["be", "LoRes", "20", "8", "10"], ["az", "HiRes", "60", "8", "10"]]
 
 
-def test_data_inspect_of_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Lengths, the entropy of 2 and 6 pairs in nats, zero-shot directions, what is left out."""
+def test_data_inspect_lengths_entropy_and_zero_shot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Line lengths, the entropy of 2 and 6 pairs (each twice) in nats, zero-shot directions, and left-out pairs."""
     for pair, lines in (("en-xa", 2), ("en-xb", 6)):
         for side in pair.split("-"):
             text = "".join(f"{'four' if side == 'en' else side * (1 + i)}\n" for i in range(lines)) + "\n"

@@ -14,7 +14,7 @@ pytest.importorskip("sacrebleu")
 
 
 def test_prepared_with_the_settings_of_a_file(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The line that it prints is a command that works."""
+    """The command that it prints in its last line works."""
     (tmp_path / "mine.toml").write_text("[tokenizer]\nvocab_size = 70\nper_language = true\n")
     given = ["--preset", "tiny", "--config", str(tmp_path / "mine.toml"), "--set", "model.max_length=50"]
     out = tmp_path / "prepared"

@@ -95,7 +95,7 @@ def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert (found.model.ffn, found.train.lr, found.train.steps, found.model.heads) == (1024, 1e-3, 9, 8)
 
 
-def test_an_existing_directory_is_left_alone(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_an_existing_directory_is_not_overwritten(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     toy, run = trained / "toy", trained / "run"
     before = sorted(path.name for path in run.rglob("*"))
     go_on = f"; choose another --out, or resume it with: cats train --resume {run}"
@@ -141,7 +141,7 @@ def test_a_config_file_with_options_beside_it(trained: Path) -> None:
     assert chosen == replace_settings(kept, {"train.seed": 10, "method.name": "static"})
 
 
-def test_a_run_starts_from_another_with_its_shape(
+def test_init_from_takes_the_model_settings_of_the_run(
     trained: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"

@@ -63,7 +63,7 @@ def test_translate_nbest_and_sample(run: Path, tmp_path: Path, capfd: pytest.Cap
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal as Unix has it")
-def test_translate_what_is_typed(run: Path, root: Path) -> None:
+def test_translate_typed_lines(run: Path, root: Path) -> None:
     import pty
 
     ours, theirs = pty.openpty()
@@ -130,7 +130,7 @@ def test_translate_keeps_blank_lines_and_takes_options(
     assert len(lines) == 4 and lines[1] == "" and lines[3] == ""
 
 
-def test_what_cannot_be_translated(
+def test_translate_bad_languages_and_bad_text(
     run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     message = f"{run} does not translate to 'aze' (did you mean az?); known: az, be"
