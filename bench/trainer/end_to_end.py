@@ -116,11 +116,13 @@ def on_gpu(folder: Path) -> Record:
 
 def prepared(config: Any, folder: Path) -> Path:
     """The corpus of a configuration, prepared for training in a new folder."""
+    from cats.nmt.data.encode import EncodingSettings
     from cats.nmt.data.prepare import prepare
     from cats.nmt.training.run import load_corpus
 
     folder.mkdir()
-    prepare(load_corpus(config.data), config, folder / "prepared", quiet=True)
+    encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+    prepare(load_corpus(config.data), encoding, folder / "prepared", quiet=True)
     return folder / "prepared"
 
 

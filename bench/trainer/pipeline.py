@@ -48,7 +48,9 @@ def run(folder: Path, samples: int) -> list[Record]:
     from cats.nmt.config.schema import Config
     from cats.nmt.config.toml import apply_overrides
     from cats.nmt.data.dataset import TokenDataset
-    from cats.nmt.data.prepare import load, prepare
+    from cats.nmt.data.encode import EncodingSettings
+    from cats.nmt.data.prepare import prepare
+    from cats.nmt.data.prepared import read_prepared
     from cats.nmt.data.sampler import Mixture, Sampler
     from cats.nmt.training.run import load_corpus
 
@@ -56,8 +58,9 @@ def run(folder: Path, samples: int) -> list[Record]:
     settings = ["tokenizer.vocab_size=8000", "tokenizer.most_pairs=10000", f"data.path={folder / 'text'}"]
     config = apply_overrides(Config(), settings)
     corpus = load_corpus(config.data)
-    prepare(corpus, config, folder / "prepared", quiet=True)
-    ready = load(folder / "prepared", config)
+    encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+    prepare(corpus, encoding, folder / "prepared", quiet=True)
+    ready = read_prepared(folder / "prepared", encoding)
     directions = {task.name: (task.source, task.target) for task in corpus.tasks}
     tokens = TokenDataset(ready.shards, directions, ready.tokenizer, torch.device("cpu"))
     lengths = tokens.lengths()

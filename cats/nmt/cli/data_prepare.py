@@ -34,7 +34,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     require_trainer("preparing")
-    from cats.nmt.data import prepare
+    from cats.nmt.data.encode import EncodingSettings
+    from cats.nmt.data.prepare import prepare
+    from cats.nmt.data.prepared import read_prepared
     from cats.nmt.training import warmstart
     from cats.nmt.training.run import load_corpus
 
@@ -43,13 +45,14 @@ def run(args: argparse.Namespace) -> None:
     config = apply_overrides(corpus_config(args, base_config(args)), args.overrides or [])
     out = Path(args.out)
     corpus = load_corpus(config.data)
+    encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
     try:
         tokenizer = warmstart.tokenizer(corpus, config)
-        prepare.prepare(corpus, config, out, tokenizer=tokenizer, processes=args.processes)
+        prepare(corpus, encoding, out, tokenizer=tokenizer, processes=args.processes)
     except KeyboardInterrupt:
         print("cats: stopped; the same command continues from here", file=sys.stderr)
         raise
-    found = prepare.load(out, config)
+    found = read_prepared(out, encoding)
     for task, shard in found.shards.items():
         reasons = "".join(f", {count:,} {reason}" for reason, count in found.left_out.get(task, {}).items())
         print(f"{task}: {len(shard):,} pairs, {len(shard.tokens):,} tokens{reasons}")

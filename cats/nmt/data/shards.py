@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,33 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cats.nmt.data.batch import Ragged
-from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.files import atomic_file
-
-
-@dataclass(frozen=True)
-class LengthFilter:
-    """Which pairs are kept for training.
-
-    max_length: the most tokens on either side, tags and end included.
-    max_ratio: the largest ratio of the longer side to the shorter one, in pieces; 0: no limit.
-    """
-
-    max_length: int
-    max_ratio: float = 0.0
-
-    def reason(self, source: int, target: int, tags: int) -> str:
-        """Why a pair is left out, or "" if it is kept.
-
-        Args:
-            source, target: pieces on each side.
-            tags: tokens that are added to the source.
-        """
-        if source + tags > self.max_length or target + 1 > self.max_length:
-            return f"longer than {self.max_length} tokens"
-        if self.max_ratio and max(source, target) > self.max_ratio * min(source, target):
-            return f"one side more than {self.max_ratio:g} times as long as the other"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -106,28 +79,3 @@ def pack(sides: Iterable[list[int]], vocab_size: int) -> Shard:
     for row, start in zip(rows, offsets, strict=False):
         tokens[start : start + len(row)] = row
     return Shard(tokens, offsets)
-
-
-def encode_pairs(
-    pairs: list[tuple[str, str]], tokenizer: Tokenizer, direction: tuple[str, str], length_filter: LengthFilter
-) -> tuple[Shard, Counter[str]]:
-    """Encodes the pairs of one task.
-
-    Args:
-        pairs: (source line, target line) of each.
-        direction: (source language, target language).
-
-    Returns:
-        The pairs that were kept, and the number of pairs left out by reason.
-    """
-    source, target = direction
-    before, after = tokenizer.frame(source, target)
-    left_out: Counter[str] = Counter()
-    kept: list[list[int]] = []
-    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
-    for pair in zip(tokenizer.encode(sources, source), tokenizer.encode(targets, target), strict=True):
-        if reason := length_filter.reason(len(pair[0]), len(pair[1]), len(before) + len(after)):
-            left_out[reason] += 1
-        else:
-            kept += pair
-    return pack(kept, tokenizer.vocab_size), left_out

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import sentencepiece
 
+from cats.nmt.config import schema
 from cats.nmt.data import pieces
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
@@ -34,6 +35,10 @@ class Tags(NamedTuple):
     source: str = "prepend"
     target: bool = False
     of: str = "target"
+
+    @classmethod
+    def from_settings(cls, settings: schema.Tokenizer) -> Tags:
+        return cls(settings.source_tag, settings.target_tag, settings.tag_of)
 
 
 class Tokenizer:

@@ -24,8 +24,8 @@ import torch
 from cats.nmt.config import schema
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import read_run_config, to_toml
-from cats.nmt.data import prepare
 from cats.nmt.data.corpus import Corpus, read_corpus
+from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, locked
@@ -118,7 +118,7 @@ class RunDirectory:
         Raises:
             UserError: the file is missing or damaged.
         """
-        return Tokenizer.load(self.tokenizer_file, Tags(settings.source_tag, settings.target_tag, settings.tag_of))
+        return Tokenizer.load(self.tokenizer_file, Tags.from_settings(settings))
 
     def load_model(self, name: str = "best") -> TrainedModel:
         """The model of a checkpoint. An exported model has only one, so there ``name`` is ignored.
@@ -240,8 +240,8 @@ def load_corpus(settings: schema.Data) -> Corpus:
     """
     if settings.path:
         folder = Path(settings.path)
-        if prepare.is_prepared(folder):
-            return prepare.load_corpus(folder, settings.tasks)
+        if is_prepared(folder):
+            return read_prepared_corpus(folder, settings.tasks)
         return read_corpus(folder, settings.source, settings.direction, settings.tasks)
     from cats.nmt.data.cldr.generate import generate  # imported here because it needs Babel
 

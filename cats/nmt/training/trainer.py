@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 import cats
 from cats.nmt.config.schema import Config
-from cats.nmt.data import prepare
 from cats.nmt.data.batch import Batch
 from cats.nmt.data.dataset import TokenDataset
+from cats.nmt.data.encode import EncodingSettings, encode_tasks
 from cats.nmt.data.groups import groups
+from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.sampler import Mixture, Sampler, split_batch
 from cats.nmt.data.tokenizer import Tags
 from cats.nmt.errors import UserError, nearest
@@ -206,25 +207,27 @@ class Trainer:
         self.device = default_device()
         if processes.world_size() > 1 and config.method.name == "cats" and config.method.cross_batch:
             raise UserError("method.cross_batch works with one process only; leave it out, or torchrun")
+        encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
         with processes.main_first():
             corpus = load_corpus(config.data)
             groups(corpus.sizes, config.evaluate)  # a name that is not there is said now, not after the training
             directions = {task.name: (task.source, task.target) for task in corpus.tasks}
             if not resume and not config.train.init_from:  # the run it starts from has tags that do
-                check_tags(prepare.tags(config), {target for _, target in directions.values()})
+                check_tags(encoding.tags, {target for _, target in directions.values()})
             known = (
                 self.directory.load_tokenizer(config.tokenizer)
                 if resume
                 else warmstart.tokenizer(corpus, config, quiet=self.quiet)
             )
-            prepared = prepare.training_tokens(corpus, config, tokenizer=known, quiet=self.quiet)
+            prepared = training_tokens(corpus, encoding, tokenizer=known, quiet=self.quiet)
             tokenizer = prepared.tokenizer
         settings = [config.model, config.sampling, config.method, config.train]
         if not processes.equal_text(f"{corpus.digest()} {tokenizer.digest()} {settings}"):
             raise UserError("the processes have different text or settings; give all of them the same")
         multiple = LENGTH_MULTIPLE if config.train.compile else 1
         most = config.data.valid_pairs or None
-        validation = prepare.in_memory(tokenizer, corpus, config, {t.name: list(t.valid)[:most] for t in corpus.tasks})
+        pairs = {task.name: list(task.valid)[:most] for task in corpus.tasks}
+        validation = encode_tasks(corpus.tasks, pairs, tokenizer, encoding.length_filter)
         self.training = TokenDataset(prepared.shards, directions, tokenizer, self.device, multiple=multiple)
         self.validation = TokenDataset(validation.shards, directions, tokenizer, self.device)
         if not self.quiet:

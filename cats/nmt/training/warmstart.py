@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from cats.nmt.config.schema import Config
-from cats.nmt.data import pieces, prepare
+from cats.nmt.data import pieces
 from cats.nmt.data.corpus import Corpus
+from cats.nmt.data.prepared import is_prepared
 from cats.nmt.data.tokenizer import Tokenizer
+from cats.nmt.data.vocabulary import tagged_languages, train_language_tokenizers, vocabulary_text
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from cats.nmt.training.run import RunDirectory
@@ -33,12 +35,12 @@ def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokeniz
     if not config.train.init_from:
         return None
     old = _old_tokenizer(RunDirectory(Path(config.train.init_from)), config)
-    new = [language for language in prepare.tagged(corpus, config) if language not in old.languages]
-    if config.data.path and prepare.is_prepared(Path(config.data.path)):
+    new = [language for language in tagged_languages(corpus, config.tokenizer) if language not in old.languages]
+    if config.data.path and is_prepared(Path(config.data.path)):
         return _prepared_with(Path(config.data.path), old, config)
     if config.tokenizer.per_language:
         models, languages = old.models, [*old.languages, *new]
-        added = prepare.language_models(corpus, config, models.keys(), languages)
+        added = train_language_tokenizers(corpus, config.tokenizer, models.keys(), languages)
         return Tokenizer.union({**models, **added}, languages, old.tags) if added or new else old
     text = _new_pieces(old, corpus, config, quiet)
     if not new and not text:
@@ -104,7 +106,7 @@ def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> 
     """Up to `tokenizer.extend` pieces with a character that is new, all such characters among them."""
     settings = config.tokenizer
     known = old.pieces()
-    text = prepare.vocabulary_text(corpus, settings.temperature, settings.most_pairs)
+    text = vocabulary_text(corpus, settings.temperature, settings.most_pairs)
     unknown = {c for c in set().union(*text) if c not in known and not c.isspace()}
     if unknown and not settings.extend and not quiet:
         shown = "".join(sorted(unknown)[:20])

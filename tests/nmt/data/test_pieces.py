@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ import sentencepiece
 
 from cats.nmt.cli import translate
 from cats.nmt.cli.main import main
-from cats.nmt.data import pieces, prepare
+from cats.nmt.data import pieces
 from cats.nmt.data.batch import Batch
 from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
 from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.data.directions import target_languages
-from cats.nmt.data.shards import LengthFilter, encode_pairs
+from cats.nmt.data.encode import EncodingSettings, LengthFilter, encode_pairs
+from cats.nmt.data.prepare import prepare, training_tokens
+from cats.nmt.data.prepared import INDEX, read_prepared
 from cats.nmt.data.tokenizer import Tags, Tokenizer
+from cats.nmt.data.vocabulary import language_text, train_tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.evaluate import evaluate
 from cats.nmt.training import warmstart
@@ -179,23 +183,26 @@ def test_prepared_text_is_that_of_memory(corpus: Path, tmp_path: Path) -> None:
     """Also by two processes, which get the models from this one."""
     config = settings(corpus, *OWN)
     loaded = load_corpus(config.data)
-    prepare.prepare(loaded, config, tmp_path / "prepared", processes=2, quiet=True)
-    found = prepare.load(tmp_path / "prepared", config)
-    memory = prepare.training_tokens(loaded, config)
+    encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+    prepare(loaded, encoding, tmp_path / "prepared", processes=2, quiet=True)
+    found = read_prepared(tmp_path / "prepared", encoding)
+    memory = training_tokens(loaded, encoding)
     assert found.tokenizer.serialized() == memory.tokenizer.serialized()
     for task, shard in memory.shards.items():
         assert (found.shards[task].tokens == shard.tokens).all() and (found.shards[task].offsets == shard.offsets).all()
     with pytest.raises(UserError, match=r"prepared with tokenizer\.per_language=True, not False"):
-        prepare.load(tmp_path / "prepared", settings(corpus, OWN[1]))
+        other = dataclasses.replace(encoding, tokenizer=settings(corpus, OWN[1]).tokenizer)
+        read_prepared(tmp_path / "prepared", other)
 
 
 def test_a_folder_older_than_a_setting(corpus: Path, tmp_path: Path) -> None:
     config = settings(corpus)
-    prepare.prepare(load_corpus(config.data), config, tmp_path / "prepared", quiet=True)
-    index = tmp_path / "prepared" / prepare.INDEX
+    encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+    prepare(load_corpus(config.data), encoding, tmp_path / "prepared", quiet=True)
+    index = tmp_path / "prepared" / INDEX
     index.write_text(index.read_text().replace('  "tokenizer.per_language": false,\n', ""))
     assert "per_language" not in index.read_text()
-    assert prepare.load(tmp_path / "prepared", config).shards
+    assert read_prepared(tmp_path / "prepared", encoding).shards
 
 
 def test_a_language_is_added(corpus: Path, tmp_path: Path) -> None:
@@ -227,12 +234,12 @@ def test_a_target_that_nothing_tells_is_refused(corpus: Path, tmp_path: Path, mo
 def test_a_vocabulary_with_no_room_names_the_language(corpus: Path) -> None:
     config = settings(corpus, OWN[0], "tokenizer.vocab_size=10")
     with pytest.raises(UserError, match=r"^en: tokenizer\.vocab_size=10 is too small"):
-        prepare.train_tokenizer(load_corpus(config.data), config)
+        train_tokenizer(load_corpus(config.data), config.tokenizer)
 
 
 def test_long_text_is_sampled(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_corpus(settings(corpus).data)
-    assert len(prepare._language_text(loaded, "xa", 1000)) == len(set(loaded.tasks[0].train.target))
+    assert len(language_text(loaded, "xa", 1000)) == len(set(loaded.tasks[0].train.target))
     for most in 40, 41, 79, 81, 120:
-        assert len(prepare._language_text(loaded, "en", most)) <= most
-    assert len(prepare._language_text(loaded, "en", 40)) > 35
+        assert len(language_text(loaded, "en", most)) <= most
+    assert len(language_text(loaded, "en", 40)) > 35

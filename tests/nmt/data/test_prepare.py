@@ -21,6 +21,10 @@ from cats.nmt.config.schema import Config, replace_settings
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data import prepare
 from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.encode import EncodingSettings
+from cats.nmt.data.prepare import training_tokens
+from cats.nmt.data.prepared import is_prepared, read_prepared
+from cats.nmt.data.vocabulary import vocabulary_text
 from cats.nmt.errors import UserError
 from cats.nmt.training.run import load_corpus
 from cats.nmt.training.trainer import Trainer, train
@@ -68,9 +72,13 @@ def settings(folder: Path, *overrides: str) -> Config:
     return apply_overrides(replace_settings(Config(), {"data.path": str(folder)}), [*SMALL, *overrides])
 
 
+def encoding(config: Config) -> EncodingSettings:
+    return EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+
+
 def make(folder: Path, out: Path, *overrides: str, **options: Any) -> None:
     config = settings(folder, *overrides)
-    prepare.prepare(load_corpus(config.data), config, out, quiet=True, **{"processes": 1, **options})
+    prepare.prepare(load_corpus(config.data), encoding(config), out, quiet=True, **{"processes": 1, **options})
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -94,7 +102,7 @@ def sized(**sizes: int) -> Corpus:
 
 def test_small_languages_get_their_share_of_the_vocabulary():
     corpus = sized(xa=200, xb=40)
-    lines = prepare.vocabulary_text(corpus, 5.0, 1000)
+    lines = vocabulary_text(corpus, 5.0, 1000)
     # of 240 target lines at T = 5: 240 * 200^0.2 / (200^0.2 + 40^0.2) for xa, the others, repeated, for xb
     assert lines[:240] == sorted(line for task in corpus.tasks for line, _ in task.train)
     assert [line[:2] for line in lines[240:]] == ["xa"] * 140 + ["xb"] * 101
@@ -102,7 +110,7 @@ def test_small_languages_get_their_share_of_the_vocabulary():
 
 
 def test_the_vocabulary_of_a_large_corpus_is_sampled_evenly():
-    lines = prepare.vocabulary_text(sized(xa=2000, xb=40), 1.0, 100)
+    lines = vocabulary_text(sized(xa=2000, xb=40), 1.0, 100)
     xa = [line for line in lines if line.startswith("xa")]
     assert xa == [f"xa {i}" for i in range(0, 99 * 20, 20)]
     assert [line for line in lines if line.startswith("xb")] == ["xb 0", "xb 20"]
@@ -122,9 +130,9 @@ def test_files_hold_what_memory_would(corpus, cache, tmp_path, monkeypatch):
         *[f"train/{t}.{part}" for t in ("xa", "xb", "xc") for part in ("json", "offsets.npy", "tokens.npy")],
     ]
     config = settings(corpus)
-    files = prepare.load(tmp_path / "one", config)
+    files = read_prepared(tmp_path / "one", encoding(config))
     monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 1 << 30)
-    memory = prepare.training_tokens(load_corpus(config.data), config, quiet=True)
+    memory = training_tokens(load_corpus(config.data), encoding(config), quiet=True)
     assert memory.tokenizer.digest() == files.tokenizer.digest()
     assert memory.shards.keys() == files.shards.keys()
     for task, shard in memory.shards.items():
@@ -170,17 +178,19 @@ import sys
 from pathlib import Path
 
 from cats.nmt.config.toml import read_config
-from cats.nmt.data import corpus, prepare
+from cats.nmt.data import corpus, encoders, prepare
+from cats.nmt.data.encode import EncodingSettings
 from cats.nmt.training.run import load_corpus
 corpus.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
 config = read_config(sys.argv[1])
-encode, count = prepare._encode_block, 0
+encode, count = encoders.encode_block, 0
 def counted(*arguments):
     global count
     count += 1
     encode(*arguments)
-prepare._encode_block = counted
-prepare.prepare(load_corpus(config.data), config, Path(sys.argv[2]), processes=1, quiet=True)
+encoders.encode_block = counted
+settings = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+prepare.prepare(load_corpus(config.data), settings, Path(sys.argv[2]), processes=1, quiet=True)
 print(count)
 """
 
@@ -206,7 +216,7 @@ def test_killed_it_goes_on(corpus, cache, tmp_path, files):
     finished = {name[0] for name in marks if len(name) == 2}
     done = sum(blocks[task] for task in finished) + sum(len(n) == 3 and n[0] not in finished for n in marks)
     again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert int(again.stdout) == (0 if prepare.is_prepared(tmp_path / "out") and not process.returncode else 59 - done)
+    assert int(again.stdout) == (0 if is_prepared(tmp_path / "out") and not process.returncode else 59 - done)
     make(corpus, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -241,7 +251,7 @@ def test_two_processes_take_turns(corpus, cache, tmp_path):
         assert list((tmp_path / "out").iterdir()) == []
     assert process.wait() == 0
     process.stderr.close()
-    assert len(prepare.load(tmp_path / "out", settings(corpus)).shards) == 3
+    assert len(read_prepared(tmp_path / "out", encoding(settings(corpus))).shards) == 3
 
 
 def test_two_that_prepare_at_once(corpus, cache, tmp_path):
@@ -267,7 +277,7 @@ def test_a_cache_follows_the_text(corpus, cache):
             with (corpus / f"train.en-xc.{suffix}").open("a") as file:
                 file.write(end)
         config = settings(corpus)
-        prepared = prepare.training_tokens(load_corpus(config.data), config, quiet=True)
+        prepared = training_tokens(load_corpus(config.data), encoding(config), quiet=True)
         assert len(prepared.shards["xc"]) == (40 if not end and len(list((cache / "prepared").iterdir())) == 1 else 41)
     assert len(list((cache / "prepared").iterdir())) == 2
 
@@ -338,9 +348,9 @@ def test_a_folder_with_something_else_is_refused(corpus, cache, tmp_path):
     [
         ("prepared.json", b"{", "prepared.json: damaged or made by another version of cats"),
         ("prepared.json", b'{"format": 99}', "prepared.json: damaged or made by another version of cats"),
-        ("train/xb.tokens.npy", b"", "the tokens of xb are missing or damaged; prepare again"),
-        ("train/xb.tokens.npy", None, "the tokens of xb are missing or damaged; prepare again"),
-        ("train/xb.offsets.npy", b"junk", "the tokens of xb are missing or damaged; prepare again"),
+        ("train/xb.tokens.npy", b"", "the tokens of xb are missing or damaged; prepare the text again"),
+        ("train/xb.tokens.npy", None, "the tokens of xb are missing or damaged; prepare the text again"),
+        ("train/xb.offsets.npy", b"junk", "the tokens of xb are missing or damaged; prepare the text again"),
         ("tokenizer.model", b"junk", "tokenizer.model: not a sentencepiece model"),
         ("tokenizer.model", None, "tokenizer.model: the tokenizer cannot be read"),
         ("text/test.en-xa.xa", b"one\n", "text/test.en-xa.en has 5 lines, test.en-xa.xa has 1"),
@@ -360,7 +370,7 @@ def test_damage_is_told(corpus, cache, tmp_path, name, content, message):
 def test_text_that_went_missing_is_told(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "text")
-    with pytest.raises(UserError, match="text: xa has 0 valid pairs instead of 5; prepare again"):
+    with pytest.raises(UserError, match="text: xa has 0 valid pairs instead of 5; prepare the text again"):
         train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
 
 
@@ -368,7 +378,7 @@ def test_tokens_of_another_vocabulary_are_told(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out")
     file = tmp_path / "out" / "train" / "xa.tokens.npy"
     np.save(file, np.load(file)[:-1])
-    with pytest.raises(UserError, match=r"the tokens of xa are not those of prepared\.json"):
+    with pytest.raises(UserError, match=r"the tokens of xa do not match prepared\.json"):
         train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
 
 
@@ -400,7 +410,7 @@ def test_one_line_of_a_hundred_thousand_words(corpus, cache, tmp_path):
         with (corpus / f"train.en-xa.{side}").open("a") as file:
             file.write("ba " * 100_000 + "\n")
     make(corpus, tmp_path / "out")
-    found = prepare.load(tmp_path / "out", settings(corpus))
+    found = read_prepared(tmp_path / "out", encoding(settings(corpus)))
     assert found.left_out == {"xa": {"longer than 256 tokens": 1}} and len(found.shards["xa"]) == 900
 
 
@@ -415,10 +425,10 @@ def test_a_full_disk_is_told(corpus, cache, tmp_path, monkeypatch):
         patch.setattr(os, "fsync", full)
         fails("the disk is full; free some space and start again", corpus, tmp_path / "out")
     make(corpus, tmp_path / "out")
-    assert len(prepare.load(tmp_path / "out", settings(corpus)).shards) == 3
+    assert len(read_prepared(tmp_path / "out", encoding(settings(corpus))).shards) == 3
 
 
 def test_a_task_with_nothing_left_is_told(corpus, tmp_path):
     config = settings(corpus, "model.max_length=2")
     with pytest.raises(UserError, match=r"xa: every training pair is left out \(longer than 2 tokens\); raise"):
-        prepare.training_tokens(load_corpus(config.data), config)
+        training_tokens(load_corpus(config.data), encoding(config))

@@ -10,7 +10,8 @@ import torch
 
 from cats.nmt.data.batch import Batch, collate
 from cats.nmt.data.dataset import TokenDataset
-from cats.nmt.data.shards import LengthFilter, Shard, encode_pairs, pack
+from cats.nmt.data.encode import LengthFilter, encode_pairs
+from cats.nmt.data.shards import Shard, pack
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 
 LINES = ["the 12 cats", "a cat sat on the mat", "cats", "the mat", "a " * 40]

@@ -1,0 +1,116 @@
+"""From text to tokens, in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cats.nmt.config import schema
+from cats.nmt.data.corpus import Task
+from cats.nmt.data.shards import Shard, pack
+from cats.nmt.data.tokenizer import Tags, Tokenizer
+
+Pairs = list[tuple[str, str]]  # (source line, target line)
+
+
+@dataclass(frozen=True)
+class LengthFilter:
+    """Which pairs are kept for training.
+
+    max_length: the most tokens on either side, tags and end included.
+    max_ratio: the largest ratio of the longer side to the shorter one, in pieces; 0: no limit.
+    """
+
+    max_length: int
+    max_ratio: float = 0.0
+
+    def reason(self, source: int, target: int, tags: int) -> str:
+        """Why a pair is left out, or "" if it is kept.
+
+        Args:
+            source, target: pieces on each side.
+            tags: tokens that are added to the source.
+        """
+        if source + tags > self.max_length or target + 1 > self.max_length:
+            return f"longer than {self.max_length} tokens"
+        if self.max_ratio and max(source, target) > self.max_ratio * min(source, target):
+            return f"one side more than {self.max_ratio:g} times as long as the other"
+        return ""
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """The settings that the tokens of a corpus depend on: two sections, and ``model.max_length``."""
+
+    data: schema.Data
+    tokenizer: schema.Tokenizer
+    max_length: int
+
+    @property
+    def tags(self) -> Tags:
+        return Tags.from_settings(self.tokenizer)
+
+    @property
+    def length_filter(self) -> LengthFilter:
+        return LengthFilter(self.max_length, self.data.max_ratio)
+
+    def values(self) -> dict[str, Any]:
+        """{"section.key": value} of the settings that change the tokens. Prepared folders are identified by it."""
+        tokenizer = dataclasses.asdict(self.tokenizer)
+        del tokenizer["target_tag"]  # it replaces the start token, so it changes no length
+        return {
+            **{f"tokenizer.{name}": value for name, value in tokenizer.items()},
+            "model.max_length": self.max_length,
+            **{f"data.{name}": getattr(self.data, name) for name in ("source", "direction", "max_ratio")},
+        }
+
+
+@dataclass(frozen=True)
+class EncodedCorpus:
+    """The tokens of a corpus, in memory or memory-mapped.
+
+    shards: {task: its pairs}. left_out: {task: {reason: the number of pairs that were left out for it}}.
+    """
+
+    tokenizer: Tokenizer
+    shards: dict[str, Shard]
+    left_out: dict[str, dict[str, int]]
+
+
+def encode_pairs(
+    pairs: Pairs, tokenizer: Tokenizer, direction: tuple[str, str], length_filter: LengthFilter
+) -> tuple[Shard, Counter[str]]:
+    """Encodes the pairs of one task.
+
+    Args:
+        direction: (source language, target language).
+
+    Returns:
+        The pairs that were kept, and the number of pairs left out by reason.
+    """
+    source, target = direction
+    before, after = tokenizer.frame(source, target)
+    left_out: Counter[str] = Counter()
+    kept: list[list[int]] = []
+    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+    for pair in zip(tokenizer.encode(sources, source), tokenizer.encode(targets, target), strict=True):
+        if reason := length_filter.reason(len(pair[0]), len(pair[1]), len(before) + len(after)):
+            left_out[reason] += 1
+        else:
+            kept += pair
+    return pack(kept, tokenizer.vocab_size), left_out
+
+
+def encode_tasks(
+    tasks: Iterable[Task], pairs: Mapping[str, Pairs], tokenizer: Tokenizer, length_filter: LengthFilter
+) -> EncodedCorpus:
+    """Encodes some pairs of every task, given by its name."""
+    found = {t.name: encode_pairs(pairs[t.name], tokenizer, (t.source, t.target), length_filter) for t in tasks}
+    return EncodedCorpus(
+        tokenizer,
+        {task: shard for task, (shard, _) in found.items()},
+        {task: dict(left_out) for task, (_, left_out) in found.items() if left_out},
+    )

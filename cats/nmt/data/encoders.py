@@ -1,0 +1,97 @@
+"""Processes that encode blocks of pairs into files."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from cats.nmt.data.encode import LengthFilter, Pairs, encode_pairs
+from cats.nmt.data.prepared import FORMAT
+from cats.nmt.data.tokenizer import Tags, Tokenizer
+from cats.nmt.errors import UserError
+from cats.nmt.files import atomic_write
+
+WAITING_PER_PROCESS = 2  # blocks that are queued for each process
+
+
+class Encoders:
+    """A pool of processes that encode blocks of pairs into files. With one process, this process does it itself."""
+
+    def __init__(self, processes: int, tokenizer: Tokenizer, length_filter: LengthFilter) -> None:
+        self.processes, self.tokenizer, self.length_filter = processes, tokenizer, length_filter
+        self.waiting: deque[Future[None]] = deque()
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Encoders:
+        if self.processes > 1:
+            # Spawned, not forked, because torch has threads in this process. The children import the main module.
+            context = multiprocessing.get_context("spawn")
+            arguments = (self.tokenizer.serialized(), self.tokenizer.tags, self.length_filter)
+            self.pool = ProcessPoolExecutor(self.processes, context, _begin_encoder, arguments)
+        else:
+            _set_encoder(self.tokenizer, self.length_filter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, folder: Path, task: str, number: int, direction: tuple[str, str], block: Pairs) -> None:
+        """Encodes a block now or later; waits if too many blocks are queued."""
+        if self.pool is None:
+            encode_block(folder, task, number, direction, block)
+            return
+        while len(self.waiting) >= WAITING_PER_PROCESS * self.processes:
+            self._wait_for_next()
+        self.waiting.append(self.pool.submit(encode_block, folder, task, number, direction, block))
+
+    def finish(self) -> None:
+        """Waits until all blocks are encoded."""
+        while self.waiting:
+            self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        try:
+            self.waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "an encoding process was killed, perhaps because memory ran out; give --processes a smaller number"
+            ) from None
+
+
+def encode_block(folder: Path, task: str, number: int, direction: tuple[str, str], block: Pairs) -> None:
+    """Writes the tokens of a block, and then a JSON file that says that they are complete."""
+    tokenizer, length_filter = _encoder
+    shard, left_out = encode_pairs(block, tokenizer, direction, length_filter)
+    name = f"{task}.{number}"
+    shard.save(folder, name)
+    mark = {"format": FORMAT, "kept": len(shard), "tokens": len(shard.tokens), "left_out": dict(left_out)}
+    atomic_write(folder / f"{name}.json", json.dumps(mark))
+
+
+_encoder: tuple[Tokenizer, LengthFilter]  # of this process: sent once, not with every block
+
+
+def _set_encoder(tokenizer: Tokenizer, length_filter: LengthFilter) -> None:
+    global _encoder
+    _encoder = tokenizer, length_filter
+
+
+def _begin_encoder(model: bytes, tags: Tags, length_filter: LengthFilter) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
+    parent = multiprocessing.parent_process()
+
+    def die_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    _set_encoder(Tokenizer(model, tags), length_filter)
