@@ -1,76 +1,221 @@
-"""What changes when there is more than one process: gradients are averaged, and so are the numbers that move weights.
+"""What the number of processes changes: how gradients, and the numbers that move the weights, are reduced.
 
-Every process has a replica of the parameters and its own losses; all of them step with the mean of their gradients.
-Gradients are averaged after they are formed, once per backward(), which torch's DistributedDataParallel would do while
-they are: it sees no per-task gradients, and of K forward passes before K backward passes it makes wrong ones.
+A reducer is one of two classes: :class:`Local` for one process, :class:`Replicated` for several. With several, each has
+a replica of the parameters and its own losses, and all step with the mean of their gradients. Gradients are averaged
+after they are formed, once per backward(). DistributedDataParallel averages while they are formed, and therefore cannot
+be used: it never sees per-task gradients, and it gives wrong results after K forward passes before K backward passes.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
-from .gradients import Gradient
+from . import ops
+from .engines.per_task import TaskGradients
+from .gradients import Gradient, add, add_to_grad, take_grads
+from .weighting import Weighting
 
 
-def processes() -> int:
-    """How many there are: 1 where torch.distributed is not in use."""
+@dataclass
+class Statistics:
+    """The numbers of one step over all processes: float64 on the CPU, one entry per task that took part."""
+
+    tasks: list[int]  # indices, ascending
+    losses: Tensor
+    dots: Tensor  # meaningless if the step formed no per-task gradients, as are the squared norms
+    sqnorms: Tensor  # nan if not known
+    sqnorms_known: bool
+    finite: bool  # whether all of these are finite, and the combined gradient is
+
+    def nonfinite_tasks(self) -> list[int]:
+        """The tasks whose loss, or gradient as far as its norm is known, is not finite."""
+        seen = self.losses + self.sqnorms if self.sqnorms_known else self.losses
+        return [n for n, finite in zip(self.tasks, torch.isfinite(seen).tolist(), strict=True) if not finite]
+
+
+class Reducer(Protocol):
+    """What the optimizer asks of either class."""
+
+    names_nonfinite_task: bool
+    """Whether per-task gradients tell which task has a non-finite gradient."""
+
+    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
+        """Refuses a backward() call that cannot be done: losses of these tasks, gradients of these parameters."""
+
+    def averaged(self, params: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """A context. What is added to ``p.grad`` inside is averaged over the processes at its end."""
+
+    def combine(
+        self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Adds per-task gradients to those gathered, and their share of ḡ, averaged over the processes, to ``p.grad``.
+
+        Args:
+            gathered: the gradients of earlier calls.
+            tasks: the index of the task of each new gradient.
+            gradients: the new gradients. The list is emptied.
+            weights: (N,) float64 on the CPU, the weights of all tasks.
+
+        Returns:
+            v_n = <g_n, ḡ> and ‖g_n‖² of all gradients gathered in this process, (K,) float64. None if not known.
+        """
+
+    def statistics(
+        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
+    ) -> Statistics:
+        """Reduces the numbers of this process, given on the device, and reads them back to the host: one host sync.
+
+        Args:
+            losses: {task index: loss, 0-d float64}, ascending.
+            dots, sqnorms: as :meth:`combine` returned them. None at steps without per-task gradients.
+            largest: 0-d, the largest |p.grad|. Not finite if this process must not step.
+            count: the number N of tasks.
+        """
+
+
+class Local:
+    """One process: its gradients are the gradients."""
+
+    names_nonfinite_task = True
+
+    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
+        if not tasks:
+            raise ValueError("backward() needs the loss of at least one task")
+
+    def averaged(self, params: Sequence[Tensor]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def combine(
+        self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        gathered.take_back()
+        gathered.add(tasks, gradients)
+        gathered.weights = weights[list(gathered.rows)]
+        combined, dots, sqnorms = gathered.combine_dots()
+        add_to_grad(gathered.params, combined)
+        return dots, sqnorms
+
+    def statistics(
+        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
+    ) -> Statistics:
+        nothing = largest.new_empty(0)
+        parts = [
+            torch.stack(list(losses.values())),
+            nothing if dots is None else dots,
+            nothing if sqnorms is None else sqnorms,
+            largest.reshape(1),
+        ]
+        host = torch.cat([t.to(largest.device, torch.float64, non_blocking=True) for t in parts]).cpu()
+        values, v, squares, _ = host.split([len(t) for t in parts])
+        return Statistics(
+            list(losses), values, v, squares, sqnorms_known=sqnorms is not None, finite=bool(torch.isfinite(host).all())
+        )
+
+
+class Replicated:
+    """Several processes, each with a whole replica of the parameters and losses of its own.
+
+    A gradient is averaged as a whole: one all-reduce per backward() call. The squared norms ‖g_n‖² would need another
+    one for every task, so they are not known.
+    """
+
+    names_nonfinite_task = False
+
+    def __init__(self) -> None:
+        self._checked = False  # comparing all parameters is done only once
+
+    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
+        if weighting.needs_gram or weighting.cross_batch:
+            what = "cross_batch" if weighting.cross_batch else "a weighting that needs the Gram matrix"
+            raise RuntimeError(f"{what} is not supported with several processes")
+        if not self._checked:
+            check_replicas(params)
+            self._checked = True
+
+    @contextmanager
+    def averaged(self, params: Sequence[Tensor]) -> Iterator[None]:
+        before = take_grads(params)
+        yield
+        here = take_grads(params)
+        add_to_grad(params, before)
+        add_to_grad(params, all_reduce_mean(here, params))
+
+    def combine(
+        self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
+    ) -> tuple[Tensor | None, None]:
+        part: Gradient = [None] * len(gathered.params)
+        if gradients:
+            part = ops.combine(gradients, weights[tasks], backend=gathered.backend)
+        part = all_reduce_mean(part, gathered.params)
+        gathered.add(tasks, gradients)
+        gathered.combined = part if gathered.combined is None else add(gathered.combined, part)
+        add_to_grad(gathered.params, part)  # part may become p.grad itself, so the sum above is formed first
+        return (gathered.dots(gathered.combined) if gathered.rows else None), None
+
+    def statistics(
+        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
+    ) -> Statistics:
+        here = list(losses)
+        # Rows: losses, dots, whether this process has the task. The last column of the first row: largest.
+        local = torch.zeros(3, count + 1, dtype=torch.float64, device=largest.device)
+        if here:
+            local[0, here] = torch.stack(list(losses.values())).to(local.device)
+            if dots is not None:
+                local[1, here] = dots.to(local.device)
+            local[2, here] = 1.0
+        local[0, -1] = largest
+        host = all_reduce_sum(local).cpu()
+        tasks = host[2].nonzero()[:, 0].tolist()
+        if not tasks:
+            raise ValueError("backward() needs the loss of at least one task, from one process at least")
+        values, v = host[:2, tasks] / world_size()
+        unknown = torch.full_like(v, math.nan)
+        return Statistics(tasks, values, v, unknown, sqnorms_known=False, finite=bool(torch.isfinite(host).all()))
+
+
+def reducer(current: Reducer | None = None) -> Reducer:
+    """The reducer for the processes there are now: ``current``, if it is of the right kind."""
+    kind = Replicated if world_size() > 1 else Local
+    return current if isinstance(current, kind) else kind()
+
+
+def world_size() -> int:
+    """The number of processes: 1 if torch.distributed is not in use."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def check_replicas(params: Sequence[Tensor]) -> None:
-    """Refuses parameters that are not replicas which nobody else averages the gradients of. Waits for the device.
-
-    Raises:
-        RuntimeError: they are sharded, wrapped in DistributedDataParallel, or different on some processes.
-    """
-    from torch.distributed.tensor import DTensor
-    from torch.nn.parallel import DistributedDataParallel
-
-    if any(isinstance(p, DTensor) for p in params):
-        raise RuntimeError("sharded parameters (DTensor) are not supported: give every process a whole replica")
-    ours = {id(p) for p in params}
-    wrappers = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
-    if any(id(p) in ours for wrapper in wrappers for p in wrapper.parameters()):
-        raise RuntimeError(
-            "the model is wrapped in DistributedDataParallel, which averages gradients too and sees no per-task ones: "
-            "train the module itself (model.module)"
-        )
-    sums = torch.stack([x for p in params for x in (p.detach().double().sum(), p.detach().double().square().sum())])
-    both = torch.stack([sums, -sums])
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    if not torch.equal(both[0], -both[1]) and not both.isnan().any():
-        raise RuntimeError(
-            "the parameters differ between processes: start all of them from the same seed or checkpoint"
-        )
-
-
-def total(numbers: Tensor) -> Tensor:
-    """The sum over the processes."""
+def all_reduce_sum(numbers: Tensor) -> Tensor:
+    """The sum over the processes, in a new tensor."""
     result = numbers.clone()
     dist.all_reduce(result)
     return result
 
 
-def mean(gradient: Gradient, params: Sequence[Tensor]) -> Gradient:
-    """The mean over the processes, where None counts as zero; None where all have None.
+def all_reduce_mean(gradient: Gradient, params: Sequence[Tensor]) -> Gradient:
+    """The mean over the processes, where None counts as zero. None where it is None in all processes.
 
-    One all-reduce for each dtype, of flat copies, and a small one before that.
+    One all-reduce per dtype, of flat copies, after a small one that tells which parameters have a gradient anywhere.
     """
     device = params[0].device
-    there = total(torch.tensor([g is not None for g in gradient], dtype=torch.int32, device=device)).tolist()
+    has_gradient = torch.tensor([g is not None for g in gradient], dtype=torch.int32, device=device)
+    holders = all_reduce_sum(has_gradient).tolist()
     result: Gradient = [None] * len(params)
     for dtype in dict.fromkeys(p.dtype for p in params):
-        chosen = [i for i, p in enumerate(params) if there[i] and p.dtype == dtype]
+        chosen = [i for i, p in enumerate(params) if holders[i] and p.dtype == dtype]
         if not chosen:
             continue
         flat = torch.cat([_dense(gradient[i], params[i]).reshape(-1) for i in chosen])
         dist.all_reduce(flat)
-        flat /= processes()
+        flat /= world_size()
         for i, part in zip(chosen, flat.split([params[i].numel() for i in chosen]), strict=True):
             result[i] = part.view(params[i].shape)
     return result
@@ -82,10 +227,37 @@ def _dense(gradient: Tensor | None, param: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def take_grads(params: Iterable[Tensor]) -> Gradient:
-    """What stands in ``p.grad``, which is None from now on."""
-    found: Gradient = []
-    for p in params:
-        found.append(p.grad)
-        p.grad = None
-    return found
+def check_replicas(params: Sequence[Tensor]) -> None:
+    """Refuses parameters that differ between processes, or whose gradients other code averages. Waits for the device.
+
+    Raises:
+        RuntimeError: they are sharded, belong to a DistributedDataParallel, or differ between processes.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(p, DTensor) for p in params):
+        raise RuntimeError("sharded parameters (DTensor) are not supported: give every process a whole replica")
+    if _in_distributed_data_parallel(params):
+        raise RuntimeError(
+            "the model is wrapped in DistributedDataParallel, which averages gradients too and does not see per-task "
+            "gradients: train the module itself (model.module)"
+        )
+    sums = torch.stack([x for p in params for x in (p.detach().double().sum(), p.detach().double().square().sum())])
+    both = torch.stack([sums, -sums])
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    if not torch.equal(both[0], -both[1]) and not both.isnan().any():
+        raise RuntimeError(
+            "the parameters differ between processes: start all of them from the same seed or checkpoint"
+        )
+
+
+def _in_distributed_data_parallel(params: Sequence[Tensor]) -> bool:
+    """Whether any living DistributedDataParallel has one of these parameters.
+
+    The optimizer gets parameters, not the model, and a parameter does not tell which modules hold it. So this looks
+    through all objects that the garbage collector knows. ``isinstance`` would ask each of them for ``__class__``, which
+    runs code of unrelated objects such as proxies. ``type()`` does not.
+    """
+    ours = {id(p) for p in params}
+    wrappers = [each for each in gc.get_objects() if issubclass(type(each), nn.parallel.DistributedDataParallel)]
+    return any(id(p) in ours for wrapper in wrappers for p in wrapper.parameters())

@@ -1,55 +1,28 @@
-"""The optimizer: per-task losses in, one step of any torch optimizer out, and the task weights moved beside it."""
+"""The optimizer: per-task losses in, one step of any torch optimizer out, and the task weights move along."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import distributed, gradients, ops
+from . import distributed, ops
 from . import weighting as weightings
-from .gradients import Gradient, Loss
+from .accumulate import Accumulation
+from .distributed import Reducer, Statistics
+from .gradients import unscale
+from .tasks import Losses, Task, describe, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
 
-Task: TypeAlias = str | int
-TaskLoss: TypeAlias = Loss | tuple[Loss, Loss] | list[Loss]
-Losses: TypeAlias = Mapping[Any, TaskLoss] | Sequence[TaskLoss]  # keys: Task (Mapping is invariant in them)
-
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a non-finite loss or gradient; the message names the tasks."""
-
-
-@dataclass
-class _Cycle:
-    """What the backward() calls since the last step() have gathered, for the tasks seen so far."""
-
-    params: list[Tensor]  # those that require grad, the shared ones first
-    shared: int  # how many of them are shared
-    per_task: bool
-    scale: Tensor | None = None  # GradScaler's factor, 0-d
-    losses: dict[int, Tensor] = field(default_factory=dict)  # 0-d float64, summed over the calls
-    rows: dict[int, list[Gradient]] = field(default_factory=dict)  # g_n, likewise; two halves if cross-batch
-    combined: Gradient | None = None  # ḡ over all processes, likewise; only where there are several
-    weights: Tensor | None = None  # (K,) those that p.grad was combined with
-    dots: Tensor | None = None  # (K,) unscaled
-    sqnorms: Tensor | None = None  # (K,) unscaled
-    largest: Tensor | None = None  # max |p.grad|, 0-d
-    restore: dict[str, Any] | None = None  # the weighting's state before it saw this cycle's Gram matrix
-
-    def all_rows(self) -> list[Gradient]:
-        return [row for rows in self.rows.values() for row in rows]
-
-    def square(self) -> Tensor | float:
-        """By how much inner products of scaled gradients are too large."""
-        return 1.0 if self.scale is None else self.scale.double() ** 2
+    """Too many consecutive steps had a non-finite loss or gradient. The message names the tasks."""
 
 
 class MultiTask(Optimizer):
@@ -98,6 +71,8 @@ class MultiTask(Optimizer):
 
     # GradScaler then leaves unscaling and skipping to step(), which needs the verdict anyway: one host sync, not two.
     _step_supports_amp_scaling = True
+    _accumulation: Accumulation | None = None  # None between step() and the next backward()
+    _reducer: Reducer | None = None
 
     def __init__(
         self,
@@ -111,7 +86,7 @@ class MultiTask(Optimizer):
         max_nonfinite: int = 20,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer instance, got {_describe(optimizer)}")
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer instance, got {describe(optimizer)}")
         if isinstance(optimizer, MultiTask):
             raise TypeError(f"optimizer is a {type(optimizer).__name__} already; pass its base optimizer")
         closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -130,34 +105,30 @@ class MultiTask(Optimizer):
         if isinstance(max_nonfinite, bool) or not isinstance(max_nonfinite, int) or max_nonfinite < 1:
             raise ValueError(f"max_nonfinite must be an integer of at least 1, got {max_nonfinite!r}")
         self.base = optimizer
-        self.tasks = _task_names(tasks)
+        self.tasks = task_names(tasks)
         self.weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
         self.weighting.start(len(self.tasks))
         self.backend = backend
         self.max_nonfinite = max_nonfinite
-        self._index = {task: n for n, task in enumerate(self.tasks)}
         self._shared = None if shared is None else self._check_shared(shared)
         self._weights = torch.full((len(self.tasks),), 1 / len(self.tasks), dtype=torch.float64, device="cpu")
         self._counts = {"step": 0, "task_gradient_steps": 0, "skipped": 0, "nonfinite_in_a_row": 0}
         self._last: dict[str, Any] = {"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan}
-        self._cycle: _Cycle | None = None
-        self._replicas_checked = False
-        # Not Optimizer.__init__, which would start new param_groups: this part of it sets up hooks and profiling only.
+        # Optimizer.__init__ would make new param_groups. This part of it only sets up hooks and profiling.
         super().__setstate__({})
 
     # --- one step of Algorithm 1 ----------------------------------------------------------------------------------
 
     @property
     def needs_task_gradients(self) -> bool:
-        """Whether the next backward() forms per-task gradients; otherwise it runs one backward of the weighted loss."""
-        if self._cycle is not None:
-            return self._cycle.per_task
-        # About to give up: look once with per-task gradients, to say which task it is.
+        """Whether the next backward() forms per-task gradients. Otherwise it runs one backward of the weighted loss."""
+        if self._accumulation is not None:
+            return self._accumulation.per_task
         last_attempt = 0 < self._counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
-        return self._due or (last_attempt and distributed.processes() == 1)
+        return self._weighting_due or (last_attempt and distributed.reducer().names_nonfinite_task)
 
     @property
-    def _due(self) -> bool:
+    def _weighting_due(self) -> bool:
         period = self.weighting.period
         return period > 0 and (self._counts["step"] + 1) % period == 0
 
@@ -182,98 +153,15 @@ class MultiTask(Optimizer):
             RuntimeError: a scaler for some of the calls only; several processes with parameters that are no replicas,
                 or with a weighting that needs a Gram matrix or two halves of a batch.
         """
-        owners, flat = self._parse(losses)
-        cycle = self._open_cycle()
-        scaled = scaler is not None and scaler.is_enabled()
-        if cycle.losses and scaled != (cycle.scale is not None):
-            raise RuntimeError("pass the GradScaler to every backward() between two steps, or to none of them")
-        if scaler is not None and scaled:
-            cycle.scale = scaler.scale(torch.ones((), device=cycle.params[0].device))
-        names = [f"task {self.tasks[n]!r}" for n in owners]
-        several = distributed.processes() > 1
-        if several:
-            self._check_several(cycle)
-        if cycle.per_task:
-            self._check_per_task(cycle, owners)
-            values, grads = gradients.task_gradients(flat, cycle.params, scale=cycle.scale, names=names)
-            self._add_losses(cycle, owners, values)
-            (self._combine_over_processes if several else self._combine)(cycle, owners, grads)
-        else:
-            weights = self._known_weights().tolist()
-            shares = [weights[n] / owners.count(n) for n in owners]
-            before = distributed.take_grads(cycle.params) if several else []
-            values = gradients.weighted_backward(flat, shares, cycle.params, scale=cycle.scale, names=names)
-            if several:
-                here = distributed.take_grads(cycle.params)
-                gradients.add_to_grad(cycle.params, before)
-                gradients.add_to_grad(cycle.params, distributed.mean(here, cycle.params))
-            self._add_losses(cycle, owners, values)
-        cycle.largest = gradients.largest(cycle.params)
-        self._cycle = cycle
-
-    @torch.no_grad()
-    def _combine(self, cycle: _Cycle, owners: list[int], grads: list[Gradient]) -> None:
-        """Adds per-task gradients to the cycle's, and to p.grad the new combination in place of the cycle's old one."""
-        if cycle.weights is not None:
-            gradients.add_to_grad(cycle.params, self._combination(cycle), alpha=-1.0)
-        new: dict[int, list[Gradient]] = {}
-        for n in owners:
-            new.setdefault(n, []).append(grads.pop(0))
-        for n, rows in new.items():
-            cycle.rows[n] = list(map(gradients.add, cycle.rows[n], rows)) if n in cycle.rows else rows
-        cycle.rows = dict(sorted(cycle.rows.items()))
-        if self.weighting.needs_gram:
-            self._weigh_by_gram(cycle)
-            combined = self._combination(cycle)
-        else:
-            cycle.weights = self._known_weights()[list(cycle.rows)]
-            form = gradients.combine_across if self.weighting.cross_batch else gradients.combine
-            combined, dots, sqnorms = form(cycle.all_rows(), cycle.weights, cycle.shared, backend=self.backend)
-            cycle.dots, cycle.sqnorms = dots / cycle.square(), sqnorms / cycle.square()
-        gradients.add_to_grad(cycle.params, combined)
-
-    @torch.no_grad()
-    def _combine_over_processes(self, cycle: _Cycle, owners: list[int], grads: list[Gradient]) -> None:
-        """As :meth:`_combine`, with weights known before: each call's own gradients are combined and averaged."""
-        weights = self._known_weights()
-        part: Gradient = [None] * len(cycle.params)
-        if grads:
-            part = ops.combine(grads, weights[owners], backend=self.backend)
-        part = distributed.mean(part, cycle.params)
-        for n, row in zip(owners, grads, strict=True):
-            cycle.rows[n] = [gradients.add(cycle.rows[n][0], row)] if n in cycle.rows else [row]
-        cycle.rows = dict(sorted(cycle.rows.items()))
-        cycle.combined = part if cycle.combined is None else gradients.add(cycle.combined, part)
-        gradients.add_to_grad(cycle.params, part)  # may become p.grad itself: the sum above comes first
-        if cycle.rows:
-            rows = [row[: cycle.shared] for row in cycle.all_rows()]
-            dots = ops.dots(rows, cycle.combined[: cycle.shared], backend=self.backend)
-            cycle.dots = dots / cycle.square()
-
-    def _combination(self, cycle: _Cycle) -> Gradient:
-        assert cycle.weights is not None
-        rows = cycle.all_rows()
-        halves = len(rows) // len(cycle.weights)
-        return ops.combine(rows, cycle.weights.repeat_interleave(halves) / halves, backend=self.backend)
-
-    def _weigh_by_gram(self, cycle: _Cycle) -> None:
-        gram = ops.gram([row[: cycle.shared] for row in cycle.all_rows()], backend=self.backend) / cycle.square()
-        losses = torch.stack(list(cycle.losses.values()))
-        host = torch.cat([gram, losses.to(gram.device)[None]]).cpu()
-        gram, losses = host[:-1], host[-1]
-        if cycle.restore is None:
-            cycle.restore = self.weighting.state_dict()
-        else:
-            self.weighting.load_state_dict(cycle.restore)
-        if torch.isfinite(gram).all():
-            weights = self.weighting.weights_from_gram(gram, losses).detach().to("cpu", torch.float64)
-            if weights.shape != losses.shape:
-                raise ValueError(
-                    f"the weighting returned weights of shape {tuple(weights.shape)} for {len(losses)} tasks"
-                )
-        else:  # the step will be skipped, and few solvers survive this
-            weights = torch.ones_like(losses)
-        cycle.weights, cycle.dots, cycle.sqnorms = weights, gram @ weights, gram.diagonal()
+        tasks, single = split_losses(losses, self.tasks, pairs=self.weighting.cross_batch)
+        gathered = self._open_accumulation()
+        gathered.use_scaler(scaler)
+        self._reducer = distributed.reducer(self._reducer)
+        self._reducer.check(tasks, gathered.params, self.weighting)
+        names = [f"task {self.tasks[n]!r}" for n in tasks]
+        # g_n = ∇L_n and ḡ = Σ α_n g_n, or ḡ = ∇ Σ α_n L_n at an inner step
+        gathered.add(tasks, single, weights=self._known_weights(), names=names, reducer=self._reducer)
+        self._accumulation = gathered
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """θ by the base optimizer; then, where per-task gradients were due, the weighting's own update.
@@ -300,93 +188,54 @@ class MultiTask(Optimizer):
         return result
 
     def _step(self) -> None:
-        if self._cycle is None:
+        gathered, due = self._accumulation, self._weighting_due
+        if gathered is None:
             raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
-        cycle, due = self._cycle, self._due
-        finite, losses, dots, sqnorms = self._read(cycle)
-        tasks = list(cycle.losses)
-        cycle.rows.clear()  # K gradients that the base optimizer's step needs no more
-        cycle.combined = None
-        if not finite:
-            self._skip(cycle)
+        seen = self._statistics(gathered)
+        gathered.free()
+        if not seen.finite:
+            self._skip(seen)
             return
-        self._cycle = None
-        grad_scale = getattr(self, "grad_scale", None)  # None also if scaler.unscale_() was called
+        self._accumulation = None
+        grad_scale = getattr(self, "grad_scale", None)  # None as well if scaler.unscale_() was called
         if grad_scale is not None:
-            gradients.unscale(cycle.params, grad_scale)
-        self.base.step()
+            unscale(gathered.params, grad_scale)
+        self.base.step()  # θ moves with ḡ
         self._counts["step"] += 1
         self._counts["nonfinite_in_a_row"] = 0
-        if cycle.per_task:
+        if gathered.per_task:
             self._counts["task_gradient_steps"] += 1
-            if self.weighting.needs_gram and cycle.weights is not None:
-                self._weights[tasks] = cycle.weights
+            if self.weighting.needs_gram and gathered.weights is not None:
+                self._weights = gathered.weights
             if due:
-                self.weighting.update(losses, dots, sqnorms, tasks)
+                self.weighting.update(seen.losses, seen.dots, seen.sqnorms, seen.tasks)  # α descends, λ ascends
 
-    def _read(self, cycle: _Cycle) -> tuple[bool, Tensor, Tensor, Tensor]:
-        """Whether all is finite, and losses, dots and sqnorms, (K,) or empty, on the host: the one host sync."""
+    def _statistics(self, gathered: Accumulation) -> Statistics:
+        """The numbers of this step, on the host and in :attr:`statistics`. This is the only host sync."""
         found_inf = getattr(self, "found_inf", None)
-        if (found_inf is None) != (cycle.scale is None):
+        if (found_inf is None) != (gathered.scale is None):
             raise RuntimeError(
                 "with a GradScaler call optimizer.backward(losses, scaler=scaler), losses unscaled, "
                 "and then scaler.step(optimizer)"
             )
-        assert cycle.largest is not None
-        verdict = cycle.largest if found_inf is None else torch.where(found_inf > 0, math.inf, cycle.largest)
-        if distributed.processes() > 1:
-            return self._read_over_processes(cycle, verdict.to(cycle.params[0].device))
-        nothing = verdict.new_empty(0)
-        parts = [
-            torch.stack(list(cycle.losses.values())),
-            nothing if cycle.dots is None else cycle.dots,
-            nothing if cycle.sqnorms is None else cycle.sqnorms,
-            verdict.reshape(1),
-        ]
-        host = torch.cat([t.to(verdict.device, torch.float64, non_blocking=True) for t in parts]).cpu()
-        losses, dots, sqnorms, _ = host.split([len(t) for t in parts])
-        self._last["losses"] = self._named(cycle.losses, losses)
-        if cycle.weights is not None:
-            self._last["dots"] = self._named(cycle.losses, dots)
-            self._last["sqnorms"] = self._named(cycle.losses, sqnorms)
-            self._last["sqnorm"] = (cycle.weights @ dots).item()
-        return bool(torch.isfinite(host).all()), losses, dots, sqnorms
+        assert self._reducer is not None
+        seen = gathered.statistics(self._reducer, found_inf, len(self.tasks))
+        self._last["losses"] = self._named(seen.tasks, seen.losses)
+        if gathered.per_task:
+            assert gathered.weights is not None
+            self._last["dots"] = self._named(seen.tasks, seen.dots)
+            self._last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
+            self._last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item()
+        return seen
 
-    def _read_over_processes(self, cycle: _Cycle, verdict: Tensor) -> tuple[bool, Tensor, Tensor, Tensor]:
-        """As :meth:`_read`, of the losses and dots averaged over the processes; from now on the cycle has all tasks.
-
-        A task's squared norm would take an all-reduce of its gradient: it is nan.
-        """
-        local = torch.zeros(3, len(self.tasks) + 1, dtype=torch.float64, device=verdict.device)
-        here = list(cycle.losses)
-        if here:
-            local[0, here] = torch.stack(list(cycle.losses.values())).to(local.device)
-            if cycle.dots is not None:
-                local[1, here] = cycle.dots.to(local.device)
-            local[2, here] = 1.0
-        local[0, -1] = verdict
-        host = distributed.total(local).cpu()
-        tasks = host[2].nonzero()[:, 0].tolist()
-        if not tasks:
-            raise ValueError("backward() needs the loss of at least one task, from one process at least")
-        losses, dots = host[:2, tasks] / distributed.processes()
-        sqnorms = torch.full_like(dots, math.nan)
-        cycle.losses = dict(zip(tasks, losses, strict=True))
-        self._last["losses"] = self._named(tasks, losses)
-        if cycle.per_task:
-            self._last["dots"], self._last["sqnorms"] = self._named(tasks, dots), self._named(tasks, sqnorms)
-            self._last["sqnorm"] = (self._known_weights()[tasks] @ dots).item()
-        return bool(torch.isfinite(host).all()), losses, dots, sqnorms
-
-    def _skip(self, cycle: _Cycle) -> None:
+    def _skip(self, seen: Statistics) -> None:
         self._discard()
         self._counts["skipped"] += 1
         self._counts["nonfinite_in_a_row"] += 1
         if self._counts["nonfinite_in_a_row"] >= self.max_nonfinite:
-            seen = [self.tasks[n] for n in cycle.losses]
-            seen_by = "losses" if cycle.weights is None else "sqnorms"
-            bad = [t for t in seen if not math.isfinite(self._last["losses"][t] + self._last[seen_by][t])]
-            where = "of task " + ", ".join(map(repr, bad)) if bad else f"of the combination of tasks {seen}"
+            bad = [self.tasks[n] for n in seen.nonfinite_tasks()]
+            present = [self.tasks[n] for n in seen.tasks]
+            where = "of task " + ", ".join(map(repr, bad)) if bad else f"of the combination of tasks {present}"
             raise NonFiniteError(
                 f"{self._counts['nonfinite_in_a_row']} steps in a row had a non-finite loss or gradient, "
                 f"the last one {where}; losses: {self._last['losses']}"
@@ -499,25 +348,26 @@ class MultiTask(Optimizer):
         self._weights = own["weights"].clone()
         self._counts = dict(own["counts"])
         self._last = {k: dict(v) if isinstance(v, dict) else v for k, v in own["last"].items()}
-        self._cycle = None
+        self._accumulation = None
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # As in torch, hooks (and the step() that a scheduler wrapped) are not copied or pickled; nor is p.grad and what
-        # belongs to it.
-        kept = {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
-        return kept | {"_cycle": None}
+        # As in torch, hooks and p.grad are not copied or pickled, nor is the step() that a scheduler wrapped. What was
+        # gathered belongs to p.grad.
+        left_out = ("step", "_accumulation")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.startswith("_optimizer_")}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.tasks)}, {type(self.weighting).__name__}) over {self.base!r}"
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
-    def _open_cycle(self) -> _Cycle:
-        if self._cycle is not None and any(p.grad is not None for p in self._cycle.params):
-            return self._cycle
-        self._discard()  # if there was one, its gradients were set to None elsewhere
+    def _open_accumulation(self) -> Accumulation:
+        """What the calls since the last step() have gathered. A new one if this is the first of them."""
+        if self._accumulation is not None and any(p.grad is not None for p in self._accumulation.params):
+            return self._accumulation
+        self._discard()  # if there was one, other code set all its gradients to None
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         if not params:
             raise ValueError("no parameter of the optimizer requires grad")
@@ -525,73 +375,25 @@ class MultiTask(Optimizer):
         if self._shared is not None:
             ids = {id(p) for p in self._shared}
             shared, private = [p for p in params if id(p) in ids], [p for p in params if id(p) not in ids]
-        return _Cycle([*shared, *private], len(shared), self.needs_task_gradients)
+        return Accumulation(
+            [*shared, *private],
+            len(shared),
+            weighting=self.weighting,
+            per_task=self.needs_task_gradients,
+            backend=self.backend,
+        )
 
     def _discard(self) -> None:
-        if self._cycle is not None and self._cycle.restore is not None:
-            self.weighting.load_state_dict(self._cycle.restore)
-        self._cycle = None
+        if self._accumulation is not None:
+            self._accumulation.discard()
+        self._accumulation = None
 
     def _known_weights(self) -> Tensor:
+        """The weights of all tasks, as far as they are known before the gradients."""
         return self._weights if self.weighting.needs_gram else self.weighting.weights()
 
     def _named(self, tasks: Iterable[int], values: Tensor) -> dict[Task, float]:
         return {self.tasks[n]: v for n, v in zip(tasks, values.tolist(), strict=True)}
-
-    def _add_losses(self, cycle: _Cycle, owners: list[int], values: list[Tensor]) -> None:
-        for n, value in zip(owners, values, strict=True):
-            value = value.to(cycle.params[0].device) / owners.count(n)
-            cycle.losses[n] = cycle.losses[n] + value if n in cycle.losses else value
-        cycle.losses = dict(sorted(cycle.losses.items()))
-
-    def _parse(self, losses: Losses) -> tuple[list[int], list[Loss]]:
-        """Every single loss, and beside it the index of the task it belongs to."""
-        if isinstance(losses, Mapping):
-            for task in losses:
-                if task not in self._index:
-                    raise ValueError(f"unknown task {task!r}; the tasks are {list(self.tasks)}")
-            items = [(self._index[task], loss) for task, loss in losses.items()]
-        elif isinstance(losses, Sequence):
-            if len(losses) != len(self.tasks):
-                raise ValueError(
-                    f"{len(losses)} losses for {len(self.tasks)} tasks; name them, {{task: loss}}, if tasks are absent"
-                )
-            items = list(enumerate(losses))
-        else:
-            raise TypeError(f"losses must be {{task: loss}} or a sequence of losses, got {_describe(losses)}")
-        if not items and distributed.processes() == 1:
-            raise ValueError("backward() needs the loss of at least one task")
-        owners, flat = [], []
-        for n, loss in items:
-            halves = list(loss) if isinstance(loss, tuple | list) else [loss]
-            if isinstance(loss, tuple | list) and not (self.weighting.cross_batch and len(halves) == 2):
-                raise ValueError(
-                    f"loss of task {self.tasks[n]!r}: expected a single loss"
-                    + (" or a pair" if self.weighting.cross_batch else "")
-                    + f", got {len(halves)} of them"
-                )
-            owners += [n] * len(halves)
-            flat += halves
-        return owners, flat
-
-    def _check_several(self, cycle: _Cycle) -> None:
-        if self.weighting.needs_gram or self.weighting.cross_batch:
-            what = "cross_batch" if self.weighting.cross_batch else "a weighting that needs the Gram matrix"
-            raise RuntimeError(f"{what} is not supported with several processes")
-        if not self._replicas_checked:
-            distributed.check_replicas(cycle.params)
-            self._replicas_checked = True
-
-    def _check_per_task(self, cycle: _Cycle, owners: list[int]) -> None:
-        if cycle.shared == 0:
-            raise ValueError("no shared parameter requires grad")
-        if self.weighting.cross_batch:
-            for n in owners:
-                if owners.count(n) != 2:
-                    raise ValueError(
-                        f"loss of task {self.tasks[n]!r}: this step needs a pair of losses from two independent halves "
-                        "of its batch (cross_batch, needs_task_gradients)"
-                    )
 
     def _check_shared(self, shared: Iterable[Tensor]) -> list[Tensor]:
         if isinstance(shared, Tensor):
@@ -600,7 +402,7 @@ class MultiTask(Optimizer):
         known = {id(p) for group in self.param_groups for p in group["params"]}
         for i, p in enumerate(params):
             if id(p) not in known:
-                raise ValueError(f"shared[{i}] ({_describe(p)}) is not a parameter of the optimizer")
+                raise ValueError(f"shared[{i}] ({describe(p)}) is not a parameter of the optimizer")
         if not params:
             raise ValueError("shared is empty: at least one parameter must be shared")
         return params
@@ -675,23 +477,3 @@ class CATS(MultiTask):
         super().__init__(
             optimizer, tasks, weighting, shared=shared, engine=engine, backend=backend, max_nonfinite=max_nonfinite
         )
-
-
-def _task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
-    if isinstance(tasks, int) and not isinstance(tasks, bool) and tasks > 0:
-        return tuple(range(tasks))
-    if isinstance(tasks, int | str) or not isinstance(tasks, Iterable):
-        raise TypeError(f"tasks must be a positive number or names, got {tasks!r}")
-    names = tuple(tasks)
-    for name in names:
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            raise TypeError(f"a task's name must be a str or an int, got {name!r}")
-        if names.count(name) > 1:
-            raise ValueError(f"task {name!r} is named twice")
-    if not names:
-        raise ValueError("tasks is empty: at least one task is needed")
-    return names
-
-
-def _describe(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

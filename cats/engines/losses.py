@@ -1,0 +1,48 @@
+"""What a loss is: a scalar tensor with a graph, or a callable that returns one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Loss: TypeAlias = Tensor | Callable[[], Tensor]
+
+
+def evaluate(loss: Loss, name: str) -> Tensor:
+    """The loss as a scalar tensor. A callable is called.
+
+    Args:
+        loss: a floating-point tensor with one element and a graph, or a callable without arguments that returns one.
+        name: what error messages call it.
+
+    Raises:
+        TypeError: the loss is not a tensor.
+        ValueError: it has more than one element, is not floating-point, or does not require grad.
+    """
+    value = loss() if callable(loss) else loss
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss of {name}: expected a scalar tensor, got {type(value).__name__}")
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"loss of {name}: expected a scalar float tensor, got shape {tuple(value.shape)}, {value.dtype}"
+        )
+    if not value.requires_grad:
+        raise ValueError(f"loss of {name}: does not require grad (computed under no_grad, or detached?)")
+    return value
+
+
+def seed(value: Tensor, weight: float, scale: Tensor | None) -> Tensor:
+    """The gradient at which the backward pass of a loss starts: ``weight``, times GradScaler's scale if there is one.
+
+    It has the shape, dtype and device of ``value``.
+    """
+    start = torch.full_like(value, weight)
+    return start if scale is None else start * scale.to(device=value.device, dtype=value.dtype)
+
+
+def number(value: Tensor) -> Tensor:
+    """The value of a loss without its graph: 0-d float64, on the same device."""
+    return value.detach().double().reshape(())

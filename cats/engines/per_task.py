@@ -1,0 +1,182 @@
+"""One gradient per task: K backward passes keep K gradients, which :mod:`cats.ops` then reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cats import ops
+from cats.gradients import Gradient, add, add_to_grad
+
+from .losses import Loss, evaluate, number, seed
+
+
+def task_gradients(
+    losses: Sequence[Loss], params: Sequence[Tensor], *, scale: Tensor | None = None, names: Sequence[str]
+) -> tuple[list[Tensor], list[Gradient]]:
+    """The values of the losses, 0-d float64, and one gradient per loss. ``p.grad`` is not touched.
+
+    A callable's graph is freed as soon as its gradient is formed. Tensors may share a graph: it is freed after the last
+    loss that needs it.
+
+    Args:
+        losses: tensors or callables, see :func:`cats.engines.losses.evaluate`, which also lists the errors.
+        params: the parameters to differentiate by. A gradient has one tensor per parameter, in this order, or None
+            where the loss does not depend on the parameter.
+        scale: GradScaler's scale, 0-d: the gradients are multiplied by it, the returned values are not.
+        names: what error messages call the losses.
+    """
+    values: list[Tensor] = []
+    gradients: list[Gradient] = []
+    for loss, name, retain in zip(losses, names, _needed_again(losses), strict=True):
+        value = evaluate(loss, name)
+        grads = torch.autograd.grad(value, params, seed(value, 1.0, scale), retain_graph=retain, allow_unused=True)
+        values.append(number(value))
+        gradients.append(list(grads))
+        del value  # otherwise its graph would stay alive during the next forward pass
+    return values, gradients
+
+
+def _needed_again(losses: Sequence[Loss]) -> list[bool]:
+    """For each loss, whether a later one shares a part of its graph.
+
+    Keeping every graph would cost memory. Compiled models refuse it too: their backward pass reuses the buffers of the
+    graph.
+    """
+    later: set[Any] = set()  # the graph nodes of the losses that come later
+    needed = []
+    for loss in reversed(losses):
+        own: set[Any] = set()
+        shares = False
+        stack: list[Any] = [loss.grad_fn] if isinstance(loss, Tensor) else []
+        while stack:
+            node = stack.pop()
+            if node in later:
+                shares = True
+            # A node without inputs accumulates into a leaf: it saves nothing, and all losses share it.
+            elif node is not None and node not in own and node.next_functions:
+                own.add(node)
+                stack += [parent for parent, _ in node.next_functions]
+        later |= own
+        needed.append(shares)
+    return needed[::-1]
+
+
+class TaskGradients:
+    """The gradients g_n of the tasks, gathered over one or more backward() calls, and their combination ḡ = Σ w_n g_n.
+
+    A task has one gradient. With ``cross_batch`` it has two, of two independent halves A and B of its batch, and
+    g_n = ½(g_n^A + g_n^B). Gradients of several calls add up.
+
+    Args:
+        params: the parameters, the shared ones first.
+        shared: how many of them are shared. Only these enter dots, norms and the Gram matrix.
+        cross_batch: whether a task has two gradients.
+        backend: of :mod:`cats.ops`.
+
+    Attributes:
+        rows: {task index: its one or two gradients}, in the order of the tasks.
+        weights: (K,) float64 on the CPU, the w_n of :meth:`combination`, in the order of ``rows``. None before the
+            first combination.
+        combined: ḡ over all processes, where each of them has only a part of it. Otherwise None.
+        scale: GradScaler's scale, 0-d. Gradients are scaled; dots, norms and the Gram matrix are not.
+    """
+
+    def __init__(self, params: list[Tensor], shared: int, *, cross_batch: bool, backend: str | None) -> None:
+        self.params = params
+        self.shared = shared
+        self.halves = 2 if cross_batch else 1
+        self.backend = backend
+        self.rows: dict[int, list[Gradient]] = {}
+        self.weights: Tensor | None = None
+        self.combined: Gradient | None = None
+        self.scale: Tensor | None = None
+
+    def add(self, tasks: list[int], gradients: list[Gradient]) -> None:
+        """Adds the gradients to those of their tasks. Empties the list, so that no gradient is kept twice."""
+        new: dict[int, list[Gradient]] = {}
+        for n in tasks:
+            new.setdefault(n, []).append(gradients.pop(0))
+        for n, rows in new.items():
+            self.rows[n] = list(map(add, self.rows[n], rows)) if n in self.rows else rows
+        self.rows = dict(sorted(self.rows.items()))
+
+    def take_back(self) -> None:
+        """Subtracts ḡ of the gradients so far from ``p.grad``. The next combination takes its place."""
+        if self.weights is not None:
+            add_to_grad(self.params, self.combination(), alpha=-1.0)
+
+    def free(self) -> None:
+        """Lets go of all gradients. Weights stay."""
+        self.rows.clear()
+        self.combined = None
+
+    def combination(self) -> Gradient:
+        """ḡ of all parameters."""
+        assert self.weights is not None
+        weights = self.weights.repeat_interleave(self.halves) / self.halves
+        return ops.combine(self._all(), weights, backend=self.backend)
+
+    def combine_dots(self) -> tuple[Gradient, Tensor, Tensor]:
+        """ḡ of all parameters; v_n = <g_n, ḡ> and ‖g_n‖² of the shared ones, (K,) float64. One pass over the gradients.
+
+        With ``cross_batch``, v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>), and ‖g_n‖² is the mean of the two halves' squared
+        norms.
+        """
+        assert self.weights is not None
+        form = combine_dots_across if self.halves == 2 else combine_dots
+        combined, dots, sqnorms = form(self._all(), self.weights, self.shared, backend=self.backend)
+        return combined, dots / self._square(), sqnorms / self._square()
+
+    def dots(self, direction: Gradient) -> Tensor:
+        """<g_n, direction> of the shared parameters, (K,) float64. ``direction`` is scaled as the gradients are."""
+        return ops.dots(self._all_shared(), direction[: self.shared], backend=self.backend) / self._square()
+
+    def gram(self) -> Tensor:
+        """<g_i, g_j> of the shared parameters, (K, K) float64."""
+        return ops.gram(self._all_shared(), backend=self.backend) / self._square()
+
+    def _all(self) -> list[Gradient]:
+        return [row for rows in self.rows.values() for row in rows]
+
+    def _all_shared(self) -> list[Gradient]:
+        return [row[: self.shared] for row in self._all()]
+
+    def _square(self) -> Tensor | float:
+        """The factor by which inner products of scaled gradients are too large."""
+        return 1.0 if self.scale is None else self.scale.double() ** 2
+
+
+def combine_dots(
+    gradients: Sequence[Gradient], weights: Tensor, shared: int, *, backend: str | None
+) -> tuple[Gradient, Tensor, Tensor]:
+    """ḡ = Σ w_n g_n of all parameters; v_n = <g_n, ḡ> and ‖g_n‖², (K,) float64, of the first ``shared`` parameters."""
+    combined, dots, sqnorms = ops.combine_dots([g[:shared] for g in gradients], weights, backend=backend)
+    return [*combined, *_combine_private(gradients, weights, shared, backend)], dots, sqnorms
+
+
+def combine_dots_across(
+    gradients: Sequence[Gradient], weights: Tensor, shared: int, *, backend: str | None
+) -> tuple[Gradient, Tensor, Tensor]:
+    """The same for two independent halves A, B of each task's batch: 2K gradients in the order A_1, B_1, A_2, B_2, ...
+
+    g_n = ½(g_n^A + g_n^B), v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>), and ‖g_n‖² is the mean of the halves' squared norms.
+    """
+    half_a, half_b = torch.zeros(2, len(gradients), dtype=weights.dtype, device=weights.device)
+    half_a[0::2] = weights
+    half_b[1::2] = weights
+    mean = (half_a + half_b) / 2
+    (combined, _, _), dots, sqnorms = ops.combine_dots(
+        [g[:shared] for g in gradients], torch.stack([mean, half_a, half_b]), backend=backend
+    )
+    crossed = (dots[2, 0::2] + dots[1, 1::2]) / 2
+    private = _combine_private(gradients, mean, shared, backend)
+    return [*combined, *private], crossed, (sqnorms[0::2] + sqnorms[1::2]) / 2
+
+
+def _combine_private(gradients: Sequence[Gradient], weights: Tensor, shared: int, backend: str | None) -> Gradient:
+    private = [g[shared:] for g in gradients]
+    return ops.combine(private, weights, backend=backend) if private[0] else []

@@ -1,0 +1,78 @@
+"""The tasks' names, and the losses that are given by these names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from .engines.losses import Loss
+
+Task: TypeAlias = str | int
+TaskLoss: TypeAlias = Loss | tuple[Loss, Loss] | list[Loss]
+Losses: TypeAlias = Mapping[Any, TaskLoss] | Sequence[TaskLoss]  # keys: Task (a Mapping is invariant in its keys)
+
+
+def task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
+    """The names: those given, or 0, 1, ... if a number of tasks is given.
+
+    Raises:
+        TypeError: neither a positive number nor names, or a name that is neither a str nor an int.
+        ValueError: no names, or a name twice.
+    """
+    if isinstance(tasks, int) and not isinstance(tasks, bool) and tasks > 0:
+        return tuple(range(tasks))
+    if isinstance(tasks, int | str) or not isinstance(tasks, Iterable):
+        raise TypeError(f"tasks must be a positive number or names, got {tasks!r}")
+    names = tuple(tasks)
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise TypeError(f"a task's name must be a str or an int, got {name!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"task {name!r} is named twice")
+    if not names:
+        raise ValueError("tasks is empty: at least one task is needed")
+    return names
+
+
+def split_losses(losses: Losses, names: Sequence[Task], *, pairs: bool) -> tuple[list[int], list[Loss]]:
+    """The single losses, and for each of them the index of its task.
+
+    Args:
+        losses: {task: loss}, or a sequence of one loss per task.
+        names: the tasks' names.
+        pairs: whether the loss of a task may be a pair, of two halves of its batch.
+
+    Raises:
+        TypeError: ``losses`` is neither a mapping nor a sequence.
+        ValueError: an unknown task, a sequence that does not have one loss per task, several losses for a task.
+    """
+    if isinstance(losses, Mapping):
+        index = {task: n for n, task in enumerate(names)}
+        for task in losses:
+            if task not in index:
+                raise ValueError(f"unknown task {task!r}; the tasks are {list(names)}")
+        items = [(index[task], loss) for task, loss in losses.items()]
+    elif isinstance(losses, Sequence):
+        if len(losses) != len(names):
+            raise ValueError(
+                f"{len(losses)} losses for {len(names)} tasks; name them, {{task: loss}}, if tasks are absent"
+            )
+        items = list(enumerate(losses))
+    else:
+        raise TypeError(f"losses must be {{task: loss}} or a sequence of losses, got {describe(losses)}")
+    tasks, single = [], []
+    for n, loss in items:
+        parts = list(loss) if isinstance(loss, tuple | list) else [loss]
+        if isinstance(loss, tuple | list) and not (pairs and len(parts) == 2):
+            expected = "a single loss or a pair" if pairs else "a single loss"
+            raise ValueError(f"loss of task {names[n]!r}: expected {expected}, got {len(parts)} of them")
+        tasks += [n] * len(parts)
+        single += parts
+    return tasks, single
+
+
+def describe(value: object) -> str:
+    """What an error message calls a value of the wrong type."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,10 @@
+"""What the tests of the engines share."""
+
+from __future__ import annotations
+
+import torch
+
+
+def params_of(*shapes, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]

@@ -1,0 +1,62 @@
+"""What is a loss, and how long its graph lives."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+
+from cats.engines.losses import evaluate
+from cats.engines.per_task import task_gradients
+from cats.engines.weighted import weighted_backward
+from tests.engines.common import params_of
+
+alive: weakref.WeakSet = weakref.WeakSet()
+
+
+class Probe(torch.autograd.Function):
+    """The identity, with a saved tensor whose life can be followed."""
+
+    @staticmethod
+    def forward(ctx, x):
+        token = x.clone()
+        alive.add(token)
+        ctx.token = token
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("form", ["weighted", "per task"])
+def test_callables_keep_one_graph_alive(form):
+    (w,) = params_of(3)
+    seen = []
+
+    def loss():
+        seen.append(len(alive))
+        return Probe.apply(w).square().sum()
+
+    names = ["a", "b", "c"]
+    if form == "weighted":
+        weighted_backward([loss] * 3, [1.0, 2.0, 3.0], [w], names=names)
+    else:
+        task_gradients([loss] * 3, [w], names=names)
+    assert seen == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "match"),
+    [
+        (3.0, TypeError, "task 'az'.*float"),
+        (lambda: "x", TypeError, "task 'az'.*str"),
+        (torch.ones(2, requires_grad=True), ValueError, r"task 'az'.*\(2,\)"),
+        (torch.tensor(1), ValueError, "int64"),
+        (torch.tensor(1.0), ValueError, "does not require grad"),
+    ],
+)
+def test_what_is_no_loss(loss, error, match):
+    with pytest.raises(error, match=match):
+        evaluate(loss, "task 'az'")

@@ -1,0 +1,104 @@
+"""Wrong arguments and losses give clear errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cats
+import cats.accumulate
+from tests.optim.common import TASKS, Quadratics, take_step
+
+
+def sgd():
+    return torch.optim.SGD(Quadratics().params, lr=0.1)
+
+
+class GramAcrossHalves(cats.weighting.Weighting):
+    needs_gram = cross_batch = True
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: cats.CATS(torch.optim.SGD, TASKS), TypeError, "Optimizer instance"),
+        (lambda: cats.CATS([torch.zeros(2)], TASKS), TypeError, "Optimizer instance, got list"),
+        (lambda: cats.CATS(cats.CATS(sgd(), 2), 2), TypeError, "already"),
+        (lambda: cats.CATS(torch.optim.LBFGS(Quadratics().params), 2), TypeError, "LBFGS.*closure"),
+        (lambda: cats.CATS(sgd(), ["az", "be", "az"]), ValueError, "'az' is named twice"),
+        (lambda: cats.CATS(sgd(), []), ValueError, "at least one task"),
+        (lambda: cats.CATS(sgd(), 0), TypeError, "positive number or names"),
+        (lambda: cats.CATS(sgd(), "az"), TypeError, "names, got 'az'"),
+        (lambda: cats.CATS(sgd(), [1.5]), TypeError, "name must be"),
+        (lambda: cats.CATS(sgd(), 2, shared=[torch.zeros(3)]), ValueError, r"shared\[0\].*\(3,\).*not a parameter"),
+        (lambda: cats.CATS(sgd(), 2, shared=[]), ValueError, "shared is empty"),
+        (lambda: cats.CATS(sgd(), 2, shared=torch.zeros(3)), TypeError, "iterable of parameters"),
+        (lambda: cats.CATS(sgd(), 2, engine="jvp"), ValueError, "'jvp' does not exist; available: 'auto'"),
+        (lambda: cats.CATS(sgd(), 2, backend="abacus"), ValueError, "no backend 'abacus'"),
+        (lambda: cats.MultiTask(sgd(), 2, GramAcrossHalves()), ValueError, "cannot be cross_batch"),
+        (lambda: cats.CATS(sgd(), 2, max_nonfinite=0), ValueError, "max_nonfinite"),
+        (lambda: cats.CATS(sgd(), 2, simplex="box"), ValueError, "simplex"),
+        (lambda: cats.MultiTask(sgd(), 2, cats.weighting.Static([1])), ValueError, "1 weights for 2 tasks"),
+        (lambda: cats.MultiTask(sgd(), 2, [0.5, 0.5]), TypeError, "callable"),
+    ],
+)
+def test_construction_errors(build, error, match):
+    with pytest.raises(error, match=match) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backend_that_cannot_work_here_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(cats.ops, "backends", lambda: {"reference": None, "native": "not compiled"})
+    with pytest.raises(RuntimeError, match="'native' cannot be used here: not compiled"):
+        cats.CATS(sgd(), 2, backend="native")
+    cats.CATS(sgd(), 2, backend="reference")
+
+
+def leaf():
+    return torch.ones((), requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "match"),
+    [
+        ({"xx": leaf()}, ValueError, r"unknown task 'xx'; the tasks are \['az', 'be', 'gl'\]"),
+        ([leaf(), leaf()], ValueError, "2 losses for 3 tasks"),
+        ({}, ValueError, "at least one task"),
+        (leaf(), TypeError, "sequence of losses, got a tensor"),
+        ({"be": 1.0}, TypeError, "task 'be'.*float"),
+        ({"be": torch.ones(2, requires_grad=True)}, ValueError, r"task 'be'.*\(2,\)"),
+        ({"be": torch.ones(())}, ValueError, "task 'be'.*require grad"),
+        ({"be": lambda: None}, TypeError, "task 'be'.*NoneType"),
+        ({"be": (leaf(), leaf())}, ValueError, "task 'be'.*single loss, got 2"),
+    ],
+)
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_loss_errors(losses, error, match, inner_steps):
+    optimizer = cats.CATS(sgd(), TASKS, inner_steps=inner_steps)
+    with pytest.raises(error, match=match) as caught:
+        optimizer.backward(losses)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match=r"step\(\) before backward\(\)"):
+        optimizer.step()
+
+
+def test_cross_batch_wants_pairs_where_it_needs_them():
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=2, cross_batch=True)
+    take_step(optimizer, problem.losses())
+    with pytest.raises(ValueError, match=r"task 'az'.*pair of losses.*halves"):
+        optimizer.backward(problem.losses())
+    with pytest.raises(ValueError, match=r"task 'az'.*single loss or a pair, got 3"):
+        optimizer.backward([[loss] * 3 for loss in problem.losses()])
+
+
+def test_nothing_to_train():
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=1, shared=[problem.bias])
+    problem.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match="no shared parameter requires grad"):
+        optimizer.backward(problem.losses())
+    problem.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the optimizer requires grad"):
+        optimizer.backward(problem.losses())

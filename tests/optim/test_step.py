@@ -1,0 +1,218 @@
+"""Algorithm 1, and what one task or fixed weights reduce it to."""
+
+from __future__ import annotations
+
+import math
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cats
+import cats.accumulate
+from tests.optim.common import BASES, TASKS, Quadratics, same, take_step
+
+
+def algorithm_1(problem, steps, *, m, eta, mu, epsilon, simplex, loss_term, cross_batch, lr, offset):
+    """Algorithm 1 with plain gradient descent on θ in numpy: yields θ, α and λ after every step."""
+    k = len(problem.centre)
+    theta = problem.start.copy()
+    a, alpha, lc, ls, ln = np.zeros(k), np.ones(k), 0.0, 0.0, np.zeros(k)
+    if simplex == "softmax":
+        alpha = np.ones(k) / k
+    for step in range(1, steps + 1):
+        halves = [
+            [problem.numpy_loss(theta, n, s * offset) for n in range(k)] for s in ((1, -1) if cross_batch else (0,))
+        ]
+        losses = np.mean([[loss for loss, _ in half] for half in halves], axis=0)
+        per_half = [np.array([g for _, g in half]) for half in halves]
+        combined = [alpha @ g for g in per_half]
+        theta = theta - lr * np.mean(combined, axis=0)
+        if step % m == 0:
+            v = (per_half[0] @ combined[-1] + per_half[-1] @ combined[0]) / 2
+            seen = losses if loss_term else np.zeros(k)
+            if simplex == "softmax":
+                h = (seen + 2 * lc * v) / (1 + 2 * lc)
+                lc = max(0, lc + mu * (alpha @ v - epsilon))
+                a = a - eta * alpha * (h - alpha @ h)
+                alpha = np.exp(a) / np.exp(a).sum()
+            else:
+                d_alpha = seen + 2 * lc * v + 2 * ls * (alpha.sum() - 1) - ln
+                d_lc, d_ls, d_ln = alpha @ v - epsilon, (alpha.sum() - 1) ** 2, epsilon - alpha
+                alpha = np.maximum(0, alpha - eta * d_alpha)
+                lc, ls, ln = max(0, lc + mu * d_lc), ls + mu * d_ls, np.maximum(0, ln + mu * d_ln)
+        yield theta, alpha, [lc] if simplex == "softmax" else [lc, ls, *ln]
+
+
+@pytest.mark.parametrize("cross_batch", [False, True])
+@pytest.mark.parametrize("loss_term", [False, True])
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize("simplex", ["softmax", "lagrangian"])
+def test_algorithm_1_step_by_step(simplex, m, loss_term, cross_batch):
+    problem = Quadratics()
+    rule = {"epsilon": 0.02, "simplex": simplex, "loss_term": loss_term, "cross_batch": cross_batch}
+    optimizer = cats.CATS(
+        torch.optim.SGD(problem.params, lr=0.05), TASKS, inner_steps=m, alpha_lr=0.3, multiplier_lr=0.2, **rule
+    )
+    expected = algorithm_1(problem, 12, m=m, eta=0.3, mu=0.2, lr=0.05, offset=0.3, **rule)
+    before = optimizer.alpha
+    for step, (theta, alpha, multipliers) in enumerate(expected, 1):
+        form = "callables" if step % 2 else "tensors"
+        assert optimizer.needs_task_gradients == (step % m == 0)
+        losses = problem.losses(form)
+        if cross_batch:  # an inner step takes pairs too, and one loss per task as well when it is their mean
+            losses = list(zip(problem.losses(form, 0.3), problem.losses(form, -0.3), strict=True))
+        take_step(optimizer, dict(zip(TASKS, losses, strict=True)))
+        # float64 throughout; only the order of the sums differs
+        np.testing.assert_allclose(problem.theta, theta, rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(list(optimizer.alpha.values()), alpha, rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(list(optimizer.multipliers.values()), multipliers, rtol=1e-11, atol=1e-12)
+    assert max(abs(optimizer.alpha[t] - before[t]) for t in TASKS) > 1e-3, "alpha must have moved to be tested"
+
+
+def test_softmax_without_loss_term_reaches_the_min_norm_point():
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(3, 8, generator=generator, dtype=torch.float64) + 0.2
+    gram = (rows @ rows.T).numpy()
+    target = np.linalg.solve(gram, np.ones(3))
+    target /= target.sum()
+    assert (target > 0.1).all()  # inside the simplex: this is the minimiser
+    theta = nn.Parameter(torch.zeros(8, dtype=torch.float64))
+    optimizer = cats.CATS(torch.optim.SGD([theta], lr=0.0), 3, inner_steps=1, alpha_lr=2.0, multiplier_lr=0.1)
+    for _ in range(600):
+        take_step(optimizer, list(rows @ theta))
+    np.testing.assert_allclose(list(optimizer.alpha.values()), target, atol=1e-6)
+    assert optimizer.statistics["sqnorm"] == pytest.approx(target @ gram @ target, rel=1e-9)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("form", ["tensors", "callables"])
+def test_one_task_is_the_base_optimizer_bit_for_bit(base, form):
+    plain, ours = (Quadratics(k=1, dtype=torch.float32) for _ in range(2))
+    reference = BASES[base](plain.params)
+    optimizer = cats.CATS(BASES[base](ours.params), ["az"], inner_steps=3, loss_term=True, alpha_lr=1.0)
+    for _ in range(8):
+        reference.zero_grad()
+        plain.loss(0).backward()
+        reference.step()
+        take_step(optimizer, {"az": ours.losses(form)[0]})
+        assert torch.equal(plain.theta, ours.theta)
+    assert optimizer.alpha == {"az": 1.0}
+    assert optimizer.statistics["task_gradient_steps"] == 2
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("form", ["tensors", "callables"])
+def test_fixed_weights_are_plain_scalarisation(base, form):
+    weights = [0.5, 2.0, 0.25]
+    plain, static, frozen_alpha = (Quadratics() for _ in range(3))
+    reference = BASES[base](plain.params)
+    ours = cats.MultiTask(BASES[base](static.params), TASKS, cats.weighting.Static(weights))
+    # CATS with learning rate 0 keeps α = 1: through per-task gradients at every second step
+    equal = cats.CATS(
+        BASES[base](frozen_alpha.params), TASKS, simplex="lagrangian", alpha_lr=0, multiplier_lr=0, inner_steps=2
+    )
+    for _ in range(6):
+        reference.zero_grad()
+        sum(w * loss for w, loss in zip(weights, plain.losses(), strict=True)).backward()
+        reference.step()
+        assert not ours.needs_task_gradients
+        take_step(ours, static.losses(form))
+        scaled = [lambda n=n: weights[n] * frozen_alpha.loss(n) for n in range(3)]
+        take_step(equal, scaled if form == "callables" else [f() for f in scaled])
+        # float64: rounding alone, amplified by Adam's and Adafactor's division by the gradient's size
+        torch.testing.assert_close(static.theta, plain.theta, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(frozen_alpha.theta, plain.theta, rtol=1e-10, atol=1e-12)
+    assert ours.statistics["task_gradient_steps"] == 0 and equal.statistics["task_gradient_steps"] == 3
+
+
+def test_subset_of_the_tasks():
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=1, loss_term=True)
+    start = torch.tensor(problem.start)
+    optimizer.backward({"gl": problem.loss(2), "az": problem.loss(0)})
+    optimizer.step()
+    gradient = [problem.numpy_loss(problem.start, n)[1] for n in (0, 2)]
+    torch.testing.assert_close(problem.theta, start - 0.1 * torch.tensor(sum(gradient)) / 3)  # α as it is: 1/3 each
+    assert optimizer.alpha["be"] == pytest.approx(1 / 3, rel=1e-14)
+    assert optimizer.alpha["az"] + optimizer.alpha["gl"] == pytest.approx(2 / 3, rel=1e-14)
+    assert optimizer.alpha["az"] != pytest.approx(1 / 3, rel=1e-3)
+    assert set(optimizer.statistics["losses"]) == set(optimizer.statistics["dots"]) == {"az", "gl"}
+    dots = [g @ sum(gradient) / 3 for g in gradient]
+    np.testing.assert_allclose(list(optimizer.statistics["dots"].values()), dots, rtol=1e-12)
+
+
+def test_closure():
+    problem, twin = Quadratics(), Quadratics()
+    optimizer, reference = (
+        cats.CATS(torch.optim.Adam(p.params, lr=0.1), TASKS, inner_steps=2) for p in (problem, twin)
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        losses = problem.losses()
+        optimizer.backward(losses)
+        return sum(losses)
+
+    for _ in range(4):
+        total = sum(twin.losses()).item()
+        with torch.no_grad():
+            assert optimizer.step(closure).item() == total
+        take_step(reference, twin.losses())
+        assert torch.equal(problem.theta, twin.theta)
+
+
+def test_step_needs_backward_every_time():
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS)
+    take_step(optimizer, problem.losses())
+    with pytest.raises(RuntimeError, match=r"step\(\) before backward\(\)"):
+        optimizer.step()
+
+
+def test_integer_tasks_and_statistics_before_the_first_step():
+    problem = Quadratics(k=2)
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), 2, simplex="lagrangian", inner_steps=1)
+    assert optimizer.alpha == {0: 1.0, 1: 1.0}
+    assert list(optimizer.multipliers) == ["lambda_c", "lambda_s", "lambda_n[0]", "lambda_n[1]"]
+    assert optimizer.statistics["losses"] == {} and math.isnan(optimizer.statistics["sqnorm"])
+    take_step(optimizer, {1: problem.loss(1)})
+    assert list(optimizer.statistics["losses"]) == [1]
+    optimizer.statistics["losses"].clear()  # a copy
+    assert list(optimizer.statistics["losses"]) == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"simplex": "lagrangian", "alpha_lr": 1e-3}, {"cross_batch": True}])
+def test_a_default_device_elsewhere_does_not_matter(options):
+    finals = []
+    for device in ("cpu", "meta"):
+        problem = Quadratics()
+        with torch.device(device):
+            optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.01), TASKS, inner_steps=2, **options)
+        for _ in range(4):
+            losses = problem.losses()
+            if optimizer.needs_task_gradients and "cross_batch" in options:
+                losses = [(loss, other) for loss, other in zip(losses, problem.losses(shift=0.1), strict=True)]
+            with torch.device(device):
+                take_step(optimizer, losses)
+        finals.append([problem.theta, optimizer.alpha, optimizer.statistics])
+    assert same(*finals)
+
+
+def test_per_task_gradients_are_gone_when_the_base_optimizer_steps(monkeypatch):
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.Adam(problem.params), TASKS, inner_steps=1)
+    formed, alive = [], []
+    original = cats.accumulate.task_gradients
+
+    def remember(*args, **kwargs):
+        values, grads = original(*args, **kwargs)
+        formed.extend(weakref.ref(g) for row in grads for g in row)
+        return values, grads
+
+    monkeypatch.setattr(cats.accumulate, "task_gradients", remember)
+    optimizer.base.register_step_pre_hook(lambda *_: alive.append(sum(ref() is not None for ref in formed)))
+    take_step(optimizer, problem.losses())
+    assert len(formed) == 6 and alive == [0]
