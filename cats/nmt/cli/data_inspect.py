@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 def table(corpus: Corpus) -> list[list[str]]:
     """Return the rows of the table, header first: the tasks from small to large, then the zero-shot directions."""
     from cats.nmt.data.corpus import SPLITS
-    from cats.nmt.scoring.tables import TITLES
+    from cats.nmt.scoring.scores import TITLES
 
     rows = [["task", "group", *SPLITS, "characters/line", "longest"]]
     for task in sorted(corpus.tasks, key=lambda task: (len(task.train), task.name)):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cats.nmt.cli import translate
 from cats.nmt.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from cats.nmt.scoring.scores import Scores
 
 SUMMARY = "score a run again: BLEU, chrF and NLL per language, tables and pictures"
 HELP = """\
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{checkpoints_table(scores)}")
 
 
-def score(path: Path, split: str, *, checkpoint: str = "best", quiet: bool = False) -> dict[str, Any]:
+def score(path: Path, split: str, *, checkpoint: str = "best", quiet: bool = False) -> Scores:
     """Score a checkpoint, print its table and, for the test set, write the report. Return the scores."""
     from cats.nmt.scoring import report
     from cats.nmt.scoring.evaluate import evaluate
@@ -60,5 +63,5 @@ def score(path: Path, split: str, *, checkpoint: str = "best", quiet: bool = Fal
         if not quiet and checkpoint == "best":
             tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
             print(f"\n{path}: report.md, loss.png, alpha.png, scores.json")
-            print(f"Try it: {translate.example(path, list(scores['languages']), tokenizer)}")
+            print(f"Try it: {translate.example(path, list(scores.model.tasks), tokenizer)}")
     return scores

@@ -31,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cats.nmt.scoring import significance
+    from cats.nmt.scoring.tables import significance_table
 
     if args.seed < 0:
         raise UserError(f"--seed must be at least 0, not {args.seed}")
@@ -38,6 +39,11 @@ def run(args: argparse.Namespace) -> None:
     if lone := significance.unshared(Path(args.first), Path(args.second)):
         print(f"cats: left out, because only one run has them: {', '.join(lone)}", file=sys.stderr)
     if args.out:
-        found = {"first": args.first, "second": args.second, "seed": args.seed, "tests": rows}
+        found = {
+            "first": args.first,
+            "second": args.second,
+            "seed": args.seed,
+            "tests": [row.to_json() for row in rows],
+        }
         atomic_write(args.out, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    print(f"A = {args.first}\nB = {args.second}\n\n{significance.table(rows)}")
+    print(f"A = {args.first}\nB = {args.second}\n\n{significance_table(rows)}")

@@ -11,74 +11,161 @@ import numpy as np
 
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
+from cats.nmt.scoring.compare import Comparison
+from cats.nmt.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_LABELS = 12  # languages that get a colour and a label of their own; of more, only the groups do
-INK, GRID = "#333333", "#dddddd"
+_MOST_LABELS = 12  # with more languages, only the means of the groups are labelled
+_INK, _GRID = "#333333", "#dddddd"
+
+Curve = list[tuple[int, float]]  # step and value of each point
 
 
-def draw_loss(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], path: Path) -> None:
-    """Training NLL (a running mean) and validation NLL per language over the updates, on one scale."""
-    training: dict[str, list[tuple[int, float]]] = {}
-    validation: dict[str, list[tuple[int, float]]] = {}
+def draw_loss(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) -> None:
+    """Draws the NLL of each language over the updates: on training text (a running mean) and on validation text.
+
+    Args:
+        records: the lines of metrics.jsonl.
+        scores: groups and training pairs of the languages.
+        path: the PNG file to write.
+    """
+    training: dict[str, Curve] = {}
+    validation: dict[str, Curve] = {}
     for record in records:
         for name, value in record.get("losses", {}).items():
-            if value is not None:  # what diverged is not finite, and null
+            if value is not None:  # a loss that is not finite is null in the file
                 training.setdefault(name, []).append((record["step"], value))
         for name, value in record.get("valid", {}).get("nll", {}).items():
             if value is not None:
                 validation.setdefault(name, []).append((record["step"], value))
-    panels = {"training (running mean)": {n: _smooth(p) for n, p in training.items()}}
+    panels = {"training (running mean)": {name: _smooth(curve) for name, curve in training.items()}}
     if validation:
         panels["validation"] = validation
     figure, axes = new_figure(len(panels), sharey=True)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        _curves(axis, curves, scores)
-        axis.set_title(title, loc="left", color=INK)
+        _draw_curves(axis, curves, scores)
+        axis.set_title(title, loc="left", color=_INK)
         axis.set_xlabel("update")
     axes[0].set_ylabel("NLL, nats per target token")
     _label_ends(axes[-1])
-    _legend(axes[0], scores)
+    _draw_legend(axes[0], scores)
     save_figure(figure, path)
 
 
-def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], path: Path) -> None:
-    """The tasks' shares of the sum of α over the updates, uniform weighting dotted; logarithmic, unless one is 0."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) -> None:
+    """Draws each task's share of the sum of α over the updates, and the share of uniform weights as a dotted line.
+
+    The scale is logarithmic unless a weight is 0.
+
+    Args:
+        records: the lines of metrics.jsonl.
+        scores: groups and training pairs of the languages, and the method.
+        path: the PNG file to write.
+    """
+    curves: dict[str, Curve] = {}
     for record in records:
         alpha = record.get("alpha", {})
         total = sum(alpha.values())
         for name, value in alpha.items():
             curves.setdefault(name, []).append((record["step"], value / total if total else 0.0))
     figure, (axis,) = new_figure(1)
-    _curves(axis, curves, scores)
+    _draw_curves(axis, curves, scores)
     uniform = 1 / max(1, len(curves))
-    axis.axhline(uniform, color=INK, linewidth=0.9, linestyle=":", zorder=1)
+    axis.axhline(uniform, color=_INK, linewidth=0.9, linestyle=":", zorder=1)
     if curves and all(value > 0 for points in curves.values() for _, value in points):
-        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
-        axis.set_yscale("log")
-        # Weights that hardly move must look so: never less than a tenth up and down is shown.
-        low, high = axis.get_ylim()
-        low, high = min(low, uniform / 1.1), max(high, uniform * 1.1)
-        axis.set_ylim(low, high)
-        if high < 12 * low:  # within a decade ticks at powers of ten alone would say nothing
-            axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.yaxis.set_minor_locator(NullLocator())
+        _set_log_scale(axis, uniform)
     axis.set_xlabel("update")
     axis.set_ylabel("α, share of the total")
-    axis.set_title(f"task weights, method {scores['method']}", loc="left", color=INK)
+    axis.set_title(f"task weights, method {scores.run.method}", loc="left", color=_INK)
     _label_ends(axis)
-    _legend(axis, scores, dotted="uniform")
+    _draw_legend(axis, scores, dotted="uniform")
     save_figure(figure, path)
 
 
-def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Mean over a window of 1/20 of the curve around each point; a language has few tokens in each update."""
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Draws the chrF of LoRes against that of HiRes, a panel for each set that has both groups.
+
+    Large marks are means over seeds, bars their 95 % intervals, small dots the seeds. Nothing is drawn if no set has
+    both groups.
+
+    Args:
+        comparison: the results to draw.
+        path: the PNG file to write.
+    """
+    panels = {name: r for name, r in comparison.sets.items() if {"lores", "hires"} <= r.groups.keys()}
+    if not panels:
+        return
+    figure, axes = new_figure(len(panels))
+    for axis, (name, result) in zip(axes, panels.items(), strict=True):
+        for number, (method, scores) in enumerate(result.methods.items()):
+            low, high = scores.groups["lores"].chrf, scores.groups["hires"].chrf
+            x, y = float(np.mean(low)), float(np.mean(high))
+            colour = f"C{number}"
+            axis.plot(low, high, ".", color=colour, alpha=0.4)
+            axis.plot(scores.chrf_interval["lores"], [y, y], color=colour, alpha=0.5, lw=1)
+            axis.plot([x, x], scores.chrf_interval["hires"], color=colour, alpha=0.5, lw=1)
+            marker, size = ("*", 12) if method == "cats" else ("o", 7)
+            axis.plot([x], [y], marker, ms=size, color=colour, label=method)
+        axis.set_title(name)
+        axis.set_xlabel("LoRes chrF")
+        axis.set_ylabel("HiRes chrF")
+    axes[0].legend(frameon=False)
+    save_figure(figure, path)
+
+
+def new_figure(panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, in the project's style. No window is opened.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
+    figure = Figure(figsize=(8.4, 3.8 if panels > 1 else 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, panels, sharey=sharey, squeeze=False)[0])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(_INK)
+        axis.tick_params(colors=_INK, labelsize=9)
+        axis.grid(color=_GRID, linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.xaxis.label.set_color(_INK)
+        axis.yaxis.label.set_color(_INK)
+        axis.title.set_size(10.5)
+    return figure, axes
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG. If that fails, an older file at `path` is kept."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    atomic_write(path, buffer.getvalue())
+
+
+def _set_log_scale(axis: Axes, uniform: float) -> None:
+    """Makes the scale of task weights logarithmic, with readable ticks."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    axis.set_yscale("log")
+    # Weights that hardly move should look like that, so at least 10 % above and below the uniform weight are shown.
+    low, high = axis.get_ylim()
+    low, high = min(low, uniform / 1.1), max(high, uniform * 1.1)
+    axis.set_ylim(low, high)
+    if high < 12 * low:  # matplotlib puts ticks at powers of ten only, which are too few within one decade
+        axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _smooth(points: Curve) -> Curve:
+    """Running mean. The window is 1/20 of the curve, because the loss on the few tokens of one update is noisy."""
     half = len(points) // 40
     sums = np.concatenate([[0.0], np.cumsum([value for _, value in points])])
     at = np.arange(len(points))
@@ -87,13 +174,13 @@ def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 
-def _curves(axis: Axes, curves: Mapping[str, list[tuple[int, float]]], scores: Mapping[str, Any]) -> None:
-    """One line per language, LoRes warm and solid, HiRes cool and dashed; of many, the groups' means stand out."""
+def _draw_curves(axis: Axes, curves: Mapping[str, Curve], scores: Scores) -> None:
+    """Draws one line for each language. With many languages the lines are thin, and the groups' means are bold."""
     from matplotlib import colormaps
 
-    low, middle = ({*scores["groups"].get(group, {}).get("languages", ())} for group in ("lores", "midres"))
-    names = sorted(curves, key=lambda name: (scores["languages"][name]["pairs"], name))
-    few = len(names) <= MOST_LABELS
+    low, middle = ({*scores.members.get(group, ())} for group in ("lores", "midres"))
+    names = sorted(curves, key=lambda name: (scores.pairs[name], name))
+    few = len(names) <= _MOST_LABELS
     for title, palette, style, members in (
         ("LoRes", colormaps["YlOrRd"], "-", [name for name in names if name in low]),
         ("MidRes", colormaps["Greens"], "-.", [name for name in names if name in middle]),
@@ -102,6 +189,7 @@ def _curves(axis: Axes, curves: Mapping[str, list[tuple[int, float]]], scores: M
         for i, name in enumerate(members):
             colour = palette(0.95 - 0.45 * i / max(1, len(members) - 1))
             steps, values = zip(*curves[name], strict=True)
+            # A label that starts with "_" is not shown.
             width, opacity, label = (1.6, 1.0, name) if few else (0.7, 0.4, "_")
             axis.plot(steps, values, style, color=colour, linewidth=width, alpha=opacity, label=label)
         if members and not few:
@@ -110,8 +198,8 @@ def _curves(axis: Axes, curves: Mapping[str, list[tuple[int, float]]], scores: M
     axis.set_xlim(0, max((points[-1][0] for points in curves.values()), default=1))
 
 
-def _mean(curves: Sequence[list[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """The mean of several curves, at the steps where any of them has a value."""
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """The mean of several curves, at each step where at least one of them has a value."""
     values: dict[int, list[float]] = {}
     for curve in curves:
         for step, value in curve:
@@ -120,9 +208,12 @@ def _mean(curves: Sequence[list[tuple[int, float]]]) -> list[tuple[int, float]]:
 
 
 def _label_ends(axis: Axes) -> None:
-    """Names every labelled line at its right end, moved up or down where names would touch. Set the scales before."""
-    gap = 0.055  # of the axes' height: one line of text
-    axis.autoscale_view()  # matplotlib leaves it for later, but the heights below depend on it
+    """Writes the name of each labelled line at its right end. Names that would overlap are moved apart.
+
+    The scales of the axes must be set before.
+    """
+    gap = 0.055  # the height of a line of text, as a share of the axes' height
+    axis.autoscale_view()  # matplotlib would do this later, but the heights below depend on it
     ends = []
     for line in axis.get_lines():
         if not str(line.get_label()).startswith("_"):
@@ -145,8 +236,9 @@ def _label_ends(axis: Axes) -> None:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights, moved as little as possible (least squares) to be ``gap`` apart and in 0.03 .. 1."""
-    # With the gaps taken out this is isotonic regression: blocks that are out of order are merged to their mean.
+    """Moves ascending heights as little as possible (least squares) so that they are `gap` apart and in 0.03 .. 1."""
+    # After subtracting i * gap from height i this is isotonic regression: neighbours in the wrong order are merged into
+    # a block that gets their mean.
     blocks: list[tuple[float, int]] = []
     for i, height in enumerate(heights):
         mean, count = height - i * gap, 1
@@ -159,48 +251,16 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [mean + i * gap for i, mean in enumerate(flat)]
 
 
-def _legend(axis: Axes, scores: Mapping[str, Any], dotted: str | None = None) -> None:
+def _draw_legend(axis: Axes, scores: Scores, dotted: str | None = None) -> None:
+    """Explains the line styles. dotted: what the dotted line shows, if there is one."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color="#bd0026", linestyle="-", label="LoRes"),
         Line2D([], [], color="#225ea8", linestyle="--", label="HiRes"),
     ]
-    if "midres" in scores["groups"]:
+    if "midres" in scores.members:
         handles.insert(1, Line2D([], [], color="#238b45", linestyle="-.", label="MidRes"))
     if dotted:
-        handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=":", label=dotted))
-    axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=INK)
-
-
-def new_figure(panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, in the project's style, as wide as a README; no window is ever opened.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
-    figure = Figure(figsize=(8.4, 3.8 if panels > 1 else 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, sharey=sharey, squeeze=False)[0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(INK)
-        axis.tick_params(colors=INK, labelsize=9)
-        axis.grid(color=GRID, linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.xaxis.label.set_color(INK)
-        axis.yaxis.label.set_color(INK)
-        axis.title.set_size(10.5)
-    return figure, axes
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    atomic_write(path, buffer.getvalue())
+        handles.append(Line2D([], [], color=_INK, linewidth=0.9, linestyle=":", label=dotted))
+    axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=_INK)

@@ -1,16 +1,20 @@
-"""`cats significance`: is run B really better than run A, or would other test lines have said otherwise?
+"""`cats significance`: is run B better than run A, or would other test lines have given another result?
 
-Two tests of the difference of two systems on the same lines. Paired bootstrap resampling (Koehn, 2004): lines are drawn
-with replacement; its p-value is that of the resampled differences shifted to mean 0. Approximate randomisation
-(Riezler & Maxwell, 2005): every line's two translations are swapped or not; p is the share of swappings with a
-difference as large as the real one. Both are two-sided. A group's average is tested by resampling sentences of
-the language that its tasks share, in all of them at once: the same sentence in several languages is no independent
-evidence.
+Two tests of the difference between two systems on the same lines, both two-sided:
+
+- Paired bootstrap resampling (Koehn, 2004): lines are drawn with replacement. The resampled differences are shifted to
+  mean 0, and p is the share of them that is at least as large as the observed difference.
+- Approximate randomisation (Riezler & Maxwell, 2005): the two translations of each line are swapped or not, at random.
+  p is the share of trials with a difference at least as large as the observed one.
+
+For the average of a group, sentences of the shared language are resampled, in all tasks at once. Translations of the
+same sentence into several languages are not independent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +23,16 @@ import numpy as np
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_output
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf, chrf_counts
-from cats.nmt.scoring.report import read_scores
-from cats.nmt.scoring.tables import TITLES, aligned
+from cats.nmt.scoring.scores import TITLES, Scores, damaged, read_scores
+from cats.nmt.training.run import RunDirectory
 
 RESAMPLES = 1000  # of the bootstrap
 TRIALS = 10_000  # of the randomisation
-_CHUNK = 250  # of either at a time, for the memory's sake
+_CHUNK = 250  # resamples or trials computed at a time, to limit the memory
 
 
 class Lines(NamedTuple):
-    """The test lines of one task: source, reference and what either run made of them."""
+    """The test lines of one task: source, reference, and the translations of both runs."""
 
     source: list[str]
     reference: list[str]
@@ -37,85 +41,100 @@ class Lines(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a score is computed from, (lines, ..) for either run, and how."""
+    """Counts that a score is computed from, (lines, ..) for each run, and the score as a function of summed counts."""
 
     first: np.ndarray
     second: np.ndarray
     score: Callable[[np.ndarray], np.ndarray]
 
 
-def compare(first: Path, second: Path, seed: int = 1) -> list[dict[str, Any]]:
-    """One row per language and group of two evaluated runs, and metric (BLEU, chrF), over all test lines.
+@dataclass(frozen=True)
+class TestResult:
+    """Both tests of one difference.
 
-    Of runs with different tasks, such as a bilingual and a multilingual one, those that they share are compared.
+    Attributes:
+        first: score of run A.
+        second: score of run B.
+        difference: second - first.
+        interval: 95 % interval of the difference, by bootstrap.
+        p_bootstrap: p-value of the bootstrap.
+        p_randomisation: p-value of the randomisation.
+    """
 
-    Returns:
-        Rows of "name", "metric", "first" and "second" (scores), "difference" (second - first) with its 95 % "interval",
-        "p_bootstrap" and "p_randomisation".
+    __test__ = False  # tells pytest that this is not a class of tests
+
+    first: float
+    second: float
+    difference: float
+    interval: tuple[float, float]
+    p_bootstrap: float
+    p_randomisation: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The tests of one task, or of a group's average, by one metric (BLEU or chrF)."""
+
+    name: str
+    metric: str
+    result: TestResult
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "metric": self.metric, **asdict(self.result)}
+
+
+def compare(first: Path, second: Path, seed: int = 1) -> list[Row]:
+    """Tests two evaluated runs on all test lines: a row for each task and group that both have, and each metric.
+
+    Runs with different tasks, such as a bilingual and a multilingual one, are compared on the tasks that they share.
+
+    Args:
+        first: directory of run A.
+        second: directory of run B.
+        seed: seed of both tests.
 
     Raises:
-        UserError: a run is not evaluated, a file of translations is missing, the runs have no task in common, or
+        UserError: a run is not evaluated, a file of translations is missing, or the runs have no task in common or
             different references.
     """
     scores = read_scores(first)
-    theirs = _scored(read_scores(second))
-    names = [name for name in _scored(scores) if name in theirs]
+    theirs = read_scores(second).scored_tasks
+    names = [name for name in scores.scored_tasks if name in theirs]
     if not names:
         raise UserError(f"{first} and {second} have no task in common: they cannot be compared")
     tasks = {name: _read(first, second, name) for name in names}
-    try:
-        tokenizers = {name: _tokenizer(scores["signatures"]["bleu"][name]) for name in names}
-    except (KeyError, TypeError, StopIteration):
-        raise UserError(
-            f"{first}/scores.json is damaged or of an older version; again: cats evaluate {first}"
-        ) from None
-    units = _units(tasks)
-    groups = {TITLES[g]: [n for n in cell["languages"] if n in tasks] for g, cell in scores["groups"].items()}
+    tokenizers = {name: _bleu_tokenizer(first, scores, name) for name in names}
+    sentences = _sentences(tasks)
+    groups = {TITLES[group]: [n for n in members if n in tasks] for group, members in scores.members.items()}
     rows = []
     for metric, count in (("BLEU", _bleu_counts), ("chrF", _chrf_counts)):
         counts = {name: count(lines, tokenizers[name]) for name, lines in tasks.items()}
         for name in names:
-            own = {name: np.arange(len(units[name]))}
-            rows.append({"name": name, "metric": metric, **paired_tests({name: counts[name]}, own, seed)})
+            own = {name: np.arange(len(sentences[name]))}
+            rows.append(Row(name, metric, paired_tests({name: counts[name]}, own, seed)))
         for title, members in groups.items():
             if members:
-                chosen = {name: counts[name] for name in members}
-                rows.append({"name": title, "metric": metric, **paired_tests(chosen, units, seed)})
+                rows.append(Row(title, metric, paired_tests({name: counts[name] for name in members}, sentences, seed)))
     return rows
 
 
 def unshared(first: Path, second: Path) -> list[str]:
-    """The tasks with test lines that only one of two runs has, which ``compare`` leaves out."""
-    return sorted({*_scored(read_scores(first))} ^ {*_scored(read_scores(second))})
+    """The tasks with test lines that only one of the runs has. `compare` leaves them out."""
+    return sorted({*read_scores(first).scored_tasks} ^ {*read_scores(second).scored_tasks})
 
 
-def _scored(scores: Mapping[str, Any]) -> list[str]:
-    """The tasks that have test lines."""
-    return [name for name, cell in scores["languages"].items() if cell["lines"]]
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of ``compare`` in Markdown."""
-    cells = [["test", "metric", "A", "B", "B - A", "95 % interval", "p bootstrap", "p randomisation"]]
-    for row in rows:
-        numbers = [f"{row['first']:.2f}", f"{row['second']:.2f}", f"{row['difference']:+.2f}"]
-        low, high = row["interval"]
-        cells.append([row["name"], row["metric"], *numbers, f"{low:+.2f} to {high:+.2f}"])
-        cells[-1] += [f"{row[p]:.4f}" for p in ("p_bootstrap", "p_randomisation")]
-    return aligned(cells, left=2)
-
-
-def paired_tests(counts: Mapping[str, Counts], units: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+def paired_tests(counts: Mapping[str, Counts], sentences: Mapping[str, np.ndarray], seed: int) -> TestResult:
     """Both tests of the average of the tasks' scores.
 
     Args:
-        counts: of every task.
-        units: the number of every line's sentence; lines of the same are drawn, or swapped, together.
-        seed: of both tests.
+        counts: the counts of each task.
+        sentences: for each task, the number of the sentence of each line, (lines,) integers. Lines of the same sentence
+            are drawn, or swapped, together.
+        seed: seed of both tests.
     """
-    # Sentences that no task of these has are not there to be drawn.
-    present = np.unique(np.concatenate([units[name] for name in counts]))
-    rows = {name: np.searchsorted(present, units[name]) for name in counts}
+    # `sentences` may have more tasks than `counts`. Only sentences of the tasks in `counts` are drawn.
+    present = np.unique(np.concatenate([sentences[name] for name in counts]))
+    rows = {name: np.searchsorted(present, sentences[name]) for name in counts}
 
     def average(weights: dict[str, np.ndarray], which: str) -> np.ndarray:
         """Scores of weighted lines: {task: (trials, lines)} -> (trials,)."""
@@ -143,15 +162,15 @@ def paired_tests(counts: Mapping[str, Counts], units: Mapping[str, np.ndarray], 
         as_large += int((np.abs(np.mean(values, axis=0)) >= abs(difference) - 1e-9).sum())
     low, high = np.percentile(drawn, [2.5, 97.5])
     shifted = np.abs(drawn - drawn.mean())
-    return {
-        "first": first,
-        "second": second,
-        "difference": difference,
-        "interval": [float(low), float(high)],
-        # The real data count as one trial more, so that no p is 0.
-        "p_bootstrap": (int((shifted >= abs(difference) - 1e-9).sum()) + 1) / (RESAMPLES + 1),
-        "p_randomisation": (as_large + 1) / (TRIALS + 1),
-    }
+    return TestResult(
+        first=first,
+        second=second,
+        difference=difference,
+        interval=(float(low), float(high)),
+        # The observed data count as one more trial, so that no p-value is 0.
+        p_bootstrap=(int((shifted >= abs(difference) - 1e-9).sum()) + 1) / (RESAMPLES + 1),
+        p_randomisation=(as_large + 1) / (TRIALS + 1),
+    )
 
 
 def _total(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -162,9 +181,10 @@ def _chunks(total: int) -> Iterator[int]:
     return (min(_CHUNK, total - done) for done in range(0, total, _CHUNK))
 
 
-def _units(tasks: Mapping[str, Lines]) -> dict[str, np.ndarray]:
-    """Per task, the number of the sentence behind every line, on the side that the tasks share."""
+def _sentences(tasks: Mapping[str, Lines]) -> dict[str, np.ndarray]:
+    """For each task, the number of each line's sentence, on the side (source or reference) that the tasks share."""
     sides = [{name: getattr(lines, side) for name, lines in tasks.items()} for side in ("source", "reference")]
+    # The shared side is the one with fewer different sentences.
     shared = min(sides, key=lambda side: len({line for lines in side.values() for line in lines}))
     number = {line: i for i, line in enumerate(dict.fromkeys(line for lines in shared.values() for line in lines))}
     return {name: np.array([number[line] for line in lines]) for name, lines in shared.items()}
@@ -172,8 +192,8 @@ def _units(tasks: Mapping[str, Lines]) -> dict[str, np.ndarray]:
 
 def _bleu_counts(lines: Lines, tokenizer: str) -> Counts:
     try:
-        first, second = (bleu_counts(made, lines.reference, tokenizer) for made in (lines.first, lines.second))
-    except (ImportError, KeyError, RuntimeError) as error:  # one that is not installed, or not known
+        first, second = (bleu_counts(found, lines.reference, tokenizer) for found in (lines.first, lines.second))
+    except (ImportError, KeyError, RuntimeError) as error:  # the tokenizer is not installed, or unknown to sacreBLEU
         raise UserError(
             f"BLEU was computed with the tokenizer {tokenizer}, which cannot be used here: {error}"
         ) from None
@@ -181,26 +201,31 @@ def _bleu_counts(lines: Lines, tokenizer: str) -> Counts:
 
 
 def _chrf_counts(lines: Lines, _tokenizer: str) -> Counts:
-    first, second = (np.array(list(map(chrf_counts, made, lines.reference))) for made in (lines.first, lines.second))
+    first, second = (np.array(list(map(chrf_counts, found, lines.reference))) for found in (lines.first, lines.second))
     return Counts(first, second, chrf)
 
 
-def _tokenizer(signature: str) -> str:
-    """The tokenizer that a BLEU signature names."""
-    return next(part.removeprefix("tok:") for part in signature.split("|") if part.startswith("tok:"))
+def _bleu_tokenizer(run: Path, scores: Scores, task: str) -> str:
+    """The tokenizer that BLEU was computed with, as its signature names it."""
+    for part in scores.signatures.get("bleu", {}).get(task, "").split("|"):
+        if part.startswith("tok:"):
+            return part.removeprefix("tok:")
+    raise damaged(run)
 
 
 def _read(first: Path, second: Path, task: str) -> Lines:
-    """A task's test lines from the two runs' hyp/."""
+    """A task's test lines from the hyp/ folders of both runs."""
     columns: dict[tuple[Path, str], list[str]] = {}
     for run in (first, second):
         for suffix in ("src", "ref", "txt"):
-            path = run / "hyp" / f"test.{task}.{suffix}"
+            path = RunDirectory(run).hypotheses_file(task, suffix)
             if not path.is_file():
                 raise UserError(f"{path} is missing; make it with: cats evaluate {run}")
             columns[run, suffix] = read_output(path)
         if len({len(columns[run, suffix]) for suffix in ("src", "ref", "txt")}) > 1:
-            raise UserError(f"{run}/hyp: the files of {task} have different line counts; again: cats evaluate {run}")
+            raise UserError(
+                f"{run}/hyp: the files of {task} have different line counts; make them again with: cats evaluate {run}"
+            )
     for suffix, what in (("src", "sources"), ("ref", "references")):
         if columns[first, suffix] != columns[second, suffix]:
             raise UserError(f"the {what} of {task} in {first} and {second} differ: they cannot be compared")

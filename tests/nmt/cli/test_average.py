@@ -34,8 +34,8 @@ def test_average_of_the_newest_models(
     assert main(["evaluate", str(run), "--checkpoint", "average"]) == 0
     names = ("average", "step-30", "last")
     scores = {name: evaluate(run, checkpoint=name, quiet=True) for name in names}
-    assert [scores[name]["checkpoint"] for name in names] == list(names)
-    assert scores["step-30"]["languages"] == scores["last"]["languages"] != scores["average"]["languages"]
+    assert [scores[name].run.checkpoint for name in names] == list(names)
+    assert scores["step-30"].model.tasks == scores["last"].model.tasks != scores["average"].model.tasks
 
     capfd.readouterr()
     assert main(["evaluate", str(run), "--checkpoint", "best", "last"]) == 0

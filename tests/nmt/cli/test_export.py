@@ -44,7 +44,7 @@ def test_export(
     assert RunDirectory(out).task_names() == ["az", "be"]
     assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be trained further")
     shutil.rmtree(run)  # the folder stands alone; with the corpus it can be scored too
-    assert evaluate.evaluate(out)["languages"].keys() == {"az", "be"}
+    assert evaluate.evaluate(out).model.tasks.keys() == {"az", "be"}
 
     assert refused("export", out, out) == f"{out} exists already; choose another folder"
     weights = (out / "model.safetensors").read_bytes()

@@ -70,7 +70,7 @@ def test_names_under_runs_and_what_is_printed(
     out, err = capfd.readouterr()
     line = r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left\n"
     assert re.fullmatch(line, err), err  # no progress bar where nobody watches
-    assert "| **LoRes** |" in out and "lookup" in out and "runs/toy-static-Tinf-seed1: report.md" in out
+    assert "| **LoRes** |" in out and "nearest neighbour" in out and "runs/toy-static-Tinf-seed1: report.md" in out
     assert "cats translate runs/toy-static-Tinf-seed1 --to az" in out
     kept = read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
     assert (kept.method.name, kept.sampling.temperature, kept.train.steps) == ("static", float("inf"), 10)

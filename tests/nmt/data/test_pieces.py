@@ -151,7 +151,7 @@ def test_many_to_many(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     run = tmp_path / "run"
     train(settings(corpus, *OWN, *more), run, quiet=True)
     scores = evaluate(run, quiet=True)
-    assert scores["languages"].keys() == {"xa", "xb", "xa-en", "xb-en"}
+    assert scores.model.tasks.keys() == {"xa", "xb", "xa-en", "xb-en"}
     tokenizer = RunDirectory(run).load_model().tokenizer
     assert tokenizer.languages == ["en", "xa", "xb"] and list(tokenizer.models) == ["en", "xa", "xb"]
     text = tmp_path / "in.txt"
@@ -218,7 +218,7 @@ def test_a_language_is_added(corpus: Path, tmp_path: Path) -> None:
         assert names(tokenizer, tokenizer.encode(WORDS, language)) == names(old, old.encode(WORDS, language))
     assert tokenizer.unk_id not in tokenizer.encode(["αβ γδ"], "xc")[0]
     train(config, tmp_path / "more", quiet=True)
-    assert evaluate(tmp_path / "more", quiet=True)["languages"].keys() == {"xc"}
+    assert evaluate(tmp_path / "more", quiet=True).model.tasks.keys() == {"xc"}
     with pytest.raises(UserError, match=r"has tokenizer\.per_language = True, not False"):
         train(settings(tmp_path / "new", f"train.init_from={tmp_path / 'run'}"), tmp_path / "other", quiet=True)
 

@@ -1,4 +1,4 @@
-"""Scores and training records of an imaginary run, for several test files."""
+"""What several tests of scores share: scores and training records of an imaginary run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from cats.nmt.scoring.scores import Scores, from_json
+
 
 def cell(chrf: float | None, nll: float | None = 1.25, **more: Any) -> dict[str, Any]:
+    """A task or a group as scores.json has it."""
     return {"bleu": None if chrf is None else chrf / 2, "chrf": chrf, "nll": nll, "lines": 10, **more}
 
 
-def scores(**changes: Any) -> dict[str, Any]:
+def baseline(chrf: float | None) -> dict[str, Any]:
+    """A task or a group of the nearest-neighbour baseline as scores.json has it."""
+    return {"chrf": chrf, "lines": 10}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """The content of a scores.json: one language in HiRes and two in LoRes, one of which diverged."""
     return {
         "languages": {"ru": cell(60.04, pairs=1200), "az": cell(40.0, pairs=150), "be": cell(None, None, pairs=120)},
         "groups": {
@@ -20,8 +29,8 @@ def scores(**changes: Any) -> dict[str, Any]:
             "hires": cell(60.04, languages=["ru"]),
         },
         "lookup": {
-            "languages": {"ru": {"chrf": 55.0}, "az": {"chrf": 45.0}, "be": {"chrf": None}},
-            "groups": {"all": {"chrf": 50.0}, "lores": {"chrf": 45.0}, "hires": {"chrf": 55.0}},
+            "languages": {"ru": baseline(55.0), "az": baseline(45.0), "be": baseline(None)},
+            "groups": {"all": baseline(50.0), "lores": baseline(45.0), "hires": baseline(55.0)},
         },
         "beats_lookup": {"all": False, "lores": False, "hires": True},
         "strata": {},
@@ -32,6 +41,7 @@ def scores(**changes: Any) -> dict[str, Any]:
         },
         "corpus": "toy",
         "split": "test",
+        "checkpoint": "best",
         "method": "cats",
         "temperature": 1.0,
         "steps": 40,
@@ -40,6 +50,11 @@ def scores(**changes: Any) -> dict[str, Any]:
         "tokens_per_second": 1234.5,
         **changes,
     }
+
+
+def scores(**changes: Any) -> Scores:
+    """The same as dataclasses."""
+    return from_json(content(**changes))
 
 
 def record(step: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_pictures_of_many_languages_and_of_weights_at_zero(tmp_path: Path) -> No
     names = [f"l{i:02}" for i in range(30)]
     many = scores(
         languages={name: cell(50.0, pairs=10 + i) for i, name in enumerate(names)},
-        groups={"lores": {"languages": names[:20]}},
+        groups={"lores": cell(50.0, languages=names[:20])},
     )
     records = [
         {

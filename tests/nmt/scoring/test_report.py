@@ -11,8 +11,9 @@ from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import report, tables
+from cats.nmt.scoring.scores import from_json
 from cats.nmt.training.metrics import read_metrics
-from tests.nmt.scoring.samples import cell, png_size, record, scores
+from tests.nmt.scoring.samples import baseline, cell, content, png_size, record, scores
 
 
 @pytest.fixture
@@ -20,13 +21,13 @@ def run(tmp_path: Path) -> Path:
     lines = [record(step) for step in range(10, 41, 10)]
     lines.insert(2, {"step": 20, "valid": {"nll": {"ru": 1.0, "az": 2.0}, "all": 1.5}, "best": True})
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    (tmp_path / "scores.json").write_text(json.dumps(scores()))
+    (tmp_path / "scores.json").write_text(json.dumps(content()))
     (tmp_path / "config.toml").write_text(to_toml(Config()))
     return tmp_path
 
 
 def test_checkpoints_side_by_side(run: Path) -> None:
-    last = scores()
+    last = content()
     last["languages"]["az"] = cell(41.0, 1.5, pairs=150)
     (run / "scores.last.json").write_text(json.dumps(last))
     report.write(run)
@@ -42,11 +43,13 @@ def test_checkpoints_side_by_side(run: Path) -> None:
 
 def test_three_groups(run: Path) -> None:
     names = {"lores": ["be"], "midres": ["az"], "hires": ["ru"]}
-    three = scores(
+    three = content(
         groups={"all": cell(50.0, languages=["ru", "az", "be"])} | {g: cell(1.0, languages=n) for g, n in names.items()}
     )
-    three["lookup"]["groups"]["midres"] = {"chrf": 1.0}
-    assert "| az         | MidRes |" in tables.scores_table(three) and "**MidRes**" in tables.scores_table(three)
+    three["lookup"]["groups"]["midres"] = baseline(1.0)
+    assert "| az         | MidRes |" in tables.scores_table(from_json(three)) and "**MidRes**" in tables.scores_table(
+        from_json(three)
+    )
     (run / "scores.json").write_text(json.dumps(three))
     (run / "config.toml").write_text("[evaluate]\nlores_below = 130\nhires_from = 1000\n")
     report.write(run)
@@ -54,18 +57,21 @@ def test_three_groups(run: Path) -> None:
     assert "LoRes are the languages with fewer training pairs than 130, HiRes those with at least 1,000." in text
 
 
-def test_no_lookup_at_all() -> None:
+def test_no_baseline_at_all() -> None:
     nothing = scores(beats_lookup={"all": None, "lores": None, "hires": None})
-    assert report.verdict(nothing).startswith("No lookup")
+    assert report.verdict(nothing).startswith("Not compared with the nearest-neighbour baseline")
 
 
 def test_verdict_names_every_group_that_is_not_trained() -> None:
     text = report.verdict(scores())
-    assert text == "Below lookup in All (chrF 50.0 against 50.0), LoRes (chrF 40.0 against 45.0): not trained."
+    assert text == (
+        "Below the nearest-neighbour baseline in All (chrF 50.0 against 50.0), LoRes (chrF 40.0 against 45.0): "
+        "the model is not trained."
+    )
     beaten = scores(beats_lookup={"all": True, "lores": True, "hires": True})
-    assert report.verdict(beaten).endswith("digits replaced) in every group.")
+    assert report.verdict(beaten).endswith("numbers replaced) in every group.")
     some = scores(beats_lookup={"all": None, "lores": True, "hires": None})
-    assert report.verdict(some).endswith("digits replaced) in LoRes; the rest has none.")
+    assert report.verdict(some).endswith("numbers replaced) in LoRes; the other groups have no baseline.")
 
 
 def test_write(run: Path) -> None:
@@ -75,7 +81,7 @@ def test_write(run: Path) -> None:
     assert "40 updates, best by validation NLL after 20" in text
     assert "10 s of training at 1,234 target tokens/s" in text
     assert "- BLEU (ru, az): `tok:13a`\n- BLEU (be): `tok:char`\n- chrF: `nc:6`\n" in text
-    assert "all test lines; NLL" in text and "## By stratum" not in text
+    assert "all test lines. NLL" in text and "## By stratum" not in text
     assert "multiplier_lr" in text
     for name in ("loss.png", "alpha.png"):
         width, height = png_size(run / name)
@@ -85,10 +91,10 @@ def test_write(run: Path) -> None:
 
 
 def test_strata_table(run: Path) -> None:
-    part = {key: scores()[key] for key in ("languages", "groups", "lookup")}
+    part = {key: content()[key] for key in ("languages", "groups", "lookup")}
     headline = scores(strata={"new-pair": part, "seen-skeleton": part}, headline="new-pair")
-    text = report.markdown(run, headline, [])
-    assert "on the test lines of stratum new-pair" in text
+    text = report.markdown("run", headline, {"best": headline}, [], Config())
+    assert "computed on the test lines of stratum new-pair" in text
     row = next(line for line in text.splitlines() if line.startswith("| new-pair "))
     assert [c.strip() for c in row.strip("|").split("|")][1:5] == ["30", "50.0", "50.0", "1.250"]
 
@@ -98,15 +104,6 @@ def test_pictures_of_a_run_that_was_hardly_trained(run: Path, lines: int) -> Non
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record(10))}\n" for _ in range(lines)))
     report.write(run)
     assert png_size(run / "loss.png")[0] > 900
-
-
-def test_a_run_without_scores(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no scores\.json; make it with: cats evaluate"):
-        report.write(tmp_path)
-    for text in ("{", "[]", '{"languages": {}}'):
-        (tmp_path / "scores.json").write_text(text)
-        with pytest.raises(UserError, match=r"scores\.json is damaged"):
-            report.write(tmp_path)
 
 
 def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -19,6 +20,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.scoring import significance
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf
 from cats.nmt.scoring.significance import Counts, compare, paired_tests
+from tests.nmt.scoring.samples import cell, content
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india"]
 
@@ -39,13 +41,12 @@ def write_run(path: Path, hypotheses: dict[str, list[str]], references: list[str
     for task, lines in hypotheses.items():
         for suffix, column in (("txt", lines), ("ref", references), ("src", [f"s{i}" for i in range(len(lines))])):
             (path / "hyp" / f"test.{task}.{suffix}").write_text("".join(f"{line}\n" for line in column))
-    scores = {
-        "languages": {task: {"lines": len(lines)} for task, lines in hypotheses.items()},
-        "groups": {"all": {"languages": list(hypotheses)}, "lores": {"languages": []}},
-        "signatures": {"bleu": dict.fromkeys(hypotheses, "nrefs:1|tok:13a|smooth:exp")},
-        "lookup": {},
-        "seconds": 1,
-    }
+    scores = content(
+        languages={task: cell(50.0, lines=len(lines), pairs=1) for task, lines in hypotheses.items()},
+        groups={"all": cell(50.0, languages=list(hypotheses)), "lores": cell(None, None, languages=[])},
+        signatures={"bleu": dict.fromkeys(hypotheses, "nrefs:1|tok:13a|smooth:exp")},
+        lookup={"languages": {}, "groups": {}},
+    )
     (path / "scores.json").write_text(json.dumps(scores))
     return path
 
@@ -70,13 +71,13 @@ def test_p_values_are_near_sacrebleus() -> None:
     counts = Counts(bleu_counts(first, references, "13a"), bleu_counts(second, references, "13a"), bleu)
     found = paired_tests({"x": counts}, {"x": np.arange(150)}, seed=1)
     _, expected = PairedTest([("a", first), ("b", second)], {"BLEU": BLEU()}, [references], "ar", n_samples=2000)()
-    assert (found["first"], found["second"]) == pytest.approx([r.score for r in expected["BLEU"]])
+    assert (found.first, found.second) == pytest.approx([r.score for r in expected["BLEU"]])
     # Shares of 2,000 and 10,000 random trials: a standard deviation of about 0.01 at most.
-    assert found["p_randomisation"] == pytest.approx(expected["BLEU"][1].p_value, abs=0.04)
-    assert found["p_bootstrap"] == pytest.approx(found["p_randomisation"], abs=0.1)  # another test of the same
-    assert 0.01 < found["p_randomisation"] < 0.99
-    low, high = found["interval"]
-    assert low < found["difference"] < high
+    assert found.p_randomisation == pytest.approx(expected["BLEU"][1].p_value, abs=0.04)
+    assert found.p_bootstrap == pytest.approx(found.p_randomisation, abs=0.1)  # another test of the same
+    assert 0.01 < found.p_randomisation < 0.99
+    low, high = found.interval
+    assert low < found.difference < high
 
 
 def test_randomisation_against_all_swappings() -> None:
@@ -91,11 +92,11 @@ def test_randomisation_against_all_swappings() -> None:
     found = paired_tests({"x": counts}, {"x": np.arange(8)}, seed=1)
     every = np.array([abs(np.dot(signs, gains)) for signs in itertools.product((1, -1), repeat=8)])
     exact = (every >= gains.sum()).mean()
-    assert found["p_randomisation"] == pytest.approx(exact, abs=4 * np.sqrt(exact / significance.TRIALS))
+    assert found.p_randomisation == pytest.approx(exact, abs=4 * np.sqrt(exact / significance.TRIALS))
     # The bootstrap's differences have the standard deviation of a mean of eight draws.
-    low, high = found["interval"]
+    low, high = found.interval
     assert high - low == pytest.approx(2 * 1.96 * gains.std() / np.sqrt(8), rel=0.1)
-    assert found["difference"] == gains.mean()
+    assert found.difference == gains.mean()
 
 
 def test_the_same_sentences_in_two_languages_are_no_more_evidence() -> None:
@@ -109,7 +110,7 @@ def test_the_same_sentences_in_two_languages_are_no_more_evidence() -> None:
     twice = paired_tests({"x": counts, "y": counts}, {"x": np.arange(60), "y": np.arange(60)}, seed=1)
     assert twice == alone
     apart = paired_tests({"x": counts, "y": counts}, {"x": np.arange(60), "y": np.arange(60, 120)}, seed=1)
-    width = [found["interval"][1] - found["interval"][0] for found in (alone, apart)]
+    width = [found.interval[1] - found.interval[0] for found in (alone, apart)]
     assert width[1] == pytest.approx(width[0] / np.sqrt(2), rel=0.15)
 
 
@@ -118,8 +119,10 @@ def test_the_sentence_that_tasks_share_is_source_or_reference(turned: bool) -> N
     def lines(own: list[str], english: list[str]) -> significance.Lines:
         return significance.Lines(*((own, english) if turned else (english, own)), own, own)
 
-    units = significance._units({"az": lines(["a", "b", "c"], ["x", "y", "x"]), "be": lines(["d", "e"], ["y", "z"])})
-    assert units["az"][0] == units["az"][2] != units["az"][1] == units["be"][0] != units["be"][1]
+    numbers = significance._sentences(
+        {"az": lines(["a", "b", "c"], ["x", "y", "x"]), "be": lines(["d", "e"], ["y", "z"])}
+    )
+    assert numbers["az"][0] == numbers["az"][2] != numbers["az"][1] == numbers["be"][0] != numbers["be"][1]
 
 
 def test_an_older_file_of_scores_and_a_missing_tokenizer_are_told(tmp_path: Path) -> None:
@@ -130,9 +133,17 @@ def test_an_older_file_of_scores_and_a_missing_tokenizer_are_told(tmp_path: Path
     path.write_text(json.dumps(scores))
     with pytest.raises(UserError, match="computed with the tokenizer nobodys, which cannot be used here"):
         compare(*runs)
+    scores["signatures"]["bleu"] = {}  # has no signature for the task
+    path.write_text(json.dumps(scores))
+    with pytest.raises(
+        UserError, match=r"one/scores\.json is damaged or of an older version; make it again with: cats ev"
+    ):
+        compare(*runs)
     del scores["signatures"]
     path.write_text(json.dumps(scores))
-    with pytest.raises(UserError, match=r"one/scores\.json is damaged or of an older version; again: cats evaluate"):
+    with pytest.raises(
+        UserError, match=r"one/scores\.json is damaged or of an older version; make it again with: cats evaluate"
+    ):
         compare(*runs)
 
 
@@ -141,19 +152,22 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = worse(references, 0.1, 10), worse(references, 0.5, 11)
     a = write_run(tmp_path / "a", {"az": bad, "be": good}, references)
     b = write_run(tmp_path / "b", {"az": good, "be": good}, references)
-    rows = {(row["name"], row["metric"]): row for row in compare(a, b)}
+    rows = {(row.name, row.metric): row.result for row in compare(a, b)}
     assert set(rows) == {(name, metric) for name in ("az", "be", "All") for metric in ("BLEU", "chrF")}
     for metric in ("BLEU", "chrF"):
         clear, equal, average = (rows[name, metric] for name in ("az", "be", "All"))
-        assert clear["difference"] > 10 and clear["p_bootstrap"] < 0.002 and clear["p_randomisation"] < 0.0002
-        assert equal["difference"] == 0 and equal["p_bootstrap"] == equal["p_randomisation"] == 1
-        assert average["difference"] == pytest.approx(clear["difference"] / 2) and average["p_bootstrap"] < 0.002
-    assert compare(a, b) == list(rows.values())  # seeded
-    back = {(row["name"], row["metric"]): row for row in compare(b, a)}
-    assert back["az", "BLEU"]["difference"] == -rows["az", "BLEU"]["difference"]
+        assert clear.difference > 10 and clear.p_bootstrap < 0.002 and clear.p_randomisation < 0.0002
+        assert equal.difference == 0 and equal.p_bootstrap == equal.p_randomisation == 1
+        assert average.difference == pytest.approx(clear.difference / 2) and average.p_bootstrap < 0.002
+    assert [row.result for row in compare(a, b)] == list(rows.values())  # seeded
+    back = {(row.name, row.metric): row.result for row in compare(b, a)}
+    assert back["az", "BLEU"].difference == -rows["az", "BLEU"].difference
     assert main(["significance", str(a), str(b), "--out", str(tmp_path / "found.json")]) == 0
     assert "| az   | BLEU   |" in capsys.readouterr().out
-    assert json.loads((tmp_path / "found.json").read_text())["tests"] == list(rows.values())
+    assert json.loads((tmp_path / "found.json").read_text())["tests"] == [
+        {"name": name, "metric": metric, **dataclasses.asdict(result), "interval": list(result.interval)}
+        for (name, metric), result in rows.items()
+    ]
 
 
 def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,8 +176,8 @@ def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path, capsys: pytes
     a = write_run(tmp_path / "a", {"az": bad, "be": good}, references)
     b = write_run(tmp_path / "b", {"az": good}, references)
     rows = compare(a, b)
-    assert [(row["name"], row["metric"]) for row in rows] == [(n, m) for m in ("BLEU", "chrF") for n in ("az", "All")]
-    assert rows[0]["difference"] == rows[1]["difference"] > 10
+    assert [(row.name, row.metric) for row in rows] == [(n, m) for m in ("BLEU", "chrF") for n in ("az", "All")]
+    assert rows[0].result.difference == rows[1].result.difference > 10
     assert main(["significance", str(a), str(b)]) == 0
     assert capsys.readouterr().err == "cats: left out, tasks of one run only: be\n"
 
@@ -188,7 +202,7 @@ def cut_short(a: Path, b: Path) -> None:
     [
         (other_references, "the references of az in {a} and {b} differ: they cannot be compared"),
         (fewer_tasks, "{a} and {b} have no task in common: they cannot be compared"),
-        (cut_short, "{b}/hyp: the files of az have different line counts; again: cats evaluate {b}"),
+        (cut_short, "{b}/hyp: the files of az have different line counts; make them again with: cats evaluate {b}"),
         (
             lambda a, b: (b / "hyp" / "test.be.src").unlink(),
             "{b}/hyp/test.be.src is missing; make it with: cats evaluate {b}",

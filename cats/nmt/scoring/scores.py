@@ -1,0 +1,307 @@
+"""The scores of a run as dataclasses, and the file scores.json that holds them.
+
+In scores.json tasks are called "languages", and the nearest-neighbour baseline is called "lookup". These keys stay as
+they are, so that files of all versions can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cats.nmt.errors import UserError
+from cats.nmt.files import atomic_write
+
+# The groups of tasks that scores are averaged over, with their titles.
+TITLES = {"all": "All", "lores": "LoRes", "midres": "MidRes", "hires": "HiRes"}
+# The measures of a cell, by their names in scores.json and in their order there.
+METRICS = ("bleu", "bleu_13a", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Corpus scores of translations, 0 to 100. None: cannot be computed, such as spBLEU without its model.
+
+    Attributes:
+        bleu: BLEU with the tokenizer for the target language.
+        bleu_13a: BLEU with the tokenizer 13a for every language, as in the tables of Zhang et al. (2020) on OPUS-100.
+        chrf: chrF with character n-grams only.
+        chrfpp: chrF++, with words and pairs of words.
+        spbleu: BLEU on the sentencepiece tokens of FLORES-200.
+    """
+
+    bleu: float | None = None
+    bleu_13a: float | None = None
+    chrf: float | None = None
+    chrfpp: float | None = None
+    spbleu: float | None = None
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds the references.
+
+    Attributes:
+        nll: nats per target token. None: no lines, or not finite.
+    """
+
+    nll: float | None
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.nll is None else math.exp(self.nll)
+
+
+@dataclass(frozen=True)
+class OffTarget:
+    """Shares, 0 to 1, of lines that are identified as another language than the target language.
+
+    Attributes:
+        share: of the translations.
+        references: of the references, which is the error of the identification.
+    """
+
+    share: float | None
+    references: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All measures of some translations, or the average of a group's cells.
+
+    Attributes:
+        quality: scores against the references.
+        likelihood: None for a system without likelihoods, such as the nearest-neighbour baseline.
+        off_target: None where the language was not identified.
+    """
+
+    quality: Quality = field(default_factory=Quality)
+    likelihood: Likelihood | None = None
+    off_target: OffTarget | None = None
+
+    def measures(self) -> dict[str, float | None]:
+        """The measures by their names in METRICS, without those that the system does not have."""
+        found = asdict(self.quality)
+        if self.likelihood is not None:
+            found |= {"nll": self.likelihood.nll, "perplexity": self.likelihood.perplexity}
+        if self.off_target is not None:
+            found |= {"off_target": self.off_target.share, "off_target_references": self.off_target.references}
+        return found
+
+    def get(self, metric: str) -> float | None:
+        """One of METRICS; None if there is no number."""
+        return self.measures().get(metric)
+
+
+@dataclass(frozen=True)
+class TaskCell(Cell):
+    """The measures of one task.
+
+    Attributes:
+        lines: how many lines the scores in `quality` are computed on.
+    """
+
+    lines: int = 0
+
+
+@dataclass(frozen=True)
+class SystemScores:
+    """The scores of one system: the model, or the nearest-neighbour baseline.
+
+    Attributes:
+        tasks: a cell for each task.
+        groups: macro-averages over the tasks of "all", "lores", "midres" (if there is one) and "hires".
+    """
+
+    tasks: dict[str, TaskCell]
+    groups: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """The scores of the model and of the nearest-neighbour baseline on the test lines of one stratum."""
+
+    model: SystemScores
+    nearest_neighbour: SystemScores
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What was scored, and how it was trained.
+
+    Attributes:
+        corpus: name of the corpus.
+        split: train, valid or test.
+        checkpoint: best, last, average, ...
+        method: method.name of the configuration.
+        temperature: sampling.temperature of the configuration.
+        seed: train.seed of the configuration.
+        steps: updates of the model.
+        seconds: time of training. None: not recorded.
+        tokens_per_second: target tokens of training per second. None: not recorded.
+    """
+
+    corpus: str
+    split: str
+    checkpoint: str
+    method: str
+    temperature: float
+    seed: int
+    steps: int
+    seconds: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything that scores.json holds.
+
+    Attributes:
+        model: the model's scores. Quality is measured on the headline stratum, likelihood on all lines.
+        nearest_neighbour: the scores of the nearest-neighbour baseline.
+        pairs: training pairs of each task.
+        members: names of the tasks of each group.
+        headline: stratum that the headline scores are computed on. None: all lines.
+        beats_nearest_neighbour: for each group, whether the model has the higher chrF. None: one of both is missing.
+        strata: scores of each stratum. Empty if the test lines have none.
+        signatures: for each metric of `Quality`, sacreBLEU's signature by task.
+        zero_shot: cells of directions without training text, which are not part of the averages.
+        run: what was scored.
+    """
+
+    model: SystemScores
+    nearest_neighbour: SystemScores
+    pairs: dict[str, int]
+    members: dict[str, list[str]]
+    headline: str | None
+    beats_nearest_neighbour: dict[str, bool | None]
+    strata: dict[str, Stratum]
+    signatures: dict[str, dict[str, str]]
+    zero_shot: dict[str, TaskCell]
+    run: RunFacts
+
+    @property
+    def scored_tasks(self) -> list[str]:
+        """The tasks with lines to score."""
+        return [name for name, cell in self.model.tasks.items() if cell.lines]
+
+
+def read_scores(run: Path, name: str = "scores.json") -> Scores:
+    """Reads the scores of a run from scores.json, or from another file of scores.
+
+    Raises:
+        UserError: the run is not evaluated, or the file is damaged.
+    """
+    try:
+        return from_json(json.loads((run / name).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{run} holds no {name}; make it with: cats evaluate {run}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged(run, name) from None
+
+
+def damaged(run: Path, name: str = "scores.json") -> UserError:
+    """The error to raise for a file of scores that does not hold what `write_scores` writes."""
+    return UserError(f"{run}/{name} is damaged or of an older version; make it again with: cats evaluate {run}")
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Writes scores as JSON, such as scores.json.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    atomic_write(path, json.dumps(to_json(scores), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def to_json(scores: Scores) -> dict[str, Any]:
+    """The content of scores.json."""
+    run = asdict(scores.run)
+    if not math.isfinite(scores.run.temperature):
+        run["temperature"] = "inf"
+    return {
+        "languages": {
+            name: {**_task_to_json(cell), "pairs": scores.pairs[name]} for name, cell in scores.model.tasks.items()
+        },
+        "groups": {
+            group: {**cell.measures(), "languages": scores.members[group]}
+            for group, cell in scores.model.groups.items()
+        },
+        "lookup": _system_to_json(scores.nearest_neighbour),
+        "headline": scores.headline,
+        "beats_lookup": scores.beats_nearest_neighbour,
+        "strata": {
+            name: {**_system_to_json(stratum.model), "lookup": _system_to_json(stratum.nearest_neighbour)}
+            for name, stratum in scores.strata.items()
+        },
+        "signatures": scores.signatures,
+        "zero_shot": {name: _task_to_json(cell) for name, cell in scores.zero_shot.items()},
+        **run,
+    }
+
+
+def from_json(content: Mapping[str, Any]) -> Scores:
+    """The inverse of `to_json`. Older files may lack zero-shot directions and some metrics.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
+    """
+    return Scores(
+        model=_system_from_json(content),
+        nearest_neighbour=_system_from_json(content["lookup"]),
+        pairs={name: cell["pairs"] for name, cell in content["languages"].items()},
+        members={group: list(cell["languages"]) for group, cell in content["groups"].items()},
+        headline=content["headline"],
+        beats_nearest_neighbour=dict(content["beats_lookup"]),
+        strata={
+            name: Stratum(_system_from_json(stratum), _system_from_json(stratum["lookup"]))
+            for name, stratum in content["strata"].items()
+        },
+        signatures={metric: dict(by_task) for metric, by_task in content["signatures"].items()},
+        zero_shot={name: _task_from_json(cell) for name, cell in content.get("zero_shot", {}).items()},
+        run=RunFacts(
+            corpus=content["corpus"],
+            split=content["split"],
+            checkpoint=content["checkpoint"],
+            method=content["method"],
+            temperature=float(content["temperature"]),
+            seed=content["seed"],
+            steps=content["steps"],
+            seconds=content["seconds"],
+            tokens_per_second=content["tokens_per_second"],
+        ),
+    )
+
+
+def _task_to_json(cell: TaskCell) -> dict[str, Any]:
+    return {**asdict(cell.quality), "lines": cell.lines, **cell.measures()}  # a repeated key keeps its first place
+
+
+def _system_to_json(system: SystemScores) -> dict[str, Any]:
+    return {
+        "languages": {name: _task_to_json(cell) for name, cell in system.tasks.items()},
+        "groups": {group: cell.measures() for group, cell in system.groups.items()},
+    }
+
+
+def _system_from_json(content: Mapping[str, Any]) -> SystemScores:
+    return SystemScores(
+        {name: _task_from_json(cell) for name, cell in content["languages"].items()},
+        {group: Cell(*_measures_from_json(cell)) for group, cell in content["groups"].items()},
+    )
+
+
+def _task_from_json(content: Mapping[str, Any]) -> TaskCell:
+    return TaskCell(*_measures_from_json(content), lines=content["lines"])
+
+
+def _measures_from_json(content: Mapping[str, Any]) -> tuple[Quality, Likelihood | None, OffTarget | None]:
+    return (
+        Quality(*(content.get(name) for name in ("bleu", "bleu_13a", "chrf", "chrfpp", "spbleu"))),
+        Likelihood(content["nll"]) if "nll" in content else None,
+        OffTarget(content["off_target"], content["off_target_references"]) if "off_target" in content else None,
+    )

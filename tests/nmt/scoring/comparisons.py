@@ -1,0 +1,34 @@
+"""What several tests of comparisons share: how to plan runs, and to make up what they leave behind."""
+
+from __future__ import annotations
+
+import json
+
+from cats.nmt.cli import compare
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.toml import to_toml
+from cats.nmt.scoring.grid import Run
+from tests.nmt.scoring.samples import cell, content
+
+LINES = [f"line number {word}" for word in ("one", "two", "three", "four", "five", "six")]
+
+
+def planned(*words: str) -> list[Run]:
+    """The runs that `cats compare` makes of these options."""
+    parser = Parser("cats compare", "")
+    compare.add_arguments(parser)
+    return compare.planned(parser.parse(words))
+
+
+def finish(run: Run, hypotheses: dict[str, list[str]], chrf: dict[str, float]) -> None:
+    """Leave in the run directory what a trained and scored run leaves there, as far as the comparison reads it."""
+    (run.path / "hyp").mkdir(parents=True)
+    (run.path / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
+    for task, lines in hypotheses.items():
+        (run.path / "hyp" / f"test.{task}.txt").write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
+    cells = {task: cell(value, 1.0, bleu=10.0, pairs=1) for task, value in chrf.items()}
+    members = {"all": ["xa", "xb"], "lores": ["xb"], "hires": ["xa"]}
+    means = {group: sum(chrf[name] for name in names) / len(names) for group, names in members.items()}
+    groups = {g: cell(means[g], 1.0, bleu=10.0, languages=names) for g, names in members.items()}
+    scores = content(languages=cells, groups=groups, lookup={"languages": {}, "groups": groups})
+    (run.path / "scores.json").write_text(json.dumps(scores), encoding="utf-8")

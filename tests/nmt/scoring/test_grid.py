@@ -1,0 +1,139 @@
+"""cats.nmt.scoring.grid: the plan of a comparison, resuming, and the processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sacrebleu")
+
+from cats.nmt.config.toml import read_config, to_toml
+from cats.nmt.errors import UserError
+from cats.nmt.scoring import grid
+from tests.nmt.scoring.comparisons import LINES, finish, planned
+
+
+def test_the_plan_compares_like_with_like(tmp_path):
+    runs = planned("--out", str(tmp_path), "--seeds", "1", "2", "--set", "train.lr=1e-3")
+    assert len(runs) == 2 * 6 * 2
+    assert len({run.path for run in runs}) == len(runs)
+    for run in runs:
+        assert run.config.train.lr == 1e-3
+        assert run.config.train.seed == run.seed
+    ted = {run.method: run.config for run in runs if run.set == "ted" and run.seed == 1}
+    assert ted["cats"].sampling == ted["uniform"].sampling == ted["tokens"].sampling  # weightings share one sampler
+    assert ted["T=5"].sampling.temperature == 5
+    assert len({(c.model, c.train, c.tokenizer, c.data, c.sampling.batch_tokens) for c in ted.values()}) == 1
+
+
+def test_all_start_from_a_preset_and_a_file(tmp_path):
+    (tmp_path / "mine.toml").write_text("[train]\nsteps = 9\nlr = 7e-4\n")
+    words = [
+        "--out",
+        str(tmp_path),
+        "--preset",
+        "ted",
+        "--config",
+        str(tmp_path / "mine.toml"),
+        "--set",
+        "train.lr=1e-4",
+    ]
+    for run in planned(*words, "--data", str(tmp_path)):
+        assert (run.config.model.norm, run.config.train.steps, run.config.train.lr) == ("scalenorm", 9, 1e-4)
+
+
+def test_a_variant_is_cats_with_other_settings(tmp_path):
+    words = ["--out", str(tmp_path), "--methods", "T=1", "--variant", "slow:method.alpha_lr=0.01,method.inner_steps=3"]
+    slow = next(run for run in planned(*words) if run.method == "slow")
+    assert (slow.config.method.name, slow.config.method.alpha_lr, slow.config.method.inner_steps) == ("cats", 0.01, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "catz"], r"unknown method catz.*cats"),
+        (["--sets", "tad"], r"unknown set tad.*ted"),
+        (["--jobs", "0"], r"--jobs must be at least 1"),
+        (["--variant", "cats:method.alpha_lr=1"], r"NAME:KEY=VALUE"),
+        (["--variant", "new"], r"NAME:KEY=VALUE"),
+        (["--set", "train.lrr=1"], r"train\.lr"),
+        (["--seeds", "1", "1"], r"--seeds .*twice"),
+        (["--methods", "T=1", "T=5", "T=1"], r"--methods T=1 T=5 T=1: one is given twice"),
+        (["--sets", "ted", "ted"], r"--sets .*twice"),
+        (["--variant", "../x:method.alpha_lr=1"], r"a plain name"),
+        (["--variant", "a:method.alpha_lr=1", "--variant", "a:method.alpha_lr=2"], r"NAME:KEY=VALUE"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_trained(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        planned("--out", str(tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_with_other_settings_is_not_mistaken_for_this_one(corpus, tmp_path):
+    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--methods", "T=1", "--seeds", "1"]
+    (run,) = planned(*words)
+    finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
+    grid.check_resumable(run)
+    (other,) = planned(*words, "--set", "train.steps=7")
+    with pytest.raises(UserError, match="other settings"):
+        grid.check_resumable(other)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(corpus, tmp_path):
+    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--methods", "T=1", "--seeds", "1"]
+    (run,) = planned(*words)
+    run.path.mkdir(parents=True)
+    (run.path / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
+    grid.check_resumable(run)
+    assert not run.path.exists()
+
+
+def test_runs_are_trained_in_processes_and_failures_named(corpus, tmp_path):
+    small = ["d_model=16", "heads=2", "ffn=16", "encoder_layers=1", "decoder_layers=1"]
+    quick = ["train.steps=4", "train.warmup=2", "tokenizer.vocab_size=60", "sampling.batch_tokens=40", "decode.beam=1"]
+    sets = [f"--set=model.{x}" for x in small] + [f"--set={x}" for x in quick]
+    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--seeds", "1", "--methods", "T=1", *sets]
+    (run,) = planned(*words)
+    grid.execute([run], jobs=1)
+    assert run.finished
+    assert read_config(run.path / "config.toml") == run.config
+
+    (corpus / "test.en-xa.en").write_bytes(b"\xff\n" * 6)
+    (second,) = planned(*[*words[:4], "--seeds", "2", *words[6:]])
+    with pytest.raises(UserError, match=r"1 of 1 runs failed; .*T=1-seed2.*UTF-8"):
+        grid.execute([second], jobs=1)
+
+
+def program(path: Path, text: str) -> str:
+    """A program in place of Python, which runs are started with."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_run_may_say_more_than_a_pipe_holds(corpus, tmp_path, monkeypatch):
+    (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1")
+    text = "yes 'a warning' | head -c 1000000 >&2; echo the end >&2; exit 3"
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", text))
+    with pytest.raises(UserError, match=r"1 of 1 runs failed; the first: .*T=1-seed1: the end"):
+        grid.execute([run], jobs=1)
+
+
+def test_no_run_goes_on_alone(corpus, tmp_path, monkeypatch):
+    words = ["--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "2", "--methods", "T=1"]
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", "exec sleep 60"))
+    start, started = grid.start, []
+
+    def second_fails(*arguments):
+        if started:
+            raise UserError("the disk is full")
+        started.append(start(*arguments))
+        return started[0]
+
+    monkeypatch.setattr(grid, "start", second_fails)
+    with pytest.raises(UserError, match="the disk is full"):
+        grid.execute(planned(*words), jobs=2)
+    assert started[0].process.returncode is not None
