@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cats.nmt.errors import UserError
+
 _ROOM = 16  # target positions that decoding reserves to begin with
 
 
@@ -336,3 +338,16 @@ class Transformer(nn.Module):
         for layer, past, memory in zip(self._decoder_layers(), state.past, state.memory, strict=True):
             x = layer.step(x, past[: state.length], memory, state.mask, state.places)
         return self.project(self.decoder_norm(x))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compiles a tiny function, so that a missing compiler is reported before training starts.
+
+    Raises:
+        UserError: torch.compile does not work on this machine.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # no C++ compiler, no Triton, an unsupported Python: each raises its own kind
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"torch.compile does not work here: {reason}; leave out train.compile") from error

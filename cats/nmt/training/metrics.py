@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the same numbers for TensorBoard where that is installed."""
+"""metrics.jsonl: the numbers of a run, one JSON object per line. Also for TensorBoard, if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from cats.nmt.files import atomic_write, finite
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; the last one may be cut short by a kill and is then left out."""
+    """The lines of metrics.jsonl; empty if there is no such file. A last line cut short by a kill is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     if not path.exists():
         return []
     records = []
@@ -21,7 +25,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("not what train writes")
+                raise ValueError("not a line that training writes")
             records.append(record)
         except ValueError:
             raise UserError(f"{path}, line {number}: damaged; remove the line") from None
@@ -29,24 +33,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """metrics.jsonl: one line per train.log_every updates and one per validation; a number that is not finite is null.
+    """Writes metrics.jsonl: a line every train.log_every updates and one per validation. nan and inf become null.
 
-    TensorBoard's files stand beside it in tensorboard/.
+    Args:
+        path: the file. Lines of later steps than `keep_until` are removed: the resumed run will write them again.
+        tensorboard: the folder for TensorBoard's files.
+        keep_until: the step of the checkpoint that training resumes from, or 0.
     """
 
-    def __init__(self, run: Path, keep_until: int) -> None:
-        """Lines of steps behind the checkpoint that is resumed from are dropped: they will be written again."""
-        self.path = run / "metrics.jsonl"
-        kept = [record for record in read_metrics(self.path) if record["step"] <= keep_until]
-        atomic_write(self.path, "".join(f"{json.dumps(record)}\n" for record in kept))
+    def __init__(self, path: Path, tensorboard: Path, keep_until: int) -> None:
+        self.path = path
+        kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
+        atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.board = None
         else:
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=keep_until + 1)
+            self.board = SummaryWriter(str(tensorboard), purge_step=keep_until + 1)
 
     def write(self, record: dict[str, Any]) -> None:
+        """Appends a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         if self.board is not None:
@@ -55,17 +62,17 @@ class Metrics:
                     self.board.add_scalar(name, value, record["step"])
 
     def sync(self) -> None:
-        """What was written survives a power cut."""
+        """Flushes the lines to the disk, so that they survive a power cut."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         if self.board is not None:
             self.board.flush()
 
 
-def _numbers(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers in nested dicts, by names such as "alpha/az"."""
+def _numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers in nested dicts, with names such as "alpha/az"."""
     for name, value in record.items():
         if isinstance(value, dict):
-            yield from _numbers(value, f"{above}{name}/")
+            yield from _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
-            yield f"{above}{name}", value
+            yield f"{prefix}{name}", value

@@ -28,7 +28,7 @@ from cats.nmt.data.corpus import Corpus, read_corpus
 from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, locked
+from cats.nmt.files import atomic_write, link, locked
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, processes
 from cats.nmt.training.metrics import read_metrics
@@ -65,6 +65,10 @@ class RunDirectory:
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def weights_file(self) -> Path:
@@ -216,6 +220,39 @@ class RunDirectory:
             if made:
                 self.path.rmdir()
             raise
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Writes last.pt; the one before it becomes previous.pt.
+
+        Raises:
+            UserError: the disk is full, or the directory cannot be written.
+        """
+        checkpoint.save(self.checkpoint("last"), state, older=self.checkpoint("previous"))
+
+    def newest_checkpoint(self) -> tuple[dict[str, Any], str]:
+        """The state in last.pt, or in previous.pt if that one is damaged; see ``checkpoint.newest``."""
+        return checkpoint.newest(self.checkpoint("last"), self.checkpoint("previous"))
+
+    def save_model(self, state: dict[str, Any], *, best: bool, keep: int) -> None:
+        """Writes a model without its optimizer.
+
+        Args:
+            state: with the model and the number of its "step".
+            best: write best.pt.
+            keep: write step-N.pt too, and remove all but this many of the newest. 0: do not.
+
+        Raises:
+            UserError: the disk is full, or the directory cannot be written.
+        """
+        paths = [self.checkpoint("best")] if best else []
+        if keep:
+            paths.append(self.checkpoint(f"step-{state['step']}"))
+        if paths:
+            checkpoint.save(paths[0], state)
+        for path in paths[1:]:
+            link(paths[0], path)
+        for path in self.kept_checkpoints()[:-keep] if keep else ():
+            path.unlink()
 
     def training_lock(self) -> AbstractContextManager[None]:
         """A lock that only one training of this run can hold. With several processes, only the main one asks for it.

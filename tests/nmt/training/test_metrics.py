@@ -1,4 +1,4 @@
-"""cats.nmt.training.metrics: lines that any JSON reader reads, cut back where a run goes on; also TensorBoard."""
+"""The lines of metrics.jsonl are valid JSON and are cut back on a resume; TensorBoard gets the same numbers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ import pytest
 from cats.nmt.training.metrics import Metrics
 
 
+def started(run: Path, keep_until: int) -> Metrics:
+    return Metrics(run / "metrics.jsonl", run / "tensorboard", keep_until)
+
+
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, 0)
+    metrics = started(tmp_path, 0)
     metrics.write({"step": 10, "losses": {"az": float("nan"), "be": 1.5}, "dots": [float("inf")], "best": True})
     metrics.sync()
     text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
     assert text == '{"step": 10, "losses": {"az": null, "be": 1.5}, "dots": [null], "best": true}\n'
 
 
-def test_lines_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, 0)
+def test_lines_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
+    metrics = started(tmp_path, 0)
     for step in (10, 20, 30):
         metrics.write({"step": step, "loss": 0.1 * step})
     with metrics.path.open("a") as file:
         file.write('{"step": 40, "lo')
     before = metrics.path.read_text().splitlines()
-    Metrics(tmp_path, 20)
+    started(tmp_path, 20)
     assert metrics.path.read_text().splitlines() == before[:2]
 
 
@@ -47,7 +51,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     module = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Board  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    metrics = Metrics(tmp_path, 20)
+    metrics = started(tmp_path, 20)
     metrics.write({"step": 30, "lr": 0.5, "dots": None, "alpha": {"az": 0.25}, "valid": {"nll": {"az": 2.0}, "all": 2}})
     metrics.sync()
     board: Any = metrics.board
@@ -55,8 +59,8 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     assert board.scalars == [("lr", 0.5, 30), ("alpha/az", 0.25, 30), ("valid/nll/az", 2.0, 30), ("valid/all", 2, 30)]
 
 
-def test_without_tensorboard_there_is_no_word_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_only_the_lines_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    Metrics(tmp_path, 0).write({"step": 1})
+    started(tmp_path, 0).write({"step": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1}

@@ -147,7 +147,7 @@ def test_more_processes_go_on_with_what_fewer_have_left(folder: Path, tmp_path: 
     state["since_log"] = [{"xa": [1.0, 2.0]}, {"xa": [3.0, 4.0], "xb": [5.0, 6.0]}]
     checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
     trainer = Trainer(configured(folder / "toy", "parts"), tmp_path / "run", resume=True, quiet=True)
-    assert trainer.since_log == {"xa": [4.0, 6.0], "xb": [5.0, 6.0]}
+    assert trainer.loss_log.sums == {"xa": [4.0, 6.0], "xb": [5.0, 6.0]}
 
 
 @pytest.mark.parametrize(

@@ -212,11 +212,11 @@ def test_a_batch_in_parts_is_the_batch(corpus, tmp_path, float64, method):
         trainers.append(Trainer(config, tmp_path / str(parts), resume=False, quiet=True))
         for _ in range(12):
             trainers[-1].update()
-        trainers[-1].read_losses()
+        trainers[-1].loss_log.read()
     one, four = trainers
-    assert one.since_log["xb"][1] < 0.3 * one.since_log["xa"][1]
-    for task, (nats, tokens) in one.since_log.items():
-        assert four.since_log[task] == pytest.approx([nats, tokens], rel=1e-6)
+    assert one.loss_log.sums["xb"][1] < 0.3 * one.loss_log.sums["xa"][1]
+    for task, (nats, tokens) in one.loss_log.sums.items():
+        assert four.loss_log.sums[task] == pytest.approx([nats, tokens], rel=1e-6)
     assert four.optimizer.alpha == pytest.approx(one.optimizer.alpha, rel=1e-6)
     assert (len(set(one.optimizer.alpha.values())) == 2) == (method[0] in CATS)
     for ours, theirs in zip(four.model.parameters(), one.model.parameters(), strict=True):
@@ -352,10 +352,10 @@ def test_updates_do_not_wait_for_the_device(corpus, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, call=original: read.append(call) or call(tensor))
     trainer.update()
     trainer.update()
-    assert read == [] and trainer.since_log == {}
+    assert read == [] and trainer.loss_log.sums == {}
     record = trainer.log()
     assert set(record["losses"]) == {"xa", "xb"} and record["losses"]["xa"] > 0
-    assert trainer.unread == []
+    assert trainer.loss_log.unread == []
 
 
 @pytest.mark.parametrize(
@@ -431,9 +431,9 @@ def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
     """On a GPU, where memory may be short; it leaves no trace."""
     trainer = Trainer(settings(corpus), tmp_path / "run", resume=False, quiet=True)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.rehearse()
+    trainer.probe_largest_batch()
     assert_same(trainer.model.state_dict(), before)
-    assert trainer.unread == [] and all(p.grad is None for p in trainer.model.parameters())
+    assert trainer.loss_log.unread == [] and all(p.grad is None for p in trainer.model.parameters())
     largest = trainer.training.batch(trainer.sampler.largest_batch())
     usual = [trainer.training.batch(trainer.sampler.batch(step)) for step in range(50)]
     assert largest.target_out.numel() >= max(batch.target_out.numel() for batch in usual)
@@ -444,9 +444,9 @@ def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
     def short(self: Trainer, whole: dict[str, Any]) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Trainer, "backward", short)
+    monkeypatch.setattr(Trainer, "losses_of", short)
     with pytest.raises(UserError, match=r"out of memory in the largest batch; lower sampling\.batch_tokens"):
-        trainer.rehearse()
+        trainer.probe_largest_batch()
     with pytest.raises(UserError, match=r"out of memory in update 1; lower sampling\.batch_tokens"):
         train(settings(corpus), tmp_path / "short", quiet=True)
 

@@ -1,0 +1,109 @@
+"""The batch of every update: drawn by the sampler, shared among the processes, built one update ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cats.nmt.config import schema
+from cats.nmt.data.batch import Batch
+from cats.nmt.data.dataset import TokenDataset
+from cats.nmt.data.sampler import Mixture, Sampler, split_batch
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.training import processes
+
+Indices = dict[str, np.ndarray]  # {task: indices of its sentence pairs}
+
+
+@dataclass
+class Part:
+    """The pairs that go through the model together. built: their tensors, if they are made already."""
+
+    indices: Indices
+    built: Batch | None = None
+
+
+@dataclass
+class PrefetchedBatch:
+    """The batch of one update.
+
+    indices: the pairs of the whole batch, over all processes.
+    parts: those of this process, in `train.accumulate` parts.
+    """
+
+    step: int
+    indices: Indices
+    parts: list[Part]
+
+
+class Prefetcher:
+    """Gives the batch of each update, and draws the next one while the device works on the current one.
+
+    Args:
+        accumulate: the number of parts of a batch.
+        build_first: whether to build the tensors of the first part in advance. It is of no use if tasks always go
+            through the model one by one.
+    """
+
+    def __init__(self, dataset: TokenDataset, sampler: Sampler, *, accumulate: int, build_first: bool) -> None:
+        self.dataset, self.sampler = dataset, sampler
+        self.accumulate, self.build_first = accumulate, build_first
+        self.prefetched: PrefetchedBatch | None = None
+
+    def take(self, step: int) -> PrefetchedBatch:
+        """The batch of an update."""
+        batch, self.prefetched = self.prefetched, None
+        return batch if batch is not None and batch.step == step else self._make(step, self.sampler.batch(step))
+
+    def prefetch(self, step: int) -> None:
+        """Draws and builds the batch of an update in advance."""
+        self.prefetched = self._make(step, self.sampler.batch(step))
+
+    def largest(self, step: int) -> PrefetchedBatch:
+        """The largest batch that can occur."""
+        return self._make(step, self.sampler.largest_batch())
+
+    def _make(self, step: int, indices: Indices) -> PrefetchedBatch:
+        own = split_batch(indices, processes.world_size())[processes.rank()]
+        parts = [Part(part) for part in split_batch(own, self.accumulate)]
+        if self.build_first and parts[0].indices:
+            parts[0].built = self.dataset.batch(parts[0].indices)
+        return PrefetchedBatch(step, indices, parts)
+
+
+def build_sampler(sampling: schema.Sampling, train: schema.Train, dataset: TokenDataset) -> Sampler:
+    """The sampler of a run.
+
+    Raises:
+        UserError: `sampling.ratios` or `train.pretrain` do not fit the tasks of the corpus.
+    """
+    return Sampler(
+        dataset.lengths(),
+        mixture=_mixture(sampling, train, list(dataset.shards)),
+        batch_tokens=sampling.batch_tokens,
+        seed=train.seed,
+        tasks_per_update=sampling.tasks_per_update,
+        padded=sampling.budget == "padded",
+    )
+
+
+def _mixture(sampling: schema.Sampling, train: schema.Train, tasks: list[str]) -> Mixture:
+    """How often each task is drawn."""
+    for name in train.pretrain:
+        if name not in tasks:
+            known = ", ".join(tasks)
+            raise UserError(f"train.pretrain: unknown task {name}{nearest(name, tasks)}; known: {known}")
+    if sampling.ratios and len(sampling.ratios) != len(tasks):
+        raise UserError(
+            f"sampling.ratios has {len(sampling.ratios)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
+        )
+    return Mixture(
+        sampling.temperature,
+        sampling.temperature_end,
+        sampling.ratios,
+        sampling.unimax_epochs,
+        train.steps,
+        train.pretrain,
+        train.pretrain_steps if train.pretrain else 0,
+    )

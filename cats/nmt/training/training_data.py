@@ -1,0 +1,92 @@
+"""What a run is trained and validated on: the corpus, its tokenizer and its tokens."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from cats.nmt.config.schema import Config
+from cats.nmt.data.dataset import TokenDataset
+from cats.nmt.data.encode import EncodingSettings, encode_tasks
+from cats.nmt.data.groups import groups
+from cats.nmt.data.prepare import training_tokens
+from cats.nmt.data.tokenizer import Tags, Tokenizer
+from cats.nmt.errors import UserError
+from cats.nmt.training import processes, warmstart
+from cats.nmt.training.run import RunDirectory, load_corpus
+
+COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of this length, for fewer shapes to compile
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """digest: of the corpus. Names and sizes of the tasks: see ``training.shards``."""
+
+    tokenizer: Tokenizer
+    training: TokenDataset
+    validation: TokenDataset
+    digest: str
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.training.shards)
+
+
+def load_training_data(
+    config: Config, run: RunDirectory, device: torch.device, *, resume: bool, quiet: bool
+) -> TrainingData:
+    """Reads and encodes the corpus. With several processes, the main one does it first and the others use its files.
+
+    Args:
+        run: with `resume`, the tokenizer is that of this directory.
+        quiet: do not print what was left out of the corpus.
+
+    Raises:
+        UserError: unusable data or settings, or settings that differ between the processes.
+    """
+    encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+    with processes.main_first():
+        corpus = load_corpus(config.data)
+        groups(corpus.sizes, config.evaluate)  # an unknown name in [evaluate] is an error now, not after training
+        directions = {task.name: (task.source, task.target) for task in corpus.tasks}
+        if not resume and not config.train.init_from:  # the tags of an earlier run were checked when it started
+            _check_tags(encoding.tags, {target for _, target in directions.values()})
+        if resume:
+            known: Tokenizer | None = run.load_tokenizer(config.tokenizer)
+        else:
+            known = warmstart.tokenizer(corpus, config, quiet=quiet)
+        encoded = training_tokens(corpus, encoding, tokenizer=known, quiet=quiet)
+    tokenizer = encoded.tokenizer
+    settings = [config.model, config.sampling, config.method, config.train]
+    if not processes.equal_text(f"{corpus.digest()} {tokenizer.digest()} {settings}"):
+        raise UserError("the processes have different text or settings; give all of them the same")
+    most = config.data.valid_pairs or None
+    valid_pairs = {task.name: list(task.valid)[:most] for task in corpus.tasks}
+    validation = encode_tasks(corpus.tasks, valid_pairs, tokenizer, encoding.length_filter)
+    if not quiet:
+        counts = [
+            f"{task}: {count} {split} pairs left out, {reason}"
+            for split, part in (("training", encoded.left_out), ("validation", validation.left_out))
+            for task, reasons in part.items()
+            for reason, count in reasons.items()
+        ]
+        for notice in [*corpus.notices, *counts]:
+            print(notice, file=sys.stderr)
+    multiple = COMPILED_MULTIPLE if config.train.compile else 1
+    return TrainingData(
+        tokenizer,
+        TokenDataset(encoded.shards, directions, tokenizer, device, multiple=multiple),
+        TokenDataset(validation.shards, directions, tokenizer, device),
+        corpus.digest(),
+    )
+
+
+def _check_tags(tags: Tags, targets: set[str]) -> None:
+    """Refuses tags that do not tell the model which of several languages to translate into."""
+    if len(targets) > 1 and not (tags.target or (tags.source != "none" and tags.of == "target")):
+        raise UserError(
+            "nothing tells the model which language to translate into; set tokenizer.source_tag to prepend and "
+            "tokenizer.tag_of to target, or tokenizer.target_tag to true"
+        )
