@@ -179,7 +179,7 @@ def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path, capsys: pytes
     assert [(row.name, row.metric) for row in rows] == [(n, m) for m in ("BLEU", "chrF") for n in ("az", "All")]
     assert rows[0].result.difference == rows[1].result.difference > 10
     assert main(["significance", str(a), str(b)]) == 0
-    assert capsys.readouterr().err == "cats: left out, tasks of one run only: be\n"
+    assert capsys.readouterr().err == "cats: left out, because only one run has them: be\n"
 
 
 def other_references(a: Path, b: Path) -> None:
