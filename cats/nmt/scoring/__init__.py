@@ -1,1 +1,1 @@
-"""Scores, comparisons, tables and pictures."""
+"""Evaluation of trained models: scores, significance tests, comparisons, tables and pictures."""

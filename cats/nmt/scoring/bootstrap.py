@@ -1,7 +1,9 @@
-"""Hierarchical bootstrap of corpus chrF: does a difference between methods survive other seeds and other test text?
+"""Corpus BLEU and chrF computed from counts, and the hierarchical bootstrap of chrF.
 
-A resample draws seeds with replacement and clusters of test lines (templates, or sentences shared by languages) with
-replacement, the same ones for every method: differences are paired (Koehn, 2004; clusters as in Field & Welsh, 2007).
+The bootstrap shows whether a difference between methods holds with other seeds and other test text. Each resample draws
+seeds with replacement, and clusters of test lines with replacement. A cluster is a template, or a sentence that several
+languages share. All methods get the same draws, so that their differences are paired (Koehn, 2004; clusters as in
+Field & Welsh, 2007).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-CHAR_ORDER = 6  # sacreBLEU's default chrF: character 1- to 6-grams, whitespace removed, beta 2
+CHAR_ORDER = 6  # as in sacreBLEU's default chrF: character 1- to 6-grams without whitespace, beta 2
 BETA = 2
 
 
@@ -20,18 +22,22 @@ def _ngrams(text: str, order: int) -> Counter[str]:
 
 
 def chrf_counts(hypothesis: str, reference: str) -> np.ndarray:
-    """(CHAR_ORDER, 3) int64: n-grams of the hypothesis, of the reference, matched (Popović, 2015)."""
+    """Counts that chrF is computed from (Popović, 2015).
+
+    Returns:
+        (CHAR_ORDER, 3) int64: for each n, the number of n-grams in the hypothesis, in the reference, and in both.
+    """
     hypothesis, reference = "".join(hypothesis.split()), "".join(reference.split())
     counts = np.zeros((CHAR_ORDER, 3), dtype=np.int64)
     for order in range(1, CHAR_ORDER + 1):
         ours, theirs = _ngrams(hypothesis, order), _ngrams(reference, order)
-        if theirs:  # as in sacreBLEU, n-grams longer than the reference do not count against the hypothesis
+        if theirs:  # as in sacreBLEU, n-grams longer than the reference are ignored
             counts[order - 1] = ours.total(), theirs.total(), (ours & theirs).total()
     return counts
 
 
 def chrf(counts: np.ndarray) -> np.ndarray:
-    """Corpus chrF, 0 to 100, of summed counts (.., CHAR_ORDER, 3)."""
+    """Corpus chrF, 0 to 100, from summed counts (.., CHAR_ORDER, 3)."""
     hypothesis, reference, match = np.moveaxis(counts.astype(np.float64), -1, 0)
     effective = (hypothesis > 0) & (reference > 0)
     orders = np.maximum(effective.sum(-1), 1)
@@ -42,7 +48,15 @@ def chrf(counts: np.ndarray) -> np.ndarray:
 
 
 def bleu_counts(hypotheses: Sequence[str], references: Sequence[str], tokenizer: str) -> np.ndarray:
-    """(lines, 10) int64: length of hypothesis and reference, matched 1- to 4-grams, 1- to 4-grams of the hypothesis."""
+    """Counts that BLEU is computed from (Papineni et al., 2002).
+
+    Args:
+        tokenizer: name of a tokenizer of sacreBLEU.
+
+    Returns:
+        (lines, 10) int64: length of the hypothesis, length of the reference, number of 1- to 4-grams in both, number of
+        1- to 4-grams in the hypothesis.
+    """
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(tokenize=tokenizer, force=True)
@@ -52,10 +66,10 @@ def bleu_counts(hypotheses: Sequence[str], references: Sequence[str], tokenizer:
 
 
 def bleu(counts: np.ndarray) -> np.ndarray:
-    """Corpus BLEU, 0 to 100, of summed counts (.., 10), with sacreBLEU's default smoothing (exp)."""
+    """Corpus BLEU, 0 to 100, from summed counts (.., 10), with sacreBLEU's default smoothing (exp)."""
     counts = counts.astype(np.float64)
     ours, theirs, match, total = counts[..., 0], counts[..., 1], counts[..., 2:6], counts[..., 6:]
-    halved = np.cumsum(match == 0, axis=-1)  # the k-th order without a match counts as 1 / 2^k matches
+    halved = np.cumsum(match == 0, axis=-1)  # the k-th n-gram order without a match counts as 1 / 2^k matches
     precision = np.divide(np.where(match > 0, match, 0.5**halved), total, out=np.zeros_like(match), where=total > 0)
     possible = (match > 0).any(-1) & (total > 0).all(-1)
     geometric = np.exp(np.log(np.where(np.expand_dims(possible, -1), precision, 1.0)).mean(-1))
@@ -65,7 +79,15 @@ def bleu(counts: np.ndarray) -> np.ndarray:
 def cluster_counts(
     hypotheses: Sequence[str], references: Sequence[str], clusters: Sequence[str], index: Mapping[str, int]
 ) -> np.ndarray:
-    """(clusters, CHAR_ORDER, 3): chrF counts of the lines, added up per cluster; ``index`` numbers the clusters."""
+    """The chrF counts of lines, summed over each cluster.
+
+    Args:
+        clusters: the cluster of each line.
+        index: the number of each cluster.
+
+    Returns:
+        (clusters, CHAR_ORDER, 3) int64.
+    """
     total = np.zeros((len(index), CHAR_ORDER, 3), dtype=np.int64)
     for hypothesis, reference, cluster in zip(hypotheses, references, clusters, strict=True):
         total[index[cluster]] += chrf_counts(hypothesis, reference)
@@ -75,12 +97,15 @@ def cluster_counts(
 def resampled_chrf(
     runs: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]], resamples: int, seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Distribution of chrF averaged over seeds: {method: {language: (resamples,)}}.
+    """Resamples the mean chrF over seeds.
 
     Args:
-        runs: {method: {seed: {language: counts (clusters, CHAR_ORDER, 3)}}}; clusters are numbered alike in all.
+        runs: {method: {seed: {language: counts (clusters, CHAR_ORDER, 3)}}}. The clusters have the same numbers in all.
         resamples: number of resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
+
+    Returns:
+        {method: {language: (resamples,) float64}}, each 0 to 100.
     """
     random = np.random.default_rng(seed)
     seeds = sorted({s for by_seed in runs.values() for s in by_seed})

@@ -23,7 +23,7 @@ from cats.nmt.files import atomic_write
 from cats.nmt.model import decode, loss
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import nearest_neighbour, quality, tables
-from cats.nmt.scoring.off_target import Identifier, identifier
+from cats.nmt.scoring.off_target import Identifier, train_identifier
 from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
 from cats.nmt.scoring.tabulate import Output, tabulate
 from cats.nmt.training.metrics import read_metrics
@@ -72,7 +72,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         _print_notices(tasks, unknown)
     set_threads(config.train.threads, config.model.d_model)
     directory.hypotheses(checkpoint).mkdir(exist_ok=True)
-    ours, theirs = _translate(tasks, split, trained, identifier(corpus), directory, checkpoint, quiet)
+    ours, theirs = _translate(tasks, split, trained, train_identifier(corpus), directory, checkpoint, quiet)
     scores = tabulate(
         {name: output for name, output in ours.items() if name not in zero_shot},
         theirs,

@@ -1,4 +1,7 @@
-"""The baseline a trained model must beat: the nearest training sentence's translation, with its numbers replaced."""
+"""The nearest-neighbour baseline: translates a line like the nearest training sentence, with the numbers replaced.
+
+A trained model must be better than this.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ _ORDERS = range(1, 6)  # of character n-grams
 
 
 def translate(train: Split, lines: list[str]) -> list[str]:
-    """Translate each line as `train` translates the source sentence that is nearest to it.
+    """Translates each line with the translation of the nearest source sentence in `train`.
 
-    Near is the cosine of tf-idf weighted character n-grams, with all numbers alike; of equally near sentences that
-    with the most numbers in common, then the first. In its translation, the numbers that stand in its source are
-    replaced by the line's numbers, by their places.
+    The nearest sentence has the highest cosine similarity of tf-idf weighted character n-grams, where all numbers count
+    as equal. Among equally near sentences, the one with the most numbers in common is taken, then the first one. In its
+    translation each number that is also in its source is replaced by the number at the same position in the line.
 
     Raises:
         ValueError: `train` is empty.
     """
     if not train.source:
-        raise ValueError("no training sentences to look up")
+        raise ValueError("no training sentences to search")
     index = _Index(train.source)
     answers = {}
     for line in dict.fromkeys(lines):
@@ -36,7 +39,10 @@ def translate(train: Split, lines: list[str]) -> list[str]:
 
 
 class _Index:
-    """Inverted lists of n-grams -> (sentences, weights). Each sentence's weights have length 1."""
+    """Inverted lists: for each n-gram, the sentences that have it, and its weights in them.
+
+    The weights of each sentence are scaled to a vector of length 1.
+    """
 
     def __init__(self, sentences: list[str]) -> None:
         self._size = len(sentences)
@@ -56,14 +62,14 @@ class _Index:
         self._scale = 1 / np.sqrt(np.maximum(squares, np.finfo(float).tiny))
 
     def nearest(self, sentence: str) -> list[int]:
-        """All sentences that are as near as the nearest, in order."""
+        """The numbers of the nearest sentences, ascending; more than one if they are equally near."""
         scores = np.zeros(self._size)
         for gram, count in _grams(sentence).items():
             if gram in self._lists:
                 found, weights = self._lists[gram]
                 scores[found] += count * self._idf[gram] * weights
         scores *= self._scale
-        # Sums in another order may differ in the last bits.
+        # Equal sums in another order may differ in the last bits.
         return [int(row) for row in np.flatnonzero(scores >= scores.max() * (1 - 1e-9))]
 
 
@@ -73,7 +79,7 @@ def _grams(sentence: str) -> Counter[str]:
 
 
 def _replace_numbers(source: str, target: str, line: str) -> str:
-    """`target`, with every number of `source` replaced by the number that `line` has in the same place."""
+    """Replaces each number of `source` in `target` by the number at the same position in `line`."""
     places: dict[str, list[str]] = {}
     for old, new in zip(_NUMBER.findall(source), _NUMBER.findall(line), strict=False):
         places.setdefault(old, []).append(new)

@@ -1,4 +1,7 @@
-"""Is a line in the language it should be in? By its script, and among languages of one script by character n-grams."""
+"""Identifies off-target translations: lines in another language than the target language.
+
+Scripts tell languages apart, and character n-grams those that share a script.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ import numpy as np
 from cats.nmt.data.corpus import Corpus, Split, Text
 
 _ORDERS = range(1, 5)  # of character n-grams
-_BUCKETS = 1 << 16  # that n-grams are hashed to
-_SMOOTHING = 0.03  # occurrences that every bucket has for a start
-_SAMPLE = 1000  # lines per task that the classifier learns from
-_SHARE = 0.2  # of a language's letters: scripts below it are foreign words
+_BUCKETS = 1 << 16  # n-grams are hashed to this many buckets
+_SMOOTHING = 0.03  # added to the count of each bucket
+_SAMPLE = 1000  # most lines of a task that the classifier is trained on
+_SHARE = 0.2  # a script with a smaller share of a language's letters comes from foreign words
 _KANA = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}  # Japanese mixes them with Chinese characters
 
 
 @cache
 def _script(character: str) -> str | None:
-    """The first word of a letter's Unicode name, such as LATIN or CYRILLIC; None for what is no letter."""
+    """The first word of a letter's Unicode name, such as LATIN or CYRILLIC; None if the character is not a letter."""
     if not character.isalpha():
         return None
     name = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
@@ -37,7 +40,7 @@ def scripts(lines: Iterable[str]) -> set[str]:
 
 
 def _hashed(line: str) -> np.ndarray:
-    """The buckets of a line's n-grams; case and numbers are alike."""
+    """The buckets of a line's n-grams. Case is ignored, and all numbers count as equal."""
     text = f" {' '.join(re.sub('[0-9]+', '0', line.lower()).split())} "
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     grams, found = np.zeros(len(codes), dtype=np.uint64), []
@@ -51,10 +54,14 @@ def _hashed(line: str) -> np.ndarray:
 
 
 class Identifier:
-    """Naive Bayes over hashed n-grams (Cavnar & Trenkle, 1994, in spirit), and the scripts of every language."""
+    """Identifies languages by script and by naive Bayes on hashed n-grams (similar to Cavnar & Trenkle, 1994)."""
 
     def __init__(self, samples: Mapping[str, Sequence[str]]) -> None:
-        """samples: some lines of every language."""
+        """Trains the classifier.
+
+        Args:
+            samples: some lines of each language.
+        """
         self.languages = [language for language, lines in samples.items() if lines]
         self.scripts = {language: scripts(samples[language]) for language in self.languages}
         self._log_p = np.empty((_BUCKETS, len(self.languages)), dtype=np.float32)
@@ -64,23 +71,35 @@ class Identifier:
             self._log_p[:, i] = np.log(counts / counts.sum())
 
     def off_target(self, lines: Sequence[str], language: str, references: Sequence[str]) -> float | None:
-        """The share of lines that are in another language than `language`; None without lines, or letters to go by.
+        """The share, 0 to 1, of lines that are in another language than `language`.
 
-        A line is, if most of its letters are of scripts that the references do not have, or if the n-grams of another
-        known language that is written in these scripts fit it better. A line without letters never is. What this gives
-        for the references themselves is its error: 0 to 4 % on sentences, more on single words and for close languages
-        that have little text (16 % of the built-in corpus' Galician against its Portuguese).
+        A line is off-target if most of its letters use a script that the references do not use. It is also off-target
+        if its n-grams fit another known language of these scripts better. A line without letters is never off-target.
+
+        The result for the references themselves shows the error of this method: 0 to 4 % on sentences, more on single
+        words, and more for similar languages with little text (16 % for Galician in the built-in corpus, which has
+        Portuguese too).
+
+        Returns:
+            None if there are no lines, or if the script of the language is not known.
         """
         if not lines:
             return None
         expected = scripts(references) or self.scripts.get(language)
         if not expected:
             return None
-        rivals = [i for i, name in enumerate(self.languages) if name == language or self.scripts[name] & expected]
-        own = rivals.index(self.languages.index(language)) if language in self.languages else None
-        return sum(self._off(line, expected, rivals, own) for line in lines) / len(lines)
+        similar = [i for i, name in enumerate(self.languages) if name == language or self.scripts[name] & expected]
+        own = similar.index(self.languages.index(language)) if language in self.languages else None
+        return sum(self._is_off(line, expected, similar, own) for line in lines) / len(lines)
 
-    def _off(self, line: str, expected: set[str], rivals: list[int], own: int | None) -> bool:
+    def _is_off(self, line: str, expected: set[str], similar: list[int], own: int | None) -> bool:
+        """Whether a line is off-target.
+
+        Args:
+            expected: the scripts of the references.
+            similar: the numbers of the languages with one of these scripts.
+            own: the position of the line's language in `similar`; None if it is not known.
+        """
         letters = [script for script in map(_script, line) if script]
         if not letters:
             return False
@@ -88,12 +107,12 @@ class Identifier:
             return True
         if own is None:
             return False
-        fit = self._log_p[_hashed(line)][:, rivals].sum(0, dtype=np.float64)
+        fit = self._log_p[_hashed(line)][:, similar].sum(0, dtype=np.float64)
         return bool(fit.max() > fit[own])
 
 
-def identifier(corpus: Corpus) -> Identifier:
-    """Learns from the training text of a corpus, or from its validation text where the former is not at hand."""
+def train_identifier(corpus: Corpus) -> Identifier:
+    """An identifier trained on the training text of a corpus, or on validation text where it is already tokenized."""
     samples: dict[str, list[str]] = {}
     for task in corpus.tasks:
         for i, language in enumerate((task.source, task.target)):
@@ -102,7 +121,7 @@ def identifier(corpus: Corpus) -> Identifier:
 
 
 def _some(train: Split | Text, valid: Split) -> list[tuple[str, str]]:
-    """Up to `_SAMPLE` pairs: from all over a text that is in memory, from the beginning of one that is not."""
+    """Up to `_SAMPLE` pairs, evenly spread if the text is in memory, else the first ones."""
     if isinstance(train, Text) and train.readable:
         return list(itertools.islice(train, _SAMPLE))
     held = valid if isinstance(train, Text) else train

@@ -1,4 +1,4 @@
-"""chrF from counts against sacreBLEU, and the resampling."""
+"""cats.nmt.scoring.bootstrap: chrF from counts compared with sacreBLEU, and the resampling."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_resampling_is_paired_and_centred():
     result = resampled_chrf(runs, resamples=200)
     assert float(chrf(reference.sum(0))) == pytest.approx(result["low"]["x"].mean(), abs=0.1)
     difference = result["high"]["x"] - result["low"]["x"]
-    # every cluster is better by the same share: pairing leaves almost no spread in the difference
+    # Each cluster is better by the same share, so the paired difference hardly varies.
     assert difference.min() > 9.5
     assert difference.std() < 0.1
     again = resampled_chrf(runs, resamples=200)

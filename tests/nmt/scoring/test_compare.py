@@ -34,7 +34,7 @@ def finished(corpus: Path, tmp_path: Path) -> list[Run]:
 
 
 def test_middle_groups_are_in_the_tables(finished):
-    for run in finished:  # the same runs, as another configuration groups them
+    for run in finished:  # the same runs with other groups
         config = apply_overrides(run.config, ["evaluate.lores_below=5", "evaluate.hires_from=1000"])
         object.__setattr__(run, "config", config)
         scores = json.loads((run.path / "scores.json").read_text())
@@ -59,7 +59,7 @@ def test_regret_is_against_the_best_temperature_of_each_group(finished):
     assert regret["T=1"].worst == 100.0 and regret["T=1"].where == "toy lores"
     assert regret["T=5"].worst == 100.0 and regret["T=5"].where == "toy hires"
     assert regret["cats"].worst == 0.0
-    # the bootstrap works on the translations themselves, and agrees
+    # The bootstrap uses the translations themselves, and agrees.
     assert regret["T=1"].interval == pytest.approx([100.0, 100.0])
     assert regret["cats"].interval == pytest.approx([0.0, 0.0])
     result = summary.sets["toy"]

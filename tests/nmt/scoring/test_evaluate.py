@@ -26,7 +26,7 @@ from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import evaluate, nearest_neighbour, quality
-from cats.nmt.scoring.off_target import identifier
+from cats.nmt.scoring.off_target import train_identifier
 from cats.nmt.scoring.scores import read_scores, to_json
 from cats.nmt.training import checkpoint
 from cats.nmt.training.run import RunDirectory, TrainedModel
@@ -51,29 +51,26 @@ def test_line_nll_against_torch_line_by_line(tokenizer: Tokenizer) -> None:
     split = Split(lines(12, 1), lines(12, 2))
     found = evaluate.line_nll(model, tokenizer, split, "en", "xb", Decode(batch_tokens=40))
     assert found.shape == (12, 2) and found.dtype == np.float64
-    assert model.training  # dropout off while it measured, and on again afterwards
+    assert model.training  # dropout is off during the measurement, and on again afterwards
     model.eval()
     sources, targets = tokenizer.encode_source(split.source, "en", "xb"), tokenizer.encode_target(split.target, "xb")
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
         batch = collate([source], [target], [tokenizer.bos_id])
         logits = model(batch.source, batch.target_in)[0]
         expected = torch.nn.functional.cross_entropy(logits, batch.target_out[0], reduction="sum")
-        # float32 sums over at most some 40 tokens, in another order because of the padding
+        # float32 sums over about 40 tokens at most, in another order because of the padding
         assert found[i, 0] == pytest.approx(expected.item(), rel=1e-5)
         assert found[i, 1] == len(target)
     assert evaluate.line_nll(model, tokenizer, Split([], []), "en", "xb", Decode(batch_tokens=40)).shape == (0, 2)
 
 
-def test_a_line_longer_than_the_batch_goes_alone(tokenizer: Tokenizer) -> None:
+def test_a_line_longer_than_the_batch_is_a_batch_of_its_own(tokenizer: Tokenizer) -> None:
     model = Transformer(tokenizer.vocab_size, 16, 2, 32, 1, 1, 0.0)
     split = Split(lines(5, 3), lines(5, 4))
     one = evaluate.line_nll(model, tokenizer, split, "en", "xa", Decode(batch_tokens=1))
     np.testing.assert_allclose(
         one, evaluate.line_nll(model, tokenizer, split, "en", "xa", Decode(batch_tokens=10**6)), rtol=1e-5
     )
-
-
-# ---- a run
 
 
 def split(count: int, seed: int) -> Split:
@@ -111,7 +108,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run and its corpus, to change and to break."""
+    """A copy of the trained run and its corpus, which a test may change."""
     shutil.copytree(trained / "run", tmp_path / "run")
     shutil.copytree(trained / "toy", tmp_path / "toy")
     config = (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
@@ -151,7 +148,7 @@ def test_evaluate(folder: Path) -> None:
         assert read_lines(run / "hyp" / f"test.{task.name}.ref") == task.test.target
         assert cell["perplexity"] == pytest.approx(math.exp(cell["nll"]))
         assert (cell["spbleu"] is not None) == quality.spbleu_model().is_file()
-        known, expected = identifier(corpus), task.test.target
+        known, expected = train_identifier(corpus), task.test.target
         assert cell["off_target"] == known.off_target(hypotheses, task.name, expected)
         assert cell["off_target_references"] == known.off_target(expected, task.name, expected)
     means = {m: sum(scores["languages"][t][m] for t in ("xa", "xb")) / 2 for m in ("bleu", "chrf", "nll")}
@@ -193,12 +190,12 @@ def test_zero_shot_directions_and_long_training_text(
         "xa: BLEU counts characters as words because ja-mecab is not installed; "
         "install it with: pip install 'sacrebleu[ja]'",
     ]
-    assert list(scores["zero_shot"]) == ["xa-xb"]  # nothing was trained to translate into xz
+    assert list(scores["zero_shot"]) == ["xa-xb"]  # the model was not trained to translate into xz
     cell = scores["zero_shot"]["xa-xb"]
     hypotheses = read_lines(run / "hyp" / "test.xa-xb.txt")
     assert cell["lines"] == 4 and cell["chrf"] == quality.score(hypotheses, split(4, 9).target, "xb").chrf
     assert (scores["languages"], scores["groups"]) == (before["languages"], before["groups"])
-    # xa has 60 training pairs: no nearest neighbours for it, nor for a group that it is in.
+    # xa has 60 training pairs, so neither xa nor a group with xa has a baseline.
     assert before["lookup"]["languages"]["xa"]["chrf"] is not None
     assert scores["lookup"]["languages"]["xa"]["chrf"] is None
     assert scores["lookup"]["languages"]["xb"] == before["lookup"]["languages"]["xb"]

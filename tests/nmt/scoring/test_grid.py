@@ -23,7 +23,7 @@ def test_the_plan_compares_like_with_like(tmp_path):
         assert run.config.train.lr == 1e-3
         assert run.config.train.seed == run.seed
     ted = {run.method: run.config for run in runs if run.set == "ted" and run.seed == 1}
-    assert ted["cats"].sampling == ted["uniform"].sampling == ted["tokens"].sampling  # weightings share one sampler
+    assert ted["cats"].sampling == ted["uniform"].sampling == ted["tokens"].sampling  # weightings use the same sampler
     assert ted["T=5"].sampling.temperature == 5
     assert len({(c.model, c.train, c.tokenizer, c.data, c.sampling.batch_tokens) for c in ted.values()}) == 1
 
@@ -82,7 +82,7 @@ def test_a_run_with_other_settings_is_not_mistaken_for_this_one(corpus, tmp_path
         grid.check_resumable(other)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(corpus, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_again(corpus, tmp_path):
     words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--methods", "T=1", "--seeds", "1"]
     (run,) = planned(*words)
     run.path.mkdir(parents=True)
@@ -91,7 +91,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(corpus, tmp_path):
     assert not run.path.exists()
 
 
-def test_runs_are_trained_in_processes_and_failures_named(corpus, tmp_path):
+def test_runs_are_trained_in_processes_and_failures_are_named(corpus, tmp_path):
     small = ["d_model=16", "heads=2", "ffn=16", "encoder_layers=1", "decoder_layers=1"]
     quick = ["train.steps=4", "train.warmup=2", "tokenizer.vocab_size=60", "sampling.batch_tokens=40", "decode.beam=1"]
     sets = [f"--set=model.{x}" for x in small] + [f"--set={x}" for x in quick]
@@ -108,13 +108,13 @@ def test_runs_are_trained_in_processes_and_failures_named(corpus, tmp_path):
 
 
 def program(path: Path, text: str) -> str:
-    """A program in place of Python, which runs are started with."""
+    """A shell script to start runs with instead of Python."""
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)
 
 
-def test_a_run_may_say_more_than_a_pipe_holds(corpus, tmp_path, monkeypatch):
+def test_a_run_may_write_more_errors_than_a_pipe_holds(corpus, tmp_path, monkeypatch):
     (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1")
     text = "yes 'a warning' | head -c 1000000 >&2; echo the end >&2; exit 3"
     monkeypatch.setattr(sys, "executable", program(tmp_path / "python", text))
@@ -122,7 +122,7 @@ def test_a_run_may_say_more_than_a_pipe_holds(corpus, tmp_path, monkeypatch):
         grid.execute([run], jobs=1)
 
 
-def test_no_run_goes_on_alone(corpus, tmp_path, monkeypatch):
+def test_no_run_outlives_the_comparison(corpus, tmp_path, monkeypatch):
     words = ["--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "2", "--methods", "T=1"]
     monkeypatch.setattr(sys, "executable", program(tmp_path / "python", "exec sleep 60"))
     start, started = grid.start, []

@@ -1,3 +1,5 @@
+"""cats.nmt.scoring.nearest_neighbour: known answers, replaced numbers, and the definition of near."""
+
 from __future__ import annotations
 
 import math
@@ -26,13 +28,13 @@ TRAIN = Split(
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("Poland and Spain", "Polsko a Španělsko"),  # a training line comes back as it stands there
+        ("Poland and Spain", "Polsko a Španělsko"),  # a training line gets its own translation
         ("May 9, 2021", "9. května 2021"),
-        ("May 2016, 7", "2016. května 7"),  # by place, whatever the number
-        ("12 liters and 14 grams", "12 litrů a 14 gramů"),  # new values at once: 5 -> 7 does not become 14 after
+        ("May 2016, 7", "2016. května 7"),  # by position, whatever the number
+        ("12 liters and 14 grams", "12 litrů a 14 gramů"),  # all at once: the new 7 for 5 does not become 14
         ("7 liters and 5 grams", "7 litrů a 5 gramů"),
         ("8 liters and 8 miles", "8 litrů a 8 mil"),
-        ("in 30 days", "za 30 dny"),  # one number for one number, longer or not
+        ("in 30 days", "za 30 dny"),  # a number may get longer
         ("Poland and Portugal", "Polsko a Španělsko"),
         ("Sweden or Norway", "Polsko nebo Norsko"),
     ],
@@ -54,9 +56,9 @@ def test_of_equally_near_lines_the_one_with_the_numbers_then_the_first():
 
 def test_numbers_that_repeat_or_are_missing():
     train = Split(["5 and 5 of 6", "2 months"], ["6: 5, 5 (9)", "two months"])
-    # 5 stands twice on both sides, 9 in none of the sources; the second target has no number at all.
+    # 5 is twice on both sides, 9 is in no source, and the second target has no number.
     assert nearest_neighbour.translate(train, ["1 and 2 of 3", "7 months"]) == ["3: 1, 2 (9)", "two months"]
-    # Fewer numbers in the line than in the training source: what has no partner stays.
+    # The line has fewer numbers than the training source: the others stay.
     assert nearest_neighbour.translate(train, ["1 and of"]) == ["6: 1, 1 (9)"]
 
 
@@ -75,7 +77,7 @@ def grams(sentence: str) -> Counter[str]:
 
 
 def test_nearest_is_the_cosine_of_tf_idf_vectors():
-    """Against the definition, sentence by sentence, in dictionaries."""
+    """Compared with the definition, computed for each sentence with dictionaries."""
     rng = random.Random(1)
     words = ["red", "green", "blue", "one", "three", "house", "horse", "mouse", "12", "7"]
     sentences = list(dict.fromkeys(" ".join(rng.choices(words, k=rng.randint(2, 5))) for _ in range(60)))
@@ -91,5 +93,5 @@ def test_nearest_is_the_cosine_of_tf_idf_vectors():
     marked = Split(train, [f"<{i}>" for i in map(chr, range(0x4E00, 0x4E00 + len(train)))])
     for query, answer in zip(queries, nearest_neighbour.translate(marked, queries), strict=True):
         scores = [cosine(grams(query), vector) for vector in vectors]
-        # What comes first is as near as the best, up to the rounding of sums of about 100 terms.
+        # The first one is as near as the best one, up to the rounding of sums of about 100 terms.
         assert scores[marked.target.index(answer)] == pytest.approx(max(scores), rel=1e-9)

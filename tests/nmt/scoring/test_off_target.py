@@ -1,4 +1,4 @@
-"""Telling languages apart: scripts, n-grams, and what is no language at all."""
+"""cats.nmt.scoring.off_target: scripts, n-grams, and lines without letters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_corpus
 from cats.nmt.scoring import off_target
-from cats.nmt.scoring.off_target import Identifier, identifier, scripts
+from cats.nmt.scoring.off_target import Identifier, scripts, train_identifier
 
 RU, UK = ["Привет, как дела?", "Это очень хорошо"], ["Привіт, як справи?", "Це дуже добре, ідіть"]
 EN, CS = ["Hello, how are you?", "This is very good"], ["Ahoj, jak se máš?", "To je velmi dobře, jděte"]
@@ -52,14 +52,14 @@ def test_shares() -> None:
         assert known.off_target(lines, name, lines) == 0.0
     assert known.off_target([*RU, *UK], "ru", RU) == 0.5
     assert known.off_target([], "ru", RU) is None
-    # Of a language without a sample only the script is known.
+    # Only the script is known of a language without a sample.
     assert known.off_target(["Здраво", "Hello"], "mk", ["Здраво"]) == 0.5
     assert Identifier({"ru": []}).off_target(["Hello"], "ru", RU) == 1.0
 
 
 def test_references_without_letters() -> None:
     known = Identifier({"az": ["salam dünya"], "ru": ["привет мир"]})
-    assert known.off_target(["5 km"], "az", ["5"]) == 0  # by the script of the language's own text
+    assert known.off_target(["5 km"], "az", ["5"]) == 0  # by the script of the language's training text
     assert known.off_target(["5 км"], "az", ["5"]) == 1
     assert known.off_target(["5 km"], "xx", ["5"]) is None
 
@@ -70,14 +70,14 @@ def test_samples_of_a_corpus() -> None:
     prepared = Text(5, "", None)
     tasks = [Task("cs", "en", "cs", train, Split([], []), Split([], []))]
     tasks.append(Task("ru", "en", "ru", prepared, Split(EN, RU), Split([], [])))
-    known = identifier(Corpus("toy", tasks))
+    known = train_identifier(Corpus("toy", tasks))
     assert known.languages == ["en", "cs", "ru"] and known.scripts["ru"] == {"CYRILLIC"}
 
 
 def test_error_on_the_references_of_real_sentences(help8: Path) -> None:
-    """The rate that the docstring names."""
+    """At most the 4 % that the docstring of `Identifier.off_target` names."""
     corpus = read_corpus(help8)
-    known = identifier(corpus)
+    known = train_identifier(corpus)
     for task in corpus.tasks:
         assert (known.off_target(task.test.target, task.target, task.test.target) or 0) <= 0.04, task.name
         assert (known.off_target(task.test.source, task.target, task.test.target) or 0) > 0.98, task.name

@@ -46,11 +46,11 @@ def test_pictures_of_extreme_weights(alpha: dict[str, float], tmp_path: Path) ->
     assert png_size(tmp_path / "alpha.png")[0] > 900
 
 
-def test_labels_keep_their_distance_and_their_place_where_they_can() -> None:
+def test_labels_keep_a_distance_and_move_as_little_as_possible() -> None:
     assert plots._spread([0.2, 0.5, 0.9], 0.05) == [0.2, 0.5, 0.9]
     close = plots._spread([0.5, 0.5, 0.51], 0.06)
     assert math.isclose(close[1] - close[0], 0.06) and math.isclose(close[2] - close[1], 0.06)
-    assert math.isclose(sum(close) / 3, (0.5 + 0.5 + 0.51) / 3)  # as far up as down
+    assert math.isclose(sum(close) / 3, (0.5 + 0.5 + 0.51) / 3)  # moved as far up as down
     low = plots._spread([0.0, 0.0], 0.06)
     assert low[0] >= 0.03 and math.isclose(low[1] - low[0], 0.06)
     high = plots._spread([1.0, 1.0], 0.06)

@@ -23,7 +23,7 @@ REFERENCES = ["Tuesday, 3 hours ago", "in 12 kilometres", "Czech koruna", "5 min
 
 def test_golden_scores_with_signatures() -> None:
     score = quality.score(HYPOTHESES, REFERENCES, "en")
-    # Computed by hand from the definitions too.
+    # Also computed by hand from the definitions.
     assert (round(score.bleu, 2), round(score.chrf, 2)) == (71.79, 87.07)
     version = re.compile(r"version:[\d.]+$")
     assert {metric: version.sub("*", signature) for metric, signature in quality.signatures("en").items()} == {
@@ -50,7 +50,7 @@ def chrfpp_by_hand(hypotheses: list[str], references: list[str]) -> float:
     return float(100 * 5 * precision * recall / (4 * precision + recall))
 
 
-def test_spbleu_only_where_its_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spbleu_only_with_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sacrebleu.tokenizers import tokenizer_spm
 
     def download(*_arguments: Any) -> None:
@@ -78,9 +78,8 @@ def test_equal_text_scores_100_and_unrelated_text_nearly_nothing() -> None:
 def test_chinese_is_segmented() -> None:
     line, other = ["这是一个很好的例子。"], ["这是一个很坏的例子。"]
     zh = quality.score(line, other, "zh")
-    assert (
-        "tok:zh" in quality.signatures("zh")["bleu"] and zh.bleu > 30
-    )  # 13a sees one or two words a line and finds nothing
+    # The tokenizer 13a finds one or two words in a line, and no matches.
+    assert "tok:zh" in quality.signatures("zh")["bleu"] and zh.bleu > 30
     assert quality.score(line, other, "en").bleu < zh.bleu
     assert zh.bleu_13a == quality.score(line, other, "en").bleu == quality.score(line, other, "en").bleu_13a
     assert "tok:13a" in quality.signatures("zh")["bleu_13a"] and "bleu_13a" not in quality.signatures("en")
@@ -99,7 +98,7 @@ def test_tokenizer_by_language(language: str, tokenizer: str) -> None:
 
 
 @pytest.mark.parametrize(("language", "best"), [("ja", "ja-mecab"), ("ko", "ko-mecab")])
-def test_characters_where_mecab_is_missing(language: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_if_mecab_is_missing(language: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sacrebleu.metrics
 
     quality.bleu_tokenizer.cache_clear()

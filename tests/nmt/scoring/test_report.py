@@ -9,10 +9,8 @@ import pytest
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import to_toml
-from cats.nmt.errors import UserError
 from cats.nmt.scoring import report, tables
 from cats.nmt.scoring.scores import from_json
-from cats.nmt.training.metrics import read_metrics
 from tests.nmt.scoring.samples import baseline, cell, content, png_size, record, scores
 
 
@@ -100,15 +98,7 @@ def test_strata_table(run: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [0, 1])
-def test_pictures_of_a_run_that_was_hardly_trained(run: Path, lines: int) -> None:
+def test_pictures_of_a_run_with_hardly_any_training(run: Path, lines: int) -> None:
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record(10))}\n" for _ in range(lines)))
     report.write(run)
     assert png_size(run / "loss.png")[0] > 900
-
-
-def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 2')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10}]
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"st\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged"):
-        read_metrics(tmp_path / "metrics.jsonl")

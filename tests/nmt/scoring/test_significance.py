@@ -1,4 +1,4 @@
-"""Paired tests: against sacreBLEU's, against enumeration, and what is refused."""
+"""cats.nmt.scoring.significance: compared with sacreBLEU and with enumeration; runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ def test_p_values_are_near_sacrebleus() -> None:
     found = paired_tests({"x": counts}, {"x": np.arange(150)}, seed=1)
     _, expected = PairedTest([("a", first), ("b", second)], {"BLEU": BLEU()}, [references], "ar", n_samples=2000)()
     assert (found.first, found.second) == pytest.approx([r.score for r in expected["BLEU"]])
-    # Shares of 2,000 and 10,000 random trials: a standard deviation of about 0.01 at most.
+    # The p-values are shares of 2,000 and 10,000 random trials. Their standard deviation is at most about 0.01.
     assert found.p_randomisation == pytest.approx(expected["BLEU"][1].p_value, abs=0.04)
-    assert found.p_bootstrap == pytest.approx(found.p_randomisation, abs=0.1)  # another test of the same
+    assert found.p_bootstrap == pytest.approx(found.p_randomisation, abs=0.1)  # another test of the same difference
     assert 0.01 < found.p_randomisation < 0.99
     low, high = found.interval
     assert low < found.difference < high
 
 
-def test_randomisation_against_all_swappings() -> None:
-    """Eight lines have 256 swappings; a mean over lines is a score whose tests can be computed to the end."""
+def test_randomisation_compared_with_all_swaps() -> None:
+    """Eight lines can be swapped in 256 ways, so the p-value of a mean over lines can be computed exactly."""
 
     def mean(counts: np.ndarray) -> np.ndarray:
         return counts[..., 0] / counts[..., 1]
@@ -93,7 +93,7 @@ def test_randomisation_against_all_swappings() -> None:
     every = np.array([abs(np.dot(signs, gains)) for signs in itertools.product((1, -1), repeat=8)])
     exact = (every >= gains.sum()).mean()
     assert found.p_randomisation == pytest.approx(exact, abs=4 * np.sqrt(exact / significance.TRIALS))
-    # The bootstrap's differences have the standard deviation of a mean of eight draws.
+    # The standard deviation of the resampled differences is that of a mean of eight draws.
     low, high = found.interval
     assert high - low == pytest.approx(2 * 1.96 * gains.std() / np.sqrt(8), rel=0.1)
     assert found.difference == gains.mean()
@@ -125,7 +125,7 @@ def test_the_sentence_that_tasks_share_is_source_or_reference(turned: bool) -> N
     assert numbers["az"][0] == numbers["az"][2] != numbers["az"][1] == numbers["be"][0] != numbers["be"][1]
 
 
-def test_an_older_file_of_scores_and_a_missing_tokenizer_are_told(tmp_path: Path) -> None:
+def test_an_older_file_of_scores_and_a_missing_tokenizer(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, {"ja": ["a"]}, ["a"]) for name in ("one", "two")]
     path = runs[0] / "scores.json"
     scores = json.loads(path.read_text())

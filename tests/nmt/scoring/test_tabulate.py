@@ -62,11 +62,11 @@ def test_headline_scores_are_of_the_headline_stratum_and_nll_of_all_lines() -> N
     only = table_of(ours, {"xb": theirs["xb"], "xc": theirs["xc"]}, corpus)
     assert only["lookup"]["languages"]["xa"]["chrf"] is None and only["lookup"]["languages"]["xa"]["lines"] == 1
     assert only["beats_lookup"] == {"all": None, "lores": None, "hires": False}
-    # xc has no test lines and so no part in the averages
+    # xc has no test lines, so it is not part of the averages.
     assert table["groups"]["all"]["nll"] == pytest.approx((12 / 8 + 24 / 8) / 2)
     assert table["groups"]["lores"]["languages"] == ["xa", "xc"] and table["groups"]["lores"]["nll"] == 12 / 8
     assert table["lookup"]["groups"]["lores"]["chrf"] < 1 and "nll" not in table["lookup"]["groups"]["lores"]
-    assert table["beats_lookup"] == {"all": True, "lores": True, "hires": False}  # as good is not better
+    assert table["beats_lookup"] == {"all": True, "lores": True, "hires": False}  # equal is not better
 
 
 def test_without_strata_all_lines_count() -> None:
@@ -78,12 +78,11 @@ def test_without_strata_all_lines_count() -> None:
     assert table["languages"]["xa"]["lines"] == 2 and table["languages"]["xa"]["chrf"] < 80
     assert table["languages"]["xa"]["nll"] is None  # not finite, and JSON has no infinity
     assert table["groups"]["all"]["nll"] is None
-    assert (
-        table["groups"]["lores"]["chrf"] is None and table["beats_lookup"]["lores"] is None
-    )  # nobody is below the mean
+    # No language is below the mean.
+    assert table["groups"]["lores"]["chrf"] is None and table["beats_lookup"]["lores"] is None
 
 
-def test_the_perplexity_of_a_group_is_that_of_its_mean_loss() -> None:
+def test_the_perplexity_of_a_group_is_that_of_its_mean_nll() -> None:
     cells = {name: TaskCell(likelihood=Likelihood(nll), lines=1) for name, nll in (("az", 1.0), ("ru", 3.0))}
     average = averages(cells, {"all": ["az", "ru"]})["all"]
     assert (average.get("nll"), average.get("perplexity")) == (2.0, math.exp(2.0))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cats.nmt.training.metrics import Metrics
+from cats.nmt.errors import UserError
+from cats.nmt.training.metrics import Metrics, read_metrics
 
 
 def started(run: Path, keep_until: int) -> Metrics:
@@ -34,6 +35,14 @@ def test_lines_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     before = metrics.path.read_text().splitlines()
     started(tmp_path, 20)
     assert metrics.path.read_text().splitlines() == before[:2]
+
+
+def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 2')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"st\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 class Board:
