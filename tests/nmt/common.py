@@ -11,7 +11,8 @@ import torch
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides
-from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.training import checkpoint
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]

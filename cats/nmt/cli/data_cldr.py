@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cats.nmt.data.corpus import write_corpus
+    from cats.nmt.data.corpus_files import write_corpus
 
     data = apply_overrides(
         Config(), given(args, {name: f"data.{name}" for name in ("languages", "sizes", "seed")})

@@ -8,7 +8,7 @@ from cats.nmt.config.schema import Evaluate
 from cats.nmt.errors import UserError, nearest
 
 
-def groups(sizes: Mapping[str, int], config: Evaluate) -> dict[str, list[str]]:
+def task_groups(sizes: Mapping[str, int], config: Evaluate) -> dict[str, list[str]]:
     """Task names under "all", "lores", perhaps "midres", and "hires", by training pairs or as configured.
 
     Raises:

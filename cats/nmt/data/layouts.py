@@ -1,14 +1,25 @@
-"""Which files of a folder contain parallel text. The layouts of public corpora are read as they are."""
+"""The layouts of parallel text: which files of a folder hold which split of which pair of languages.
+
+Public corpora are read in the layout in which they are distributed. A layout is one function here; ``find`` tries them
+all. To add a layout, write a function, add it to ``find``, and describe it in ``DESCRIPTION`` and ``KNOWN``.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from cats.nmt.data.readers import (
+    SOURCE_AND_TARGET,
+    PairReader,
+    json_lines,
+    read_lines,
+    tsv_columns,
+    tsv_with_languages,
+    two_files,
+)
 from cats.nmt.errors import UserError
 
 # `cats data inspect --help` prints this list.
@@ -44,43 +55,32 @@ _TED_FOLDER = re.compile(r"(?P<language>[a-z]{2,3})_(?P<english>eng?)")
 _TED = re.compile(rf"(ted-)?{_SPLIT}(\.orig)?(?P<pieces>\.spm\d+)?\.(?P<suffix>[a-z]{{2,3}})")
 _TABLE = re.compile(rf"(all_talks_)?{_SPLIT}\.(?P<kind>tsv|jsonl)")
 _VALID = ("dev", "val", "validation")  # other names of the split valid
-_CODE = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # it becomes part of the names of files
+_CODE = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # it becomes part of file names
 _LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*")
-_LONG = ("src_lang", "tgt_lang", "src", "tgt")
-_NULL = "__NULL__"
 _CLEANEST_FIRST = ("clean", "dedup", "raw")  # the folders of ML50
 
-Pairs = Callable[[], Iterator[tuple[str, str]]]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """One split of one pair of languages: ``read()`` yields its lines as (first language, second language).
-
-    paths: the files it is read from. meta: a file with "stratum<TAB>cluster" for every line, where there is one.
-    """
-
-    paths: tuple[Path, ...]
-    read: Pairs
-    meta: Path | None = None
+Sides = dict[str, dict[str, dict[str, Path]]]  # {"en-az": {"train": {"en": file, "az": file, "meta": file}}}
 
 
 @dataclass
 class Found:
-    """What a folder holds: {(language, language): {split: Texts}}, and what was not taken, one line each.
+    """The parallel text of a folder.
 
-    files: all that belong to the layout, taken or not.
+    pairs: {(language, language): {split: its reader}}.
+    notices: what was left out, one line each.
+    files: all files that belong to the layout, also those that were left out.
     """
 
-    pairs: dict[tuple[str, str], dict[str, Texts]] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], dict[str, PairReader]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     files: set[Path | None] = field(default_factory=set)
 
-    def add(self, pair: tuple[str, str], split: str, texts: Texts) -> None:
-        self.files.update(texts.paths, [texts.meta])
+    def add(self, pair: tuple[str, str], split: str, reader: PairReader) -> None:
+        """Adds one split of a pair, unless the folder has that split already."""
+        self.files.update(reader.paths, [reader.meta])
         for code in pair:
             if not _CODE.fullmatch(code):
-                raise UserError(f"{texts.paths[0]}: {code!r} is no code of a language, such as en or zh_Hans")
+                raise UserError(f"{reader.paths[0]}: {code!r} is not a language code, such as en or zh_Hans")
         name = "-".join(pair)
         if pair[0] == pair[1]:
             self.notices.append(f"{name}: left out, both languages are the same")
@@ -88,30 +88,33 @@ class Found:
         splits = self.pairs.setdefault(pair, {})
         usual = "valid" if split in _VALID else split
         if usual not in splits:
-            splits[usual] = texts
+            splits[usual] = reader
         elif usual == split:
-            self.notices.append(f"{name}: {texts.paths[0]} is left out, there is {splits[usual].paths[0]}")
+            self.notices.append(f"{name}: {reader.paths[0]} is left out, {splits[usual].paths[0]} is used")
         else:
-            self.notices.append(f"{name}: its {split} files are left out, it has valid files too")
+            self.notices.append(f"{name}: its {split} files are left out, its valid files are used")
 
 
 def find(folder: Path, source: str) -> Found:
-    """The parallel text of a folder; ``source`` is only needed to tell which pair ``train.xx`` with ``train.yy`` is.
+    """The parallel text of a folder, in the first layout that fits.
+
+    Args:
+        source: the source language. It is only used to recognise a single Moses pair.
 
     Raises:
-        UserError: no known layout, or one with a side missing.
+        UserError: no layout fits, or a file of the layout is missing or malformed.
     """
-    for layout in (_moses, _tables, partial(_single, source=source), _opus, _ted, _ml50):
+    for layout in (moses_pairs, tables, partial(moses_pair, source=source), opus_100, ted_8, ml50):
         found: Found = layout(folder)
         if found.pairs:
-            found.notices += _strangers(folder, found)
+            found.notices += _unread_files(folder, found)
             return found
     empty = "the folder is empty" if not any(folder.iterdir()) else "no parallel text in this folder"
     raise UserError(f"{folder}: {empty}; known layouts: {KNOWN}")
 
 
-def _strangers(folder: Path, found: Found) -> list[str]:
-    """One line that tells of files in a folder that its layout has no place for, such as text of another layout."""
+def _unread_files(folder: Path, found: Found) -> list[str]:
+    """One line about the files that do not belong to the layout, if there are any."""
     names = [
         file.name
         for file in sorted(folder.iterdir())
@@ -123,18 +126,20 @@ def _strangers(folder: Path, found: Found) -> list[str]:
     return [f"{len(names)} file{'s' if len(names) > 1 else ''} not read: {shown}"] if names else []
 
 
-# One function a layout. Splits in the order of their names' spelling would find "dev" first: valid wins over it.
+# The layouts.
 
 
-def _moses(folder: Path) -> Found:
-    sides: dict[str, dict[str, dict[str, Path]]] = {}
+def moses_pairs(folder: Path) -> Found:
+    """train.en-xx.en with train.en-xx.xx, and so on."""
+    sides: Sides = {}
     for file in sorted(folder.iterdir()):
         if (match := _PAIR.fullmatch(file.name)) and match["suffix"] != "tsv":
             sides.setdefault(match["pair"], {}).setdefault(match["split"], {})[match["suffix"]] = file
     return _aligned(sides)
 
 
-def _single(folder: Path, source: str) -> Found:
+def moses_pair(folder: Path, source: str) -> Found:
+    """train.en with train.xx."""
     splits: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.iterdir()):
         if match := _SINGLE.fullmatch(file.name):
@@ -148,8 +153,9 @@ def _single(folder: Path, source: str) -> Found:
     return _aligned({"-".join(sorted(languages)): splits} if len(languages) == 2 else {})
 
 
-def _opus(folder: Path) -> Found:
-    sides: dict[str, dict[str, dict[str, Path]]] = {}
+def opus_100(folder: Path) -> Found:
+    """supervised/en-xx/opus.en-xx-train.en with .xx, and zero-shot/."""
+    sides: Sides = {}
     root = folder.parent if folder.name == "supervised" else folder
     for place in ("", "supervised", "zero-shot", "v1.0/supervised", "v1.0/zero-shot"):
         for file in sorted([*root.glob(f"{place}/opus.*".lstrip("/")), *root.glob(f"{place}/*/opus.*".lstrip("/"))]):
@@ -158,10 +164,10 @@ def _opus(folder: Path) -> Found:
     return _aligned(sides)
 
 
-def _ted(folder: Path) -> Found:
-    """Folders aze_eng, bel_eng, ..; text that was cut into pieces is joined, where the text itself is not there."""
-    sides: dict[str, dict[str, dict[str, Path]]] = {}
-    pieces: dict[str, dict[str, dict[str, Path]]] = {}
+def ted_8(folder: Path) -> Found:
+    """Folders aze_eng, bel_eng, and so on. Files of pieces (.spm8000) are used if the text itself is missing."""
+    sides: Sides = {}
+    pieces: Sides = {}
     for below in sorted([*folder.glob("*_en*"), *folder.glob("ted/*_en*")]):
         if not (names := _TED_FOLDER.fullmatch(below.name)) or not below.is_dir():
             continue
@@ -172,60 +178,65 @@ def _ted(folder: Path) -> Found:
                 name = f"{names['english']}-{names['language']}"
                 kind.setdefault(name, {}).setdefault(match["split"], {})[match["suffix"]] = file
     found = _aligned(sides)
-    for pair, splits in _aligned(pieces, join=True).pairs.items():
-        for split, texts in splits.items():
+    for pair, splits in _aligned(pieces, join_pieces=True).pairs.items():
+        for split, reader in splits.items():
             if split not in found.pairs.get(pair, {}):
-                found.add(pair, split, texts)
+                found.add(pair, split, reader)
     return found
 
 
-def _ml50(folder: Path) -> Found:
+def ml50(folder: Path) -> Found:
+    """Moses pairs below clean/, dedup/ or raw/."""
     for name in _CLEANEST_FIRST:
         for below in (folder / name, folder / "ML50" / name):
-            if below.is_dir() and (found := _moses(below)).pairs:
+            if below.is_dir() and (found := moses_pairs(below)).pairs:
                 found.notices.append(f"read from {below.relative_to(folder)}")
                 return found
     return Found()
 
 
-def _tables(folder: Path) -> Found:
+def tables(folder: Path) -> Found:
+    """TSV and JSON lines files, also those in one folder per pair."""
     found = Found()
     for file in sorted([*folder.iterdir(), *folder.glob("*-*/*.jsonl")], key=_valid_first):
         if (match := _PAIR.fullmatch(file.name)) and match["suffix"] == "tsv":
             for pair in _split_pair(match["pair"], None):
-                found.add(pair, match["split"], Texts((file,), partial(_columns, file, (0, 1), 2, header=False)))
-        elif not (match := _TABLE.fullmatch(file.name)):
-            continue
-        elif match["kind"] == "jsonl":
-            for pair in _unordered(_json_languages(file)):
-                found.add(pair, match["split"], Texts((file,), partial(_json_pairs, file, pair)))
-        else:
-            header = next(read_lines(file), "").split("\t")
-            if all(name in header for name in _LONG):
-                places = [header.index(name) for name in _LONG]
-                for pair in _unordered(_long_languages(file, places, len(header))):
-                    read = partial(_long_pairs, file, places, len(header), pair)
-                    found.add(pair, match["split"], Texts((file,), read))
-                continue
-            languages = sorted((name, i) for i, name in enumerate(header) if _LANGUAGE.fullmatch(name))
-            if len(languages) < 2:
-                raise UserError(
-                    f"{file}: its first line must name the columns: languages, such as en and az, or {' '.join(_LONG)}"
-                )
-            for k, (first, i) in enumerate(languages):
-                for second, j in languages[k + 1 :]:
-                    read = partial(_columns, file, (i, j), len(header), header=True)
-                    found.add((first, second), match["split"], Texts((file,), read))
+                found.add(pair, match["split"], tsv_columns(file, (0, 1), 2, header=False))
+        elif match := _TABLE.fullmatch(file.name):
+            readers = json_lines(file) if match["kind"] == "jsonl" else _tsv(file)
+            for pair, reader in readers:
+                found.add(pair, match["split"], reader)
     return found
 
 
+def _tsv(file: Path) -> list[tuple[tuple[str, str], PairReader]]:
+    """The pairs of languages in a TSV file with a header: either a column per language, or columns that name them."""
+    header = next(read_lines(file), "").split("\t")
+    if all(name in header for name in SOURCE_AND_TARGET):
+        return tsv_with_languages(file, header)
+    languages = sorted((name, i) for i, name in enumerate(header) if _LANGUAGE.fullmatch(name))
+    if len(languages) < 2:
+        raise UserError(
+            f"{file}: its first line must name the columns: languages, such as en and az, "
+            f"or {' '.join(SOURCE_AND_TARGET)}"
+        )
+    return [
+        ((first, second), tsv_columns(file, (i, j), len(header), header=True))
+        for k, (first, i) in enumerate(languages)
+        for second, j in languages[k + 1 :]
+    ]
+
+
+# What the layouts share.
+
+
 def _valid_first(file: Path) -> tuple[bool, Path]:
-    """A key for sorting: "valid" before its other names."""
+    """The order of files: a split named "valid" is found before "dev" and its other names, and so it is used."""
     return any(re.search(rf"(^|_){name}\.", file.name) for name in _VALID), file
 
 
-def _aligned(sides: dict[str, dict[str, dict[str, Path]]], join: bool = False) -> Found:
-    """Two files a split, one a language: {"en-az": {"train": {"en": file, "az": file, "meta": file}}}."""
+def _aligned(sides: Sides, join_pieces: bool = False) -> Found:
+    """Pairs with two files per split, one for each language. join_pieces: see ``two_files``."""
     found = Found()
     for name, splits in sides.items():
         suffixes = {suffix for files in splits.values() for suffix in files} - {"meta"}
@@ -241,160 +252,17 @@ def _aligned(sides: dict[str, dict[str, dict[str, Path]]], join: bool = False) -
                         )
                 if pair[0] in files:
                     paths = files[pair[0]], files[pair[1]]
-                    found.add(pair, split, two_files(*paths, files.get("meta"), join=join))
+                    found.add(pair, split, two_files(*paths, files.get("meta"), join_pieces=join_pieces))
     return found
 
 
-def two_files(first: Path, second: Path, meta: Path | None = None, *, join: bool = False) -> Texts:
-    """Line i of one belongs to line i of the other. join: they hold pieces of words."""
-    return Texts((first, second), partial(_two_files, first, second, join=join), meta)
-
-
 def _split_pair(name: str, languages: set[str] | None) -> list[tuple[str, str]]:
-    """["en", "zh-Hans"] of "en-zh-Hans"; a code may have hyphens itself, and then the files' suffixes tell."""
+    """[("en", "zh-Hans")] of "en-zh-Hans", or [] if no cut fits.
+
+    Args:
+        languages: the suffixes of the files, one of which must be a part; None: cut at the first hyphen.
+    """
     cuts = [(name[:i], name[i + 1 :]) for i, letter in enumerate(name) if letter == "-"]
     if languages is not None:
         cuts = [cut for cut in cuts if languages & set(cut)]
     return cuts[:1]
-
-
-def _unordered(directions: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs, whichever way they stand: a file may have both."""
-    return sorted({(min(pair), max(pair)) for pair in directions})
-
-
-# Reading.
-
-
-def read_lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file. Only LF and CRLF end a line: U+2028, U+0085 and their like are text.
-
-    Raises:
-        UserError: the file cannot be read, or is not UTF-8.
-    """
-    try:
-        with file.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff")) and number == 1
-                    what = "UTF-16" if wide else "not UTF-8"
-                    raise UserError(
-                        f"{file}, line {number}: {what}; convert the file, for example with iconv"
-                    ) from error
-                if number == 1:
-                    line = line.removeprefix("\ufeff")
-                yield line.removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _two_files(first: Path, second: Path, join: bool = False) -> Iterator[tuple[str, str]]:
-    lines, others = read_lines(first), read_lines(second)
-    count = 0
-    for line in lines:
-        other = next(others, None)
-        if other is None:
-            raise _unequal(first, count + 1 + _count(lines), second, count)
-        yield (_joined(line), _joined(other)) if join else (line, other)
-        count += 1
-    if (more := _count(others)) > 0:
-        raise _unequal(first, count, second, count + more)
-
-
-def _joined(pieces: str) -> str:
-    """The text of sentencepiece's pieces, as fairseq's preprocessing leaves them: with spaces between."""
-    return pieces.replace(" ", "").replace("\u2581", " ").strip()
-
-
-def _count(lines: Iterator[str]) -> int:
-    return sum(1 for _ in lines)
-
-
-def _unequal(file: Path, lines: int, other: Path, other_lines: int) -> UserError:
-    return UserError(
-        f"{file} has {lines} lines, {other.name} has {other_lines}; line i of one must belong to line i of the other"
-    )
-
-
-def read_meta(texts: Texts, lines: int) -> list[tuple[str, str]]:
-    """(stratum, cluster) of every line."""
-    assert texts.meta is not None
-    meta = []
-    for number, line in enumerate(read_lines(texts.meta), start=1):
-        match line.split("\t"):
-            case [stratum, cluster]:
-                meta.append((stratum, cluster))
-            case columns:
-                raise UserError(f"{texts.meta}, line {number}: {len(columns)} columns; must be stratum, a tab, cluster")
-    if len(meta) != lines:
-        raise _unequal(texts.meta, len(meta), texts.paths[0], lines)
-    return meta
-
-
-def _rows(file: Path, width: int, header: bool) -> Iterator[list[str]]:
-    """The rows of a TSV file. Quotes are text, and so is "NA"."""
-    for number, line in enumerate(read_lines(file), start=1):
-        row = line.split("\t")
-        if len(row) != width:
-            raise UserError(f"{file}, line {number}: {len(row)} columns instead of {width}, separated by tabs")
-        if number > 1 or not header:
-            yield row
-
-
-def _columns(file: Path, places: tuple[int, int], width: int, header: bool) -> Iterator[tuple[str, str]]:
-    first, second = places
-    for row in _rows(file, width, header):
-        if row[first] != _NULL and row[second] != _NULL:
-            yield row[first], row[second]
-
-
-def _long_languages(file: Path, places: list[int], width: int) -> Iterator[tuple[str, str]]:
-    for row in _rows(file, width, header=True):
-        yield row[places[0]], row[places[1]]
-
-
-def _long_pairs(file: Path, places: list[int], width: int, pair: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    source, target, first, second = places
-    for row in _rows(file, width, header=True):
-        if (row[source], row[target]) == pair:
-            yield row[first], row[second]
-        elif (row[target], row[source]) == pair:
-            yield row[second], row[first]
-
-
-def _json_records(file: Path) -> Iterator[dict[str, str]]:
-    """{language: text} of every line, two of them."""
-    for number, line in enumerate(read_lines(file), start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-        match record:
-            case {"translation": {**sides}} if len(sides) == 2:
-                pass
-            case {"src_lang": str(source), "tgt_lang": str(target), "src": first, "tgt": second}:
-                sides = {source: first, target: second}
-            case _:
-                sides = {}
-        if len(sides) != 2 or not all(isinstance(text, str) for text in sides.values()):
-            raise UserError(
-                f'{file}, line {number}: must be {{"src": .., "tgt": .., "src_lang": .., "tgt_lang": ..}} '
-                'or {"translation": {"en": .., "xx": ..}}'
-            )
-        # Half of a surrogate pair can be written in JSON, and in no UTF-8.
-        plain = {str(language): str(text).encode("utf-8", "replace").decode() for language, text in sides.items()}
-        yield {language: re.sub(r"[\r\n]+", " ", text) for language, text in plain.items()}
-
-
-def _json_languages(file: Path) -> Iterator[tuple[str, str]]:
-    for sides in _json_records(file):
-        first, second = sides
-        yield first, second
-
-
-def _json_pairs(file: Path, pair: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    for sides in _json_records(file):
-        if pair[0] in sides and pair[1] in sides:
-            yield sides[pair[0]], sides[pair[1]]

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cats.nmt.data.corpus import Corpus, Split, Task, Text, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, StreamedSplit, Task
+from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.data.encode import EncodedCorpus, EncodingSettings, encode_tasks
 from cats.nmt.data.encoders import Encoders
 from cats.nmt.data.prepared import FORMAT, INDEX, TEXT, TOKENIZER, TRAIN, is_prepared, read_json, read_prepared
@@ -52,7 +53,7 @@ def training_tokens(
     folder = Path(settings.data.path)
     if settings.data.path and is_prepared(folder):
         encoded = read_prepared(folder, settings, tokenizer)
-    elif any(isinstance(task.train, Text) for task in corpus.tasks):
+    elif any(isinstance(task.train, StreamedSplit) for task in corpus.tasks):
         folder = _cached(corpus, settings, None)
         if tokenizer is not None and not _has_tokenizer(folder, tokenizer):  # a resumed run has that of the folder
             folder = _cached(corpus, settings, tokenizer)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cats.nmt.config.schema import FIELDS
-from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_pair
+from cats.nmt.data.corpus import Corpus, Split, StreamedSplit, Task
+from cats.nmt.data.corpus_files import read_pair
 from cats.nmt.data.encode import EncodedCorpus, EncodingSettings
 from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tokenizer
@@ -84,10 +85,10 @@ def read_prepared_corpus(folder: Path, names: tuple[str, ...] = ()) -> Corpus:
         if name not in known:
             raise UserError(f"{folder}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
     tasks = [task for task in tasks if not names or task.name in names]
-    trained = [task for task in tasks if isinstance(task.train, Text)]
+    trained = [task for task in tasks if isinstance(task.train, StreamedSplit)]
     if not trained:
         raise UserError(f"{folder}: there is no training text for {', '.join(names)}")
-    zero_shot = [task for task in tasks if not isinstance(task.train, Text)]
+    zero_shot = [task for task in tasks if not isinstance(task.train, StreamedSplit)]
     return Corpus(index["name"], trained, index["notices"], zero_shot)
 
 
@@ -118,7 +119,7 @@ def _read_task(folder: Path, entry: dict[str, Any], digest: str) -> Task:
             )
         return found
 
-    train: Split | Text = Split([], [])
+    train: Split | StreamedSplit = Split([], [])
     if "pairs" in entry:  # a zero-shot direction has no training text
-        train = Text(entry["pairs"], f"{digest} {entry['name']}")
+        train = StreamedSplit(entry["pairs"], f"{digest} {entry['name']}")
     return Task(entry["name"], entry["source"], entry["target"], train, split("valid"), split("test"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from cats.nmt.config.toml import to_toml
 from cats.nmt.data.corpus import Corpus
-from cats.nmt.data.groups import groups as groups_of
+from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_output
 from cats.nmt.scoring.bootstrap import cluster_counts, resampled_chrf
@@ -178,7 +178,7 @@ def _summarise_set(runs: Sequence[Run]) -> tuple[SetResult, Samples]:
     config = runs[0].config
     corpus = load_corpus(config.data)
     tasks = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
-    members = {g: [t for t in names if t in tasks] for g, names in groups_of(corpus.sizes, config.evaluate).items()}
+    members = {g: [t for t in names if t in tasks] for g, names in task_groups(corpus.sizes, config.evaluate).items()}
     groups = {group: names for group, names in members.items() if names}
     samples = {
         method: {group: np.mean([values[task] for task in names], axis=0) for group, names in groups.items()}

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cats.nmt.config.schema import Config, Decode
-from cats.nmt.data.corpus import SPLITS, Corpus, Split, Task, Text
-from cats.nmt.data.groups import groups
+from cats.nmt.data.corpus import SPLITS, Corpus, Split, StreamedSplit, Task
+from cats.nmt.data.groups import task_groups
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
@@ -60,7 +60,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     trained = directory.load_model(checkpoint)
     config = trained.config
     corpus = directory.load_corpus(trained)
-    members = groups(corpus.sizes, config.evaluate)
+    members = task_groups(corpus.sizes, config.evaluate)
     tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]
     # A language may have been added to the corpus after the training.
     unknown = [task.name for task in tasks if not trained.tokenizer.translates(task.source, task.target)]
@@ -109,8 +109,8 @@ def line_nll(
 
 def _lines(task: Task, split: str) -> Split | None:
     """The lines of a task to translate. None: training text that is too large to be held in memory."""
-    lines: Split | Text = getattr(task, split)
-    return None if isinstance(lines, Text) else lines
+    lines: Split | StreamedSplit = getattr(task, split)
+    return None if isinstance(lines, StreamedSplit) else lines
 
 
 def _print_notices(tasks: Sequence[Task], unknown: Sequence[str]) -> None:

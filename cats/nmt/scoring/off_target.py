@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from cats.nmt.data.corpus import Corpus, Split, Text
+from cats.nmt.data.corpus import Corpus, Split, StreamedSplit
 
 _ORDERS = range(1, 5)  # of character n-grams
 _BUCKETS = 1 << 16  # n-grams are hashed to this many buckets
@@ -120,9 +120,9 @@ def train_identifier(corpus: Corpus) -> Identifier:
     return Identifier(samples)
 
 
-def _some(train: Split | Text, valid: Split) -> list[tuple[str, str]]:
+def _some(train: Split | StreamedSplit, valid: Split) -> list[tuple[str, str]]:
     """Up to `_SAMPLE` pairs, evenly spread if the text is in memory, else the first ones."""
-    if isinstance(train, Text) and train.readable:
+    if isinstance(train, StreamedSplit) and train.readable:
         return list(itertools.islice(train, _SAMPLE))
-    held = valid if isinstance(train, Text) else train
+    held = valid if isinstance(train, StreamedSplit) else train
     return list(held)[:: -(-len(held) // _SAMPLE) or 1]

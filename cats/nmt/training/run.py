@@ -24,7 +24,8 @@ import torch
 from cats.nmt.config import schema
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import read_run_config, to_toml
-from cats.nmt.data.corpus import Corpus, read_corpus
+from cats.nmt.data.corpus import Corpus
+from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest

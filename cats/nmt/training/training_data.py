@@ -10,7 +10,7 @@ import torch
 from cats.nmt.config.schema import Config
 from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.data.encode import EncodingSettings, encode_tasks
-from cats.nmt.data.groups import groups
+from cats.nmt.data.groups import task_groups
 from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
@@ -49,7 +49,7 @@ def load_training_data(
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
     with processes.main_first():
         corpus = load_corpus(config.data)
-        groups(corpus.sizes, config.evaluate)  # an unknown name in [evaluate] is an error now, not after training
+        task_groups(corpus.sizes, config.evaluate)  # an unknown name in [evaluate] is an error now, not after training
         directions = {task.name: (task.source, task.target) for task in corpus.tasks}
         if not resume and not config.train.init_from:  # the tags of an earlier run were checked when it started
             _check_tags(encoding.tags, {target for _, target in directions.values()})

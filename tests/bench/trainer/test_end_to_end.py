@@ -168,7 +168,7 @@ def test_rivals_end_with_the_contest(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_made_up_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from cats.nmt.data.corpus import read_corpus
+    from cats.nmt.data.corpus_files import read_corpus
 
     monkeypatch.setattr(pipeline, "WORDS", 3000)
     pipeline.write_text(tmp_path / "text", 3, 400)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import write_corpus
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel"]
 TINY = [

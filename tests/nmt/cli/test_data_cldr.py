@@ -10,7 +10,7 @@ from cats.nmt.cli.main import main
 
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
-from cats.nmt.data.corpus import read_corpus
+from cats.nmt.data.corpus_files import read_corpus
 
 
 def test_data_cldr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_corpus, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, StreamedSplit, Task
+from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.errors import UserError
 
 EMPTY = Split([], [])
@@ -127,7 +128,7 @@ def test_both_orders_of_one_pair(tmp_path):
     moses(tmp_path, "en-az", train=2)
     corpus = read_corpus(tmp_path)
     assert corpus.sizes == {"az": 2}
-    assert corpus.notices == ["az-en: left out, en-az is there too"]
+    assert corpus.notices == ["az-en: left out, en-az is used"]
 
 
 def test_other_sources(tmp_path):
@@ -186,7 +187,7 @@ def test_opus_100(tmp_path, below, start):
     )
     assert corpus.tasks[1].test == corpus.tasks[1].valid == EMPTY
     assert corpus.notices == [
-        "1 pair left out, test text without en; with data.direction=many-to-many they are scored too",
+        "1 pair of test text without en left out; with data.direction=many-to-many they are scored too",
         "an: no valid pairs",
         "an: no test pairs, so it is trained on and not scored",
     ]
@@ -247,10 +248,10 @@ def test_long_training_text_is_read_on_each_pass(tmp_path, monkeypatch):
     put(tmp_path / "corpus" / "test.en-az.en", "en train 2\n")
     put(tmp_path / "corpus" / "test.en-az.az", "az train 2\n")
     held = read_corpus(tmp_path / "corpus")
-    monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 10)
+    monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 10)
     monkeypatch.setenv("CATS_CACHE", str(tmp_path / "cache"))
     text = read_corpus(tmp_path / "corpus").tasks[0].train
-    assert isinstance(text, Text)
+    assert isinstance(text, StreamedSplit)
     assert [*text] == [*text] == [*held.tasks[0].train] and len(text) == 2
     corpus = read_corpus(tmp_path / "corpus")
     assert corpus.notices == held.notices and len(held.notices) == 2
@@ -332,7 +333,7 @@ def test_valid_and_dev(tmp_path):
     put(tmp_path / "dev.en-az.az", "a\nb\n")
     corpus = read_corpus(tmp_path)
     assert corpus.tasks[0].valid.source == ["en valid 0"]
-    assert corpus.notices == ["en-az: its dev files are left out, it has valid files too"]
+    assert corpus.notices == ["en-az: its dev files are left out, its valid files are used"]
 
 
 def test_test_pairs_in_the_training_text_are_told(tmp_path):
@@ -342,7 +343,7 @@ def test_test_pairs_in_the_training_text_are_told(tmp_path):
     put(tmp_path / "valid.xx", "V\n")
     put(tmp_path / "test.en", "b\na\nc\n")
     put(tmp_path / "test.xx", "B\nX\nC\n")
-    assert read_corpus(tmp_path).notices == ["xx: 2 test pairs stand in the training text too"]
+    assert read_corpus(tmp_path).notices == ["xx: 2 test pairs are in the training text too"]
 
 
 # Bad input.
@@ -499,5 +500,5 @@ def test_nothing_is_written_over(tmp_path):
 
 def test_line_breaks_cannot_be_written(tmp_path):
     corpus = Corpus("c", [Task("az", "en", "az", Split(["a\nb"], ["c"]), EMPTY, EMPTY)])
-    with pytest.raises(ValueError, match=r"train\.en-az\.en: a line has a line break in it"):
+    with pytest.raises(ValueError, match=r"train\.en-az\.en: a line contains a line break"):
         write_corpus(corpus, tmp_path)

@@ -6,7 +6,7 @@ import pytest
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides
-from cats.nmt.data.groups import groups
+from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
 
 SIZES = {"a": 10, "b": 20, "c": 30, "d": 100}
@@ -24,7 +24,7 @@ SIZES = {"a": 10, "b": 20, "c": 30, "d": 100}
     ],
 )
 def test_groups(settings: list[str], expected: dict[str, str]) -> None:
-    found = groups(SIZES, apply_overrides(Config(), settings).evaluate)
+    found = task_groups(SIZES, apply_overrides(Config(), settings).evaluate)
     assert {group: "".join(names) for group, names in found.items()} == {"all": "abcd", **expected}
 
 
@@ -38,5 +38,5 @@ def test_groups(settings: list[str], expected: dict[str, str]) -> None:
 )
 def test_groups_that_cannot_be(settings: list[str], message: str) -> None:
     with pytest.raises(UserError) as info:
-        groups(SIZES, apply_overrides(Config(), settings).evaluate)
+        task_groups(SIZES, apply_overrides(Config(), settings).evaluate)
     assert str(info.value) == message

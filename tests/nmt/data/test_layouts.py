@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.corpus import read_corpus
+from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.errors import UserError
 
 
@@ -182,7 +182,7 @@ def test_text_that_is_there_twice_is_named(tmp_path):
     put(tmp_path / "az-en" / "validation.jsonl", json.dumps({"translation": {"en": "v", "az": "V"}}))
     assert texts(tmp_path) == {"az": {"train": [("az-en", "A")], "valid": [("v", "V")]}}
     left, kept = tmp_path / "en-az" / "train.jsonl", tmp_path / "az-en" / "train.jsonl"
-    assert read_corpus(tmp_path).notices[0] == f"az-en: {left} is left out, there is {kept}"
+    assert read_corpus(tmp_path).notices[0] == f"az-en: {left} is left out, {kept} is used"
 
 
 def test_utf_16_is_told(tmp_path):

@@ -16,7 +16,8 @@ from cats.nmt.cli import translate
 from cats.nmt.cli.main import main
 from cats.nmt.data import pieces
 from cats.nmt.data.batch import Batch
-from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.data.directions import target_languages
 from cats.nmt.data.encode import EncodingSettings, LengthFilter, encode_pairs

@@ -60,7 +60,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every corpus is a large one, and blocks are small."""
-    monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 10)
+    monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 10)
     monkeypatch.setattr(prepare, "BLOCK", 100)
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting a process takes longer than all there is to do here
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
@@ -131,7 +131,7 @@ def test_files_hold_what_memory_would(corpus, cache, tmp_path, monkeypatch):
     ]
     config = settings(corpus)
     files = read_prepared(tmp_path / "one", encoding(config))
-    monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 1 << 30)
+    monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 1 << 30)
     memory = training_tokens(load_corpus(config.data), encoding(config), quiet=True)
     assert memory.tokenizer.digest() == files.tokenizer.digest()
     assert memory.shards.keys() == files.shards.keys()
@@ -167,7 +167,7 @@ def test_training_does_not_care_where_the_tokens_are(corpus, cache, tmp_path, mo
     train(settings(corpus), tmp_path / "again", quiet=True)
     train(settings(corpus, "model.max_length=9"), tmp_path / "other", quiet=True)
     assert len(list((cache / "prepared").iterdir())) == 2  # keyed by settings
-    monkeypatch.setattr("cats.nmt.data.corpus.MOST_IN_MEMORY", 1 << 30)
+    monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 1 << 30)
     train(settings(corpus), tmp_path / "memory", quiet=True)
     assert losses(tmp_path / "prepared") == losses(tmp_path / "cached") == losses(tmp_path / "memory")
     assert losses(tmp_path / "again") == losses(tmp_path / "memory") != losses(tmp_path / "other")
@@ -178,10 +178,10 @@ import sys
 from pathlib import Path
 
 from cats.nmt.config.toml import read_config
-from cats.nmt.data import corpus, encoders, prepare
+from cats.nmt.data import corpus_files, encoders, prepare
 from cats.nmt.data.encode import EncodingSettings
 from cats.nmt.training.run import load_corpus
-corpus.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
+corpus_files.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
 config = read_config(sys.argv[1])
 encode, count = encoders.encode_block, 0
 def counted(*arguments):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import write_corpus
 from tests.nmt.scoring.comparisons import LINES
 
 

@@ -21,7 +21,8 @@ pytest.importorskip("sacrebleu")
 from cats.nmt.config.schema import Config, Decode
 from cats.nmt.config.toml import apply_overrides, to_toml
 from cats.nmt.data.batch import collate
-from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Transformer

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.corpus import Corpus, Split, Task, Text, read_corpus
+from cats.nmt.data.corpus import Corpus, Split, StreamedSplit, Task
+from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.scoring import off_target
 from cats.nmt.scoring.off_target import Identifier, scripts, train_identifier
 
@@ -67,7 +68,7 @@ def test_references_without_letters() -> None:
 def test_samples_of_a_corpus() -> None:
     train = Split([f"hello {i}" for i in range(2500)], [f"ahoj {i}" for i in range(2500)])
     assert [len(off_target._some(s, Split([], []))) for s in (train, Split([], []))] == [834, 0]  # every third
-    prepared = Text(5, "", None)
+    prepared = StreamedSplit(5, "", None)
     tasks = [Task("cs", "en", "cs", train, Split([], []), Split([], []))]
     tasks.append(Task("ru", "en", "ru", prepared, Split(EN, RU), Split([], [])))
     known = train_identifier(Corpus("toy", tasks))

@@ -13,7 +13,8 @@ pytest.importorskip("sentencepiece")
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides
-from cats.nmt.data.corpus import Corpus, Split, Task, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.model import decode
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train

@@ -21,7 +21,8 @@ import torch
 from torch import distributed as dist
 
 from cats.nmt.config.schema import Config
-from cats.nmt.data.corpus import Corpus, Task, write_corpus
+from cats.nmt.data.corpus import Corpus, Task
+from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint, processes
 from cats.nmt.training.trainer import Trainer, train

@@ -20,7 +20,8 @@ pytest.importorskip("sentencepiece")
 import torch
 
 from cats.nmt.config.toml import read_config
-from cats.nmt.data.corpus import Corpus, Task, write_corpus
+from cats.nmt.data.corpus import Corpus, Task
+from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from cats.nmt.training.metrics import Metrics

@@ -14,7 +14,8 @@ import torch
 pytest.importorskip("sentencepiece")
 
 from cats.nmt.config.toml import apply_overrides, presets, read_config, read_preset
-from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.data.sampler import Mixture
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint

@@ -14,7 +14,8 @@ pytest.importorskip("sentencepiece")
 import torch
 
 from cats.nmt.config.toml import read_config
-from cats.nmt.data.corpus import Corpus, Split, Task, read_corpus, write_corpus
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model import decode

@@ -1,0 +1,254 @@
+"""A corpus as a folder of plain files: reading and writing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from cats.nmt.data import layouts
+from cats.nmt.data.corpus import ENGLISH, SPLITS, Corpus, Split, StreamedSplit, Task
+from cats.nmt.data.readers import PairReader, two_files
+from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import atomic_write, cache_folder
+
+MOST_IN_MEMORY = 64 << 20  # bytes of training files; larger ones are read again on each pass
+_SCAN_VERSION = 1  # increase it when other lines of a text are left out
+_SCAN_KEYS = {"pairs", "sha256", "left_out", "seen"}
+
+
+class _Direction(NamedTuple):
+    """A translation direction of a folder: the task's name, the pair as it was found, and whether it is swapped."""
+
+    task: str
+    pair: tuple[str, str]
+    swapped: bool
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """(source, target)."""
+        return self.pair[::-1] if self.swapped else self.pair
+
+
+def read_corpus(path: Path, source: str = "en", direction: str = "one-to-many", tasks: Iterable[str] = ()) -> Corpus:
+    """Reads a folder of parallel text. For the layouts see ``cats.nmt.data.layouts``.
+
+    A line ends with LF or CRLF, and with nothing else; a byte order mark is removed. Pairs with a blank side or a NUL
+    byte are left out. A task without test pairs is trained on, but not scored. ``Corpus.notices`` lists what was left
+    out. Tasks are sorted by name. If the training files have more than ``MOST_IN_MEMORY`` bytes together, their text is
+    not kept in memory. The numbers that need a pass over it are cached until a file changes.
+
+    Args:
+        source: the language that all tasks have in common; "en" is English by any of its codes (``ENGLISH``).
+        direction: one-to-many: from `source`. many-to-one: to `source`. many-to-many: both ways for every pair with
+            training text, with or without `source`; pairs with test text only are zero-shot directions.
+        tasks: the names of the tasks to read; none stands for all.
+
+    Raises:
+        UserError: no such folder, no known layout, no pair with `source`, no training text, a missing side, different
+            line counts, bytes that are not UTF-8, a malformed line, an unknown task.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: {'not a folder' if path.exists() else 'no such folder'}; give a folder of parallel text"
+        )
+    found = layouts.find(path, source)
+    languages = {code for pair in found.pairs for code in pair}
+    if source == ENGLISH[0] and source not in languages:
+        source = next((name for name in ENGLISH if name in languages), source)
+    trained, test_only, skipped = _directions(found, source, direction)
+    notices = list(found.notices)
+    wanted = set(tasks)
+    if wanted:
+        known = sorted(each.task for each in [*trained, *test_only])
+        for name in wanted.difference(known):
+            raise UserError(f"{path}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
+        trained, test_only = ([each for each in some if each.task in wanted] for some in (trained, test_only))
+        if not trained:
+            raise UserError(f"{path}: there is no training text for {', '.join(sorted(wanted))}")
+    else:
+        notices += skipped
+    if not trained:
+        raise _nothing_to_train(path, found, source, languages)
+    files = {file for each in trained for file in found.pairs[each.pair]["train"].paths}
+    in_memory = sum(file.stat().st_size for file in files if file.is_file()) <= MOST_IN_MEMORY
+    read: list[Task] = []
+    zero_shot: list[Task] = []
+    for each in [*trained, *test_only]:
+        task, said = _read_task(each, found.pairs[each.pair], in_memory)
+        if "train" not in found.pairs[each.pair]:
+            zero_shot.append(task)
+        elif len(task.train):
+            read.append(task)
+        else:
+            lack = f"the training text of {'-'.join(each.pair)} has no pair with text on both sides"
+            if len(trained) == 1:
+                raise UserError(f"{path}: {lack}")
+            said = [f"{task.name}: left out, {lack}"]
+        notices += said
+    if not read:
+        raise UserError(f"{path}: no training text has a pair with text on both sides")
+    return Corpus(path.resolve().name, sorted(read, key=_by_name), notices, sorted(zero_shot, key=_by_name))
+
+
+def write_corpus(corpus: Corpus, path: Path) -> None:
+    """Writes ``{split}.{source}-{target}.{source}``, ``.{target}`` and, if known, ``.meta``: Moses, many pairs.
+
+    Splits without pairs get no files. `path` is created if necessary.
+
+    Raises:
+        UserError: `path` is a file or a folder that is not empty, or cannot be written.
+        ValueError: a line contains a line break.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: not a folder; choose another")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path}: the folder is not empty; choose another")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be created ({error.strerror}); choose another folder") from error
+    for task in [*corpus.tasks, *corpus.zero_shot]:
+        for name in SPLITS:
+            split: Split = getattr(task, name)
+            if not split.source:
+                continue
+            columns = {task.source: split.source, task.target: split.target}
+            if split.meta is not None:
+                columns["meta"] = [f"{stratum}\t{cluster}" for stratum, cluster in split.meta]
+            for suffix, lines in columns.items():
+                file = path / f"{name}.{task.source}-{task.target}.{suffix}"
+                if any("\n" in line for line in lines):
+                    raise ValueError(f"{file}: a line contains a line break")
+                atomic_write(file, "".join(f"{line}\n" for line in lines))
+
+
+def read_pair(folder: Path, split: str, source: str, target: str) -> Split:
+    """One split of one task from a folder that ``write_corpus`` made; empty if there are no files."""
+    first, second, meta = (folder / f"{split}.{source}-{target}.{suffix}" for suffix in (source, target, "meta"))
+    if not first.exists():
+        return Split([], [])
+    return _read_split(two_files(first, second, meta if meta.exists() else None), False)[0]
+
+
+def _by_name(task: Task) -> str:
+    return task.name
+
+
+def _directions(
+    found: layouts.Found, source: str, direction: str
+) -> tuple[list[_Direction], list[_Direction], list[str]]:
+    """The directions to train, those that only have test text, and notices about what is left out."""
+    trained: dict[str, _Direction] = {}
+    test_only: dict[str, _Direction] = {}
+    notices: list[str] = []
+    without_source = 0  # pairs with test text only
+    # A pair that begins with the source comes first: train.en-az is used, train.az-en is not.
+    for pair in sorted(found.pairs, key=lambda pair: (pair[0] != source, pair)):
+        splits, name = found.pairs[pair], "-".join(pair)
+        if source not in pair and direction != "many-to-many":
+            if "train" in splits:
+                notices.append(f"{name}: left out, {source} is not one of its languages")
+            without_source += "train" not in splits
+            continue
+        if "train" not in splits and ("test" not in splits or direction != "many-to-many"):
+            notices.append(f"{name}: left out, it has no training text")
+            continue
+        from_source, to_source = pair[0] != source, pair[0] == source  # whether the pair is swapped for it
+        ways = {"one-to-many": [from_source], "many-to-one": [to_source]}.get(direction, [False, True])
+        for swapped in ways:
+            first, second = pair[::-1] if swapped else pair
+            task = second if first in ENGLISH and first == source else f"{first}-{second}"
+            if task in trained:
+                notices.append(f"{name}: left out, {'-'.join(pair[::-1])} is used")
+                break
+            (trained if "train" in splits else test_only)[task] = _Direction(task, pair, swapped)
+    if without_source:
+        left = f"{without_source} pair{'s' if without_source > 1 else ''} of test text without {source} left out"
+        notices.append(f"{left}; with data.direction=many-to-many they are scored too")
+    return list(trained.values()), [each for name, each in test_only.items() if name not in trained], notices
+
+
+def _nothing_to_train(path: Path, found: layouts.Found, source: str, languages: Collection[str]) -> UserError:
+    names = ", ".join(sorted("-".join(pair) for pair in found.pairs))
+    if source in languages:
+        return UserError(f"{path}: no training text for {names}; known layouts: {layouts.KNOWN}")
+    return UserError(
+        f"{path}: no pair has the source language {source}{nearest(source, languages)}; found {names}; set data.source"
+    )
+
+
+def _read_task(direction: _Direction, splits: dict[str, PairReader], in_memory: bool) -> tuple[Task, list[str]]:
+    """A task and notices about it. in_memory: the training text is kept, else it is streamed."""
+    name, pair = direction.task, "-".join(direction.pair)
+    notices: list[str] = []
+    small: dict[str, Split] = {}
+    for split in SPLITS if in_memory else ("valid", "test"):
+        small[split], left_out = Split([], []), Counter[str]()
+        if split in splits:
+            small[split], left_out = _read_split(splits[split], direction.swapped)
+        notices += [f"{pair}: {n} {split} pairs left out, {reason}" for reason, n in left_out.items()]
+    train: Split | StreamedSplit
+    if in_memory or "train" not in splits:
+        train = small.get("train", Split([], []))
+        seen = len(set(small["test"]).intersection(train))
+    else:
+        train, seen, reasons = _scan(splits["train"], direction.swapped, small["test"], pair)
+        notices += [f"{pair}: {n} train pairs left out, {reason}" for reason, n in reasons.items()]
+    if "train" in splits:
+        notices += [f"{name}: no {split} pairs" for split in ("valid", "test") if not len(small[split])]
+        if not len(small["test"]):
+            notices[-1] += ", so it is trained on and not scored"
+        if seen:
+            notices.append(f"{name}: {seen} test pairs are in the training text too")
+    return Task(name, *direction.languages, train, small["valid"], small["test"]), notices
+
+
+def _read_split(reader: PairReader, swapped: bool) -> tuple[Split, Counter[str]]:
+    """A split, and how many pairs are left out by reason."""
+    lines = list(reader.checked(swapped))
+    meta = reader.read_meta(len(lines))
+    kept = [i for i, (_, reason) in enumerate(lines) if not reason]
+    split = Split(
+        [lines[i][0][0] for i in kept],
+        [lines[i][0][1] for i in kept],
+        None if meta is None else [meta[i] for i in kept],
+    )
+    return split, Counter(reason for _, reason in lines if reason)
+
+
+def _scan(reader: PairReader, swapped: bool, test: Split, pair: str) -> tuple[StreamedSplit, int, dict[str, int]]:
+    """One pass over a large training text, or the cached results of an earlier one.
+
+    Returns:
+        The text, how many test pairs it contains, and how many pairs are left out by reason.
+    """
+    files = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in reader.paths]
+    key = hashlib.sha256(json.dumps([_SCAN_VERSION, files, swapped, pair, list(test)]).encode("ascii")).hexdigest()
+    cached = cache_folder() / "scans" / f"{key}.json"
+    try:
+        known = json.loads(cached.read_text("utf-8"))
+        known = known if isinstance(known, dict) and known.keys() == _SCAN_KEYS else None
+    except (OSError, ValueError):
+        known = None
+    if known is None:
+        digest, reasons, seen, wanted = hashlib.sha256(), Counter[str](), set(), set(test)
+        lines = reader.checked(swapped)
+        while block := list(itertools.islice(lines, 10_000)):
+            reasons.update(reason for _, reason in block)
+            kept = [line for line, reason in block if not reason]
+            seen.update(wanted.intersection(kept))
+            digest.update(json.dumps(kept).encode("ascii"))
+        pairs = reasons.pop("", 0)
+        known = {"pairs": pairs, "sha256": digest.hexdigest(), "left_out": dict(reasons), "seen": len(seen)}
+        with contextlib.suppress(OSError, UserError):  # the cache only saves time
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(cached, json.dumps(known))
+    return StreamedSplit(known["pairs"], known["sha256"], reader, swapped), known["seen"], known["left_out"]
