@@ -1,4 +1,4 @@
-"""The command `cats`: finds the command that is asked for, runs it, and turns errors into an exit status.
+"""The command line: finds the command, runs it, and turns errors into one line and an exit status.
 
 To add a command, write a module like the others in this folder and list it in `COMMANDS`.
 """
@@ -31,7 +31,7 @@ from cats.nmt.errors import UserError, nearest
 
 
 class Command(Protocol):
-    """What the module of a command contains. It imports what is slow to import in `run`, so that help is fast."""
+    """What the module of a command contains. It imports slow packages inside `run`, so that help is fast."""
 
     SUMMARY: str  # its line in the list of commands
     HELP: str  # what its --help says above the options

@@ -30,7 +30,7 @@ def add_settings(parser: Parser) -> None:
 
 
 def base_config(args: argparse.Namespace) -> Config:
-    """Return the settings of --preset and --config. With --init-from alone, the model is that of the other run."""
+    """Return the settings of --preset and --config. If only --init-from is given, the model settings are the run's."""
     config = read_settings(args.preset, args.config)
     if args.init_from is None:
         return config

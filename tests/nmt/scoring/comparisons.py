@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from cats.nmt.cli import compare
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import to_toml
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.scoring.grid import Run
 from tests.nmt.scoring.samples import cell, content
 
@@ -32,3 +35,27 @@ def finish(run: Run, hypotheses: dict[str, list[str]], chrf: dict[str, float]) -
     groups = {g: cell(means[g], 1.0, bleu=10.0, languages=names) for g, names in members.items()}
     scores = content(languages=cells, groups=groups, lookup={"languages": {}, "groups": groups})
     (run.path / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+
+
+def write_repeating_corpus(folder: Path) -> Path:
+    """Write language xa with 12 training pairs and xb with 3. The target repeats the source."""
+    split = Split(LINES, LINES, [("all", str(i % 3)) for i in range(6)])
+    tasks = [
+        Task("xa", "en", "xa", Split(LINES * 2, LINES * 2), split, split),
+        Task("xb", "en", "xb", Split(LINES[:3], LINES[:3]), split, split),
+    ]
+    write_corpus(Corpus("toy", tasks), folder)
+    return folder
+
+
+def finished_runs(corpus: Path, out: Path) -> list[Run]:
+    """T=1 is right on xa (HiRes) and wrong on xb, T=5 the other way round, cats right on both; two seeds."""
+    wrong = ["zzz"] * 6
+    outputs = {"T=1": (LINES, wrong), "T=5": (wrong, LINES), "cats": (LINES, LINES)}
+    words = ["--data", str(corpus), "--out", str(out), "--seeds", "1", "2", "--methods", *outputs]
+    runs = planned(*words)
+    for run in runs:
+        xa, xb = outputs[run.method]
+        score = {id(LINES): 100.0, id(wrong): 0.0}
+        finish(run, {"xa": xa, "xb": xb}, {"xa": score[id(xa)], "xb": score[id(xb)]})
+    return runs

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import random
 import struct
 from pathlib import Path
 from typing import Any
 
 from cats.nmt.scoring.scores import Scores, from_json
+
+WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india"]
 
 
 def cell(chrf: float | None, nll: float | None = 1.25, **more: Any) -> dict[str, Any]:
@@ -73,3 +77,31 @@ def png_size(path: Path) -> tuple[int, int]:
     assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
     width, height = struct.unpack(">II", data[16:24])
     return width, height
+
+
+def random_lines(count: int, seed: int) -> list[str]:
+    """`count` lines of four to nine random words."""
+    chooser = random.Random(seed)
+    return [" ".join(chooser.choices(WORDS, k=chooser.randint(4, 9))) for _ in range(count)]
+
+
+def worse(lines: list[str], share: float, seed: int) -> list[str]:
+    """The lines with some words replaced."""
+    chooser = random.Random(seed)
+    return [" ".join("zulu" if chooser.random() < share else word for word in line.split()) for line in lines]
+
+
+def write_scored_run(path: Path, hypotheses: dict[str, list[str]], references: list[str]) -> Path:
+    """Write what `cats evaluate` leaves in a run directory: translations {task: lines} and scores."""
+    (path / "hyp").mkdir(parents=True)
+    for task, lines in hypotheses.items():
+        for suffix, column in (("txt", lines), ("ref", references), ("src", [f"s{i}" for i in range(len(lines))])):
+            (path / "hyp" / f"test.{task}.{suffix}").write_text("".join(f"{line}\n" for line in column))
+    scores = content(
+        languages={task: cell(50.0, lines=len(lines), pairs=1) for task, lines in hypotheses.items()},
+        groups={"all": cell(50.0, languages=list(hypotheses)), "lores": cell(None, None, languages=[])},
+        signatures={"bleu": dict.fromkeys(hypotheses, "nrefs:1|tok:13a|smooth:exp")},
+        lookup={"languages": {}, "groups": {}},
+    )
+    (path / "scores.json").write_text(json.dumps(scores))
+    return path

@@ -5,32 +5,22 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.cli.main import main
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
-from cats.nmt.scoring import compare, grid, tables
+from cats.nmt.scoring import compare, tables
 from cats.nmt.scoring.grid import Run
-from tests.nmt.scoring.comparisons import LINES, finish, planned
+from tests.nmt.scoring.comparisons import finished_runs
 
 
 @pytest.fixture
 def finished(corpus: Path, tmp_path: Path) -> list[Run]:
-    """T=1 is right on xa (HiRes) and wrong on xb, T=5 the other way round, cats right on both; two seeds."""
-    wrong = ["zzz"] * 6
-    outputs = {"T=1": (LINES, wrong), "T=5": (wrong, LINES), "cats": (LINES, LINES)}
-    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--seeds", "1", "2", "--methods", *outputs]
-    runs = planned(*words)
-    for run in runs:
-        xa, xb = outputs[run.method]
-        score = {id(LINES): 100.0, id(wrong): 0.0}
-        finish(run, {"xa": xa, "xb": xb}, {"xa": score[id(xa)], "xb": score[id(xb)]})
-    return runs
+    """The runs of a finished comparison; see `finished_runs`."""
+    return finished_runs(corpus, tmp_path / "out")
 
 
 def test_middle_groups_are_in_the_tables(finished):
@@ -65,32 +55,6 @@ def test_regret_is_against_the_best_temperature_of_each_group(finished):
     result = summary.sets["toy"]
     assert result.groups == {"lores": ["xb"], "hires": ["xa"]}
     assert result.methods["T=1"].groups["lores"].chrf == [0.0, 0.0]
-
-
-def test_the_finished_comparison_is_written_without_training(finished, tmp_path, capsys, monkeypatch):
-    def never(run: Run) -> Any:
-        raise AssertionError(f"{run.path} is finished")
-
-    monkeypatch.setattr(grid, "start", never)
-    words = ["--out", str(tmp_path / "out"), "--seeds", "1", "2", "--methods", "T=1", "T=5", "cats"]
-    assert main(["compare", "--data", str(tmp_path / "toy"), *words]) == 0
-    text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
-    assert text in capsys.readouterr().out
-    row = next(line for line in text.splitlines() if line.startswith("| T=1 |"))
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
-        *["1.000 ± 0.000"] * 3,
-        *["50.0 ± 0.0", "0.0 ± 0.0", "100.0 ± 0.0"],
-        *["10.0 ± 0.0"] * 3,
-    ]
-    summary = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
-    assert list(summary) == ["seeds", "settings", "sets", "regret"] and summary["seeds"] == [1, 2]
-    assert list(summary["sets"]["toy"]) == ["pairs", "groups", "lookup", "methods"]
-    assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
-        *("groups", "languages", "chrf_interval", "seeds", "seconds")
-    ]
-    assert list(summary["regret"]["cats"]) == ["worst", "interval", "where", "cells"]
-    assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0
-    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_baseline_to_compare_with(finished):

@@ -1,0 +1,47 @@
+"""`cats compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+
+from cats.nmt.cli.main import main
+from cats.nmt.scoring import grid
+from cats.nmt.scoring.grid import Run
+from tests.nmt.scoring.comparisons import finished_runs, write_repeating_corpus
+
+
+def test_the_finished_comparison_is_written_without_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_runs(write_repeating_corpus(tmp_path / "toy"), tmp_path / "out")
+
+    def never(run: Run) -> Any:
+        raise AssertionError(f"{run.path} is finished")
+
+    monkeypatch.setattr(grid, "start", never)
+    words = ["--out", str(tmp_path / "out"), "--seeds", "1", "2", "--methods", "T=1", "T=5", "cats"]
+    assert main(["compare", "--data", str(tmp_path / "toy"), *words]) == 0
+    text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    row = next(line for line in text.splitlines() if line.startswith("| T=1 |"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
+        *["1.000 ± 0.000"] * 3,
+        *["50.0 ± 0.0", "0.0 ± 0.0", "100.0 ± 0.0"],
+        *["10.0 ± 0.0"] * 3,
+    ]
+    summary = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
+    assert list(summary) == ["seeds", "settings", "sets", "regret"] and summary["seeds"] == [1, 2]
+    assert list(summary["sets"]["toy"]) == ["pairs", "groups", "lookup", "methods"]
+    assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
+        *("groups", "languages", "chrf_interval", "seeds", "seconds")
+    ]
+    assert list(summary["regret"]["cats"]) == ["worst", "interval", "where", "cells"]
+    assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0
+    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
