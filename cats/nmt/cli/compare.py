@@ -33,7 +33,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="METHOD",
         help=f"any of {', '.join(METHODS)} (default: all)",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="SEED", help="default: 1 2 3")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="SEED", help="random seeds (default: 1 2 3)"
+    )
     parser.add_argument(
         "--variant",
         action="append",
@@ -42,14 +44,19 @@ def add_arguments(parser: Parser) -> None:
         help="another method: cats with these settings, e.g. slow:method.alpha_lr=0.01",
     )
     parser.add_argument("--jobs", type=int, default=2, help="number of runs at a time (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="default: runs/compare")
     parser.add_argument(
-        "--preset", metavar="NAME", help="named settings for all runs; cats train --help lists the names"
+        "--out",
+        type=Path,
+        default=Path("runs/compare"),
+        help="folder for the runs and the tables (default: runs/compare)",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="settings that all runs start from; cats train --help lists the names"
     )
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="TOML file of settings; it overrides the preset, and train.steps of a set overrides it",
+        help="TOML file of settings; wins over the preset, but not over the settings of a set, such as train.steps",
     )
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a setting for all runs"
