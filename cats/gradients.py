@@ -1,4 +1,4 @@
-"""A gradient is a list with one tensor, or None, per parameter: how it is added up, and how it gets into p.grad."""
+"""Gradients, as lists with one tensor or None per parameter, and how they get into ``p.grad``."""
 
 from __future__ import annotations
 

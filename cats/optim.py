@@ -16,6 +16,7 @@ from . import weighting as weightings
 from .accumulate import Accumulation
 from .distributed import Reducer, Statistics
 from .gradients import unscale
+from .parameters import shared_parameters, trainable_parameters
 from .tasks import Losses, Task, describe, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
@@ -25,51 +26,60 @@ class NonFiniteError(RuntimeError):
     """Too many consecutive steps had a non-finite loss or gradient. The message names the tasks."""
 
 
-class MultiTask(Optimizer):
-    """Any torch optimizer, fed with a weighted combination of per-task gradients.
+def _of_base(name: str) -> Any:
+    """A property that reads and writes an attribute of the base optimizer."""
+    return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value))
 
-    It is a ``torch.optim.Optimizer``: ``param_groups``, ``state`` and ``defaults`` are the base optimizer's own, so
-    learning-rate schedulers, hooks, ``zero_grad``, ``add_param_group`` and checkpoints work as everywhere. The loop::
+
+class MultiTask(Optimizer):
+    """Any torch optimizer, stepped with a weighted sum of per-task gradients.
+
+    In each step, K of the N tasks take part. Task n has the loss L_n, the gradient g_n and the weight w_n. The base
+    optimizer steps with ḡ = Σ w_n g_n; then the weighting may change the weights::
 
         optimizer = cats.MultiTask(torch.optim.AdamW(model.parameters()), ["az", "be"], cats.weighting.Static([1, 2]))
         optimizer.zero_grad()
-        optimizer.backward({"az": loss_az, "be": loss_be})  # in place of loss.backward()
+        optimizer.backward({"az": loss_az, "be": loss_be})  # instead of loss.backward()
         optimizer.step()
 
+    This is a ``torch.optim.Optimizer``. ``param_groups``, ``state`` and ``defaults`` are those of the base optimizer.
+    So learning-rate schedulers, hooks, ``zero_grad``, ``add_param_group`` and checkpoints work as usual.
+
     Args:
-        optimizer: the base optimizer. Its ``step()`` must work without a closure (so not LBFGS).
-        tasks: the tasks' names, or how many there are (named 0, 1, ...).
-        weighting: a :class:`cats.weighting.Weighting`, or a callable from a (K, K) Gram matrix to K weights, such as a
-            TorchJD ``Weighting``. It keeps this optimizer's state: give every optimizer its own.
-        shared: the parameters that enter dots, norms and the Gram matrix; by default all. The others (heads,
-            language-specific layers) get Σ w_n g_n like any parameter but stay out of the statistics. Parameters added
-            later are shared only if ``shared`` is None.
-        engine: how per-task gradients are formed. "auto" keeps the K gradients and reads them once (twice for
-            weightings that need the Gram matrix).
-        backend: of :mod:`cats.ops`; None chooses.
-        max_nonfinite: so many steps in a row with a non-finite loss or gradient are an error. Before that such a step
-            leaves parameters, base optimizer, weights and multipliers as they are and is counted in
-            :attr:`statistics`. The last attempt forms per-task gradients in order to name the task.
+        optimizer: the base optimizer. Its ``step()`` must work without a closure, so LBFGS is refused.
+        tasks: the names of the tasks, each a str or an int; or the number of tasks, which are then named 0, 1, ...
+        weighting: a :class:`cats.weighting.Weighting`, or a callable that maps a (K, K) Gram matrix to K weights, such
+            as a TorchJD ``Weighting``. It holds state, so every optimizer needs its own.
+        shared: the parameters whose gradients enter dots, norms and the Gram matrix. By default, all. The other
+            parameters (heads, language-specific layers) receive Σ w_n g_n too, but do not enter these numbers.
+            Parameters added later are shared only if ``shared`` is None.
+        engine: how gradients are formed. Only "auto" exists. It keeps the K gradients in memory and reads them once, or
+            twice for weightings that need the Gram matrix.
+        backend: the backend of :mod:`cats.ops` to use. None chooses one.
+        max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
+            step is skipped: parameters, base optimizer, weights and multipliers stay as they are, and
+            :attr:`statistics` counts it. The last attempt forms per-task gradients, so that the error names the task.
 
-    With several processes (``torch.distributed`` is initialised) each passes the losses of its own batch, and all step
-    alike, as if the loss of a task were the mean of theirs; where batches differ in size, a loss is the local sum over
-    the count of all processes, times their number. The model must be the module itself, not wrapped in
-    DistributedDataParallel, and every process must call backward() equally often; one without sentences passes no
-    losses, ``backward({})``. What needs more than one all-reduce of gradients per call is refused: weightings that need
-    the Gram matrix, and ``cross_batch``; the tasks' squared norms are nan. backward() then waits for the device, and
-    what stands in ``p.grad`` by other ways is not averaged.
+    Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch, and all
+    take the same step, for the mean of their losses. If the batches differ in size, the loss that a process passes
+    should be: its sum of losses / the number of elements in all processes * the number of processes. The rules are:
 
-    Only the base optimizer's parameters receive gradients, and where per-task gradients are formed these are written to
-    ``p.grad`` directly: post-accumulate-grad hooks do not see them. step() reads one small tensor back to the host
-    (losses, dots and norms with the verdict on finiteness); weightings that need the Gram matrix read another one in
-    backward().
+    * Do not wrap the model in DistributedDataParallel.
+    * Every process must call backward() equally often. One without examples calls ``backward({})``.
+    * Weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more than one
+      all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
+    * backward() waits for the device. Gradients that other code wrote to ``p.grad`` are not averaged.
+
+    Only parameters of the base optimizer receive gradients. Steps that form per-task gradients write to ``p.grad``
+    directly, so post-accumulate-grad hooks do not run. step() has one host sync: it reads losses, dots, norms and
+    whether all are finite. Weightings that need the Gram matrix have another one in each backward().
 
     Raises:
-        TypeError, ValueError: an argument is not what is described above.
-        RuntimeError: the backend asked for cannot be used here.
+        TypeError, ValueError: an argument is not as described above.
+        RuntimeError: ``backend`` cannot be used here.
     """
 
-    # GradScaler then leaves unscaling and skipping to step(), which needs the verdict anyway: one host sync, not two.
+    # Tells GradScaler that step() unscales and skips. step() reads whether all is finite anyway, so this saves a sync.
     _step_supports_amp_scaling = True
     _accumulation: Accumulation | None = None  # None between step() and the next backward()
     _reducer: Reducer | None = None
@@ -97,7 +107,7 @@ class MultiTask(Optimizer):
         if engine != "auto":
             raise ValueError(f"engine={engine!r} does not exist; available: 'auto'")
         if backend is not None:
-            usable = ops.backends()  # better now than at the first step that forms per-task gradients
+            usable = ops.backends()  # the first step that forms per-task gradients may come late: check now
             if backend not in usable:
                 raise ValueError(f"there is no backend {backend!r}; the backends are {', '.join(usable)}")
             if usable[backend] is not None:
@@ -110,7 +120,7 @@ class MultiTask(Optimizer):
         self.weighting.start(len(self.tasks))
         self.backend = backend
         self.max_nonfinite = max_nonfinite
-        self._shared = None if shared is None else self._check_shared(shared)
+        self._shared = None if shared is None else shared_parameters(shared, self.param_groups)
         self._weights = torch.full((len(self.tasks),), 1 / len(self.tasks), dtype=torch.float64, device="cpu")
         self._counts = {"step": 0, "task_gradient_steps": 0, "skipped": 0, "nonfinite_in_a_row": 0}
         self._last: dict[str, Any] = {"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan}
@@ -133,46 +143,48 @@ class MultiTask(Optimizer):
         return period > 0 and (self._counts["step"] + 1) % period == 0
 
     def backward(self, losses: Losses, *, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Adds ḡ = Σ w_n g_n to ``p.grad``, in place of ``loss.backward()``.
+        """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
 
-        Several calls before step() accumulate, as everywhere: losses and per-task gradients add up, and dots and norms
-        are those of the sums, hence the same as of one large batch. A batch may hold any subset of the tasks; their
-        weights are used as they are. To abandon what was gathered call this optimizer's zero_grad(), or set every
-        ``p.grad`` to None; gradients zeroed in place by other means still count as gathered.
+        Several calls before step() accumulate, as usual: losses and per-task gradients add up, and dots and norms are
+        those of the sums. So they are the same as for one large batch. A batch may have any subset of the tasks; their
+        weights are not renormalised. To discard the gradients so far, call this optimizer's zero_grad() or set every
+        ``p.grad`` to None. Zeroing ``p.grad`` in place by other means does not discard them.
 
         Args:
-            losses: {task: loss}, or a sequence of one loss per task. A loss is a scalar tensor or a callable without
-                arguments that returns one; with callables only one task's graph is alive at a time, tensors may share
-                a graph. A weighting with ``cross_batch`` wants, when :attr:`needs_task_gradients`, a pair of losses
-                per task, from two independent halves of its batch; the loss of the task is their mean.
-            scaler: the GradScaler, if one is used. Losses are passed unscaled; ``scaler.step(optimizer)`` follows.
+            losses: {task: loss}, or a sequence of N losses. A loss is a floating-point scalar tensor with a graph, or a
+                callable without arguments that returns one. With callables only one task's graph is in memory at a
+                time. Tensors may share a graph. If the weighting is ``cross_batch`` and :attr:`needs_task_gradients`
+                is true, each task needs a pair of losses, of two independent halves of its batch. The loss of the task
+                is then their mean.
+            scaler: the GradScaler, if you use one. Pass unscaled losses, then call ``scaler.step(optimizer)``.
 
         Raises:
-            TypeError, ValueError: an unknown task, no losses, a sequence that is not one per task, a loss that is no
-                scalar or has no graph, or not a pair where one is needed.
-            RuntimeError: a scaler for some of the calls only; several processes with parameters that are no replicas,
-                or with a weighting that needs a Gram matrix or two halves of a batch.
+            TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
+                not a scalar or has no graph, or a pair is missing.
+            RuntimeError: only some calls before a step have a scaler. With several processes: the parameters are not
+                replicas, or the weighting needs a Gram matrix or is ``cross_batch``.
         """
         tasks, single = split_losses(losses, self.tasks, pairs=self.weighting.cross_batch)
         gathered = self._open_accumulation()
-        gathered.use_scaler(scaler)
-        self._reducer = distributed.reducer(self._reducer)
-        self._reducer.check(tasks, gathered.params, self.weighting)
-        names = [f"task {self.tasks[n]!r}" for n in tasks]
-        # g_n = ∇L_n and ḡ = Σ α_n g_n, or ḡ = ∇ Σ α_n L_n at an inner step
-        gathered.add(tasks, single, weights=self._known_weights(), names=names, reducer=self._reducer)
+        gathered.check(tasks, scaler)
+        weights = self._known_weights()
+        if gathered.per_task:  # g_n = ∇L_n and ḡ = Σ α_n g_n, and for the update of α: <g_n, ḡ>
+            gathered.add_per_task(tasks, single, weights)
+        else:  # ḡ = ∇ Σ α_n L_n
+            gathered.add_weighted(tasks, single, weights)
         self._accumulation = gathered
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """θ by the base optimizer; then, where per-task gradients were due, the weighting's own update.
+        """Steps the base optimizer, then updates the weighting if its per-task gradients were due.
 
         Args:
-            closure: clears the gradients, calls :meth:`backward` and returns whatever step() should return. It is
-                called once.
+            closure: clears the gradients, calls :meth:`backward` and returns what step() should return. It is called
+                once.
 
         Raises:
-            RuntimeError: no backward() since the last step; gradients scaled by hand instead of ``backward(scaler=)``.
-            NonFiniteError: ``max_nonfinite`` steps in a row with a non-finite loss or gradient.
+            RuntimeError: backward() was not called since the last step, or gradients were scaled by other means than
+                ``backward(scaler=)``.
+            NonFiniteError: this was the ``max_nonfinite``-th consecutive step with a non-finite loss or gradient.
         """
         result = None
         if closure is not None:
@@ -181,7 +193,7 @@ class MultiTask(Optimizer):
         try:
             self._step()
         except BaseException:
-            # GradScaler deletes these only after a step() that returns, and multiplies with what it finds.
+            # GradScaler deletes these only if step() returns. If they stayed, its next call would multiply with them.
             self.__dict__.pop("grad_scale", None)
             self.__dict__.pop("found_inf", None)
             raise
@@ -200,15 +212,15 @@ class MultiTask(Optimizer):
         grad_scale = getattr(self, "grad_scale", None)  # None as well if scaler.unscale_() was called
         if grad_scale is not None:
             unscale(gathered.params, grad_scale)
-        self.base.step()  # θ moves with ḡ
+        self.base.step()  # θ moves along ḡ
         self._counts["step"] += 1
         self._counts["nonfinite_in_a_row"] = 0
         if gathered.per_task:
             self._counts["task_gradient_steps"] += 1
             if self.weighting.needs_gram and gathered.weights is not None:
                 self._weights = gathered.weights
-            if due:
-                self.weighting.update(seen.losses, seen.dots, seen.sqnorms, seen.tasks)  # α descends, λ ascends
+            if due:  # α descends and λ ascends on Eq. 4
+                self.weighting.update(seen.losses, seen.dots, seen.sqnorms, seen.tasks)
 
     def _statistics(self, gathered: Accumulation) -> Statistics:
         """The numbers of this step, on the host and in :attr:`statistics`. This is the only host sync."""
@@ -218,8 +230,7 @@ class MultiTask(Optimizer):
                 "with a GradScaler call optimizer.backward(losses, scaler=scaler), losses unscaled, "
                 "and then scaler.step(optimizer)"
             )
-        assert self._reducer is not None
-        seen = gathered.statistics(self._reducer, found_inf, len(self.tasks))
+        seen = gathered.statistics(found_inf)
         self._last["losses"] = self._named(seen.tasks, seen.losses)
         if gathered.per_task:
             assert gathered.weights is not None
@@ -241,16 +252,16 @@ class MultiTask(Optimizer):
                 f"the last one {where}; losses: {self._last['losses']}"
             )
 
-    # --- what is read from it -------------------------------------------------------------------------------------
+    # --- weights and statistics -------------------------------------------------------------------------------------
 
     @property
     def alpha(self) -> dict[Task, float]:
-        """The weight of every task (for weightings that need the Gram matrix: the one last used)."""
+        """{task: weight} of all tasks. Weightings that need the Gram matrix: the weights used last."""
         return self._named(range(len(self.tasks)), self._known_weights())
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """The weighting's multipliers by name; one with an entry per task is spelled ``lambda_n[az]``."""
+        """{name: value} of the weighting's multipliers. A multiplier per task is named like ``lambda_n[az]``."""
         named: dict[str, float] = {}
         for name, value in self.weighting.multipliers.items():
             if isinstance(value, Tensor):
@@ -261,44 +272,26 @@ class MultiTask(Optimizer):
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """Counters and the last numbers seen; reading them costs no host sync.
+        """Counters, and the numbers of the last steps. Reading them causes no host sync.
 
-        ``step``, ``task_gradient_steps``: steps taken, and how many of them with per-task gradients. ``skipped``,
-        ``nonfinite_in_a_row``: steps not taken. ``losses`` {task: L_n} of the last step. ``dots`` {task: <g_n, ḡ>},
-        ``sqnorms`` {task: ‖g_n‖²} (nan with several processes) and ``sqnorm`` = Σ w_n <g_n, ḡ> (that is ‖ḡ‖² over the
-        shared parameters, or its cross-batch estimate) of the last step with per-task gradients. Gradients are unscaled
-        and unclipped.
+        * ``step``: steps taken. ``task_gradient_steps``: how many of them formed per-task gradients.
+        * ``skipped``: steps not taken because a loss or gradient was not finite. ``nonfinite_in_a_row``: how many of
+          them came since the last step taken.
+        * ``losses``: {task: L_n} of the last step.
+        * ``dots``: {task: <g_n, ḡ>}, ``sqnorms``: {task: ‖g_n‖²} and ``sqnorm``: Σ w_n <g_n, ḡ> of the last step with
+          per-task gradients, over the shared parameters. ``sqnorm`` is ‖ḡ‖², or its estimate if ``cross_batch``.
+          ``sqnorms`` are nan with several processes. All are of unscaled and unclipped gradients.
         """
         return {**self._counts, **{k: dict(v) if isinstance(v, dict) else v for k, v in self._last.items()}}
 
     # --- torch.optim.Optimizer --------------------------------------------------------------------------------------
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        return self.base.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.base.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.base.defaults = defaults
+    param_groups = _of_base("param_groups")
+    state = _of_base("state")
+    defaults = _of_base("defaults")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, and with them what backward() calls since the last step() have gathered."""
+        """Clears the gradients, and what the backward() calls since the last step() have gathered."""
         self.base.zero_grad(set_to_none)
         self._discard()
 
@@ -306,9 +299,9 @@ class MultiTask(Optimizer):
         self.base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state_dict with one more entry, ``"multitask"``: weights, multipliers and counters.
+        """The base optimizer's state_dict, plus an entry ``"multitask"`` with weights, multipliers and counters.
 
-        Gradients are not part of it: take it after step(), not between backward() and step().
+        It holds no gradients, so call it after step(), not between backward() and step().
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
@@ -325,10 +318,11 @@ class MultiTask(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what state_dict() returned, for the same tasks.
+        """Restores what :meth:`state_dict` returned for the same tasks. If it raises, nothing has changed.
 
         Raises:
-            ValueError: it is a plain optimizer's (load that into ``.base``), or one for other tasks.
+            ValueError: it is the state of a plain optimizer (load that into ``.base``), or of other tasks, or it does
+                not fit the weighting or the base optimizer.
         """
         state = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -342,7 +336,7 @@ class MultiTask(Optimizer):
         self.weighting.load_state_dict(own["weighting"])
         try:
             self.base.load_state_dict(state)
-        except BaseException:  # all of it is loaded or nothing
+        except BaseException:  # all of the state is loaded, or none
             self.weighting.load_state_dict(before)
             raise
         self._weights = own["weights"].clone()
@@ -364,21 +358,16 @@ class MultiTask(Optimizer):
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _open_accumulation(self) -> Accumulation:
-        """What the calls since the last step() have gathered. A new one if this is the first of them."""
+        """What the backward() calls since the last step() have gathered, or a new one if there were none."""
         if self._accumulation is not None and any(p.grad is not None for p in self._accumulation.params):
             return self._accumulation
-        self._discard()  # if there was one, other code set all its gradients to None
-        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        if not params:
-            raise ValueError("no parameter of the optimizer requires grad")
-        shared, private = params, []
-        if self._shared is not None:
-            ids = {id(p) for p in self._shared}
-            shared, private = [p for p in params if id(p) in ids], [p for p in params if id(p) not in ids]
+        self._discard()  # other code may have set all its gradients to None
+        self._reducer = distributed.reducer(self._reducer)
         return Accumulation(
-            [*shared, *private],
-            len(shared),
+            *trainable_parameters(self.param_groups, self._shared),
+            self.tasks,
             weighting=self.weighting,
+            reducer=self._reducer,
             per_task=self.needs_task_gradients,
             backend=self.backend,
         )
@@ -395,28 +384,18 @@ class MultiTask(Optimizer):
     def _named(self, tasks: Iterable[int], values: Tensor) -> dict[Task, float]:
         return {self.tasks[n]: v for n, v in zip(tasks, values.tolist(), strict=True)}
 
-    def _check_shared(self, shared: Iterable[Tensor]) -> list[Tensor]:
-        if isinstance(shared, Tensor):
-            raise TypeError("shared must be an iterable of parameters, got a tensor")
-        params = list(shared)
-        known = {id(p) for group in self.param_groups for p in group["params"]}
-        for i, p in enumerate(params):
-            if id(p) not in known:
-                raise ValueError(f"shared[{i}] ({describe(p)}) is not a parameter of the optimizer")
-        if not params:
-            raise ValueError("shared is empty: at least one parameter must be shared")
-        return params
-
 
 class CATS(MultiTask):
-    """Curvature Aware Task Scaling (Li & Gong, NeurIPS 2021, arXiv 2104.07639, Algorithm 1) over any torch optimizer.
+    """Curvature Aware Task Scaling over any torch optimizer.
 
-    :class:`MultiTask` with the weighting :class:`cats.weighting.CATS`: θ moves with Σ α_n g_n at every step, and at
-    every ``inner_steps``-th step α then descends and λ ascends on Eq. 4,
+    Algorithm 1 of Li & Gong, "Robust Optimization for Multilingual Translation with Imbalanced Data", NeurIPS 2021,
+    arXiv 2104.07639. It is :class:`MultiTask` with the weighting :class:`cats.weighting.CATS`. Every step moves the
+    parameters θ along ḡ = Σ α_n g_n. Every ``inner_steps``-th step then moves the weights α and the multipliers λ: α
+    descends and λ ascends on Eq. 4,
 
         L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε),
 
-    with the gradients that this step moved θ with. The other steps cost one backward pass of the weighted loss::
+    for the same losses L_n and gradients g_n. The other steps cost one backward pass of the weighted loss::
 
         optimizer = cats.CATS(torch.optim.AdamW(model.parameters(), lr=5e-4), tasks=["az", "be"])
         for batches in loader:
@@ -424,25 +403,28 @@ class CATS(MultiTask):
             optimizer.backward({task: functools.partial(loss, batch) for task, batch in batches.items()})
             optimizer.step()
 
-    The paper fixes Algorithm 1 and Eq. 4, α = 1 and λ = 0 at the start; its text leaves every value below open.
+    The text of the paper gives Algorithm 1, Eq. 4 and the start α = 1, λ = 0. It gives no value for any setting below.
 
     Args:
         optimizer, tasks, shared, engine, backend, max_nonfinite: as in :class:`MultiTask`.
-        inner_steps: m, how many steps of θ per step of α. The paper has m without a value.
-        alpha_lr: learning rate of α (of the logits a when ``simplex="softmax"``). Not in the paper's text.
-        multiplier_lr: learning rate of the multipliers. Not in the paper's text.
-        epsilon: ε, the norm constraint's bound, and the least α_n of the Lagrangian form. No value in the paper's text.
-        simplex: how Σ α_n = 1, α_n ≥ 0 is kept. "lagrangian" is the paper's: Eq. 4 as it stands, multipliers λ_c, λ_s,
-            λ_n, starting at α_n = 1 (so Σ α_n = K at first), multipliers and α clipped at 0, which the paper leaves
-            open. "softmax": α = softmax(a) from a = 0, so that Σ α_n = 1 always, with λ_c alone and steps scaled by
-            1 / (1 + 2 λ_c). The defaults of both learning rates are for this form; the Lagrangian form, whose steps are
-            not scaled, wants them small (1e-2 and below): at 1 it can clip every α_n to 0 at once.
-        loss_term: whether Σ α_n L_n, part of Eq. 4, moves α (towards the tasks of lowest loss). Which gradient the
-            authors took is not in the paper's text. Without it the softmax form converges to the min-norm point.
-        cross_batch: False is the paper's: ‖Σ α_n g_n‖² of the batch, sampling noise included. True estimates the norm
-            of the mean gradient from two independent halves of each task's batch,
-            v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>): backward() wants a pair of losses per task when
-            :attr:`needs_task_gradients`, and 2K gradients are held.
+        inner_steps: m, the number of steps of θ per step of α.
+        alpha_lr: the learning rate of α, or of the logits a if ``simplex="softmax"``.
+        multiplier_lr: the learning rate of the multipliers.
+        epsilon: ε, the bound on ‖Σ α_n g_n‖². In the Lagrangian form also the bound in the constraint α_n ≥ ε.
+        simplex: how Σ α_n = 1 and α_n ≥ 0 are kept.
+            "lagrangian" is Eq. 4 as written, with the multipliers λ_c, λ_s and λ_n. It starts at α_n = 1, so Σ α_n = N
+            at first. α and the multipliers are clipped at 0; the paper does not say how.
+            "softmax" sets α = softmax(a), starting at a = 0, so Σ α_n = 1 always. It has λ_c only, and divides the
+            gradient of a by 1 + 2 λ_c.
+            The default learning rates are for "softmax". The gradient of "lagrangian" is not divided by anything, so it
+            needs small ones, 1e-2 or less: at 1 a single step can clip every α_n to 0.
+        loss_term: whether the term Σ α_n L_n of Eq. 4 moves α. It moves weight to the tasks with the lowest loss. The
+            text of the paper does not say whether the authors used it. Without it "softmax" converges to the min-norm
+            point.
+        cross_batch: whether to estimate ‖Σ α_n g_n‖² from two independent halves A, B of each task's batch:
+            v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>). This estimates the norm of the mean gradient, without sampling noise;
+            False, as in the paper, includes the noise. If True, backward() needs a pair of losses per task whenever
+            :attr:`needs_task_gradients` is true, and 2K gradients are in memory.
 
     Attributes:
         multipliers: ``lambda_c``; in the Lagrangian form also ``lambda_s`` and ``lambda_n[task]``.

@@ -1,0 +1,46 @@
+"""Which parameters of an optimizer are trained, and which of them are shared by the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def shared_parameters(shared: Iterable[Tensor], param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """The parameters given as shared, which must be parameters of the groups.
+
+    Raises:
+        TypeError: a tensor instead of an iterable of tensors.
+        ValueError: none are given, or one is not in any group.
+    """
+    if isinstance(shared, Tensor):
+        raise TypeError("shared must be an iterable of parameters, got a tensor")
+    params = list(shared)
+    known = {id(p) for group in param_groups for p in group["params"]}
+    for i, p in enumerate(params):
+        if id(p) not in known:
+            what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else type(p).__name__
+            raise ValueError(f"shared[{i}] ({what}) is not a parameter of the optimizer")
+    if not params:
+        raise ValueError("shared is empty: at least one parameter must be shared")
+    return params
+
+
+def trainable_parameters(
+    param_groups: Sequence[dict[str, Any]], shared: Sequence[Tensor] | None
+) -> tuple[list[Tensor], int]:
+    """The parameters that require grad, the shared ones first, and how many of them are shared. None: all are shared.
+
+    Raises:
+        ValueError: no parameter requires grad.
+    """
+    params = [p for group in param_groups for p in group["params"] if p.requires_grad]
+    if not params:
+        raise ValueError("no parameter of the optimizer requires grad")
+    if shared is None:
+        return params, len(params)
+    ids = {id(p) for p in shared}
+    first, rest = [p for p in params if id(p) in ids], [p for p in params if id(p) not in ids]
+    return [*first, *rest], len(first)
