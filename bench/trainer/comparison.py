@@ -349,7 +349,7 @@ def endless(model: Any, eos_id: int) -> None:
 def translation(size: Size, prepared: Path, rivals: Path, folder: Path, rounds: int) -> Record:
     """Sentences per second of beam search on a model with random weights, all hypotheses of LENGTH tokens."""
     from cats.nmt.data.batch import pad
-    from cats.nmt.model.decode import beam_search
+    from cats.nmt.model.search import beam_search
 
     ours = Ours(size, prepared, folder / "translation")
     tokenizer, training = ours.tokenizer, ours.trainer.training

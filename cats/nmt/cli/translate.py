@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,7 +77,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     from cats.nmt.data.directions import direction, target_languages
-    from cats.nmt.model import decode
+    from cats.nmt.model.decode import translations
     from cats.nmt.training.run import RunDirectory, set_threads
 
     directory = RunDirectory(Path(args.run))
@@ -95,8 +94,9 @@ def run(args: argparse.Namespace) -> None:
 
     def translated(lines: list[str], before: int) -> str:
         """Return the output for `lines`, which come after `before` other lines."""
-        options = {**dataclasses.asdict(search), "nbest": args.nbest or 1, "before": before}
-        found = decode.translations(trained.model, tokenizer, lines, source, args.to, **options)
+        found = translations(
+            trained.model, tokenizer, lines, source, args.to, search, nbest=args.nbest or 1, lines_before=before
+        )
         if args.nbest is None:
             return "".join(f"{best[0][0]}\n" for best in found)
         every = [(i, score, text) for i, best in enumerate(found, before + 1) for text, score in best]

@@ -249,7 +249,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Decode:
-    """Every setting is an argument of ``cats.nmt.model.decode.translations``."""
+    """See ``cats.nmt.model.decode.translations``."""
 
     beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
     penalty: str = setting(

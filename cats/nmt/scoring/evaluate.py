@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +148,7 @@ def _translate(
         lines = _lines(task, split)
         assert lines is not None
         nll = line_nll(model, tokenizer, lines, task.source, task.target, settings)
-        found = decode.translate(model, tokenizer, lines.source, task.source, task.target, **asdict(settings))
+        found = decode.translate(model, tokenizer, lines.source, task.source, task.target, settings)
         columns = {
             "txt": found,
             "src": lines.source,

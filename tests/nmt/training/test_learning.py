@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 
-from cats.nmt.config.schema import Config
+from cats.nmt.config.schema import Config, Decode
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.data.corpus_files import write_corpus
@@ -102,7 +102,9 @@ def right(run: Path, split: str) -> dict[str, float]:
     shares = {}
     for task in corpus.tasks:
         pairs = list(getattr(task, split))
-        found = decode.translate(model, tokenizer, [source for source, _ in pairs], task.source, task.target, beam=1)
+        found = decode.translate(
+            model, tokenizer, [source for source, _ in pairs], task.source, task.target, Decode(beam=1)
+        )
         shares[task.name] = sum(ours == pair[1] for ours, pair in zip(found, pairs, strict=True)) / len(pairs)
     return shares
 

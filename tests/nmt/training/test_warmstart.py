@@ -13,6 +13,7 @@ pytest.importorskip("sentencepiece")
 
 import torch
 
+from cats.nmt.config.schema import Decode
 from cats.nmt.config.toml import read_config
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.data.corpus_files import read_corpus, write_corpus
@@ -65,7 +66,7 @@ def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, ex
     lines = read_corpus(folder / "old").tasks[0].test.source
     for language in ("xa", "xc"):
         one, other = (
-            decode.translate(model, by, lines, "en", language, beam=1, length_penalty=1.0, batch_tokens=500)
+            decode.translate(model, by, lines, "en", language, Decode(beam=1, length_penalty=1.0, batch_tokens=500))
             for model, by in ((before, old), (trainer.model, tokenizer))
         )
         assert one == other and any(one)
