@@ -1,4 +1,4 @@
-"""What the trainer raises when the mistake is the user's."""
+"""Errors that are caused by the user's input."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, what to do. The command line exits with 2."""
+    """Bad input. The message is one line: what is wrong, where, and what to do. The exit status is 2."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return " (did you mean X?)" with X the choice closest to `word`, or "" where nothing is close."""
+    """Return " (did you mean X?)", where X is the choice most similar to `word`, or "" if none is similar."""
     choices = list(choices)
-    # Case is folded for the comparison only: "Static" is meant to find "static", and "AZ" to find "az".
+    # The comparison ignores case: "Static" finds "static", and "AZ" finds "az".
     folded = {choice.casefold(): choice for choice in choices}
     found = difflib.get_close_matches(word.casefold(), folded, n=1)
     return f" (did you mean {folded[found[0]]}?)" if found else ""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, however the process ends."""
+"""Writing files atomically, locks, and the cache folder."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` at the end, so that a reader, or a crash, finds the old file or the new one.
+    """A file to write to that replaces `path` at the end. Readers find the old or the new file, even after a crash.
 
-    The data goes to a temporary name in the same folder (which must exist), is flushed to the disk and renamed over
-    `path`; on any failure the temporary file is removed and `path` keeps what it had.
+    The data is written to a temporary file in the same folder (which must exist), flushed to the disk and renamed to
+    `path`. On any failure the temporary file is removed and `path` is unchanged.
 
     Raises:
-        UserError: the disk is full, the folder may not be written, or does not exist, ...
+        UserError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     temporary = _temporary(path)
     try:
         try:
-            # Not tempfile: its files are readable by their owner only, and a run directory is often shared.
+            # Not tempfile: only the owner can read its files, but run directories are often shared.
             with open(temporary, "xb") as file:
                 yield file
                 file.flush()
@@ -52,13 +52,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` to `path` by ``atomic_file``. Text is written as UTF-8, its line ends as they are."""
+    """Writes `data` to `path` with ``atomic_file``. Text is written as UTF-8, with its line ends unchanged."""
     with atomic_file(path) as file:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def link(path: Path, name: Path) -> None:
-    """What `path` holds, under one more name in the same folder; a copy where the file system has no links."""
+    """Makes a hard link `name` to `path`, in the same folder. Copies the file if the file system has no links."""
     temporary = _temporary(name)
     try:
         os.link(path, temporary)
@@ -69,17 +69,17 @@ def link(path: Path, name: Path) -> None:
     try:
         os.replace(temporary, name)
     finally:
-        temporary.unlink(missing_ok=True)  # it stays where `name` was that file already
+        temporary.unlink(missing_ok=True)  # os.replace leaves it if `name` was a link to the same file
 
 
 def remove_strays(folder: Path) -> None:
-    """Removes what ``atomic_file`` has left behind where its process was killed."""
+    """Removes the temporary files of ``atomic_file`` in processes that were killed."""
     for path in folder.glob(f".{'?' * 16}.tmp"):
         path.unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:
-    """`value` as JSON can hold it: None in place of nan and inf, through dicts, lists and tuples."""
+    """`value` with None instead of nan and inf, which JSON does not have. Works through dicts, lists and tuples."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -89,9 +89,10 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
-    """Holds the folder's lock, which dies with the process that holds it, however that ends.
+    """Holds the lock of a folder. The lock is released when its process ends, in any way.
 
-    busy: called where another process holds it, before waiting for that one's end; it may raise instead.
+    Args:
+        busy: called if another process holds the lock, before waiting for it; it may raise an error instead.
     """
     try:
         import fcntl
@@ -113,7 +114,7 @@ def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
 
 
 def read_output(path: Path) -> list[str]:
-    """The lines of a file that was written here, a line break after each; a carriage return is text like any other."""
+    """The lines of a file that cats wrote, each ending in a line feed. Carriage returns are kept as text."""
     return path.read_bytes().decode("utf-8").split("\n")[:-1]
 
 
@@ -152,23 +153,23 @@ def line_blocks(stream: IO[bytes], name: str, most: int) -> Iterator[list[str]]:
 
 
 def cache_folder() -> Path:
-    """Where what was computed from large corpora is kept: $CATS_CACHE, else cats/ in the user's cache folder."""
+    """The folder for results computed from large corpora: $CATS_CACHE, else cats/ in the user's cache folder."""
     given = os.environ.get("CATS_CACHE")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cats"
 
 
 def _temporary(path: Path) -> Path:
-    """A name that nothing has, beside `path`."""
+    """An unused file name in the folder of `path`."""
     return path.with_name(f".{secrets.token_hex(8)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut. Windows has no such call for folders and needs none."""
+    """Makes a rename in `folder` survive a power failure. Windows has no such call for folders, and needs none."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some file systems know no such thing for folders
+        with contextlib.suppress(OSError):  # some file systems do not support it for folders
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,1 +1,1 @@
-"""What can be set: the settings and their files, and the published recipes."""
+"""The settings of a run, their files, and presets of published recipes."""

@@ -19,7 +19,7 @@ from cats.nmt.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Condition:
-    """What a value must satisfy beyond its type, and how to say so."""
+    """What a value must satisfy, in addition to its type, and the words for it in an error message."""
 
     text: str
     test: Callable[[Any], bool]
@@ -53,7 +53,7 @@ def setting(
     choices: tuple[str, ...] = (),
     need: Condition | None = None,
 ) -> Any:
-    """A dataclass field with its help line and the values it may take."""
+    """A dataclass field with its help line and the values that it may have."""
     metadata = {"help": help, "choices": choices, "need": need}
     return field(default=default, metadata=metadata)
 
@@ -62,61 +62,69 @@ def setting(
 class Data:
     path: str = setting(
         "",
-        "folder of parallel text (cats data inspect --help: layouts) or a prepared one; empty: the built-in corpus",
+        "folder of parallel text (layouts: cats data inspect --help) or a prepared folder; empty: the built-in corpus",
     )
     languages: str = setting(
         "related",
-        "CLDR corpus: the set of target languages (related, diverse: those of TED-8; wmt: those of WMT-10)",
+        "built-in corpus: target languages (related and diverse: those of TED-8; wmt: those of WMT-10)",
         choices=("related", "diverse", "wmt"),
     )
     sizes: str = setting(
         "ted",
-        "CLDR corpus: training pairs per language (ted: 10 to 1; wmt: one giant)",
+        "built-in corpus: training pairs per language (ted: ratios up to 10 to 1; wmt: one very large language)",
         choices=("ted", "wmt"),
     )
-    source: str = setting("en", "the language that all tasks have in common; en is also eng and en_XX")
+    source: str = setting(
+        "en", "the language that all tasks have in common; en also stands for eng, en_XX and eng_Latn"
+    )
     direction: str = setting(
         "one-to-many",
-        "from data.source, to it, or all pairs of the corpus both ways",
+        "from data.source, into data.source, or all pairs of the corpus in both directions",
         choices=("one-to-many", "many-to-one", "many-to-many"),
     )
-    tasks: tuple[str, ...] = setting((), "names of the tasks to train, such as az,be; empty: all")
-    valid_pairs: int = setting(0, "validation pairs per task that are used, the first ones; 0: all", need=COUNT)
+    tasks: tuple[str, ...] = setting((), "names of the tasks to train on, such as az,be; empty: all")
+    valid_pairs: int = setting(0, "use only the first so many validation pairs of each task; 0: all", need=COUNT)
     max_ratio: float = setting(
         0.0,
-        "training pairs with a side this many times as long as the other, in pieces, are left out; 0: none",
+        "leave out training pairs with one side more than this many times as long as the other, in pieces; 0: keep all",
         need=FINITE,
     )
-    seed: int = setting(1, "CLDR corpus: seed of the generator", need=SEED)
+    seed: int = setting(1, "built-in corpus: seed of the generator", need=SEED)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    vocab_size: int = setting(2000, "pieces of the sentencepiece model, at most", need=POSITIVE_COUNT)
+    vocab_size: int = setting(2000, "largest number of pieces of the sentencepiece model", need=POSITIVE_COUNT)
     per_language: bool = setting(
-        False, "a model of so many pieces for every language, and their union as the vocabulary (MultiDDS)"
+        False, "train one model of vocab_size pieces per language, and use their union as the vocabulary (MultiDDS)"
     )
     temperature: float = setting(
-        5.0, "languages' shares of the text that a joint model is trained on are ~ pairs^(1/T)", need=POSITIVE_OR_INF
+        5.0,
+        "joint model: a language's share of the text it is trained on is proportional to pairs^(1/T)",
+        need=POSITIVE_OR_INF,
     )
     most_pairs: int = setting(
-        500_000, "of a larger corpus, about so many pairs are taken to train it on", need=POSITIVE_COUNT
+        500_000, "if the corpus is larger, train the tokenizer on about so many pairs", need=POSITIVE_COUNT
     )
     character_coverage: float = setting(
-        1.0, "share of the text's characters that get pieces; below 1 the rarest are unknown", need=SHARE
+        1.0, "share of the text's characters that get pieces; below 1, the rarest characters become unknown", need=SHARE
     )
     extend: int = setting(
-        0, "train.init_from: new pieces, at most, for text with characters that run's tokenizer lacks", need=COUNT
+        0,
+        "with train.init_from: add at most so many pieces, for characters that the tokenizer of that run lacks",
+        need=COUNT,
     )
     source_tag: str = setting(
         "prepend",
-        "a language's tag in the source: before its pieces, in place of the end of sentence, or not at all",
+        "language tag in the source: before the pieces, in place of the end of sentence, or none",
         choices=("prepend", "replace-eos", "none"),
     )
     tag_of: str = setting(
-        "target", "whose tag the source has; with source, set target_tag too", choices=("target", "source")
+        "target",
+        "which language the source is tagged with; for source, also set target_tag",
+        choices=("target", "source"),
     )
-    target_tag: bool = setting(False, "the decoder starts with the target language's tag, not with <s>")
+    target_tag: bool = setting(False, "start the decoder with the tag of the target language instead of <s>")
 
 
 @dataclass(frozen=True)
@@ -126,23 +134,23 @@ class Model:
     ffn: int = setting(192, "width of the feed-forward layers", need=POSITIVE_COUNT)
     encoder_layers: int = setting(2, "encoder layers", need=POSITIVE_COUNT)
     decoder_layers: int = setting(2, "decoder layers", need=POSITIVE_COUNT)
-    dropout: float = setting(0.1, "dropout on the embeddings and after every sub-layer", need=FRACTION)
+    dropout: float = setting(0.1, "dropout after the embeddings and after every sub-layer", need=FRACTION)
     attention_dropout: float = setting(0.0, "dropout on the attention weights", need=FRACTION)
     activation_dropout: float = setting(0.0, "dropout within the feed-forward layers", need=FRACTION)
     norm: str = setting(
         "layernorm",
-        "norm before every sub-layer; layernorm-plain has no gain and bias, scalenorm a single gain",
+        "norm before every sub-layer; layernorm-plain has no gain and bias, scalenorm has a single gain",
         choices=("layernorm", "layernorm-plain", "rmsnorm", "scalenorm"),
     )
-    embedding_norm: bool = setting(False, "such a norm also after the embeddings")
+    embedding_norm: bool = setting(False, "the same norm also after the embeddings")
     embeddings: str = setting(
         "tied",
-        "matrices: tied (source = target = output), decoder-tied (target = output) or separate (three)",
+        "embedding matrices: tied (source = target = output), decoder-tied (target = output) or separate (three)",
         choices=("tied", "decoder-tied", "separate"),
     )
     max_length: int = setting(
         256,
-        "longest side of a pair in tokens, tag and end included; longer training pairs are dropped and counted",
+        "longest side of a training pair in tokens, tag and end included; longer pairs are left out and counted",
         need=POSITIVE_COUNT,
     )
 
@@ -151,25 +159,27 @@ class Model:
 class Sampling:
     temperature: float = setting(
         3.0,
-        "tasks are drawn with probability ~ pairs^(1/T): 1 = by size, inf = all alike",
+        "a task is drawn with probability ~ pairs^(1/T): 1 = proportional to size, inf = uniform",
         need=POSITIVE_OR_INF,
     )
     temperature_end: float = setting(
         0.0,
-        "the temperature at the last update, 1/T moving evenly from one to the other; 0: it stays as it is",
+        "temperature at the last update; 1/T changes linearly until then; 0: constant temperature",
         need=NOT_NEGATIVE,
     )
     ratios: tuple[float, ...] = setting(
-        (), "the tasks' shares of the sentences, a number per task in the order of their names, instead", need=RATIOS
+        (), "instead: the tasks' shares of the sentences, one number per task in the order of their names", need=RATIOS
     )
     unimax_epochs: float = setting(
-        0.0, "UniMax instead: all alike in tokens, but no task passed over more often than this; 0: off", need=FINITE
+        0.0,
+        "instead: UniMax, uniform in tokens, but at most so many passes over the text of any task; 0: off",
+        need=FINITE,
     )
-    tasks_per_update: int = setting(0, "tasks in an update, drawn by their shares; 0: all", need=COUNT)
+    tasks_per_update: int = setting(0, "number of tasks in an update, drawn by their probabilities; 0: all", need=COUNT)
     batch_tokens: int = setting(800, "tokens per update, over all tasks", need=POSITIVE_COUNT)
     budget: str = setting(
         "target",
-        "which tokens are counted: target, or padded (sentences times the longest side)",
+        "what batch_tokens counts: target tokens, or padded (sentences times the longest side)",
         choices=("target", "padded"),
     )
 
@@ -179,71 +189,75 @@ class Method:
     name: str = setting("cats", "how tasks are weighted", choices=("cats", "static"))
     weights: str | tuple[float, ...] = setting(
         "tokens",
-        "static: tokens (plain mean over the batch's tokens), uniform, or one number per task",
+        "static: tokens (plain mean over the tokens of the batch), uniform, or one number per task",
         need=WEIGHTS,
     )
     inner_steps: int = setting(5, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
-    alpha_lr: float = setting(1.0, "cats: learning rate of alpha (descent)", need=FINITE)
-    multiplier_lr: float = setting(1.0, "cats: learning rate of the multipliers (ascent)", need=FINITE)
+    alpha_lr: float = setting(1.0, "cats: learning rate of alpha (gradient descent)", need=FINITE)
+    multiplier_lr: float = setting(1.0, "cats: learning rate of the multipliers (gradient ascent)", need=FINITE)
     epsilon: float = setting(
         1e-3,
-        "cats: the squared gradient norm that the constraint asks for",
+        "cats: bound on the squared gradient norm in the constraint",
         need=FINITE,
     )
     simplex: str = setting(
         "softmax",
-        "cats: how alpha stays on the simplex; lagrangian wants alpha_lr and multiplier_lr of 1e-2 or less",
+        "cats: how alpha is kept on the simplex; lagrangian needs alpha_lr and multiplier_lr of 1e-2 or less",
         choices=("softmax", "lagrangian"),
     )
-    loss_term: bool = setting(False, "cats: whether the losses enter alpha's gradient")
+    loss_term: bool = setting(False, "cats: include the losses in the gradient of alpha")
     cross_batch: bool = setting(
         False,
-        "cats: dot products between two halves of each task's batch, free of its noise",
+        "cats: dot products between two halves of each task's batch, so that batch noise adds no bias",
     )
 
 
 @dataclass(frozen=True)
 class Train:
     steps: int = setting(1600, "updates of the model", need=POSITIVE_COUNT)
-    lr: float = setting(3e-3, "highest learning rate; noam: times (d_model * warmup)^(-1/2)", need=POSITIVE)
-    warmup: int = setting(150, "updates until the learning rate is at its highest", need=COUNT)
-    warmup_start: float = setting(0.0, "learning rate that the warm-up starts from", need=FINITE)
+    lr: float = setting(3e-3, "peak learning rate; noam: multiplied by (d_model * warmup)^(-1/2)", need=POSITIVE)
+    warmup: int = setting(150, "updates until the learning rate reaches its peak", need=COUNT)
+    warmup_start: float = setting(0.0, "learning rate at the start of the warm-up", need=FINITE)
     schedule: str = setting(
         "inverse-sqrt",
-        "the learning rate after the warm-up; noam: inverse-sqrt with another meaning of lr",
+        "learning rate schedule after the warm-up; noam: inverse-sqrt with another meaning of lr",
         choices=("inverse-sqrt", "cosine", "constant", "noam"),
     )
-    label_smoothing: float = setting(0.1, "share of the target probability spread over the vocabulary", need=FRACTION)
-    betas: tuple[float, float] = setting((0.9, 0.98), "Adam's averaging factors", need=BETAS)
+    label_smoothing: float = setting(
+        0.1, "share of the target probability that is spread over the vocabulary", need=FRACTION
+    )
+    betas: tuple[float, float] = setting((0.9, 0.98), "Adam's beta1 and beta2", need=BETAS)
     eps: float = setting(1e-9, "Adam's epsilon", need=POSITIVE)
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", need=FINITE)
+    weight_decay: float = setting(0.0, "decoupled weight decay (AdamW)", need=FINITE)
     clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
-    seed: int = setting(1, "seed of the model, the batches and the dropout", need=SEED)
+    seed: int = setting(1, "seed of the parameters, the batches and the dropout", need=SEED)
     accumulate: int = setting(
         1,
-        "an update's batch goes through the model in so many parts, one after the other, for less memory",
+        "split the batch of an update into so many parts that are computed one after the other, to save memory",
         need=POSITIVE_COUNT,
     )
     precision: str = setting(
         "fp32",
-        "of the matrix products: bf16 and fp16 (with loss scaling) by autocast; parameters and losses stay fp32",
+        "of matrix products: bf16 and fp16 (with loss scaling) use autocast; parameters and losses stay fp32",
         choices=("fp32", "bf16", "fp16"),
     )
-    checkpoint_activations: bool = setting(False, "compute layers again in the backward pass, for less memory")
-    compile: bool = setting(False, "compile the layers (torch.compile): minutes at first, then faster on a GPU")
-    log_every: int = setting(10, "updates per line of metrics.jsonl", need=POSITIVE_COUNT)
+    checkpoint_activations: bool = setting(False, "recompute the layers in the backward pass, to save memory")
+    compile: bool = setting(
+        False, "compile the layers (torch.compile): takes minutes at the start, then faster on a GPU"
+    )
+    log_every: int = setting(10, "updates between two lines of metrics.jsonl", need=POSITIVE_COUNT)
     validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
-    save_every: int = setting(0, "updates between two checkpoints; 0: at validations only", need=COUNT)
-    keep: int = setting(0, "models of the newest validations that are kept, for cats average", need=COUNT)
-    patience: int = setting(
-        0, "validations without a better mean NLL after which training stops; 0: it does not", need=COUNT
+    save_every: int = setting(
+        0, "updates between two checkpoints, in addition to those at validations; 0: only at validations", need=COUNT
     )
-    init_from: str = setting("", "run whose best model this one starts from; empty: a fresh one")
+    keep: int = setting(0, "keep the models of so many newest validations, for cats average", need=COUNT)
+    patience: int = setting(0, "stop after so many validations without a better mean NLL; 0: never", need=COUNT)
+    init_from: str = setting("", "run directory whose best model training starts from; empty: random parameters")
     pretrain: tuple[str, ...] = setting(
-        (), "tasks trained alone at first; then all are, with optimizer, alpha and learning rate started anew"
+        (), "tasks that are trained alone first; after that all tasks, with optimizer, alpha and learning rate reset"
     )
-    pretrain_steps: int = setting(0, "updates, of train.steps, until all tasks are trained", need=COUNT)
-    restart: bool = setting(False, "the same fresh start after train.pretrain_steps, with all tasks from the first")
+    pretrain_steps: int = setting(0, "the first so many of train.steps are used for train.pretrain", need=COUNT)
+    restart: bool = setting(False, "train all tasks from the start, but make the same reset after train.pretrain_steps")
     threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=COUNT)
 
 
@@ -254,30 +268,34 @@ class Decode:
     beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
     penalty: str = setting(
         "google",
-        "hypotheses are ranked by log probability / ((5 + length) / 6)^p (google) or / length^p (fairseq)",
+        "rank hypotheses by log probability / ((5 + length) / 6)^p (google) or / length^p (fairseq)",
         choices=("google", "fairseq"),
     )
-    length_penalty: float = setting(1.0, "p in the penalty", need=FINITE)
-    batch_tokens: int = setting(4000, "source tokens translated at a time", need=POSITIVE_COUNT)
+    length_penalty: float = setting(1.0, "exponent p of the length penalty", need=FINITE)
+    batch_tokens: int = setting(4000, "source tokens that are translated at a time", need=POSITIVE_COUNT)
     max_length: int = setting(
-        1024, "of a longer line, so many pieces are translated and scored, and that is said", need=POSITIVE_COUNT
+        1024, "translate and score only the first so many pieces of a line, with a warning", need=POSITIVE_COUNT
     )
-    sample: bool = setting(False, "draw translations at random in place of beam search")
-    temperature: float = setting(1.0, "sample: the logits are divided by it", need=POSITIVE)
-    top_k: int = setting(0, "sample: only from so many of the likeliest tokens; 0: all", need=COUNT)
-    top_p: float = setting(1.0, "sample: only from the likeliest tokens of so much probability", need=SHARE)
-    seed: int = setting(1, "sample: seed of the draws", need=SEED)
+    sample: bool = setting(False, "draw translations at random instead of beam search")
+    temperature: float = setting(1.0, "sample: divide the logits by this", need=POSITIVE)
+    top_k: int = setting(0, "sample: draw only from the so many most probable tokens; 0: from all", need=COUNT)
+    top_p: float = setting(
+        1.0, "sample: draw only from the most probable tokens that together have this probability", need=SHARE
+    )
+    seed: int = setting(1, "sample: random seed", need=SEED)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    lores_below: int = setting(0, "tasks with fewer training pairs are LoRes; 0: fewer than the mean", need=COUNT)
+    lores_below: int = setting(
+        0, "tasks with fewer training pairs than this are LoRes; 0: with fewer than the mean", need=COUNT
+    )
     hires_from: int = setting(
         0,
-        "tasks with as many pairs are HiRes, the rest MidRes; 0: HiRes is what is not LoRes",
+        "tasks with at least so many pairs are HiRes, the rest MidRes; 0: all tasks that are not LoRes are HiRes",
         need=COUNT,
     )
-    lores: tuple[str, ...] = setting((), "names of the LoRes tasks; a list given for any group replaces the bounds")
+    lores: tuple[str, ...] = setting((), "names of the LoRes tasks; a list for any group replaces the two bounds")
     midres: tuple[str, ...] = setting((), "names of the MidRes tasks")
     hires: tuple[str, ...] = setting((), "names of the HiRes tasks")
 
@@ -310,10 +328,10 @@ TYPE_NAMES = {
 
 
 def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
-    """A copy of ``config`` with other values for some settings, given as ``{"section.key": value}``.
+    """A copy of `config` with new values for some settings, given as ``{"section.key": value}``.
 
     Args:
-        where: what error messages begin with, such as the file the values come from.
+        where: error messages begin with it, for example the file that the values come from.
 
     Raises:
         UserError: unknown setting, wrong type, or a value out of range.
@@ -326,33 +344,33 @@ def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = 
         section, key = name.split(".")
         value = _checked(name, value, prefix)
         if name in ("data.path", "train.init_from") and value:
-            value = os.path.abspath(value)  # a run is evaluated from other folders than it was started in
+            value = os.path.abspath(value)  # a run may be evaluated from another working directory
         changes.setdefault(section, {})[key] = value
     sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
     config = dataclasses.replace(config, **sections)
-    _check_together(config, prefix)
+    _check_combinations(config, prefix)
     return config
 
 
-def _check_together(config: Config, prefix: str) -> None:
-    """Refuses what only two settings together make wrong."""
+def _check_combinations(config: Config, prefix: str) -> None:
+    """Raises an error for settings that are valid alone, but not together."""
     if config.model.d_model % config.model.heads:
         width, heads = config.model.d_model, config.model.heads
-        raise UserError(f"{prefix}model.d_model = {width} is no multiple of model.heads = {heads}")
+        raise UserError(f"{prefix}model.d_model = {width} is not a multiple of model.heads = {heads}")
     train = config.train
     if train.pretrain and train.restart:
-        raise UserError(f"{prefix}train.restart is for runs without train.pretrain, which start anew by themselves")
+        raise UserError(f"{prefix}train.restart is for runs without train.pretrain, which has that reset anyway")
     if (train.pretrain or train.restart) and not 0 < train.pretrain_steps < train.steps:
         name = "train.pretrain" if train.pretrain else "train.restart"
         raise UserError(
             f"{prefix}{name} needs train.pretrain_steps between 1 and {train.steps - 1}, not {train.pretrain_steps}"
         )
     if train.pretrain_steps and not (train.pretrain or train.restart):
-        raise UserError(f"{prefix}train.pretrain_steps does nothing without train.pretrain or train.restart")
+        raise UserError(f"{prefix}train.pretrain_steps has no effect without train.pretrain or train.restart")
 
 
 def suggest_setting(name: str) -> str:
-    """A suggestion for an unknown setting; a bare key finds the sections that have it."""
+    """ " (did you mean X?)" for an unknown setting, or "". A key without a section finds the sections that have it."""
     if "." not in name:
         owners = [known for known in FIELDS if known.endswith(f".{name}")]
         if owners:
@@ -363,7 +381,7 @@ def suggest_setting(name: str) -> str:
 
 
 def _checked(name: str, value: Any, prefix: str) -> Any:
-    """``value`` in the setting's type, or a `UserError`."""
+    """`value` converted to the type of the setting; a `UserError` if that is impossible or the value not allowed."""
     kind, metadata = TYPES[name], FIELDS[name].metadata
     converted = _convert(value, kind)
     if converted is None:
@@ -380,7 +398,7 @@ def _checked(name: str, value: Any, prefix: str) -> Any:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``, or None where it is not one; a whole number is a number, true is not."""
+    """`value` as the type `kind`, or None if it does not fit. An int fits a float setting, a bool does not."""
     if isinstance(kind, types.UnionType):
         return next(
             (v for v in (_convert(value, option) for option in get_args(kind)) if v is not None),
@@ -396,10 +414,11 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def format_value(value: Any) -> str:
+    """A value as it is written in TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A JSON string is a TOML basic string, but for U+007F, which TOML wants escaped.
+        # A JSON string is a TOML basic string, except that TOML needs U+007F escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(format_value, value))}]"
@@ -415,9 +434,9 @@ def _type_name(kind: Any) -> str:
 
 
 def is_utf8(value: str) -> bool:
-    """Whether ``value`` can be written as UTF-8."""
+    """Whether `value` can be encoded as UTF-8."""
     try:
         value.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 reaches Python as lone surrogates
+    except UnicodeEncodeError:  # a file name that is not UTF-8 arrives as lone surrogates
         return False
     return True

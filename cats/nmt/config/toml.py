@@ -1,7 +1,7 @@
-"""Settings as TOML: files that are read and written, presets, and overrides such as ``train.lr=1e-3``.
+"""Settings as TOML: reading and writing files, presets, and overrides such as ``train.lr=1e-3``.
 
-Every setting is written with its help line. Reading is strict: an unknown section, key, choice or type is a
-`UserError` that says where it is and names the nearest known name.
+Every setting is written with its help line. Reading is strict: an unknown section, key or choice, or a wrong type, is a
+`UserError` that says where it is and suggests the most similar name.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cats.nmt.errors import UserError, nearest
 
 
 def read_config(path: Path | str, base: Config | None = None) -> Config:
-    """Reads a TOML file; settings that it leaves out are those of ``base``, or the defaults.
+    """Reads a TOML file. Settings that are not in it are taken from `base`, or are the defaults.
 
     Raises:
-        UserError: the file cannot be read, is not TOML, or holds an unknown section, key, choice or type.
+        UserError: the file cannot be read, is not TOML, or has an unknown section, key or choice, or a wrong type.
     """
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def read_config(path: Path | str, base: Config | None = None) -> Config:
     values = {}
     for section, table in tables.items():
         if section not in SECTIONS and not isinstance(table, dict):
-            raise UserError(f"{path}: '{section}' stands outside of every section{suggest_setting(section)}")
+            raise UserError(f"{path}: '{section}' is outside of all sections{suggest_setting(section)}")
         if section not in SECTIONS:
             raise UserError(f"{path}: unknown section [{section}]{nearest(section, SECTIONS)}")
         if not isinstance(table, dict):
@@ -44,7 +44,7 @@ def read_config(path: Path | str, base: Config | None = None) -> Config:
 
 
 def presets() -> dict[str, Path]:
-    """The files of settings that come with the package, by name."""
+    """{name: file} of the presets, the settings files that come with the package."""
     return {path.stem: path for path in sorted(Path(__file__).with_name("presets").glob("*.toml"))}
 
 
@@ -52,19 +52,19 @@ def read_preset(name: str) -> Config:
     """The settings of a preset.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: no preset has this name.
     """
     known = presets()
     if name not in known:
-        raise UserError(f"unknown preset '{name}'{nearest(name, known)}; there are {', '.join(known)}")
+        raise UserError(f"unknown preset '{name}'{nearest(name, known)}; known: {', '.join(known)}")
     return read_config(known[name])
 
 
 def read_settings(preset: str | None, path: Path | str | None) -> Config:
-    """The settings of a preset, or the defaults, and upon them those of a TOML file, if there is one.
+    """The settings of a preset, or the defaults, changed by those of a TOML file if one is given.
 
     Raises:
-        UserError: as `read_preset` and `read_config`.
+        UserError: see `read_preset` and `read_config`.
     """
     config = Config() if preset is None else read_preset(preset)
     return read_config(path, config) if path else config
@@ -74,30 +74,31 @@ def read_run_config(run: Path, where: str = "") -> Config:
     """The settings of a run directory.
 
     Args:
-        where: what the message begins with, such as the setting that names the run.
+        where: the error message begins with it, for example the setting that names the run.
 
     Raises:
-        UserError: it is none, or as `read_config`.
+        UserError: it is not a run directory; see also `read_config`.
     """
     if not (run / "config.toml").is_file():
-        raise UserError(f"{where}{run} is no run directory: it holds no config.toml")
+        raise UserError(f"{where}{run} is not a run directory: it has no config.toml")
     return read_config(run / "config.toml")
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """A copy of ``config`` changed by texts such as ``"train.lr=1e-3"``, in their order.
+    """A copy of `config` changed by overrides such as ``"train.lr=1e-3"``, in their order.
 
-    Strings need no quotes; lists are written as in TOML, and names may stand without quotes and brackets: az,be.
+    Strings need no quotes. Lists are written as in TOML; a list of names may be written without quotes and brackets,
+    such as az,be.
 
     Raises:
-        UserError: a text without ``=``, an unknown setting, wrong type, or a value out of range.
+        UserError: an override without ``=``, an unknown setting, wrong type, or a value out of range.
     """
     values = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         name = name.strip()
         if not equals:
-            raise UserError(f"'{override}' changes no setting: write section.key=value")
+            raise UserError(f"'{override}' is not an override: write section.key=value")
         if name not in FIELDS:
             raise UserError(f"unknown setting '{name}'{suggest_setting(name)}")
         values[name] = _parse(text.strip(), TYPES[name])
@@ -105,7 +106,7 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """Every setting with its help line and its value; `read_config` reads exactly the same configuration back."""
+    """All settings with their help lines and values. `read_config` reads the same configuration from it."""
     lines = ["# All settings of a CATS training run. To run it again: cats train --config FILE"]
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
@@ -133,7 +134,7 @@ def _help(f: dataclasses.Field[Any]) -> str:
 
 
 def _parse(text: str, kind: Any) -> Any:
-    """The value that ``text`` writes in the setting's type; what does not fit stays text and gets refused."""
+    """The value of `text` for a setting of the type `kind`. Text that does not fit is returned and refused later."""
     quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,4 +1,4 @@
-"""Which tasks are LoRes, MidRes and HiRes: the groups whose macro-averages are reported."""
+"""The groups of tasks whose macro-averages are reported: LoRes, MidRes and HiRes (low, middle and high resource)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ from cats.nmt.config.schema import Evaluate
 from cats.nmt.errors import UserError, nearest
 
 
-def task_groups(sizes: Mapping[str, int], config: Evaluate) -> dict[str, list[str]]:
-    """Task names under "all", "lores", perhaps "midres", and "hires", by training pairs or as configured.
+def task_groups(sizes: Mapping[str, int], settings: Evaluate) -> dict[str, list[str]]:
+    """The task names of each group, by number of training pairs or as the settings list them.
+
+    Args:
+        sizes: {task: training pairs}.
+
+    Returns:
+        Task names under "all", "lores", "midres" (if there is such a group) and "hires".
 
     Raises:
-        UserError: a list names an unknown task or one that another list has; HiRes begins below LoRes' end.
+        UserError: a list names an unknown task or a task of another list, or the bound of HiRes is below that of LoRes.
     """
-    lists = {"lores": config.lores, "midres": config.midres, "hires": config.hires}
+    lists = {"lores": settings.lores, "midres": settings.midres, "hires": settings.hires}
     if any(lists.values()):
         named = [name for names in lists.values() for name in names]
         for name in named:
             if name not in sizes:
                 raise UserError(f"evaluate: unknown task {name}{nearest(name, sizes)}; known: {', '.join(sizes)}")
             if named.count(name) > 1:
-                raise UserError(f"evaluate: {name} stands in two groups")
+                raise UserError(f"evaluate: {name} is in two groups")
         return {
             "all": list(sizes),
             **{group: list(names) for group, names in lists.items() if names or group != "midres"},
         }
-    bound = config.lores_below or sum(sizes.values()) / max(1, len(sizes))
-    if config.hires_from and config.hires_from < bound:
-        raise UserError(f"evaluate.hires_from = {config.hires_from} is below LoRes' bound of {bound:,.0f} pairs")
+    bound = settings.lores_below or sum(sizes.values()) / max(1, len(sizes))
+    if settings.hires_from and settings.hires_from < bound:
+        raise UserError(f"evaluate.hires_from = {settings.hires_from} is below the bound of LoRes, {bound:,.0f} pairs")
     low = [name for name, size in sizes.items() if size < bound]
-    middle = [name for name, size in sizes.items() if name not in low and size < config.hires_from]
+    middle = [name for name, size in sizes.items() if name not in low and size < settings.hires_from]
     return {
         "all": list(sizes),
         "lores": low,
-        **({"midres": middle} if config.hires_from else {}),
+        **({"midres": middle} if settings.hires_from else {}),
         "hires": [name for name in sizes if name not in low and name not in middle],
     }

@@ -1,7 +1,7 @@
-"""Serialised sentencepiece models: pieces added to one, and models of single languages kept within another.
+"""Serialised sentencepiece models: adding pieces to a model, and storing the models of languages inside another model.
 
-A model is a protocol buffer, ModelProto in sentencepiece_model.proto: its fields in a row, of which pieces are one that
-is repeated. Field numbers from 200 on are free for others' use; any sentencepiece tool passes over them.
+A model is a protocol buffer, ModelProto in sentencepiece_model.proto. It is a sequence of fields; each piece is one
+field. Field numbers from 200 on are reserved for extensions, and sentencepiece tools ignore them.
 """
 
 from __future__ import annotations
@@ -9,25 +9,29 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 
-NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # sentencepiece's types of pieces
-_PIECE, _LANGUAGE, _NAME, _MODEL = 1, 200, 1, 2  # field numbers; the last two within the second
+NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # the types of pieces in sentencepiece
+_PIECE, _LANGUAGE = 1, 200  # field numbers of a model
+_NAME, _MODEL = 1, 2  # field numbers within a _LANGUAGE field
 
 
 def piece(text: str, score: float, kind: int) -> bytes:
-    """One more piece: the field with its text, score and type."""
+    """The field of a piece, with its text, score and type."""
     body = _field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
     return _field(_PIECE, body)
 
 
 def insert(model: bytes, at: int, first: list[bytes], last: list[bytes]) -> bytes:
-    """`model`, whose pieces stand first in it, with further ones after `at` of them and at the end."""
+    """`model` with the pieces `first` inserted after its first `at` pieces, and the pieces `last` at the end.
+
+    The pieces of `model` must be its first fields.
+    """
     ends = [end for number, _, end in _fields(model) if number == _PIECE][:at]
     cut = ends[-1] if ends else 0
     return b"".join([model[:cut], *first, model[cut:], *last])
 
 
 def replace_all(model: bytes, pieces: list[bytes]) -> bytes:
-    """`model` with these pieces instead of its own; models of languages within it are left out."""
+    """`model` with these pieces instead of its own. Models of languages inside it are removed."""
     others: list[bytes] = []
     before = 0
     for number, _, end in _fields(model):
@@ -38,13 +42,13 @@ def replace_all(model: bytes, pieces: list[bytes]) -> bytes:
 
 
 def with_languages(model: bytes, models: Mapping[str, bytes]) -> bytes:
-    """`model` that keeps a model for each language within it."""
+    """`model` with the models of languages stored inside it."""
     within = [_field(_LANGUAGE, _field(_NAME, name.encode()) + _field(_MODEL, own)) for name, own in models.items()]
     return b"".join([model, *within])
 
 
 def languages(model: bytes) -> dict[str, bytes]:
-    """The models by language that ``with_languages`` put there."""
+    """{language: its model}, as stored by ``with_languages``."""
     found = {}
     for number, start, end in _fields(model):
         if number == _LANGUAGE:
@@ -54,11 +58,11 @@ def languages(model: bytes) -> dict[str, bytes]:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content  # 2: a field that tells its length
+    return _varint(number << 3 | 2) + _varint(len(content)) + content  # 2: a field with its length in front
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int]]:
-    """(number, where the content starts, where it ends) of every field; all of a ModelProto tell their length."""
+    """(number, start of the content, end of the content) of every field. All fields give their length."""
     at = 0
     while at < len(message):
         tag, at = _read_varint(message, at)
@@ -80,7 +84,7 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _varint(number: int) -> bytes:
-    """Protocol buffers' form of a number: seven bits a byte, the lowest first."""
+    """A number as protocol buffers encode it: seven bits per byte, the lowest bits first."""
     groups = bytearray()
     while number > 0x7F:
         groups.append(number & 0x7F | 0x80)

@@ -79,8 +79,8 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["train", "--method", "Cats"], "method.name must be one of cats, static, not 'Cats' (did you mean cats?)"),
         (["train", "--set", "lr=3"], "unknown setting 'lr' (did you mean train.lr?)"),
         (["train", "--config", "absent.toml"], "cannot read the configuration absent.toml: No such file or directory"),
-        (["train", "--resume", "absent"], "absent is no run directory: it holds no config.toml"),
-        (["evaluate", "absent"], "absent is no run directory: it holds no config.toml"),
+        (["train", "--resume", "absent"], "absent is not a run directory: it has no config.toml"),
+        (["evaluate", "absent"], "absent is not a run directory: it has no config.toml"),
         (
             ["data", "cldr", "--out", "x", "--sizes", "tde"],
             "data.sizes must be one of ted, wmt, not 'tde' (did you mean ted?)",

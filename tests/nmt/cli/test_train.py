@@ -82,9 +82,7 @@ def test_names_under_runs_and_what_is_printed(
 
 
 def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "unknown preset 'opus-100' (did you mean opus100?); there are base" in refused(
-        "train", "--preset", "opus-100"
-    )
+    assert "unknown preset 'opus-100' (did you mean opus100?); known: base" in refused("train", "--preset", "opus-100")
     message = refused("train", "--resume", tmp_path, "--preset", "ted")
     assert message.endswith("leave out --preset, or start a new run")
     (tmp_path / "mine.toml").write_text("[train]\nlr = 1e-3\nsteps = 7\n")
@@ -152,7 +150,7 @@ def test_init_from_takes_the_model_settings_of_the_run(
     assert kept.train.init_from == str(trained / "run") and kept.train.steps == 2
     assert kept.model == read_config(trained / "run" / "config.toml").model != Config().model
     assert "has model.ffn = 32, not 64" in refused(*arguments[:-3], "--out", run / "x", "--set", "model.ffn=64")
-    assert "is no run directory" in refused("train", "--init-from", tmp_path / "absent")
+    assert "is not a run directory" in refused("train", "--init-from", tmp_path / "absent")
     assert "leave out --init-from" in refused("train", "--resume", run, "--init-from", run)
 
 

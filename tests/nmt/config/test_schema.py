@@ -78,7 +78,7 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
         ),
         (
             "steps = 1",
-            r"'steps' stands outside of every section \(did you mean train\.steps\?\)",
+            r"'steps' is outside of all sections \(did you mean train\.steps\?\)",
         ),
         ("train = 1", r"'train' is a section"),
         ("[train]\nsteps = 1.5", r"train\.steps needs a whole number, not '1\.5'"),
@@ -102,7 +102,7 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
         ("[model]\ndropout = 1.0", r"model\.dropout must be at least 0 and below 1"),
         (
             "[model]\nd_model = 130",
-            r"model\.d_model = 130 is no multiple of model\.heads = 4",
+            r"model\.d_model = 130 is not a multiple of model\.heads = 4",
         ),
         ("[model]\nd_model = 63\nheads = 3", r"model\.d_model must be even and at least 2, not 63"),
         ("[method]\nname = 'Static'", r"\(did you mean static\?\)"),
@@ -168,7 +168,7 @@ def test_overrides():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.lr", r"'train\.lr' changes no setting: write section\.key=value"),
+        ("train.lr", r"'train\.lr' is not an override: write section\.key=value"),
         ("train.rl=1", r"unknown setting 'train\.rl' \(did you mean train\.lr\?\)"),
         ("lr=1", r"unknown setting 'lr' \(did you mean train\.lr\?\)"),
         (

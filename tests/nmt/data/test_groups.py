@@ -32,8 +32,8 @@ def test_groups(settings: list[str], expected: dict[str, str]) -> None:
     ("settings", "message"),
     [
         (["evaluate.lores=a,x"], "evaluate: unknown task x; known: a, b, c, d"),
-        (["evaluate.lores=a", "evaluate.hires=b,a"], "evaluate: a stands in two groups"),
-        (["evaluate.hires_from=30"], "evaluate.hires_from = 30 is below LoRes' bound of 40 pairs"),
+        (["evaluate.lores=a", "evaluate.hires=b,a"], "evaluate: a is in two groups"),
+        (["evaluate.hires_from=30"], "evaluate.hires_from = 30 is below the bound of LoRes, 40 pairs"),
     ],
 )
 def test_groups_that_cannot_be(settings: list[str], message: str) -> None:

@@ -214,7 +214,7 @@ def refused(run: Path, message: str, **options: Any) -> None:
 
 def test_what_cannot_be_evaluated(folder: Path) -> None:
     run = folder / "run"
-    refused(folder / "toy", "toy is no run directory: it holds no config.toml")
+    refused(folder / "toy", "toy is not a run directory: it has no config.toml")
     refused(run, r"unknown split 'tset' \(did you mean test\?\)", split="tset")
     config = (run / "config.toml").read_text(encoding="utf-8")
     (run / "config.toml").write_text(config.replace("d_model = 16", "d_model = 32"), encoding="utf-8")

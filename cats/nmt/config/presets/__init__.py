@@ -1,1 +1,1 @@
-"""Settings of published recipes, a TOML file each; `cats.nmt.config.toml.read_preset` reads them."""
+"""Settings of published recipes, one TOML file each. `cats.nmt.config.toml.read_preset` reads them."""
