@@ -1,1 +1,1 @@
-"""The benchmarks of the operators: `python -m bench`. README.md in this folder says what is measured and how."""
+"""Benchmarks of the operators and of the trainer. README.md says what is measured and how."""

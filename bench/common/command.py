@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose errors are one line."""
+"""How the commands report errors."""
 
 from __future__ import annotations
 

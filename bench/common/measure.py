@@ -1,4 +1,4 @@
-"""Time, memory, and the arithmetic on samples of them."""
+"""Measures time and memory, and summarises samples."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ import torch
 
 Call = Callable[[], object]
 
-SAMPLE_SECONDS = 2e-3  # a sample on the CPU lasts at least so long, by repeating the call
-SAMPLE_BYTES = 2**30  # a sample on the GPU moves at least so many bytes, by repeating the call
+SAMPLE_SECONDS = 2e-3  # CPU: the call is repeated until a sample lasts at least this long
+SAMPLE_BYTES = 2**30  # GPU: the call is repeated until a sample moves at least this many bytes
 LEAST_ROUNDS, MOST_ROUNDS = 5, 50
 
 
+class Unavailable(Exception):
+    """A contender cannot be measured. The text says why."""
+
+
 @dataclass(frozen=True)
-class Timing:
-    """Seconds per call: the median of the samples and their 20th and 80th percentiles."""
+class Summary:
+    """Samples of a time (seconds per call) or of a rate (per second): median, 20th and 80th percentile.
+
+    `clock` says how the samples were taken: "wall", or on a GPU "graph" or "events".
+    """
 
     median: float
     low: float
@@ -31,7 +38,7 @@ class Timing:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The share-quantile of the values, linear between the two neighbours (Hyndman and Fan, 1996, definition 7)."""
+    """The quantile of the values, interpolated linearly (Hyndman and Fan, 1996, definition 7). `share` is in [0, 1]."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     below = math.floor(place)
@@ -39,13 +46,13 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def summary(values: Sequence[float], clock: str) -> Timing:
-    return Timing(statistics.median(values), quantile(values, 0.2), quantile(values, 0.8), len(values), clock)
+def summary(values: Sequence[float], clock: str = "wall") -> Summary:
+    return Summary(statistics.median(values), quantile(values, 0.2), quantile(values, 0.8), len(values), clock)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """y = intercept + slope x by least squares, and the share of y's variance that it explains."""
+    """The line y = intercept + slope x, and R²: the share of the variance of y that the line explains."""
 
     slope: float
     intercept: float
@@ -53,6 +60,7 @@ class Fit:
 
 
 def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
+    """Fits a line by least squares."""
     slope, intercept = statistics.linear_regression(x, y)
     mean = statistics.fmean(y)
     rest = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
@@ -61,7 +69,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
 
 
 class WallClock:
-    """Samples of a call's wall-clock time."""
+    """Measures the wall-clock time of a call."""
 
     name = "wall"
 
@@ -79,9 +87,10 @@ class WallClock:
 
 
 class DeviceClock:
-    """Samples of a call's time on the GPU, between two events: of a CUDA graph of it, without the host's part.
+    """Measures the GPU time of a call, between two CUDA events.
 
-    What cannot be captured is called as it is ("events"): that includes the host's time where the host is slower.
+    The call is captured in a CUDA graph, so the host's time is not measured ("graph"). A call that cannot be captured
+    runs directly ("events"): if the host is slower than the GPU, its time is part of the result.
     """
 
     def __init__(self, call: Call, moved: int) -> None:
@@ -120,14 +129,15 @@ Clock = WallClock | DeviceClock
 
 
 def clock(call: Call, device: torch.device, moved: int) -> Clock:
+    """The clock for a device. moved: bytes that one call moves."""
     return DeviceClock(call, moved) if device.type == "cuda" else WallClock(call)
 
 
-def interleave(clocks: Mapping[str, Clock], budget: float) -> dict[str, Timing]:
-    """One sample of each in turn, in an order that rotates from round to round, for about `budget` seconds.
+def interleave(clocks: Mapping[str, Clock], budget: float) -> dict[str, Summary]:
+    """Takes one sample of each clock per round, for about `budget` seconds. The order rotates from round to round.
 
-    Each gets the same share of the time, 5 samples at least and 50 at most; a slow one sits out some of the rounds,
-    spread evenly over all of them.
+    All clocks get the same share of the time, but at least 5 and at most 50 samples. A slow clock skips rounds; the
+    rounds that it takes part in are spread evenly.
     """
     samples: dict[str, list[float]] = {name: [] for name in clocks}
     quota = {}
@@ -147,9 +157,9 @@ def interleave(clocks: Mapping[str, Clock], budget: float) -> dict[str, Timing]:
 
 
 def extra_memory(call: Call, device: torch.device) -> int | None:
-    """Bytes beyond inputs and outputs at the peak of one call; None where the system does not tell.
+    """Peak memory of one call in bytes, beyond inputs and outputs; None if the system does not report it.
 
-    GPU: of torch's allocator. CPU: of the process's resident memory, after the C library has given back what is free.
+    GPU: memory of torch's allocator. CPU: resident memory of the process, after the C library has released free memory.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -161,7 +171,7 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         call()
         return max(0, _status("VmHWM") - before)
     except (AttributeError, OSError, TypeError):
@@ -169,7 +179,7 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
 
 
 def _status(field: str) -> int:
-    """A size from /proc/self/status, in bytes."""
+    """A size that /proc/self/status reports, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
-"""The physical limit of a case: the time its bytes need at the memory's measured speed, or its operations at the peak.
+"""The roofline of a computation: the shortest time that memory and arithmetic units of this machine allow.
 
-The memory's speed is no constant of the machine: it depends on the mix of reads and writes and on the moment. So every
-case has a probe that moves exactly its bytes, and runs interleaved with the contenders.
+The memory's speed is not a constant of the machine: it depends on the mix of reads and writes, and on what else runs.
+So every case has a probe that moves exactly the same bytes, and the probe runs interleaved with what is measured.
 """
 
 from __future__ import annotations
@@ -10,48 +10,68 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from bench.operators.cases import TWO_PASSES, Problem, Work
+from torch import Tensor
 
 try:
     _native: Any = importlib.import_module("cats._native")
 except ImportError:
     _native = None
 
-MATMUL = {"cpu": 1024, "cuda": 8192}  # a product of this size reaches the peak
+MATMUL = {"cpu": 1024, "cuda": 8192}  # a matrix product of this size reaches the peak
 
 
-def probe(operator: str, problem: Problem, work: Work) -> tuple[str, Callable[[], object]]:
-    """A name, and a function that reads `work.read` bytes and writes `work.written`, and computes nothing.
+@dataclass(frozen=True)
+class Work:
+    """The least that a computation must do.
 
-    What an operator updates in place, cats._native.traffic reads and writes in place: that is another speed.
+    read, written: bytes, over all passes. operations: floating-point operations. passes: how often the input is read.
+    in_place: what is written was read before, at the same address. matrix_operations: operations if a matrix product
+    does the work; 0 if none can.
     """
-    passes = 2 if operator == TWO_PASSES else 1
+
+    read: int
+    written: int
+    operations: int
+    passes: int = 1
+    in_place: bool = False
+    matrix_operations: int = 0
+
+    @property
+    def moved(self) -> int:
+        return self.read + self.written
+
+
+def probe(work: Work, source: Tensor, target: Tensor) -> tuple[str, Callable[[], object]]:
+    """The name of a probe, and a function that moves the bytes of `work` and computes nothing.
+
+    source, target: buffers of bytes, large enough for one pass. cats._native.traffic also updates in place, which has
+    another speed than reading and writing at different addresses.
+    """
+    passes = work.passes
     read, written = work.read // passes, work.written
-    source, target = problem.source, problem.target
     addresses = source.data_ptr(), target.data_ptr()
-    if problem.device.type == "cuda" and hasattr(_native, "cuda_traffic"):
+    if source.device.type == "cuda" and hasattr(_native, "cuda_traffic"):
 
         def on_gpu() -> None:
-            stream = torch.cuda.current_stream().cuda_stream  # asked for each time: a capture has a stream of its own
+            stream = torch.cuda.current_stream().cuda_stream  # looked up in each call: a capture uses another stream
             for n in range(passes):
                 _native.cuda_traffic(addresses[0], read, addresses[1], written if n == 0 else 0, stream)
 
         return "cats._native.cuda_traffic", on_gpu
-    if problem.device.type == "cpu" and hasattr(_native, "traffic"):
+    if source.device.type == "cpu" and hasattr(_native, "traffic"):
         threads = torch.get_num_threads()
-        in_place = operator == "combine_adamw_"
-        apart = read - written if in_place else read
+        apart = read - written if work.in_place else read
 
         def on_cpu() -> None:
             for n in range(passes):
-                _native.traffic(addresses[0], apart, addresses[1], written if n == 0 else 0, in_place, threads)
+                _native.traffic(addresses[0], apart, addresses[1], written if n == 0 else 0, work.in_place, threads)
 
         return "cats._native.traffic", on_cpu
-    # A copy of as many bytes as are written, and a sum over the rest, from the next multiple of 64 bytes on.
+    # Copy as many bytes as are written, and sum the rest, which starts at the next multiple of 64 bytes.
     copied, place = source[:written], target[:written]
     rests = [source[-(-start // 64) * 64 : read // 64 * 64].view(torch.float32) for start in (written, 0)[:passes]]
 
@@ -64,8 +84,7 @@ def probe(operator: str, problem: Problem, work: Work) -> tuple[str, Callable[[]
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """Operations per second of the arithmetic units, by matrix products: float32, float64, and on a GPU those of the
-    matrix units, tf32, bfloat16 and float16."""
+    """Operations per second of large matrix products: float32 and float64; on a GPU also tf32, bfloat16 and float16."""
     size = MATMUL[device.type]
     found = {
         "float32": _matmul_rate(size, torch.float32, device),
@@ -96,20 +115,18 @@ def _matmul_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / statistics.median(seconds[2:])
 
 
-def operation_seconds(operator: str, problem: Problem, work: Work, peak: dict[str, float]) -> float:
-    """The time the operations need on the unit that needs the least.
+def operation_seconds(work: Work, dtype: torch.dtype, peak: dict[str, float]) -> float:
+    """The time of the operations on the unit that is fastest for them.
 
-    Vector units: float32, float64 for float64. Gram matrices also on matrix units, which compute the whole square:
-    bfloat16 and float16 as they are, float32 in three products of TF32.
+    Vector units compute in float32, for float64 in float64. Matrix units take bfloat16 and float16 directly, and
+    float32 as three products of TF32.
     """
-    dtype = problem.dtype
     vector = work.operations / peak["float64" if dtype is torch.float64 else "float32"]
-    if operator not in ("gram", TWO_PASSES):
+    if not work.matrix_operations:
         return vector
-    square = 2 * problem.tasks**2 * problem.elements
     name = str(dtype).removeprefix("torch.")
     if dtype is torch.float32 and "tf32" in peak:
-        return min(vector, 3 * square / peak["tf32"])
+        return min(vector, 3 * work.matrix_operations / peak["tf32"])
     if dtype in (torch.bfloat16, torch.float16) and name in peak:
-        return min(vector, square / peak[name])
+        return min(vector, work.matrix_operations / peak[name])
     return vector

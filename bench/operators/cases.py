@@ -1,4 +1,4 @@
-"""What is measured: the workloads of each suite, and the tensors of a workload."""
+"""The cases of each suite, the work that they need at least, and their tensors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STREAMING = ("combine", "combine_dots", "dots", "combine_adamw_")  # their cost is their traffic
+from bench.common.roofline import Work
+
+STREAMING = ("combine", "combine_dots", "dots", "combine_adamw_")  # memory-bound
 OPERATORS = (*STREAMING, "gram")
-# Methods whose weights depend on the Gram matrix read the gradients twice: gram, then combine.
+# Methods whose weights depend on the Gram matrix read the gradients twice: first gram, then combine.
 TWO_PASSES = "gram, combine"
 
 ADAMW: dict[str, Any] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.01}
 
 
 def transformer_base(layers: int = 6, width: int = 512, ffn: int = 2048, vocabulary: int = 32_000) -> list[list[int]]:
-    """The shapes of the parameters of Transformer-base (Vaswani et al., 2017, table 3), one tied embedding matrix."""
+    """Parameter shapes of Transformer-base (Vaswani et al., 2017, table 3) with one tied embedding matrix."""
     attention = [[width, width], [width]] * 4  # query, key, value, output
     feed_forward = [[ffn, width], [ffn], [width, ffn], [width]]
     norm = [[width], [width]]
@@ -31,13 +33,16 @@ def transformer_base(layers: int = 6, width: int = 512, ffn: int = 2048, vocabul
 
 @dataclass(frozen=True)
 class Workload:
-    """K gradients of `shapes` of one dtype, what is done with them, and whether compiled rivals take part."""
+    """K gradients with these shapes and dtype, and the operators to measure on them.
+
+    compiled: the operators for which a compiled baseline is measured too.
+    """
 
     tasks: int
     shapes: Sequence[Sequence[int]]
     dtype: torch.dtype = torch.float32
     operators: tuple[str, ...] = OPERATORS
-    compiled: tuple[str, ...] = ()  # operators whose rivals are also compiled
+    compiled: tuple[str, ...] = ()
     layout: str = "flat"
 
     @property
@@ -51,11 +56,12 @@ class Workload:
 
 
 def flat(tasks: int, elements: float, **options: Any) -> Workload:
+    """A workload of one parameter; options: other fields of Workload."""
     return Workload(tasks, [[int(elements)]], **options)
 
 
 def quick() -> list[Workload]:
-    """Two minutes on two cores."""
+    """Takes two minutes on two cores."""
     return [
         flat(8, 4e6, operators=(*OPERATORS, TWO_PASSES), compiled=("combine_dots",)),
         flat(2, 1e7, operators=("combine_dots",)),
@@ -65,7 +71,7 @@ def quick() -> list[Workload]:
 
 
 def cpu() -> list[Workload]:
-    """Every operator, against K, against P, and for every dtype; a quarter of an hour on two cores."""
+    """Every operator, several K and P, and every dtype. Takes a quarter of an hour on two cores."""
     return [
         flat(2, 1e7, compiled=STREAMING),
         flat(8, 1e7, operators=(*OPERATORS, TWO_PASSES), compiled=OPERATORS),
@@ -94,7 +100,7 @@ def cpu() -> list[Workload]:
 
 
 def gpu() -> list[Workload]:
-    """Gradients of 1 GiB or more, so that no cache can hold them from one call to the next."""
+    """Gradients of 1 GiB or more, so that no cache can keep them between calls."""
     suite = []
     for dtype in (torch.float32, torch.bfloat16):
         for tasks in (2, 8, 32, 64, 92, 128):
@@ -111,27 +117,20 @@ def gpu() -> list[Workload]:
     return suite
 
 
-@dataclass(frozen=True)
-class Work:
-    """What an operator must do at least: bytes to read and to write once, floating-point operations."""
-
-    read: int
-    written: int
-    operations: int
-
-    @property
-    def moved(self) -> int:
-        return self.read + self.written
-
-
 def work(operator: str, tasks: int, elements: int, dtype: torch.dtype) -> Work:
-    """The least work of an operator on K gradients of P elements. Moments are float32, with float64 parameters float64.
+    """The least work of an operator on K gradients of P elements.
 
-    A multiplication and an addition are two operations. The update of AdamW itself is counted as 15 per element.
+    Moments are float32, or float64 if the parameters are. A multiplication and an addition are two operations. The
+    AdamW update itself counts as 15 operations per element. A Gram matrix needs its triangle only, but matrix units
+    compute the whole square.
+
+    Raises:
+        ValueError: there is no such operator.
     """
     size = dtype.itemsize
     moments = 2 * max(4, size)
     gradients = tasks * elements * size
+    square = 2 * tasks**2 * elements
     match operator:
         case "combine":
             return Work(gradients, elements * size, 2 * tasks * elements)
@@ -140,33 +139,34 @@ def work(operator: str, tasks: int, elements: int, dtype: torch.dtype) -> Work:
         case "dots":
             return Work(gradients + elements * size, 0, 2 * tasks * elements)
         case "gram":
-            return Work(gradients, 0, tasks * (tasks + 1) * elements)
+            return Work(gradients, 0, tasks * (tasks + 1) * elements, matrix_operations=square)
         case "gram, combine":
-            return Work(2 * gradients, elements * size, tasks * (tasks + 3) * elements)
+            operations = tasks * (tasks + 3) * elements
+            return Work(2 * gradients, elements * size, operations, passes=2, matrix_operations=square)
         case "combine_adamw_":
             state = elements * (size + moments)
-            return Work(gradients + state, state, (6 * tasks + 15) * elements)
+            return Work(gradients + state, state, (6 * tasks + 15) * elements, in_place=True)
     raise ValueError(f"there is no operator {operator!r}")
 
 
 class Problem:
-    """The tensors of a workload on a device. Gradients lie apart, as autograd leaves them; outputs are reused."""
+    """The tensors of a workload. Each gradient is a tensor of its own, as autograd leaves them; outputs are reused."""
 
     def __init__(self, workload: Workload, device: torch.device) -> None:
         self.workload, self.device = workload, device
         self.tasks, self.elements, self.dtype = workload.tasks, workload.elements, workload.dtype
         self.generator = torch.Generator(device).manual_seed(self.tasks)
-        # Of the size of real gradients: squared norms fit float16, and elements are above its subnormal range.
+        # As large as real gradients: squared norms fit into float16, and elements are above its subnormal range.
         self.grads = [
             [self._random(shape, self.dtype, 2.0**-10) for shape in workload.shapes] for _ in range(self.tasks)
         ]
-        self.columns = list(zip(*self.grads, strict=True))  # per parameter, K gradients
+        self.columns = list(zip(*self.grads, strict=True))  # K gradients per parameter
         self.weights = torch.linspace(1, 2, self.tasks, dtype=torch.float64, device=device)
         self.weights /= self.weights.sum()
         self.factors: list[float] = self.weights.tolist()
         self.out = self.like_params(self.dtype)
-        # What the probe of the memory reads and writes; written once, or it would read the system's one page of zeros.
-        reads = [self.work(op).read // (2 if op == TWO_PASSES else 1) for op in workload.operators]
+        # The memory probe's buffers. torch.zeros writes them: reads of memory never written would all use one page.
+        reads = [self.work(op).read // self.work(op).passes for op in workload.operators]
         self.source = torch.zeros(max(*reads, self.work("gram").read), dtype=torch.uint8, device=device)
         self.target = torch.zeros(3 * self.elements * max(4, self.dtype.itemsize), dtype=torch.uint8, device=device)
 
@@ -186,7 +186,7 @@ class Problem:
 
     @cached_property
     def stacked(self) -> Tensor:
-        """(K, P): room for the gradients as one matrix, filled with them."""
+        """(K, P): a copy of the gradients as one matrix."""
         matrix = self.source[: self.tasks * self.elements * self.dtype.itemsize].view(self.dtype)
         matrix = matrix.view(self.tasks, self.elements)
         for row, grads in zip(matrix, self.grads, strict=True):
@@ -195,17 +195,17 @@ class Problem:
 
     @cached_property
     def flat_out(self) -> Tensor:
-        """(P,): an output for those who work on the matrix."""
+        """(P,): the output of baselines that work on the matrix."""
         return torch.zeros(self.elements, dtype=self.dtype, device=self.device)
 
     @cached_property
     def state(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Parameters and both moments of AdamW; `reset_state` fills them."""
+        """Parameters and both AdamW moments; `reset_state` fills them."""
         moments = torch.promote_types(self.dtype, torch.float32)
         return self.like_params(self.dtype), self.like_params(moments), self.like_params(moments)
 
     def reset_state(self) -> None:
-        """The same values every time, in the range of a model in training: second moments of the gradients' size."""
+        """Fills the state with the same values every time, in the range of a model in training."""
         generator = torch.Generator(self.device).manual_seed(1)
         params, averages, squares = self.state
         for p, m, v in zip(params, averages, squares, strict=True):
@@ -214,6 +214,6 @@ class Problem:
             v.uniform_(1e-7, 1e-6, generator=generator)
 
     def poison(self) -> None:
-        """NaN in every output: what a contender does not write cannot pass for right."""
+        """Fills every output with NaN, so that an element that was not written cannot pass as correct."""
         for t in (*self.out, self.flat_out):
             t.fill_(math.nan)

@@ -1,8 +1,8 @@
-"""Is a result right? The operators in float64, written apart from the library, and the bounds a result must keep.
+"""Checks results against the operators computed in float64, in code that shares nothing with the library.
 
-The bounds are the library's promise (cats/ops.py): per element of the combination (K + 1) 2^-24 Σ|w_n g_n|, and for
-sums 2e-6 |g_i| |g_j|. A backend must keep them, or its time is not reported. Rivals promise nothing of the kind; they
-are only held to be the same computation (`LOOSE`), and by how much they miss the bound is reported beside their time.
+The library promises bounds (`cats.ops`): (K + 1) 2^-24 Σ|w_n g_n| per element of the combination, and 2e-6 |g_i| |g_j|
+for inner products. A backend must keep them, or its time is not reported. Baselines promise no bound. They must only be
+the same computation (`BASELINE_TOLERANCE`); their error, in units of the bound, is reported beside their time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .cases import ADAMW, Problem
 
-SUMS = 2e-6
-# Plain float32 sums over 1e7 elements are some 1e-3 wrong.
-LOOSE = 2e-2
+SUM_BOUND = 2e-6
+# Plain float32 sums over 1e7 elements have relative errors of about 1e-3.
+BASELINE_TOLERANCE = 2e-2
 
 
 class Outcome(NamedTuple):
-    """What a contender has computed; None is what it does not compute. `state`: the problem's, updated by AdamW."""
+    """What a contender computed; None for what it does not compute. `state`: AdamW updated the problem's state."""
 
     combined: Sequence[Tensor] | None = None
     dots: Tensor | None = None
@@ -31,8 +31,8 @@ class Outcome(NamedTuple):
     state: bool = False
 
 
-# What a backend's outcome must hold.
-COMPLETE = {
+# The parts that a backend must compute.
+REQUIRED = {
     "combine": ("combined",),
     "combine_dots": ("combined", "dots", "sqnorms"),
     "dots": ("dots",),
@@ -43,7 +43,7 @@ COMPLETE = {
 
 
 class Oracle:
-    """The right results of a problem, in float64."""
+    """The exact results of a problem, in float64."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -53,7 +53,7 @@ class Oracle:
         self.gram = torch.zeros(problem.tasks, problem.tasks, **exact)
         self.along = torch.zeros(problem.tasks, **exact)  # <g_n, direction>
         self.along_norm = torch.zeros((), **exact)
-        width = max(1, 2**24 // problem.tasks)  # columns at a time: 128 MiB in float64
+        width = max(1, 2**24 // problem.tasks)  # columns of a block; a block has 128 MiB in float64
         with_direction = "dots" in problem.workload.operators
         start = 0
         for i, column in enumerate(problem.columns):
@@ -73,7 +73,7 @@ class Oracle:
         self.norms = self.gram.diagonal().sqrt()
 
     def errors(self, operator: str, outcome: Outcome) -> dict[str, float]:
-        """The largest error of each part of an outcome, as a multiple of its bound; infinite where not finite."""
+        """The largest error of each part of an outcome, as a multiple of its bound; infinite for NaN and infinities."""
         found: dict[str, float] = {}
         norm = self.combined.norm()
         if outcome.combined is not None:
@@ -83,25 +83,25 @@ class Oracle:
                 exact, bound = self.along, self.norms * self.along_norm.sqrt()
             else:
                 exact, bound = self.gram @ self.problem.weights, self.norms * norm
-            found["dots"] = _worst(outcome.dots, exact, SUMS * bound)
+            found["dots"] = _worst(outcome.dots, exact, SUM_BOUND * bound)
         if outcome.sqnorms is not None:
-            found["sqnorms"] = _worst(outcome.sqnorms, self.norms**2, SUMS * self.norms**2)
+            found["sqnorms"] = _worst(outcome.sqnorms, self.norms**2, SUM_BOUND * self.norms**2)
         if outcome.gram is not None:
-            found["gram"] = _worst(outcome.gram, self.gram, SUMS * torch.outer(self.norms, self.norms))
+            found["gram"] = _worst(outcome.gram, self.gram, SUM_BOUND * torch.outer(self.norms, self.norms))
         if outcome.state:
             found["state"] = self._state()
         return found
 
-    def allowance(self) -> float:
-        """By how many bounds a rival may be wrong and still be taken for the same computation."""
-        # A rival rounds each of its K + 1 operations to the gradients' dtype, where a backend does it once.
-        steps = (self.problem.tasks + 1) * torch.finfo(self.problem.dtype).eps
-        return max(LOOSE / SUMS, 4 * steps / SUMS, 4 * torch.finfo(self.problem.dtype).eps * 2**24)
+    def baseline_allowance(self) -> float:
+        """The largest error, as a multiple of the bound, with which a baseline still counts as the same computation."""
+        # A baseline rounds each of its K + 1 operations to the gradients' dtype. A backend rounds once.
+        eps = torch.finfo(self.problem.dtype).eps
+        return max(BASELINE_TOLERANCE / SUM_BOUND, 4 * (self.problem.tasks + 1) * eps / SUM_BOUND, 4 * eps * 2**24)
 
     def _element_bound(self) -> Tensor:
-        """(P,): the bound of the combination before it is rounded to the gradients' dtype."""
+        """(P,): the bound of each element of the combination, before it is rounded to the gradients' dtype."""
         tasks, dtype = self.problem.tasks, self.problem.dtype
-        # In float64 the oracle's own error is as large as what it tests.
+        # In float64 the oracle's own error is as large as the errors that it checks.
         unit = 2.0**-24 if dtype is not torch.float64 else 2 * 2.0**-53
         return self.magnitude * ((tasks + 1) * unit)
 
@@ -119,7 +119,7 @@ class Oracle:
         return self.problem.dtype in (torch.bfloat16, torch.float16)
 
     def _rounding(self, size: Tensor) -> Tensor:
-        """The error of rounding numbers up to this size to the gradients' dtype, in which they may be subnormal."""
+        """The largest error of rounding numbers of this size to the gradients' dtype, subnormal numbers included."""
         info = torch.finfo(self.problem.dtype)
         return info.eps / 2 * size.clamp(min=info.smallest_normal)
 
@@ -127,7 +127,7 @@ class Oracle:
         return values.split([column[0].numel() for column in self.problem.columns])
 
     def _state(self) -> float:
-        """AdamW's new parameters and moments against the update in float64 from the state it started from."""
+        """The largest error of the new parameters and moments, against one AdamW update in float64."""
         problem = self.problem
         after = [[t.clone() for t in tensors] for tensors in problem.state]
         problem.reset_state()
@@ -143,7 +143,7 @@ class Oracle:
             root = (v_new / (1 - b2)).sqrt() + eps
             step = lr / (1 - b1)
             p_new = p * (1 - lr * decay) - step * m_new / root
-            # Four roundings of the terms, and what the error of the gradient adds.
+            # Roundings of the terms, plus the effect of the gradient's error.
             m_bound = 4 * unit * (m.abs() + g.abs()) + (1 - b1) * error
             v_bound = 6 * unit * v_new + 2 * (1 - b2) * g.abs() * error
             update = (step * m_new / root).abs()
@@ -156,7 +156,7 @@ class Oracle:
 
 
 def _worst(result: Tensor, exact: Tensor, bound: Tensor) -> float:
-    """max |result - exact| / bound; infinite if anything is not finite, or an error stands where none is allowed."""
+    """max |result - exact| / bound. Infinite for NaN and infinities, and for an error where the bound is 0."""
     error = (result.double() - exact).abs()
     ratio = torch.where(error == 0, 0.0, error / bound)
     return float(torch.nan_to_num(ratio, nan=math.inf, posinf=math.inf).max())

@@ -1,28 +1,31 @@
-"""What a call costs beside the memory: Python and launches on tiny tensors, and how often compiled code compiles."""
+"""Costs of a call beside memory traffic: Python and launches on tiny tensors, and when compiled code compiles again."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from bench.common import measure
 from cats import ops
 
-from .baselines import unrolled_combine_dots, usable
-
-Record = dict[str, Any]
+from .backends import usable
+from .baselines.compiled import unrolled_combine_dots
+from .records import Compilation, TinyCall, TinyCallLine
 
 SIZES = ((2, 1), (8, 1), (8, 25), (8, 100), (8, 200))  # (K, N): up to 1,600 tensors
-SETS = 20  # of gradients with addresses of their own, more than the device tables that are kept
+SETS = 20  # sets of gradients at different addresses; more than the device tables that are kept
 COMPILED_CALLS = ((8, 100_000), (8, 200_000), (8, 300_000), (9, 300_000), (10, 300_000))  # (K, P), in this order
 
 
-def calls(device: torch.device, rounds: int = 25) -> list[Record]:
-    """Microseconds of one combine_dots on tensors of 8 elements: with the same gradients as before ("kept"), and with
-    gradients at other addresses than in the calls before ("new"), as autograd may leave them."""
+def calls(device: torch.device, rounds: int = 25) -> list[TinyCall]:
+    """Times combine_dots on tensors of 8 elements.
+
+    "kept" is a call with the gradients of the call before, "new" a call with gradients at other addresses, as autograd
+    may leave them.
+    """
     records = []
     for tasks, count in SIZES:
         sets = [[[torch.ones(8, device=device) for _ in range(count)] for _ in range(tasks)] for _ in range(SETS)]
@@ -37,32 +40,27 @@ def calls(device: torch.device, rounds: int = 25) -> list[Record]:
                     start = time.perf_counter()
                     ops.combine_dots(grads, weights, out=out, backend=backend)
                     times[kind].append(time.perf_counter() - start)
-            records.append(
-                {
-                    "backend": backend,
-                    "tasks": tasks,
-                    "tensors": tasks * count,
-                    **{f"{kind}_us": statistics.median(found) * 1e6 for kind, found in times.items()},
-                }
-            )
+            kept, new = (statistics.median(times[kind]) * 1e6 for kind in ("kept", "new"))
+            records.append(TinyCall(backend, tasks, tasks * count, kept, new))
     return records
 
 
-def lines(records: list[Record]) -> list[Record]:
-    """Per backend and kind of addresses: microseconds of a call by the number of tensors, and those of each further
-    tensor, by least squares."""
+def lines(records: Sequence[TinyCall]) -> list[TinyCallLine]:
+    """Microseconds against the number of tensors, per backend and kind of addresses, with a least-squares slope."""
     found = []
-    for backend in dict.fromkeys(r["backend"] for r in records):
-        own = [r for r in records if r["backend"] == backend]
-        for kind in ("kept", "new"):
-            times = {r["tensors"]: r[f"{kind}_us"] for r in own}
+    for backend in dict.fromkeys(r.backend for r in records):
+        own = [r for r in records if r.backend == backend]
+        for kind, times in (
+            ("kept", {r.tensors: r.kept_us for r in own}),
+            ("new", {r.tensors: r.new_us for r in own}),
+        ):
             slope = measure.fit(list(times), list(times.values())).slope
-            found.append({"backend": backend, "addresses": kind, "us": times, "us_per_tensor": slope})
+            found.append(TinyCallLine(backend, kind, times, slope))
     return found
 
 
-def compilations(device: torch.device) -> list[Record]:
-    """Seconds of the first call of the compiled K-unrolled combine_dots for each (K, P), and whether it compiled."""
+def compilations(device: torch.device) -> list[Compilation]:
+    """Times the first call of the compiled, K-unrolled combine_dots for each (K, P), and tells whether it compiled."""
     from torch._dynamo.utils import counters
 
     torch.compiler.reset()
@@ -77,12 +75,6 @@ def compilations(device: torch.device) -> list[Record]:
         function(grads, weights, out)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        records.append(
-            {
-                "tasks": tasks,
-                "elements": elements,
-                "seconds": time.perf_counter() - start,
-                "compiled": counters["stats"]["unique_graphs"] > before,
-            }
-        )
+        seconds = time.perf_counter() - start
+        records.append(Compilation(tasks, elements, seconds, counters["stats"]["unique_graphs"] > before))
     return records

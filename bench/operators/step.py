@@ -1,23 +1,23 @@
-"""An outer step of cats.CATS in use: the demo model's backward() and step(), one backend against the other."""
+"""Measures an outer step of cats.CATS on the demo model: backward() and step(), with each backend."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.common import measure
 
-Record = dict[str, Any]
+from .records import StepBackend, StepTimes
 
 STEPS, WARMUP = 40, 3
 
 
 class Stopwatch:
-    """Adds up the seconds that the wrapped methods take."""
+    """Adds up the seconds that wrapped functions take."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -33,11 +33,10 @@ class Stopwatch:
         return timed
 
 
-def run(backends: list[str], steps: int = STEPS) -> Record:
-    """Milliseconds of backward() + step() of the trainer's default model and corpus, every step an outer one.
+def run(backends: list[str], steps: int = STEPS) -> StepTimes:
+    """Times backward() + step() with the trainer's default model and corpus; every step is an outer step.
 
-    Each backend trains its own copy on the same batches; they take turns, and the order of the turns alternates.
-    `operators_ms` is the part of it that cats.ops.combine_dots takes.
+    Each backend trains a copy of the model on the same batches. They take turns, and the order of turns alternates.
     """
     import cats
     from cats.nmt.config.schema import Config
@@ -69,24 +68,20 @@ def run(backends: list[str], steps: int = STEPS) -> Record:
                 if turn >= WARMUP:
                     totals[name].append(whole.seconds)
                     operators[name].append(part.seconds)
-    return {
-        "tasks": len(optimizer.tasks),
-        "tensors": len(params),
-        "elements": sum(p.numel() for p in params),
-        "steps": steps,
-        "backends": [
-            {
-                "name": name,
-                "step_seconds": vars(measure.summary(totals[name], "wall")),
-                "operators_seconds": vars(measure.summary(operators[name], "wall")),
-            }
-            for name in backends
+    return StepTimes(
+        tasks=len(optimizer.tasks),
+        tensors=len(params),
+        elements=sum(p.numel() for p in params),
+        steps=steps,
+        backends=[
+            StepBackend(name, measure.summary(totals[name]), measure.summary(operators[name])) for name in backends
         ],
-    }
+    )
 
 
 @contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Any:
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute for the duration of a with block."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:

@@ -1,63 +1,61 @@
-"""What the operators are to reach, as data, and whether they did."""
+"""The targets of the operators, and whether they were met."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .baselines import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
-from .run import ratio
+from bench.common.targets import TargetResult, judge
 
-Record = dict[str, Any]
-Value = Callable[[list[Record], Record, Record], float]  # all cases, the case, the backend's entry in it -> value
+from .contender import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
+from .records import Case, LinearFit, Measured, TinyCall
+
+Value = Callable[[Sequence[Case], Case, Measured], float]  # all cases, one case, the backend in it -> value
 
 
-def of_limit(cases: list[Record], case: Record, own: Record) -> float:
-    return float(own["fraction_of_limit"])
+def of_roofline(cases: Sequence[Case], case: Case, own: Measured) -> float:
+    """The roofline's time, as a share of the backend's."""
+    return own.fraction_of_limit
 
 
 def against(kind: str) -> Value:
-    return lambda cases, case, own: ratio(case, own, kind)
+    """How many times as fast as the best baseline of a kind."""
+    return lambda cases, case, own: case.ratio(own, kind)
 
 
-def against_stacked(cases: list[Record], case: Record, own: Record) -> float:
-    """Against G @ G.T on a matrix that is there already."""
-    times = [c["seconds"]["median"] for c in case["contenders"] if c["name"] == "G @ G.T, stacked already"]
-    return min(times) / own["seconds"]["median"] if times else math.nan
+def against_stacked(cases: Sequence[Case], case: Case, own: Measured) -> float:
+    """How many times as fast as G @ G.T, without the time of stacking the gradients."""
+    times = [c.seconds.median for c in case.contenders if c.name == "G @ G.T, stacked already"]
+    return min(times) / own.seconds.median if times else math.nan
 
 
-def of_traffic_ratio(cases: list[Record], case: Record, own: Record) -> float:
-    """Against the same backend's combine and then torch's AdamW, as a share of the ratio of the bytes they move."""
-    times = [
-        c["seconds"]["median"]
-        for c in case["contenders"]
-        if c["kind"] == COMPOSED and c["name"].startswith(f"{own['name']} ")
-    ]
+def of_traffic_ratio(cases: Sequence[Case], case: Case, own: Measured) -> float:
+    """The speed-up over the backend's combine followed by torch's AdamW, as a share of the ratio of bytes moved."""
+    times = [c.seconds.median for c in case.contenders if c.kind == COMPOSED and c.name.startswith(f"{own.name} ")]
     if not times:
         return math.nan
-    return min(times) / own["seconds"]["median"] / ((4 * case["tasks"] + 32) / (4 * case["tasks"] + 24))
+    return min(times) / own.seconds.median / ((4 * case.tasks + 32) / (4 * case.tasks + 24))
 
 
-def of_flat(cases: list[Record], case: Record, own: Record) -> float:
-    """The list's GB/s against those of one tensor: the largest flat case with the same operator, K and dtype."""
-    keys = ("operator", "tasks", "dtype")
-    alike = [c for c in cases if c["layout"] == "flat" and all(c[k] == case[k] for k in keys)]
+def of_flat(cases: Sequence[Case], case: Case, own: Measured) -> float:
+    """GB/s on a list of tensors, as a share of those on one tensor: the largest flat case with the same K and dtype."""
+    same = (case.operator, case.tasks, case.dtype)
+    alike = [c for c in cases if c.layout == "flat" and (c.operator, c.tasks, c.dtype) == same]
     if not alike:
         return math.nan
-    largest = max(alike, key=lambda c: c["elements"])
-    rates = [c["gb_per_s"] for c in largest["contenders"] if c["name"] == own["name"]]
-    return own["gb_per_s"] / rates[0] if rates else math.nan
+    largest = max(alike, key=lambda c: c.elements)
+    rates = [c.gb_per_s for c in largest.contenders if c.name == own.name]
+    return own.gb_per_s / rates[0] if rates else math.nan
 
 
-def extra_megabytes(cases: list[Record], case: Record, own: Record) -> float:
-    return math.nan if own["extra_bytes"] is None else own["extra_bytes"] / 1e6
+def extra_megabytes(cases: Sequence[Case], case: Case, own: Measured) -> float:
+    return math.nan if own.extra_bytes is None else own.extra_bytes / 1e6
 
 
 @dataclass(frozen=True)
 class Target:
-    """`value` of every case that fits must reach `bound`, or stay below it."""
+    """`value` should be at least `bound` in every case that fits; with `at_most`, at most."""
 
     device: str
     text: str
@@ -70,13 +68,13 @@ class Target:
     layout: str | None = "flat"
     at_most: bool = False
 
-    def fits(self, case: Record) -> bool:
+    def fits(self, case: Case) -> bool:
         return (
-            case["operator"] in self.operators
-            and self.tasks[0] <= case["tasks"] <= self.tasks[1]
-            and case["elements"] >= self.elements
-            and case["dtype"] in self.dtypes
-            and self.layout in (None, case["layout"])
+            case.operator in self.operators
+            and self.tasks[0] <= case.tasks <= self.tasks[1]
+            and case.elements >= self.elements
+            and case.dtype in self.dtypes
+            and self.layout in (None, case.layout)
         )
 
 
@@ -86,10 +84,10 @@ EVERY = (*SINGLE_PASS, "gram", "gram, combine")
 ANY = ("float32", "bfloat16", "float16", "float64")
 
 TARGETS = (
-    Target("cpu", "combine_dots, K = 2…32: of the limit", 0.9, of_limit, ("combine_dots",), (2, 32), 1e7),
+    Target("cpu", "combine_dots, K = 2…32: of the roofline", 0.9, of_roofline, ("combine_dots",), (2, 32), 1e7),
     Target("cpu", "combine_dots, K = 2…32: × best eager", 3, against(EAGER), ("combine_dots",), (2, 32), 1e7),
     Target("cpu", "combine_dots, K = 2…32: × best compiled", 1, against(COMPILED), ("combine_dots",), (2, 32), 1e7),
-    Target("cpu", "combine, dots: of the limit", 0.9, of_limit, ("combine", "dots"), (2, 32), 1e7),
+    Target("cpu", "combine, dots: of the roofline", 0.9, of_roofline, ("combine", "dots"), (2, 32), 1e7),
     Target("cpu", "combine, dots: × best compiled", 1, against(COMPILED), ("combine", "dots"), (2, 32), 1e7),
     Target(
         "cpu",
@@ -101,10 +99,10 @@ TARGETS = (
         1e7,
     ),
     Target("cpu", "gram, K = 8…32: × G @ G.T, stacked already", 4, against_stacked, ("gram",), (8, 32), 1e7),
-    Target("cuda", "single passes, K = 2…64: of the limit", 0.92, of_limit, SINGLE_PASS, (2, 64), 0, BOTH),
-    Target("cuda", "single passes, K = 92, 128: of the limit", 0.85, of_limit, SINGLE_PASS, (92, 128), 0, BOTH),
-    Target("cuda", "gram, K ≤ 32: of the limit", 0.85, of_limit, ("gram",), (1, 32), 0, BOTH),
-    Target("cuda", "gram, K = 128: of the limit", 0.6, of_limit, ("gram",), (128, 128), 0, BOTH),
+    Target("cuda", "single passes, K = 2…64: of the roofline", 0.92, of_roofline, SINGLE_PASS, (2, 64), 0, BOTH),
+    Target("cuda", "single passes, K = 92, 128: of the roofline", 0.85, of_roofline, SINGLE_PASS, (92, 128), 0, BOTH),
+    Target("cuda", "gram, K ≤ 32: of the roofline", 0.85, of_roofline, ("gram",), (1, 32), 0, BOTH),
+    Target("cuda", "gram, K = 128: of the roofline", 0.6, of_roofline, ("gram",), (128, 128), 0, BOTH),
     Target(
         "cuda",
         "list of Transformer-base: of the flat case's GB/s",
@@ -126,15 +124,17 @@ TARGETS = (
 )
 
 LINEAR = 0.99  # R² of time against K P
-CALL_US, TENSOR_US = 30.0, 0.5  # of Python for a call and for each of its tensors
+CALL_US, TENSOR_US = 30.0, 0.5  # µs of Python for a call, and for each of its tensors
 
 
-def evaluate(device: str, cases: list[Record], fits: list[Record], calls: list[Record]) -> list[Record]:
-    """For each target and backend the value of the worst case; nothing where no case was measured.
+def evaluate(
+    device: str, cases: Sequence[Case], fits: Sequence[LinearFit], calls: Sequence[TinyCall]
+) -> list[TargetResult]:
+    """The worst case's value for each target and backend; no entry where no case was measured.
 
-    The reference is what the others are measured against: it has no targets where another backend is usable.
+    The reference backend has targets only if no other backend is usable.
     """
-    present = dict.fromkeys(c["name"] for case in cases for c in case["contenders"] if c["kind"] == BACKEND)
+    present = dict.fromkeys(c.name for case in cases for c in case.contenders if c.kind == BACKEND)
     backends = [b for b in present if b != "reference"] or list(present)
     results = []
     for target in TARGETS:
@@ -142,41 +142,29 @@ def evaluate(device: str, cases: list[Record], fits: list[Record], calls: list[R
             continue
         for backend in backends:
             values = [
-                (target.value(cases, case, own), case["name"])
+                (target.value(cases, case, own), case.name)
                 for case in cases
                 if target.fits(case)
-                for own in case["contenders"]
-                if own["name"] == backend and own["kind"] == BACKEND
+                for own in case.contenders
+                if own.name == backend and own.kind == BACKEND
             ]
             values = [pair for pair in values if not math.isnan(pair[0])]
             if values:
                 value, worst = (max if target.at_most else min)(values)
-                results.append(_result(target.text, backend, value, target.bound, target.at_most, worst))
+                results.append(judge(target.text, backend, value, target.bound, target.at_most, worst))
     for line in fits:
-        if line["backend"] in backends:
-            text = f"{line['operator']}: R² of time against K P"
-            results.append(_result(text, line["backend"], line["r2"], LINEAR, False, f"{line['points']} cases"))
+        if line.backend in backends:
+            text = f"{line.operator}: R² of time against K P"
+            results.append(judge(text, line.backend, line.r2, LINEAR, False, f"{line.points} cases"))
     for backend in backends:
         shares = [
-            (r[f"{kind}_us"] / (CALL_US + TENSOR_US * r["tensors"]), f"{r['tensors']} tensors, {kind} addresses")
+            (us / (CALL_US + TENSOR_US * r.tensors), f"{r.tensors} tensors, {kind} addresses")
             for r in calls
-            if r["backend"] == backend
-            for kind in ("kept", "new")
+            if r.backend == backend
+            for kind, us in (("kept", r.kept_us), ("new", r.new_us))
         ]
         if shares:
+            value, worst = max(shares)
             text = f"Python per call: of {CALL_US:.0f} µs + {TENSOR_US} µs a tensor"
-            results.append(_result(text, backend, *max(shares)[:1], 1.0, True, max(shares)[1]))
+            results.append(judge(text, backend, value, 1.0, True, worst))
     return results
-
-
-def _result(text: str, backend: str, value: float, bound: float, at_most: bool, worst: str) -> Record:
-    met = value <= bound if at_most else value >= bound
-    return {
-        "target": text,
-        "backend": backend,
-        "value": value,
-        "bound": bound,
-        "at_most": at_most,
-        "met": met,
-        "worst": worst,
-    }

@@ -1,9 +1,11 @@
-"""What contest.py compares the trainer with. Run as a script, by the rival's own Python: nothing of this project is
-imported, requests come as lines of JSON on standard input, answers leave on standard output.
+"""The baselines of the trainer, as a script for their own Python environment.
 
-All train the same function from the same weights: pre-norm, one embedding matrix, dropout on the embeddings and on the
-outputs of sub-layers. Where a rival drops more (attention weights, the inner feed-forward layer), that is taken out,
-which is less work for it.
+It must not import this project. It reads requests as lines of JSON from standard input, and writes answers as lines of
+JSON to standard output.
+
+All models are the same function with the same weights: pre-norm, one embedding matrix, dropout on the embeddings and on
+the outputs of sub-layers. Where a baseline has more dropout (attention weights, inside the feed-forward layer), it is
+removed, which is less work for the baseline.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +25,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Job = dict[str, Any]  # sizes and settings, see contest.Ours.job
-Weights = dict[str, Tensor]  # of cats.nmt.model.transformer.Transformer, by its names
+Answer = dict[str, Any]  # becomes one JSON object
+Weights = dict[str, Tensor]  # the state_dict of cats.nmt.model.transformer.Transformer
 
 
-class Rival:
-    """A training loop, a translator, or both. Batches are lists (source, target_in, target_out)."""
+@dataclass(frozen=True)
+class Job:
+    """Sizes and settings of our model, training and search. text: the path of the training text as ids, or None."""
+
+    vocab_size: int
+    first_piece: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+    d_model: int
+    heads: int
+    ffn: int
+    encoder_layers: int
+    decoder_layers: int
+    dropout: float
+    smoothing: float
+    lr: float
+    betas: tuple[float, float]
+    clip: float
+    batch_tokens: int
+    threads: int
+    beam: int
+    length: int
+    text: str | None
+
+
+class Baseline:
+    """A training loop, a translator, or both. A batch is [source, target_in, target_out], each (rows, length) ids."""
 
     def __init__(self, job: Job, batches: list[list[Tensor]], sources: list[Tensor], weights: Weights) -> None:
-        """batches: to train on. sources: to translate. weights: of the model to do it with."""
+        """batches: to train on. sources: (rows, length) ids to translate. weights: of our model."""
         self.job, self.batches, self.sources = job, batches, sources
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
     def prepare(self, batch: list[Tensor]) -> Any:
-        """The batch as the library wants it, not timed."""
+        """The batch as the library needs it. This is not timed."""
         return batch
 
     def nll(self, batch: Any) -> float:
-        """Negative log likelihood of the batch in nats, without dropout and smoothing."""
+        """Negative log likelihood of the batch in nats, summed over tokens, without dropout and smoothing."""
         raise NotImplementedError
 
     def update(self, batch: Any) -> None:
         raise NotImplementedError
 
     def search(self, source: Tensor) -> list[list[int]]:
-        """Translations of a batch, of job["length"] tokens each."""
+        """Translations of a batch, of job.length tokens each."""
         raise NotImplementedError
 
-    def gate(self, updates: int) -> Job:
-        """NLL of the first batch per token, before and after some updates without dropout."""
+    def check(self, updates: int) -> Answer:
+        """ "nll": of the first batch per token, before and after some updates without dropout."""
         self.dropout(0.0)
         before = self.nll(self.prepare(self.batches[0]))
         for batch in self.batches[:updates]:
             self.update(self.prepare(batch))
         after = self.nll(self.prepare(self.batches[0]))
-        self.dropout(self.job["dropout"])
+        self.dropout(self.job.dropout)
         tokens = self.tokens(self.batches[0])
         return {"nll": [before / tokens, after / tokens]}
 
-    def train(self, first: int, count: int) -> Job:
+    def train(self, first: int, count: int) -> Answer:
+        """ "seconds" and "tokens" of updates on the given batches."""
         chosen = self.batches[first : first + count]
         ready = [self.prepare(batch) for batch in chosen]
         start = time.perf_counter()
@@ -70,14 +100,15 @@ class Rival:
             self.update(batch)
         return {"seconds": time.perf_counter() - start, "tokens": sum(map(self.tokens, chosen))}
 
-    def translate(self) -> Job:
+    def translate(self) -> Answer:
+        """ "seconds" and "lines" of translating all sources."""
         self.model.eval()
         start = time.perf_counter()
         found = [self.search(source) for source in self.sources]
         return {"seconds": time.perf_counter() - start, "lines": [line for batch in found for line in batch]}
 
     def tokens(self, batch: list[Tensor]) -> int:
-        return int((batch[2] != self.job["pad_id"]).sum())
+        return int((batch[2] != self.job.pad_id).sum())
 
     def dropout(self, share: float) -> None:
         for module in self.model.modules():
@@ -85,20 +116,20 @@ class Rival:
                 module.p = share
 
 
-class Loop(Rival):
-    """The loop that one writes around torch.nn.Transformer."""
+class Loop(Baseline):
+    """A plain training loop around torch.nn.Transformer."""
 
     def __init__(self, job: Job, batches: list[list[Tensor]], sources: list[Tensor], weights: Weights) -> None:
         super().__init__(job, batches, sources, weights)
         self.model = PlainTransformer(job, weights)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), job["lr"], betas=job["betas"], eps=1e-9, weight_decay=0.0, fused=True
+            self.model.parameters(), job.lr, betas=job.betas, eps=1e-9, weight_decay=0.0, fused=True
         )
 
     def loss(self, batch: list[Tensor], smoothing: float) -> Tensor:
         source, target_in, target_out = batch
         logits = self.model(source, target_in).flatten(0, 1)
-        pad_id = self.job["pad_id"]
+        pad_id = self.job.pad_id
         return F.cross_entropy(
             logits, target_out.flatten(), ignore_index=pad_id, label_smoothing=smoothing, reduction="sum"
         )
@@ -110,26 +141,28 @@ class Loop(Rival):
 
     def update(self, batch: list[Tensor]) -> None:
         self.model.train()
-        loss = self.loss(batch, self.job["smoothing"]) / (batch[2] != self.job["pad_id"]).sum()
+        loss = self.loss(batch, self.job.smoothing) / (batch[2] != self.job.pad_id).sum()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.job["clip"])
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 class PlainTransformer(nn.Module):
+    """torch.nn.Transformer with tied embeddings and sinusoidal positions, and with our weights."""
+
     def __init__(self, job: Job, weights: Weights) -> None:
         super().__init__()
-        self.pad_id, width = job["pad_id"], job["d_model"]
-        self.embedding = nn.Embedding(job["vocab_size"], width, padding_idx=self.pad_id)
-        self.dropout = nn.Dropout(job["dropout"])
+        self.pad_id, width = job.pad_id, job.d_model
+        self.embedding = nn.Embedding(job.vocab_size, width, padding_idx=self.pad_id)
+        self.dropout = nn.Dropout(job.dropout)
         self.transformer = nn.Transformer(
             width,
-            job["heads"],
-            job["encoder_layers"],
-            job["decoder_layers"],
-            job["ffn"],
-            job["dropout"],
+            job.heads,
+            job.encoder_layers,
+            job.decoder_layers,
+            job.ffn,
+            job.dropout,
             batch_first=True,
             norm_first=True,
         )
@@ -151,7 +184,7 @@ class PlainTransformer(nn.Module):
         for side, parts in norms.items():
             for kind in ("weight", "bias"):
                 yield f"transformer.{side}.norm.{kind}", weights[f"{side}_norm.{kind}"]
-                for i in range(job[f"{side}_layers"]):
+                for i in range(getattr(job, f"{side}_layers")):
                     ours, theirs = f"{side}.{i}", f"transformer.{side}.layers.{i}"
                     for n, part in enumerate(parts, 1):
                         yield f"{theirs}.norm{n}.{kind}", weights[f"{ours}.{part}_norm.{kind}"]
@@ -179,19 +212,22 @@ class PlainTransformer(nn.Module):
         return F.linear(hidden, self.embedding.weight)
 
 
-class JoeyNMT(Rival):
-    """JoeyNMT's model, loss, optimizer, batches and search; its unknown and padding are ids 0 and 1, ours 1 and 0."""
+class JoeyNMT(Baseline):
+    """JoeyNMT's model, loss, optimizer, batches and search.
+
+    Its ids of unknown and padding are 0 and 1. Ours are 1 and 0.
+    """
 
     def __init__(self, job: Job, batches: list[list[Tensor]], sources: list[Tensor], weights: Weights) -> None:
         from joeynmt.builders import build_gradient_clipper, build_optimizer
 
         super().__init__(job, batches, sources, weights)
         self.model = self.build(weights)
-        self.model.loss_function = ("crossentropy", job["smoothing"])
-        settings = {"optimizer": "adamw", "learning_rate": job["lr"], "adam_betas": job["betas"]}
+        self.model.loss_function = ("crossentropy", job.smoothing)
+        settings = {"optimizer": "adamw", "learning_rate": job.lr, "adam_betas": job.betas}
         self.optimizer = build_optimizer(settings, self.model.parameters())
-        self.clip = build_gradient_clipper({"clip_grad_val": None, "clip_grad_norm": job["clip"]})
-        self.stream = self.own_batches() if job["text"] else None
+        self.clip = build_gradient_clipper({"clip_grad_val": None, "clip_grad_norm": job.clip})
+        self.stream = self.own_batches() if job.text else None
 
     def vocabulary(self) -> Any:
         from types import SimpleNamespace
@@ -200,10 +236,10 @@ class JoeyNMT(Rival):
 
         specials = ("unk", "pad", "bos", "eos")
         settings = {f"{name}_token": f"<{name}>" for name in specials} | {f"{n}_id": i for i, n in enumerate(specials)}
-        ids = [str(i) for i in range(self.job["vocab_size"])]
-        tags = ids[len(specials) : self.job["first_piece"]]
+        ids = [str(i) for i in range(self.job.vocab_size)]
+        tags = ids[len(specials) : self.job.first_piece]
         settings |= {"sep_token": None, "sep_id": None, "lang_tags": tags}
-        return Vocabulary(ids[self.job["first_piece"] :], SimpleNamespace(**settings))
+        return Vocabulary(ids[self.job.first_piece :], SimpleNamespace(**settings))
 
     def build(self, weights: Weights) -> Any:
         from joeynmt.model import build_model
@@ -211,19 +247,19 @@ class JoeyNMT(Rival):
         job = self.job
         side = {
             "type": "transformer",
-            "num_heads": job["heads"],
-            "embeddings": {"embedding_dim": job["d_model"], "scale": True, "dropout": job["dropout"]},
-            "hidden_size": job["d_model"],
-            "ff_size": job["ffn"],
-            "dropout": job["dropout"],
+            "num_heads": job.heads,
+            "embeddings": {"embedding_dim": job.d_model, "scale": True, "dropout": job.dropout},
+            "hidden_size": job.d_model,
+            "ff_size": job.ffn,
+            "dropout": job.dropout,
             "layer_norm": "pre",
         }
         vocabulary = self.vocabulary()
         settings = {
             "tied_embeddings": True,
             "tied_softmax": True,
-            "encoder": {**side, "num_layers": job["encoder_layers"]},
-            "decoder": {**side, "num_layers": job["decoder_layers"]},
+            "encoder": {**side, "num_layers": job.encoder_layers},
+            "decoder": {**side, "num_layers": job.decoder_layers},
         }
         model = build_model(settings, vocabulary, vocabulary)
         found = model.load_state_dict(dict(self.renamed(weights)), strict=False)
@@ -248,7 +284,7 @@ class JoeyNMT(Rival):
         for side, parts in attentions.items():
             for kind in ("weight", "bias"):
                 yield f"{side}.layer_norm.{kind}", weights[f"{side}_norm.{kind}"]
-                for i in range(self.job[f"{side}_layers"]):
+                for i in range(getattr(self.job, f"{side}_layers")):
                     ours, theirs = f"{side}.{i}", f"{side}.layers.{i}"
                     for part, (attention, norm) in parts.items():
                         key, value = weights[f"{ours}.{part}.key_value.{kind}"].chunk(2)
@@ -290,11 +326,11 @@ class JoeyNMT(Rival):
         self.model.loss_function = ("crossentropy", 0.0)
         with torch.no_grad():
             loss = float(self.model(return_type="loss", **vars(batch))[0])
-        self.model.loss_function = ("crossentropy", self.job["smoothing"])
+        self.model.loss_function = ("crossentropy", self.job.smoothing)
         return loss
 
     def update(self, batch: Any) -> None:
-        """TrainManager's loop for one process."""
+        """The body of TrainManager's loop, for one process."""
         self.model.train()
         batch.sort_by_src_length()
         loss, _, _, correct = self.model(return_type="loss", **vars(batch))
@@ -306,14 +342,14 @@ class JoeyNMT(Rival):
         self.model.zero_grad()
 
     def own_batches(self) -> Iterator[Any]:
-        """JoeyNMT's batches of the same text, for ever. The text is pieces already, so that no tokenizer runs."""
+        """JoeyNMT's batches of the same text, without end. The text is ids already, so no tokenizer runs."""
         from joeynmt.datasets import build_dataset
         from joeynmt.tokenizers import BasicTokenizer
 
         encode, sides = self.vocabulary().sentences_to_ids, ("source", "target")
         data = build_dataset(
             "plain",
-            path=str(Path(self.job["text"])),
+            path=str(Path(self.job.text)),
             src_lang="source",
             trg_lang="target",
             split="train",
@@ -325,16 +361,16 @@ class JoeyNMT(Rival):
         def batches(size: int) -> Any:
             return data.make_iter(size, "token", seed=1, shuffle=True, pad_index=1, eos_index=3)
 
-        # Its size of a batch counts padding: which one has as many tokens as our batches is measured.
-        counts = [batch.ntokens for batch in batches(self.job["batch_tokens"])]
-        size = round(self.job["batch_tokens"] ** 2 / (sum(counts) / len(counts)))
+        # JoeyNMT's batch size counts padding. Measure which size gives as many tokens as our batches have.
+        counts = [batch.ntokens for batch in batches(self.job.batch_tokens)]
+        size = round(self.job.batch_tokens**2 / (sum(counts) / len(counts)))
         loader = batches(size)
         for epoch in itertools.count(1):
             loader.batch_sampler.set_seed(epoch)
             yield from loader
 
-    def train_own(self, first: int, count: int) -> Job:
-        """``train``, on batches of its own that it makes meanwhile."""
+    def train_own(self, first: int, count: int) -> Answer:
+        """The same as ``train``, on JoeyNMT's own batches, and with the time of making them."""
         assert self.stream is not None
         tokens, start = 0, time.perf_counter()
         for _ in range(count):
@@ -349,8 +385,8 @@ class JoeyNMT(Rival):
         found, _, _ = search(
             self.model,
             self.batch(swap(source), None),
-            max_output_length=self.job["length"],
-            beam_size=self.job["beam"],
+            max_output_length=self.job.length,
+            beam_size=self.job.beam,
             beam_alpha=1.0,
             generate_unk=False,
         )
@@ -358,35 +394,37 @@ class JoeyNMT(Rival):
 
 
 def swap(ids: Tensor) -> Tensor:
-    """Ids 0 and 1 exchanged."""
+    """The ids with 0 and 1 exchanged."""
     return torch.where(ids < 2, 1 - ids, ids)
 
 
-class Marian(Rival):
-    """Hugging Face's generate on a Marian model of the same sizes with its own random weights: it is post-norm, so it
-    is not the same function, and is measured at the same number of tokens."""
+class Marian(Baseline):
+    """Hugging Face's generate on a Marian model of the same size with random weights of its own.
+
+    Marian is post-norm, so it is not the same function. It generates the same number of tokens.
+    """
 
     def __init__(self, job: Job, batches: list[list[Tensor]], sources: list[Tensor], weights: Weights) -> None:
         from transformers import MarianConfig, MarianMTModel
 
         super().__init__(job, batches, sources, weights)
         both = {
-            f"{side}_{name}": job[key]
+            f"{side}_{name}": getattr(job, key)
             for side in ("encoder", "decoder")
             for name, key in (("layers", f"{side}_layers"), ("attention_heads", "heads"), ("ffn_dim", "ffn"))
         }
         torch.manual_seed(1)
         self.model = MarianMTModel(
             MarianConfig(
-                vocab_size=job["vocab_size"],
-                d_model=job["d_model"],
+                vocab_size=job.vocab_size,
+                d_model=job.d_model,
                 activation_function="relu",
                 scale_embedding=True,
                 max_position_embeddings=512,
-                pad_token_id=job["pad_id"],
-                bos_token_id=job["bos_id"],
-                eos_token_id=job["eos_id"],
-                decoder_start_token_id=job["bos_id"],
+                pad_token_id=job.pad_id,
+                bos_token_id=job.bos_id,
+                eos_token_id=job.eos_id,
+                decoder_start_token_id=job.bos_id,
                 forced_eos_token_id=None,
                 **both,
             )
@@ -396,34 +434,35 @@ class Marian(Rival):
     def search(self, source: Tensor) -> list[list[int]]:
         found = self.model.generate(
             source,
-            attention_mask=(source != self.job["pad_id"]).long(),
-            num_beams=self.job["beam"],
-            min_new_tokens=self.job["length"],
-            max_new_tokens=self.job["length"],
+            attention_mask=(source != self.job.pad_id).long(),
+            num_beams=self.job.beam,
+            min_new_tokens=self.job.length,
+            max_new_tokens=self.job.length,
             do_sample=False,
         )
         return found[:, 1:].tolist()
 
 
-RIVALS = {"nn.Transformer": Loop, "JoeyNMT": JoeyNMT, "Marian": Marian}
+BASELINES = {"nn.Transformer": Loop, "JoeyNMT": JoeyNMT, "Marian": Marian}
 
 
 def main() -> None:
-    """The first request names the rival, the others a method and its arguments; the end of the input is the end."""
+    """Answers requests until the input ends. The first names the baseline, the others a method and its arguments."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
-    rival: Any = None
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    baseline: Any = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if rival is None:
-                torch.set_num_threads(request["job"]["threads"])
+            if baseline is None:
+                job = Job(**request["job"])
+                torch.set_num_threads(job.threads)
                 tensors = torch.load(request["tensors"], weights_only=True)
-                kind = RIVALS[request["rival"]]
-                rival = kind(request["job"], tensors["batches"], tensors["sources"], tensors["weights"])
-                answer: Job = {"version": version(request["rival"]), "torch": torch.__version__}
+                kind = BASELINES[request["baseline"]]
+                baseline = kind(job, tensors["batches"], tensors["sources"], tensors["weights"])
+                answer: Answer = {"version": version(request["baseline"]), "torch": torch.__version__}
             else:
-                answer = getattr(rival, request["method"])(**request["arguments"])
+                answer = getattr(baseline, request["method"])(**request["arguments"])
         except Exception as error:
             text = str(error).splitlines()
             answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
@@ -431,10 +470,10 @@ def main() -> None:
         answers.flush()
 
 
-def version(rival: str) -> str:
+def version(baseline: str) -> str:
     from importlib import metadata
 
-    return metadata.version({"JoeyNMT": "joeynmt", "Marian": "transformers"}.get(rival, "torch"))
+    return metadata.version({"JoeyNMT": "joeynmt", "Marian": "transformers"}.get(baseline, "torch"))
 
 
 if __name__ == "__main__":

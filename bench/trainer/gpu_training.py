@@ -1,4 +1,4 @@
-"""Training of presets on a GPU in bf16: how fast, how near to the matrix units' rate, and how long the GPU waits."""
+"""Measures training of presets on a GPU in bf16: its speed, and the share of time in which the GPU is idle."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import torch
 from bench.common import measure
 
 from . import pipeline
-
-Record = dict[str, Any]
+from .records import GpuTraining
 
 PRESETS = ("ted", "base")
 TASKS, PAIRS = 8, 12_000
 WARMUP, SAMPLES, UPDATES = 10, 9, 10
 
 
-def run(preset: str, folder: Path) -> Record:
-    """A preset's model, batches and learning on made-up text, its method the plain mean over the tokens."""
-    return {"preset": preset, **measured(make_trainer(preset, folder))}
+def run(preset: str, folder: Path) -> GpuTraining:
+    """Measures a preset's model, batches and optimizer on generated text, with the plain mean over tokens."""
+    return measured(preset, make_trainer(preset, folder))
 
 
-def measured(trainer: Any) -> Record:
-    """Tokens per second, operations per second ("rate"), and the share of the time in which the GPU has nothing to do.
+def measured(preset: str, trainer: Any) -> GpuTraining:
+    """Measures tokens per second, operations per second, and the share of time in which the GPU is idle.
 
-    The profiler that sees the latter holds up the host: without it the GPU waits less.
+    The profiler slows down the host, so the real idle share is smaller.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,18 +39,20 @@ def measured(trainer: Any) -> Record:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         updates(trainer, UPDATES)
     cuda = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
-    found = measure.summary(rates, "wall")
-    return {
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "vocab_size": trainer.model.embedding.num_embeddings,
-        "batch_tokens": trainer.config.sampling.batch_tokens,
-        "per_second": vars(found),
-        "rate": counter.get_total_flops() / counted * found.median,
-        "idle": idle([(e.time_range.start, e.time_range.end) for e in cuda]),
-    }
+    found = measure.summary(rates)
+    return GpuTraining(
+        preset=preset,
+        parameters=sum(p.numel() for p in trainer.model.parameters()),
+        vocab_size=trainer.model.embedding.num_embeddings,
+        batch_tokens=trainer.config.sampling.batch_tokens,
+        per_second=found,
+        rate=counter.get_total_flops() / counted * found.median,
+        idle=idle([(e.time_range.start, e.time_range.end) for e in cuda]),
+    )
 
 
 def make_trainer(preset: str, folder: Path) -> Any:
+    """A trainer with the settings of a preset, on generated text."""
     from cats import nmt
     from cats.nmt.config.toml import apply_overrides, read_config
     from cats.nmt.training.trainer import Trainer
@@ -71,7 +72,7 @@ def make_trainer(preset: str, folder: Path) -> Any:
 
 
 def updates(trainer: Any, count: int) -> tuple[int, float]:
-    """Target tokens and seconds of so many updates."""
+    """Target tokens and seconds of this many updates."""
     synchronize(trainer.device)
     start = time.perf_counter()
     for _ in range(count):
@@ -88,7 +89,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def idle(spans: Iterable[tuple[float, float]]) -> float:
-    """The share of the time from the first start to the last end that no span covers."""
+    """The share of time, from the first start to the last end, that no span covers. Spans are (start, end).
+
+    Raises:
+        ValueError: there are no spans.
+    """
     ordered = sorted(spans)
     if not ordered:
         raise ValueError("the profiler saw no kernel")

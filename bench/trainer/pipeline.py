@@ -1,27 +1,29 @@
-"""The data pipeline alone, and text for it: made up, because what ships with the project are short phrases."""
+"""Measures the data pipeline alone, on generated text: the built-in corpus has short phrases only."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from bench.common import measure
 
-Record = dict[str, Any]
+from .records import PipelineRate
 
 WORDS = 50_000
 TASKS, PAIRS = 8, 12_000
 BATCH_TOKENS = (800, 5000, 25_000)
-SECONDS = 1.0  # of a sample
+SECONDS = 1.0  # the length of a sample
 
 
 def write_text(folder: Path, tasks: int, pairs: int) -> None:
-    """A corpus of so many tasks and pairs of each: words that do not exist, as frequent as Zipf's law has it, in
-    sentences as long as those of talks (19 words on average)."""
+    """Writes a corpus with this many tasks, and this many pairs for each.
+
+    Words are random letters, with frequencies by Zipf's law. Sentences are as long as those of talks: 19 words on
+    average.
+    """
     rng = np.random.default_rng(1)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["".join(rng.choice(letters, length)) for length in rng.integers(2, 10, WORDS)]
@@ -40,11 +42,8 @@ def write_text(folder: Path, tasks: int, pairs: int) -> None:
         write(folder / f"train.en-x{target}.x{target}", np.clip(lengths + rng.integers(-2, 3, pairs), 1, 80))
 
 
-def run(folder: Path, samples: int) -> list[Record]:
-    """Tokens per second of sampling and padding batches of a prepared folder, on one core, without a model.
-
-    "target" counts tokens that a decoder would produce, as training does, "both" those of the sources too.
-    """
+def run(folder: Path, samples: int) -> list[PipelineRate]:
+    """Measures drawing and padding batches from a prepared folder, on one core, without a model."""
     from cats.nmt.config.schema import Config
     from cats.nmt.config.toml import apply_overrides
     from cats.nmt.data.dataset import TokenDataset
@@ -82,6 +81,7 @@ def run(folder: Path, samples: int) -> list[Record]:
             counts = sum(lengths[task][rows].sum(0) for chosen in made for task, rows in chosen.items())
             rates["target"].append(float(counts[1] / passed))
             rates["both"].append(float(counts.sum() / passed))
-        found.append({"batch_tokens": batch_tokens, **{k: vars(measure.summary(v, "wall")) for k, v in rates.items()}})
+        target, both = (measure.summary(rates[kind]) for kind in ("target", "both"))
+        found.append(PipelineRate(batch_tokens, target, both))
     torch.set_num_threads(threads)
     return found

@@ -1,11 +1,9 @@
-"""`python -m bench.trainer.preparing`: time and memory of `cats data prepare` on made-up text of several sizes."""
+"""`python -m bench.trainer.preparing`: time and memory of `cats data prepare` on generated text of several sizes."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -13,15 +11,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from bench.common import results
 from bench.common.command import Parser, refuse
-from bench.operators import report
-from cats.nmt.scoring.tables import aligned
+from bench.common.results import provenance
 
 from . import pipeline
+from .records import Prepared, PreparingResults
+from .tables import preparing_markdown
 
-BLOCK = 100_000  # pairs that are made up; more text repeats them
+BLOCK = 100_000  # pairs that are generated; a larger corpus repeats them
 MEASURE = """
 import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -31,38 +30,46 @@ sys.exit(done.returncode)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 0, or 2 after bad arguments."""
-    parser = Parser(prog="python -m bench.trainer.preparing", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1_000_000, 5_000_000], help="sizes of the corpus")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, default=report.ROOT / "bench" / "results")
+    """Runs the command. Returns 0, or 2 if the arguments are wrong."""
+    parser = Parser(
+        prog="python -m bench.trainer.preparing",
+        description="Measures time and memory of `cats data prepare` on generated text. This takes about ten minutes "
+        "on two cores, and 4 GiB of disk.",
+        epilog="Prints Markdown, and writes <machine>-<date>-preparing.json to bench/results.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--pairs",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1_000_000, 5_000_000],
+        help="sizes of the corpus, in pairs",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        default=results.FOLDER,
+        help="where to write the file (default: bench/results)",
+    )
     options = parser.parse_args(arguments)
     if sys.platform != "linux":
-        return refuse("the peak of the resident set is read as Linux gives it")
+        return refuse("this needs Linux, which reports the peak of the resident set of a process")
     if min(options.pairs) < 1:
         return refuse(f"--pairs must be at least 1, not {min(options.pairs)}")
     if not options.out.is_dir():
         return refuse(f"{options.out} is not a folder")
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    results: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "bench.trainer.preparing", *words]),
-        "date": datetime.date.today().isoformat(),
-        **report.commit(),
-        "machine": report.machine(),
-        "versions": report.versions(),
-        "sizes": [],
-    }
+    source = provenance("bench.trainer.preparing", arguments)
     with tempfile.TemporaryDirectory() as folder:
-        for pairs in options.pairs:
-            results["sizes"].append(measured(Path(folder) / str(pairs), pairs))
-    print(markdown(results["sizes"]))
-    path = options.out / f"{report.file_stem('cpu', results['date'], 'preparing')}.json"
-    report.write_json(path, results)
-    print(f"wrote {path}", file=sys.stderr)
+        found = PreparingResults([measured(Path(folder) / str(pairs), pairs) for pairs in options.pairs])
+    print(preparing_markdown(source, found), end="")
+    results.write(options.out / f"{source.file_stem('cpu', 'preparing')}.json", source, found)
     return 0
 
 
-def measured(folder: Path, pairs: int) -> dict[str, Any]:
-    """One size: prepared by the command itself, two tasks at four to one."""
+def measured(folder: Path, pairs: int) -> Prepared:
+    """Prepares one size with the command itself. The corpus has two tasks, with sizes of four to one."""
     pipeline.write_text(folder / "block", 1, BLOCK)
     text = folder / "text"
     text.mkdir()
@@ -84,14 +91,8 @@ def measured(folder: Path, pairs: int) -> dict[str, Any]:
     index = json.loads((folder / "out" / "prepared.json").read_text())
     assert sum(task["kept"] for task in index["tasks"]) == pairs
     shutil.rmtree(folder)
-    return {"pairs": pairs, "text_mib": size / 2**20, "seconds": seconds, "peak_mib": int(done.stdout) / 1024}
-
-
-def markdown(sizes: list[dict[str, Any]]) -> str:
-    rows = [["pairs", "text, MiB", "s", "peak of the largest process, MiB"]]
-    rows += [[f"{s['pairs']:,}", f"{s['text_mib']:,.0f}", f"{s['seconds']:.0f}", f"{s['peak_mib']:.0f}"] for s in sizes]
-    return aligned(rows, left=0)
+    return Prepared(pairs, size / 2**20, seconds, int(done.stdout) / 1024)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

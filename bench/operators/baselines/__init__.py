@@ -1,0 +1,1 @@
+"""What the backends are compared with: eager torch, compiled torch, and TorchJD."""

@@ -1,0 +1,21 @@
+"""What is measured: a function that computes an operator, and what kind of implementation it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .oracle import Outcome
+
+# The values are part of the JSON files.
+BACKEND, COMPOSED, EAGER, COMPILED, TORCHJD = "backend", "backend + torch", "eager", "compiled", "torchjd"
+
+
+@dataclass
+class Contender:
+    """`run` computes the operator and returns where the results are. `counts`: it may be the best of its kind."""
+
+    name: str
+    kind: str
+    run: Callable[[], Outcome]
+    counts: bool = True

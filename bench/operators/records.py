@@ -1,0 +1,163 @@
+"""The results of the operators' benchmark. Field names are the keys of the JSON files, so they must not change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bench.common.measure import Summary
+from bench.common.targets import TargetResult
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The roofline of a case. set_by: "memory" or "arithmetic", whichever takes longer."""
+
+    seconds: float
+    set_by: str
+    probe: str
+    memory: Summary
+    memory_gb_per_s: float
+    arithmetic_seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One contender of a case. error_in_bounds: its largest error, as a multiple of the library's bound.
+
+    counts: it may be the best of its kind. first_call_seconds includes compilation. extra_bytes: peak memory beyond
+    inputs and outputs.
+    """
+
+    name: str
+    kind: str
+    counts: bool
+    seconds: Summary
+    gb_per_s: float
+    fraction_of_limit: float
+    error_in_bounds: float
+    extra_bytes: int | None
+    first_call_seconds: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A contender without a number, and why."""
+
+    contender: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator on one workload."""
+
+    name: str
+    operator: str
+    tasks: int
+    elements: int
+    tensors: int
+    dtype: str
+    layout: str
+    bytes_read: int
+    bytes_written: int
+    operations: int
+    limit: Limit
+    contenders: list[Measured]
+    refused: list[Refused]
+
+    def best(self, kind: str) -> Measured | None:
+        """The fastest contender of a kind, among those that count."""
+        able = [c for c in self.contenders if c.kind == kind and c.counts]
+        return min(able, key=lambda c: c.seconds.median, default=None)
+
+    def ratio(self, contender: Measured, kind: str) -> float:
+        """How many times as fast the contender is as the best of a kind; NaN if there is none of that kind."""
+        best = self.best(kind)
+        return best.seconds.median / contender.seconds.median if best else math.nan
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """Time of a backend's operator against K P."""
+
+    operator: str
+    backend: str
+    points: int
+    ns_per_element: float
+    intercept_us: float
+    r2: float
+
+
+@dataclass(frozen=True)
+class TinyCall:
+    """Microseconds of a call on tiny tensors: at the addresses of an earlier call ("kept"), and at others ("new")."""
+
+    backend: str
+    tasks: int
+    tensors: int
+    kept_us: float
+    new_us: float
+
+
+@dataclass(frozen=True)
+class TinyCallLine:
+    """Microseconds of a call by number of tensors, and the slope of a line through them."""
+
+    backend: str
+    addresses: str
+    us: dict[int, float]
+    us_per_tensor: float
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """The first call of a compiled function with these sizes, and whether it was compiled for them."""
+
+    tasks: int
+    elements: int
+    seconds: float
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class OperatorResults:
+    """Everything that `python -m bench` measures. peaks: operations per second of matrix products, by dtype."""
+
+    device: str
+    peaks: dict[str, float]
+    cases: list[Case]
+    fits: list[LinearFit]
+    calls: list[TinyCall]
+    call_lines: list[TinyCallLine]
+    compilations: list[Compilation]
+    targets: list[TargetResult]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepBackend:
+    """Seconds of backward() and step(), and the part of them that cats.ops.combine_dots takes."""
+
+    name: str
+    step_seconds: Summary
+    operators_seconds: Summary
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    tasks: int
+    tensors: int
+    elements: int
+    steps: int
+    backends: list[StepBackend]
+
+
+@dataclass(frozen=True)
+class StepResults:
+    """Everything that `python -m bench --step` measures."""
+
+    device: str
+    step: StepTimes
+    seconds: float
