@@ -1,4 +1,4 @@
-"""The compiled module, from csrc/: addresses in, sums out. Called by cats.table, cats.native and cats.cuda only."""
+"""The compiled module, from csrc/: addresses in, sums out. Called by cats.ops.layout and cats.ops.backends only."""
 
 from array import array
 from collections.abc import Sequence

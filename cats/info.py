@@ -59,7 +59,7 @@ def _backend(name: str) -> str:
 
     if name != "native":
         return "usable"
-    from cats import native
+    from cats.ops.backends import native
 
     threads = f"{torch.get_num_threads()} threads"
     whose = f"torch's ({native.openmp})" if native.openmp else "its own"
@@ -67,12 +67,12 @@ def _backend(name: str) -> str:
 
 
 def _choices() -> list[tuple[str, str]]:
-    import cats
+    from cats.ops import dispatch
 
     forced = os.environ.get("CATS_BACKEND")
     if forced:
         return [("all devices", f"{forced}, from the environment variable CATS_BACKEND")]
-    return [(device, cats.ops.choice(device)) for device in ("cpu", "cuda")]
+    return [(device, dispatch.choice(device)) for device in ("cpu", "cuda")]
 
 
 def _version(package: str) -> str:

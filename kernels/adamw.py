@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats import reference, table
+from cats.ops.device_table import DevicePieces
+from cats.ops.interface import AdamW
 
 from . import common
 from .common import (
@@ -141,54 +141,23 @@ def _scalars(
     return common.upload(torch.stack([*varying, *constant]), device)
 
 
-def combine_adamw_(
-    params: table.Row,
-    grads: Sequence[table.Row],
-    weights: Tensor,
-    exp_avgs: table.Row,
-    exp_avg_sqs: table.Row,
-    step: Tensor,
-    lr: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    found_inf: Tensor | None,
-    grad_scale: Tensor | None,
-    groups: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """AdamW with the combined gradient, as in cats.reference, computed in the moments' dtype.
+def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tuple[Tensor, Tensor]:
+    """AdamW with the combined gradient, computed in the moments' dtype and rounded once into the parameters.
 
-    Returns dots (G, 1, K) and squared norms (G, K), float64, of the gradients as given.
+    Returns dots (G, 1, K) and squared norms (G, K), float64, of the gradients before grad_scale.
     """
-    others = (params, exp_avgs, exp_avg_sqs)
-    settings = (beta1, beta2, eps, weight_decay)
-    tasks = len(grads)
-    if tasks > common.MAX_TASKS:
-        return reference.combine_adamw_(
-            params, grads, weights, exp_avgs, exp_avg_sqs, step, lr, *settings, found_inf, grad_scale, groups
-        )
-    device = common.device_of(grads, weights.device)
+    plan, device, tasks, groups = pieces
+    step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
     weights = common.upload(weights, device)
     found_inf, grad_scale = (None if t is None else common.upload(t, device) for t in (found_inf, grad_scale))
-    flat = table.flatten(grads, others)
-    plan = table.plan(flat, groups, device)
     partials = weights.new_empty(2 * tasks, plan.count)
-    scalars = _scalars(step, lr, *settings, device)
+    scalars = _scalars(step, lr, beta1, beta2, eps, weight_decay, device)
     for dtypes, aligned, base, chunks in plan.launches:
         constants, launch = options(tasks, dtypes[0], aligned)
         arguments = (plan.words, plan.chunks, base, plan.count, weights, partials, scalars, found_inf, grad_scale)
         common.launch(adamw_kernel, (chunks,), device, *arguments, **constants, **launch)
-    dots, sqnorms = common.reduce(partials, plan, max(groups) + 1, tasks)
-    dots = dots.view(-1, 1, tasks)
-    if flat.odd:
-        odd_params, odd_avgs, odd_squares = table.select(others, flat.odd)
-        parts = reference.combine_adamw_(
-            odd_params, table.select(grads, flat.odd), weights, odd_avgs, odd_squares, step, lr, *settings,
-            found_inf, grad_scale, [groups[i] for i in flat.odd],
-        )  # fmt: skip
-        table.add_statistics((dots, sqnorms), parts)
-    return dots, sqnorms
+    dots, sqnorms = common.reduce(partials, plan, groups, tasks)
+    return dots.view(-1, 1, tasks), sqnorms
 
 
 def options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats import reference, table
+from cats.ops.device_table import DevicePieces, Plan
 
 from . import common
 from .common import (
@@ -124,54 +123,23 @@ def options(
     return {"RESULTS": results, "STATISTICS": statistics, **constants}, launch
 
 
-def combine(grads: Sequence[table.Row], weights: Tensor, out: Sequence[table.Row]) -> None:
-    """out[r][i] = sum_n weights[r, n] * grads[n][i]."""
-    if len(grads) > common.MAX_TASKS:
-        return reference.combine(grads, weights, out)
-    device = common.device_of(grads, weights.device)
+def combine(pieces: DevicePieces, weights: Tensor) -> None:
+    """Writes the combinations for (R, K) weights, with R <= MAX_COMBINATIONS."""
+    _launch(pieces.plan, pieces.tasks, common.upload(weights, pieces.device), None)
+
+
+def combine_dots(pieces: DevicePieces, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K), float64."""
+    plan, device, tasks, groups = pieces
     weights = common.upload(weights, device)
-    for r in range(0, len(weights), MAX_COMBINATIONS):
-        rows, part = weights[r : r + MAX_COMBINATIONS], out[r : r + MAX_COMBINATIONS]
-        flat = table.flatten(grads, part)
-        _launch(table.plan(flat, [0] * len(grads[0]), device), len(grads), rows, None)
-        if flat.odd:
-            reference.combine(table.select(grads, flat.odd), rows, table.select(part, flat.odd))
-
-
-def combine_dots(
-    grads: Sequence[table.Row], weights: Tensor, out: Sequence[table.Row], groups: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """`combine`, and dots (G, R, K) with the combinations before rounding, and squared norms (G, K), both float64.
-
-    More than MAX_COMBINATIONS rows of weights take another pass for every MAX_COMBINATIONS.
-    """
-    if len(grads) > common.MAX_TASKS:
-        return reference.combine_dots(grads, weights, out, groups)
-    weights = common.upload(weights, common.device_of(grads, weights.device))
-    passes = [
-        _combine_dots(grads, weights[r : r + MAX_COMBINATIONS], out[r : r + MAX_COMBINATIONS], groups)
-        for r in range(0, len(weights), MAX_COMBINATIONS)
-    ]
-    return passes[0] if len(passes) == 1 else (torch.cat([dots for dots, _ in passes], 1), passes[0][1])
-
-
-def _combine_dots(
-    grads: Sequence[table.Row], weights: Tensor, out: Sequence[table.Row], groups: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    results, tasks = weights.shape
-    flat = table.flatten(grads, out)
-    plan = table.plan(flat, groups, weights.device)
+    results = len(weights)
     partials = weights.new_empty((results + 1) * tasks, plan.count)
     _launch(plan, tasks, weights, partials)
-    dots, sqnorms = common.reduce(partials, plan, max(groups) + 1, results * tasks)
-    dots = dots.view(-1, results, tasks)
-    if flat.odd:
-        picked = (table.select(grads, flat.odd), weights, table.select(out, flat.odd), [groups[i] for i in flat.odd])
-        table.add_statistics((dots, sqnorms), reference.combine_dots(*picked))
-    return dots, sqnorms
+    dots, sqnorms = common.reduce(partials, plan, groups, results * tasks)
+    return dots.view(-1, results, tasks), sqnorms
 
 
-def _launch(plan: table.Plan, tasks: int, weights: Tensor, partials: Tensor | None) -> None:
+def _launch(plan: Plan, tasks: int, weights: Tensor, partials: Tensor | None) -> None:
     for dtypes, aligned, base, chunks in plan.launches:
         constants, launch = options(tasks, dtypes[0], aligned, len(weights), partials is not None)
         arguments = (plan.words, plan.chunks, base, plan.count, weights, partials)

@@ -1,12 +1,12 @@
-"""What the kernels share: the tile, reading the device table, statistics of a tile, their reduction, the launch.
+"""What the kernels share: the tile, access to the device table, statistics, their reduction, the launch.
 
-Every program takes one chunk of one parameter (cats/table.py). It walks the chunk in tiles of ROWS tasks by LANES by
-WIDTH elements; WIDTH elements are the 16 bytes that one thread loads at once. A thread sums over WIDTH within itself,
-so statistics are (ROWS, LANES) accumulators, which meet at the end of a run of RUN tiles and go on in float64.
+Every program processes one chunk of one parameter (cats/ops/device_table.py), in tiles of ROWS tasks by LANES by WIDTH
+elements. The WIDTH elements are the 16 bytes that one thread loads at once, and a thread adds over them itself. So
+statistics are (ROWS, LANES) accumulators. After every RUN tiles they are added to float64 sums.
 
-The bound on statistics: a lane adds WIDTH <= 8 rounded products, then RUN of these sums. With u = 2^-24 and terms of
-one sign, the worst case, the error relative to the sum of absolute products is at most u (one product) + 4.4u (the
-partial sums of 8) + 16.5u (those of RUN = 32), 1.3e-6 in all; by Cauchy and Schwarz that is <= 2e-6 |g_i| |g_j|.
+The error bound of statistics: a lane adds WIDTH <= 8 rounded products, then RUN such sums. With u = 2^-24 and terms of
+one sign, which is the worst case, the error relative to the sum of absolute products is at most u (one product) + 4.4u
+(the partial sums of 8) + 16.5u (those of RUN = 32), in all 1.3e-6. By Cauchy-Schwarz this is <= 2e-6 |g_i| |g_j|.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats import table
+from cats.ops.device_table import Plan
+from cats.ops.layout import VECTOR
 
 # More tasks than this are left to cats.reference: a tile of them would not fit into one program's registers.
 MAX_TASKS = 128
@@ -55,7 +56,7 @@ def tile(tasks: int, dtype: torch.dtype, aligned: bool) -> Tile:
     rows = triton.next_power_of_2(tasks)
     threads = 32 * WARPS
     vectors = 8 if dtype is torch.float32 or not aligned else 4
-    return Tile(rows, min(vectors * threads // rows, 2 * threads), table.VECTOR // dtype.itemsize if aligned else 1)
+    return Tile(rows, min(vectors * threads // rows, 2 * threads), VECTOR // dtype.itemsize if aligned else 1)
 
 
 def constants(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
@@ -257,7 +258,7 @@ def reduce_options(total: int) -> tuple[dict[str, int], dict[str, int]]:
     return {"COLUMNS": columns, "CHUNKS": 4096 // columns}, {"num_warps": 8}
 
 
-def reduce(partials: Tensor, plan: table.Plan, groups: int, split: int) -> tuple[Tensor, Tensor]:
+def reduce(partials: Tensor, plan: Plan, groups: int, split: int) -> tuple[Tensor, Tensor]:
     """(G, split) and (G, S - split) of (S, chunks) partial sums, all float64."""
     total = len(partials)
     if plan.count == 0:
@@ -268,7 +269,3 @@ def reduce(partials: Tensor, plan: table.Plan, groups: int, split: int) -> tuple
     arguments = (partials, plan.words, plan.count, plan.order, plan.bounds, left, right)
     launch(reduce_kernel, grid, partials.device, *arguments, SPLIT=split, TOTAL=total, **blocks, **options)
     return left, right
-
-
-def device_of(grads: Sequence[table.Row], default: torch.device) -> torch.device:
-    return next((g.device for row in grads for g in row if g is not None), default)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats import reference, table
+from cats.ops.device_table import DevicePieces
 
 from . import common
 from .common import (
@@ -63,21 +63,13 @@ def options(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[d
     return {"DIRECTION": common.TYPES[dtypes[1]], **constants}, launch
 
 
-def dots(grads: Sequence[table.Row], direction: table.Row, groups: Sequence[int]) -> Tensor:
-    """(G, K) float64: <grads[n], direction>; a None in the direction is zero."""
-    tasks = len(grads)
-    if tasks > common.MAX_TASKS:
-        return reference.dots(grads, direction, groups)
-    device = common.device_of(grads, torch.device("cpu"))
-    flat = table.flatten(grads, [direction])
-    plan = table.plan(flat, groups, device)
+def dots(pieces: DevicePieces) -> tuple[Tensor]:
+    """(G, K) float64: the gradients' inner products with the direction."""
+    plan, device, tasks, groups = pieces
     partials = torch.empty(tasks, plan.count, dtype=torch.float64, device=device)
     for dtypes, aligned, base, chunks in plan.launches:
         constants, launch = options(tasks, dtypes, aligned)
         arguments = (plan.words, plan.chunks, base, plan.count, partials)
         common.launch(dots_kernel, (chunks,), device, *arguments, **constants, **launch)
-    result, _ = common.reduce(partials, plan, max(groups) + 1, tasks)
-    if flat.odd:
-        picked = table.select([*grads, direction], flat.odd)
-        table.add_statistics((result,), (reference.dots(picked[:-1], picked[-1], [groups[i] for i in flat.odd]),))
-    return result
+    result, _ = common.reduce(partials, plan, groups, tasks)
+    return (result,)

@@ -14,7 +14,6 @@ float64 is for cats.reference: matrices of doubles fit no registers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats import reference, table
+from cats.ops.device_table import DevicePieces, Plan
 
 from . import common
 from .common import INTERPRETED, locate, offsets, pointers, store_statistic, task_pointers, widen
@@ -272,23 +271,13 @@ REDUCE_OPTIONS = {"SLOTS": 128, "COLUMNS": 32}, {"num_warps": 8}
 # On the host
 
 
-def gram(grads: Sequence[table.Row], groups: Sequence[int]) -> Tensor:
-    """(G, K, K) float64, symmetric bit for bit. Parameters of float64 are left to cats.reference."""
-    tasks = len(grads)
-    if tasks > common.MAX_TASKS:
-        return reference.gram(grads, groups)
-    device = common.device_of(grads, torch.device("cpu"))
-    double = [any(g is not None and g.dtype is torch.float64 for g in column) for column in zip(*grads, strict=True)]
-    flat = table.flatten([[None if wide else g for g, wide in zip(row, double, strict=True)] for row in grads])
-    plan = table.plan(flat, groups, device)
-    products = (_unrolled if tasks <= UNROLLED else _blocks)(plan, tasks, max(groups) + 1, device)
-    rest = sorted([*flat.odd, *(i for i, wide in enumerate(double) if wide)])
-    if rest:
-        table.add_statistics((products,), (reference.gram(table.select(grads, rest), [groups[i] for i in rest]),))
-    return products
+def gram(pieces: DevicePieces) -> tuple[Tensor]:
+    """(G, K, K) float64, symmetric bit for bit."""
+    plan, device, tasks, groups = pieces
+    return ((_unrolled if tasks <= UNROLLED else _blocks)(plan, tasks, groups, device),)
 
 
-def _unrolled(plan: table.Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
+def _unrolled(plan: Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
     partials = torch.empty(tasks * tasks, plan.count, dtype=torch.float64, device=device)
     for dtypes, aligned, base, chunks in plan.launches:
         constants, launch = unrolled_options(tasks, dtypes[0], aligned)
@@ -297,7 +286,7 @@ def _unrolled(plan: table.Plan, tasks: int, groups: int, device: torch.device) -
     return common.reduce(partials, plan, groups, tasks * tasks)[0].view(groups, tasks, tasks)
 
 
-def _blocks(plan: table.Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
+def _blocks(plan: Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
     rows, count, *_ = blocks(tasks, torch.float32, True)
     size = rows * count
     slots = min(MAX_SLOTS, MAX_BYTES // (8 * size * size))

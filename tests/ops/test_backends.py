@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cats import ops, table
+from cats import ops
+from cats.ops import device_table
 
 Grads = list[list[Any]]  # of tensors and None
 Shape = tuple[int, ...]
@@ -100,7 +101,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("the interpreter is for machines without a GPU")
     found = Backend(name, device)
     if found.interpreted:  # chunks that end soon
-        monkeypatch.setattr(table, "MIN_CHUNK", 2048)
+        monkeypatch.setattr(device_table, "MIN_CHUNK", 2048)
     return found
 
 
@@ -351,7 +352,7 @@ def test_long_sums_of_one_sign(backend: Backend, monkeypatch: pytest.MonkeyPatch
         check(backend, constants, [0.7, 0.3])
         check(backend, [[g.abs_().add_(1)] for (g,) in backend.normal(2, [(size,)])], [0.7, 0.3])
     # In chunks as long as those of 1e10 elements, or as there are.
-    monkeypatch.setattr(table, "MAX_CHUNKS", size // 2**20 + 1)
+    monkeypatch.setattr(device_table, "MAX_CHUNKS", size // 2**20 + 1)
     check(backend, constants, [0.7, 0.3])
 
 
@@ -972,7 +973,7 @@ def test_same_bits_on_every_run_and_for_every_number_of_threads(
 @pytest.mark.long_interpreted
 def test_same_bits_for_a_list_and_its_flat_view(backend: Backend, tasks: int) -> None:
     # Pieces of whole blocks, whatever a backend's block is: a power of two of this many elements at most.
-    piece, count = (table.MIN_CHUNK, 2) if backend.interpreted else (1 << 16, 3)
+    piece, count = (device_table.MIN_CHUNK, 2) if backend.interpreted else (1 << 16, 3)
     whole = backend.normal(tasks, [(piece * count,)])
     pieces = [list(row[0].split(piece)) for row in whole]
     one, many = State(backend, shapes=[(piece * count,)]), State(backend, shapes=[(piece * count,)])

@@ -7,6 +7,7 @@ is what only the device has: the rounding of its matrix units, to which the emul
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import re
 import shutil
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 
 import cats
-from cats import ops, table
+from cats import ops
+from cats.ops import device_table, dispatch
 from tests.ops import test_backends
 from tests.ops.test_backends import ADAMW, STATISTICS, Backend, check, mixed_weights, same
 
@@ -56,9 +58,9 @@ def emulator(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("emulator") / "cuda_emulator.so"
     flags = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
-    folders = [root / "tests", root / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    folders = [root / "tests" / "ops", root / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     done = subprocess.run(
-        [compiler, *flags, *(f"-I{f}" for f in folders), root / "tests" / "cuda_emulator.cpp", "-o", library],
+        [compiler, *flags, *(f"-I{f}" for f in folders), root / "tests" / "ops" / "cuda_emulator.cpp", "-o", library],
         capture_output=True,
         text=True,
         check=False,
@@ -75,10 +77,10 @@ def module(emulator: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         patch.setattr(cats, "_native", emulator, raising=False)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-        module = load("cats.emulated", root / "cats" / "cuda.py")
-    module.DEVICES = ("cpu",)
-    monkeypatch.setitem(sys.modules, "cats.emulated", module)
-    monkeypatch.setitem(ops._BACKENDS, "cuda", "cats.emulated")
+        module = load("cats.ops.backends.emulated", root / "cats" / "ops" / "backends" / "cuda.py")
+    module.LIMITS = dataclasses.replace(module.LIMITS, devices=("cpu",))
+    monkeypatch.setitem(sys.modules, "cats.ops.backends.emulated", module)
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", "cats.ops.backends.emulated")
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -186,7 +188,7 @@ def test_what_is_not_there_has_no_product_with_infinity(backend: Backend, tasks:
 
 @pytest.mark.parametrize("tasks", [3, 20])
 def test_chunks_in_several_batches(backend: Backend, module: Any, monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
-    monkeypatch.setattr(table, "MIN_CHUNK", 64)
+    monkeypatch.setattr(device_table, "MIN_CHUNK", 64)
     grads = backend.integers(tasks, [(70,), (129,), (7,), (64,), (3,)])
     groups = [1, 0, 1, 3, 0]
     for chunks in (1, 2, 5):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import cats.reference
 from cats import ops
+from cats.ops import dispatch, interface
+from cats.ops.backends import reference
 
 SHAPES: list[tuple[int, ...]] = [(3, 4), (5,), (), (2, 0), (6,)]
 WEIGHTS = [0.5, 0.25, -1.0]
@@ -424,7 +425,7 @@ def test_complaints_about_the_rest(call: Callable[[], Any], error: type[Exceptio
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an install without it, whatever this one has."""
-    monkeypatch.setitem(ops._BACKENDS, "native", "cats.absent")
+    monkeypatch.setitem(dispatch.BACKENDS, "native", "cats.absent")
 
 
 def test_backends_tell_why_not(no_native: None) -> None:
@@ -456,30 +457,34 @@ def test_a_missing_backend_is_an_error_that_says_why(no_native: None, monkeypatc
 def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("cats.elsewhere")
     monkeypatch.setitem(sys.modules, "cats.elsewhere", module)
-    monkeypatch.setitem(ops._BACKENDS, "native", "cats.elsewhere")
+    monkeypatch.setitem(dispatch.BACKENDS, "native", "cats.elsewhere")
     assert ops.backends()["native"] == (
         "this version of cats has no native backend"
         " (module cats.elsewhere has no combine, combine_dots, dots, gram, combine_adamw_)"
     )
-    for name in ops._OPERATORS:
-        setattr(module, name, getattr(cats.reference, name))
+    module.LIMITS = interface.Limits()  # type: ignore[attr-defined]
+    module.split = lambda grads, others, groups, takes: ((grads, others, groups), [])  # type: ignore[attr-defined]
+    for name in dispatch.OPERATORS:
+        function = getattr(reference, name)
+        setattr(module, name, lambda pieces, *rest, function=function: function(*pieces, *rest))
     assert ops.backends()["native"] is None
-    monkeypatch.setattr(module, "gram", lambda grads, groups: torch.full((1, 2, 2), 7.0).double(), raising=False)
+    assert ops.gram(GOOD, backend="native").tolist() == [[5.0, 5.0], [5.0, 5.0]]
+    monkeypatch.setattr(module, "gram", lambda pieces: (torch.full((1, 2, 2), 7.0).double(),), raising=False)
     assert ops.gram(GOOD, backend="native").tolist() == [[7.0, 7.0], [7.0, 7.0]]
     monkeypatch.setenv("CATS_BACKEND", "native")
     assert ops.gram(GOOD).tolist() == [[7.0, 7.0], [7.0, 7.0]]
     monkeypatch.delenv("CATS_BACKEND")
-    monkeypatch.setitem(ops._DEFAULTS, "cpu", ("native",))
+    monkeypatch.setitem(dispatch.DEFAULTS, "cpu", ("native",))
     assert ops.gram(GOOD).tolist() == [[7.0, 7.0], [7.0, 7.0]]
-    module.DEVICES = ("cuda",)  # type: ignore[attr-defined]
+    module.LIMITS = interface.Limits(devices=("cuda",))  # type: ignore[attr-defined]
     assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
     with pytest.raises(RuntimeError, match=r"backend 'native' cannot be used for gradients on cpu: it works on cuda"):
         ops.gram(GOOD, backend="native")
 
 
 def test_a_default_that_cannot_be_used_gives_way(no_native: None) -> None:
-    assert ops.chosen("cpu") == "reference" == ops.chosen("meta")
-    assert ops.choice("cpu").startswith("reference; not native: this version of cats has no native backend")
+    assert dispatch.chosen("cpu") == "reference" == dispatch.chosen("meta")
+    assert dispatch.choice("cpu").startswith("reference; not native: this version of cats has no native backend")
     assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
 
 
@@ -498,7 +503,7 @@ def test_a_default_device_elsewhere_does_not_matter() -> None:
 def test_a_backend_gives_its_own_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / "cats_unusable.py").write_text("raise ImportError('no CUDA device is visible')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(ops._BACKENDS, "cuda", "cats_unusable")
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", "cats_unusable")
     assert ops.backends()["cuda"] == "no CUDA device is visible"
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot be used here: no CUDA device is visible"):
         ops.gram(GOOD, backend="cuda")

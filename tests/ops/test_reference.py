@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cats import reference
+from cats.ops.backends import reference
+from cats.ops.interface import AdamW
 
 Grads = list[list[Any]]  # of tensors and None
 
@@ -27,17 +28,17 @@ def check(grads: Grads, weights: list[float]) -> None:
     w = torch.tensor([weights], dtype=torch.float64)
     expected, groups = w @ flat, [0] * len(grads[0])
     out = [torch.empty_like(g) for g in grads[0]]
-    dots, sqnorms = reference.combine_dots(grads, w, [out], groups)
+    dots, sqnorms = reference.combine_dots(grads, [out], groups, w)
     again = [torch.empty_like(g) for g in grads[0]]
-    reference.combine(grads, w, [again])
+    reference.combine(grads, [again], groups, w)
     assert all(torch.equal(x, y) for x, y in zip(out, again, strict=True))
     # Rounded once, half a unit in the last place; float64's own roundings besides, here and below.
     torch.testing.assert_close(torch.cat([t.flatten() for t in out]).double(), expected[0], rtol=2.0**-24, atol=1e-12)
     close = {"rtol": 1e-13, "atol": 1e-13 * flat.square().sum(1).max().item()}
     torch.testing.assert_close(dots[0], expected @ flat.T, **close)
     torch.testing.assert_close(sqnorms[0], flat.square().sum(1), **close)
-    torch.testing.assert_close(reference.gram(grads, groups)[0], flat @ flat.T, **close)
-    torch.testing.assert_close(reference.dots(grads, grads[0], groups)[0], flat @ flat[0], **close)
+    torch.testing.assert_close(reference.gram(grads, [], groups)[0][0], flat @ flat.T, **close)
+    torch.testing.assert_close(reference.dots(grads, [grads[0]], groups)[0][0], flat @ flat[0], **close)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -50,12 +51,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 def check_alike(left: Grads, right: Grads) -> None:
     """The same numbers in other layouts: another partition, another order of float64 additions."""
     groups = [0] * len(left[0])
-    torch.testing.assert_close(reference.gram(left, groups), reference.gram(right, groups), rtol=1e-13, atol=1e-9)
+    torch.testing.assert_close(
+        reference.gram(left, [], groups), reference.gram(right, [], groups), rtol=1e-13, atol=1e-9
+    )
     weights = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
     results = []
     for grads in left, right:
         out = [torch.empty(g.shape) for g in grads[0]]
-        results.append((out, *reference.combine_dots(grads, weights, [out], groups)))
+        results.append((out, *reference.combine_dots(grads, [out], groups, weights)))
     assert all(torch.equal(x, y) for x, y in zip(results[0][0], results[1][0], strict=True))
     torch.testing.assert_close(results[0][1:], results[1][1:], rtol=1e-13, atol=1e-9)
 
@@ -85,8 +88,8 @@ def test_tensors_cut_into_boxes(layout: Callable[[Tensor], Tensor], shape: tuple
     out = [layout(torch.zeros(shape)), torch.zeros(3)]
     expected = [torch.zeros(shape), torch.zeros(3)]
     weights = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
-    reference.combine(grads, weights, [out])
-    reference.combine(grads, weights, [expected])
+    reference.combine(grads, [out], [0, 0], weights)
+    reference.combine(grads, [expected], [0, 0], weights)
     assert all(torch.equal(x, y) for x, y in zip(out, expected, strict=True))
 
 
@@ -94,9 +97,9 @@ def test_rows_of_weights_have_the_bits_of_single_ones() -> None:
     grads, groups = random_grads(3, [(3, 5), (20_001,), ()]), [0, 0, 0]
     weights = torch.tensor([[1.0, 0, 0], [0.2, 0.3, 0.5], [-1, 1, 3]], dtype=torch.float64)
     outs = [[torch.empty_like(g) for g in grads[0]] for _ in range(4)]
-    dots, sqnorms = reference.combine_dots(grads, weights, outs[:3], groups)
+    dots, sqnorms = reference.combine_dots(grads, outs[:3], groups, weights)
     for r in range(3):
-        single, single_sqnorms = reference.combine_dots(grads, weights[r : r + 1], outs[3:], groups)
+        single, single_sqnorms = reference.combine_dots(grads, outs[3:], groups, weights[r : r + 1])
         assert all(torch.equal(x, y) for x, y in zip(outs[r], outs[3], strict=True))
         assert torch.equal(dots[:, r], single[:, 0]) and torch.equal(sqnorms, single_sqnorms)
 
@@ -105,12 +108,12 @@ def test_expanded_gradients_take_no_memory() -> None:
     # In a process of its own, whose peak is the operators': 2^25 elements would take 128 MiB each if they were copied.
     code = """
 import resource, torch
-from cats import reference
+from cats.ops.backends import reference
 def rows(shape): return [[torch.full((1,), float(n)).expand(shape)] for n in (1, 2)]
-reference.gram(rows((1 << 16,)), [0])
+reference.gram(rows((1 << 16,)), [], [0])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for shape in ((1 << 25,), (2, 1 << 24)):
-    assert reference.gram(rows(shape), [0]).tolist() == [[[2.0**25, 2.0**26], [2.0**26, 2.0**27]]]
+    assert reference.gram(rows(shape), [], [0])[0].tolist() == [[[2.0**25, 2.0**26], [2.0**26, 2.0**27]]]
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     grown = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
@@ -128,12 +131,12 @@ def test_adamw_of_bfloat16_parameters_is_that_of_float32_rounded_once() -> None:
     for step in range(1, 6):
         grads = random_grads(3, shapes, torch.bfloat16, seed=step)
         wide = [torch.empty(shape) for shape in shapes]
-        statistics = reference.combine_dots([[g.float() for g in row] for row in grads], weights, [wide], [0, 1, 0])
+        statistics = reference.combine_dots([[g.float() for g in row] for row in grads], [wide], [0, 1, 0], weights)
         for leaf, grad in zip(leaves, wide, strict=True):
             leaf.grad = grad
         optimizer.step()
-        arguments = exp_avgs, exp_avg_sqs, torch.tensor(float(step)), lr, 0.9, 0.98, 1e-8, 0.1, None, None, [0, 1, 0]
-        found = reference.combine_adamw_(params, grads, weights, *arguments)
+        settings = AdamW(torch.tensor(float(step)), lr, 0.9, 0.98, 1e-8, 0.1, None, None)
+        found = reference.combine_adamw_(grads, [params, exp_avgs, exp_avg_sqs], [0, 1, 0], weights, settings)
         assert torch.equal(found[0], statistics[0]) and torch.equal(found[1], statistics[1])
         for leaf, param in zip(leaves, params, strict=True):
             assert torch.equal(param, leaf.detach().bfloat16())

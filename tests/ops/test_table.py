@@ -12,19 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cats import ops, table
+from cats import ops
+from cats.ops import device_table, dispatch, layout
 
 CPU = torch.device("cpu")
-Flatten = Callable[..., table.Flat]
+Flatten = Callable[..., layout.Flat]
 
 
 @pytest.fixture(params=["compiled", "python"])
 def flatten(request: pytest.FixtureRequest) -> Flatten:
     if request.param == "python":
-        return lambda grads, others=(): table._flatten(grads, others)
-    if not table._reads_tensors:
+        return lambda grads, others=(): layout._flatten(grads, others)
+    if not layout._reads_tensors:
         pytest.skip("no compiled module, or this torch has no DLPack exchange API")
-    return table.flatten
+    return layout.flatten
 
 
 def address(t: Tensor | None) -> int:
@@ -38,7 +39,7 @@ def test_flat_parameters_become_addresses(flatten: Flatten) -> None:
     grads = [[torch.ones(3, 4), torch.ones(()), torch.ones(5).half()] for _ in range(2)]
     others = [[torch.ones(3, 4).double(), torch.ones(()), torch.ones(5)]]
     flat = flatten(grads, others)
-    assert (flat.params, flat.numels, flat.odd) == ([0, 1, 2], [12, 1, 5], [])
+    assert (flat.params, flat.numels, flat.fallback) == ([0, 1, 2], [12, 1, 5], [])
     wide, half = (torch.float32, torch.float32), (torch.float16, torch.float32)
     assert flat.dtypes == [(torch.float32, torch.float64), wide, half]
     columns = zip(*grads, *others, strict=True)
@@ -50,10 +51,10 @@ def test_what_has_nothing_to_do_is_in_neither_part(flatten: Flatten) -> None:
     a, b = torch.ones(2), torch.ones(3)
     grads = [[a, None, torch.ones(0), b, None], [None, None, torch.ones(0), b, b]]
     flat = flatten(grads, [[a, None, torch.ones(0), None, b]])
-    assert (flat.params, flat.numels, flat.odd) == ([0, 4], [2, 3], [])
+    assert (flat.params, flat.numels, flat.fallback) == ([0, 4], [2, 3], [])
     assert flat.pointers.tolist() == [address(a), 0, address(a), 0, address(b), address(b)]
     nothing = flatten([[None, torch.ones(0)]] * 2)
-    assert nothing.params == nothing.odd == nothing.pointers.tolist() == [] and nothing.by_dtypes() == {}
+    assert nothing.params == nothing.fallback == nothing.pointers.tolist() == [] and nothing.by_dtypes() == {}
 
 
 BASE = torch.arange(120.0).view(4, 5, 6)
@@ -84,19 +85,19 @@ def test_one_dense_layout_or_odd(flatten: Flatten, first: Tensor, second: Tensor
     for grads, others in ([[first], [second]], ()), ([[second], [first]], ()), ([[first]], [[second]]):
         rows = [[[torch.ones(2), *row, torch.ones(3)] for row in part] for part in (grads, others)]
         flat = flatten(*rows)
-        assert (flat.params, flat.odd) == (([0, 1, 2], []) if dense else ([0, 2], [1]))
+        assert (flat.params, flat.fallback) == (([0, 1, 2], []) if dense else ([0, 2], [1]))
         assert len(flat.pointers) == len(flat.params) * (len(grads) + len(others))
 
 
 def test_layouts_of_absent_tasks_do_not_matter(flatten: Flatten) -> None:
     column = BASE.view(4, 30).t()
     assert flatten([[None], [column], [None]]).params == [0]
-    assert flatten([[None], [column], [torch.ones(30, 4)]]).odd == [0]
+    assert flatten([[None], [column], [torch.ones(30, 4)]]).fallback == [0]
 
 
 def test_vectors_need_every_address(flatten: Flatten) -> None:
     memory = torch.ones(64, dtype=torch.bfloat16)
-    start = -memory.data_ptr() // 2 % (table.VECTOR // 2)  # elements to the first address that a vector can have
+    start = -memory.data_ptr() // 2 % (layout.VECTOR // 2)  # elements to the first address that a vector can have
 
     def at(offset: int) -> Tensor:
         return memory[start + offset :][:9]
@@ -154,7 +155,7 @@ def strided(draw: st.DrawFn) -> tuple[list[list[Tensor | None]], list[list[Tenso
 
 @given(strided())
 def test_the_compiled_function_finds_what_the_python_one_finds(rows: Any) -> None:
-    assert table.flatten(*rows) == table._flatten(*rows)
+    assert layout.flatten(*rows) == layout._flatten(*rows)
 
 
 # Quick looks
@@ -163,16 +164,16 @@ def test_the_compiled_function_finds_what_the_python_one_finds(rows: Any) -> Non
 def test_uniform_gradients(flatten: Flatten) -> None:
     a, b = torch.ones(2), torch.ones(3, 4)
     good: list[list[Tensor | None]] = [[None, b, None], [a, b.t().contiguous().t(), None]]
-    if not table._reads_tensors:
-        assert table.uniform(good) is None
+    if not layout._reads_tensors:
+        assert layout.uniform(good) is None
         return
-    found = table.uniform(good)
+    found = layout.uniform(good)
     assert found == good and found is not None
     assert found.first[0] is a and found.first[1] is b and found.first[2] is None
-    assert table.flatten(found) == table.flatten(good)  # the views say the same as another look
+    assert layout.flatten(found) == layout.flatten(good)  # the views say the same as another look
     for other in torch.ones(3), torch.ones(2).double(), torch.ones(2, device="meta"), torch.ones(2).to_sparse(), 1.0:
-        assert table.uniform([[a, b], [other, b]]) is None
-    assert table.uniform([[a, b], [a]]) is None
+        assert layout.uniform([[a, b], [other, b]]) is None
+    assert layout.uniform([[a, b], [a]]) is None
 
 
 # Parts
@@ -180,9 +181,9 @@ def test_uniform_gradients(flatten: Flatten) -> None:
 
 def test_select_and_add_statistics() -> None:
     a, b = torch.ones(2), torch.ones(3)
-    assert table.select([[a, None, b], [b, a, None]], [2, 0]) == [[b, a], [None, b]]
+    assert layout.select([[a, None, b], [b, a, None]], [2, 0]) == [[b, a], [None, b]]
     totals = torch.ones(3, 2), torch.zeros(3, 1, 2)
-    table.add_statistics(totals, (torch.tensor([[1.0, 2.0]]), torch.ones(2, 1, 2)))
+    dispatch._add(totals, (torch.tensor([[1.0, 2.0]]), torch.ones(2, 1, 2)))
     assert totals[0].tolist() == [[2.0, 3.0], [1.0, 1.0], [1.0, 1.0]]
     assert totals[1].tolist() == [[[1.0, 1.0]], [[1.0, 1.0]], [[0.0, 0.0]]]
 
@@ -191,16 +192,16 @@ def test_select_and_add_statistics() -> None:
 
 
 def test_chunk_length() -> None:
-    most = table.MIN_CHUNK * table.MAX_CHUNKS
-    for elements in 0, 1, table.MIN_CHUNK, most - 1, most:
-        assert table.chunk_length(elements) == table.MIN_CHUNK
+    most = device_table.MIN_CHUNK * device_table.MAX_CHUNKS
+    for elements in 0, 1, device_table.MIN_CHUNK, most - 1, most:
+        assert device_table.chunk_length(elements) == device_table.MIN_CHUNK
     for elements in most + 1, 2 * most, 2 * most + 1, 10**10, 10**12:
-        length = table.chunk_length(elements)
+        length = device_table.chunk_length(elements)
         assert length & (length - 1) == 0
-        assert length * table.MAX_CHUNKS >= elements > length // 2 * table.MAX_CHUNKS
+        assert length * device_table.MAX_CHUNKS >= elements > length // 2 * device_table.MAX_CHUNKS
 
 
-def decode(plan: table.Plan, groups: int) -> tuple[list[list[int]], list[tuple[int, ...]], list[list[int]]]:
+def decode(plan: device_table.Plan, groups: int) -> tuple[list[list[int]], list[tuple[int, ...]], list[list[int]]]:
     """Pointers by parameter, chunks, and the chunks of every group."""
     words = plan.words.tolist()
     pointers = [words[i : i + plan.width] for i in range(0, plan.chunks, plan.width)] if plan.width else []
@@ -211,21 +212,21 @@ def decode(plan: table.Plan, groups: int) -> tuple[list[list[int]], list[tuple[i
 
 
 def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MIN_CHUNK", 16)
-    monkeypatch.setattr(table, "MAX_CHUNKS", 8)
+    monkeypatch.setattr(device_table, "MIN_CHUNK", 16)
+    monkeypatch.setattr(device_table, "MAX_CHUNKS", 8)
     sizes = [1, 15, 16, 17, 200, 31, 64, 0, 3]
     dtypes = [torch.float32, torch.bfloat16, torch.float32, torch.float64] + [torch.float32] * 5
     groups = [3, 0, 0, 3, 5, 0, 3, 1, 1]
     grads = [[torch.ones(size + 1, dtype=d)[:size] for size, d in zip(sizes, dtypes, strict=True)] for _ in range(2)]
     grads[1][2] = torch.ones(17)[1:]  # not where vectors begin
     grads[1][5] = torch.ones(1).expand(31)  # odd
-    flat = table.flatten(grads)
+    flat = layout.flatten(grads)
     assert flat.params == [0, 1, 2, 3, 4, 6, 8]
-    plan = table.plan(flat, groups, CPU)
+    plan = device_table.plan(flat, groups, CPU)
     pointers, chunks, members = decode(plan, 6)
     assert pointers == [[row[i].data_ptr() for row in grads] for i in flat.params]
 
-    length = table.chunk_length(sum(flat.numels))
+    length = device_table.chunk_length(sum(flat.numels))
     assert length == 64  # 8 chunks of 32 are less than 316
     for row, numel in enumerate(flat.numels):
         mine = sorted((start, count) for r, start, count in chunks if r == row)
@@ -246,55 +247,55 @@ def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_plan_of_nothing() -> None:
-    flat = table.flatten([[torch.ones(1).expand(3), None]])
-    plan = table.plan(flat, [0, 2], CPU)
+    flat = layout.flatten([[torch.ones(1).expand(3), None]])
+    plan = device_table.plan(flat, [0, 2], CPU)
     assert (plan.count, plan.longest, plan.launches) == (0, 0, [])
     assert decode(plan, 3) == ([], [], [[], [], []])
 
 
 def test_plans_are_kept_while_nothing_changes() -> None:
     grads = [[torch.ones(5), torch.ones(7)] for _ in range(2)]
-    first = table.plan(table.flatten(grads), [0, 1], CPU)
-    assert table.plan(table.flatten(grads), [0, 1], CPU) is first
+    first = device_table.plan(layout.flatten(grads), [0, 1], CPU)
+    assert device_table.plan(layout.flatten(grads), [0, 1], CPU) is first
     # Everything that a plan depends on.
     shorter = [[row[0][:4], row[1]] for row in grads]
     moved = [grads[0], [grads[1][0], torch.ones(7)]]
     retyped = [[row[0], row[1].view(torch.int32).view(torch.float32).view(7)] for row in grads]
-    assert table.plan(table.flatten(retyped), [0, 1], CPU) is first
+    assert device_table.plan(layout.flatten(retyped), [0, 1], CPU) is first
     others = [
-        table.plan(table.flatten(shorter), [0, 1], CPU),
-        table.plan(table.flatten(moved), [0, 1], CPU),
-        table.plan(table.flatten(grads), [0, 2], CPU),
-        table.plan(table.flatten(grads), [1, 0], CPU),
-        table.plan(table.flatten([[None, row[1]] for row in grads]), [0, 1], CPU),
-        table.plan(table.flatten([[row[1], None] for row in grads]), [0, 1], CPU),
-        table.plan(table.flatten(grads[:1]), [0, 1], CPU),
-        table.plan(table.flatten(grads[:1], grads[1:]), [0, 1], CPU),
+        device_table.plan(layout.flatten(shorter), [0, 1], CPU),
+        device_table.plan(layout.flatten(moved), [0, 1], CPU),
+        device_table.plan(layout.flatten(grads), [0, 2], CPU),
+        device_table.plan(layout.flatten(grads), [1, 0], CPU),
+        device_table.plan(layout.flatten([[None, row[1]] for row in grads]), [0, 1], CPU),
+        device_table.plan(layout.flatten([[row[1], None] for row in grads]), [0, 1], CPU),
+        device_table.plan(layout.flatten(grads[:1]), [0, 1], CPU),
+        device_table.plan(layout.flatten(grads[:1], grads[1:]), [0, 1], CPU),
     ]
     assert len({id(plan) for plan in [first, *others]}) == 1 + len(others)
 
 
 def test_the_oldest_plan_goes_first() -> None:
-    rows = [[[torch.ones(3)]] for _ in range(table._PLANS + 1)]
-    plans = [table.plan(table.flatten(grads), [0], CPU) for grads in rows[:-1]]
-    assert table.plan(table.flatten(rows[0]), [0], CPU) is plans[0]  # used again, so now the newest
-    table.plan(table.flatten(rows[-1]), [0], CPU)
-    assert len(table._plans) == table._PLANS
-    assert table.plan(table.flatten(rows[0]), [0], CPU) is plans[0]
-    assert table.plan(table.flatten(rows[1]), [0], CPU) is not plans[1]
+    rows = [[[torch.ones(3)]] for _ in range(device_table._PLANS + 1)]
+    plans = [device_table.plan(layout.flatten(grads), [0], CPU) for grads in rows[:-1]]
+    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]  # used again, so now the newest
+    device_table.plan(layout.flatten(rows[-1]), [0], CPU)
+    assert len(device_table._plans) == device_table._PLANS
+    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]
+    assert device_table.plan(layout.flatten(rows[1]), [0], CPU) is not plans[1]
 
 
 @pytest.mark.gpu
 def test_plans_on_a_gpu() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     grads = [[torch.ones(20_000, device=device), torch.ones(3, device=device)] for _ in range(2)]
-    flat = table.flatten(grads)
-    plan = table.plan(flat, [0, 1], device)
+    flat = layout.flatten(grads)
+    plan = device_table.plan(flat, [0, 1], device)
     assert plan.words.device == device
     # On another stream the table could be read before it is there.
     with torch.cuda.stream(torch.cuda.Stream()):
-        assert table.plan(flat, [0, 1], device) is not plan
-    assert table.plan(flat, [0, 1], device) is plan
+        assert device_table.plan(flat, [0, 1], device) is not plan
+    assert device_table.plan(flat, [0, 1], device) is plan
     pointers, chunks, members = decode(plan, 2)
     assert pointers == [[row[i].data_ptr() for row in grads] for i in range(2)]
     assert [count for _, _, count in chunks] == [8192, 8192, 3616, 3] and members == [[0, 1, 2], [3]]
@@ -303,6 +304,6 @@ def test_plans_on_a_gpu() -> None:
 def test_zeros_without_memory_are_odd() -> None:
     # What autograd hands out for a derivative it knows to be zero; it has no address.
     zero = torch._efficientzerotensor((3,))
-    flat = table.flatten([[zero, torch.ones(2)], [zero, torch.ones(2)]])
-    assert flat.odd == [0] and flat.params == [1]
+    flat = layout.flatten([[zero, torch.ones(2)], [zero, torch.ones(2)]])
+    assert flat.fallback == [0] and flat.params == [1]
     assert ops.gram([[zero, torch.ones(2)], [torch.ones(3), torch.ones(2)]]).tolist() == [[2, 2], [2, 5]]

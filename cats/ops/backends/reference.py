@@ -1,12 +1,16 @@
-"""The operators in plain torch, on any device with float64: oracle of the tests, fallback, baseline of the benchmarks.
+"""The operators in plain torch, for tensors on any device with float64.
 
-Parameters are walked in order and cut into blocks of a bounded number of elements, small parameters sharing a block.
-A block of the k gradients that are present becomes one (k, c) float64 matrix; products of float32 numbers are exact in
-it, and every sum over c or k runs in float64. The partition depends on the tensors' layouts, the groups and which
-gradients are None, never on threads, so results have the same bits on every run and for every number of threads.
+They are the fallback for what other backends do not take, the oracle of the tests and a baseline of the benchmarks.
 
-Every function takes what `cats.ops` has checked already: grads, K lists of N tensors or None; weights, (R, K) float64;
-groups, N ints; out, R lists of N tensors (None where no task has a gradient). Statistics have a leading group axis.
+Parameters are processed in order, in blocks with a bounded number of elements; small parameters share a block. The
+gradients of a block are copied into one (k, c) float64 matrix, for the k tasks that have them. Products of float32
+numbers are exact in float64, and all sums over k or c are float64. The blocks depend on the tensors' layouts, on the
+groups and on which gradients are None, but never on threads: results have the same bits on every run and for every
+number of threads.
+
+All functions take grads, K lists of N tensors or None; others, lists of N tensors or None that the operator needs
+besides; groups, N ints; weights, (R, K) float64. Arguments have been checked by `cats.ops.checks`. Statistics are
+float64 with a leading group axis.
 """
 
 from __future__ import annotations
@@ -19,29 +23,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Row = Sequence[Tensor | None]
+from ..interface import AdamW, Limits, Row
+
+LIMITS = Limits()
 Key = tuple[tuple[int, ...], int, torch.dtype]  # what the pieces of a block have in common: tasks, group, dtype
 
-# A block has at most this many elements of float64 matrix, 16 MiB, and on a CPU this many columns. torch runs a sum of
-# fewer than 32768 numbers on one thread; splitting it between threads would make its bits depend on their number.
+# A block has at most this many float64 elements (16 MiB), and on a CPU at most this many columns: torch uses one thread
+# for a sum of fewer than 32768 numbers. With several threads, the bits of a sum would depend on their number.
 _MATRIX = 1 << 21
 _CPU_COLUMNS = 1 << 14
 
 
 @torch.no_grad()
-def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row]) -> None:
-    """out[r][i] = sum_n weights[r, n] * grads[n][i]."""
+def combine(grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor) -> None:
+    """out[r][i] = sum_n weights[r, n] * grads[n][i]. out: R rows; None where no task has a gradient."""
     weights = weights.to(_device(grads, weights.device), non_blocking=True)
-    for block in _blocks(grads, [0] * len(grads[0]), out):
+    for block in _blocks(grads, groups, out):
         for r, values in enumerate(_combined(block, weights)):
             _store(values, block.others(r))
 
 
 @torch.no_grad()
 def combine_dots(
-    grads: Sequence[Row], weights: Tensor, out: Sequence[Row], groups: Sequence[int]
+    grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`combine`, and dots (G, R, K) with the combinations before rounding, and squared norms (G, K), both float64."""
+    """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K)."""
     device = _device(grads, weights.device)
     weights = weights.to(device, non_blocking=True)
     dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
@@ -55,49 +61,38 @@ def combine_dots(
 
 
 @torch.no_grad()
-def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int]) -> Tensor:
-    """(G, K) float64: <grads[n], direction>; a None in the direction is zero."""
+def dots(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int]) -> tuple[Tensor]:
+    """(G, K): <grads[n], direction>. others: the direction, one row; None in it is zero."""
+    (direction,) = others
     touched = [[None if d is None else g for g, d in zip(row, direction, strict=True)] for row in grads]
     result = _Sums(groups, (len(grads),), _device(grads))
     for block in _blocks(touched, groups, [direction]):
         result.add(block, block.products(_concatenate([block.others(0)]).double()))
-    return result.total
+    return (result.total,)
 
 
 @torch.no_grad()
-def gram(grads: Sequence[Row], groups: Sequence[int]) -> Tensor:
-    """(G, K, K) float64, symmetric bit for bit."""
+def gram(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int]) -> tuple[Tensor]:
+    """(G, K, K), symmetric bit for bit. others: no rows."""
     upper = _Sums(groups, (len(grads), len(grads)), _device(grads))
-    for block in _blocks(grads, groups):
+    for block in _blocks(grads, groups, others):
         products = block.matrix.new_zeros(len(block.tasks), len(block.tasks))
         for n, row in enumerate(block.matrix):
             products[n, n:] = block.products(row, n)
         upper.add(block, _spread(products.mT, block.tasks, len(grads)).mT)
-    return upper.total + upper.total.triu(1).mT
+    return (upper.total + upper.total.triu(1).mT,)
 
 
 @torch.no_grad()
 def combine_adamw_(
-    params: Row,
-    grads: Sequence[Row],
-    weights: Tensor,
-    exp_avgs: Row,
-    exp_avg_sqs: Row,
-    step: Tensor,
-    lr: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    found_inf: Tensor | None,
-    grad_scale: Tensor | None,
-    groups: Sequence[int],
+    grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int], weights: Tensor, settings: AdamW
 ) -> tuple[Tensor, Tensor]:
-    """AdamW on the combination of one row of weights, computed in the moments' dtype and rounded once into params.
+    """AdamW with the combination for (1, K) weights, computed in the moments' dtype, rounded once into the parameters.
 
-    The operations and their order are those of torch.optim.AdamW's loop over single tensors. Returns dots (G, 1, K) and
-    squared norms (G, K), float64, of the gradients as given.
+    others: parameters, first and second moments. The operations and their order are those of torch.optim.AdamW with
+    foreach=False. Returns dots (G, 1, K) and squared norms (G, K) of the gradients before grad_scale.
     """
+    step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
     device = _device(grads, weights.device)
     weights = weights.to(device, non_blocking=True)
     step, lr = step.double(), lr.double()
@@ -106,7 +101,7 @@ def combine_adamw_(
     correction = (1 - beta2**step).sqrt()
     skip = None if found_inf is None else found_inf.to(device, non_blocking=True) != 0
     dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
-    for block in _blocks(grads, groups, [params, exp_avgs, exp_avg_sqs]):
+    for block in _blocks(grads, groups, others):
         combined = _combined(block, weights)
         dots.add(block, torch.stack([block.products(values) for values in combined]))
         sqnorms.add(block, block.products(block.matrix))
@@ -125,14 +120,14 @@ def combine_adamw_(
 
 
 class _Sums:
-    """Statistics by group, (G, *shape) float64, added up block after block."""
+    """Statistics by group, (G, *shape) float64, summed over the blocks."""
 
     def __init__(self, groups: Sequence[int], shape: Sequence[int], device: torch.device | None) -> None:
         self.total = torch.zeros(max(groups) + 1, *shape, dtype=torch.float64, device=device)
         self.groups = self.total.unbind()
 
     def add(self, block: _Block, values: Tensor) -> None:
-        """Add (..., k), a number for each of the block's tasks."""
+        """Add values of shape (..., k): one for each of the block's tasks."""
         total = self.groups[block.group]
         total.add_(_spread(values, block.tasks, total.shape[-1]))
 
@@ -142,7 +137,7 @@ class _Block(NamedTuple):
 
     tasks: tuple[int, ...]
     group: int
-    matrix: Tensor  # (k, c) float64, the gradients; the next block's overwrites it
+    matrix: Tensor  # (k, c) float64, the gradients; the next block overwrites it
     scratch: Tensor  # of the same size
     pieces: list[list[Tensor]]  # per piece of a parameter: views of the k gradients, then of the other tensors
 
@@ -151,7 +146,7 @@ class _Block(NamedTuple):
         return [piece[len(self.tasks) + j] for piece in self.pieces]
 
     def products(self, other: Tensor, first: int = 0) -> Tensor:
-        """Inner products of the gradients, from the first on, with one vector (c,) or each with its row of (k, c)."""
+        """Inner products of the gradients from index `first` with one vector (c,), or each with its row of (k, c)."""
         return torch.mul(self.matrix[first:], other, out=self.scratch[first:]).sum(1)
 
 
@@ -169,7 +164,7 @@ def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] =
     if device.type == "cpu":
         limit = min(limit, _CPU_COLUMNS)
     width = min(limit, sum(column[0].numel() for _, column in columns))
-    # Fresh memory for every block would cost more than the arithmetic.
+    # One allocation for all blocks: new memory for every block would cost more time than the arithmetic.
     space = torch.empty(2, len(grads) * width, dtype=torch.float64, device=device)
 
     def block(key: Key, pieces: list[list[Tensor]]) -> _Block:
@@ -197,7 +192,7 @@ def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] =
 
 
 def _cuts(shape: torch.Size, limit: int) -> Iterator[tuple[int | slice, ...]]:
-    """Indices that cut a tensor of this shape into boxes of at most limit elements, in order; () is all of it."""
+    """Indices that cut a tensor of this shape into boxes of at most `limit` elements, in order. () is all of it."""
     if shape.numel() <= limit:
         yield ()
         return
@@ -211,15 +206,16 @@ def _cuts(shape: torch.Size, limit: int) -> Iterator[tuple[int | slice, ...]]:
 
 
 def _concatenate(rows: list[list[Tensor]]) -> Tensor:
-    """(len(rows), c): each row's tensors flattened and joined, in the widest dtype among them."""
+    """(len(rows), c): the tensors of each row, flattened and concatenated, in the widest dtype among them."""
     return torch.cat([t.flatten() for row in rows for t in row]).view(len(rows), -1)
 
 
-# No matrix products: BLAS may choose the order of its sums by the number of threads.
+# Not a matrix product: in BLAS the order of the sums can depend on the number of threads.
 def _combined(block: _Block, weights: Tensor) -> list[Tensor]:
-    """R vectors (c,): the combinations of the block's gradients, for (R, K) weights."""
+    """R vectors (c,): the combinations of the block's gradients for (R, K) weights."""
     columns = weights.unbind(1)
-    chosen = torch.stack([columns[n] for n in block.tasks]).unsqueeze(-1)  # not by an index: it would need copying
+    # Not weights[:, block.tasks]: the index would have to be copied to the device.
+    chosen = torch.stack([columns[n] for n in block.tasks]).unsqueeze(-1)
     return [torch.mul(block.matrix, column, out=block.scratch).sum(0) for column in chosen.unbind(1)]
 
 
@@ -229,7 +225,7 @@ def _store(values: Tensor, targets: list[Tensor]) -> None:
 
 
 def _spread(values: Tensor, tasks: tuple[int, ...], count: int) -> Tensor:
-    """(..., K) of (..., k): zero for the tasks that are absent."""
+    """(..., K) from (..., k): zero for the tasks that are not in the block."""
     if len(tasks) == count:
         return values
     absent = torch.zeros_like(values[..., 0])

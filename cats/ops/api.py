@@ -1,0 +1,195 @@
+"""The public operators: what they take, what they return and what they promise.
+
+This holds for all of them:
+
+grads: K sequences (one per task) of N gradients (one per parameter), as autograd returned them. Any strides; dtype
+    float32, bfloat16, float16 or float64. Shape and dtype of a parameter are the same for all tasks. All gradients are
+    on one device. None means that the task does not use the parameter.
+weights: K numbers, or a tensor of shape (K,), or (R, K) for R combinations in one pass. Weights are not rounded to the
+    gradients' dtype. Products and sums are computed in float32 or better (for float64 gradients in float64), and a
+    combination is rounded once, at the end. A tensor of weights is on the CPU or on the gradients' device; the host
+    does not wait for it.
+groups: N ints that assign the parameters to groups. Statistics are then computed per group: they have a leading axis of
+    length G = max(groups) + 1.
+backend: the name of a backend. None: the environment variable CATS_BACKEND, else a default that depends on the device.
+
+Statistics (dot products, squared norms, Gram matrices) are float64 tensors on the gradients' device. They have the same
+bits on every run and for every number of threads. If a gradient has a NaN or an infinity, its statistics do too.
+
+The operators are not differentiable: they run without autograd, and no result requires grad. torch.compile sees each of
+them as one custom operator, torch.ops.cats.*.
+
+Raises ValueError or TypeError for invalid arguments, with one line that names the task and the parameter, counted from
+0; and RuntimeError if the backend that was asked for cannot be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import Grads, Tasks, Weights, scalar
+from .dispatch import backends
+from .library import call
+
+__all__ = ["backends", "combine", "combine_adamw_", "combine_dots", "dots", "gram"]
+
+
+def combine(
+    grads: Grads, weights: Weights, *, out: Sequence[Any] | None = None, backend: str | None = None
+) -> list[Any]:
+    """The weighted sum of the tasks' gradients, per parameter: sum_n w_n g_n.
+
+    Returns N tensors with the parameters' shapes and dtypes, None where no task has a gradient. For (R, K) weights it
+    returns R such lists. For float32, the error of an element is at most (K + 1) 2^-24 sum_n |w_n g_n|.
+
+    out: the result of an earlier call, to be overwritten; None in it means a new tensor. It must not overlap the
+        gradients.
+    """
+    tasks = Tasks(grads)
+    matrix, single = tasks.weights(weights)
+    combined = tasks.out(out, len(matrix), single)
+    call("combine", tasks.direct, grads=tasks.rows, weights=matrix, out=combined, backend=backend)
+    return combined[0] if single else combined
+
+
+def combine_dots(
+    grads: Grads,
+    weights: Weights,
+    *,
+    out: Sequence[Any] | None = None,
+    groups: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> tuple[list[Any], Tensor, Tensor]:
+    """`combine` and the statistics that CATS needs, in one read of the gradients.
+
+    Returns (combined, dots, sqnorms):
+        combined: as from `combine`; see there for `out`.
+        dots: (K,) or (R, K): <g_n, combined> over all parameters, with combined before it is rounded.
+        sqnorms: (K,): <g_n, g_n>.
+    With groups, the shapes are (G, K) or (G, R, K) for dots and (G, K) for sqnorms.
+
+    While squares stay in float32's normal range, |error of dots[n]| <= 2e-6 |g_n| |combined| and
+    |error of sqnorms[n]| <= 2e-6 |g_n|^2.
+    """
+    tasks = Tasks(grads)
+    matrix, single = tasks.weights(weights)
+    combined = tasks.out(out, len(matrix), single)
+    index = tasks.groups(groups)
+    dots, sqnorms = call(
+        "combine_dots", tasks.direct, grads=tasks.rows, weights=matrix, out=combined, groups=index, backend=backend
+    )
+    if groups is None:
+        sqnorms = sqnorms.view(tasks.count)
+        dots = dots.view(tasks.count) if single else dots[0]
+    elif single:
+        dots = dots.squeeze(1)
+    return (combined[0] if single else combined), dots, sqnorms
+
+
+def dots(
+    grads: Grads,
+    direction: Iterable[Tensor | None],
+    *,
+    groups: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The tasks' inner products with one direction: <g_n, direction>, (K,), or (G, K) with groups.
+
+    direction: N tensors with the parameters' shapes, of any of the four dtypes; None is zero.
+
+    |error| <= 2e-6 |g_n| |direction| while squares stay in float32's normal range.
+    """
+    tasks = Tasks(grads)
+    vector = tasks.direction(direction)
+    index = tasks.groups(groups)
+    if tasks.device is None:
+        result = torch.zeros(max(index) + 1, tasks.count, dtype=torch.float64, device="cpu")
+    else:
+        result = call("dots", tasks.direct, grads=tasks.rows, direction=vector, groups=index, backend=backend)
+    return result[0] if groups is None else result
+
+
+def gram(grads: Grads, *, groups: Sequence[int] | None = None, backend: str | None = None) -> Tensor:
+    """The Gram matrix of the tasks' gradients: <g_i, g_j>, (K, K), or (G, K, K) with groups; symmetric bit for bit.
+
+    |error| <= 2e-6 |g_i| |g_j| while squares stay in float32's normal range.
+    """
+    tasks = Tasks(grads)
+    index = tasks.groups(groups)
+    if tasks.device is None:
+        result = torch.zeros(max(index) + 1, tasks.count, tasks.count, dtype=torch.float64, device="cpu")
+    else:
+        result = call("gram", tasks.direct, grads=tasks.rows, groups=index, backend=backend)
+    return result[0] if groups is None else result
+
+
+def combine_adamw_(
+    params: Iterable[Tensor],
+    grads: Grads,
+    weights: Weights,
+    exp_avgs: Iterable[Tensor],
+    exp_avg_sqs: Iterable[Tensor],
+    *,
+    step: float | Tensor,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    found_inf: Tensor | None = None,
+    grad_scale: Tensor | None = None,
+    groups: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One AdamW update (Loshchilov and Hutter, ICLR 2019, Algorithm 2) with the combined gradient, in the same pass.
+
+    Returns (dots, sqnorms) as `combine_dots` does, for the gradients as given (before grad_scale).
+
+    params, exp_avgs, exp_avg_sqs: N tensors each, updated in place as by torch.optim.AdamW. They do not change where no
+        task has a gradient. Moments are float32, for float64 parameters float64. bfloat16 and float16 parameters are
+        updated in float32 with the unrounded combined gradient, and rounded once.
+    weights: (K,).
+    step: the number of this update, counted by the caller; 1 for the first.
+    step, lr: numbers or tensors of one element.
+    found_inf, grad_scale: tensors of one element, as in torch's fused optimizers: the combined gradient is divided by
+        grad_scale, and if found_inf is not 0 nothing is updated.
+    The host does not wait for these tensors if they are on a GPU.
+    """
+    tasks = Tasks(grads)
+    matrix, single = tasks.weights(weights)
+    if not single:
+        raise ValueError(
+            f"weights has shape {tuple(matrix.shape)}, but an update takes one combination, ({tasks.count},)"
+        )
+    targets = tasks.tensors("params", params)
+    averages = tasks.tensors("exp_avgs", exp_avgs, moments=True)
+    squares = tasks.tensors("exp_avg_sqs", exp_avg_sqs, moments=True)
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"beta1 = {beta1}, beta2 = {beta2}: both must lie in [0, 1)")
+    if not isinstance(step, Tensor) and step < 1:
+        raise ValueError(f"step is {step}, but the first update is number 1")
+    dots, sqnorms = call(
+        "combine_adamw_",
+        tasks.direct,
+        params=targets,
+        grads=tasks.rows,
+        weights=matrix,
+        exp_avgs=averages,
+        exp_avg_sqs=squares,
+        groups=tasks.groups(groups),
+        backend=backend,
+        step=scalar("step", step),
+        lr=scalar("lr", lr),
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        found_inf=None if found_inf is None else scalar("found_inf", found_inf),
+        grad_scale=None if grad_scale is None else scalar("grad_scale", grad_scale),
+    )
+    dots = dots[:, 0]
+    return (dots[0], sqnorms[0]) if groups is None else (dots, sqnorms)

@@ -1,0 +1,1 @@
+"""One module per backend: the operators on dense pieces of memory, and in `reference` on any tensors."""

@@ -1,0 +1,173 @@
+"""The operators in CUDA C++ (csrc/*.cu), for tensors on NVIDIA GPUs with compute capability 8.0 (A100) or later.
+
+Every operator reads the gradients once. All kernels are launched on the current stream of the gradients' device, and
+nothing waits for the device, so calls can be captured in a CUDA graph. A call launches one kernel for every combination
+of dtypes and alignments among the parameters, which reads the device table (cats/ops/device_table.py), and one kernel
+that adds the chunks' sums in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..compiled import why_missing
+from ..device_table import DevicePieces, Launch, device_pieces
+from ..interface import AdamW, Limits
+from ..layout import TYPES
+
+try:
+    from cats import _native
+except ImportError as error:
+    raise ImportError(why_missing("CUDA", error)) from None
+if not _native.cuda:
+    raise ImportError(why_missing("CUDA", "the compiled module has no CUDA kernels"))
+if not torch.cuda.is_available():
+    raise ImportError("no CUDA device was found" if torch.version.cuda else "this torch is built without CUDA")
+if torch.cuda.get_device_capability() < (8, 0):
+    raise ImportError("the CUDA kernels need compute capability 8.0 (A100) or later")
+
+LIMITS = Limits(
+    devices=("cuda",),
+    tasks=128,
+    gram_tasks={torch.float64: 8},
+    directions={dtype: (dtype, torch.float32) for dtype in TYPES},
+)
+MAX_ROWS, MAX_ROWS_TASKS = 4, 64  # combinations in one pass, for at most this many tasks (more: one); csrc/combine.cuh
+WORKSPACE = 48 << 20  # bytes of partial sums at most; if more are needed, the chunks are processed in several ranges
+
+_kernels: Any = _native
+split = device_pieces
+
+
+def combine(pieces: DevicePieces, weights: Tensor) -> None:
+    """Writes the R combinations for (R, K) weights."""
+    with torch.cuda.device(pieces.device):
+        _combine(_Pass(pieces), weights, statistics=False)
+
+
+def combine_dots(pieces: DevicePieces, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K)."""
+    with torch.cuda.device(pieces.device):
+        return _combine(_Pass(pieces), weights, statistics=True)
+
+
+def dots(pieces: DevicePieces) -> tuple[Tensor]:
+    """(G, K): the gradients' inner products with the direction."""
+    with torch.cuda.device(pieces.device):
+        work = _Pass(pieces)
+        total = work.sums(work.tasks)
+        for launch, common, partials in work.launches(work.tasks, total, total):
+            is_float = launch.dtypes[1] is torch.float32
+            _kernels.cuda_dots(*common, is_float, partials, work.stream)
+    return (total,)
+
+
+def gram(pieces: DevicePieces) -> tuple[Tensor]:
+    """(G, K, K), symmetric bit for bit."""
+    tasks = pieces.tasks
+    with torch.cuda.device(pieces.device):
+        work = _Pass(pieces)
+        total = work.sums(tasks, tasks)
+        for _, common, partials in work.launches(tasks * (tasks + 1) // 2, total):
+            _kernels.cuda_gram(*common, partials, work.stream)
+    return (total,)
+
+
+def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tuple[Tensor, Tensor]:
+    """AdamW with the combined gradient; returns dots (G, 1, K) and squared norms (G, K) before grad_scale."""
+    step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
+    tasks, device = pieces.tasks, pieces.device
+    with torch.cuda.device(device):
+        work = _Pass(pieces)
+        zero, one = torch.zeros((), device="cpu"), torch.ones((), device="cpu")
+        found_inf = zero if found_inf is None else found_inf
+        grad_scale = one if grad_scale is None else grad_scale
+        # The last zero is room for one more number, which the kernel below computes.
+        numbers = _numbers(device, weights, step, lr, grad_scale, found_inf, zero)
+        constants = numbers[tasks:].data_ptr()
+        _kernels.cuda_prepare_adamw(constants, beta1, beta2, weight_decay, work.stream)
+        statistics = work.sums(1, tasks), work.sums(tasks)
+        for _, common, partials in work.launches(2 * tasks, *statistics):
+            arguments = numbers.data_ptr(), constants, beta1, beta2, eps
+            _kernels.cuda_combine_adamw(*common, *arguments, partials, work.stream)
+    return statistics
+
+
+def _combine(work: _Pass, weights: Tensor, statistics: bool) -> tuple[Tensor, Tensor]:
+    """`combine_dots`; without statistics, the sums that it returns are not written."""
+    tasks = work.tasks
+    at_once = MAX_ROWS if tasks <= MAX_ROWS_TASKS else 1
+    numbers = _numbers(work.device, weights)
+    sqnorms = work.sums(tasks)
+    parts = []
+    for row in range(0, len(weights), at_once):
+        rows = min(at_once, len(weights) - row)
+        parts.append(work.sums(rows, tasks))
+        for _, common, partials in work.launches((rows + 1) * tasks if statistics else 0, parts[-1], sqnorms):
+            address = numbers[row * tasks :].data_ptr()
+            _kernels.cuda_combine(*common, row, rows, address, partials, work.stream)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), sqnorms
+
+
+class _Pass:
+    """The launches that process every chunk of a device table once."""
+
+    def __init__(self, pieces: DevicePieces) -> None:
+        self.plan, self.device, self.tasks, self.groups = pieces
+        self.stream = torch.cuda.current_stream(self.device).cuda_stream
+
+    def sums(self, *shape: int) -> Tensor:
+        """Memory for sums by group. The kernels write all of it if there is a chunk; otherwise it holds zeros."""
+        make = torch.empty if self.plan.count else torch.zeros
+        return make(self.groups, *shape, dtype=torch.float64, device=self.device)
+
+    def launches(
+        self, values: int, left: Tensor, right: Tensor | None = None
+    ) -> Iterator[tuple[Launch, tuple[int, ...], int]]:
+        """For each launch: its description, its first arguments, and the address for its chunks' sums.
+
+        values: the number of sums per chunk. After the caller has launched a range of chunks, their sums are added to
+        left and right. Without right, the sums are triangles of Gram matrices.
+        """
+        plan, words = self.plan, self.plan.words.data_ptr()
+        batch = max(1, WORKSPACE // (8 * values)) if values else max(1, plan.count)
+        partials = torch.empty(min(batch, plan.count) * values, dtype=torch.float64, device=self.device)
+        for begin in range(0, plan.count, batch):
+            end = min(begin + batch, plan.count)
+            for launch in plan.launches:
+                first, last = max(begin, launch.first), min(end, launch.first + launch.chunks)
+                if first < last:
+                    kind = TYPES[launch.dtypes[0]], launch.aligned, self.tasks
+                    sums = partials.data_ptr() + (first - begin) * values * 8 if values else 0
+                    yield launch, (words, plan.width, plan.chunks, first, last - first, *kind), sums
+            if values:
+                where = words, plan.order, plan.bounds, self.groups, begin, end - begin, partials.data_ptr()
+                if right is None:
+                    _kernels.cuda_reduce_gram(*where, self.tasks, left.data_ptr(), begin > 0, self.stream)
+                else:
+                    split = left[0].numel()
+                    targets = left.data_ptr(), right.data_ptr()
+                    _kernels.cuda_reduce(*where, values, split, *targets, begin > 0, self.stream)
+
+
+_captured: list[Tensor] = []  # kept forever: pinned memory that a CUDA graph copies from at every replay
+
+
+def _numbers(device: torch.device, *tensors: Tensor) -> Tensor:
+    """The elements of all tensors as one float64 tensor on the device. Those on the CPU are copied together."""
+    sizes = [t.numel() for t in tensors]
+    host = torch.zeros(sum(sizes), dtype=torch.float64, pin_memory=device.type == "cuda")
+    for part, t in zip(host.split(sizes), tensors, strict=True):
+        if t.device.type == "cpu":
+            part.copy_(t.reshape(-1))
+    numbers = host.to(device, non_blocking=True)
+    for part, t in zip(numbers.split(sizes), tensors, strict=True):
+        if t.device.type != "cpu":
+            part.copy_(t.reshape(-1), non_blocking=True)
+    if torch.cuda.is_current_stream_capturing():
+        _captured.append(host)
+    return numbers

@@ -1,0 +1,41 @@
+"""The operators in Triton, on GPUs, or on the CPU in Triton's interpreter. The kernels are in cats.kernels.
+
+This module and the kernels are imported only when this backend is asked for, because they import triton.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..device_table import DevicePieces, device_pieces
+from ..interface import Limits
+
+try:
+    import triton  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"triton cannot be imported ({error}); pip install triton") from error
+
+from cats.kernels import common
+from cats.kernels.adamw import combine_adamw_
+from cats.kernels.combine import MAX_COMBINATIONS, combine, combine_dots
+from cats.kernels.dots import dots
+from cats.kernels.gram import gram
+
+if not (common.INTERPRETED.value or torch.cuda.is_available()):
+    raise ImportError("no GPU (with TRITON_INTERPRET=1 in the environment, the kernels run in Triton's interpreter)")
+
+__all__ = ["LIMITS", "combine", "combine_adamw_", "combine_dots", "dots", "gram", "split"]
+
+LIMITS = Limits(
+    tasks=common.MAX_TASKS,
+    combinations=MAX_COMBINATIONS,
+    gram_tasks={torch.float64: 0},  # a matrix of float64 sums does not fit into a program's registers
+)
+
+
+def split(*arguments: Any) -> tuple[DevicePieces, list[int]]:
+    """`device_pieces`, with the fallback in the order of the parameters, which is the order of its sums."""
+    pieces, fallback = device_pieces(*arguments)
+    return pieces, sorted(fallback)

@@ -1,0 +1,233 @@
+"""Checks of the operators' arguments, the same for all operators. A failed check is a ValueError or a TypeError.
+
+C++ checks valid gradients in one pass (`layout.uniform`). Python looks at them again only to say what is wrong, or
+where C++ cannot read them: without the compiled module, under torch.compile, for subclasses of Tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch, layout
+
+Grads = Iterable[Iterable[Tensor | None]]
+Weights = Tensor | Iterable[float] | Iterable[Iterable[float]]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Tasks:
+    """The gradients of all tasks, checked, and the checks of the arguments that belong to them."""
+
+    device: torch.device | None = None  # None if there is no gradient
+    fast = False  # all gradients are plain tensors, so C++ can check the other arguments too
+    direct = False  # call the backend without torch.library; see `library.call`
+
+    def __init__(self, grads: Grads) -> None:
+        self.rows: list[list[Any]] = [row if type(row) is list else _row(n, row) for n, row in enumerate(grads)]
+        self.count = len(self.rows)  # K
+        if self.count == 0:
+            raise ValueError("there are no tasks: grads is empty (K = 0)")
+        self.size = len(self.rows[0])  # N
+        if self.size == 0:
+            raise ValueError("there are no parameters: task 0 has no gradients (N = 0)")
+        # Per parameter the first gradient that is not None. The others must have its shape, dtype and device.
+        self.first: list[Tensor | None] = [None] * self.size
+        uniform = None if torch.compiler.is_compiling() else layout.uniform(self.rows)
+        if uniform is None:
+            self._check_rows()
+            return
+        self.rows, self.first, self.fast = uniform, uniform.first, True
+        for first in uniform.first:
+            if first is not None:
+                self.device = first.device
+                self.direct = self.device.type in dispatch.DEFAULTS and not _is_watched()
+                break
+
+    def _check_rows(self) -> None:
+        for n, row in enumerate(self.rows):
+            if len(row) != self.size:
+                raise ValueError(f"task {n} has {len(row)} gradients, but task 0 has {self.size}")
+            for i, (g, first) in enumerate(zip(row, self.first, strict=True)):
+                if g is None:
+                    continue
+                if (
+                    first is None
+                    or not isinstance(g, Tensor)
+                    or g.shape != first.shape
+                    or g.dtype is not first.dtype
+                    or g.device != self.device
+                    or g.layout is not torch.strided
+                ):
+                    self._take_first_or_raise(n, i, g)
+
+    def _take_first_or_raise(self, n: int, i: int, g: Tensor) -> None:
+        """Takes the first gradient of a parameter; raises if a later one differs from it."""
+        where = f"task {n}, parameter {i}"
+        _check_tensor(where, g, self.device)
+        first = self.first[i]
+        if first is None:
+            self.first[i], self.device = g, g.device
+        elif g.shape != first.shape:
+            raise ValueError(f"{where}: shape {tuple(g.shape)}, but task {self._owner(i)} has {tuple(first.shape)}")
+        else:
+            raise TypeError(f"{where}: dtype {g.dtype}, but task {self._owner(i)} has {first.dtype}")
+
+    def _owner(self, i: int) -> int:
+        """The first task that has a gradient for parameter i."""
+        return next(n for n, row in enumerate(self.rows) if row[i] is not None)
+
+    def tensors(self, name: str, tensors: Iterable[Tensor], *, moments: bool = False) -> list[Tensor]:
+        """N tensors to write into, with the gradients' shapes, dtypes (or the dtypes of their moments) and device."""
+        row = list(tensors)
+        if not (self.fast and layout.matches(self.first, row, moments=moments)):
+            self._check(name, row, _moment_dtype if moments else _same_dtype)
+            for i, t in enumerate(row):
+                _check_writable(f"{name}[{i}]", t)
+        return row
+
+    def direction(self, direction: Iterable[Tensor | None]) -> list[Tensor | None]:
+        """N tensors with the gradients' shapes and device, of any dtype; None is allowed."""
+        row = list(direction)
+        if not (self.fast and layout.matches(self.first, row, optional=True)):
+            self._check("direction", row, None, optional=True)
+        return row
+
+    def out(self, out: Sequence[Any] | None, count: int, single: bool) -> list[list[Tensor | None]]:
+        """R rows of N tensors to write into: those given, else new ones; None where no task has a gradient."""
+        if out is None:
+            given: list[list[Any]] = [[None] * self.size for _ in range(count)]
+        else:
+            given = [list(row) for row in ([out] if single else out)]
+            if len(given) != count:
+                raise ValueError(f"out has {len(given)} lists, but there are {count} rows of weights")
+        rows: list[list[Tensor | None]] = []
+        for r, row in enumerate(given):
+            if self.fast and layout.matches(self.first, row, optional=True):
+                rows.append(row)
+                continue
+            name = "out" if single else f"out[{r}]"
+            self._check(name, row, _same_dtype, optional=True)
+            for i, t in enumerate(row):
+                if t is not None:
+                    _check_writable(f"{name}[{i}]", t)
+            rows.append(
+                [
+                    None if first is None else first.new_empty(first.shape) if t is None else t
+                    for t, first in zip(row, self.first, strict=True)
+                ]
+            )
+        return rows
+
+    def _check(
+        self,
+        name: str,
+        tensors: Sequence[Tensor | None],
+        dtype: Callable[[torch.dtype], torch.dtype] | None,
+        optional: bool = False,
+    ) -> None:
+        """Raises unless there is one tensor per parameter, like its gradients.
+
+        dtype: from the gradients' dtype to the tensor's; None allows any. optional: None is allowed among the tensors.
+        """
+        if len(tensors) != self.size:
+            raise ValueError(f"{name} has {len(tensors)} entries, but there are {self.size} parameters")
+        for i, (t, first) in enumerate(zip(tensors, self.first, strict=True)):
+            if t is None and optional:
+                continue
+            where = f"{name}[{i}]"
+            _check_tensor(where, t, self.device)
+            if t is None or first is None:
+                continue
+            if t.shape != first.shape:
+                gradient = f"task {self._owner(i)}, parameter {i} has {tuple(first.shape)}"
+                raise ValueError(f"{where}: shape {tuple(t.shape)}, but {gradient}")
+            if dtype is not None and t.dtype is not dtype(first.dtype):
+                raise TypeError(f"{where}: dtype {t.dtype}, but gradients of {first.dtype} need {dtype(first.dtype)}")
+
+    def weights(self, weights: Weights) -> tuple[Tensor, bool]:
+        """(R, K) float64, and whether the weights were given as (K,)."""
+        if isinstance(weights, Tensor):
+            if weights.is_complex():
+                raise TypeError(f"weights must be real, not {weights.dtype}")
+            device = weights.device
+            if self.device not in (None, device) and device.type != "cpu":
+                raise ValueError(f"weights are on {device}, but the gradients are on {self.device}")
+            matrix = (weights.detach() if weights.requires_grad else weights).double()
+        elif not isinstance(weights, Iterable):
+            raise TypeError(f"weights must be numbers, one per task, or a tensor, not {type(weights).__name__}")
+        else:
+            rows = [list(w) if isinstance(w, Iterable) and not isinstance(w, Tensor) else w for w in weights]
+            for r, row in enumerate(rows):
+                if isinstance(row, list) and len(row) != self.count:
+                    raise ValueError(f"weights[{r}] has {len(row)} entries, but there are {self.count} tasks")
+            with torch.no_grad():  # the numbers may be tensors that require grad
+                matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        shape = matrix.shape
+        if len(shape) not in (1, 2) or shape[-1] != self.count or shape[0] == 0:
+            needed = f"({self.count},) or (R, {self.count})"
+            raise ValueError(f"weights has shape {tuple(shape)}, but {self.count} tasks need {needed}")
+        return (matrix.unsqueeze(0), True) if len(shape) == 1 else (matrix, False)
+
+    def groups(self, groups: Sequence[int] | None) -> list[int]:
+        """The group of every parameter; one group if none are given."""
+        if groups is None:
+            return [0] * self.size
+        index = list(groups)
+        if len(index) != self.size:
+            raise ValueError(f"groups has {len(index)} entries, but there are {self.size} parameters")
+        for i, group in enumerate(index):
+            if not isinstance(group, int) or isinstance(group, bool):
+                raise TypeError(f"groups[{i}] must be an int, not {type(group).__name__}")
+            if group < 0:
+                raise ValueError(f"groups[{i}] is {group}: groups are counted from 0")
+        return index
+
+
+def scalar(name: str, value: float | Tensor) -> Tensor:
+    """The number as a tensor without axes."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    if value.numel() != 1:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, but must have one element")
+    return value.detach().reshape(())
+
+
+def _row(n: int, row: Any) -> list[Any]:
+    if isinstance(row, Tensor) or not isinstance(row, Iterable):
+        kind = "None" if row is None else "one tensor" if isinstance(row, Tensor) else type(row).__name__
+        raise TypeError(f"task {n}: expected a sequence of one gradient per parameter, got {kind}")
+    return list(row)
+
+
+def _is_watched() -> bool:
+    """Whether a mode is active that must see every call of an operator: fake tensors, tracing, counting, ..."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
+
+
+def _check_tensor(where: str, t: Any, device: torch.device | None) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{where}: expected a tensor, got {type(t).__name__}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{where}: {t.layout} is not supported, only dense tensors; for embeddings use sparse=False")
+    if t.dtype not in _DTYPES:
+        raise TypeError(f"{where}: {t.dtype} is not supported, only float32, bfloat16, float16 and float64")
+    if device is not None and t.device != device:
+        raise ValueError(f"{where}: on {t.device}, but the gradients before it are on {device}")
+
+
+def _check_writable(where: str, t: Tensor) -> None:
+    if any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
+        raise ValueError(f"{where}: an expanded tensor cannot be written into, its elements share memory")
+
+
+def _same_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype
+
+
+def _moment_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32

@@ -1,0 +1,48 @@
+"""What dispatch and the backends tell each other: the limits of a backend, and the settings of an AdamW update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Row = Sequence[Tensor | None]  # a tensor per parameter
+Dtypes = tuple[torch.dtype, ...]  # of a parameter's gradients, then of each of its other tensors
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can compute. Dispatch gives everything else to the reference."""
+
+    devices: tuple[str, ...] | None = None  # types of device; None: any
+    tasks: int | None = None  # at most this many tasks; None: any number
+    combinations: int | None = None  # at most this many rows of weights in one call; None: any number
+    # Gram matrices, by the gradients' dtype: at most this many tasks. Other dtypes: as many as `tasks` says.
+    gram_tasks: Mapping[torch.dtype, int] | None = None
+    # dots, by the gradients' dtype: the dtypes that the direction can have. None: any.
+    directions: Mapping[torch.dtype, tuple[torch.dtype, ...]] | None = None
+
+    def dtype_rule(self, operator: str, tasks: int) -> Callable[[Dtypes], bool] | None:
+        """Whether the operator takes a parameter with these dtypes; None if it takes all."""
+        most, directions = self.gram_tasks, self.directions
+        if operator == "gram" and most is not None:
+            return lambda dtypes: tasks <= most.get(dtypes[0], tasks)
+        if operator == "dots" and directions is not None:
+            return lambda dtypes: dtypes[1] in directions[dtypes[0]]
+        return None
+
+
+class AdamW(NamedTuple):
+    """The settings of one AdamW update. Tensors have one element, on any device."""
+
+    step: Tensor
+    lr: Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    found_inf: Tensor | None
+    grad_scale: Tensor | None

@@ -1,0 +1,201 @@
+"""From lists of tensors to dense pieces: the addresses that kernels take instead of tensors. Nothing is copied.
+
+A parameter is a dense piece if all its tensors (gradients, results, moments, ...) have the same layout without gaps:
+row-major, or any permutation of it. A kernel needs one address per tensor and one number of elements for it. All other
+parameters are left for the reference (the fallback): expanded gradients, for example, or tasks that disagree about the
+strides. Statistics are sums over parameters, so the statistics of both parts are added.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .interface import Dtypes, Row
+
+try:
+    from cats import _native
+
+    # Whether the compiled module can read tensors. Otherwise the Python functions below do it, more slowly.
+    _reads_tensors: bool = _native.use_torch(torch)
+except ImportError:
+    _reads_tensors = False
+
+VECTOR = 16  # bytes that a kernel loads at once if every address of a parameter is a multiple of it
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # numbers of the dtypes in csrc/
+
+
+class Flat(NamedTuple):
+    """The dense parameters of a call, and the indices of those for the fallback."""
+
+    params: list[int]  # indices among the N parameters; only those with a gradient and with elements
+    numels: list[int]
+    dtypes: list[Dtypes]
+    aligned: list[bool]  # every address is a multiple of VECTOR
+    pointers: array.array[int]  # len(params) * (K + M) addresses: K gradients, 0 for None, then the M other tensors
+    fallback: list[int]
+
+    def by_dtypes(self) -> dict[Dtypes, list[int]]:
+        """For every combination of dtypes, the positions in `params` of the parameters that have it."""
+        if not self.dtypes or self.dtypes.count(self.dtypes[0]) == len(self.dtypes):
+            return {self.dtypes[0]: list(range(len(self.dtypes)))} if self.dtypes else {}
+        rows: dict[Dtypes, list[int]] = {}
+        for row, dtypes in enumerate(self.dtypes):
+            rows.setdefault(dtypes, []).append(row)
+        return rows
+
+    def keep(self, takes: Callable[[Dtypes], bool], width: int) -> Flat:
+        """Only the parameters whose dtypes `takes` accepts; the others join the fallback. width: K + M."""
+        kept = [j for j, dtypes in enumerate(self.dtypes) if takes(dtypes)]
+        if len(kept) == len(self.params):
+            return self
+        pointers = array.array("q")
+        for j in kept:
+            pointers.extend(self.pointers[j * width : (j + 1) * width])
+        return Flat(
+            params=[self.params[j] for j in kept],
+            numels=[self.numels[j] for j in kept],
+            dtypes=[self.dtypes[j] for j in kept],
+            aligned=[self.aligned[j] for j in kept],
+            pointers=pointers,
+            fallback=self.fallback + [i for j, i in enumerate(self.params) if j not in kept],
+        )
+
+
+def flatten(grads: Sequence[Row], others: Sequence[Row] = ()) -> Flat:
+    """The addresses of the K gradients and M other tensors of every parameter.
+
+    Parameters without a gradient, without elements, or with a None among the others need no work and are left out.
+    """
+    if _reads_tensors:
+        found = _native.flatten(_lists(grads), _lists(others), VECTOR, getattr(grads, "views", None))
+        if found is not None:
+            params, numels, dtypes, aligned, addresses, fallback = found
+            return Flat(params, numels, dtypes, aligned, array.array("q", addresses), fallback)
+    return _flatten(grads, others)
+
+
+def _flatten(grads: Sequence[Row], others: Sequence[Row]) -> Flat:
+    """`flatten` in Python: for subclasses of Tensor, or without the compiled module."""
+    flat = Flat([], [], [], [], array.array("q"), [])
+    for i in range(len(grads[0])):
+        column = [row[i] for row in grads]
+        rest = [row[i] for row in others]
+        first = next((g for g in column if g is not None), None)
+        if first is None or first.numel() == 0 or any(t is None for t in rest):
+            continue
+        tensors = [t for t in (*column, *rest) if t is not None]
+        lazy = any(t.is_neg() or t._is_zerotensor() for t in tensors)  # the memory does not hold the tensor's values
+        if lazy or not (all(t.is_contiguous() for t in tensors) or _one_layout(tensors)):
+            flat.fallback.append(i)
+            continue
+        addresses = [0 if t is None else t.data_ptr() for t in (*column, *rest)]
+        flat.params.append(i)
+        flat.numels.append(first.numel())
+        flat.dtypes.append((first.dtype, *(t.dtype for t in rest if t is not None)))
+        flat.aligned.append(all(a % VECTOR == 0 for a in addresses))
+        flat.pointers.extend(addresses)
+    return flat
+
+
+def _one_layout(tensors: Sequence[Tensor]) -> bool:
+    """Whether all tensors have the same strides, and these cover the memory without a gap."""
+    first = tensors[0]
+    axes = [d for d, size in enumerate(first.shape) if size > 1]
+    strides = [first.stride(d) for d in axes]
+    expected = 1
+    for stride, d in sorted(zip(strides, axes, strict=True)):
+        if stride != expected:
+            return False
+        expected *= first.shape[d]
+    return all([t.stride(d) for d in axes] == strides for t in tensors[1:])
+
+
+class HostPieces(NamedTuple):
+    """The dense pieces of a call, as kernels on the CPU take them: one Work for every combination of dtypes."""
+
+    works: list[tuple[_native.Work, Dtypes, list[int]]]  # with the parameters of each
+    tasks: int
+    groups: int  # number of groups
+
+
+def host_pieces(
+    grads: Sequence[Row],
+    others: Sequence[Row],
+    groups: Sequence[int],
+    takes: Callable[[Dtypes], bool] | None = None,
+) -> tuple[HostPieces, list[int]]:
+    """The dense pieces, and the parameters left for the fallback: not dense, or of dtypes that `takes` refuses."""
+    threads = torch.get_num_threads()
+    views = getattr(grads, "views", None)
+    found = _native.works(_lists(grads), _lists(others), list(groups), threads, views)
+    works, fallback = _works(grads, others, groups, threads) if found is None else found
+    if takes is not None and (refused := [work for work in works if not takes(work[1])]):
+        works = [work for work in works if work not in refused]
+        fallback = [*fallback, *(i for _, _, params in refused for i in params)]
+    return HostPieces(works, len(grads), max(groups) + 1), fallback
+
+
+def _works(
+    grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int], threads: int
+) -> tuple[list[tuple[_native.Work, Dtypes, list[int]]], list[int]]:
+    """For every combination of dtypes its Work and its parameters, and the fallback: `_native.works` in Python."""
+    flat = flatten(grads, others)
+    width = len(grads) + len(others)
+    works = []
+    for dtypes, rows in flat.by_dtypes().items():
+        params = [flat.params[row] for row in rows]
+        work = _native.Work(
+            b"".join(flat.pointers[row * width : (row + 1) * width].tobytes() for row in rows),
+            [flat.numels[row] for row in rows],
+            [groups[i] for i in params],
+            len(grads),
+            len(others),
+            TYPES[dtypes[0]],
+            threads,
+        )
+        works.append((work, dtypes, params))
+    return works, flat.fallback
+
+
+class Uniform(list[list[Any]]):
+    """K rows of gradients that agree, and what the compiled module read from them, so that it reads them only once."""
+
+    first: list[Tensor | None]  # per parameter, the first gradient that is not None
+    views: _native.Views
+
+
+def uniform(rows: list[list[Any]]) -> Uniform | None:
+    """The rows, if all gradients are plain dense tensors on one device, of the same shape and dtype for all tasks.
+
+    None also if this cannot be found out quickly: without the compiled module, or without torch's DLPack exchange API.
+    """
+    found = _native.uniform(rows) if _reads_tensors else None
+    if found is None:
+        return None
+    result = Uniform(rows)
+    result.first, result.views = found
+    return result
+
+
+def matches(first: Row, row: Row, *, optional: bool = False, moments: bool = False) -> bool:
+    """Whether `row` has a contiguous tensor of the same shape, dtype and device for every gradient in `first`.
+
+    moments: of the dtype of AdamW's moments instead. optional: None is allowed where the gradient is None. False means
+    only that the slower checks must look.
+    """
+    return _reads_tensors and _native.matches(first, row, optional, moments)
+
+
+def select(rows: Sequence[Row], params: Sequence[int]) -> list[list[Tensor | None]]:
+    """Every row with these parameters only."""
+    return [[row[i] for i in params] for row in rows]
+
+
+def _lists(rows: Sequence[Row]) -> list[list[Tensor | None]]:
+    """The rows as lists, which the compiled module needs."""
+    return [row if type(row) is list else list(row) for row in rows]

@@ -1,0 +1,104 @@
+"""The operators as custom operators of torch.library: schemas, fake versions, and how `cats.ops` calls them.
+
+In a schema, gradients are one flat list of K N entries followed by the number of tasks, and out is the flat list of its
+tensors without None. Statistics always have their group axis. No result shares memory with an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+
+Flat = Sequence[Tensor | None]
+
+
+def call(operator: str, direct: bool, **arguments: Any) -> Any:
+    """Calls an operator of `cats.ops.dispatch`: directly, or through torch.library, which takes several times as long.
+
+    The direct call is for when nobody watches the operators: no compiler, no tracing, no subclass of Tensor.
+    """
+    return getattr(dispatch, operator)(**arguments) if direct else _call_registered(operator, **arguments)
+
+
+@torch.no_grad()
+def _call_registered(operator: str, grads: Sequence[Flat], out: Sequence[Flat] | None = None, **arguments: Any) -> Any:
+    if out is not None:
+        arguments["out"] = [t for row in out for t in row if t is not None]
+    flat = [g for row in grads for g in row]
+    return getattr(torch.ops.cats, operator)(grads=flat, tasks=len(grads), **arguments)
+
+
+_library = torch.library.Library("cats", "DEF")
+
+
+def _define(schema: str, fake: Callable[..., Any]) -> None:
+    """Registers cats::<schema>: the operator of `cats.ops.dispatch` for every device, and `fake` for shapes."""
+    operator = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    names = [argument.name for argument in getattr(torch.ops.cats, operator).default._schema.arguments]
+
+    def implementation(*values: Any) -> Any:
+        arguments = dict(zip(names, values, strict=True))
+        flat, tasks = arguments["grads"], arguments.pop("tasks")
+        size = len(flat) // tasks
+        arguments["grads"] = [flat[start : start + size] for start in range(0, len(flat), size)]
+        if "out" in arguments:
+            arguments["out"] = _out_rows(arguments["grads"], arguments["out"], len(arguments["weights"]))
+        return getattr(dispatch, operator)(**arguments)
+
+    _library.impl(operator, torch.no_grad()(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        f"cats::{operator}", lambda *values: fake(**dict(zip(names, values, strict=True))), lib=_library
+    )
+
+
+def _out_rows(grads: Sequence[Flat], written: Sequence[Tensor], count: int) -> list[list[Tensor | None]]:
+    """The tensors to write into as R rows of N, None where no task has a gradient."""
+    tensors = iter(written)
+    used = [any(g is not None for g in column) for column in zip(*grads, strict=True)]
+    return [[next(tensors) if u else None for u in used] for _ in range(count)]
+
+
+def _empty(grads: Flat, shape: Sequence[int], default: Tensor | None = None) -> Tensor:
+    """Statistics of this shape, on the device of the gradients."""
+    like = next((g for g in grads if g is not None), default)
+    assert like is not None
+    return like.new_empty(shape, dtype=torch.float64)
+
+
+def _fake_statistics(grads: Flat, weights: Tensor, groups: Sequence[int], **rest: Any) -> tuple[Tensor, Tensor]:
+    count = max(groups) + 1
+    return (
+        _empty(grads, (count, *weights.shape), weights),
+        _empty(grads, (count, weights.shape[1]), weights),
+    )
+
+
+_define(
+    "combine(Tensor?[] grads, int tasks, Tensor weights, Tensor(a!)[] out, str? backend) -> ()",
+    lambda **arguments: None,
+)
+_define(
+    "combine_dots(Tensor?[] grads, int tasks, Tensor weights, Tensor(a!)[] out, int[] groups, str? backend)"
+    " -> (Tensor, Tensor)",
+    _fake_statistics,
+)
+_define(
+    "dots(Tensor?[] grads, int tasks, Tensor?[] direction, int[] groups, str? backend) -> Tensor",
+    lambda grads, tasks, groups, **rest: _empty(grads, (max(groups) + 1, tasks)),
+)
+_define(
+    "gram(Tensor?[] grads, int tasks, int[] groups, str? backend) -> Tensor",
+    lambda grads, tasks, groups, **rest: _empty(grads, (max(groups) + 1, tasks, tasks)),
+)
+_define(
+    "combine_adamw_(Tensor(a!)[] params, Tensor?[] grads, int tasks, Tensor weights, Tensor(b!)[] exp_avgs,"
+    " Tensor(c!)[] exp_avg_sqs, Tensor step, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
+    " Tensor? found_inf, Tensor? grad_scale, int[] groups, str? backend) -> (Tensor, Tensor)",
+    _fake_statistics,
+)
