@@ -1,4 +1,4 @@
-"""Curvature Aware Task Scaling (CATS) for PyTorch, and the operators it stands on."""
+"""Curvature Aware Task Scaling (CATS) for PyTorch: a multi-task optimizer and the fused operators it uses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from cats.optim import CATS, MultiTask, NonFiniteError
 __version__ = "0.1.0"
 __all__ = ["CATS", "MultiTask", "NonFiniteError", "__version__", "ops", "weighting"]
 
-# In a clone the Triton kernels lie beside this folder; an install has them inside it, as cats.kernels. With
-# the clone as working directory `import cats` means the clone, installed or not: its kernels/ is found here.
-_clone = Path(__file__).resolve().parent.parent
-if (_clone / "setup.py").is_file() and (_clone / "kernels" / "__init__.py").is_file():
-    __path__.append(str(_clone))
+
+def _find_kernels_of_a_clone() -> None:
+    """Makes cats.kernels importable in a clone.
+
+    The Triton kernels are in kernels/, beside cats/. An install puts them into the package, as cats.kernels. In a clone
+    they stay outside, so the folder that holds both is added to the places where submodules of cats are searched. This
+    also holds if the library is installed but the clone is the working directory: then ``import cats`` finds the clone.
+    """
+    clone = Path(__file__).resolve().parent.parent
+    if (clone / "setup.py").is_file() and (clone / "kernels" / "__init__.py").is_file():
+        __path__.append(str(clone))
+
+
+_find_kernels_of_a_clone()

@@ -1,4 +1,4 @@
-"""What is installed here, what the operators can run on, and what is missing for the rest."""
+"""What ``cats info`` shows: versions, devices, usable backends, and which optional packages are missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-# Extra -> {module that it brings: distribution}; the same as in pyproject.toml.
+# {extra: {module to import: package to install}}, the same as in pyproject.toml.
 EXTRAS = {
     "nmt": {
         "babel": "babel",
@@ -24,12 +24,12 @@ EXTRAS = {
 
 
 def missing(extra: str) -> list[str]:
-    """The packages of an extra that are not installed."""
+    """The packages of an optional extra, such as "nmt", that are not installed."""
     return [package for module, package in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
 
 
 def describe() -> str:
-    """The text of ``cats info``: versions, devices, backends with the reason where one cannot be used, extras."""
+    """The text of ``cats info``. For a backend that cannot be used, it says why."""
     import torch
 
     import cats
@@ -45,7 +45,7 @@ def describe() -> str:
             (name, _backend(name) if reason is None else f"not usable: {reason}")
             for name, reason in cats.ops.backends().items()
         ],
-        "Choice where none is named": _choices(),
+        "Choice if no backend is named": _choices(),
         "Extras": [(f"[{extra}]", _state(extra)) for extra in EXTRAS],
     }
     width = max(len(name) for rows in sections.values() for name, _ in rows)

@@ -1,4 +1,4 @@
-"""Several processes: they do together what one does alone. Real processes, gloo, on the CPU."""
+"""Several processes give the same result as one. These are real processes with gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import cats
+from cats import distributed
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 TASKS = ["az", "be", "cs"]
-ROWS = {"az": 5, "be": 1, "cs": 8}  # be is on one process only
+ROWS = {"az": 5, "be": 1, "cs": 8}  # be has one row, so only one process has it
 STEPS = 7
 WAIT = timedelta(minutes=1)
 
@@ -28,7 +29,7 @@ RUNS = [("softmax", 1), ("lagrangian", 2), ("shared", 2), ("static", 1)]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found: starting them takes longer than all they do."""
+    """The results of both processes. They are started once for all tests, because starting them takes longest."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(everything, (2, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -46,7 +47,7 @@ def everything(rank: int, count: int, folder: Path) -> None:
 
 
 class Model(nn.Module):
-    """A shared layer, a layer that only cs uses, and one that nobody does."""
+    """A layer of all tasks, a layer that only cs uses, and one that no task uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class Model(nn.Module):
 
 def batch(step: int) -> dict[str, tuple[Tensor, Tensor]]:
     draw = torch.Generator().manual_seed(step)
-    tasks = {"cs"} if step == 3 else {"az", "cs"} if step == 4 else set(TASKS)  # in step 3 one process has nothing
+    tasks = {"cs"} if step == 3 else {"az", "cs"} if step == 4 else set(TASKS)  # in step 3 one process has no rows
     return {
         t: (torch.randn(n, 4, generator=draw).double(), torch.randn(n, 3, generator=draw).double())
         for t, n in ROWS.items()
@@ -79,7 +80,7 @@ def optimizer_of(model: Model, how: str) -> cats.MultiTask:
 
 
 def train(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
-    """A run of one of the processes, each with its rows; a task's loss is the mean over the rows of all."""
+    """A run in one of the processes, with its own rows. A task's loss is the mean over the rows of all processes."""
     model = Model()
     optimizer = optimizer_of(model, how)
     history: list[dict[str, Any]] = []
@@ -109,12 +110,12 @@ def train(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("how", "calls"), RUNS)
 def test_two_processes_are_one(found: list[dict[str, Any]], how: str, calls: int) -> None:
-    """Uneven batches, a task on one process only, a process without any, gradients added up over two calls."""
+    """Batches of different sizes, a task in one process only, a process without losses, two backward() calls a step."""
     expected = train(0, 1, how, calls)
     both = [each[f"{how}-{calls}"] for each in found]
     for each in both:
-        assert each["idle"]  # None stays None: AdamW would let it decay
-        for name, value in expected["model"].items():  # float64: the sums are in another order, no more
+        assert each["idle"]  # None stays None, otherwise AdamW would decay the weight
+        for name, value in expected["model"].items():  # float64: only the order of the sums differs
             torch.testing.assert_close(each["model"][name], value, rtol=1e-10, atol=1e-12)
         for name in "alpha", "multipliers":
             assert each[name] == pytest.approx(expected[name], rel=1e-9)
@@ -128,7 +129,7 @@ def test_two_processes_are_one(found: list[dict[str, Any]], how: str, calls: int
 
 
 def mixed(rank: int) -> dict[str, Any]:
-    """bfloat16 beside float32, and a loss that is not finite on one process, with one gradient or one for each task."""
+    """bfloat16 and float32 parameters, and a loss that is nan in one process, at an inner step and at one of α."""
     torch.manual_seed(0)
     first, second = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2).bfloat16())
     optimizer = cats.CATS(torch.optim.SGD([first, second], lr=0.1), TASKS[:1], inner_steps=2)
@@ -143,7 +144,7 @@ def mixed(rank: int) -> dict[str, Any]:
 def test_a_step_is_taken_by_all_or_none(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert each["mixed"]["skipped"] == 2 and each["mixed"]["step"] == 2
-        torch.testing.assert_close(each["mixed"]["moved"], torch.full((3,), 0.3))  # twice lr times the mean of 1 and 2
+        torch.testing.assert_close(each["mixed"]["moved"], torch.full((3,), 0.3))  # two steps: 2 * lr * mean of 1 and 2
         assert each["mixed"]["half"].dtype == torch.bfloat16 and each["mixed"]["half"].tolist() == [1.0, 1.0]
 
 
@@ -175,10 +176,24 @@ def refused(rank: int) -> dict[str, str]:
     }
 
 
-def test_what_would_diverge_is_refused(found: list[dict[str, Any]]) -> None:
+def test_processes_that_would_diverge_are_refused(found: list[dict[str, Any]]) -> None:
     for each in found:
         said = each["refused"]
         assert "wrapped in DistributedDataParallel" in said["wrapped"] and "model.module" in said["wrapped"]
         assert "the parameters differ between processes" in said["different"]
         assert said["gram"] == "a weighting that needs the Gram matrix is not supported with several processes"
         assert said["halves"] == "cross_batch is not supported with several processes"
+
+
+def test_the_reducer_is_kept_while_the_number_of_processes_stays() -> None:
+    first = distributed.reducer()
+    assert isinstance(first, distributed.Local) and distributed.reducer(first) is first
+    assert isinstance(distributed.reducer(distributed.Replicated()), distributed.Local)
+
+
+def test_tasks_with_numbers_that_are_not_finite() -> None:
+    losses, sqnorms = torch.tensor([1.0, math.inf, 2.0]), torch.tensor([math.nan, 1.0, 3.0])
+    numbers = distributed.Statistics([0, 2, 5], losses, losses, sqnorms, sqnorms_known=True, finite=False)
+    assert numbers.nonfinite_tasks() == [0, 2]
+    numbers.sqnorms_known = False  # nan then says nothing about the task
+    assert numbers.nonfinite_tasks() == [2]

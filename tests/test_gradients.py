@@ -31,7 +31,7 @@ def test_add_to_grad_adds_and_keeps_the_parameters_layout():
 def test_largest_shows_what_is_not_finite(bad):
     a, b, c = params_of((2, 3), 4, 2, dtype=torch.float32)
     a.grad, b.grad = torch.full_like(a, 3e38), torch.full_like(b, -1.0)
-    assert gradients.largest([a, b, c]).item() == pytest.approx(3e38)  # finite, though its square is not
+    assert gradients.largest([a, b, c]).item() == pytest.approx(3e38)  # finite, although its square is not
     b.grad[2] = bad
     assert not torch.isfinite(gradients.largest([a, b, c]))
     assert gradients.largest([c]).item() == 0

@@ -1,4 +1,4 @@
-"""What holds for the package as a whole: what it ships, what importing it costs, which module may import which."""
+"""The package as a whole: what a wheel contains, what `import cats` imports, which module may import which."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import cats
 
 
 def run_python(code: str, folder: Path, *flags: str, **environment: str) -> str:
-    """Standard output of a fresh interpreter that runs `code` in `folder`."""
+    """Runs `code` in `folder` in a new interpreter and returns its standard output."""
     done = subprocess.run(
         [sys.executable, *flags, "-c", code],
         cwd=folder,
@@ -35,7 +35,7 @@ def run_python(code: str, folder: Path, *flags: str, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that `pip install .` makes of this folder, without CUDA, built from a copy of what the build reads."""
+    """The wheel that `pip install .` builds, without CUDA. Built from a copy of the files that the build reads."""
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "cats", "kernels", "csrc"):
         for path in [root / name, *(root / name).rglob("*")]:
@@ -82,7 +82,7 @@ def test_constraints_satisfy_what_the_library_accepts(root: Path) -> None:
     assert {requirement.name for requirement in wanted} == {*pins, project["name"]}, "a pin nobody needs"
 
 
-# ---- the cost of an import
+# ---- what an import brings in
 
 
 def test_import_brings_in_torch_and_nothing_heavier(root: Path) -> None:
@@ -92,7 +92,7 @@ def test_import_brings_in_torch_and_nothing_heavier(root: Path) -> None:
         root,
     ).split()
     assert "cats" in brought
-    # tqdm is no part of this list: torch itself imports it, and `brought` holds what cats adds.
+    # torch itself imports tqdm, but `brought` has only what cats adds.
     heavy = {"triton", "sentencepiece", "sacrebleu", "matplotlib", "babel", "tqdm", "scipy", "pandas"}
     assert heavy.isdisjoint(brought)
     assert "cats.nmt" not in run_python("import sys, cats; print(*sys.modules)", root).split()
@@ -109,7 +109,7 @@ def test_imports_run_downwards(root: Path) -> None:
 
 
 def test_kernels_import_what_lies_below_them_only(root: Path) -> None:
-    # import-linter looks into cats/ alone, and in a clone kernels/ lies beside it.
+    # import-linter looks into cats/ only. In a clone, kernels/ is beside it.
     allowed = {"cats.ops.device_table", "cats.ops.interface", "cats.ops.layout", "cats.kernels"}
     for path in sorted((root / "kernels").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -123,12 +123,12 @@ def test_kernels_import_what_lies_below_them_only(root: Path) -> None:
             assert {name for name in names if name.split(".")[0] == "cats"} <= allowed, path
 
 
-# ---- kernels/ is cats.kernels, however the library got here
+# ---- kernels/ is cats.kernels, in a clone and in an install
 
 
 def test_kernels_are_found_in_a_clone_that_is_not_installed(root: Path) -> None:
-    # -S: no .pth files, so no editable install; what is left of site-packages is torch and its kind. This is also
-    # what happens after a plain `pip install .`, for the working directory comes before site-packages.
+    # -S ignores .pth files, so an editable install does not count. This is also the case after a plain
+    # `pip install .`, because the working directory comes before site-packages.
     found = run_python(
         "import cats, cats.kernels; print(cats.__file__, cats.kernels.__file__)",
         root,
@@ -155,7 +155,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(root: Path, wheel: Path) 
 def test_an_installed_library_takes_its_own_kernels(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    # another package of that name, as anyone may have it installed
+    # another package named kernels, which users may have installed
     (site / "kernels").mkdir()
     (site / "kernels" / "__init__.py").write_text("")
     found = run_python(
@@ -203,12 +203,12 @@ def test_the_readme_loop_trains(root: Path) -> None:
     assert isinstance(optimizer, cats.CATS)
     assert total() < before
     assert optimizer.alpha.keys() == targets.keys()
-    # 200 updates include outer steps, and the tasks differ: the weights have moved from where they began, all equal
+    # The weights start equal. In 200 updates the outer steps have moved them, because the tasks differ.
     assert len(set(optimizer.alpha.values())) == 3
 
 
 STAND_IN = """#!/bin/sh
-# python3 -m venv FOLDER: tools that write down how they were called, and fail where $FAIL names them
+# Instead of `python3 -m venv FOLDER`: tools that log how they were called. The one that $FAIL names fails.
 mkdir -p "$3/bin"
 for tool in pip python ruff mypy lint-imports; do
     echo '#!/bin/sh' >"$3/bin/$tool"
@@ -245,6 +245,6 @@ def test_ci_runs_the_readme_command_and_its_exit_status_is_the_truth(root: Path,
     assert calls[0] == "pip install -c constraints.txt -e .[all]"
     if fails != "pip":
         assert calls[1] == "python -m pytest -q"
-    # a failed step does not hide what the later ones have to say
+    # the steps after a failed one still run
     assert calls[-4:] == ["ruff check .", "ruff format --check .", "mypy ", "lint-imports "]
     assert os.listdir(tmp_path / "tmp") == []

@@ -1,4 +1,4 @@
-"""Weightings on their own: numbers in, weights out."""
+"""Weightings without an optimizer: numbers in, weights out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CLOSE = {"rtol": 1e-12, "atol": 1e-14}
 
 
 def lagrangian(alpha, lc, ls, ln, losses, gram, epsilon):
-    """Eq. 4 of the paper as a number; gram is that of the g_n, so that the norm is αᵀ gram α."""
+    """The value of Eq. 4 of the paper. gram is the Gram matrix of the g_n, so ‖Σ α_n g_n‖² = αᵀ gram α."""
     norm = alpha @ gram @ alpha
     return alpha @ losses - lc * (epsilon - norm) + ls * (alpha.sum() - 1) ** 2 - ln @ (alpha - epsilon)
 
 
 def slopes(alpha, lc, ls, ln, losses, gram, epsilon):
-    """Eq. 4 differentiated by central differences, exact up to rounding: it is at most quadratic in each argument."""
+    """The gradient of Eq. 4 by central differences. Exact up to rounding: Eq. 4 is quadratic in each argument."""
     h, k = 1e-3, len(alpha)
 
     def value(x):
@@ -52,7 +52,7 @@ def test_lagrangian_descends_and_ascends_eq_4(loss_term):
         clipped = clipped or bool((alpha - eta * d_alpha < 0).any())
         alpha = np.maximum(alpha - eta * d_alpha, 0)
         lc, ls, ln = max(lc + mu * d_lc, 0), ls + mu * d_ls, np.maximum(ln + mu * d_ln, 0)
-        # Differences of numbers of order 1e2 over 1e-3: 1e-11 of rounding per step, 60 steps.
+        # Central differences of numbers near 1e2 with a step of 1e-3: rounding errors of 1e-11 a step, for 60 steps.
         np.testing.assert_allclose(weighting.weights(), alpha, rtol=1e-8, atol=1e-9)
         got = weighting.multipliers
         np.testing.assert_allclose([got["lambda_c"], got["lambda_s"]], [lc, ls], rtol=1e-8, atol=1e-9)
@@ -92,7 +92,7 @@ def test_softmax_subset_keeps_its_mass_and_the_others_their_values():
     weighting.update(torch.tensor(losses), torch.tensor(gram @ before[present]), None, present)
     after = weighting.weights().numpy()
 
-    # The three-task problem, in the weights that sum to one.
+    # The same with these three tasks only, where the weights sum to one.
     mass = before[present].sum()
     alpha = before[present] / mass
     v = gram @ alpha
@@ -108,7 +108,7 @@ def test_lagrangian_subset_moves_only_what_is_present():
     weighting = CATS(simplex="lagrangian", alpha_lr=0.1, multiplier_lr=0.5, epsilon=2.0, loss_term=True)
     weighting.start(4)
     weighting.update(torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, -0.25]).double(), None, [0, 2])
-    # alpha = 1, all multipliers 0: the slope is L_n alone. The excess of Σα over 1 is that of all four tasks.
+    # alpha = 1 and all multipliers are 0, so the gradient is L_n. Σα is over all four tasks, so Σα − 1 = 3.
     np.testing.assert_allclose(weighting.weights(), [0.9, 1.0, 0.8, 1.0], **CLOSE)
     assert weighting.multipliers["lambda_s"] == 0.5 * 3.0**2
     assert weighting.multipliers["lambda_c"] == 0.0  # 0.25 - 2 < 0: clipped
@@ -116,7 +116,7 @@ def test_lagrangian_subset_moves_only_what_is_present():
 
 
 def min_norm(gram):
-    """The min-norm point of the simplex by enumeration of its faces: exact for small K."""
+    """The weights of minimal norm in the simplex, found by trying all its faces. Exact; for small K."""
     k, best = len(gram), None
     for mask in range(1, 2**k):
         face = [i for i in range(k) if mask >> i & 1]
@@ -134,14 +134,14 @@ def test_softmax_without_loss_term_reaches_the_min_norm_point(seed):
     rows = np.random.default_rng(seed).normal(size=(4, 6)) + 0.3
     gram = rows @ rows.T
     target = min_norm(gram)
-    assert (gram @ target >= target @ gram @ target - 1e-12).all()  # the oracle's own optimality
+    assert (gram @ target >= target @ gram @ target - 1e-12).all()  # the target satisfies the optimality condition
     weighting = CATS(alpha_lr=1.0, multiplier_lr=0.01)
     weighting.start(4)
     for _ in range(6000):
         alpha = weighting.weights().numpy()
         weighting.update(torch.zeros(4).double(), torch.tensor(gram @ alpha), None, range(4))
     alpha = weighting.weights().numpy()
-    # A task whose optimal weight is 0 gets there like 1/t; the others converge geometrically.
+    # A weight whose optimum is 0 converges like 1/t, the others geometrically.
     assert alpha @ gram @ alpha <= (target @ gram @ target) * (1 + 1e-3)
     np.testing.assert_allclose(alpha, target, atol=2e-3)
 
@@ -200,7 +200,7 @@ def test_static():
 
 
 class Momentum(nn.Module):
-    """Shaped like a TorchJD Weighting: Gram matrix in, weights out, a buffer that is None until first used."""
+    """Like a TorchJD Weighting: it maps a Gram matrix to weights, and has a buffer that is None until it is used."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""CATS: the α and λ of Eq. 4 of Li & Gong, "Robust Optimization for Multilingual Translation with Imbalanced Data",
-NeurIPS 2021 (arXiv 2104.07639)."""
+"""CATS: the update of α and λ on Eq. 4 of Li & Gong, "Robust Optimization for Multilingual Translation with Imbalanced
+Data", NeurIPS 2021 (arXiv 2104.07639)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .protocol import Weighting
 
 Simplex = Literal["softmax", "lagrangian"]
 
-# The defaults of cats.CATS and cats.weighting.CATS. The paper's text leaves all of these but Eq. 4 itself open; these
-# were chosen on the validation data of the built-in corpus (bench/README.md has the trials).
+# The defaults of cats.CATS and cats.weighting.CATS. The text of the paper gives no values. These were chosen on the
+# validation data of the built-in corpus; bench/README.md has the trials.
 INNER_STEPS = 5
 ALPHA_LR = 1.0
 MULTIPLIER_LR = 1.0
@@ -25,18 +25,23 @@ CROSS_BATCH = False
 
 
 class CATS(Weighting):
-    """Weights α that trade the tasks' losses for a small norm of the combined gradient (Eq. 4 of the paper):
+    """Weights α that keep both the losses and the norm of the combined gradient small (Eq. 4 of the paper):
 
         L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε)
 
-    α descends and λ ascends on it once every ``inner_steps`` steps. Both see only the losses L_n and the dots
-    v_n = <g_n, ḡ>, ḡ = Σ α_n g_n, because ∂‖ḡ‖²/∂α_n = 2 v_n. The options are those of :class:`cats.CATS`.
+    Every ``inner_steps`` steps, α descends and λ ascends on it. This needs only the losses L_n and the dots
+    v_n = <g_n, ḡ> with ḡ = Σ α_n g_n, because ∂‖ḡ‖²/∂α_n = 2 v_n. :class:`cats.CATS` explains the options.
 
-    A batch with K of the N tasks moves the α of those K only.
-    ``simplex="softmax"``: the K tasks share the mass s = Σ α_n they had; the update is the one of the K-task problem
-    with weights α_n / s and ḡ / s, and their sum is s again afterwards, so that every other α keeps its value.
-    ``simplex="lagrangian"``: Eq. 4 as written, the sum in its constraint over all N tasks; only the K present α_n and
-    λ_n move, and nothing is rescaled.
+    A batch with K of the N tasks moves the α of these K tasks only:
+
+    * ``simplex="softmax"``: let s be the sum of the K weights. The update is that of a problem with these K tasks only,
+      with weights α_n / s and combined gradient ḡ / s. Afterwards the K weights are rescaled to the sum s, so the other
+      weights keep their values.
+    * ``simplex="lagrangian"``: Eq. 4 as written. The sum in its constraint is over all N tasks. Only the α_n and λ_n of
+      the K tasks move, and nothing is rescaled.
+
+    Raises:
+        ValueError: an option has a value that is not allowed.
     """
 
     def __init__(
@@ -121,7 +126,9 @@ class CATS(Weighting):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("simplex") != self.simplex:
-            raise ValueError(f"CATS: the state is for simplex={state.get('simplex')!r}, this one is {self.simplex!r}")
+            raise ValueError(
+                f"CATS: the state is for simplex={state.get('simplex')!r}, but this weighting has {self.simplex!r}"
+            )
         self._lambda_c = state["lambda_c"]
         if self.simplex == "softmax":
             self._a = state["a"].clone()

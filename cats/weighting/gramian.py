@@ -1,4 +1,4 @@
-"""Any callable from a Gram matrix to weights, among them the Weighting objects of TorchJD."""
+"""Any callable that maps a Gram matrix to weights, such as a Weighting object of TorchJD."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from .protocol import Weighting
 
 
 class Gramian(Weighting):
-    """Weights from ``rule(gram)``, gram the (K, K) float64 Gram matrix of the tasks present, on the CPU.
+    """The weights are ``rule(gram)``.
 
     Args:
-        rule: returns (K,) weights. If it is an ``nn.Module`` (as TorchJD's are), its buffers and parameters are
-            saved and restored with the optimizer.
+        rule: maps the Gram matrix of the K tasks present, (K, K) float64 on the CPU, to (K,) weights. If it is an
+            ``nn.Module``, as TorchJD's are, its buffers and parameters are saved and restored with the optimizer.
+
+    Raises:
+        TypeError: ``rule`` is not callable.
     """
 
     needs_gram = True
 
     def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
         if not callable(rule):
-            raise TypeError(f"a weighting is a cats.weighting.Weighting or a callable from a Gram matrix, got {rule!r}")
+            raise TypeError(
+                f"a weighting is a cats.weighting.Weighting or a callable that takes a Gram matrix, got {rule!r}"
+            )
         self.rule = rule
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
@@ -33,7 +38,7 @@ class Gramian(Weighting):
     def state_dict(self) -> dict[str, Any]:
         if not isinstance(self.rule, nn.Module):
             return {}
-        # Not rule.state_dict(): a buffer that is None until first used is missing there and refused on loading.
+        # rule.state_dict() leaves out buffers that are still None, and then refuses to load them into another rule.
         return {
             name: {key: None if value is None else value.detach().clone() for key, value in module._buffers.items()}
             | {key: value.detach().clone() for key, value in module._parameters.items() if value is not None}

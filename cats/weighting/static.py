@@ -1,4 +1,4 @@
-"""Weights that never change: plain scalarisation."""
+"""Constant weights: plain scalarisation, a weighted sum of the losses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from .protocol import Weighting
 
 
 class Static(Weighting):
-    """Σ_n w_n L_n with fixed w_n, used as they are (not normalised). Never needs per-task gradients.
+    """Minimises Σ_n w_n L_n with constant w_n. They are not normalised. It never needs per-task gradients.
+
+    If every loss is the mean over the task's own tokens, equal weights give all tasks the same influence, however they
+    are sampled. To weight tasks by their share of the tokens, pass these shares.
 
     Args:
         weights: N finite numbers, or one number for all tasks. ``Static()`` minimises the sum of the losses.
 
-    With per-task mean losses equal weights mean equal tasks, whatever the sampling; to weight tasks by their share of
-    the batch's tokens, pass that share.
+    Raises:
+        ValueError: a weight is not finite, or there is not one per task.
     """
 
     period = 0

@@ -1,4 +1,4 @@
-"""What is a loss, and how long its graph lives."""
+"""Which losses are accepted, and how long their graphs live."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ alive: weakref.WeakSet = weakref.WeakSet()
 
 
 class Probe(torch.autograd.Function):
-    """The identity, with a saved tensor whose life can be followed."""
+    """The identity. It saves a tensor with the graph, so that `alive` shows which graphs exist."""
 
     @staticmethod
     def forward(ctx, x):
@@ -57,6 +57,6 @@ def test_callables_keep_one_graph_alive(form):
         (torch.tensor(1.0), ValueError, "does not require grad"),
     ],
 )
-def test_what_is_no_loss(loss, error, match):
+def test_losses_that_are_refused(loss, error, match):
     with pytest.raises(error, match=match):
         evaluate(loss, "task 'az'")

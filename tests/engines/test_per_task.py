@@ -25,7 +25,7 @@ def test_task_gradients_of_tensors_that_share_a_graph():
         for e, g in zip(expected, got, strict=True):
             assert (e is None and g is None) or torch.equal(e, g)
     assert w.grad is None
-    with pytest.raises(RuntimeError, match="second time"):  # the last did not retain: the graph is gone
+    with pytest.raises(RuntimeError, match="second time"):  # the last loss has freed the graph
         losses[1].backward()
 
 
@@ -34,7 +34,7 @@ def test_graphs_are_kept_only_for_a_later_loss_that_shares_them():
     shared = w.square()
     losses = [shared.sum(), (w * v).exp().sum(), (shared * v).sum(), v.square().sum()]
     kept = []
-    for loss in losses:  # gradients arrive at a loss while its graph is still there
+    for loss in losses:  # the hook runs during the backward pass of the loss
         loss.register_hook(lambda grad: kept.append(torch._C._autograd._get_current_graph_task_keep_graph()))
     _, grads = task_gradients(losses, [w, v], names=list("abcd"))
     assert kept == [True, False, False, False]
@@ -49,7 +49,7 @@ def test_graphs_are_kept_only_for_a_later_loss_that_shares_them():
 
 @pytest.mark.slow
 def test_losses_of_a_compiled_model():
-    # Inductor's backward passes reuse the buffers of their graph, and refuse to keep it.
+    # Inductor's backward passes reuse the buffers of the graph, so they refuse to keep it.
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     x, params = torch.randn(2, 5, 4), list(model.parameters())

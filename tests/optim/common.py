@@ -10,7 +10,7 @@ TASKS = ["az", "be", "gl"]
 
 
 class Quadratics:
-    """L_n(θ) = ½ (θ − c_n)ᵀ A_n (θ − c_n) over 7 numbers, held by two parameters; float64 unless said otherwise."""
+    """L_n(θ) = ½ (θ − c_n)ᵀ A_n (θ − c_n) with 7 numbers in two parameters."""
 
     def __init__(self, k=3, seed=0, dtype=torch.float64):
         rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ class TinyNet(nn.Module):
 
 
 class RunningNorm(nn.Module):
-    """A stateful rule shaped like a TorchJD Weighting: w_n = 1 / running mean of ‖g_n‖², and something off-diagonal."""
+    """A rule with state, like a TorchJD Weighting: w_n = 1 / running mean of ‖g_n‖², plus a term of a whole row."""
 
     def __init__(self):
         super().__init__()
@@ -77,7 +77,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, gram):
         assert gram.dtype == torch.float64 and gram.device.type == "cpu" and not gram.requires_grad
-        assert torch.isfinite(gram).all()  # solvers do not survive anything else
+        assert torch.isfinite(gram).all()  # solvers fail on anything else
         norms = gram.diagonal().clone()
         self.mean = norms if self.mean is None else (self.mean + norms) / 2
         return 1 / self.mean + 0.01 * torch.tanh(gram.sum(1))
@@ -93,7 +93,7 @@ BASES = {
 
 
 def same(a, b):
-    """Equal to the last bit, through nested dicts and lists."""
+    """Whether two values are equal bit for bit. Dicts and lists are compared item by item, nan equals nan."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

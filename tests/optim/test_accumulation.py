@@ -11,7 +11,7 @@ from tests.optim.common import TASKS, Quadratics, same, take_step
 
 
 def micro_batches(problem, how):
-    """The same losses as problem.losses(), in several backward() calls."""
+    """The losses of several backward() calls, which add up to problem.losses()."""
     if how == "halves":
         return [{t: problem.loss(n) * w for n, t in enumerate(TASKS)} for w in (0.25, 0.75)]
     return [{"gl": problem.loss(2)}, {"az": problem.loss(0), "be": lambda: problem.loss(1)}]
@@ -30,7 +30,7 @@ def test_accumulation_is_the_one_large_batch(how, simplex):
         for losses in micro_batches(parts, how):
             many.backward(losses)
         many.step()
-        # float64 sums in another order
+        # float64: only the order of the sums differs
         torch.testing.assert_close(parts.theta, whole.theta, rtol=1e-11, atol=1e-12)
         for name in ("losses", "dots", "sqnorms"):
             assert many.statistics[name] == pytest.approx(one.statistics[name], rel=1e-10)
@@ -54,25 +54,27 @@ def test_accumulation_across_halves():
     assert many.alpha == pytest.approx(one.alpha, rel=1e-12)
 
 
-def test_backward_adds_to_what_is_there():
+def test_backward_adds_to_gradients_of_other_code():
     for inner_steps in (1, 2):
         problem, alone = Quadratics(), Quadratics()
         optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=inner_steps)
         reference = cats.CATS(torch.optim.SGD(alone.params, lr=0.1), TASKS, inner_steps=inner_steps)
         reference.backward(alone.losses())
-        problem.weight.square().sum().backward()  # a regulariser of the user's own
+        problem.weight.square().sum().backward()  # a regulariser that the user adds
         optimizer.backward({"az": problem.loss(0)})
-        (3 * problem.weight).sum().backward()  # and more of it between two calls
+        (3 * problem.weight).sum().backward()  # another one, between two calls
         optimizer.backward({"be": problem.loss(1), "gl": problem.loss(2)})
         torch.testing.assert_close(problem.weight.grad, alone.weight.grad + 2 * problem.weight.detach() + 3)
         torch.testing.assert_close(problem.bias.grad, alone.bias.grad)
         optimizer.step()
         reference.step()
-        assert optimizer.statistics["dots"] == pytest.approx(reference.statistics["dots"])  # not part of v
+        assert optimizer.statistics["dots"] == pytest.approx(
+            reference.statistics["dots"]
+        )  # the regularisers do not enter v
 
 
 @pytest.mark.parametrize("clear", ["optimizer", "by hand", "to zero"])
-def test_cleared_gradients_take_the_cycle_along(clear):
+def test_clearing_gradients_discards_what_was_gathered(clear):
     problem, fresh = Quadratics(), Quadratics()
     optimizer, reference = (
         cats.CATS(torch.optim.SGD(p.params, lr=0.1), TASKS, inner_steps=1) for p in (problem, fresh)

@@ -41,7 +41,7 @@ def test_bf16_autocast():
         assert grads[-1].dtype == torch.float32
         optimizer.step()
         losses_seen.append(optimizer.statistics["losses"])
-    # α_n enters before the bf16 backward at an inner step and after it at the other: both round to 8 bits
+    # The inner step multiplies by α_n before the bf16 backward, the other step after it. bf16 rounds to 8 bits.
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=2e-2 * grads[0].abs().max().item())
     assert losses_seen[0] == losses_seen[1]
 
@@ -65,7 +65,7 @@ def test_grad_scaler_changes_nothing_while_nothing_overflows(base, unscale):
         one.step()
         scaler.step(two)
         scaler.update()
-        # powers of two scale every float exactly
+        # exact: scaling by powers of two does not round
         assert all(map(torch.equal, plain.parameters(), scaled.parameters()))
         assert same(one.statistics, two.statistics) and same(one.alpha, two.alpha)
     assert scaler.get_scale() == 2.0**12
@@ -109,7 +109,7 @@ def test_grad_scaler_misuse():
     optimizer.backward(problem.losses(), scaler=scaler)
     scaler.step(optimizer)
     take_step(reference, twin.losses())
-    assert torch.equal(problem.theta, twin.theta)  # nothing of the failed calls is left
+    assert torch.equal(problem.theta, twin.theta)  # the failed calls left nothing behind
     off = torch.amp.GradScaler("cpu", enabled=False)
     optimizer.zero_grad()
     optimizer.backward(problem.losses(), scaler=off)

@@ -38,7 +38,7 @@ def test_gram_weighting_accumulates_and_resumes():
     one, many = (cats.MultiTask(torch.optim.SGD(p.params, lr=0.05), TASKS, RunningNorm()) for p in (whole, parts))
     for _ in range(4):
         take_step(one, whole.losses())
-        for shift in (1.0, 0.0):  # the first is abandoned: the rule's state must not remember it
+        for shift in (1.0, 0.0):  # the first is discarded: it must not change the rule's state
             many.zero_grad()
             for w in (0.25, 0.75):
                 many.backward([w * loss for loss in parts.losses(shift=shift)])

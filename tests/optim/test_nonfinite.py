@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: such steps are skipped and counted."""
+"""Steps with a loss or gradient that is not finite are skipped and counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.optim.common import TASKS, Heads, Quadratics, RunningNorm, options_of
 
 
 def spoiled(problem, n, kind):
-    """The losses, that of task n with something wrong."""
+    """The losses, where that of task n or its gradient is not finite."""
     losses = problem.losses()
     if kind == "loss nan":
         losses[n] = losses[n] * float("nan")
@@ -40,7 +40,7 @@ def test_nothing_moves_when_something_is_not_finite(kind, weighting, taken):
 
     problem, clean = Quadratics(), Quadratics()
     optimizer, reference = build(problem), build(clean)
-    for _ in range(taken):  # with inner_steps = 3, taken = 2 makes it the step of α
+    for _ in range(taken):  # inner_steps is 3: after two steps, the next one updates α
         take_step(optimizer, problem.losses())
         take_step(reference, clean.losses())
     for n in (1, 2):
@@ -57,7 +57,7 @@ def test_nothing_moves_when_something_is_not_finite(kind, weighting, taken):
         assert optimizer.needs_task_gradients == reference.needs_task_gradients
     statistics = optimizer.statistics
     assert (statistics["step"], statistics["skipped"], statistics["nonfinite_in_a_row"]) == (taken, 2, 2)
-    for _ in range(4):  # training goes on as if nothing had been
+    for _ in range(4):  # afterwards training goes on unchanged
         take_step(optimizer, problem.losses())
         take_step(reference, clean.losses())
     assert torch.equal(problem.theta, clean.theta) and same(optimizer.alpha, reference.alpha)
@@ -86,17 +86,17 @@ def test_too_many_in_a_row_names_the_task(kind, weighting):
     for attempt in range(2):
         assert not optimizer.needs_task_gradients, attempt
         take_step(optimizer, spoiled(problem, 1, kind))
-    assert optimizer.needs_task_gradients  # the last attempt looks more closely
+    assert optimizer.needs_task_gradients  # the last attempt forms per-task gradients, to name the task
     optimizer.zero_grad()
     optimizer.backward(spoiled(problem, 1, kind))
     with pytest.raises(RuntimeError, match=r"3 steps in a row .* of task 'be'"):
         optimizer.step()
     assert np.array_equal(problem.theta, problem.start)
-    take_step(optimizer, problem.losses())  # the caller may carry on
+    take_step(optimizer, problem.losses())  # the caller may go on training
     assert optimizer.statistics["step"] == 1 and not optimizer.needs_task_gradients
 
 
-def test_the_closer_look_does_not_move_alpha():
+def test_the_last_attempt_does_not_move_alpha():
     problem = Quadratics()
     optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, loss_term=True, max_nonfinite=2)
     take_step(optimizer, spoiled(problem, 0, "loss nan"))

@@ -56,7 +56,7 @@ def test_tied_frozen_and_untouched_parameters():
             "be": lambda: output(embedding(torch.tensor([3]))).square().mean(),
         }
 
-    for _step in range(2):  # one inner, one with per-task gradients
+    for _step in range(2):  # an inner step, then one with per-task gradients
         before = [p.detach().clone() for p in params]
         optimizer.zero_grad()
         optimizer.backward(losses())
@@ -65,7 +65,7 @@ def test_tied_frozen_and_untouched_parameters():
         torch.testing.assert_close(embedding.weight.grad, expected[0])
         assert (only_az.grad is not None) and (only_az.grad != 0).all()
         optimizer.step()
-        assert torch.equal(frozen, before[1]) and torch.equal(nobodys, before[2])  # not even decayed
+        assert torch.equal(frozen, before[1]) and torch.equal(nobodys, before[2])  # no weight decay either
         assert not torch.equal(embedding.weight, before[0])
     frozen.requires_grad_(True)
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_parameter_groups_and_layout():
     assert base.param_groups[2]["params"] == [late]
     take_step(optimizer, [loss + late.sum() for loss in problem.losses()])
     torch.testing.assert_close(late.detach(), torch.zeros(2, dtype=torch.float64))  # Σα = 1
-    assert min(optimizer.statistics["sqnorms"].values()) > 2  # it counts: its gradient is (1, 1)
+    assert min(optimizer.statistics["sqnorms"].values()) > 2  # the new parameter is shared: its gradient is (1, 1)
 
     conv = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
     conv_optimizer = cats.CATS(torch.optim.AdamW(conv.parameters(), fused=True), 2, inner_steps=1)

@@ -66,7 +66,7 @@ def test_hooks():
 def test_state_dict_continues_bitwise(base, simplex):
     problem, resumed = Quadratics(dtype=torch.float32), Quadratics(dtype=torch.float32)
     optimizer = cats.CATS(BASES[base](problem.params), TASKS, **options_of(simplex))
-    for _ in range(4):  # in the middle of the second cycle
+    for _ in range(4):  # inner_steps is 3: the last step is the first of a new round
         take_step(optimizer, problem.losses())
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
@@ -104,7 +104,7 @@ def test_a_state_that_does_not_fit_changes_nothing(what):
     before = copy.deepcopy(optimizer.state_dict())
     if what == "weighting":
         other = cats.CATS(torch.optim.SGD(problem.params, lr=0.2), TASKS, simplex="lagrangian")
-    else:  # another number of parameter groups
+    else:  # a different number of parameter groups
         groups = [{"params": [p]} for p in problem.params]
         other = cats.CATS(torch.optim.SGD(groups, lr=0.2), TASKS)
     with pytest.raises(ValueError, match="simplex" if what == "weighting" else "parameter groups"):
@@ -122,7 +122,7 @@ def test_copies_continue_bitwise(copied):
     optimizer.register_step_post_hook(lambda *_: None)
     for _ in range(2):
         take_step(optimizer, problem.losses())
-    optimizer.backward(problem.losses())  # torch copies no p.grad, hence nothing of what belongs to it
+    optimizer.backward(problem.losses())  # torch does not copy p.grad, so the copy has gathered nothing
     twin, other = copied((problem, optimizer))
     assert other.param_groups[0]["params"][0] is twin.weight is not problem.weight
     with pytest.raises(RuntimeError, match=r"step\(\) before backward\(\)"):

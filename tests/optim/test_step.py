@@ -1,4 +1,4 @@
-"""Algorithm 1, and what one task or fixed weights reduce it to."""
+"""Algorithm 1, step by step, and its special cases: one task, fixed weights."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_algorithm_1_step_by_step(simplex, m, loss_term, cross_batch):
         form = "callables" if step % 2 else "tensors"
         assert optimizer.needs_task_gradients == (step % m == 0)
         losses = problem.losses(form)
-        if cross_batch:  # an inner step takes pairs too, and one loss per task as well when it is their mean
+        if cross_batch:  # an inner step takes pairs too, and uses their mean
             losses = list(zip(problem.losses(form, 0.3), problem.losses(form, -0.3), strict=True))
         take_step(optimizer, dict(zip(TASKS, losses, strict=True)))
-        # float64 throughout; only the order of the sums differs
+        # float64: only the order of the sums differs
         np.testing.assert_allclose(problem.theta, theta, rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(list(optimizer.alpha.values()), alpha, rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(list(optimizer.multipliers.values()), multipliers, rtol=1e-11, atol=1e-12)
@@ -78,7 +78,7 @@ def test_softmax_without_loss_term_reaches_the_min_norm_point():
     gram = (rows @ rows.T).numpy()
     target = np.linalg.solve(gram, np.ones(3))
     target /= target.sum()
-    assert (target > 0.1).all()  # inside the simplex: this is the minimiser
+    assert (target > 0.1).all()  # it lies inside the simplex, so it is the minimiser
     theta = nn.Parameter(torch.zeros(8, dtype=torch.float64))
     optimizer = cats.CATS(torch.optim.SGD([theta], lr=0.0), 3, inner_steps=1, alpha_lr=2.0, multiplier_lr=0.1)
     for _ in range(600):
@@ -110,7 +110,7 @@ def test_fixed_weights_are_plain_scalarisation(base, form):
     plain, static, frozen_alpha = (Quadratics() for _ in range(3))
     reference = BASES[base](plain.params)
     ours = cats.MultiTask(BASES[base](static.params), TASKS, cats.weighting.Static(weights))
-    # CATS with learning rate 0 keeps α = 1: through per-task gradients at every second step
+    # CATS with learning rates of 0 keeps α = 1. Every second step forms per-task gradients.
     equal = cats.CATS(
         BASES[base](frozen_alpha.params), TASKS, simplex="lagrangian", alpha_lr=0, multiplier_lr=0, inner_steps=2
     )
@@ -122,7 +122,7 @@ def test_fixed_weights_are_plain_scalarisation(base, form):
         take_step(ours, static.losses(form))
         scaled = [lambda n=n: weights[n] * frozen_alpha.loss(n) for n in range(3)]
         take_step(equal, scaled if form == "callables" else [f() for f in scaled])
-        # float64: rounding alone, amplified by Adam's and Adafactor's division by the gradient's size
+        # float64 rounding, amplified where Adam and Adafactor divide by the size of the gradient
         torch.testing.assert_close(static.theta, plain.theta, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(frozen_alpha.theta, plain.theta, rtol=1e-10, atol=1e-12)
     assert ours.statistics["task_gradient_steps"] == 0 and equal.statistics["task_gradient_steps"] == 3
@@ -135,7 +135,9 @@ def test_subset_of_the_tasks():
     optimizer.backward({"gl": problem.loss(2), "az": problem.loss(0)})
     optimizer.step()
     gradient = [problem.numpy_loss(problem.start, n)[1] for n in (0, 2)]
-    torch.testing.assert_close(problem.theta, start - 0.1 * torch.tensor(sum(gradient)) / 3)  # α as it is: 1/3 each
+    torch.testing.assert_close(
+        problem.theta, start - 0.1 * torch.tensor(sum(gradient)) / 3
+    )  # α is not renormalised: 1/3 each
     assert optimizer.alpha["be"] == pytest.approx(1 / 3, rel=1e-14)
     assert optimizer.alpha["az"] + optimizer.alpha["gl"] == pytest.approx(2 / 3, rel=1e-14)
     assert optimizer.alpha["az"] != pytest.approx(1 / 3, rel=1e-3)
@@ -180,7 +182,7 @@ def test_integer_tasks_and_statistics_before_the_first_step():
     assert optimizer.statistics["losses"] == {} and math.isnan(optimizer.statistics["sqnorm"])
     take_step(optimizer, {1: problem.loss(1)})
     assert list(optimizer.statistics["losses"]) == [1]
-    optimizer.statistics["losses"].clear()  # a copy
+    optimizer.statistics["losses"].clear()  # statistics are a copy: this changes nothing
     assert list(optimizer.statistics["losses"]) == [1]
 
 
