@@ -1,4 +1,4 @@
-"""Subwords: sentencepiece's unigram model (Kudo, 2018), joint or one a language, and language tags beside it."""
+"""The tokenizer: sentencepiece's unigram model (Kudo, 2018), joint or one per language, and language tags."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
 
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
-_LONGEST = 2000  # characters of a line that is trained on
-_NO_PIECE_ACROSS = "\x01"  # put into training text only
-_RESERVED = "\u2585"  # sentencepiece's own sign for the unknown: it leaves out lines that have it
+_LONGEST = 2000  # training lines are cut into parts of at most so many characters
+_NO_PIECE_ACROSS = "\x01"  # no piece contains it; it is only inserted into training text
+_RESERVED = "\u2585"  # sentencepiece's own character for unknown text: it skips lines that contain it
 
 
 class Tags(NamedTuple):
-    """Where languages' tags stand. Training and translation ask the same object, so they cannot differ.
+    """Where language tags are placed. Training and translation use the same object, so they cannot differ.
 
     source: "prepend" ([tag, pieces.., eos]: Johnson et al., 2017), "replace-eos" ([pieces.., tag]: MultiDDS) or "none".
-    target: the decoder starts with the target language's tag (mBART) in place of bos.
-    of: whose tag the source has, the "target" language's, or the "source" language's (mBART).
+    target: the decoder starts with the tag of the target language (mBART) instead of bos.
+    of: the source is tagged with the "target" language, or with the "source" language (mBART).
     """
 
     source: str = "prepend"
@@ -42,21 +42,21 @@ class Tags(NamedTuple):
 
 
 class Tokenizer:
-    """Text to ids and back. Ids: pad, unk, bos, eos, then one tag ``<2xx>`` per target language, then the pieces.
+    """Converts text to ids and back.
 
-    The pieces are those of one model for all languages, or of a model for each of them: then a piece that several have
-    is one id, and which model cuts a line up is its language's matter.
+    The ids are pad, unk, bos, eos, then one tag ``<2xx>`` per tagged language, then the pieces. There is one model for
+    all languages, or one per language. In the second case the vocabulary is the union of their pieces, and a line is
+    segmented by the model of its language.
 
-    The tags are control symbols: no text is encoded as one, "<2ru>" is text like any other. Every digit of every script
-    is a piece of its own. Text is not normalised, apart from runs of spaces, of which one remains: what is built from
-    training characters comes back from ``decode`` as it was. (U+2581, which stands for a space in pieces, comes back
-    as one.)
+    The tags are control symbols: text is never encoded as a tag, not even the text "<2ru>". Every digit of every script
+    is a piece of its own. Text is not normalised, except that several spaces become one. So ``decode`` returns the
+    same text if all its characters were in the training text. (U+2581, which means a space in pieces, becomes a space.)
     """
 
     pad_id, unk_id, bos_id, eos_id = range(4)
 
     def __init__(self, model: bytes, tags: Tags | None = None) -> None:
-        """`model`: a sentencepiece model as ``train`` makes them, serialised."""
+        """`model`: a serialised sentencepiece model, as made by ``train``."""
         self._model, self.tags = model, tags or Tags()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._models = {
@@ -75,16 +75,17 @@ class Tokenizer:
         *,
         coverage: float = 1.0,
     ) -> Tokenizer:
-        """Train on `lines`; the same arguments give the same bytes.
+        """Trains a tokenizer on `lines`. The same arguments give the same bytes.
 
         Args:
-            lines: text of all languages, source and targets; how often a line stands there is its weight.
-            languages: the target languages, each of which gets a tag.
-            vocab_size: ids in all, specials and tags included. Fewer come out where the text does not support so many.
-            coverage: the share of the text's characters that get a piece; the rarest others are unknown.
+            lines: text of all languages, source and targets. A line that occurs several times counts as often.
+            languages: the languages that get a tag.
+            vocab_size: the number of ids, specials and tags included. If the text is too short for so many, there are
+                fewer.
+            coverage: the share of the text's characters that get a piece; the rarest characters are unknown.
 
         Raises:
-            UserError: `vocab_size` has no room for every character of the text, or there is no text.
+            UserError: `vocab_size` is too small for all characters of the text, or there is no text.
         """
         characters = set().union(*lines) - {" ", _RESERVED, _NO_PIECE_ACROSS}
         if not characters:
@@ -94,7 +95,7 @@ class Tokenizer:
         if vocab_size < needed and coverage == 1:
             raise UserError(
                 f"tokenizer.vocab_size={vocab_size} is too small: {len(characters)} characters and {len(symbols)} "
-                f"languages need {needed} at least"
+                f"languages need at least {needed}"
             )
         model = io.BytesIO()
         try:
@@ -110,7 +111,7 @@ class Tokenizer:
                 byte_fallback=False,
                 normalization_rule_name="identity",
                 pretokenization_delimiter=_NO_PIECE_ACROSS,
-                max_sentence_length=2**30,  # bytes; longer lines would be left out
+                max_sentence_length=2**30,  # in bytes; longer lines would be skipped
                 control_symbols=symbols,
                 pad_id=cls.pad_id,
                 unk_id=cls.unk_id,
@@ -120,22 +121,24 @@ class Tokenizer:
                 unk_piece=_SPECIALS[1],
                 bos_piece=_SPECIALS[2],
                 eos_piece=_SPECIALS[3],
-                num_threads=1,  # more would sum in an order that varies
+                num_threads=1,  # with more, the order of sums would vary
                 minloglevel=2,
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"sentencepiece cannot make tokenizer.vocab_size={vocab_size} pieces of this text; "
-                "try another number of them, or another tokenizer.character_coverage"
+                f"sentencepiece cannot train tokenizer.vocab_size={vocab_size} pieces on this text; "
+                "try another vocab_size, or another tokenizer.character_coverage"
             ) from error
         return cls(model.getvalue(), tags)
 
     @classmethod
     def union(cls, models: Mapping[str, Tokenizer], languages: list[str], tags: Tags | None = None) -> Tokenizer:
-        """One vocabulary of the pieces of each language's own model, which goes on cutting up that language's text.
+        """Joins the models of single languages: one vocabulary of all their pieces.
+
+        The text of a language is still segmented by its own model.
 
         Args:
-            models: {language: what ``train`` made of its text}, of every source and target language.
+            models: {language: its tokenizer, made by ``train``}, of all source and target languages.
             languages: the languages that get a tag.
         """
         controls = [f"<2{language}>" for language in languages]
@@ -155,10 +158,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], tags: Tags | None = None) -> Tokenizer:
-        """Read what ``save`` wrote.
+        """Reads a file that ``save`` wrote.
 
         Raises:
-            UserError: no such file, or not a tokenizer with these ids.
+            UserError: the file is missing, or is not a tokenizer with these ids.
         """
         try:
             tokenizer = cls(Path(path).read_bytes(), tags)
@@ -172,7 +175,7 @@ class Tokenizer:
         return tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the sentencepiece model; any sentencepiece tool reads it."""
+        """Writes the sentencepiece model. Any sentencepiece tool can read it."""
         atomic_write(path, self._model)
 
     def serialized(self) -> bytes:
@@ -189,45 +192,45 @@ class Tokenizer:
 
     @property
     def first_piece(self) -> int:
-        """Ids from here on are text; below are the specials and the tags."""
+        """The first id of a piece; smaller ids are specials and tags."""
         return len(_SPECIALS) + len(self.languages)
 
     def pieces(self) -> dict[str, float]:
-        """{piece: score}, in the order of ids, specials and tags included."""
+        """{piece: score} in the order of ids, specials and tags included."""
         ids = range(self.vocab_size)
         return dict(zip(map(self._processor.id_to_piece, ids), map(self._processor.get_score, ids), strict=True))
 
     @property
     def models(self) -> dict[str, Tokenizer]:
-        """{language: its own model}; empty where one model serves all."""
+        """{language: its own tokenizer}; empty if there is one joint model."""
         return {language: Tokenizer(own) for language, own in pieces.languages(self._model).items()}
 
     @property
     def needs_source(self) -> bool:
-        """Whether the source language makes a difference to how a source is encoded."""
+        """Whether the encoding of a source line depends on the source language."""
         return bool(self._models) or (self.tags.source != "none" and self.tags.of == "source")
 
     def translates(self, source: str, target: str) -> bool:
-        """Whether it can encode sources and targets of a direction."""
+        """Whether the tokenizer can encode the sources and targets of a direction."""
         tagged = {target, source} if self.tags.source != "none" and self.tags.of == "source" else {target}
         return tagged.issubset(self.languages) and (not self._models or {source, target} <= self._models.keys())
 
     def tag(self, language: str) -> int:
-        """The id that stands for `language`.
+        """The id of the tag of `language`.
 
         Raises:
-            UserError: the tokenizer was trained without that language.
+            UserError: the tokenizer has no tag for this language.
         """
         if language not in self.languages:
             raise _unknown(language, self.languages)
         return len(_SPECIALS) + self.languages.index(language)
 
     def start(self, language: str) -> int:
-        """The decoder's first input."""
+        """The first input of the decoder, for this target language."""
         return self.tag(language) if self.tags.target else self.bos_id
 
     def frame(self, source: str, target: str) -> tuple[list[int], list[int]]:
-        """What stands before and after a source's pieces when it is translated from one language into another."""
+        """The ids before and after the pieces of a source line, for this direction."""
         self.tag(target)
         if self.tags.source == "none":
             return [], [self.eos_id]
@@ -235,13 +238,13 @@ class Tokenizer:
         return ([tag], [self.eos_id]) if self.tags.source == "prepend" else ([], [tag])
 
     def encode(self, lines: list[str], language: str) -> list[list[int]]:
-        """The pieces of every line of `language`.
+        """The ids of the pieces of every line. All lines are in `language`.
 
         Raises:
-            UserError: each language has a model of its own, and this one has none.
+            UserError: there is one model per language, but none for this language.
         """
         if not lines:
-            return []  # sentencepiece takes an empty list for one empty sentence
+            return []  # sentencepiece treats an empty list as one empty sentence
         if not self._models:
             return self._processor.encode(lines)
         if language not in self._models:
@@ -249,16 +252,16 @@ class Tokenizer:
         return self._models[language].encode(lines)
 
     def encode_source(self, lines: list[str], source: str, target: str) -> list[list[int]]:
-        """Pieces, eos and tag (see ``Tags``) of every line of ``source``: the encoder's input."""
+        """The encoder's input for every line: pieces, eos and tag (see ``Tags``)."""
         before, after = self.frame(source, target)
         return [[*before, *ids, *after] for ids in self.encode(lines, source)]
 
     def encode_target(self, lines: list[str], language: str) -> list[list[int]]:
-        """``[pieces.., eos]`` for every line of ``language``: what the decoder is to produce."""
+        """``[pieces.., eos]`` of every line: what the decoder is to predict."""
         return [[*ids, self.eos_id] for ids in self.encode(lines, language)]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """The text of every list of ids up to its first eos, specials and tags left out."""
+        """The text of every list of ids, up to its first eos. Specials and tags are ignored."""
         if not ids:
             return []
         first = self.first_piece
@@ -267,13 +270,13 @@ class Tokenizer:
 
 
 class _OneLanguage:
-    """One language's model, whose ids are told by those of the whole vocabulary."""
+    """The model of one language, with its ids mapped to those of the whole vocabulary."""
 
     def __init__(self, model: bytes, whole: sentencepiece.SentencePieceProcessor) -> None:
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         names = map(self.processor.id_to_piece, range(self.processor.get_piece_size()))
         ids = map(whole.piece_to_id, names)
-        # What is a tag only there is text here, and no text may become a tag.
+        # A piece of this language may be a tag in the whole vocabulary. Text must not become a tag: it is unknown.
         self.ids = [whole.unk_id() if whole.is_control(i) else i for i in ids]
 
     def encode(self, lines: list[str]) -> list[list[int]]:
@@ -285,7 +288,7 @@ def _unknown(language: str, known: Iterable[str]) -> UserError:
 
 
 def _parts(line: str) -> Iterator[str]:
-    """The line, or a very long one in parts, cut at spaces: training takes a time ~ the square of a line's length."""
+    """The line, or its parts if it is very long, cut at spaces: training time is quadratic in the length of a line."""
     while len(line) > _LONGEST:
         cut = line.rfind(" ", 1, _LONGEST)
         cut = cut if cut > 0 else _LONGEST
@@ -295,9 +298,10 @@ def _parts(line: str) -> Iterator[str]:
 
 
 def _training_form(line: str, symbols: list[str]) -> str:
-    """`line` with marks where no piece may reach across: around digits, and within what only looks like a symbol.
+    """`line` with marks that no piece may cross: around digits, and inside text that looks like a control symbol.
 
-    sentencepiece would cut a symbol's text out of the training text, and leave its characters unknown.
+    Without them, sentencepiece would remove the text of control symbols from the training text, and their characters
+    would be unknown.
     """
     line = re.sub(r"\d", f"{_NO_PIECE_ACROSS}\\g<0>{_NO_PIECE_ACROSS}", line.replace(_RESERVED, " "))
     for symbol in symbols:

@@ -47,7 +47,7 @@ def test_source_has_tag_and_eos_target_has_eos(tokenizer):
 @pytest.mark.parametrize(("size", "coverage"), [(20, 0.9999), (10**12, 1.0)])
 def test_what_sentencepiece_cannot_do_is_one_line(size: int, coverage: float) -> None:
     text = ["".join(chr(0x4E00 + i) for i in range(900))] * 3
-    with pytest.raises(UserError, match=f"sentencepiece cannot make tokenizer.vocab_size={size} pieces of this text"):
+    with pytest.raises(UserError, match=f"sentencepiece cannot train tokenizer.vocab_size={size} pieces on this text"):
         Tokenizer.train(text, ["zh"], size, coverage=coverage)
 
 
@@ -175,7 +175,7 @@ def test_smallest_vocabulary_holds_every_character():
     # 4 specials, 1 tag, the space, a b c
     tokenizer = Tokenizer.train(["ab c", "ca b"], ["ru"], 9)
     assert tokenizer.vocab_size == 9
-    with pytest.raises(UserError, match="vocab_size=8 is too small: 3 characters and 1 languages need 9 at least"):
+    with pytest.raises(UserError, match="vocab_size=8 is too small: 3 characters and 1 languages need at least 9"):
         Tokenizer.train(["ab c", "ca b"], ["ru"], 8)
 
 

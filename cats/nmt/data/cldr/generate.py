@@ -1,12 +1,15 @@
-"""The built-in corpus: phrases of the Unicode CLDR, written in English and in each of a set of languages.
+"""The built-in corpus: phrases of the Unicode CLDR, written in English and in each language of a set.
 
-Dates, amounts, measures, relative times and names of territories, languages and currencies, one to three to a line.
-Both sides are written from one object, so they are translations. Nothing is downloaded; Babel carries the data.
+A line has one to three dates, amounts, measures, relative times or names of territories, languages and currencies.
+Both sides are written from the same object, so they are translations. Nothing is downloaded: the data is in Babel.
 
-The test split asks for what must be composed. In every template a quarter of the names of each kind are kept out of
-the training text of all languages, and the headline lines of the test ("new-pair") have such names in all their
-slots: template and names are known, together they are new. Beside them, "seen-skeleton" are training lines with other
-numbers, and "unseen-entity" lines have a name that the language never showed, though other languages did.
+The test split tests composition. For every template, a quarter of the names of each kind are held out of the training
+text of all languages. The test lines have one of three strata:
+
+    new-pair        the headline: all names of the line are held out for its template. The model has seen the template,
+                    and it has seen the names, but not together.
+    seen-skeleton   training lines with other numbers
+    unseen-entity   lines with one name that is in the training text of other languages, but not of this one
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ LANGUAGES = {
     "diverse": ("bs", "mr", "hi", "mk", "el", "bg", "fr", "ko"),
     "wmt": ("kk", "vi", "tr", "ja", "nl", "it", "ar", "ro", "hi", "de"),
 }
-# Training pairs of each language, in the order of LANGUAGES. "ted": 10 to 1, as in the TED talks corpus by rank.
-# "wmt": the proportions of the WMT corpus, 0.1 0.1 0.2 0.2 0.2 0.3 0.3 0.6 0.8 27.8 (millions there), one giant.
+# Training pairs of each language, in the order of LANGUAGES. "ted": from 10 to 1, ranked as in the TED talks corpus.
+# "wmt": the proportions of the WMT corpus with one very large language; there, the numbers are millions:
+# 0.1 0.1 0.2 0.2 0.2 0.3 0.3 0.6 0.8 27.8.
 SIZES = {
     "ted": {
         "related": (150, 120, 200, 500, 1000, 1200, 1000, 700),
@@ -42,10 +46,10 @@ NEW_PAIR, SEEN_SKELETON, UNSEEN_ENTITY = STRATA = ("new-pair", "seen-skeleton", 
 VALID_LINES = 100
 TEST_LINES = {NEW_PAIR: 260, SEEN_SKELETON: 80, UNSEEN_ENTITY: 80}
 
-OPEN = 40  # a kind with fewer names (months, days) has no rare ones, and none is kept from a language
-UNSEEN = 5  # names of an open kind that a language never sees
-FLATNESS = 8  # a name of rank r (from 0) is as frequent as 1 / (r + FLATNESS)
-PATIENCE = 200  # draws without a new line before a template is given up
+OPEN_KIND = 40  # a kind with at least so many names is open; the others (months, days) have uniform frequencies
+UNSEEN = 5  # names of each open kind that a language never sees
+FLATNESS = 8  # open kinds: the frequency of the name of rank r (from 0) is proportional to 1 / (r + FLATNESS)
+MOST_TRIES = 200  # a template is given up after so many draws without a new line
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,14 @@ class Lines:
 
 
 def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> Corpus:
-    """Make the corpus of a set of languages ("related", "diverse", "wmt") in a set of sizes ("ted", "wmt").
+    """The corpus of a set of languages ("related", "diverse", "wmt") with a set of sizes ("ted", "wmt").
 
-    The same arguments give the same corpus, everywhere. Test and validation lines carry (stratum, template) in
-    ``Split.meta``; validation lines are as the headline's, with other combinations. No English line is in two splits,
-    over all languages.
+    The same arguments give the same corpus on every machine. ``Split.meta`` of the test and validation lines is
+    (stratum, template). Validation lines are new-pair lines with other combinations than the test. No English line is
+    in two splits, not even of different languages.
 
     Raises:
-        UserError: unknown set of languages or sizes, Babel is not installed.
+        UserError: unknown set of languages or sizes, or Babel is not installed.
     """
     for what, value, known in (("languages", languages, LANGUAGES), ("sizes", sizes, SIZES)):
         if value not in known:
@@ -76,7 +80,7 @@ def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> C
         if error.name != "babel":
             raise
         raise UserError("the built-in corpus needs Babel; install it with: pip install 'cats-optim[nmt]'") from error
-    # The lexicon is of all languages, whichever are asked for, so that all sets have the same.
+    # The lexicon covers the languages of all sets, so that all sets have the same lexicon.
     everywhere = sorted({"en", *(code for codes in LANGUAGES.values() for code in codes)})
     writers = {code: Writer(code) for code in everywhere}
     counts = dict(zip(LANGUAGES[languages], SIZES[sizes][languages], strict=True))
@@ -99,49 +103,64 @@ def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> C
 def draft(
     lexicon: Mapping[str, Sequence[str]], counts: Mapping[str, int], english: Callable[[Phrase], str], seed: int
 ) -> dict[str, Lines]:
-    """Phrases for each language of `counts` (training pairs). `english` writes one, to tell lines apart."""
-    drawing = _Drawing(lexicon, list(counts), english, seed)
-    train = drawing.train(counts)
-    valid = {code: drawing.new_pairs(code, "valid", VALID_LINES) for code in counts}
+    """The phrases of each language.
+
+    Args:
+        lexicon: {kind: names}, the most frequent first.
+        counts: {language: training pairs}.
+        english: writes a phrase in English; two phrases with the same English text count as equal.
+        seed: of all random choices.
+    """
+    sampler = _PhraseSampler(lexicon, list(counts), english, seed)
+    train = sampler.train(counts)
+    valid = {code: sampler.new_pairs(code, "valid", VALID_LINES) for code in counts}
     return {
         code: Lines(
             train[code],
             valid[code],
             {
-                NEW_PAIR: drawing.new_pairs(code, "test", TEST_LINES[NEW_PAIR]),
-                SEEN_SKELETON: drawing.seen_skeletons(code, train[code], TEST_LINES[SEEN_SKELETON]),
-                UNSEEN_ENTITY: drawing.unseen_entities(code, TEST_LINES[UNSEEN_ENTITY]),
+                NEW_PAIR: sampler.new_pairs(code, "test", TEST_LINES[NEW_PAIR]),
+                SEEN_SKELETON: sampler.seen_skeletons(code, train[code], TEST_LINES[SEEN_SKELETON]),
+                UNSEEN_ENTITY: sampler.unseen_entities(code, TEST_LINES[UNSEEN_ENTITY]),
             },
         )
         for code in counts
     }
 
 
-class _Drawing:
+class _PhraseSampler:
+    """Draws the phrases of all languages and splits. It remembers which English lines are used in which split."""
+
     def __init__(
         self, lexicon: Mapping[str, Sequence[str]], codes: Sequence[str], english: Callable[[Phrase], str], seed: int
     ) -> None:
         self._lexicon = lexicon
         self._english = english
         self._seed = seed
-        self._split: dict[str, str] = {}  # English line -> the split it is in
-        self._seen: dict[str, set[Entity]] = {}  # language -> entities of its training lines
-        # (template, kind) -> split -> names that the template has there, in all languages
+        self._split: dict[str, str] = {}  # {English line: the split it is in}
+        self._seen: dict[str, set[Entity]] = {}  # {language: entities of its training lines}
+        # {(template, kind): {split: names that the template may have there, in all languages}}
         self._names: dict[tuple[str, str], dict[str, list[str]]] = {}
         self._unseen: dict[str, set[Entity]] = {code: set() for code in codes}
         self._frequency: dict[str, dict[str, float]] = {}
         for kind, names in lexicon.items():
             shuffled = list(names)
             self._rng("names", kind).shuffle(shuffled)
-            self._keep_out(kind, shuffled)
-            flat = len(names) < OPEN
-            self._frequency[kind] = {name: 1.0 if flat else 1.0 / (rank + FLATNESS) for rank, name in enumerate(names)}
-            if not flat:
+            self._hold_out(kind, shuffled)
+            uniform = len(names) < OPEN_KIND
+            self._frequency[kind] = {
+                name: 1.0 if uniform else 1.0 / (rank + FLATNESS) for rank, name in enumerate(names)
+            }
+            if not uniform:
                 for i, code in enumerate(codes):
                     self._unseen[code] |= {(kind, name) for name in shuffled[i * UNSEEN : (i + 1) * UNSEEN]}
 
     def train(self, counts: Mapping[str, int]) -> dict[str, list[Phrase]]:
-        """Languages draw from one pool, so that they share part of their English, each without its unseen names."""
+        """The training phrases of every language.
+
+        All languages draw from one pool, so they share part of their English lines. A language never draws its unseen
+        names.
+        """
         rng = self._rng("train")
 
         def propose(template: Template) -> Phrase | None:
@@ -169,7 +188,7 @@ class _Drawing:
         return lines
 
     def new_pairs(self, code: str, split: str, count: int) -> list[Phrase]:
-        """Lines whose names are all kept out of the template's training lines, and are known to the language."""
+        """Phrases whose names are all held out for their template, and are in other training lines of the language."""
         rng = self._rng(split, NEW_PAIR, code)
         names = {
             key: [name for name in parts[split] if (key[1], name) in self._seen[code]]
@@ -180,10 +199,10 @@ class _Drawing:
         def propose(template: Template) -> Phrase | None:
             return template.draw(rng, lambda kind: self._pick(rng, kind, names[template.name, kind]))
 
-        return self._keep(split, self._fill(templates, count, propose, split))
+        return self._remember(split, self._fill(templates, count, propose, split))
 
     def seen_skeletons(self, code: str, train: Sequence[Phrase], count: int) -> list[Phrase]:
-        """Training lines of the language with other numbers."""
+        """Training phrases of the language with other numbers."""
         rng = self._rng(SEEN_SKELETON, code)
         numbered = [phrase for phrase in train if any(atom.numbers for atom in phrase.atoms)]
         by_template: dict[Template, list[Phrase]] = {}
@@ -194,10 +213,10 @@ class _Drawing:
             names = iter(rng.choice(by_template[template]).entities)
             return template.draw(rng, lambda kind: next(names)[1])
 
-        return self._keep("test", self._fill(list(by_template), count, propose, "test"))
+        return self._remember("test", self._fill(list(by_template), count, propose, "test"))
 
     def unseen_entities(self, code: str, count: int) -> list[Phrase]:
-        """Lines with one name that the language never showed and another language did; it knows their other names."""
+        """Phrases with one name that only other languages' training lines have. Their other names are known."""
         rng = self._rng(UNSEEN_ENTITY, code)
         elsewhere = set().union(*(self._seen[other] for other in self._seen if other != code))
         unseen, known = (
@@ -207,28 +226,28 @@ class _Drawing:
         templates = [template for template in TEMPLATES if any(unseen[kind] for kind in template.kinds)]
 
         def propose(template: Template) -> Phrase | None:
-            turn = rng.choice([i for i, kind in enumerate(template.kinds) if unseen[kind]])
+            unseen_slot = rng.choice([i for i, kind in enumerate(template.kinds) if unseen[kind]])
             slots = iter(range(len(template.kinds)))
             return template.draw(
-                rng, lambda kind: self._pick(rng, kind, (unseen if next(slots) == turn else known)[kind])
+                rng, lambda kind: self._pick(rng, kind, (unseen if next(slots) == unseen_slot else known)[kind])
             )
 
-        return self._keep("test", self._fill(templates, count, propose, "test"))
+        return self._remember("test", self._fill(templates, count, propose, "test"))
 
-    def _keep_out(self, kind: str, names: list[str]) -> None:
-        """For each template with the kind: a quarter of the names are for the test, an eighth for the validation.
+    def _hold_out(self, kind: str, names: list[str]) -> None:
+        """For each template with this kind, holds out a quarter of the names for the test and an eighth for validation.
 
-        The parts move along `names` from template to template, so that every name is trained on in most of them.
+        The held-out part moves along `names` from template to template, so every name is trained on in most templates.
         """
         templates = [template for template in TEMPLATES if kind in template.kinds]
         test, valid = max(2, len(names) // 4), max(1, len(names) // 8)
         for i, template in enumerate(templates):
             start = i * len(names) // len(templates)
-            turned = names[start:] + names[:start]
+            rotated = names[start:] + names[:start]
             self._names[template.name, kind] = {
-                "test": turned[:test],
-                "valid": turned[test : test + valid],
-                "train": turned[test + valid :],
+                "test": rotated[:test],
+                "valid": rotated[test : test + valid],
+                "train": rotated[test + valid :],
             }
 
     def _fill(
@@ -238,15 +257,21 @@ class _Drawing:
         propose: Callable[[Template], Phrase | None],
         split: str = "train",
     ) -> list[Phrase]:
-        """Up to `count` phrases, as many of each template as can be, no English line twice or in another split."""
+        """Up to `count` phrases, as evenly from the templates as possible.
+
+        No English line is taken twice, or if it is in another split.
+
+        Args:
+            propose: draws a phrase of a template, or None.
+        """
         phrases: list[Phrase] = []
         lines: set[str] = set()
-        live = list(templates)
-        while live:
-            for template in tuple(live):
+        remaining = list(templates)
+        while remaining:
+            for template in tuple(remaining):
                 if len(phrases) == count:
                     return phrases
-                for _ in range(PATIENCE):
+                for _ in range(MOST_TRIES):
                     phrase = propose(template)
                     if phrase is None:
                         continue
@@ -256,17 +281,19 @@ class _Drawing:
                         lines.add(line)
                         break
                 else:
-                    live.remove(template)
+                    remaining.remove(template)
         return phrases
 
-    def _keep(self, split: str, phrases: list[Phrase]) -> list[Phrase]:
+    def _remember(self, split: str, phrases: list[Phrase]) -> list[Phrase]:
+        """The phrases, whose English lines are now in this split."""
         self._split.update((self._english(phrase), split) for phrase in phrases)
         return phrases
 
     def _pick(self, rng: random.Random, kind: str, names: Sequence[str]) -> str:
+        """One of the names, drawn by frequency."""
         frequency = self._frequency[kind]
         return rng.choices(names, [frequency[name] for name in names])[0]
 
     def _rng(self, *purpose: str) -> random.Random:
-        # A string seeds the generator by its sha512, whatever PYTHONHASHSEED is.
+        # A string seeds the generator with its sha512, which does not depend on PYTHONHASHSEED.
         return random.Random("/".join((str(self._seed), *purpose)))

@@ -1,6 +1,6 @@
-"""Phrases as objects, not text: a template and, in its slots, the names and numbers that any language can write.
+"""Phrases that are independent of language: a template, and the names and numbers in its slots.
 
-`cats.nmt.data.cldr.writer` turns a phrase into text, `cats.nmt.data.cldr.generate` makes a corpus of phrases.
+`cats.nmt.data.cldr.writer` writes a phrase as text, `cats.nmt.data.cldr.generate` makes a corpus of phrases.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Entity = tuple[str, str]  # (kind, name), such as ("territory", "PL")
 
 COUNTS = range(1, 21)
 
-# Kind of atom -> kinds of its entities, in the order of Atom.names.
+# {kind of atom: kinds of its entities, in the order of Atom.names}
 ATOMS: dict[str, tuple[str, ...]] = {
     "territory": ("territory",),
     "language": ("language",),
@@ -36,7 +36,12 @@ DATES = ("day", "date", "weekday", "moment", "span")
 
 @dataclass(frozen=True)
 class Atom:
-    """`kind` is a key of ATOMS; `names` are its entities; `numbers` its count, or its (year, day), (day, hour, ...)."""
+    """The content of one slot of a template.
+
+    kind: a key of ATOMS.
+    names: its entities.
+    numbers: its count, or the numbers of its date: (day,), (year,), (year, day) or (day, hour, minute).
+    """
 
     kind: str
     names: tuple[str, ...]
@@ -45,7 +50,10 @@ class Atom:
 
 @dataclass(frozen=True)
 class Template:
-    """Kinds of atoms, and how they are joined: "and", "or" (the locale's lists), "range" (A – B), "" (one atom)."""
+    """The kinds of atoms of a phrase, and how they are joined.
+
+    join: "and" or "or" (a list as the language writes it), "range" (A – B), "" (a single atom).
+    """
 
     join: str
     atoms: tuple[str, ...]
@@ -56,15 +64,19 @@ class Template:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of the entities, in the order of the slots."""
+        """The kinds of the entities, in the order of the slots."""
         return tuple(kind for atom in self.atoms for kind in ATOMS[atom])
 
     def draw(self, rng: random.Random, pick: Callable[[str], str]) -> Phrase | None:
-        """A random phrase; `pick` chooses an entity of a kind. None if it names a thing twice or runs backwards."""
-        atoms = tuple(_draw_atom(kind, rng, pick) for kind in self.atoms)
-        return Phrase(self, atoms) if self._sensible(atoms) else None
+        """A random phrase, or None if it makes no sense: it has a name twice, or a time span runs backwards.
 
-    def _sensible(self, atoms: tuple[Atom, ...]) -> bool:
+        Args:
+            pick: chooses an entity of a kind.
+        """
+        atoms = tuple(_draw_atom(kind, rng, pick) for kind in self.atoms)
+        return Phrase(self, atoms) if self._makes_sense(atoms) else None
+
+    def _makes_sense(self, atoms: tuple[Atom, ...]) -> bool:
         for atom in atoms:
             if atom.kind == "rate" and atom.names[0].startswith("duration-"):  # hours per day
                 return False
@@ -76,19 +88,21 @@ class Template:
 
 @dataclass(frozen=True)
 class Phrase:
+    """A template and the content of its slots."""
+
     template: Template
     atoms: tuple[Atom, ...]
 
     @property
     def entities(self) -> tuple[Entity, ...]:
-        """In the order of the slots."""
+        """All entities, in the order of the slots."""
         return tuple(
             (kind, name) for atom in self.atoms for kind, name in zip(ATOMS[atom.kind], atom.names, strict=True)
         )
 
     @property
     def skeleton(self) -> tuple[str, tuple[Entity, ...]]:
-        """What the phrase is but for its numbers."""
+        """The phrase without its numbers."""
         return self.template.name, self.entities
 
 

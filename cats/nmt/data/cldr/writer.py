@@ -1,7 +1,7 @@
-"""Phrases written in a language with the data of the Unicode CLDR, as packaged by Babel, and the lexicon of names.
+"""Writes phrases in a language with the Unicode CLDR data that Babel contains, and chooses the lexicon of names.
 
-Patterns combine and inherit as Unicode Technical Standard 35 has it, except that nothing is taken from the root locale
-but punctuation: a name that a language does not have is no translation.
+Patterns are combined and inherited as in Unicode Technical Standard 35, with one exception: only punctuation is
+inherited from the root locale. If a language has no name for something, the root's name is not a translation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LEXICON_SIZE = 60
 _CLOCK = ("day", "week", "month", "year", "hour", "minute", "second")
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
-# Candidates, the best known first: how often a name is used falls along the list. The lexicon is the first
-# LEXICON_SIZE that all languages have a name for.
+# Candidates, the best known first: their frequency decreases along the list. The lexicon has the first LEXICON_SIZE
+# candidates that all languages have a name for.
 _CANDIDATES = {
     "territory": """
         FR DE IT ES PL US JP CN IN BR GB RU TR GR EG CA MX UA NL SE NO FI DK PT AT CH BE CZ HU RO BG RS HR SI SK AL IE
@@ -55,7 +55,7 @@ _CANDIDATES = {
     "month": " ".join(str(month) for month in range(1, 13)),
     "weekday": " ".join(str(day) for day in range(7)),
 }
-_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c"))  # of direction
+_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c"))  # invisible marks of the writing direction
 _FIELDS = (
     "territories",
     "languages",
@@ -78,20 +78,20 @@ class Writer:
 
     def __init__(self, language: str) -> None:
         self._locale = Locale.parse(language)
-        # What the language itself has, without what it would inherit from the root locale.
+        # The data of the language itself, without what it inherits from the root locale.
         own = localedata.load(language, merge_inherited=False)
         self._data: dict[str, Any] = {field: _plain(own[field]) for field in _FIELDS if field in own}
         self._texts: dict[Atom, str] = {}
 
     def write(self, phrase: Phrase) -> str:
-        """The phrase as one line: NFC, single plain spaces, no control characters and no marks of direction."""
+        """The phrase as one line: NFC, single plain spaces, no control characters and no direction marks."""
         for atom in phrase.atoms:
             if atom not in self._texts:
                 self._texts[atom] = self._atom(atom)
         return _clean(self._join(phrase.template.join, [self._texts[atom] for atom in phrase.atoms]))
 
     def name(self, kind: str, key: str) -> str | None:
-        """A text that stands for an entity, different for different entities; None if the language has no name."""
+        """A text that identifies an entity, different for different entities. None if the language has no name."""
         forms = {self._locale.plural_form(count) for count in COUNTS}
         match kind:
             case "territory" | "language" | "currency":
@@ -183,7 +183,7 @@ class Writer:
         return text
 
     def _unit(self, unit: str, form: str) -> str | None:
-        """Pattern of a unit. A language leaves out the long one where it is the short one."""
+        """The pattern of a unit. If the long pattern is missing, it is the same as the short one."""
         patterns = self._data["unit_patterns"].get(unit, {})
         for width in ("long", "short"):
             if form in patterns.get(width, {}):
@@ -207,7 +207,7 @@ class Writer:
         return text
 
     def _date(self, name: str, *, year: int = 2000, month: int, day: int, hour: int = 0, minute: int = 0) -> str:
-        """A date by a format ("long"), a skeleton ("MMMMd") or a pattern."""
+        """A date, written with a format ("long"), a skeleton ("MMMMd") or a pattern."""
         if name == "Hm":
             pattern = self._data["datetime_skeletons"].get("Hm", "HH:mm")
         else:
@@ -219,9 +219,9 @@ class Writer:
 
 
 def lexicon(writers: Sequence[Writer]) -> dict[str, list[str]]:
-    """The names of each kind that all `writers` have, the best known first, at most LEXICON_SIZE of a kind.
+    """{kind: names that all `writers` have, the best known first}, at most LEXICON_SIZE of each kind.
 
-    A name that a language has for two entities is taken for the first of them only.
+    If a language has the same name for two entities, only the first entity is taken.
     """
     chosen: dict[str, list[str]] = {}
     for kind, candidates in _CANDIDATES.items():
