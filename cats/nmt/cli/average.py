@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
     directory = RunDirectory(Path(args.run))
     if not directory.checkpoints.is_dir():
-        raise UserError(f"{args.run} is no run directory: it has no checkpoints")
+        raise UserError(f"{args.run} is not a run directory: it has no checkpoints")
     paths = [Path(file) for file in args.checkpoints or ()] or directory.kept_checkpoints()
     if args.last is not None:
         if args.checkpoints:
