@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     corpus = load_corpus(config.data)
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
     try:
-        tokenizer = warmstart.tokenizer(corpus, config)
+        tokenizer = warmstart.initial_tokenizer(corpus, config)
         prepare(corpus, encoding, out, tokenizer=tokenizer, processes=args.processes)
     except KeyboardInterrupt:
         print("cats: stopped; the same command continues from here", file=sys.stderr)

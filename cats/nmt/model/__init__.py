@@ -1,1 +1,1 @@
-"""The Transformer, its loss, and translating with it."""
+"""The Transformer, its loss, and translation with it."""

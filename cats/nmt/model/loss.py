@@ -1,4 +1,4 @@
-"""Label-smoothed cross entropy per token, and likelihoods of whole lines."""
+"""Label-smoothed cross entropy per token, and the negative log likelihood (nll) of whole lines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from cats.nmt.model.transformer import Transformer
 
 
 class _SmoothedLoss(torch.autograd.Function):
-    """The two losses of ``token_losses``, keeping one (M, V) matrix and passing over it as seldom as can be.
+    """The two losses of ``token_losses``.
 
-    The vocabulary makes this matrix the largest tensor of a small model, and passes over it a good part of its step.
+    The logits (M, V) are the largest tensor of a small model, and reading them takes much of its time. So this keeps
+    only one tensor of that size for the backward pass, and reads it as few times as possible.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, wrong: float) -> tuple[Tensor, Tensor]:
-        """``wrong``: the probability that smoothing gives each of the V - 1 wrong tokens."""
+        """wrong: the target probability that smoothing gives to each of the V - 1 wrong tokens."""
         log_p = torch.log_softmax(logits, dim=-1)
         ctx.save_for_backward(log_p, targets)
         ctx.wrong = wrong
@@ -33,7 +34,7 @@ class _SmoothedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         log_p, targets = ctx.saved_tensors
-        right = 1 - ctx.wrong * log_p.shape[-1]  # what the right token gets above every other one
+        right = 1 - ctx.wrong * log_p.shape[-1]  # target probability of the right token minus that of a wrong one
         result = log_p.exp()
         if ctx.wrong:
             result -= ctx.wrong
@@ -42,11 +43,17 @@ class _SmoothedLoss(torch.autograd.Function):
 
 
 def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """(smoothed, nll), each (M,), of logits (M, V) and targets (M,) int64, in nats.
+    """The label-smoothed loss and the negative log likelihood of every token, in nats.
 
-    Label smoothing as in fairseq: the mass ``smoothing`` is spread over the V - 1 wrong tokens (torch's
-    ``cross_entropy(label_smoothing=)`` spreads it over all V). nll is the plain negative log likelihood, to report;
-    no gradient flows through it.
+    Label smoothing is fairseq's: the probability `smoothing` is spread over the V - 1 wrong tokens. (torch's
+    ``cross_entropy(label_smoothing=)`` spreads it over all V tokens.)
+
+    Args:
+        logits: (M, V) floating point.
+        targets: (M,) int64.
+
+    Returns:
+        (smoothed, nll), each (M,). No gradient flows through nll: it is for reports.
     """
     return _SmoothedLoss.apply(logits, targets, smoothing / (logits.shape[-1] - 1) if smoothing else 0.0)
 
@@ -55,13 +62,16 @@ def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Ten
 def line_nll(
     model: Transformer, sources: list[list[int]], targets: list[list[int]], *, start: int, batch_tokens: int
 ) -> np.ndarray:
-    """(lines, 2) float64: summed negative log likelihood in nats, without smoothing, and target tokens with eos.
+    """The negative log likelihood of every line, in nats, without label smoothing.
 
     Args:
-        model: is run in evaluation mode, and gets back the mode it had.
-        sources, targets: encoded lines of one task, as training has them.
-        start: what the decoder begins with.
-        batch_tokens: target tokens, padding included, that go through the model at a time.
+        model: it is run in evaluation mode; then its mode is restored.
+        sources, targets: encoded lines of one task, with tags and eos.
+        start: the first input of the decoder.
+        batch_tokens: target tokens, padding included, in one forward pass.
+
+    Returns:
+        (lines, 2) float64: the nll summed over the target tokens, and the number of target tokens, eos included.
     """
     was_training = model.training
     model.eval()
@@ -74,11 +84,10 @@ def line_nll(
         starts = [start] * len(rows)
         batch = collate([sources[i] for i in rows], [targets[i] for i in rows], starts, model.pad_id, device)
         hidden = model.hidden(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
-        nll = token_losses(model.project(hidden).float(), batch.target_out.flatten()[batch.target_cells], 0.0)[
-            1
-        ].double()
+        real = batch.target_out.flatten()[batch.target_cells]
+        _, nll = token_losses(model.project(hidden).float(), real, 0.0)
         lengths = [len(targets[i]) for i in rows]
-        result[rows, 0] = [float(part.sum()) for part in nll.split(lengths)]
+        result[rows, 0] = [float(part.sum()) for part in nll.double().split(lengths)]
         result[rows, 1] = lengths
     model.train(was_training)
     return result

@@ -1,7 +1,8 @@
-"""Pre-LN Transformer encoder-decoder (Vaswani et al., 2017; Xiong et al., 2020), small enough to read in one sitting.
+"""A pre-norm Transformer encoder-decoder (Vaswani et al., 2017; Xiong et al., 2020).
 
-The vocabulary is joint and multilingual, so one embedding matrix can serve source, target and output projection (Press
-& Wolf, 2017). Attention is torch's scaled_dot_product_attention. Decoding keeps keys and values of earlier positions.
+The vocabulary is joint and multilingual, so one embedding matrix can serve as source embedding, target embedding and
+output projection (Press & Wolf, 2017). Attention is torch's scaled_dot_product_attention. Decoding caches the keys and
+values of earlier positions.
 """
 
 from __future__ import annotations
@@ -18,20 +19,26 @@ from torch.utils.checkpoint import checkpoint
 
 from cats.nmt.errors import UserError
 
-_ROOM = 16  # target positions that decoding reserves to begin with
+_CACHE_POSITIONS = 16  # target positions that the cache of the decoder has room for at first
 
 
 def sinusoids(length: int, width: int, start: int = 0, device: torch.device | None = None) -> Tensor:
-    """(length, width) fixed position encodings of positions start, start + 1, ..: no longest sentence to configure."""
+    """(length, width) sinusoidal encodings of the positions start, start + 1, ... There is no maximum length."""
     position = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width))
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=-1).flatten(1)
 
 
 class Packing:
-    """The real cells of a (B, L) batch, row after row: what works on single positions need not see the padding.
+    """Removes the padding of a (B, L) batch and puts it back.
 
-    With many languages in a batch not both source and target lengths can be alike: a third of its cells are padding.
+    Layers that work on single positions skip the padding this way. In a batch of many languages, sentences of one
+    source length have different target lengths, so about a third of the cells are padding.
+
+    Args:
+        mask: (B, L) bool, True for a token.
+        index: (N,) int64, the indices of the tokens in the flattened batch; computed from the mask if it is None, for
+            which the host waits for the GPU.
     """
 
     def __init__(self, mask: Tensor, index: Tensor | None = None) -> None:
@@ -39,17 +46,17 @@ class Packing:
         self.index = mask.flatten().nonzero().squeeze(1) if index is None else index
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, L, d) -> (N, d), N real cells."""
+        """(B, L, d) -> (N, d), the N tokens row after row."""
         return x.flatten(0, 1).index_select(0, self.index)
 
     def pad(self, x: Tensor) -> Tensor:
-        """(N, d) -> (B, L, d), zero in the padding."""
+        """(N, d) -> (B, L, d), with zeros as padding."""
         cells = x.new_zeros(self.mask.numel(), x.shape[-1]).index_copy(0, self.index, x)
         return cells.view(*self.mask.shape, -1)
 
 
 class ScaleNorm(nn.Module):
-    """g x / ‖x‖ with a single learnt g, at first √d (Nguyen & Salazar, 2019)."""
+    """g x / ‖x‖ with a single learnt g, initially √d (Nguyen & Salazar, 2019)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -60,17 +67,19 @@ class ScaleNorm(nn.Module):
 
 
 def make_norm(kind: str, d_model: int) -> nn.Module:
-    """layernorm, layernorm-plain (without gain and bias), rmsnorm (Zhang & Sennrich, 2019) or scalenorm."""
+    """The norm of this kind: layernorm, layernorm-plain (without gain and bias), rmsnorm (Zhang & Sennrich, 2019) or
+    scalenorm.
+    """
     if kind == "scalenorm":
         return ScaleNorm(d_model)
     if kind == "rmsnorm":
-        return nn.RMSNorm(d_model, eps=1e-6)  # torch's own epsilon depends on the precision
+        return nn.RMSNorm(d_model, eps=1e-6)  # torch's default epsilon depends on the dtype
     return nn.LayerNorm(d_model, elementwise_affine=kind == "layernorm")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the layers of both stacks have in common; see ``Transformer``."""
+    """The sizes of a layer; see ``Transformer``."""
 
     d_model: int
     heads: int
@@ -82,7 +91,7 @@ class Shape:
 
 
 class Attention(nn.Module):
-    """Multi-head attention in three parts, so that projections run on packed and mixing on padded rows."""
+    """Multi-head attention in three parts: the projections work on packed tokens, the mixing on padded rows."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -93,14 +102,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def split(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (B, heads, S, d / heads), of a projection (B, S, 2 d)."""
+        """Splits a projection (B, S, 2 d) into keys and values, each (B, heads, S, d / heads)."""
         key, value = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return key, value
 
     def mix(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """(B, T, d), before the output projection, of queries (B, T, d); mask (B, 1, 1, S): which keys to see."""
+        """Attends with queries (B, T, d). Returns (B, T, d), before the output projection.
+
+        mask: (B, 1, 1, S) bool, True for keys that may be seen.
+        """
         query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
@@ -123,7 +135,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x: Tensor, rows: Packing) -> Tensor:
-        """x: (N, d), the packed real tokens."""
+        """x: (N, d), the packed tokens."""
         y = self.attention_norm(x)
         key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
         mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, rows.mask[:, None, None])
@@ -142,7 +154,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, rows: Packing, memory: Tensor, sources: Packing) -> Tensor:
         """x: (N, d), the packed target tokens; memory: (M, d), the packed source tokens."""
         y = self.attention_norm(x)
-        # Padding stands to the right, and causal attention never looks there.
+        # No mask is needed: the padding is on the right, which causal attention does not see.
         key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
         mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, causal=True)
         x = x + self.dropout(self.attention.out(rows.pack(mixed)))
@@ -153,9 +165,10 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
     def step(self, x: Tensor, past: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, places: Packing) -> Tensor:
-        """The next position alone, of all hypotheses. x: (rows, d); for the rest see ``DecoderState``.
+        """Computes one position of all hypotheses.
 
-        past: (positions, rows, 2 d), the last of them this one, which is filled in.
+        x: (rows, d), the tokens at this position. past: (positions, rows, 2 d), keys and values; those of this
+        position, the last, are filled in. memory, mask, places: see ``DecoderState``.
         """
         y = self.attention_norm(x)
         past[-1] = self.attention.key_value(y)
@@ -168,35 +181,35 @@ class DecoderLayer(nn.Module):
 
 @dataclass
 class DecoderState:
-    """What the next decoding step needs of the earlier ones, for `rows` hypotheses of n sentences.
+    """The cache of decoding, for `rows` hypotheses of n sentences.
 
-    A sentence's keys and values serve all of its hypotheses. Keys and values of target positions stand in blocks with
-    room for more, so that a step writes its own position and copies none.
+    All hypotheses of a sentence share the keys and values of its source. The keys and values of target positions are in
+    blocks with room for more positions, so that a step writes its own position without copying the others.
     """
 
-    mask: Tensor  # (n, S) bool, True where a real source token stands
-    memory: list[tuple[Tensor, Tensor]]  # by layer: keys and values of the source, (n, heads, S, d / heads)
-    places: Packing  # (n, places a sentence): the cells that hypotheses have, which are the rows in their order
-    past: list[Tensor]  # by layer: keys and values of positions before `length`, (room, rows, 2 d)
-    length: int = 0
+    mask: Tensor  # (n, S) bool, True for a source token
+    memory: list[tuple[Tensor, Tensor]]  # for each layer: keys and values of the source, (n, heads, S, d / heads)
+    places: Packing  # (n, places per sentence): the places that hold a hypothesis; row i is the i-th of them
+    past: list[Tensor]  # for each layer: keys and values of target positions, (room, rows, 2 d)
+    length: int = 0  # positions in use
 
     def select(self, index: Tensor, places: Packing, sentences: Tensor | None = None) -> DecoderState:
-        """The state whose row i is this one's row index[i]: reorders, drops and repeats hypotheses.
+        """The state whose row i is row index[i] of this one: reorders, drops and repeats hypotheses.
 
-        places: of the new rows. sentences: those that stay, ascending; None stands for all.
+        places: of the new rows. sentences: the sentences that stay, in ascending order; None: all.
         """
         mask, memory, past = self.mask, self.memory, self.past
         if sentences is not None:
             mask = mask[sentences]
             memory = [(key[sentences], value[sentences]) for key, value in memory]
-        if sentences is not None or places.mask.shape[1] > 1:  # else there is one hypothesis a sentence, and all stay
+        if sentences is not None or places.mask.shape[1] > 1:  # else there is one hypothesis per sentence, and all stay
             past = [block.new_empty(block.shape[0], len(index), block.shape[2]) for block in self.past]
             for old, new in zip(self.past, past, strict=True):
                 torch.index_select(old[: self.length], 1, index, out=new[: self.length])
         return DecoderState(mask, memory, places, past, self.length)
 
     def reserve(self) -> None:
-        """Makes room for one more position: doubled, so that the copies add up to no more than the length."""
+        """Makes room for one more position. The room is doubled, so that the copies take linear time in total."""
         if self.length == self.past[0].shape[0]:
             self.past = [torch.cat([block, torch.empty_like(block)]) for block in self.past]
 
@@ -205,16 +218,17 @@ class Transformer(nn.Module):
     """Encoder-decoder over a joint vocabulary.
 
     Args:
-        vocab_size, d_model, heads, ffn, encoder_layers, decoder_layers: sizes; heads divides d_model.
+        vocab_size, d_model, heads, ffn, encoder_layers, decoder_layers: sizes. heads must divide d_model.
         dropout: on the embeddings and on the output of every sub-layer.
-        pad_id: the id that fills rows; it is masked in attention and its embedding stays zero.
+        pad_id: the id of the padding. It is masked in attention, and its embedding stays zero.
         norm: layernorm, layernorm-plain, rmsnorm or scalenorm.
-        embedding_norm: whether such a norm also follows the embeddings of either side, positions included.
+        embedding_norm: add such a norm after the embeddings and positions of each side.
         embeddings: tied (one matrix for source, target and output), decoder-tied (one for target and output, one for
             the source) or separate (three).
-        attention_dropout: on the attention weights. activation_dropout: within the feed-forward layers.
-        checkpoint_activations: in training every layer keeps its input alone and is computed again in the backward
-            pass (Chen et al., 2016): the same gradients with less memory in more time.
+        attention_dropout: on the attention weights.
+        activation_dropout: inside the feed-forward layers.
+        checkpoint_activations: in training, keep only the input of every layer and recompute the layer in the backward
+            pass (Chen et al., 2016). The gradients are the same; it needs less memory and more time.
     """
 
     def __init__(
@@ -253,17 +267,17 @@ class Transformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         for table in (self.embedding, self.source_embedding, self.output):
-            if table is not None:  # rows of norm about 1 give unit-scale inputs (after self.scale) and logits
+            if table is not None:  # rows with a norm of about 1: inputs (times self.scale) and logits have unit scale
                 nn.init.normal_(table.weight, std=d_model**-0.5)
             if isinstance(table, nn.Embedding):
                 with torch.no_grad():
                     table.weight[pad_id].zero_()
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Compiles every layer (torch.compile), all layers of a stack to the same code.
+        """Compiles every layer with torch.compile. All layers of a stack share the code.
 
-        How many cells of a batch are real is known only when its mask is looked at, which no compiled code can do. The
-        layers work on cells that are packed already: the numbers of cells, rows and columns are sizes of their inputs.
+        Only the layers are compiled, because packing is not: the number of tokens in a batch depends on the values of
+        its mask, which compiled code cannot read. The layers get packed tokens, whose number is an input size.
         """
         for layer in (*self.encoder, *self.decoder):
             layer.compile(dynamic=True, backend=backend)
@@ -298,7 +312,10 @@ class Transformer(nn.Module):
         source_cells: Tensor | None = None,
         target_cells: Tensor | None = None,
     ) -> Tensor:
-        """Packed decoder states (N, d) before the output projection: the N real cells of target_in, row after row."""
+        """Packed decoder states (N, d) before the output projection, for the N tokens of target_in, row after row.
+
+        source, target_in, source_cells, target_cells: see ``cats.nmt.data.batch.Batch``.
+        """
         memory, sources = self._encode(source, source_cells)
         rows = Packing(target_in != self.pad_id, target_cells)
         x = rows.pack(self._embed_target(target_in))
@@ -307,31 +324,34 @@ class Transformer(nn.Module):
         return self.decoder_norm(x)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits (.., V) of hidden states (.., d)."""
+        """Logits (..., V) of hidden states (..., d)."""
         return F.linear(hidden, (self.output or self.embedding).weight)
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """Logits (B, T, V), zero in the padding."""
+        """Logits (B, T, V), zero in the padding, of source (B, S) and target_in (B, T), both int64."""
         return Packing(target_in != self.pad_id).pad(self.project(self.hidden(source, target_in)))
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """(memory (B, S, d), mask (B, S) bool, True where a real token stands) of source (B, S) int64."""
+        """The encoder states (B, S, d) of source (B, S) int64, and its mask (B, S) bool, True for a token."""
         memory, rows = self._encode(source)
         return rows.pad(memory), rows.mask
 
     def start(self, memory: Tensor, mask: Tensor) -> DecoderState:
-        """The state before the first decoding step, with one hypothesis a sentence."""
+        """The state before the first decoding step, with one hypothesis per sentence. memory, mask: from ``encode``."""
         n, _, d = memory.shape
         projected = [layer.cross.split(layer.cross.key_value(memory)) for layer in self._decoder_layers()]
         return DecoderState(
             mask,
             [(key.contiguous(), value.contiguous()) for key, value in projected],
             Packing(mask.new_ones(n, 1)),
-            [memory.new_empty(_ROOM, n, 2 * d) for _ in projected],
+            [memory.new_empty(_CACHE_POSITIONS, n, 2 * d) for _ in projected],
         )
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Logits (rows, V) after the tokens (rows,) int64 (bos first); the state is advanced in place. No dropout."""
+        """Logits (rows, V) of the next token, given the last tokens (rows,) int64. Advances the state in place.
+
+        The first tokens are the start of the decoder. The model must be in evaluation mode: there is no dropout here.
+        """
         state.reserve()
         x = self._embed_target(tokens[:, None], state.length)[:, 0]
         state.length += 1

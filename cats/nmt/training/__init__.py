@@ -1,1 +1,1 @@
-"""The training run and all that a run directory holds."""
+"""Training, and the run directory that it writes."""

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, checked when they are read, and read without running anything that is inside."""
+"""Checkpoint files. They are written atomically, verified when they are read, and never run code that is inside."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_file, link
 
-# torch writes a checksum for each tensor and does not look at them; ours stands behind the file that torch reads.
-# (A CRC misses one change in 2^32, none of up to 32 bits in a row, and takes an eighth of the time of SHA-256.)
+# torch writes a checksum per tensor but does not verify it, so we append one of the whole file. A CRC-32 finds all
+# changes of up to 32 adjacent bits and misses one in 2^32 others; it takes an eighth of the time of SHA-256.
 
 
 class Damaged(UserError):
-    """A checkpoint that is cut short or changed, or no checkpoint at all."""
+    """A file that is truncated, changed, or no checkpoint at all."""
 
 
-class _Summing:
-    """A file to write, and the checksum of what was written."""
+class _ChecksumFile:
+    """A file to write to that computes the checksum of what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.flush, self.sum = file, file.flush, 0
@@ -33,18 +33,21 @@ class _Summing:
 
 
 def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> None:
-    """Writes tensors, numbers, strings, containers of them, tensor by tensor: nothing is held twice.
+    """Writes a state of tensors, numbers, strings and containers of them. It is streamed, without a copy in memory.
 
-    An older file stays until the new one is whole, and after that under the name ``older``, if there is one.
+    An existing file is replaced when the new one is complete.
+
+    Args:
+        older: keep the replaced file under this name.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; the older file is intact.
+        UserError: the disk is full, or the folder cannot be written. The existing file is intact.
     """
     with atomic_file(path) as file:
-        summing = _Summing(file)
+        summing = _ChecksumFile(file)
         try:
             torch.save(state, cast(BinaryIO, summing))
-        except RuntimeError as error:  # of torch's writer, about a write that failed: below it is why
+        except RuntimeError as error:  # torch's writer hides the reason of a failed write in the context
             if isinstance(error.__context__, OSError | KeyboardInterrupt):
                 raise error.__context__ from None
             raise
@@ -54,19 +57,19 @@ def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> Non
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` wrote, with all tensors on the CPU. Pickled code is refused, not run.
+    """Reads the state that `save` wrote, with all tensors on the CPU. Pickled code is refused.
 
     Raises:
-        Damaged: a byte of the file is not what was written, or it is not a checkpoint.
+        Damaged: the file differs from what was written, or it is no checkpoint.
         UserError: the file is missing or unreadable.
     """
     try:
         if not _sealed(path):
-            raise ValueError("a byte is not what was written")
+            raise ValueError("the checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    except Exception as error:  # torch has many names for what it cannot read: RuntimeError, UnpicklingError, ...
+    except Exception as error:  # torch raises many types for a damaged file: RuntimeError, UnpicklingError, ...
         raise Damaged(f"{path} is damaged, not a checkpoint, or one of an older version; train again") from error
     return cast(dict[str, Any], state)
 
@@ -76,7 +79,7 @@ def _seal(checksum: int) -> bytes:
 
 
 def _sealed(path: Path) -> bool:
-    """Whether every byte is what was written."""
+    """Whether the checksum at the end of the file is right."""
     with open(path, "rb") as file:
         left = os.fstat(file.fileno()).st_size - len(_seal(0))
         found = 0
@@ -87,12 +90,15 @@ def _sealed(path: Path) -> bool:
 
 
 def newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
-    """The state in `last`, or in `previous` where that one is damaged or missing, and then what is wrong.
+    """The state in `last`. If that file is damaged or missing: the state in `previous`.
 
-    What is damaged is replaced by what is not, so that it does not become the next previous.pt.
+    Then `last` is replaced by `previous`, so that a damaged file does not become the next previous.pt.
+
+    Returns:
+        The state, and what is wrong with `last`, or "".
 
     Raises:
-        UserError: neither can be read.
+        UserError: neither file can be read.
     """
     try:
         if last.exists() or not previous.exists():
@@ -111,10 +117,10 @@ def newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
 
 
 def average(paths: list[Path]) -> dict[str, Any]:
-    """The first checkpoint, with the mean of all their parameters, taken in float64, for its model.
+    """A checkpoint whose model has the mean of the parameters of these checkpoints, computed in float64.
 
     Raises:
-        UserError: one cannot be read, or is of another model or corpus than the first.
+        UserError: a file cannot be read, or belongs to another model or corpus than the first.
     """
     result: dict[str, Any] = {}
     sums: dict[str, Tensor] = {}

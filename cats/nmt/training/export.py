@@ -1,4 +1,4 @@
-"""A trained model as a folder to pass on: model.safetensors, tokenizer.model, config.toml."""
+"""Exports a trained model as a folder to give to others: model.safetensors, tokenizer.model, config.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far training is: a bar where somebody watches, else a line now and then."""
+"""The progress of training on standard error: a bar on a terminal, otherwise lines of text."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import sys
 import time
 from types import TracebackType
 
-LINE_EVERY = 30.0  # seconds between two lines, of validations apart
+LINE_EVERY = 30.0  # at least this many seconds between two lines, except for validations
 
 
 class Progress:
-    """On standard error: a bar if that is a terminal, else a line per validation and every half minute.
+    """A progress bar if standard error is a terminal. Otherwise a line per validation and every half minute.
 
-    quiet: nothing at all.
+    Args:
+        step, steps: updates done so far, and in all.
+        quiet: show nothing.
     """
 
     def __init__(self, step: int, steps: int, *, quiet: bool) -> None:
         from tqdm import tqdm
 
-        watched = sys.stderr.isatty()
-        self.steps, self.lines = steps, not quiet and not watched
-        self.bar = tqdm(total=steps, initial=step, unit="step", disable=quiet or not watched, dynamic_ncols=True)
-        self.said = time.monotonic()
+        terminal = sys.stderr.isatty()
+        self.steps, self.lines = steps, not quiet and not terminal
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=quiet or not terminal, dynamic_ncols=True)
+        self.last_line_at = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -34,16 +36,19 @@ class Progress:
         self.bar.update()
 
     def say(self, step: int, seconds: float, facts: str, *, now: bool) -> None:
-        """Shows `facts` after update `step`, `seconds` after the start; now: as a line even if there was one lately."""
+        """Shows `facts` after update `step`.
+
+        seconds: of training so far. now: print a line even if the last one was printed only just before.
+        """
         self.bar.set_postfix_str(facts)
-        if self.lines and (now or time.monotonic() - self.said > LINE_EVERY):
+        if self.lines and (now or time.monotonic() - self.last_line_at > LINE_EVERY):
             left = duration(seconds / step * (self.steps - step))
             print(f"update {step:,} of {self.steps:,}: {facts}, {left} left", file=sys.stderr)
-            self.said = time.monotonic()
+            self.last_line_at = time.monotonic()
 
 
 def duration(seconds: float) -> str:
-    """Such as "3 h 05 min", "12 min", "40 s": two units at most."""
+    """A time such as "3 h 05 min", "12 min" or "40 s"."""
     minutes = math.ceil(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"

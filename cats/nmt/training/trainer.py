@@ -83,7 +83,7 @@ class Trainer:
         model = build_model(config.model, data.tokenizer, checkpoint_activations=config.train.checkpoint_activations)
         self.model = model.to(self.device)
         if config.train.init_from and not resume:
-            warmstart.fill(self.model, data.tokenizer, config)
+            warmstart.copy_parameters(self.model, data.tokenizer, config)
         if config.train.compile:
             check_compiler(self.device)
             self.model.compile_layers()

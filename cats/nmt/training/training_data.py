@@ -56,7 +56,7 @@ def load_training_data(
         if resume:
             known: Tokenizer | None = run.load_tokenizer(config.tokenizer)
         else:
-            known = warmstart.tokenizer(corpus, config, quiet=quiet)
+            known = warmstart.initial_tokenizer(corpus, config, quiet=quiet)
         encoded = training_tokens(corpus, encoding, tokenizer=known, quiet=quiet)
     tokenizer = encoded.tokenizer
     settings = [config.model, config.sampling, config.method, config.train]

@@ -1,4 +1,7 @@
-"""A model that starts from another run's best one: its tokenizer, extended for new languages, and its parameters."""
+"""Starts a run from the best model of another one (`train.init_from`): takes over its tokenizer and parameters.
+
+The tokenizer is extended for new languages and characters. Text that the old one could encode is encoded as before.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,25 @@ from torch import nn
 from cats.nmt.config.schema import Config
 from cats.nmt.data import pieces
 from cats.nmt.data.corpus import Corpus
-from cats.nmt.data.prepared import is_prepared
+from cats.nmt.data.prepared import TOKENIZER, is_prepared
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.data.vocabulary import tagged_languages, train_language_tokenizers, vocabulary_text
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from cats.nmt.training.run import RunDirectory
 
-_FREE = ("dropout", "max_length")  # model settings that may change: they shape no parameter
+_MAY_CHANGE = ("dropout", "max_length")  # model settings that do not affect the shapes of parameters
 
 
-def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokenizer | None:
-    """The tokenizer of the run `train.init_from`, with tags for new languages and new pieces. None without such a run.
+def initial_tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokenizer | None:
+    """The tokenizer of the run `train.init_from`, with tags for the new languages. None if that setting is empty.
 
-    A joint model gets `tokenizer.extend` pieces, each with a character that the old ones lack; where every language has
-    a model, new languages get theirs. So what could be encoded is encoded as it was.
+    A joint tokenizer gets up to `tokenizer.extend` new pieces, each with a character that the old pieces lack. With
+    `tokenizer.per_language`, each new language gets a tokenizer of its own.
 
     Raises:
-        UserError: no such run, one of a model of another shape, or no room for all characters of the text.
+        UserError: there is no such run, its model has another shape, or `tokenizer.extend` is too small for all new
+            characters of the text.
     """
     if not config.train.init_from:
         return None
@@ -49,12 +53,12 @@ def tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokeniz
     return Tokenizer(pieces.insert(old.serialized(), old.first_piece, tags, text), old.tags)
 
 
-def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
-    """Sets the parameters to those of the run `train.init_from`; rows of pieces that it lacks get the others' mean.
+def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
+    """Copies the parameters of the run `train.init_from` into the model.
 
-    A mean row's logit is the mean of logits, so no new piece is ever the likeliest, and greedy translations into the
-    old languages stay the same (Hewitt, 2021, Initializing new word embeddings for pretrained language models). Rows
-    drawn at random would take over some of them.
+    The embedding of a new piece becomes the mean of the old embeddings (Hewitt, 2021, Initializing new word embeddings
+    for pretrained language models). Its logit is then the mean of the old logits, so it is never the largest, and
+    greedy translations into the old languages stay the same. With random embeddings, some of them would change.
 
     Raises:
         UserError: the run has no best checkpoint yet, or it does not fit.
@@ -82,10 +86,12 @@ def fill(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
 
 
 def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
-    """The tokenizer of a run whose model has the shape that is configured."""
+    """The tokenizer of the old run, whose model must have the configured shape."""
     there = run.read_config("train.init_from: ")
-    names = [f"model.{f.name}" for f in dataclasses.fields(config.model) if not any(name in f.name for name in _FREE)]
-    for name in [*names, *(f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of"))]:
+    model = [field.name for field in dataclasses.fields(config.model)]
+    names = [f"model.{name}" for name in model if not any(part in name for part in _MAY_CHANGE)]
+    names += [f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of")]
+    for name in names:
         section, key = name.split(".")
         theirs, ours = (getattr(getattr(c, section), key) for c in (there, config))
         if theirs != ours:
@@ -94,8 +100,8 @@ def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
 
 
 def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:
-    """The tokenizer of a prepared folder, which must have all that the old one has."""
-    found = Tokenizer.load(folder / "tokenizer.model", old.tags)
+    """The tokenizer of a prepared folder, which must have all pieces of the old one."""
+    found = Tokenizer.load(folder / TOKENIZER, old.tags)
     if not old.pieces().keys() <= found.pieces().keys():
         run = config.train.init_from
         raise UserError(f"{folder}: prepared without the pieces of {run}; cats data prepare --init-from {run} has them")
@@ -103,7 +109,9 @@ def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:
 
 
 def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> list[bytes]:
-    """Up to `tokenizer.extend` pieces with a character that is new, all such characters among them."""
+    """Up to `tokenizer.extend` pieces with characters that the old tokenizer lacks: each such character, then longer
+    pieces by their scores.
+    """
     settings = config.tokenizer
     known = old.pieces()
     text = vocabulary_text(corpus, settings.temperature, settings.most_pairs)
@@ -118,7 +126,7 @@ def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> 
     lines = [line for line in text if not unknown.isdisjoint(line)] if settings.extend else []
     if not lines:
         return []
-    room = len(set().union(*lines)) + settings.extend + 8  # specials and spaces, which are not taken over, come to it
+    room = len(set().union(*lines)) + settings.extend + 8  # 8: specials and spaces, which are not taken over
     trained = Tokenizer.train(lines, [], room, coverage=settings.character_coverage)
     scores = dict(itertools.islice(trained.pieces().items(), trained.first_piece, None))
     new = [piece for piece in scores if not unknown.isdisjoint(piece)]

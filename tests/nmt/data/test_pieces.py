@@ -212,7 +212,7 @@ def test_a_language_is_added(corpus: Path, tmp_path: Path) -> None:
     greek = [Split(part.source, ["αβ γδ"] * len(part.source)) for part in (split(20, s, False) for s in range(3))]
     write_corpus(Corpus("new", [Task("xc", "en", "xc", *greek)]), tmp_path / "new")
     config = settings(tmp_path / "new", *OWN, f"train.init_from={tmp_path / 'run'}", "train.steps=5")
-    tokenizer = warmstart.tokenizer(load_corpus(config.data), config)
+    tokenizer = warmstart.initial_tokenizer(load_corpus(config.data), config)
     assert tokenizer is not None and tokenizer.languages == ["xa", "xb", "xc"]
     assert list(tokenizer.models) == ["en", "xa", "xb", "xc"]
     for language in "en", "xa":

@@ -103,14 +103,14 @@ def test_the_older_file_stays_under_its_name(tmp_path):
 )
 def test_a_write_that_fails_says_why(tmp_path, monkeypatch, at, error, raised, says):
     """torch's writer answers it with errors of its own."""
-    write = checkpoint._Summing.write
+    write = checkpoint._ChecksumFile.write
 
     def failing(summing, data):
         if summing.file.tell() + len(data) > at:
             raise error
         write(summing, data)
 
-    monkeypatch.setattr(checkpoint._Summing, "write", failing)
+    monkeypatch.setattr(checkpoint._ChecksumFile, "write", failing)
     with pytest.raises(raised, match=says):
         checkpoint.save(tmp_path / "last.pt", {"model": [torch.ones(100) for _ in range(200)]})
     assert os.listdir(tmp_path) == []

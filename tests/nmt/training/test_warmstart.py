@@ -153,7 +153,7 @@ def test_extended_twice(folder: Path, tmp_path: Path) -> None:
     corpus = read_corpus(folder / "new")
     more = Task("xd", "en", "xd", *(Split(["alpha"] * 3, ["жар дым"] * 3) for _ in range(3)))
     config = settings(folder / "new", f"train.init_from={tmp_path / 'first'}", "tokenizer.extend=10")
-    tokenizer = warmstart.tokenizer(Corpus("more", [*corpus.tasks, more]), config)
+    tokenizer = warmstart.initial_tokenizer(Corpus("more", [*corpus.tasks, more]), config)
     assert tokenizer is not None and tokenizer.languages == ["xa", "xc", "xb", "xd"]
     known = Tokenizer.load(tmp_path / "first" / "tokenizer.model")
     text = [*GREEK, "alpha bravo"]
