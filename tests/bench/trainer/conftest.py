@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.trainer.cats_trainer import Size, configuration, prepared
+from bench.trainer.cats_trainer import configuration, prepared
 
-TINY = Size(
-    "tiny",
-    ("tokenizer.vocab_size=600", "model.d_model=32", "model.ffn=48", "model.dropout=0.2", "sampling.batch_tokens=150"),
-    threads=1,
-    updates=2,
-)
+from .common import TINY
 
 
 @pytest.fixture(scope="module")

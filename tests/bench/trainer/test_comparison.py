@@ -14,7 +14,7 @@ from bench.trainer.cats_trainer import CHECK_UPDATES, LENGTH, CatsTrainer
 from bench.trainer.comparison import OURS
 from bench.trainer.records import Missing
 
-from .conftest import TINY
+from .common import TINY
 
 
 def test_turns_rotate_and_the_first_round_warms_up() -> None:

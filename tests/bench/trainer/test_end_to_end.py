@@ -23,7 +23,7 @@ from bench.trainer.records import (
     TranslationComparison,
 )
 
-from .conftest import TINY
+from .common import TINY
 
 
 def test_a_run_from_end_to_end(

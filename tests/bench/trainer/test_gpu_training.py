@@ -9,7 +9,7 @@ import pytest
 from bench.trainer import gpu_training
 from bench.trainer.cats_trainer import CatsTrainer
 
-from .conftest import TINY
+from .common import TINY
 
 
 def test_idle_share() -> None:
