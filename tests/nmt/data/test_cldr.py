@@ -122,7 +122,7 @@ def test_text_is_clean(corpus):
 
 
 def test_numbers_are_the_same_on_both_sides(corpus):
-    """Languages may leave a one or two to the form of the noun; no number comes from nowhere but a month's."""
+    """A language may express 1 or 2 by the form of the noun. Only the number of a month may be on one side alone."""
     for task in corpus.tasks:
         exact = 0
         for source, target in zip(task.test.source, task.test.target, strict=True):

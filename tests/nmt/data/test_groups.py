@@ -1,4 +1,4 @@
-"""cats.nmt.data.groups: by the mean, by bounds, by lists, and what cannot be."""
+"""Groups of tasks: by the mean, by bounds, by lists, and what is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_groups(settings: list[str], expected: dict[str, str]) -> None:
         (["evaluate.hires_from=30"], "evaluate.hires_from = 30 is below the bound of LoRes, 40 pairs"),
     ],
 )
-def test_groups_that_cannot_be(settings: list[str], message: str) -> None:
+def test_impossible_groups_are_refused(settings: list[str], message: str) -> None:
     with pytest.raises(UserError) as info:
         task_groups(SIZES, apply_overrides(Config(), settings).evaluate)
     assert str(info.value) == message

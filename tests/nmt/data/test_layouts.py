@@ -1,4 +1,4 @@
-"""Layouts of public corpora, as small trees."""
+"""Layouts of public corpora, each as a small folder."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def put(path: Path, *lines: str) -> None:
 
 
 def texts(folder: Path, **options: str) -> dict[str, dict[str, list[tuple[str, str]]]]:
-    """{task: {split: [(source, target), ..]}} of what is read, splits without lines left out."""
+    """{task: {split: [(source, target), ..]}} of a folder, without empty splits."""
     return {
         task.name: {s: list(getattr(task, s)) for s in ("train", "valid", "test") if len(getattr(task, s))}
         for task in read_corpus(folder, **options).tasks
@@ -29,7 +29,7 @@ def fails(folder: Path, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_files_of_no_use_are_told(tmp_path):
+def test_unread_files_are_reported(tmp_path):
     for name in "train.en-az.en", "train.en-az.az", "README.md":
         put(tmp_path / name, "a")
     known = read_corpus(tmp_path).notices
@@ -171,12 +171,12 @@ def test_half_of_a_surrogate_pair_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("code", ["../../x", "/tmp/x", "a b", "zh/Hans", "a\\u0000", "{", ""])
-def test_what_is_no_code_of_a_language_makes_no_file(tmp_path, code):
+def test_invalid_language_codes_are_refused(tmp_path, code):
     (tmp_path / "train.jsonl").write_text(f'{{"src": "a", "tgt": "b", "src_lang": "en", "tgt_lang": "{code}"}}\n')
     fails(tmp_path, f"{tmp_path / 'train.jsonl'}: ")
 
 
-def test_text_that_is_there_twice_is_named(tmp_path):
+def test_text_that_exists_twice_is_reported(tmp_path):
     for pair in ("az-en", "en-az"):
         put(tmp_path / pair / "train.jsonl", json.dumps({"translation": {"en": pair, "az": "A"}}))
     put(tmp_path / "az-en" / "validation.jsonl", json.dumps({"translation": {"en": "v", "az": "V"}}))
@@ -185,7 +185,7 @@ def test_text_that_is_there_twice_is_named(tmp_path):
     assert read_corpus(tmp_path).notices[0] == f"az-en: {left} is left out, {kept} is used"
 
 
-def test_utf_16_is_told(tmp_path):
+def test_utf_16_is_reported(tmp_path):
     put(tmp_path / "train.en", "a")
     (tmp_path / "train.xx").write_bytes("a\n".encode("utf-16"))
     fails(tmp_path, f"{tmp_path / 'train.xx'}, line 1: UTF-16; convert the file")

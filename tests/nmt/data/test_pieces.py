@@ -1,4 +1,4 @@
-"""A sentencepiece model for every language, and tags of the source language: from text to translations."""
+"""One sentencepiece model per language, and tags of the source language: from text to translations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def names(tokenizer: Tokenizer, rows: list[list[int]]) -> list[list[str]]:
     return [[processor.id_to_piece(i) for i in row] for row in rows]
 
 
-def test_every_language_is_cut_up_by_its_own_model(models: dict[str, Tokenizer], tokenizer: Tokenizer) -> None:
+def test_every_language_is_segmented_by_its_own_model(models: dict[str, Tokenizer], tokenizer: Tokenizer) -> None:
     assert tokenizer.languages == ["ru", "tr"] and tokenizer.first_piece == 6
     for language, text in ("en", ENGLISH), ("ru", RUSSIAN), ("tr", TURKISH):
         own = models[language]
@@ -97,7 +97,7 @@ def test_the_file_is_a_sentencepiece_model(tokenizer: Tokenizer, tmp_path: Path)
     assert loaded.digest() == tokenizer.digest() and list(loaded.models) == ["en", "ru", "tr"]
 
 
-def test_a_model_of_ones_own_that_is_damaged_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_damaged_model_of_a_language_is_reported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.serialized()[:-40])
     with pytest.raises(UserError, match=r"tokenizer\.model: not a sentencepiece model"):
         Tokenizer.load(tmp_path / "tokenizer.model")
@@ -136,7 +136,7 @@ def test_lengths_that_are_multiples(tokenizer: Tokenizer) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Two languages besides English: its words as they are (xa), and in capitals and turned round (xb)."""
+    """Two languages beside English: xa has the same words, xb has them in capitals and in reverse order."""
     tasks = []
     for number, language in enumerate(("xa", "xb")):
         parts = [split(count, 3 * number + seed, language == "xb") for seed, count in enumerate((80, 10, 10))]
@@ -180,8 +180,8 @@ def test_english_by_another_name(name: str, tmp_path: Path, capfd: pytest.Captur
     assert len(set(capfd.readouterr().out.splitlines())) == 1
 
 
-def test_prepared_text_is_that_of_memory(corpus: Path, tmp_path: Path) -> None:
-    """Also by two processes, which get the models from this one."""
+def test_a_prepared_folder_has_the_tokens_that_memory_has(corpus: Path, tmp_path: Path) -> None:
+    """Also with two processes, which get the models from this one."""
     config = settings(corpus, *OWN)
     loaded = load_corpus(config.data)
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
@@ -196,7 +196,7 @@ def test_prepared_text_is_that_of_memory(corpus: Path, tmp_path: Path) -> None:
         read_prepared(tmp_path / "prepared", other)
 
 
-def test_a_folder_older_than_a_setting(corpus: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_older_than_a_setting(corpus: Path, tmp_path: Path) -> None:
     config = settings(corpus)
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
     prepare(load_corpus(config.data), encoding, tmp_path / "prepared", quiet=True)
@@ -225,7 +225,7 @@ def test_a_language_is_added(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [["tokenizer.source_tag=none"], ["tokenizer.tag_of=source"]])
-def test_a_target_that_nothing_tells_is_refused(corpus: Path, tmp_path: Path, more: list[str]) -> None:
+def test_tags_that_do_not_tell_the_target_are_refused(corpus: Path, tmp_path: Path, more: list[str]) -> None:
     with pytest.raises(UserError, match="nothing tells the model which language to translate into"):
         Trainer(settings(corpus, *more), tmp_path / "run", resume=False, quiet=True)
     assert not (tmp_path / "run").exists()

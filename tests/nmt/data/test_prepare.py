@@ -1,4 +1,4 @@
-"""Prepared folders: text to tokens once, in files."""
+"""Prepared folders: making them, continuing after a kill, and reading them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,13 @@ from cats.nmt.cli.main import main
 from cats.nmt.config.schema import Config, replace_settings
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data import prepare
-from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.data.encode import EncodingSettings
 from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.prepared import is_prepared, read_prepared
-from cats.nmt.data.vocabulary import vocabulary_text
 from cats.nmt.errors import UserError
 from cats.nmt.training.run import load_corpus
 from cats.nmt.training.trainer import Trainer, train
 
-EMPTY = Split([], [])
 SMALL = [
     "tokenizer.vocab_size=80",
     "model.d_model=16",
@@ -59,7 +56,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every corpus is a large one, and blocks are small."""
+    """Makes every corpus count as large, and blocks small."""
     monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 10)
     monkeypatch.setattr(prepare, "BLOCK", 100)
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting a process takes longer than all there is to do here
@@ -92,34 +89,10 @@ def fails(message: str, folder: Path, out: Path, *overrides: str) -> None:
     assert "\n" not in str(error.value)
 
 
-# The text of the vocabulary.
-
-
-def sized(**sizes: int) -> Corpus:
-    lines = {name: [f"{name} {i}" for i in range(size)] for name, size in sizes.items()}
-    return Corpus("c", [Task(n, "en", n, Split([f"en {s}" for s in x], x), EMPTY, EMPTY) for n, x in lines.items()])
-
-
-def test_small_languages_get_their_share_of_the_vocabulary():
-    corpus = sized(xa=200, xb=40)
-    lines = vocabulary_text(corpus, 5.0, 1000)
-    # of 240 target lines at T = 5: 240 * 200^0.2 / (200^0.2 + 40^0.2) for xa, the others, repeated, for xb
-    assert lines[:240] == sorted(line for task in corpus.tasks for line, _ in task.train)
-    assert [line[:2] for line in lines[240:]] == ["xa"] * 140 + ["xb"] * 101
-    assert lines[240:][140] == lines[240:][140 + 40] == "xb 0"
-
-
-def test_the_vocabulary_of_a_large_corpus_is_sampled_evenly():
-    lines = vocabulary_text(sized(xa=2000, xb=40), 1.0, 100)
-    xa = [line for line in lines if line.startswith("xa")]
-    assert xa == [f"xa {i}" for i in range(0, 99 * 20, 20)]
-    assert [line for line in lines if line.startswith("xb")] == ["xb 0", "xb 20"]
-
-
 # Folders.
 
 
-def test_files_hold_what_memory_would(corpus, cache, tmp_path, monkeypatch):
+def test_files_have_the_tokens_that_memory_has(corpus, cache, tmp_path, monkeypatch):
     make(corpus, tmp_path / "one")
     make(corpus, tmp_path / "two", processes=2)
     found = contents(tmp_path / "one")
@@ -198,7 +171,7 @@ print(count)
 @pytest.mark.parametrize(
     "files", [pytest.param(2, marks=pytest.mark.slow), 70, pytest.param(150, marks=pytest.mark.slow)]
 )
-def test_killed_it_goes_on(corpus, cache, tmp_path, files):
+def test_it_continues_after_a_kill(corpus, cache, tmp_path, files):
     from cats.nmt.config.toml import to_toml
 
     (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
@@ -207,7 +180,7 @@ def test_killed_it_goes_on(corpus, cache, tmp_path, files):
     written: set[Path] = set()
     while len(written) < files and process.poll() is None:
         written.update(tmp_path.glob("out/train/*"))
-        time.sleep(0.001)  # between two looks; what is asserted below holds whenever the kill comes
+        time.sleep(0.001)  # what is asserted below holds whenever the kill happens
     process.kill()
     process.wait()
     # Of 45 + 12 + 2 blocks of 20 pairs, those with a mark are not encoded again, nor those of finished tasks.
@@ -229,7 +202,7 @@ def test_a_folder_that_was_hardly_begun(corpus, cache, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_going_on_does_not_prepare_again(corpus, cache, tmp_path):
+def test_resuming_does_not_prepare_again(corpus, cache, tmp_path):
     config = settings(corpus)
     trainer = Trainer(config, tmp_path / "run", resume=False, quiet=True)
     before = contents(cache)
@@ -255,7 +228,7 @@ def test_two_processes_take_turns(corpus, cache, tmp_path):
 
 
 def test_two_that_prepare_at_once(corpus, cache, tmp_path):
-    """Both to the end, from the start: one does it, the other waits and finds it done."""
+    """One prepares, the other waits and finds it done."""
     from cats.nmt.config.toml import to_toml
 
     (tmp_path / "config.toml").write_text(to_toml(settings(corpus)))
@@ -283,7 +256,7 @@ def test_a_cache_follows_the_text(corpus, cache):
 
 
 def test_fine_tuning_from_a_prepared_folder(corpus, cache, tmp_path):
-    """The folder has the pieces of the run that training starts from; one without them is refused."""
+    """A folder must have the pieces of the run that training starts from, else it is refused."""
     train(settings(corpus), tmp_path / "run", quiet=True)
     more = tmp_path / "more"
     shutil.copytree(corpus, more)
@@ -318,7 +291,7 @@ def test_other_settings_are_refused(corpus, cache, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    make(corpus, tmp_path / "out", "tokenizer.target_tag=true")  # stands in no side's length
+    make(corpus, tmp_path / "out", "tokenizer.target_tag=true")  # it changes no length
     message = "prepared with data.direction=one-to-many, not many-to-one; give --set data.direction=one-to-many"
     with pytest.raises(UserError, match=re.escape(message)):
         train(settings(tmp_path / "out", "data.direction=many-to-one"), tmp_path / "run")
@@ -356,7 +329,7 @@ def test_a_folder_with_something_else_is_refused(corpus, cache, tmp_path):
         ("text/test.en-xa.xa", b"one\n", "text/test.en-xa.en has 5 lines, test.en-xa.xa has 1"),
     ],
 )
-def test_damage_is_told(corpus, cache, tmp_path, name, content, message):
+def test_damage_is_reported(corpus, cache, tmp_path, name, content, message):
     make(corpus, tmp_path / "out")
     if content is None:
         (tmp_path / "out" / name).unlink()
@@ -367,14 +340,14 @@ def test_damage_is_told(corpus, cache, tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_text_that_went_missing_is_told(corpus, cache, tmp_path):
+def test_missing_text_is_reported(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "text")
     with pytest.raises(UserError, match="text: xa has 0 valid pairs instead of 5; prepare the text again"):
         train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
 
 
-def test_tokens_of_another_vocabulary_are_told(corpus, cache, tmp_path):
+def test_tokens_that_do_not_match_are_reported(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out")
     file = tmp_path / "out" / "train" / "xa.tokens.npy"
     np.save(file, np.load(file)[:-1])
@@ -391,13 +364,13 @@ def test_only_tasks_without_training_text_are_refused(corpus, cache, tmp_path):
             load_corpus(settings(folder, "data.direction=many-to-many", "data.tasks=xb-xa").data)
 
 
-def test_a_cache_that_cannot_be_written_is_not_needed_to_look(corpus, cache, monkeypatch, tmp_path):
+def test_inspecting_needs_no_writable_cache(corpus, cache, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CATS_CACHE", str(tmp_path / "file"))
     assert load_corpus(settings(corpus).data).sizes == {"xa": 900, "xb": 230, "xc": 40}
 
 
-def test_a_file_cut_short_is_told(corpus, cache, tmp_path):
+def test_a_truncated_file_is_reported(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out")
     file = tmp_path / "out" / "train" / "xa.tokens.npy"
     file.write_bytes(file.read_bytes()[:-100])
@@ -414,7 +387,7 @@ def test_one_line_of_a_hundred_thousand_words(corpus, cache, tmp_path):
     assert found.left_out == {"xa": {"longer than 256 tokens": 1}} and len(found.shards["xa"]) == 900
 
 
-def test_a_full_disk_is_told(corpus, cache, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(corpus, cache, tmp_path, monkeypatch):
     import errno
     import os
 
@@ -428,7 +401,7 @@ def test_a_full_disk_is_told(corpus, cache, tmp_path, monkeypatch):
     assert len(read_prepared(tmp_path / "out", encoding(settings(corpus))).shards) == 3
 
 
-def test_a_task_with_nothing_left_is_told(corpus, tmp_path):
+def test_a_task_without_pairs_that_fit_is_reported(corpus, tmp_path):
     config = settings(corpus, "model.max_length=2")
     with pytest.raises(UserError, match=r"xa: every training pair is left out \(longer than 2 tokens\); raise"):
         training_tokens(load_corpus(config.data), encoding(config))

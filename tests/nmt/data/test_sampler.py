@@ -26,16 +26,16 @@ def lengths(sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
         (math.inf, [0.125] * 8),
     ],
 )
-def test_shares_are_the_published_ones(temperature, expected):
+def test_temperature_probabilities_are_the_published_ones(temperature, expected):
     assert list(temperature_probabilities(TED, temperature).values()) == pytest.approx(expected, abs=7e-4)
 
 
-def test_shares_of_huge_sizes_and_tiny_temperatures_stay_finite():
+def test_probabilities_of_huge_sizes_and_tiny_temperatures_stay_finite():
     assert temperature_probabilities({"a": 10**12, "b": 1}, 0.01) == {"a": 1.0, "b": 0.0}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0, math.inf])
-def test_sentences_come_in_proportion_to_the_shares(temperature):
+def test_sentences_come_in_proportion_to_the_probabilities(temperature):
     sizes = {"a": 40, "b": 200, "c": 1000}
     sampler = Sampler(lengths(sizes), mixture=Mixture(temperature), batch_tokens=400, seed=3)
     counts = dict.fromkeys(sizes, 0)
@@ -58,7 +58,7 @@ def test_sentences_come_in_proportion_to_the_shares(temperature):
     ],
 )
 def test_draws_against_the_published_probabilities(temperature, published):
-    """Chi-square, 7 degrees of freedom: above 24.3 once in a thousand. (Credits make draws less random than that.)"""
+    """Chi-square with 7 degrees of freedom is above 24.3 once in a thousand. (Credits make the draws less random.)"""
     sizes = {task: size // 10 for task, size in TED.items()}
     sampler = Sampler(lengths(sizes), mixture=Mixture(temperature), batch_tokens=400, seed=5)
     counts = dict.fromkeys(sizes, 0)
@@ -157,7 +157,7 @@ def test_unimax_shares_are_of_tokens():
     assert 5 * counts["short"] == pytest.approx(20 * counts["long"], rel=0.05)
 
 
-def test_a_temperature_that_moves():
+def test_a_temperature_that_changes():
     sizes = {"a": 100, "b": 10_000}
     mixture = Mixture(1.0, temperature_end=math.inf, steps=101)
     sampler = Sampler(lengths(sizes), mixture=mixture, batch_tokens=3000, seed=0)

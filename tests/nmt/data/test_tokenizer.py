@@ -45,7 +45,7 @@ def test_source_has_tag_and_eos_target_has_eos(tokenizer):
 
 
 @pytest.mark.parametrize(("size", "coverage"), [(20, 0.9999), (10**12, 1.0)])
-def test_what_sentencepiece_cannot_do_is_one_line(size: int, coverage: float) -> None:
+def test_errors_of_sentencepiece_are_one_line(size: int, coverage: float) -> None:
     text = ["".join(chr(0x4E00 + i) for i in range(900))] * 3
     with pytest.raises(UserError, match=f"sentencepiece cannot train tokenizer.vocab_size={size} pieces on this text"):
         Tokenizer.train(text, ["zh"], size, coverage=coverage)
@@ -59,7 +59,7 @@ def test_a_very_long_line_is_trained_on_in_parts() -> None:
     assert tokenizer.unk_id not in ids and tokenizer.decode([ids]) == [f"{line} Ёж"]
 
 
-def test_the_tag_stands_where_it_is_asked_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tags_are_where_they_were_asked_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "model")
     (plain,) = tokenizer.encode_target(["the cats"], "ru")
     tag = tokenizer.tag("ru")

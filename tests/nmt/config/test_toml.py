@@ -1,0 +1,198 @@
+"""Settings as TOML: strict reading, overrides, and what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+
+import pytest
+
+from cats.nmt.config.schema import FIELDS, Config, Train, replace_settings
+from cats.nmt.config.toml import apply_overrides, describe, read_config, to_toml
+from cats.nmt.errors import UserError
+
+
+def written(tmp_path, text: str):
+    path = tmp_path / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_toml_round_trip_of_the_defaults(tmp_path):
+    assert read_config(written(tmp_path, to_toml(Config()))) == Config()
+
+
+def test_toml_round_trip_of_awkward_values(tmp_path):
+    awkward = replace_settings(
+        Config(),
+        {
+            "data.path": '/new "corpora" C:\\n\n\t\x7f/é漢',
+            "sampling.temperature": math.inf,
+            "method.weights": [1, 0.5, 1e-7],
+            "train.lr": 1e-05,
+            "train.betas": [0.9, 0.999],
+            "method.loss_term": True,
+            "train.seed": 2**32 - 1,
+        },
+    )
+    text = to_toml(awkward)
+    assert read_config(written(tmp_path, text)) == awkward
+    assert awkward.method.weights == (1.0, 0.5, 1e-7)
+    assert "temperature = inf\n" in text and "loss_term = true\n" in text
+
+
+def test_toml_is_complete_and_documented():
+    text = to_toml(Config())
+    tables = tomllib.loads(text)
+    assert {f"{section}.{key}" for section, table in tables.items() for key in table} == set(FIELDS)
+    lines = text.splitlines()
+    for name in FIELDS:
+        key = name.partition(".")[2]
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{key} ="))
+        assert lines[at - 1].startswith("# ") and len(lines[at - 1]) > 8, name
+        assert name in describe()
+    assert "inverse-sqrt | cosine | constant | noam" in text
+
+
+def test_left_out_settings_keep_their_defaults(tmp_path):
+    config = read_config(written(tmp_path, "[train]\nsteps = 7\nlr = 1\n"))
+    assert config == dataclasses.replace(Config(), train=Train(steps=7, lr=1.0))
+    assert isinstance(config.train.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[trian]\nsteps = 1",
+            r"config\.toml: unknown section \[trian\] \(did you mean train\?\)",
+        ),
+        (
+            "[train]\nstep = 1",
+            r"config\.toml: unknown setting 'train\.step' \(did you mean train\.steps\?\)",
+        ),
+        (
+            "steps = 1",
+            r"'steps' is outside of all sections \(did you mean train\.steps\?\)",
+        ),
+        ("train = 1", r"'train' is a section"),
+        ("[train]\nsteps = 1.5", r"train\.steps needs a whole number, not '1\.5'"),
+        ("[train]\nsteps = true", r"train\.steps needs a whole number, not 'true'"),
+        ("[train]\nlr = true", r"train\.lr needs a number, not 'true'"),
+        ("[train]\nlr = nan", r"train\.lr needs a number"),
+        ("[train]\nlr = inf", r"train\.lr must be finite and above 0"),
+        ("[train]\nsteps = 0", r"train\.steps must be at least 1, not 0"),
+        ("[train]\nseed = -1", r"train\.seed must be between"),
+        ("[train]\nbetas = [0.9]", r"train\.betas must be two numbers"),
+        ("[train]\nbetas = [0.9, 1.0]", r"train\.betas must be two numbers"),
+        ("[train]\nbetas = 0.9", r"train\.betas needs a list of numbers, not '0\.9'"),
+        (
+            "[train]\nschedule = 'cosin'",
+            r"must be one of inverse-sqrt, cosine, constant, noam, .*\(did you mean cosine\?\)",
+        ),
+        (
+            "[sampling]\ntemperature = 0",
+            r"sampling\.temperature must be above 0 \(inf is allowed\), not 0",
+        ),
+        ("[model]\ndropout = 1.0", r"model\.dropout must be at least 0 and below 1"),
+        (
+            "[model]\nd_model = 130",
+            r"model\.d_model = 130 is not a multiple of model\.heads = 4",
+        ),
+        ("[model]\nd_model = 63\nheads = 3", r"model\.d_model must be even and at least 2, not 63"),
+        ("[method]\nname = 'Static'", r"\(did you mean static\?\)"),
+        (
+            "[method]\nweights = 'token'",
+            r"method\.weights must be 'tokens', 'uniform' or a list",
+        ),
+        ("[method]\nweights = []", r"method\.weights must be"),
+        ("[method]\nweights = [1, -1]", r"method\.weights must be"),
+        (
+            "[method]\nweights = [1, 'a']",
+            r"method\.weights needs a string or a list of numbers",
+        ),
+        ("[method]\nloss_term = 1", r"method\.loss_term needs true or false, not '1'"),
+        ("[data]\npath = 3", r"data\.path needs a string, not '3'"),
+        ("[train]\nsteps = =", r"config\.toml: not valid TOML: .*line 2"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as info:
+        read_config(written(tmp_path, text))
+    assert "\n" not in str(info.value)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the configuration .*absent\.toml: No such file"):
+        read_config(tmp_path / "absent.toml")
+    (tmp_path / "latin.toml").write_bytes(b"[data]\npath = '\xe9'")
+    with pytest.raises(UserError, match=r"latin\.toml: not UTF-8 \(byte 15\)"):
+        read_config(tmp_path / "latin.toml")
+
+
+def test_overrides():
+    config = apply_overrides(
+        Config(),
+        [
+            "train.lr=1e-3",
+            "train.steps = 10",
+            "sampling.temperature=inf",
+            "data.path=/a b/c=d",
+            "data.source='de'",
+            "method.loss_term=True",
+            "method.weights=[1, 2]",
+            "train.betas=[0.8, 0.9]",
+            "train.steps=11",
+        ],
+    )
+    assert (config.train.lr, config.train.steps, config.sampling.temperature) == (
+        1e-3,
+        11,
+        math.inf,
+    )
+    assert (config.data.path, config.data.source, config.method.loss_term) == (
+        "/a b/c=d",
+        "de",
+        True,
+    )
+    assert (config.method.weights, config.train.betas) == ((1.0, 2.0), (0.8, 0.9))
+    assert apply_overrides(config, ["method.weights=uniform"]).method.weights == "uniform"
+    assert Config().train.lr != 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr", r"'train\.lr' is not an override: write section\.key=value"),
+        ("train.rl=1", r"unknown setting 'train\.rl' \(did you mean train\.lr\?\)"),
+        ("lr=1", r"unknown setting 'lr' \(did you mean train\.lr\?\)"),
+        (
+            "batch_tokens=1",
+            r"did you mean sampling\.batch_tokens or decode\.batch_tokens\?",
+        ),
+        ("train.lr=fast", r"^train\.lr needs a number, not 'fast'"),
+        ("train.lr=", r"train\.lr needs a number, not ''"),
+        ("train.steps=1e3", r"train\.steps needs a whole number, not '1e3'"),
+        ("method.loss_term=yes", r"method\.loss_term needs true or false, not 'yes'"),
+        (
+            "method.weights=[1,",
+            r"method\.weights must be 'tokens', 'uniform' or a list",
+        ),
+        ("data.path=a\udcffb", r"data\.path = .* is not valid UTF-8"),
+    ],
+)
+def test_bad_overrides_are_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        apply_overrides(Config(), [override])
+
+
+def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert apply_overrides(Config(), ["data.path=../corpus"]).data.path == str(tmp_path.parent / "corpus")
+    assert read_config(written(tmp_path, "[data]\npath = ''")).data.path == ""
+
+
+def test_ranges_that_span_settings_see_all_changes_at_once():
+    config = apply_overrides(Config(), ["model.heads=3", "model.d_model=96"])
+    assert (config.model.heads, config.model.d_model) == (3, 96)
