@@ -74,6 +74,7 @@ class Baseline:
         raise NotImplementedError
 
     def update(self, batch: Any) -> None:
+        """One training step."""
         raise NotImplementedError
 
     def search(self, source: Tensor) -> list[list[int]]:
@@ -81,7 +82,7 @@ class Baseline:
         raise NotImplementedError
 
     def check(self, updates: int) -> Answer:
-        """ "nll": of the first batch per token, before and after some updates without dropout."""
+        """The NLL of the first batch per token, before and after some updates without dropout, as "nll"."""
         self.dropout(0.0)
         before = self.nll(self.prepare(self.batches[0]))
         for batch in self.batches[:updates]:
@@ -92,7 +93,7 @@ class Baseline:
         return {"nll": [before / tokens, after / tokens]}
 
     def train(self, first: int, count: int) -> Answer:
-        """ "seconds" and "tokens" of updates on the given batches."""
+        """Updates on the batches from `first`. The answer has their "seconds" and "tokens"."""
         chosen = self.batches[first : first + count]
         ready = [self.prepare(batch) for batch in chosen]
         start = time.perf_counter()
@@ -101,7 +102,7 @@ class Baseline:
         return {"seconds": time.perf_counter() - start, "tokens": sum(map(self.tokens, chosen))}
 
     def translate(self) -> Answer:
-        """ "seconds" and "lines" of translating all sources."""
+        """Translates all sources. The answer has the "seconds" and the "lines"."""
         self.model.eval()
         start = time.perf_counter()
         found = [self.search(source) for source in self.sources]
