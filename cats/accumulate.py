@@ -21,14 +21,14 @@ from .weighting import Weighting
 class Accumulation:
     """The losses, gradients, dots and norms of the backward() calls since the last step().
 
-    Sums over the calls are those of one large batch: losses and gradients of a task add up, and dots and norms are
-    those of the sums. ``p.grad`` receives ḡ = Σ w_n g_n on top of what other code wrote there.
+    Several calls give the same as one call with a large batch: losses and gradients of a task add up, and dots and
+    norms are those of the sums. ``p.grad`` receives ḡ = Σ w_n g_n, added to the gradients that other code wrote there.
 
     Args:
         params: the parameters that require grad, the shared ones first.
         shared: how many of them are shared. Only these enter dots, norms and the Gram matrix.
         tasks: the names of all N tasks.
-        weighting: some weightings want the Gram matrix of the gradients.
+        weighting: computes weights from the Gram matrix, if it is of that kind.
         reducer: combines gradients and numbers over the processes.
         per_task: whether to form one gradient per task. Otherwise one backward pass of the weighted loss.
         backend: of :mod:`cats.ops`.
@@ -61,16 +61,16 @@ class Accumulation:
         self._gradients = TaskGradients(params, shared, cross_batch=weighting.cross_batch, backend=backend)
         self._dots: Tensor | None = None  # (K,) float64 on the device
         self._sqnorms: Tensor | None = None  # (K,) float64 on the device
-        self._largest = torch.zeros((), device="cpu")  # max |p.grad|, 0-d on the device
+        self._largest = torch.zeros((), device=params[0].device)  # max |p.grad|, 0-d
         self._state_before_gram: dict[str, Any] | None = None  # the weighting's state before it saw a Gram matrix
 
     def check(self, tasks: list[int], scaler: torch.amp.GradScaler | None) -> None:
         """Checks that losses of these tasks can be added, and takes the scale of the GradScaler.
 
         Raises:
-            ValueError: there are no losses, or there is nothing to compute per-task gradients of.
-            RuntimeError: earlier losses had a scaler and these have none, or the other way round; or the processes
-                cannot do this together.
+            ValueError: there are no losses, or per-task gradients are due and no shared parameter requires grad.
+            RuntimeError: earlier losses had a scaler and these have none, or the other way round. Or the reducer does
+                not support the parameters or the weighting.
         """
         scaled = scaler is not None and scaler.is_enabled()
         if self.losses and scaled != (self.scale is not None):
@@ -120,12 +120,12 @@ class Accumulation:
         self._largest = largest(self.params)
 
     def _weigh_by_gram(self, weights: Tensor) -> Tensor:
-        """The weights of all tasks, those of the tasks present from their Gram matrix. One host sync."""
+        """The weights of all tasks, where those of the tasks present come from their Gram matrix. One host sync."""
         gram = self._gradients.gram()
         losses = torch.stack(list(self.losses.values()))
         host = torch.cat([gram, losses.to(gram.device)[None]]).cpu()
         gram, losses = host[:-1], host[-1]
-        # An earlier call may have shown the weighting the Gram matrix of a part of these gradients.
+        # In an earlier call the weighting may have seen the Gram matrix of a part of these gradients: undo that.
         if self._state_before_gram is None:
             self._state_before_gram = self.weighting.state_dict()
         else:
@@ -136,7 +136,7 @@ class Accumulation:
                 raise ValueError(
                     f"the weighting returned weights of shape {tuple(present.shape)} for {len(losses)} tasks"
                 )
-        else:  # step() will be skipped, and few solvers survive such a matrix
+        else:  # step() will be skipped, and solvers fail on such a matrix
             present = torch.ones_like(losses)
         self._gradients.weights, self._dots, self._sqnorms = present, gram @ present, gram.diagonal()
         weights = weights.clone()
@@ -162,20 +162,19 @@ class Accumulation:
         return [f"task {self.tasks[n]!r}" for n in tasks]
 
     def statistics(self, found_inf: Tensor | None) -> Statistics:
-        """The numbers of the step on the host, over all processes. This is the only host sync of a step.
+        """The numbers of the step over all processes, on the host. Reading them is the only host sync of a step.
 
         Args:
             found_inf: GradScaler's verdict, one element. It is positive if a gradient is not finite.
         """
         verdict = self._largest if found_inf is None else torch.where(found_inf > 0, math.inf, self._largest)
-        verdict = verdict.to(self.params[0].device)
         return self.reducer.statistics(self.losses, self._dots, self._sqnorms, verdict, len(self.tasks))
 
     def free(self) -> None:
-        """Lets go of the K gradients, so that the base optimizer's step has their memory."""
+        """Frees the K gradients, so that the base optimizer can use their memory."""
         self._gradients.free()
 
     def discard(self) -> None:
-        """Gives the weighting back the state that it had before these gradients."""
+        """Restores the state that the weighting had before it saw these gradients."""
         if self._state_before_gram is not None:
             self.weighting.load_state_dict(self._state_before_gram)

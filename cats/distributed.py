@@ -1,9 +1,8 @@
-"""What the number of processes changes: how gradients, and the numbers that move the weights, are reduced.
+"""Reducers: how gradients and statistics are combined over the processes.
 
-A reducer is one of two classes: :class:`Local` for one process, :class:`Replicated` for several. With several, each has
-a replica of the parameters and its own losses, and all step with the mean of their gradients. Gradients are averaged
-after they are formed, once per backward(). DistributedDataParallel averages while they are formed, and therefore cannot
-be used: it never sees per-task gradients, and it gives wrong results after K forward passes before K backward passes.
+There are two classes with the same methods: :class:`Local` for one process, and :class:`Replicated` for several
+processes with a replica of the parameters each. Sharded parameters (DTensor) are refused. They would need a third
+class, which combines the local shards as :class:`Local` does and adds up the dots and norms of all processes.
 """
 
 from __future__ import annotations
@@ -27,37 +26,43 @@ from .weighting import Weighting
 
 @dataclass
 class Statistics:
-    """The numbers of one step over all processes: float64 on the CPU, one entry per task that took part."""
+    """The numbers of one step over all processes: (K,) float64 on the CPU, for the K tasks that took part."""
 
     tasks: list[int]  # indices, ascending
     losses: Tensor
-    dots: Tensor  # meaningless if the step formed no per-task gradients, as are the squared norms
-    sqnorms: Tensor  # nan if not known
+    dots: Tensor  # <g_n, ḡ>. Only valid if the step formed per-task gradients, like sqnorms.
+    sqnorms: Tensor  # ‖g_n‖². nan if they are not known.
     sqnorms_known: bool
-    finite: bool  # whether all of these are finite, and the combined gradient is
+    finite: bool  # whether all these numbers and the combined gradient are finite
 
     def nonfinite_tasks(self) -> list[int]:
-        """The tasks whose loss, or gradient as far as its norm is known, is not finite."""
+        """The tasks whose loss is not finite or, if norms are known, whose gradient is not."""
         seen = self.losses + self.sqnorms if self.sqnorms_known else self.losses
         return [n for n, finite in zip(self.tasks, torch.isfinite(seen).tolist(), strict=True) if not finite]
 
 
 class Reducer(Protocol):
-    """What the optimizer asks of either class."""
+    """The methods of both classes."""
 
-    names_nonfinite_task: bool
-    """Whether per-task gradients tell which task has a non-finite gradient."""
+    names_nonfinite_task: bool  # whether per-task gradients show which task has a non-finite gradient
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
-        """Refuses a backward() call that cannot be done: losses of these tasks, gradients of these parameters."""
+        """Checks the arguments of a backward() call: the tasks of its losses, the parameters and the weighting.
+
+        Raises:
+            ValueError: losses are missing.
+            RuntimeError: the parameters or the weighting are not supported.
+        """
 
     def averaged(self, params: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """A context. What is added to ``p.grad`` inside is averaged over the processes at its end."""
+        """A context manager. Gradients added to ``p.grad`` inside are averaged over the processes at the end."""
 
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Adds per-task gradients to those gathered, and their share of ḡ, averaged over the processes, to ``p.grad``.
+        """Adds per-task gradients to those gathered, and updates the part of ``p.grad`` that is their combination ḡ.
+
+        With several processes, ḡ is the mean over them.
 
         Args:
             gathered: the gradients of earlier calls.
@@ -66,24 +71,25 @@ class Reducer(Protocol):
             weights: (N,) float64 on the CPU, the weights of all tasks.
 
         Returns:
-            v_n = <g_n, ḡ> and ‖g_n‖² of all gradients gathered in this process, (K,) float64. None if not known.
+            <g_n, ḡ> and ‖g_n‖² of all gradients gathered in this process, (K,) float64 on the device, or None if they
+            are not known.
         """
 
     def statistics(
         self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
     ) -> Statistics:
-        """Reduces the numbers of this process, given on the device, and reads them back to the host: one host sync.
+        """Combines the numbers of all processes and reads them back to the host, with one host sync.
 
         Args:
             losses: {task index: loss, 0-d float64}, ascending.
             dots, sqnorms: as :meth:`combine` returned them. None at steps without per-task gradients.
-            largest: 0-d, the largest |p.grad|. Not finite if this process must not step.
+            largest: 0-d on the device, max |p.grad|. If it is not finite, no process steps.
             count: the number N of tasks.
         """
 
 
 class Local:
-    """One process: its gradients are the gradients."""
+    """One process: there is nothing to reduce."""
 
     names_nonfinite_task = True
 
@@ -122,16 +128,19 @@ class Local:
 
 
 class Replicated:
-    """Several processes, each with a whole replica of the parameters and losses of its own.
+    """Several processes, each with a replica of all parameters and with its own losses.
 
-    A gradient is averaged as a whole: one all-reduce per backward() call. The squared norms ‖g_n‖² would need another
-    one for every task, so they are not known.
+    All take the same step, with the mean of their gradients. Each backward() call has one all-reduce of the combined
+    gradient, after it is formed. The squared norms ‖g_n‖² would need one more for every task, so they are not known.
+
+    DistributedDataParallel cannot be used instead. It averages gradients while they are formed, so it does not see
+    per-task gradients, and it fails if K forward passes come before K backward passes.
     """
 
     names_nonfinite_task = False
 
     def __init__(self) -> None:
-        self._checked = False  # comparing all parameters is done only once
+        self._checked = False  # whether the parameters were compared, which is done once
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
         if weighting.needs_gram or weighting.cross_batch:
@@ -158,14 +167,14 @@ class Replicated:
         part = all_reduce_mean(part, gathered.params)
         gathered.add(tasks, gradients)
         gathered.combined = part if gathered.combined is None else add(gathered.combined, part)
-        add_to_grad(gathered.params, part)  # part may become p.grad itself, so the sum above is formed first
+        add_to_grad(gathered.params, part)  # part may become p.grad itself, so this comes after the sum
         return (gathered.dots(gathered.combined) if gathered.rows else None), None
 
     def statistics(
         self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
     ) -> Statistics:
         here = list(losses)
-        # Rows: losses, dots, whether this process has the task. The last column of the first row: largest.
+        # Three rows: losses, dots, and 1 for each task of this process. The last column of the first row is `largest`.
         local = torch.zeros(3, count + 1, dtype=torch.float64, device=largest.device)
         if here:
             local[0, here] = torch.stack(list(losses.values())).to(local.device)
@@ -183,7 +192,7 @@ class Replicated:
 
 
 def reducer(current: Reducer | None = None) -> Reducer:
-    """The reducer for the processes there are now: ``current``, if it is of the right kind."""
+    """The reducer for the current number of processes. If ``current`` fits, it is returned."""
     kind = Replicated if world_size() > 1 else Local
     return current if isinstance(current, kind) else kind()
 
@@ -201,9 +210,10 @@ def all_reduce_sum(numbers: Tensor) -> Tensor:
 
 
 def all_reduce_mean(gradient: Gradient, params: Sequence[Tensor]) -> Gradient:
-    """The mean over the processes, where None counts as zero. None where it is None in all processes.
+    """The mean over the processes, where None counts as zero. If a parameter has None in all processes, it stays None.
 
-    One all-reduce per dtype, of flat copies, after a small one that tells which parameters have a gradient anywhere.
+    A small all-reduce finds out which parameters have a gradient in any process. Then there is one all-reduce per
+    dtype, of flat copies.
     """
     device = params[0].device
     has_gradient = torch.tensor([g is not None for g in gradient], dtype=torch.int32, device=device)
@@ -228,7 +238,7 @@ def _dense(gradient: Tensor | None, param: Tensor) -> Tensor:
 
 
 def check_replicas(params: Sequence[Tensor]) -> None:
-    """Refuses parameters that differ between processes, or whose gradients other code averages. Waits for the device.
+    """Refuses parameters that differ between processes, or whose gradients other code averages too. Has a host sync.
 
     Raises:
         RuntimeError: they are sharded, belong to a DistributedDataParallel, or differ between processes.

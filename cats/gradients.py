@@ -40,13 +40,13 @@ def take_grads(params: Iterable[Tensor]) -> Gradient:
 
 @torch.no_grad()
 def largest(params: Sequence[Tensor]) -> Tensor:
-    """max |p.grad| over all parameters, 0-d, on their device. Not finite if any element is not. No host sync."""
+    """max |p.grad| over all parameters, 0-d on their device. It is not finite if any element is not. No host sync."""
     grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in params if p.grad is not None]
     if any(g.is_cuda for g in grads):
         return torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))
     # On the CPU one kernel per tensor costs nothing, and aminmax is ten times as fast as the norm.
     extremes = [x.double() for g in grads if g.numel() for x in torch.aminmax(g)]
-    return torch.stack(extremes).abs().max() if extremes else torch.zeros((), device="cpu")
+    return torch.stack(extremes).abs().max() if extremes else torch.zeros((), device=params[0].device)
 
 
 @torch.no_grad()

@@ -58,7 +58,8 @@ class MultiTask(Optimizer):
         backend: the backend of :mod:`cats.ops` to use. None chooses one.
         max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
             step is skipped: parameters, base optimizer, weights and multipliers stay as they are, and
-            :attr:`statistics` counts it. The last attempt forms per-task gradients, so that the error names the task.
+            :attr:`statistics` counts it. With one process, the last attempt forms per-task gradients, so that the error
+            names the task.
 
     Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch, and all
     take the same step, for the mean of their losses. If the batches differ in size, the loss that a process passes

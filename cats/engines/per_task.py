@@ -1,4 +1,4 @@
-"""One gradient per task: K backward passes keep K gradients, which :mod:`cats.ops` then reads."""
+"""One gradient per task: K backward passes form K gradients, which stay in memory until they are combined."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TaskGradients:
         rows: {task index: its one or two gradients}, in the order of the tasks.
         weights: (K,) float64 on the CPU, the w_n of :meth:`combination`, in the order of ``rows``. None before the
             first combination.
-        combined: ḡ over all processes, where each of them has only a part of it. Otherwise None.
+        combined: ḡ over all processes, if there are several. Otherwise None.
         scale: GradScaler's scale, 0-d. Gradients are scaled; dots, norms and the Gram matrix are not.
     """
 
@@ -105,12 +105,12 @@ class TaskGradients:
         self.rows = dict(sorted(self.rows.items()))
 
     def take_back(self) -> None:
-        """Subtracts ḡ of the gradients so far from ``p.grad``. The next combination takes its place."""
+        """Subtracts ḡ of the gradients so far from ``p.grad``. A new combination will replace it."""
         if self.weights is not None:
             add_to_grad(self.params, self.combination(), alpha=-1.0)
 
     def free(self) -> None:
-        """Lets go of all gradients. Weights stay."""
+        """Frees all gradients. The weights stay."""
         self.rows.clear()
         self.combined = None
 
