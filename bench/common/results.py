@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cats.nmt.files import atomic_write, finite
+from cats.nmt.files import atomic_write, finite_or_none
 
 from .machine import ROOT, Machine, commit, machine, versions
 
@@ -73,7 +73,7 @@ def write(path: Path, source: Provenance, results: Any) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    atomic_write(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(finite_or_none(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def from_json(kind: type[T], value: Any) -> T:

@@ -57,7 +57,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
-def link(path: Path, name: Path) -> None:
+def hard_link(path: Path, name: Path) -> None:
     """Makes a hard link `name` to `path`, in the same folder. Copies the file if the file system has no links."""
     temporary = _temporary(name)
     try:
@@ -72,18 +72,18 @@ def link(path: Path, name: Path) -> None:
         temporary.unlink(missing_ok=True)  # os.replace leaves it if `name` was a link to the same file
 
 
-def remove_strays(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Removes the temporary files of ``atomic_file`` in processes that were killed."""
     for path in folder.glob(f".{'?' * 16}.tmp"):
         path.unlink(missing_ok=True)
 
 
-def finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     """`value` with None instead of nan and inf, which JSON does not have. Works through dicts, lists and tuples."""
     if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
+        return {name: finite_or_none(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

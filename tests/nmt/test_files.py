@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, line_blocks, link, remove_strays
+from cats.nmt.files import atomic_write, hard_link, line_blocks, remove_temporary_files
 from tests.nmt.cli.common import Input
 
 
@@ -131,7 +131,7 @@ def test_one_more_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: b
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text("new"), other.write_text("old")
     for _ in range(2):  # the second time both are the same file already
-        link(one, other)
+        hard_link(one, other)
         assert (one.read_text(), other.read_text()) == ("new", "new")
         assert sorted(os.listdir(tmp_path)) == ["one", "other"]
     atomic_write(one, "newer")
@@ -146,7 +146,7 @@ def test_strays_are_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest
             inner.setattr(os, "replace", raising(RuntimeError("killed")))
             atomic_write(tmp_path / "file", "x")
     assert len(os.listdir(tmp_path)) == 3
-    remove_strays(tmp_path)
+    remove_temporary_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".mine.tmp", "last.tmp"]
 
 

@@ -28,7 +28,7 @@ from cats.nmt.data.shards import token_dtype
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.data.vocabulary import train_tokenizer
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remove_strays
+from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remove_temporary_files
 
 UNFINISHED = "making.json"  # what an unfinished folder is made of and with
 BLOCK = 20_000  # pairs that a process encodes at a time
@@ -101,7 +101,7 @@ def prepare(
         other = "set CATS_CACHE to another" if cache_folder() in folder.parents else "choose another folder"
         raise UserError(f"{folder}: cannot be created ({error.strerror}); {other}") from error
     with locked(folder, lambda: print(f"{folder}: waiting for another process that prepares it", file=sys.stderr)):
-        remove_strays(folder)
+        remove_temporary_files(folder)
         if not _begin(folder, made_with):
             return
         if (folder / TOKENIZER).exists():
@@ -142,7 +142,7 @@ def _begin(folder: Path, made_with: dict[str, Any]) -> bool:
         raise UserError(f"{folder}: the folder is not empty; choose another")
     atomic_write(unfinished, json.dumps(made_with))
     (folder / TRAIN).mkdir(exist_ok=True)
-    remove_strays(folder / TRAIN)
+    remove_temporary_files(folder / TRAIN)
     return True
 
 

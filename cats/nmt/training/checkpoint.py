@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_file, link
+from cats.nmt.files import atomic_file, hard_link
 
 # torch writes a checksum per tensor but does not verify it, so we append one of the whole file. A CRC-32 finds all
 # changes of up to 32 adjacent bits and misses one in 2^32 others; it takes an eighth of the time of SHA-256.
@@ -53,7 +53,7 @@ def save(path: Path, state: dict[str, Any], *, older: Path | None = None) -> Non
             raise
         file.write(_seal(summing.sum))
         if older is not None and path.exists():
-            link(path, older)
+            hard_link(path, older)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
         state = load(previous)
     except Damaged:
         raise Damaged(f"{problem}, and so is {previous.name}; train again") from None
-    link(previous, last)
+    hard_link(previous, last)
     return state, problem
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write, finite
+from cats.nmt.files import atomic_write, finite_or_none
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ class Metrics:
     def write(self, record: dict[str, Any]) -> None:
         """Appends a line."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+            file.write(json.dumps(finite_or_none(record), allow_nan=False) + "\n")
         if self.board is not None:
             for name, value in _numbers(record):
                 if name != "step":

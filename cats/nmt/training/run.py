@@ -29,7 +29,7 @@ from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, link, locked
+from cats.nmt.files import atomic_write, hard_link, locked
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, processes
 from cats.nmt.training.metrics import read_metrics
@@ -251,7 +251,7 @@ class RunDirectory:
         if paths:
             checkpoint.save(paths[0], state)
         for path in paths[1:]:
-            link(paths[0], path)
+            hard_link(paths[0], path)
         for path in self.kept_checkpoints()[:-keep] if keep else ():
             path.unlink()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
-from cats.nmt.files import remove_strays
+from cats.nmt.files import remove_temporary_files
 from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
@@ -334,8 +334,8 @@ class Trainer:
     def load(self) -> None:
         """Continues from the newest checkpoint that can be read. A message is printed if it is not the last one."""
         if processes.is_main():
-            remove_strays(self.directory.path)
-            remove_strays(self.directory.checkpoints)
+            remove_temporary_files(self.directory.path)
+            remove_temporary_files(self.directory.checkpoints)
         state, problem = self.directory.newest_checkpoint()
         try:
             if state["digest"] != self.digest:
