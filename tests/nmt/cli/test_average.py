@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+
+import torch
+
 from cats.nmt.cli.main import main
 from cats.nmt.scoring.evaluate import evaluate
 from cats.nmt.training import checkpoint
-
-pytest.importorskip("sentencepiece")
-pytest.importorskip("sacrebleu")
-import torch
-
 from tests.nmt.cli.common import SET
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.cli.main import main
-
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
+
+from cats.nmt.cli.main import main
 from cats.nmt.data.corpus_files import read_corpus
 
 

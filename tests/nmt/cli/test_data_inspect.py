@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.cli.main import main
-
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
+
+from cats.nmt.cli.main import main
 
 
 def test_data_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

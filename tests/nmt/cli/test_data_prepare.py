@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.cli.main import main
-
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
+
+from cats.nmt.cli.main import main
 
 
 def test_prepared_with_the_settings_of_a_file(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

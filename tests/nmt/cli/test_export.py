@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from cats.nmt.cli.main import main
-from cats.nmt.errors import UserError
-
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
-import shutil
+
+from cats.nmt.cli.main import main
+from cats.nmt.errors import UserError
 
 
 def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

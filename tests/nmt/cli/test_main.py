@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import cats
-from cats.nmt.cli import info
-from cats.nmt.cli.main import main
-
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
-import subprocess
-import sys
 
-from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS
+import cats
+from cats.nmt.cli import info
+from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS, main
 
 
 def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) -> None:

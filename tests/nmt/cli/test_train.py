@@ -5,26 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-
-from cats import info
-from cats.nmt.cli.main import main
-from cats.nmt.cli.parser import Parser
-from cats.nmt.config.schema import FIELDS, Config
-
-pytest.importorskip("sentencepiece")
-pytest.importorskip("sacrebleu")
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
+
+from cats import info
 from cats.nmt.cli import train
-from cats.nmt.config.schema import replace_settings
+from cats.nmt.cli.main import main
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.schema import FIELDS, Config, replace_settings
 from cats.nmt.config.toml import read_config
 from tests.nmt.cli.common import SET, TINY, write_toy
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cats.nmt.cli.main import main
-
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
-import subprocess
-import sys
 
+from cats.nmt.cli.main import main
 from tests.nmt.cli.common import Input
 
 
