@@ -79,3 +79,31 @@ def assert_same(left: Any, right: Any, where: str = "state") -> None:
             assert_same(one, other, f"{where}[{i}]")
     else:
         assert left == right or (left != left and right != right), where
+
+
+def write_short_corpus(folder: Path) -> Path:
+    """The same languages with 60 and 20 pairs; returns the folder."""
+    tasks = [
+        Task("xa", "en", "xa", split(60, 1, False), split(10, 2, False), split(5, 3, False)),
+        Task("xb", "en", "xb", split(20, 4, True), split(10, 5, True), split(5, 6, True)),
+    ]
+    write_corpus(Corpus("toy", tasks), folder)
+    return folder
+
+
+def short(corpus: Path, *more: str) -> Config:
+    """60 updates: many epochs of the small task, with dropout, checkpoints at odd updates, and kept models."""
+    usual = ["train.steps=60", "train.validate_every=20", "train.save_every=7", "train.keep=2", "model.dropout=0.2"]
+    return settings(corpus, *usual, "sampling.batch_tokens=60", *more)
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Asserts that two runs wrote the same metrics and checkpoints."""
+    assert metrics(one) == metrics(other)
+    assert_same(final_state(one), final_state(other))
+    names = sorted(path.name for path in (one / "checkpoints").iterdir())
+    assert sorted(path.name for path in (other / "checkpoints").iterdir()) == names
+    for name in set(names) - {"previous.pt"}:  # it depends on where the run was stopped
+        left, right = (checkpoint.load(run / "checkpoints" / name) for run in (one, other))
+        assert_same(left["model"], right["model"], name)
+    assert not list(other.rglob(".*.tmp"))

@@ -66,14 +66,14 @@ def model(tokenizer):
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_outputs_that_are_no_numbers_are_told(tokenizer, sample):
+def test_outputs_that_are_not_finite_are_an_error(tokenizer, sample):
     broken = Transformer(tokenizer.vocab_size, 32, 4, 64, 1, 1, 0.0)
     broken.decoder_norm.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="the outputs of the model are not finite: its training diverged"):
         translate(broken, tokenizer, LINES, "en", "az", sample=sample)
 
 
-def test_a_very_long_line_is_cut_and_told(model, tokenizer, capsys):
+def test_a_very_long_line_is_cut_with_a_message(model, tokenizer, capsys):
     (short,) = translate(model, tokenizer, [" ".join(["cats"] * 9)], "en", "az", max_length=4, lines_before=6)
     first = capsys.readouterr().err
     assert "line 7 is too long: of" in first and "pieces the first 4 are translated (decode.max_length)" in first
@@ -141,7 +141,7 @@ def test_scores_are_those_of_the_full_forward(model, tokenizer):
             assert score == pytest.approx(-nll / (len(ids) + 1) ** power, rel=1e-4)  # float32
 
 
-def test_draws_are_of_the_seed_and_the_lines_number(model, tokenizer):
+def test_samples_depend_on_the_seed_and_the_line_number(model, tokenizer):
     def drawn(lines, **options):
         found = translations(model, tokenizer, lines, "en", "az", **{"sample": True, "temperature": 3.0, **options})
         return [[text for text, _ in some] for some in found]

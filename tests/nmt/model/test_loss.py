@@ -1,4 +1,4 @@
-"""Label smoothing against torch's own, and the plain NLL beside it."""
+"""Label smoothing against torch's own, and the plain nll."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 def test_fairseq_smoothing_is_torchs_with_the_mass_rescaled():
     logits, targets = data()
     smoothed, nll = token_losses(logits, targets, 0.1)
-    # torch spreads s over all V tokens, fairseq over the V - 1 wrong ones: s V / (V - 1) makes them equal
+    # torch spreads s over all V tokens, fairseq over the V - 1 wrong ones. With s V / (V - 1) torch's is equal.
     expected = F.cross_entropy(logits, targets, reduction="none", label_smoothing=0.1 * 23 / 22)
     torch.testing.assert_close(smoothed, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-12, atol=1e-12)
@@ -28,7 +28,7 @@ def test_fairseq_smoothing_is_torchs_with_the_mass_rescaled():
     [(0, 0.1, 0.551266), (1, 0.1, 2.237721), (0, 0.0, 0.356675), (1, 0.4, 2.043130)],
 )
 def test_smoothed_losses_by_hand(target: int, smoothing: float, expected: float):
-    """0.9 ln(1 / 0.7) + 0.1 ln(1 / 0.1), and so on: the wrong tokens share what the right one gives away."""
+    """The first is 0.9 ln(1 / 0.7) + 0.1 ln(1 / 0.1): the wrong tokens share the probability of the smoothing."""
     logits = torch.tensor([[0.7, 0.1, 0.1, 0.1]], dtype=torch.float64).log()
     assert float(token_losses(logits, torch.tensor([target]), smoothing)[0]) == pytest.approx(expected, abs=1e-6)
 

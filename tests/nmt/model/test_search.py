@@ -47,7 +47,7 @@ class State:
 
     def select(self, index, places, sentences=None):
         rows = [self.rows[i] for i in index.tolist()]
-        # Rows of a sentence stand together, as many as it has places.
+        # The rows of a sentence are adjacent, one for each of its places.
         of_row = places.mask.nonzero()[:, 0].tolist()
         assert len({(key, i) for i, (key, _) in zip(of_row, rows, strict=True)}) == len(places.mask)
         return State(rows)
@@ -74,7 +74,7 @@ def search(*arguments, **options):
 
 
 def tree(table):
-    """Probabilities from {prefix as text: {token: probability}}; what is not there ends."""
+    """Probabilities from {prefix as text: {token: probability}}. A prefix that is not given ends."""
     names = {"a": A, "b": B, "$": EOS}
 
     def probability(_key, prefix):
@@ -147,11 +147,11 @@ def test_an_ended_hypothesis_keeps_its_place():
     assert model.rows == [1, 1, 1]
 
 
-def test_what_never_ends_is_ended_at_the_limit():
+def test_hypotheses_end_at_the_limit():
     endless = Table(lambda key, prefix: {A: 0.7, B: 0.3})
     for beam in (1, 2, 5):
         assert search(endless, limit=4, beam=beam) == [[A, A, A]]
-    # With eos possible everywhere, but seldom, what is open at the limit is compared with what ended before.
+    # If eos is possible but rare, the hypothesis at the limit is compared with those that ended before.
     seldom = Table(lambda key, prefix: {A: 0.9, EOS: 0.1})
     assert search(seldom, limit=4, beam=1) == [[A, A, A]]
     assert search(seldom, limit=4, beam=2, length_penalty=0.0) == [[]]  # 0.1 > 0.9^3 * 0.1
@@ -173,7 +173,7 @@ def test_beam_wider_than_the_vocabulary():
 
 
 def random_model(seed, vocabulary=5):
-    """Different probabilities for every (key, prefix), the same for the same."""
+    """Random probabilities for every (key, prefix)."""
 
     def probability(key, prefix):
         generator = torch.Generator().manual_seed(hash((seed, key, prefix)) % 2**31)
@@ -205,7 +205,7 @@ def test_a_beam_for_everything_is_exhaustive_search(seed, length_penalty):
 
 
 def reference_beam(model, key, limit, beam, length_penalty, penalty="google"):
-    """All that end in the search as the docstring tells it, one at a time, without any early stop; the best first."""
+    """The search of the docstring, one hypothesis at a time and without early stopping. All that ended, best first."""
     live, ended = [((), 0.0)], []
     for length in range(1, limit + 1):
         allowed = [EOS] if length == limit else [EOS, A, B]
@@ -242,7 +242,7 @@ def test_equals_beam_search_one_hypothesis_at_a_time(beam, length_penalty, penal
 def test_dead_hypotheses_cost_nothing():
     model = Table(GARDEN_PATH)
     search(model, keys=(7, 8), beam=2, length_penalty=0.0)
-    assert model.rows[0] == 2  # one hypothesis a sentence to begin with, not two
+    assert model.rows[0] == 2  # at first one hypothesis per sentence, not two
     assert max(model.rows) == 4
 
 
@@ -277,7 +277,7 @@ def test_draws_follow_the_probabilities(options, share):
     assert all(total == pytest.approx(math.log(log_p[text])) for text, (_, total) in zip(texts, found, strict=True))
 
 
-def test_what_is_drawn_ends_at_its_limit_and_is_never_forbidden():
+def test_samples_end_at_the_limit_and_avoid_forbidden_tokens():
     assert drawn(Table(lambda key, prefix: {A: 1.0}), 3, limit=4) == [([A] * 3, -math.inf)] * 3
     model = Table(lambda key, prefix: {PAD: 0.5, BOS: 0.3, A: 0.1, EOS: 0.1})
     assert {i for ids, _ in drawn(model, 200) for i in ids} == {A}

@@ -1,4 +1,4 @@
-"""The Transformer: cache, padding, causality, tying, norms, kinds of dropout, layers recomputed and compiled."""
+"""The Transformer: cache, padding, causality, tying, norms, dropout, recomputed layers, compiled layers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_cached_steps_equal_the_full_forward_also_after_reordering(model):
     full = model(batch.source, batch.target_in)
     state = model.start(*model.encode(batch.source))
     rows = torch.arange(3)
-    # Repeated, then reordered within the sentences; then a sentence and a hypothesis are dropped, with an empty place.
+    # A hypothesis is repeated, then two are reordered, then a sentence and a hypothesis are dropped: an empty place.
     changes = {
         1: ([0, 1, 1, 2], [[True, False], [True, True], [False, True]], None),
         2: ([0, 2, 1, 3], [[True, False], [True, True], [False, True]], None),
@@ -80,17 +80,17 @@ def test_cached_steps_equal_the_full_forward_also_after_reordering(model):
             state = state.select(torch.tensor(index), Packing(torch.tensor(places)), kept)
             rows = rows[index]
         logits = model.step(batch.target_in[rows, position], state)
-        real = batch.target_in[rows, position] != 0  # the full forward leaves padding out
+        real = batch.target_in[rows, position] != 0  # the full forward pass skips the padding
         torch.testing.assert_close(logits[real], full[rows, position][real], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("embeddings", "tables"), [("tied", 1), ("decoder-tied", 2), ("separate", 3)])
-def test_which_matrices_are_one(embeddings, tables):
-    """A gradient of the output reaches the source's table only if that is the same; likewise the target's table."""
+def test_which_matrices_are_tied(embeddings, tables):
+    """The gradient of the output reaches the embedding of a token that is not in the batch only if they are tied."""
     model = Transformer(50, 32, 4, 64, 1, 1, dropout=0.0, embeddings=embeddings)
     assert [tuple(p.shape) for p in model.parameters()].count((50, 32)) == tables
     assert model.source_embedding is None or not model.source_embedding.weight[0].any()
-    batch = collate([[4, 10, 3]], [[13, 3]], [2])  # id 40 stands nowhere: its row feels the output projection alone
+    batch = collate([[4, 10, 3]], [[13, 3]], [2])  # without id 40: only the output has a gradient for its row
     model(batch.source, batch.target_in).logsumexp(-1).sum().backward()
     assert bool(model.embedding.weight.grad[40].any()) == (embeddings != "separate")
     if embeddings != "tied":
@@ -136,7 +136,7 @@ def test_norms_are_their_formulas():
 
 
 def gradients(model: Transformer) -> list[torch.Tensor]:
-    """Of a loss of the batch above, in training mode, with the dropout of seed 7."""
+    """The gradients of a loss on the batch above, in training mode, with the dropout of seed 7."""
     batch = collate(SOURCES, TARGETS, [2] * len(SOURCES))
     torch.manual_seed(7)
     logits = model.train().project(model.hidden(batch.source, batch.target_in))
@@ -154,7 +154,7 @@ def test_recomputed_layers_have_the_same_gradients(model, monkeypatch):
     assert len(calls) == 2  # it was recomputed
     with torch.no_grad():
         model.encode(torch.tensor([[4, 3]]))
-    assert len(calls) == 3  # and is not where there is no backward pass
+    assert len(calls) == 3  # and not without a backward pass
 
 
 def test_recomputed_layers_keep_less():
@@ -163,7 +163,7 @@ def test_recomputed_layers_keep_less():
     for recompute in (False, True):
         model = Transformer(50, 32, 4, 64, 4, 4, dropout=0.1, checkpoint_activations=recompute).train()
         own = {p.data_ptr() for p in model.parameters()}
-        seen: dict[int, torch.Tensor] = {}  # held, or addresses would be used again
+        seen: dict[int, torch.Tensor] = {}  # tensors are kept alive, so that addresses are not reused
 
         def note(tensor: torch.Tensor, own: set[int] = own, seen: dict[int, torch.Tensor] = seen) -> torch.Tensor:
             if tensor.data_ptr() not in own:
@@ -178,8 +178,8 @@ def test_recomputed_layers_keep_less():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "batches"), [("aot_eager", 30), ("inductor", 4)])
-def test_compiled_layers_are_as_the_others_and_not_compiled_without_end(backend, batches):
-    """Batches of many shapes. New graphs come from sizes of 1, and from sizes that happen to be the same, alone."""
+def test_compiled_layers_equal_the_others_and_are_compiled_few_times(backend, batches):
+    """Batches of many shapes need few graphs: new ones only for sizes of 1 and for sizes that are equal by chance."""
     torch.manual_seed(0)
     model = Transformer(50, 32, 4, 64, 2, 2, dropout=0.0)
     compiled = Transformer(50, 32, 4, 64, 2, 2, dropout=0.0)

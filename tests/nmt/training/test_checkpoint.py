@@ -1,4 +1,4 @@
-"""cats.nmt.training.checkpoint: exact round trip, and what happens to damaged files and full disks."""
+"""Checkpoint files: exact round trip, damaged files, full disks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_damaged_files_are_named(tmp_path, damage):
         checkpoint.load(path)
 
 
-def test_every_flipped_bit_is_noticed(tmp_path):
+def test_flipped_bits_are_noticed(tmp_path):
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"step": 7, "model": {"weight": torch.arange(3.0)}})
     whole = path.read_bytes()
@@ -102,7 +102,7 @@ def test_the_older_file_stays_under_its_name(tmp_path):
     ],
 )
 def test_a_write_that_fails_says_why(tmp_path, monkeypatch, at, error, raised, says):
-    """torch's writer answers it with errors of its own."""
+    """torch's writer raises an error of its own, which must not hide the reason."""
     write = checkpoint._ChecksumFile.write
 
     def failing(summing, data):
@@ -116,7 +116,7 @@ def test_a_write_that_fails_says_why(tmp_path, monkeypatch, at, error, raised, s
     assert os.listdir(tmp_path) == []
 
 
-def test_nothing_is_held_twice(tmp_path):
+def test_saving_makes_no_copy_in_memory(tmp_path):
     pytest.importorskip("resource")
     code = (
         "import resource, sys, torch; from pathlib import Path; from cats.nmt.training import checkpoint;"
@@ -152,7 +152,7 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "trapped").exists()
 
 
-def test_what_torch_alone_has_written_is_no_checkpoint(tmp_path):
+def test_a_file_without_a_checksum_is_no_checkpoint(tmp_path):
     torch.save({"model": {}}, tmp_path / "older.pt")
     with pytest.raises(UserError, match="one of an older version; train again"):
         checkpoint.load(tmp_path / "older.pt")

@@ -1,4 +1,4 @@
-"""What the trainer learns: a golden curve against silent drift, a few pairs by heart, tasks that only the tag tells."""
+"""The trainer learns: golden loss curves, memorizing a few pairs, and tasks that only the tag tells apart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cats.nmt.training.trainer import train
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel", "india", "jazz", "kilo", "lima"]
 
-# The losses of the golden run, update by update, as they were on a CPU in float32 with torch 2.13.
+# The losses of the golden run on a CPU in float32 with torch 2.13.
 GOLDEN = [
     4.8322,
     4.5800,
@@ -59,9 +59,9 @@ CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
 
 
 def write(folder: Path, **pairs: int) -> Path:
-    """A corpus whose languages have the same sources of four words: xa copies, xb reverses, xc shifts them.
+    """A corpus whose languages have the same sources, of four words each: xa copies, xb reverses, xc shifts them.
 
-    ``pairs`` of each to train on and 20 to test on; the first 20 of the former to validate on.
+    Each language has this many training pairs and 20 test pairs. The first 20 training pairs are the validation pairs.
     """
     rng, most = random.Random(1), max(pairs.values())
     rows = [[rng.choice(WORDS) for _ in range(4)] for _ in range(most + 20)]
@@ -96,7 +96,7 @@ def curve(run: Path) -> list[float]:
 
 
 def right(run: Path, split: str) -> dict[str, float]:
-    """{task: share of the lines that greedy search translates without a fault}."""
+    """{task: share of the lines that greedy search translates correctly}."""
     trained = RunDirectory(run).load_model("last")
     corpus, tokenizer, model = RunDirectory(run).load_corpus(trained), trained.tokenizer, trained.model
     shares = {}
@@ -110,14 +110,14 @@ def right(run: Path, split: str) -> dict[str, float]:
 
 
 def test_the_golden_curve(corpus, tmp_path):
-    """Initialisation, batches, losses, alpha, learning rates: a change of any that was not meant shows here."""
+    """Shows unintended changes of initialization, batches, losses, alpha or learning rates."""
     steps = ["train.steps=60", "train.warmup=20", "train.validate_every=60", "train.log_every=3"]
     train(settings(corpus, *steps, "method.inner_steps=3"), tmp_path / "run", quiet=True)
     assert curve(tmp_path / "run") == pytest.approx(GOLDEN, rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_a_few_pairs_are_learnt_by_heart(corpus, tmp_path, seed):
+def test_a_few_pairs_are_memorized(corpus, tmp_path, seed):
     run = ["steps=300", "lr=3e-3", "warmup=30", "schedule=cosine", "label_smoothing=0", f"seed={seed}"]
     wide = ["model.d_model=64", "model.ffn=128", "model.encoder_layers=2", "model.decoder_layers=2"]
     batch = ["sampling.batch_tokens=600", "method.name=static"]
@@ -127,7 +127,7 @@ def test_a_few_pairs_are_learnt_by_heart(corpus, tmp_path, seed):
 
 
 def long_run(folder: Path, method: str, **pairs: int) -> Path:
-    """A run of 1,200 updates on a corpus of so many pairs."""
+    """A run of 1,200 updates on a corpus with this many pairs per language."""
     corpus = write(folder / "toy", **pairs)
     run = ["steps=1200", "lr=3e-3", "warmup=60", "schedule=cosine", "label_smoothing=0", "validate_every=1200"]
     wide = ["model.d_model=64", "model.ffn=128", "model.encoder_layers=2", "model.decoder_layers=2"]
@@ -138,13 +138,13 @@ def long_run(folder: Path, method: str, **pairs: int) -> Path:
 
 @pytest.mark.slow
 def test_the_tag_selects_what_is_done(tmp_path):
-    """Copying, reversing and shifting lines never seen: that takes working tags, positions, masks and cache."""
+    """The model copies, reverses and shifts unseen lines, which needs correct tags, positions, masks and cache."""
     assert min(right(long_run(tmp_path, "static", xa=400, xb=400, xc=400), "test").values()) >= 0.9
 
 
 @pytest.mark.slow
 def test_a_task_of_twenty_sentences_beside_two_of_a_thousand(tmp_path):
-    """With CATS the large ones are learnt, and the small one is begun: of its own sentences a quarter was right."""
+    """CATS learns the large tasks, and makes progress on the small one. (A quarter of its sentences were right.)"""
     run = long_run(tmp_path, "cats", xa=1000, xb=1000, xc=20)
     found = right(run, "test")
     assert min(found["xa"], found["xb"]) >= 0.9 and right(run, "train")["xc"] >= 0.1

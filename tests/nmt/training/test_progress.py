@@ -1,4 +1,4 @@
-"""cats.nmt.training.progress: few lines in a log, a bar on a terminal, nothing if quiet."""
+"""Progress: few lines in a log file, a bar on a terminal, nothing if quiet."""
 
 from __future__ import annotations
 

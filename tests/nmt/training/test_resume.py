@@ -1,4 +1,4 @@
-"""A run that is killed anywhere, runs out of disk or finds its checkpoint damaged ends as if nothing had happened."""
+"""A run that was killed, ran out of disk or has a damaged checkpoint resumes to the same result, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,54 +19,29 @@ pytest.importorskip("sentencepiece")
 import torch
 
 from cats.nmt.config.toml import read_config
-from cats.nmt.data.corpus import Corpus, Task
-from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from cats.nmt.training.metrics import Metrics
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
-from tests.nmt.common import assert_same, final_state, metrics, settings, split
+from tests.nmt.common import assert_same, assert_same_runs, short, write_short_corpus
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resume") / "toy"
-    tasks = [
-        Task("xa", "en", "xa", split(60, 1, False), split(10, 2, False), split(5, 3, False)),
-        Task("xb", "en", "xb", split(20, 4, True), split(10, 5, True), split(5, 6, True)),
-    ]
-    write_corpus(Corpus("toy", tasks), folder)
-    return folder
-
-
-def short(corpus: Path, *more: str) -> Any:
-    """60 updates, which pass over the rare task many times; dropout, checkpoints at odd places, kept models."""
-    usual = ["train.steps=60", "train.validate_every=20", "train.save_every=7", "train.keep=2", "model.dropout=0.2"]
-    return settings(corpus, *usual, "sampling.batch_tokens=60", *more)
+    return write_short_corpus(tmp_path_factory.mktemp("resume") / "toy")
 
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
+    """A run without interruption."""
     run = tmp_path_factory.mktemp("whole") / "run"
     train(short(corpus), run, quiet=True)
     return run
 
 
-def assert_same_runs(one: Path, other: Path) -> None:
-    assert metrics(one) == metrics(other)
-    assert_same(final_state(one), final_state(other))
-    names = sorted(path.name for path in (one / "checkpoints").iterdir())
-    assert sorted(path.name for path in (other / "checkpoints").iterdir()) == names
-    for name in set(names) - {"previous.pt"}:  # the one before the newest: it depends on where the run was stopped
-        left, right = (checkpoint.load(run / "checkpoints" / name) for run in (one, other))
-        assert_same(left["model"], right["model"], name)
-    assert not list(other.rglob(".*.tmp"))
-
-
 class Torn:
-    """A file of which half a write is in the file when its process is killed."""
+    """A file whose process may be killed in the middle of a write."""
 
     def __init__(self, file: Any, tick: Callable[[], None]) -> None:
         self.file, self.tick, self.flush = file, tick, file.flush
@@ -80,7 +54,7 @@ class Torn:
 
 
 def attempt(corpus: Path, run: Path, kind: str, count: int) -> None:
-    """Trains as far as it gets: this process is killed before it does something of a kind for the count-th time."""
+    """Trains, or resumes, in a process that is killed just before the count-th call of a kind; see MOMENTS."""
     left = count
 
     def tick() -> None:
@@ -107,12 +81,12 @@ def attempt(corpus: Path, run: Path, kind: str, count: int) -> None:
     torch.set_num_threads(1)
     if (run / "config.toml").exists():
         train(read_config(run / "config.toml"), run, resume=True, quiet=True)
-    else:  # killed before there was anything to go on with
+    else:  # it was killed before there was anything to resume
         shutil.rmtree(run, ignore_errors=True)
         train(short(corpus), run, quiet=True)
 
 
-# What a process is killed at, and at which time of its doing that at the latest.
+# The kinds of calls at which a process is killed, and the largest count of each.
 MOMENTS = {"update": 9, "write": 400, "line": 2, "fsync": 4, "replace": 6, "link": 3, "unlink": 4}
 
 
@@ -121,7 +95,7 @@ def test_twenty_kills_change_nothing(
     corpus: Path, whole: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("no processes that start in no time")
+        pytest.skip("needs processes that start fast")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["cats.nmt.training.trainer", "torch._dynamo", "sentencepiece", "tqdm"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -163,13 +137,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 def break_file(path: Path, damage: str) -> None:
     content = bytearray(path.read_bytes())
-    path.unlink()  # not written over: it may have another name
+    path.unlink()  # not overwritten: the file may have a second name (a hard link)
     content[len(content) // 2] ^= 4
     if damage != "missing":
         path.write_bytes({"cut short": content[: len(content) // 3], "empty": b""}.get(damage, content))
 
 
-def test_nothing_left_to_go_on_with(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_two_damaged_checkpoints_are_an_error(corpus: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     for name in ("last.pt", "previous.pt"):
@@ -182,7 +156,7 @@ def test_nothing_left_to_go_on_with(corpus: Path, whole: Path, tmp_path: Path) -
 def test_a_full_disk_loses_nothing(
     corpus: Path, whole: Path, tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every checkpoint after update 30 so many bytes find room."""
+    """The disk has room for only so many bytes of each checkpoint after update 30."""
     run = tmp_path / "run"
     save = torch.save
 
@@ -251,107 +225,7 @@ def test_configurations_of_other_versions(corpus: Path, whole: Path, tmp_path: P
         read_config(run / "config.toml")
 
 
-# ---- patience, kept models, a fresh start
-
-
-def test_patience_survives_a_resume(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The learning rate is so high that training soon gets no further."""
-    config = short(corpus, "train.lr=0.2", "train.validate_every=4", "train.patience=3", "train.steps=400")
-    train(config, tmp_path / "whole")
-    lines = [line for line in metrics(tmp_path / "whole") if "valid" in line]
-    assert [line["best"] for line in lines[-3:]] == [False] * 3 and lines[-4]["best"]
-    stop = lines[-1]["step"]
-    assert stop < 400
-    assert f"stopped after update {stop}: no better in 3 validations\n" in capsys.readouterr().err
-
-    for kill in (stop - 1, stop - 6):  # between the validations that are counted
-        run = tmp_path / f"parts-{kill}"
-        with interrupted(kill):
-            train(config, run, quiet=True)
-        train(read_config(run / "config.toml"), run, resume=True, quiet=True)
-        assert_same_runs(tmp_path / "whole", run)
-    train(config, tmp_path / "whole", resume=True, quiet=True)  # what has stopped stays so
-    assert final_state(tmp_path / "whole")["step"] == stop
-
-
-def test_patience_is_for_what_all_languages_are_trained_on(corpus: Path, tmp_path: Path) -> None:
-    """Their mean gets worse while some of them are trained alone."""
-    more = ["train.lr=0.2", "train.validate_every=4", "train.patience=3", "train.steps=400"]
-    train(short(corpus, *more, "train.pretrain=xa", "train.pretrain_steps=200"), tmp_path / "run", quiet=True)
-    assert 212 <= final_state(tmp_path / "run")["step"] < 400
-
-
-def test_patience_needs_validation_pairs(corpus: Path, tmp_path: Path) -> None:
-    shutil.copytree(corpus, tmp_path / "toy")
-    for path in (tmp_path / "toy").glob("valid.*"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"train\.patience needs validation pairs"):
-        train(short(tmp_path / "toy", "train.patience=1"), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
 def test_the_newest_validated_models_are_kept(whole: Path) -> None:
     folder = whole / "checkpoints"
     assert [path.name for path in RunDirectory(whole).kept_checkpoints()] == ["step-40.pt", "step-60.pt"]
     assert_same(checkpoint.load(folder / "step-60.pt")["model"], checkpoint.load(folder / "last.pt")["model"])
-
-
-@pytest.mark.parametrize("way", [["train.pretrain=xa"], ["train.restart=true"]])
-def test_a_fresh_start_is_exact_and_forgets_the_optimizer(corpus: Path, tmp_path: Path, way: list[str]) -> None:
-    config = short(corpus, "train.pretrain_steps=21", *way)
-    train(config, tmp_path / "whole", quiet=True)
-    for kill in (21, 22):
-        run = tmp_path / f"parts-{kill}"
-        with interrupted(kill):
-            train(config, run, quiet=True)
-        train(read_config(run / "config.toml"), run, resume=True, quiet=True)
-        assert_same_runs(tmp_path / "whole", run)
-    seen = {line["step"]: set(line["losses"]) for line in metrics(tmp_path / "whole") if "losses" in line}
-    alone = {"xa"} if config.train.pretrain else {"xa", "xb"}
-    assert seen == {10: alone, 20: alone} | {step: {"xa", "xb"} for step in (30, 40, 50, 60)}
-    rates = {line["step"]: line["lr"] for line in metrics(tmp_path / "whole") if "lr" in line}
-    assert rates[30] == pytest.approx(config.train.lr * 9 / 10)  # the ninth update of a warm-up of ten
-    state = final_state(tmp_path / "whole")["optimizer"]
-    assert {int(moments["step"]) for moments in state["state"].values()} == {60 - 21}
-    assert state["multitask"]["counts"]["step"] == 60 - 21
-
-
-def test_the_restart_differs_from_pretraining_by_its_first_updates_alone(corpus: Path, tmp_path: Path) -> None:
-    """Pre-training on all tasks is the restart."""
-    for name, way in (("all", "train.pretrain=xb,xa"), ("restart", "train.restart=true")):
-        train(short(corpus, "train.pretrain_steps=21", way), tmp_path / name, quiet=True)
-    assert_same_runs(tmp_path / "all", tmp_path / "restart")
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["train.pretrain=xa"], r"train\.pretrain needs train\.pretrain_steps between 1 and 59, not 0"),
-        (
-            ["train.restart=true", "train.pretrain_steps=60"],
-            r"train\.restart needs train\.pretrain_steps between 1 and 59",
-        ),
-        (["train.pretrain_steps=5"], r"train\.pretrain_steps has no effect without train\.pretrain or train\.restart"),
-        (["train.pretrain=xa", "train.restart=true", "train.pretrain_steps=5"], r"has that reset anyway"),
-        (["train.pretrain=xz", "train.pretrain_steps=5"], r"train\.pretrain: unknown task xz; known: xa, xb"),
-    ],
-)
-def test_fresh_starts_that_make_no_sense(corpus: Path, tmp_path: Path, more: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        train(short(corpus, *more), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
-@contextmanager
-def interrupted(step: int) -> Iterator[None]:
-    """The training in it is told to stop in the middle of an update, as clusters do."""
-    update = Trainer.update
-
-    def stopping(trainer: Trainer) -> None:
-        if trainer.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        update(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "update", stopping)
-        yield

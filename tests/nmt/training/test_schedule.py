@@ -1,4 +1,4 @@
-"""Learning-rate schedules at their corner points."""
+"""Learning-rate schedules at selected updates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_warm_up_may_start_above_zero():
 
 @pytest.mark.parametrize("step", [0, 100, 3999, 4000, 100_000])
 def test_noam(step):
-    """lr * d^-1/2 * min((s + 1) * warmup^-3/2, (s + 1)^-1/2), and 7.0e-4 at its highest for the base Transformer."""
+    """lr * d^-1/2 * min((s + 1) * warmup^-3/2, (s + 1)^-1/2), with a maximum of 7.0e-4 for the base Transformer."""
     expected = 512**-0.5 * min((step + 1) * 4000**-1.5, (step + 1) ** -0.5)
     found = learning_rate(step, peak=1.0, warmup=4000, steps=500_000, schedule="noam", d_model=512)
     assert found == pytest.approx(expected, rel=1e-12)

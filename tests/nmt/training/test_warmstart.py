@@ -1,4 +1,4 @@
-"""cats.nmt.training.warmstart: a run that starts from another one's model, with more languages than that one knew."""
+"""Runs that start from the model of another run, with more languages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def task(name: str, make: Any) -> Task:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """old/: a corpus of two languages; new/: one of them and a third in Greek letters; run/: trained on old/."""
+    """old/: a corpus of two languages. new/: one of them and a third one in Greek letters. run/: trained on old/."""
     folder = tmp_path_factory.mktemp("warmstart")
     copy, turn = task("xa", lambda n, s: split(n, s, False)), task("xc", lambda n, s: split(n, s, True))
     write_corpus(Corpus("old", [copy, turn]), folder / "old")
@@ -94,7 +94,7 @@ def test_the_same_languages_are_a_plain_copy_and_training_starts_anew(folder: Pa
     assert (tmp_path / "run" / "tokenizer.model").read_bytes() == (folder / "run" / "tokenizer.model").read_bytes()
     assert (trainer.step, trainer.optimizer.state_dict()["state"]) == (0, {})
     trainer.run()
-    assert metrics(tmp_path / "run")[0]["lr"] == pytest.approx(trainer.config.train.lr)  # after a warm-up of its own
+    assert metrics(tmp_path / "run")[0]["lr"] == pytest.approx(trainer.config.train.lr)  # after its own warm-up
 
 
 def test_a_started_run_is_resumed_without_the_first(folder: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_model_of_another_version_is_named(folder: Path, tmp_path: Path) -> No
 
 
 def test_extended_twice(folder: Path, tmp_path: Path) -> None:
-    """The inserted and appended pieces of a first extension are no trouble to a second."""
+    """A tokenizer that was extended once can be extended again."""
     first = started(folder, "new", tmp_path / "first", "tokenizer.extend=60")
     first.save_model(better=True)
     corpus = read_corpus(folder / "new")

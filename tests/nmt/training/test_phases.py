@@ -1,0 +1,121 @@
+"""Early stopping (train.patience), and the fresh start of the optimizer after pre-training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sentencepiece")
+
+from cats.nmt.config.toml import read_config
+from cats.nmt.errors import UserError
+from cats.nmt.training.trainer import Trainer, train
+from tests.nmt.common import assert_same_runs, final_state, metrics, short, write_short_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_short_corpus(tmp_path_factory.mktemp("phases") / "toy")
+
+
+def test_patience_survives_a_resume(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The learning rate is so high that training soon makes no progress."""
+    config = short(corpus, "train.lr=0.2", "train.validate_every=4", "train.patience=3", "train.steps=400")
+    train(config, tmp_path / "whole")
+    lines = [line for line in metrics(tmp_path / "whole") if "valid" in line]
+    assert [line["best"] for line in lines[-3:]] == [False] * 3 and lines[-4]["best"]
+    stop = lines[-1]["step"]
+    assert stop < 400
+    assert f"stopped after update {stop}: no better in 3 validations\n" in capsys.readouterr().err
+
+    for kill in (stop - 1, stop - 6):  # between the bad validations
+        run = tmp_path / f"parts-{kill}"
+        with interrupted(kill):
+            train(config, run, quiet=True)
+        train(read_config(run / "config.toml"), run, resume=True, quiet=True)
+        assert_same_runs(tmp_path / "whole", run)
+    train(config, tmp_path / "whole", resume=True, quiet=True)  # a run that stopped early is not continued
+    assert final_state(tmp_path / "whole")["step"] == stop
+
+
+def test_patience_does_not_count_during_pretraining(corpus: Path, tmp_path: Path) -> None:
+    """During pre-training, validations do not count: the mean over all tasks gets worse while some are not trained."""
+    more = ["train.lr=0.2", "train.validate_every=4", "train.patience=3", "train.steps=400"]
+    train(short(corpus, *more, "train.pretrain=xa", "train.pretrain_steps=200"), tmp_path / "run", quiet=True)
+    assert 212 <= final_state(tmp_path / "run")["step"] < 400
+
+
+def test_patience_needs_validation_pairs(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "toy")
+    for path in (tmp_path / "toy").glob("valid.*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"train\.patience needs validation pairs"):
+        train(short(tmp_path / "toy", "train.patience=1"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("way", [["train.pretrain=xa"], ["train.restart=true"]])
+def test_a_fresh_start_is_exact_and_forgets_the_optimizer(corpus: Path, tmp_path: Path, way: list[str]) -> None:
+    config = short(corpus, "train.pretrain_steps=21", *way)
+    train(config, tmp_path / "whole", quiet=True)
+    for kill in (21, 22):
+        run = tmp_path / f"parts-{kill}"
+        with interrupted(kill):
+            train(config, run, quiet=True)
+        train(read_config(run / "config.toml"), run, resume=True, quiet=True)
+        assert_same_runs(tmp_path / "whole", run)
+    seen = {line["step"]: set(line["losses"]) for line in metrics(tmp_path / "whole") if "losses" in line}
+    alone = {"xa"} if config.train.pretrain else {"xa", "xb"}
+    assert seen == {10: alone, 20: alone} | {step: {"xa", "xb"} for step in (30, 40, 50, 60)}
+    rates = {line["step"]: line["lr"] for line in metrics(tmp_path / "whole") if "lr" in line}
+    assert rates[30] == pytest.approx(config.train.lr * 9 / 10)  # the ninth update of the second warm-up of ten
+    state = final_state(tmp_path / "whole")["optimizer"]
+    assert {int(moments["step"]) for moments in state["state"].values()} == {60 - 21}
+    assert state["multitask"]["counts"]["step"] == 60 - 21
+
+
+def test_the_restart_is_pretraining_on_all_tasks(corpus: Path, tmp_path: Path) -> None:
+    """train.restart, and train.pretrain with all tasks, give the same run."""
+    for name, way in (("all", "train.pretrain=xb,xa"), ("restart", "train.restart=true")):
+        train(short(corpus, "train.pretrain_steps=21", way), tmp_path / name, quiet=True)
+    assert_same_runs(tmp_path / "all", tmp_path / "restart")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["train.pretrain=xa"], r"train\.pretrain needs train\.pretrain_steps between 1 and 59, not 0"),
+        (
+            ["train.restart=true", "train.pretrain_steps=60"],
+            r"train\.restart needs train\.pretrain_steps between 1 and 59",
+        ),
+        (["train.pretrain_steps=5"], r"train\.pretrain_steps has no effect without train\.pretrain or train\.restart"),
+        (["train.pretrain=xa", "train.restart=true", "train.pretrain_steps=5"], r"has that reset anyway"),
+        (["train.pretrain=xz", "train.pretrain_steps=5"], r"train\.pretrain: unknown task xz; known: xa, xb"),
+    ],
+)
+def test_fresh_starts_that_make_no_sense(corpus: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(short(corpus, *more), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@contextmanager
+def interrupted(step: int) -> Iterator[None]:
+    """Sends SIGTERM in the middle of update `step` of the training in the block, as clusters do."""
+    update = Trainer.update
+
+    def stopping(trainer: Trainer) -> None:
+        if trainer.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(trainer)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "update", stopping)
+        yield
