@@ -1,4 +1,4 @@
-// What the operators do with a block: up to some thousand elements of each gradient, in a core's cache.
+// What the operators do with a block: up to about a thousand elements of each gradient, in a core's cache.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 namespace cats {
 
 constexpr int64_t MAX_BLOCK = 1024;      // elements
-constexpr int64_t CHAIN = 24 * 16;       // elements of a sum in float32: 24 terms in a lane, an error of 1.6e-6 at most
-constexpr int64_t CACHE = 256 << 10;     // bytes of a block: they and the next block fit a second-level cache of 512 KiB
+constexpr int64_t CHAIN = 24 * 16;       // elements per float32 sum: 24 terms per lane, an error of at most 1.6e-6
+constexpr int64_t CACHE = 256 << 10;     // bytes of a block: it and the next block fit into a second-level cache of 512 KiB
 constexpr double SMALLEST = 0x1p-80;     // a block's sum of squares below this may have lost terms below 2^-126
 constexpr double SMALLEST_DOT = 0x1p-100;
 
@@ -23,18 +23,18 @@ static inline int64_t block_length(int64_t tasks, size_t element) {
     return std::min(std::max<int64_t>(length, 64), MAX_BLOCK);
 }
 
-// How many elements the next block of a parameter has that has `rest` left: a multiple of LANES, or less than LANES.
+// The size of a parameter's next block when `rest` elements are left: a multiple of LANES, or less than LANES.
 static inline int64_t block_count(int64_t block, int64_t rest) {
     return rest < LANES ? rest : std::min(block, rest / LANES * LANES);
 }
 static inline int64_t whole_vectors(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-// The present gradients' part in a block.
+// One block of the gradients that are not None.
 template <class T> struct Rows {
     std::vector<const T*> at;
     std::vector<T> padded;
 
-    // Less than a vector is copied, so that zeros follow it.
+    // A block shorter than a vector is copied into a buffer and padded with zeros.
     void move(const Present& present, int64_t start, int64_t count) {
         const size_t tasks = present.data.size();
         at.resize(tasks);
@@ -48,8 +48,8 @@ template <class T> struct Rows {
     }
 };
 
-// `count` numbers of type S as numbers of type C, whole vectors: in their place, if that is what they are, or in `buffer`,
-// zeros behind them.
+// `count` numbers of type S converted to type C, as whole vectors: the memory itself if S is C and no padding is needed,
+// else `buffer`, padded with zeros.
 template <class S, class C> CATS_INLINE const C* widen(C* buffer, const S* source, int64_t count) {
     if constexpr (std::is_same<S, C>::value)
         if (count >= LANES) return source;
@@ -59,7 +59,7 @@ template <class S, class C> CATS_INLINE const C* widen(C* buffer, const S* sourc
     return buffer;
 }
 
-// Asks for the second-level cache to get what comes next, while the processor is busy with this.
+// Prefetches the next data into the second-level cache while the processor computes.
 CATS_INLINE void fetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 template <class T> constexpr int64_t LINE = 64 / int64_t(sizeof(T));  // elements
@@ -77,12 +77,12 @@ CATS_INLINE void add_rows(C* c, const T* const* g, const C* w, int64_t count, in
     }
 }
 
-// c = sum_n w_n g_n, one rounding per term, of `count` elements, whole vectors. Of the elements `next` further on the
-// first half is fetched, unless that is 0.
+// c = sum_n w_n g_n for `count` elements (whole vectors), with one rounding per term. Prefetches the first half of the
+// block that begins `next` elements later, unless next is 0.
 template <class T, class C>
 CATS_INLINE void weighted_sum(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, int64_t next) {
     int64_t n = std::min<int64_t>(tasks, 8);
-    switch (n) {  // eight rows at a time: c is read and written once for eight
+    switch (n) {  // eight rows at a time, so c is read and written once per eight rows
         case 1: add_rows<T, C, 1, true>(c, g, w, count, next); break;
         case 2: add_rows<T, C, 2, true>(c, g, w, count, next); break;
         case 3: add_rows<T, C, 3, true>(c, g, w, count, next); break;
@@ -96,7 +96,7 @@ CATS_INLINE void weighted_sum(C* c, const T* const* g, const C* w, int64_t tasks
     for (; n < tasks; n++) add_rows<T, C, 1, false>(c, g + n, w + n, count, next);
 }
 
-// <g, c> and <g, g> where float32 does not suffice: squares that overflow or vanish.
+// <g, c> and <g, g> where float32 is not enough because squares overflow or vanish.
 template <class T, class C>
 __attribute__((noinline)) void products_in_double(const T* g, const C* c, int64_t count, double* dot, double* square) {
     *dot = *square = 0;
@@ -110,7 +110,7 @@ __attribute__((noinline)) void products_in_double(const T* g, const C* c, int64_
     }
 }
 
-// Whether all of `count` elements, whole vectors, are zero, of either sign: rows of an embedding that no task's batch has.
+// Whether all of `count` elements (whole vectors) are 0 or -0, as in embedding rows that are in no task's batch.
 template <class T> static inline bool all_zero(const T* g, int64_t count) {
     constexpr uint64_t DIGITS = sizeof(T) == 2   ? 0x7fff7fff7fff7fff
                                 : sizeof(T) == 4 ? 0x7fffffff7fffffff
@@ -124,7 +124,7 @@ template <class T> static inline bool all_zero(const T* g, int64_t count) {
     return seen == 0;
 }
 
-// Forms sums again that float32 could not hold. Without `square` only the dot product is asked for.
+// Computes again the sums that float32 could not hold. Without `square`, only the dot product.
 template <class T, class C> CATS_INLINE void check_products(const T* g, const C* c, int64_t count, double* dot, double* square) {
     if (sizeof(C) == sizeof(double)) return;
     const bool vanished = square ? *square < SMALLEST : std::fabs(*dot) < SMALLEST_DOT;
@@ -135,8 +135,8 @@ template <class T, class C> CATS_INLINE void check_products(const T* g, const C*
     products_in_double(reinterpret_cast<const P*>(g), c, count, dot, square ? square : &ignored);
 }
 
-// <g_n, c>, and <g_n, g_n> if NORM, of some rows at a time: they share the loads of c. Of the elements `next` further on
-// the second half is fetched, unless that is 0.
+// <g_n, c>, and <g_n, g_n> if NORM, for several rows at a time, which share the loads of c. Prefetches the second half of
+// the block that begins `next` elements later, unless next is 0.
 template <class T, class C, int ROWS, bool NORM>
 CATS_INLINE void products(const T* const* g, const C* c, int64_t count, int64_t next, double* dots, double* squares) {
     typedef typename Arithmetic<T>::Lanes V;
@@ -172,7 +172,7 @@ CATS_INLINE void all_products(const T* const* g, const C* c, int64_t tasks, int6
     for (; n < tasks; n++) products<T, C, 1, NORM>(g + n, c, count, next, dots + n, NORM ? squares + n : nullptr);
 }
 
-// c, <g_n, c> and <g_n, g_n> of K rows so few that all sums find room in registers: every number is loaded once.
+// c, <g_n, c> and <g_n, g_n> for K rows, few enough that all sums fit into registers. Every number is loaded once.
 template <class T, class C, int K>
 CATS_INLINE void combine_products(C* c, const T* const* g, const C* w, int64_t count, double* dots, double* squares) {
     typedef typename Arithmetic<T>::Lanes V;

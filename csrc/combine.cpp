@@ -1,9 +1,11 @@
 // combine, combine_dots and combine_adamw_ on the CPU: one pass over memory.
 //
-// Few gradients are read in one go: the combination is formed, and its products with them and their squares are summed,
-// while they are in registers. Of more, a block is brought into a core's cache, where the combination is formed first and
-// then meets every row; both passes ask for a half of the next block. All in float32 (float64 for float64). The
-// combination goes to its tensor, or into an AdamW update.
+// Few gradients: they are loaded once. The combination, its products with the gradients and their squares are computed
+// while the gradients are in registers.
+// More gradients: a block of them is loaded into a core's cache. A first pass computes the combination, a second pass its
+// products with every gradient. Each pass prefetches one half of the next block.
+// The arithmetic is float32 (float64 for float64 gradients). The combination is written to its tensor, or used for an AdamW
+// update.
 #include "block.h"
 #include "kernels.h"
 
@@ -23,12 +25,12 @@ struct Job {
     const Account* account;  // per group: (R, K) dots, then K squared norms
 };
 
-// The operations of cats.reference in its order; c is the combined gradient.
+// The operations of cats/ops/backends/reference.py in the same order; c is the combined gradient.
 template <class C>
 CATS_INLINE void adamw_update(const AdamW& o, const C* c, C* param, C* exp_avg, C* exp_avg_sq, int64_t count) {
     const C decay = C(o.decay), step = C(-o.step_size), eps = C(o.eps), correction = C(1 / o.correction);
     const C beta2 = C(o.beta2), fresh1 = C(1 - o.beta1), fresh2 = C(1 - o.beta2), kept1 = C(1) - fresh1;
-    const bool from_grad = 1 - o.beta1 >= 0.5;  // as torch.lerp: exact at both ends
+    const bool from_grad = 1 - o.beta1 >= 0.5;  // as in torch.lerp, which is exact at both ends
     for (int64_t i = 0; i < count; i++) {
         const C grad = c[i], difference = grad - exp_avg[i];
         const C average = from_grad ? grad - difference * kept1 : exp_avg[i] + fresh1 * difference;
@@ -40,7 +42,7 @@ CATS_INLINE void adamw_update(const AdamW& o, const C* c, C* param, C* exp_avg, 
     }
 }
 
-// The first `count` elements of c, rounded to T, in `buffer` if they are not of that type already.
+// The first `count` elements of c, rounded to T: c itself if it has this type, else in `buffer`.
 template <class T, class C> CATS_INLINE const T* rounded(const C* c, T* buffer, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) store(buffer + i, load(c + i));
     return buffer;
@@ -74,7 +76,7 @@ template <class T, class C> CATS_INLINE void write(T* out, const C* c, int64_t c
 // The combination of a block, its dot products with the gradients, and their squares.
 template <Instructions I, class T, class C>
 CATS_INLINE void first_row(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, int64_t next, double* dots, double* squares) {
-    // AVX-512 has 32 registers, others 16 of half the size or less.
+    // AVX-512 has 32 registers; the other instruction sets have 16, of half the size or less.
     constexpr bool MANY = I == Instructions::avx512, SHORT = sizeof(C) == 4;
     switch (tasks) {
         case 1: return combine_products<T, C, 1>(c, g, w, count, dots, squares);
@@ -90,7 +92,7 @@ CATS_INLINE void first_row(C* c, const T* const* g, const C* w, int64_t tasks, i
     all_products<T, C, true>(g, c, tasks, count, next, dots, squares);
 }
 
-// One more combination of a block that is in the cache.
+// Another combination of a block that is already in the cache.
 template <class T, class C>
 CATS_INLINE void later_row(C* c, const T* const* g, const C* w, int64_t tasks, int64_t count, double* dots) {
     weighted_sum<T, C>(c, g, w, tasks, count, 0);
@@ -123,7 +125,7 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
             for (int64_t r = 0; r < job.rows; r++) {
                 const C* w = weights.data() + r * tasks;
                 C* c = buffer;
-                if constexpr (std::is_same<T, C>::value)  // whole vectors go to their place at once
+                if constexpr (std::is_same<T, C>::value)  // whole vectors are written directly to the result
                     if (!job.adamw && count >= LANES) c = reinterpret_cast<C*>(addresses[all + r]) + start;
                 if (!job.statistics)
                     weighted_sum<T, C>(c, rows.at.data(), w, tasks, padded, 0);

@@ -1,10 +1,10 @@
 // combine, combine_dots, dots and combine_adamw_: one read of the gradients.
 //
-// A block of threads works on one chunk of a parameter. A warp holds 16 bytes per lane of up to CAP gradients in
-// registers, from the combination to the dots with it, so memory is read once and, before anything is computed, a
-// warp has CAP loads of 512 bytes under way. With more tasks than CAP, `split` warps share them: each combines its own,
-// and they add up what the others have through shared memory, in the order of the tasks.
-// Which lane sees which element depends on the number of tasks alone, so all operators get the same bits.
+// A block of threads processes one chunk of a parameter. A warp keeps 16 bytes per lane of up to CAP gradients in registers,
+// for the combination and for the dots with it. So memory is read once, and a warp has started CAP loads of 512 bytes
+// before it computes anything. With more tasks than CAP, `split` warps share them: each combines its own tasks, and the
+// parts are added through shared memory in the order of the tasks.
+// Which lane processes which element depends on the number of tasks alone, so all operators compute the same bits.
 #pragma once
 
 #include "cuda.h"
@@ -12,22 +12,22 @@
 
 namespace cats {
 
-// Rows of weights in one pass, and up to how many tasks: each costs a lane CAP sums more.
+// The most rows of weights in one pass, and for how many tasks. Every row needs another CAP sums per lane.
 constexpr int MAX_ROWS = 4;
 constexpr int MAX_ROWS_TASKS = 64;
-constexpr int MOST_TASKS = 8;  // of a warp
+constexpr int MOST_TASKS = 8;  // per warp
 
 struct CombineArguments {
     const int64_t* words;
     int64_t width, chunks, first;
     int tasks, row, rows;
-    int split;  // a power of two that divides the number of warps; more than 1 only with CAP = MOST_TASKS
+    int split;  // a power of two that divides the number of warps; larger than 1 only with CAP = MOST_TASKS
     bool aligned;
-    bool direction;           // given instead of combined
-    bool direction_is_float;  // else of the gradients' type
+    bool direction;           // the direction is given, not combined
+    bool direction_is_float;  // otherwise it has the gradients' type
     const double* weights;
     double* partials;
-    const double* numbers;  // of AdamW: 1 - lr wd, -lr / (1 - beta1^t), sqrt(1 - beta2^t), grad_scale, skip
+    const double* numbers;  // for AdamW: 1 - lr wd, -lr / (1 - beta1^t), sqrt(1 - beta2^t), grad_scale, skip
     double beta1, beta2, eps;
 };
 
@@ -35,10 +35,10 @@ template <class T, int CAP, int ROWS> struct CombineShared {
     typedef typename T::Scalar S;
     static constexpr int VECTORS = T::WIDTH * int(sizeof(S)) / 16;  // of 16 bytes, in a lane's combination
 
-    double* totals;       // (ROWS + 1, warps, CAP): of a row's dots; of the squares
-    int64_t* addresses;   // (split * CAP): of the chunk's first element, 0 where there is no gradient
+    double* totals;       // (ROWS + 1, warps, CAP): the dots of every row, then the squares
+    int64_t* addresses;   // (split * CAP): of the chunk's first element; 0 for None
     S* weights;           // (ROWS, split * CAP)
-    uint4* combinations;  // (2, warps, VECTORS, 32): what a warp's tasks contribute
+    uint4* combinations;  // (2, warps, VECTORS, 32): the combination of a warp's tasks
 
     CATS_DEVICE CombineShared(char* memory, int warps, int split) {
         totals = reinterpret_cast<double*>(memory);
@@ -52,7 +52,7 @@ template <class T, int CAP, int ROWS> struct CombineShared {
     }
 };
 
-// The update of one parameter's elements: the operations of torch.optim.AdamW, in its order.
+// The update of one parameter's elements: the operations of torch.optim.AdamW in the same order.
 template <class T, int COUNT, class S>
 CATS_DEVICE void adamw(const CombineArguments& a, const int64_t* others, int64_t start, const Place& at,
                        const S (&combined)[COUNT]) {
@@ -78,7 +78,7 @@ CATS_DEVICE void adamw(const CombineArguments& a, const int64_t* others, int64_t
     store<Moment>(advance<Moment>(others[2], start), at, square);
 }
 
-// What leaves each multiprocessor 40 to 64 KB of loads under way: CAP times 16 bytes of every thread.
+// Launch bounds with which each multiprocessor has 40 to 64 KB of loads in flight: CAP times 16 bytes per thread.
 constexpr int most_threads(int cap, int rows) { return cap < MOST_TASKS || rows > 1 ? 256 : 512; }
 constexpr int least_blocks(int cap) { return cap == 2 ? 5 : cap == 4 ? 4 : 1; }
 
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(most_threads(CAP, ROWS), least_blocks(CAP)) co
         const int64_t address = n < a.tasks ? row[n] : 0;
         shared.addresses[n] = advance<T>(address, start);
         for (int r = 0; r < ROWS; ++r) {
-            // A task without a gradient here is left out whatever its weight, be it NaN.
+            // A task without a gradient here is left out whatever its weight is, even NaN.
             const bool used = address && !a.direction && r < rows;
             shared.weights[r * split * CAP + n] = used ? S(a.weights[r * a.tasks + n]) : S(0);
         }
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(most_threads(CAP, ROWS), least_blocks(CAP)) co
                         uint4* all = shared.combinations + parity * warps * VECTORS * WARP + lane;
 #pragma unroll
                         for (int j = 0; j < VECTORS; ++j) all[(warp * VECTORS + j) * WARP] = u.raw[j];
-                        // One barrier is enough: two steps on, when this half is written again, all have read it.
+                        // One barrier is enough: this half is written again two steps later, and by then all have read it.
                         barrier();
                         parity ^= 1;
                         for (int s = 0; s < split; ++s) {
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(most_threads(CAP, ROWS), least_blocks(CAP)) co
                             for (int e = 0; e < V; ++e) combined[e] += u.values[e];
                         }
                     }
-                    if (at.valid < V) {  // an infinite weight has made NaN of nothing
+                    if (at.valid < V) {  // an infinite weight times the padding zeros is NaN
 #pragma unroll
                         for (int e = 0; e < V; ++e)
                             if (e >= at.valid) combined[e] = 0;
@@ -232,7 +232,7 @@ template <class T> void launch_combine(CombineArguments a, int64_t count, int64_
         launch_one<T, 2, 1, false>(a, count, stream);
 }
 
-// In combine_half.cu, to compile beside the others.
+// In combine_half.cu, so that it is compiled in parallel with the others.
 extern template void launch_combine<BFloat16>(CombineArguments, int64_t, int64_t);
 extern template void launch_combine<Float16>(CombineArguments, int64_t, int64_t);
 

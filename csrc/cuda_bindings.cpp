@@ -1,4 +1,4 @@
-// The CUDA kernels' launchers as functions of cats._native. cats/cuda.py is their only caller.
+// The CUDA kernels' launchers as functions of cats._native. Only cats/ops/backends/cuda.py calls them.
 #include <pybind11/pybind11.h>
 
 #include "cuda.h"

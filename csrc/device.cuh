@@ -1,5 +1,5 @@
-// What the CUDA kernels need of the device, behind a few names. A host compiler finds the same names in
-// tests/cuda_emulator.h, so that the kernels can be run and tested without a GPU.
+// What the CUDA kernels use of the device, as a few functions. tests/ops/cuda_emulator.h defines the same functions for a
+// host compiler, so the kernels can be run and tested without a GPU.
 #pragma once
 
 #include <cmath>
@@ -42,20 +42,21 @@ CATS_DEVICE float half_to_float(uint32_t bits) { return __half2float(__ushort_as
 CATS_DEVICE uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
 CATS_DEVICE uint16_t float_to_bfloat16(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
 
-// To the nearest number with TF32's 10 bits of fraction.
+// Rounds to the nearest number with TF32's 10 fraction bits.
 CATS_DEVICE float round_to_tf32(float value) {
     uint32_t bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
     return as_float(bits);
 }
 
-// 16 bytes that are read once: they need no place in the caches.
+// Loads 16 bytes that are read once, so they need not stay in the caches.
 CATS_DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
 
-// The compiler must believe that the value is used.
+// Makes the compiler believe that the value is used.
 CATS_DEVICE void keep(uint32_t value) { asm volatile("" ::"r"(value)); }
 
-// c += a b on the matrix units: a is 16 x k, b k x 8, c 16 x 8; who holds what: PTX ISA, "Matrix fragments for mma".
+// c += a b on the matrix units: a is 16 x k, b is k x 8, c is 16 x 8. Which lane holds which element: PTX ISA, "Matrix
+// fragments for mma".
 CATS_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -82,14 +83,15 @@ namespace cats {
 
 constexpr int WARP = 32;
 constexpr int MAX_TASKS = 128;
-// Additions of float32 in a row, per lane; the sums then go on in double. On numbers of one sign 64 are off by 1e-6.
+// The number of consecutive float32 additions per lane; then the sum is added to a double. For numbers of one sign, 64
+// additions have an error of 1e-6.
 constexpr int CHAIN = 64;
 
-// Element types, with the numbers that cats/cuda.py gives them.
+// Element types, numbered as in TYPES of cats/ops/layout.py.
 struct Float32 {
     static constexpr int NUMBER = 0;
     static constexpr int WIDTH = 4;  // elements in 16 bytes
-    typedef float Scalar;  // of the arithmetic
+    typedef float Scalar;  // the type of the arithmetic
     typedef float Element;
 };
 struct BFloat16 {
@@ -114,7 +116,7 @@ struct Float64 {
 CATS_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 CATS_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// Element e of 16 bytes, as a number to compute with. e must be known to the compiler.
+// Element e of 16 bytes, converted to the type of the arithmetic. e must be a compile-time constant.
 CATS_DEVICE uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 template <class T> struct Elements;
 template <> struct Elements<Float32> {
@@ -151,13 +153,13 @@ template <> struct Elements<Float64> {
     static CATS_DEVICE double narrow(double value) { return value; }
 };
 
-// The address of an element; 0 stays 0.
+// The address of an element; 0 if the address of the tensor is 0.
 template <class T> CATS_DEVICE int64_t advance(int64_t address, int64_t elements) {
     return address ? address + elements * int64_t(sizeof(typename T::Element)) : 0;
 }
 
-// Some elements of a chunk: `valid` of them (0 ... COUNT) from `index` on; `whole` says that all are valid and that the
-// address is a multiple of 16 bytes. Chunks have fewer than 2^31 elements; where they begin takes 64 bits.
+// Elements of a chunk: `valid` elements (0 ... COUNT) that begin at `index`. `whole`: all are valid and the address is a
+// multiple of 16 bytes. Chunks have fewer than 2^31 elements; the position of a chunk in its parameter has 64 bits.
 struct Place {
     int index, valid;
     bool whole;
@@ -168,7 +170,7 @@ template <int COUNT> CATS_DEVICE Place place(int index, int count, bool aligned)
     return {index, valid, aligned && valid == COUNT};
 }
 
-// The 16 bytes there, zero where there is nothing.
+// 16 bytes of these elements; zero for those that are not valid.
 template <class T> CATS_DEVICE uint4 load_part(int64_t address, const Place& at) {
     typedef typename T::Element Element;
     union {
@@ -183,7 +185,7 @@ template <class T> CATS_DEVICE uint4 load_part(int64_t address, const Place& at)
     return u.raw;
 }
 
-// 16 bytes of each of COUNT gradients, zero where there is no address. All loads are under way before the first is used.
+// 16 bytes of each of COUNT gradients, zero where the address is 0. All loads are started before the first is used.
 template <class T, bool ONCE, int COUNT>
 CATS_DEVICE void load_gradients(const int64_t* addresses, const Place& at, uint4 (&grads)[COUNT]) {
     if (at.whole) {
@@ -203,7 +205,7 @@ CATS_DEVICE void load_gradients(const int64_t* addresses, const Place& at, uint4
     }
 }
 
-// COUNT numbers there, for tensors that are not gradients; zero where there is nothing.
+// COUNT numbers of a tensor that is not a gradient; zero for elements that are not valid.
 template <class T, int COUNT, class S> CATS_DEVICE void load(int64_t address, const Place& at, S (&values)[COUNT]) {
     typedef typename T::Element Element;
     const Element* elements = reinterpret_cast<const Element*>(address) + at.index;
@@ -241,9 +243,9 @@ template <class T, int COUNT, class S> CATS_DEVICE void store(int64_t address, c
     }
 }
 
-// The sums over a warp of COUNT values per lane (a power of two), in COUNT - 1 + log2(32 / COUNT) exchanges: at every
-// step half of the lanes go on with one half of the values, half with the other. Lane l returns sum number
-// l / (32 / COUNT). Every sum is formed in the same order, whatever COUNT.
+// The sums over a warp of COUNT values per lane (COUNT is a power of two), with COUNT - 1 + log2(32 / COUNT) exchanges: at
+// every step half of the lanes continue with one half of the values, the other half with the rest. Lane l returns sum
+// number l / (32 / COUNT). The order of the additions does not depend on COUNT.
 template <int COUNT, class S> CATS_DEVICE S warp_sums(S (&values)[COUNT]) {
     const int lane = threadIdx.x % WARP;
     int offset = WARP / 2;

@@ -1,4 +1,4 @@
-// dots on the CPU: a block of the direction stays in the first-level cache while the gradients pass by.
+// dots on the CPU: a block of the direction stays in the first-level cache while the gradients are read.
 #include "block.h"
 #include "kernels.h"
 
@@ -9,7 +9,7 @@ constexpr int64_t MAX_SHARES = 256;
 
 struct Job {
     const Work* work;
-    bool direction_is_wide;  // of the type of arithmetic, else of the gradients'
+    bool direction_is_wide;  // the direction has the type of the arithmetic, otherwise that of the gradients
     const std::vector<Segment>* segments;
     const Account* account;  // per group: K dots
 };

@@ -1,8 +1,8 @@
 // gram on the CPU: all inner products of K gradients in one pass.
 //
-// A block of the K rows lies in the second-level cache; tiles of 4 x 4 inner products (2 x 2 where registers are few)
-// read it from there, so that a number that was loaded is multiplied four times, and ask for the next block. Only the
-// tiles on and above the diagonal are formed; the lower triangle is a copy.
+// A block of the K rows is in the second-level cache. Tiles of 4 x 4 inner products (2 x 2 with few registers) read it
+// from there, so every loaded number is used four times, and prefetch the next block. Only the tiles on and above the
+// diagonal are computed; the lower triangle is a copy.
 #include "block.h"
 #include "kernels.h"
 
@@ -16,7 +16,7 @@ struct Job {
     const Account* account;  // per group: (K, K), the upper triangle
 };
 
-// part[a][b] = <rows[a], columns[b]>, count a multiple of LANES. Meanwhile as many elements are fetched of each of
+// part[a][b] = <rows[a], columns[b]>; count is a multiple of LANES. Prefetches the same number of elements of each of
 // ahead[0] ... ahead[fetched - 1].
 template <class C, int SIDE, class T>
 CATS_INLINE void tile(const C* const* rows, const C* const* columns, int64_t count, const T* const* ahead, int64_t fetched, double* part) {
@@ -51,15 +51,15 @@ template <class T, class C, int SIDE> class Tiles {
     static constexpr int AREA = SIDE * SIDE;
     struct Tile {
         int64_t a, b;        // of the upper left corner
-        int64_t from, to;    // the rows that are fetched with it
-        double total[AREA];  // of the blocks so far
+        int64_t from, to;    // the rows that are prefetched with it
+        double total[AREA];  // sums over the blocks so far
     };
     int64_t tasks = 0;
-    std::vector<Tile> tiles;  // those on the diagonal first: they tell whether float32 can hold the block's products
+    std::vector<Tile> tiles;  // the diagonal first: its squares show whether float32 can hold the block's products
     std::vector<const C*> rows;
     std::vector<const T*> ahead;
-    std::vector<C> space;         // the rows as numbers of type C, if they are of another
-    std::vector<double> squares;  // of the block, the tiles on the diagonal
+    std::vector<C> space;         // the rows converted to type C, if they have another type
+    std::vector<double> squares;  // the diagonal of the block's Gram matrix
 
     inline __attribute__((always_inline)) void place(const std::vector<const T*>& at, int64_t count) {
         if constexpr (std::is_same<T, C>::value) {
@@ -67,7 +67,7 @@ template <class T, class C, int SIDE> class Tiles {
         } else {
             for (size_t n = 0; n < at.size(); n++) rows[n] = widen(&space[n * size_t(MAX_BLOCK)], at[n], count);
         }
-        // Tiles beyond the last row take that row once more.
+        // Tiles that reach beyond the last row use the last row again.
         for (size_t n = at.size(); n < rows.size(); n++) rows[n] = rows[at.size() - 1];
     }
 
@@ -101,7 +101,7 @@ public:
         for (Tile& t : tiles) std::fill(t.total, t.total + AREA, 0.0);
     }
 
-    // A block of `count` elements, whole vectors. Of the elements `next` further on as many are fetched, unless that is 0.
+    // A block of `count` elements (whole vectors). Prefetches the block that begins `next` elements later, unless next is 0.
     inline __attribute__((always_inline)) void add(const std::vector<const T*>& at, int64_t count, int64_t next) {
         place(at, count);
         for (size_t n = 0; n < at.size(); n++) ahead[n] = at[n] + next;
@@ -128,7 +128,7 @@ public:
         }
     }
 
-    // Adds the upper triangle to `sums`, (all, all), at the places of the tasks that are present.
+    // Adds the upper triangle to `sums`, (all, all), at the indices of the tasks that have a gradient.
     void finish(const std::vector<int64_t>& places, int64_t all, double* sums) const {
         for (const Tile& t : tiles)
             for (int64_t i = 0; i < AREA; i++) {

@@ -1,15 +1,15 @@
 // gram: every inner product of the gradients, in one read of them.
 //
-// Up to 8 tasks: a lane holds 16 bytes of each gradient in registers and multiplies all pairs of them.
+// Up to 8 tasks: a lane holds 16 bytes of each gradient in registers and multiplies all pairs.
 //
-// More tasks: the matrix units. Tasks form blocks of 16; a warp computes one or three pairs of blocks, 16 x 16 products
-// each. Lane (g, t) = (lane / 4, lane % 4) loads 16 bytes of task g of a block, of its task g + 8, and of the same two of
-// the other block, for t the t-th 16 bytes of a segment. These registers are the operands: which position along the sum
-// an element takes does not matter, as long as it is the same on both sides. The warps of a block read the same elements
-// for different pairs, at the same time, so that all but the first find them in the cache.
-// Float32 numbers are split into two TF32 numbers, and the product of the two smaller parts (2^-22 of the result) is
-// left out. Matrix units round sums towards zero: after RUN elements a sum goes on in double. The larger products and
-// the smaller have sums of their own.
+// More tasks: the matrix units. Tasks form blocks of 16. A warp computes one or three pairs of blocks, with 16 x 16 products
+// each. Lane (g, t) = (lane / 4, lane % 4) loads the t-th 16 bytes of a segment for the tasks g and g + 8 of one block and
+// of the other. These registers are the operands. The position of an element along the sum does not matter, as long as it is
+// the same on both sides. The warps of a block of threads read the same elements for different pairs at the same time, so
+// all but the first find them in the cache.
+// Float32 numbers are split into two TF32 numbers. The product of the two smaller parts (2^-22 of the result) is left out.
+// Matrix units round sums towards zero, so after RUN elements a sum is added to a double. The larger and the smaller
+// products have separate sums.
 #include "cuda.h"
 #include "device.cuh"
 
@@ -17,7 +17,7 @@ namespace cats {
 
 constexpr int BLOCK = 16;   // tasks
 constexpr int RUN = 128;    // elements
-constexpr int AT_ONCE = 2;  // segments that are loaded together
+constexpr int AT_ONCE = 2;  // segments loaded together
 
 struct GramArguments {
     const int64_t* words;
@@ -28,7 +28,7 @@ struct GramArguments {
 };
 
 struct Chunk {
-    const int64_t* row;  // of addresses
+    const int64_t* row;  // of the table of addresses
     int64_t start;
     int count;
     CATS_DEVICE explicit Chunk(const GramArguments& a) {
@@ -37,7 +37,7 @@ struct Chunk {
         start = chunk[1];
         count = int(chunk[2]);
     }
-    // Of the chunk's first element in the gradient of a task, 0 where there is none.
+    // The address of the chunk's first element in a task's gradient; 0 for None.
     template <class T> CATS_DEVICE int64_t address(int n, int tasks) const {
         return n < tasks ? advance<T>(row[n], start) : 0;
     }
@@ -102,8 +102,8 @@ template <class T, int CAP> __global__ void __launch_bounds__(256) gram_small_ke
     }
 }
 
-// The sums of a 16 x 8 tile of products that a lane holds, by the layout of the matrix units: rows g and g + 8, columns
-// 2 t and 2 t + 1.
+// The sums of a 16 x 8 tile of products that a lane holds. The matrix units' layout: rows g and g + 8, columns 2 t and
+// 2 t + 1.
 struct Tile {
     float large[4], small[4];
     CATS_DEVICE void clear() {
@@ -115,7 +115,7 @@ struct Tile {
 // Adds the products of 16 bytes of the tasks a[0] (row g) and a[1] (row g + 8) with those of task b (column g).
 template <class T> struct Multiply;
 template <> struct Multiply<Float32> {
-    // The larger and the smaller part of a number.
+    // A number split into its larger and its smaller part.
     static CATS_DEVICE void split(uint32_t bits, uint32_t& large, uint32_t& small) {
         const float value = as_float(bits), rounded = round_to_tf32(value);
         large = as_bits(rounded);
@@ -151,7 +151,7 @@ template <class T> struct MultiplyHalf {
 template <> struct Multiply<BFloat16> : MultiplyHalf<BFloat16> {};
 template <> struct Multiply<Float16> : MultiplyHalf<Float16> {};
 
-// Rows and columns of a pair of blocks; pairs are numbered like the elements of a lower triangle.
+// The row and the column of a pair of blocks. Pairs are numbered like the elements of a lower triangle.
 struct Pair {
     int row, column;
     CATS_DEVICE explicit Pair(int number) {
@@ -161,7 +161,7 @@ struct Pair {
     }
 };
 
-// blockDim.x: slices * warps_per_slice warps. A slice of warps has all pairs, PAIRS of them a warp; slices take turns
+// blockDim.x: slices * warps_per_slice warps. The warps of a slice compute all pairs, PAIRS per warp. The slices take turns
 // with the runs of elements.
 template <class T, int PAIRS>
 __global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArguments a, int warps_per_slice) {
@@ -171,9 +171,9 @@ __global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArgumen
     const int blocks = (a.tasks + BLOCK - 1) / BLOCK, pairs = triangle(blocks);
     const Chunk chunk(a);
 
-    int64_t addresses[PAIRS][4];  // of tasks g and g + 8 of the pair's row and, if another block, of its column
+    int64_t addresses[PAIRS][4];  // of tasks g and g + 8 of the pair's row and, if it is another block, of its column
     bool diagonal[PAIRS];
-    double sums[PAIRS][2][4];  // two tiles a pair
+    double sums[PAIRS][2][4];  // two tiles per pair
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) {
         const int number = warp % warps_per_slice * PAIRS + p;
@@ -217,10 +217,10 @@ __global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArgumen
 #pragma unroll
                 for (int c = 0; c < 4; ++c) sums[p][h][c] += double(tiles[h].large[c]) + double(tiles[h].small[c]);
         }
-        barrier();  // no warp runs ahead: what it read would have left the cache when the others come
+        barrier();  // keeps the warps together: otherwise data would leave the cache before all warps have read it
     }
 
-    // Slice after slice, every lane adds to what the same lane of the slice before has written.
+    // One slice after the other: every lane adds its sums to those of the same lane of the slice before.
     double* partial = a.partials + int64_t(blockIdx.x) * triangle(a.tasks);
     for (int s = 0; s < slices; ++s) {
 #pragma unroll
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArgumen
                 const int i = pair.row * BLOCK + g + c / 2 * 8, j = pair.column * BLOCK + h * 8 + 2 * t + c % 2;
                 if (i >= a.tasks || j > i) continue;
                 double* sum = partial + triangle(i) + j;
-                // A task without a gradient here has no product, not even with an infinite one.
+                // A task without a gradient here has no product, not even with an infinite gradient.
                 const bool used = chunk.row[i] && chunk.row[j];
                 *sum = (s == 0 ? 0 : *sum) + (used ? sums[p][h][c] : 0);
             }

@@ -1,4 +1,4 @@
-// The operators on the CPU, as cats/native.py calls them. Sums are added to what `dots`, `sqnorms` and `gram` hold.
+// The operators on the CPU, called by cats/ops/backends/native.py. Sums are added to what `dots`, `sqnorms` and `gram` hold.
 #pragma once
 
 #include "work.h"
@@ -9,8 +9,8 @@ namespace cats {
 // (groups, K); both null if not wanted.
 void combine(const Work& work, int64_t rows, const double* weights, double* dots, double* sqnorms);
 
-// Other tensors: the direction, of the gradients' type or, if `direction_is_wide`, of the type they are computed in,
-// float32 or float64. dots: (groups, K).
+// Other tensors: the direction. It has the gradients' type or, if `direction_is_wide`, the type of the arithmetic (float32
+// or float64). dots: (groups, K).
 void dots(const Work& work, bool direction_is_wide, double* dots);
 
 // gram: (groups, K, K), symmetric.
@@ -22,12 +22,12 @@ struct AdamW {
     bool skip;  // found_inf: statistics only
 };
 
-// weights: (K). Other tensors: parameter, exp_avg, exp_avg_sq; moments float32, or float64 for float64. dots, sqnorms:
-// (groups, K).
+// weights: (K). Other tensors: parameter, exp_avg, exp_avg_sq. Moments are float32, for float64 parameters float64.
+// dots, sqnorms: (groups, K).
 void combine_adamw(const Work& work, const double* weights, const AdamW& options, double* dots, double* sqnorms);
 
-// Reads and writes so many bytes, in one stream each and with no arithmetic to speak of: what the memory can do. With
-// `in_place` the target is read too and written back, as an optimizer does with its state.
+// Reads and writes this many bytes, in one stream each and with almost no arithmetic, to measure the memory's speed. With
+// `in_place` the target is also read, as an optimizer does with its state.
 uint64_t traffic(const char* source, int64_t source_bytes, char* target, int64_t target_bytes, bool in_place, int threads);
 
 }  // namespace cats

@@ -1,4 +1,5 @@
-// The module cats._native: raw addresses in, nothing of torch. cats/native.py and cats/cuda.py are its only callers.
+// The module cats._native. It takes raw addresses and knows nothing of torch. Only cats/ops/layout.py and the backends
+// native and cuda call it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -32,7 +33,7 @@ void bind_cuda(py::module_& m);
 #endif
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "The compiled kernels of cats.ops: addresses of tensors in, sums out. Called by cats.native and cats.cuda.";
+    m.doc() = "The compiled kernels of cats.ops: addresses of tensors in, sums out. Called by cats.ops.layout and cats.ops.backends.";
     py::class_<OwnedWork>(m, "Work").def(py::init(&make_work));
     bind_tensors(m);
     m.def("use_openmp", [](const std::string& library) { return use_openmp(library.c_str()); });

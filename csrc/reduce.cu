@@ -1,24 +1,24 @@
-// What follows every operator that has sums: those of the chunks, added by group. And the memory's own speed.
+// Adds the chunks' sums by group, after every operator that has sums. Also measures the memory's speed.
 #include "cuda.h"
 #include "device.cuh"
 
 namespace cats {
 
-constexpr int COLUMNS = 8;   // values of a block of threads: 64 bytes of a chunk's partial sums
-constexpr int LINES = 128;   // chunks it adds at a time
+constexpr int COLUMNS = 8;   // values per block of threads: 64 bytes of a chunk's partial sums
+constexpr int LINES = 128;   // chunks that it adds at a time
 
 struct ReduceArguments {
     const int64_t *order, *bounds;
     int64_t first, count;
     const double* partials;
     int values;
-    int split;  // combine: values before it go left, the others right; gram: unused
+    int split;  // combine: values before it are added to left, the others to right; gram: unused
     double *left, *right;
-    int tasks;  // gram: K; else 0
+    int tasks;  // gram: K; otherwise 0
     bool add;
 };
 
-// Where in order[from ... to - 1], which ascends, the first chunk >= bound is.
+// The position of the first chunk >= bound in order[from ... to - 1], which is ascending.
 CATS_DEVICE int64_t lower_bound(const int64_t* order, int64_t from, int64_t to, int64_t bound) {
     while (from < to) {
         const int64_t middle = (from + to) / 2;
@@ -71,7 +71,7 @@ static void launch_reduce(const ReduceArguments& a, int64_t groups, int64_t stre
     launch(reduce_kernel, grid, COLUMNS * LINES, COLUMNS * LINES * sizeof(double), stream, a);
 }
 
-// Every block of threads has an equal part of both.
+// Every block of threads processes an equal part of both.
 static __global__ void __launch_bounds__(256) traffic_kernel(const uint4* source, int64_t reads, uint4* target,
                                                              int64_t writes) {
     const int64_t block = blockIdx.x, blocks = gridDim.x;

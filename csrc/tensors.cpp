@@ -1,6 +1,6 @@
-// Lists of torch tensors, read in one pass without torch's headers: through the table of C functions that torch exports
+// Reads lists of torch tensors in one pass, without torch's headers: through the table of C functions that torch exports
 // as the DLPack exchange API (torch.Tensor.__dlpack_c_exchange_api__, DLPack 1.2 or later).
-// Whatever is not plain (subclasses, sparse layouts, a torch without that table) is left to Python.
+// Python handles what this cannot read: subclasses, sparse layouts, a torch without that table.
 #include "tensors.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace py = pybind11;
 
 namespace {
 
-// The part of the ABI of dlpack.h that is used here.
+// The part of dlpack.h's ABI that is used here.
 struct Version {
     uint32_t major, minor;
 };
@@ -37,7 +37,7 @@ struct ExchangeApi {
     void* managed_tensor_allocator;
     void* managed_tensor_from_py_object_no_sync;
     void* managed_tensor_to_py_object_no_sync;
-    int (*view)(void* object, View* out);  // dltensor_from_py_object_no_sync: owns nothing, valid while the tensor lives
+    int (*view)(void* object, View* out);  // dltensor_from_py_object_no_sync: not an owner; valid while the tensor lives
     int (*current_work_stream)(int32_t type, int32_t id, void** stream);
 };
 
@@ -95,7 +95,8 @@ bool dense(const View& v) {
     return true;
 }
 
-// Memory that torch reads with its sign turned, which DLPack does not tell: x.conj().imag, dense only if of one element.
+// Whether torch negates this memory when it reads it, which DLPack does not say. An example is x.conj().imag. Such a
+// tensor is dense only if it has one element.
 bool negated(PyObject* object) {
     PyObject* answer = PyObject_CallMethod(object, "is_neg", nullptr);
     if (answer == nullptr) PyErr_Clear();
@@ -110,7 +111,7 @@ bool same_strides(const View& a, const View& b) {
     return true;
 }
 
-// The K rows of N entries; false if a row is no list of N.
+// The K rows of N entries; false if a row is not a list of N entries.
 bool read_rows(const py::list& rows, std::vector<PyObject**>& out, Py_ssize_t* size) {
     for (py::handle row : rows) {
         if (!PyList_CheckExact(row.ptr())) return false;
@@ -121,12 +122,12 @@ bool read_rows(const py::list& rows, std::vector<PyObject**>& out, Py_ssize_t* s
     return !out.empty() && *size > 0;
 }
 
-// What was read off the gradients of a call, so that they need not be read twice.
+// What was read from the gradients of a call, so that they are read only once.
 struct Views {
-    std::vector<View> of;  // K N of them, parameter by parameter; of None, nothing
+    std::vector<View> of;  // K N views, parameter by parameter; empty for None
 };
 
-// Finds torch's table of functions; false if it has none, and then the others return None.
+// Finds torch's table of functions. False if there is none; then the functions below return None.
 bool use_torch(py::object torch) {
     PyObject* capsule = PyObject_GetAttrString(torch.attr("Tensor").ptr(), "__dlpack_c_exchange_api__");
     if (capsule == nullptr) {
@@ -146,8 +147,8 @@ bool use_torch(py::object torch) {
     return true;
 }
 
-// For K lists of N gradients: (a list of N, the first gradient of every parameter or None; Views), if all are plain
-// dense tensors on one device, alike for all tasks; else None.
+// For K lists of N gradients: (a list with the first gradient of every parameter or None, Views) if all are plain dense
+// tensors on one device, with the same shape and dtype for all tasks; else None.
 py::object uniform(const py::list& rows) {
     std::vector<PyObject**> entries;
     Py_ssize_t size = 0;
@@ -178,8 +179,9 @@ py::object uniform(const py::list& rows) {
     return py::make_tuple(first, std::move(views));
 }
 
-// For the first gradient of every parameter: whether `row` has a contiguous tensor like it, or, with `moments`, one of the
-// dtype of its moments; None where it is None, if `optional`. False says only that it takes a closer look.
+// Whether `row` has a contiguous tensor of the same shape, dtype and device for every gradient in `first`. moments: of the
+// dtype of AdamW's moments instead. optional: None is allowed where the gradient is None. False means only that Python
+// must check.
 bool matches(const py::list& first, const py::list& row, bool optional, bool moments) {
     if (api == nullptr || first.size() != row.size()) return false;
     for (size_t i = 0; i < row.size(); i++) {
@@ -201,12 +203,12 @@ bool matches(const py::list& first, const py::list& row, bool optional, bool mom
     return true;
 }
 
-// The parameters that are flat memory, and the indices of the others.
+// The dense parameters (see cats/ops/layout.py), and the indices of the others, `odd`: the fallback.
 struct Flat {
     std::vector<int64_t> params, numels, addresses, odd;
     std::vector<char> aligned;
-    std::vector<size_t> kind;             // per parameter, a place in `kinds`
-    std::vector<std::vector<int>> kinds;  // combinations of dtypes, as indices of `dtypes`
+    std::vector<size_t> kind;             // per parameter, an index into `kinds`
+    std::vector<std::vector<int>> kinds;  // combinations of dtypes, as indices into `dtypes`
 };
 
 bool read(const py::list& grads, const py::list& others, int64_t vector_bytes, const Views* known, Flat& flat) {
@@ -280,8 +282,8 @@ template <class V> py::list ints(const V& values) {
     return list;
 }
 
-// The fields of cats.table.Flat, pointers as bytes; None if an entry is not a plain dense tensor. views: those of grads,
-// if they are known.
+// The fields of cats.ops.layout.Flat, with the pointers as bytes; None if an entry is not a plain dense tensor.
+// views: of grads, if uniform() has read them.
 py::object flatten(const py::list& grads, const py::list& others, int64_t vector_bytes, const Views* views) {
     Flat flat;
     if (!read(grads, others, vector_bytes, views, flat)) return py::none();
@@ -296,7 +298,7 @@ py::object flatten(const py::list& grads, const py::list& others, int64_t vector
     return py::make_tuple(ints(flat.params), ints(flat.numels), kind, aligned, bytes, ints(flat.odd));
 }
 
-// The same as Work for the CPU kernels: ([(Work, dtypes, params), ...], odd), a Work for every combination of dtypes.
+// The same for the CPU kernels: ([(Work, dtypes, params), ...], odd), with a Work for every combination of dtypes.
 // groups: N ints.
 py::object works(const py::list& grads, const py::list& others, const py::list& groups, int threads, const Views* views) {
     Flat flat;

@@ -1,4 +1,4 @@
-// What is read off Python's lists of tensors, in one pass.
+// Reads Python's lists of tensors in one pass.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,7 +13,7 @@ struct OwnedWork {
     std::vector<int64_t> addresses;
     cats::Work work;
     OwnedWork() = default;
-    OwnedWork(OwnedWork&&) = default;  // keeps the addresses where they are
+    OwnedWork(OwnedWork&&) = default;  // does not move the addresses in memory
 };
 
 // The functions of cats._native that look at tensors: use_torch, uniform, matches, flatten, works.

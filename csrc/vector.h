@@ -1,10 +1,10 @@
 // Vectors of 16 numbers, conversions between the element types and the type of arithmetic, and the choice of an
 // instruction set at run time.
 //
-// The kernels are written once, on vectors of the compiler (GCC's and Clang's vector extension): 16 lanes whatever the
-// chip has. A kernel is an inlined template; CATS_DISPATCH compiles it for AVX-512, for AVX2 with FMA, and for what
-// the compiler targets by default (SSE2 on x86-64, NEON on arm64), and calls the best that this processor runs.
-// Multiplications and additions are fused where the instruction set can, so last bits depend on it.
+// The kernels are written once, with the vector extension of GCC and Clang: 16 lanes, whatever the processor has. A kernel
+// is an inlined template. CATS_DISPATCH compiles it for AVX-512, for AVX2 with FMA, and for the compiler's default target
+// (SSE2 on x86-64, NEON on arm64), and calls the best version that this processor can run. Multiplications and additions
+// are fused if the instruction set can do so; therefore the last bits depend on it.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ namespace cats {
 constexpr int LANES = 16;
 
 enum class Instructions { baseline, avx2, avx512 };
-Instructions instructions();  // the kernels use: the best this processor has, unless told otherwise
+Instructions instructions();  // that the kernels use: the processor's best, unless use_instructions() set another
 void use_instructions(Instructions at_most);
 
 typedef float Float16Lanes __attribute__((vector_size(64)));
@@ -29,7 +29,7 @@ typedef double Double2Lanes __attribute__((vector_size(16)));
 typedef uint32_t UInt16Lanes __attribute__((vector_size(64)));
 typedef uint16_t Short16Lanes __attribute__((vector_size(32)));
 
-// Numbers of 16 bits; which instructions convert them is part of the type.
+// 16-bit numbers. The type says which instructions convert them.
 template <Instructions> struct BFloat16 {
     uint16_t bits;
 };
@@ -37,7 +37,7 @@ template <Instructions> struct Half {
     uint16_t bits;
 };
 
-// For an element type: the type of arithmetic, its vector, and the element type for functions that every processor runs.
+// For an element type: the type of the arithmetic, its vector, and the element type in functions that run on every processor.
 template <class T> struct Arithmetic;
 template <> struct Arithmetic<float> {
     typedef float Scalar, Portable;
@@ -82,9 +82,9 @@ CATS_INLINE Float16Lanes from_bfloat16(Short16Lanes bits) {
     return reinterpret<Float16Lanes>(__builtin_convertvector(bits, UInt16Lanes) << 16);
 }
 
-// Exponents of half are biased by 15, those of float by 127, and infinity and NaN have the largest on both sides. A
-// subnormal half is made from a normal float with its digits, minus the leading one it does not have: no float here is
-// subnormal, which processors are slow at.
+// The exponent bias is 15 for half and 127 for float; in both, infinity and NaN have the largest exponent. A subnormal half
+// is computed as a normal float with the same digits, minus the implicit leading one. So no float here is subnormal;
+// processors compute slowly with subnormal floats.
 CATS_INLINE Float16Lanes from_half(Short16Lanes bits) {
     UInt16Lanes half = __builtin_convertvector(bits, UInt16Lanes);
     UInt16Lanes sign = (half & 0x8000u) << 16, magnitude = (half & 0x7fffu) << 13;
@@ -95,7 +95,7 @@ CATS_INLINE Float16Lanes from_half(Short16Lanes bits) {
     return reinterpret<Float16Lanes>(sign | reinterpret<UInt16Lanes>(reinterpret<Float16Lanes>(rebiased) - one));
 }
 
-// Both round to nearest, ties to even, and make every NaN quiet.
+// Both round to the nearest, ties to even, and turn every NaN into a quiet NaN.
 CATS_INLINE Short16Lanes to_bfloat16(Float16Lanes values) {
     UInt16Lanes bits = reinterpret<UInt16Lanes>(values);
     UInt16Lanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -106,7 +106,7 @@ CATS_INLINE Short16Lanes to_bfloat16(Float16Lanes values) {
 CATS_INLINE Short16Lanes to_half(Float16Lanes values) {
     UInt16Lanes bits = reinterpret<UInt16Lanes>(values), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
     UInt16Lanes normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    // Added to 0.5 a number below 2^-14 is rounded to a multiple of 2^-24, half's smallest.
+    // Adding 0.5 to a number below 2^-14 rounds it to a multiple of 2^-24, the smallest half.
     Float16Lanes shifted = reinterpret<Float16Lanes>(magnitude) + 0.5f;
     UInt16Lanes subnormal = reinterpret<UInt16Lanes>(shifted) - 0x3f000000u;
     UInt16Lanes small = reinterpret<UInt16Lanes>(magnitude < 0x38800000u);
@@ -127,8 +127,8 @@ CATS_INLINE Double16Lanes load(const double* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-// Single instructions where GCC finds only long ways round (GCC 12: five for the first, thirty for the second). Clang
-// allows no operands that the function they are written in has no registers for, and needs no help.
+// Single instructions where GCC generates long sequences (GCC 12: five instructions for the first, thirty for the second).
+// Clang finds them itself, and would refuse operands for which the surrounding function has no registers.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CATS_CONVERT(INSTRUCTION, TO, FROM) asm(INSTRUCTION : "=v"(TO) : "v"(FROM))
 template <Instructions I> constexpr bool CONVERTS = I == Instructions::avx512;
@@ -167,13 +167,13 @@ template <Instructions I> CATS_INLINE void store(BFloat16<I>* p, Float16Lanes v)
 template <Instructions I> CATS_INLINE void store(Half<I>* p, Float16Lanes v) {
     Short16Lanes bits;
     if constexpr (CONVERTS<I>)
-        CATS_CONVERT("vcvtps2ph $8, %1, %0", bits, v);  // to nearest even, silently
+        CATS_CONVERT("vcvtps2ph $8, %1, %0", bits, v);  // round to nearest even, no exceptions
     else
         bits = to_half(v);
     std::memcpy(p, &bits, sizeof bits);
 }
 
-// The lanes of a vector summed in double, in a tree.
+// The sum of a vector's lanes in double, added in a tree.
 CATS_INLINE double sum(Double16Lanes v) {
     Double8Lanes eight = lower_half<Double8Lanes>(v) + upper_half<Double8Lanes>(v);
     Double4Lanes four = lower_half<Double4Lanes>(eight) + upper_half<Double4Lanes>(eight);
@@ -184,7 +184,7 @@ CATS_INLINE double sum(Float16Lanes v) {
     return sum(__builtin_convertvector(v, Double16Lanes));
 }
 
-// The lanes of sixteen vectors, each summed in a tree: lane n of the result belongs to v[n]. Destroys v.
+// The sums of the lanes of sixteen vectors, each added in a tree: lane n of the result is the sum of v[n]. Overwrites v.
 #if defined(__clang__)
 #define CATS_PICK(A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
 #else

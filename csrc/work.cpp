@@ -30,7 +30,7 @@ Present::Present(int64_t count, const int64_t* row) {
 
 void share_out(const Work& work, int64_t block, int64_t size, double* totals, int64_t max_shares,
                const std::function<void(const std::vector<Segment>&, const Account&)>& body) {
-    // A block belongs to the share in which its first element lies, counted over all parameters.
+    // A block belongs to the share that contains its first element. Elements are counted over all parameters.
     const int64_t elements = work.elements();
     const int64_t length = block * std::max<int64_t>(8, elements / block / max_shares + 1);
     std::vector<std::vector<Segment>> shares(size_t(elements / length + 1));
@@ -86,7 +86,7 @@ struct Job {
 }  // namespace
 
 #if defined(__unix__) || defined(__APPLE__)
-// A forked child has none of its parent's threads, and OpenMP runtimes wait for them forever.
+// A forked child has none of its parent's threads, and an OpenMP runtime would wait for them forever.
 static const pid_t loaded_in = getpid();
 static bool forked() { return getpid() != loaded_in; }
 
@@ -109,7 +109,7 @@ void parallel(int64_t count, int threads, const std::function<void(int64_t)>& ta
     if (threads <= 1 || forked()) {
         job.work();
     } else if (gomp_parallel) {
-        // The function that GCC compiles `#pragma omp parallel` into a call of; LLVM's and Intel's runtimes have it too.
+        // GCC compiles `#pragma omp parallel` into a call of this function. LLVM's and Intel's runtimes have it too.
         gomp_parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, unsigned(threads), 0);
     } else {
         std::vector<std::thread> others;

@@ -32,7 +32,7 @@ from .common import (
 
 @triton.jit
 def _divide(a, b):
-    """Rounded as IEEE 754 says; the operator / is, for float64 only."""
+    """a / b, rounded as IEEE 754 says. The operator / does this for float64 only."""
     return a / b if a.dtype == tl.float64 else tl.div_rn(a, b)
 
 
@@ -46,7 +46,7 @@ def _tile(
     first, present, scale, state, settings, update, dots, norms, at, length,
     SCALED: tl.constexpr, MASKED: tl.constexpr, PARAM: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Update one tile of the parameter and its moments; the accumulators with its statistics added."""
+    """Updates one tile of the parameter and its moments. Returns the accumulators with the tile's statistics added."""
     grads = load_tasks(first, present, at, length, MASKED, COMPUTE)
     combined = combination(grads, scale)
     dots += products(grads, combined)
@@ -58,7 +58,7 @@ def _tile(
         exp_avg_sq = load(state[2], at, length, MASKED, COMPUTE)
         ones = tl.full(combined.shape, 1, COMPUTE)
         grad = _divide(combined, ones * grad_scale) if SCALED else combined
-        # As torch.lerp does, from the nearer end.
+        # As in torch.lerp: from the nearer end.
         difference = grad - exp_avg
         near = tl.fma(ones * rate1, difference, exp_avg)
         exp_avg = tl.where(rate1 < 0.5, near, tl.fma(ones * (rate1 - 1), difference, grad))
@@ -77,9 +77,9 @@ def adamw_kernel(
     TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """One chunk: the update, unless found_inf, and dots and squared norms, partials[:, chunk].
+    """One chunk: the update, unless found_inf is not 0, and dots and squared norms, which go to partials[:, chunk].
 
-    scalars: float64, as `_scalars` makes them. Parameters are of the gradients' DTYPE, moments of COMPUTE's.
+    scalars: float64, from `_scalars`. Parameters have the gradients' dtype DTYPE, moments have dtype COMPUTE.
     """
     index = tl.program_id(0) + base
     row, start, length = locate(words, chunks, index)
@@ -132,7 +132,7 @@ def adamw_kernel(
 def _scalars(
     step: Tensor, lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float, device: torch.device
 ) -> Tensor:
-    """On the device, float64: decay, step size, correction of the second moment, 1 - beta1, beta2, 1 - beta2, eps."""
+    """Float64 on the device: decay, step size, correction of the second moment, 1 - beta1, beta2, 1 - beta2, eps."""
     if step.device != lr.device:
         step, lr = common.upload(step, device), common.upload(lr, device)
     step, lr = step.double(), lr.double()

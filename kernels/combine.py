@@ -1,4 +1,4 @@
-"""combine and combine_dots: one read of the gradients for every pass of up to two combinations."""
+"""combine and combine_dots. A launch reads the gradients once for up to MAX_COMBINATIONS combinations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .common import (
     task_pointers,
 )
 
-# Every combination has accumulators of its own; with more in a pass than these, registers would spill.
+# Every combination has its own accumulators: with more combinations, registers would spill.
 MAX_COMBINATIONS = 2
 
 
@@ -37,7 +37,7 @@ def _tile(
     RESULTS: tl.constexpr, STATISTICS: tl.constexpr, MASKED: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Write the tile's combinations; the accumulators with its statistics added."""
+    """Writes the combinations of one tile. Returns the accumulators with the tile's statistics added."""
     grads = load_tasks(first, present, at, length, MASKED, COMPUTE)
     sums = ()
     for r in tl.static_range(RESULTS):
@@ -57,7 +57,7 @@ def combine_kernel(
     TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """One chunk: RESULTS combinations, and if STATISTICS their dots and the squared norms, partials[:, chunk]."""
+    """One chunk: RESULTS combinations. If STATISTICS, their dots and the squared norms go to partials[:, chunk]."""
     index = tl.program_id(0) + base
     row, start, length = locate(words, chunks, index)
     columns: tl.constexpr = TASKS + RESULTS
@@ -104,7 +104,7 @@ def combine_kernel(
 
 @triton.jit
 def _flush(values, sums, RESULTS: tl.constexpr):
-    """Zeros, and the float64 sums with these accumulators added."""
+    """Returns new accumulators (zeros), and the float64 sums with the old accumulators added."""
     zeros = ()
     totals = ()
     for r in tl.static_range(RESULTS):

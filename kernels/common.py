@@ -23,7 +23,7 @@ from torch import Tensor
 from cats.ops.device_table import Plan
 from cats.ops.layout import VECTOR
 
-# More tasks than this are left to cats.reference: a tile of them would not fit into one program's registers.
+# A tile of more tasks would not fit into one program's registers.
 MAX_TASKS = 128
 RUN = 32
 
@@ -36,22 +36,23 @@ TYPES = {
 
 
 class Tile(NamedTuple):
-    rows: int  # tasks, up to a power of two
+    rows: int  # tasks, rounded up to a power of two
     lanes: int
     width: int
 
 
 WARPS = 4
-REGISTERS = 168  # a thread's; three programs share a processor's 65536
+REGISTERS = 168  # per thread, so that three programs share a multiprocessor's 65536
 
 
 def tile(tasks: int, dtype: torch.dtype, aligned: bool) -> Tile:
-    """The tile for so many tasks with gradients of this dtype; a function of nothing else, so results are too.
+    """The tile for this number of tasks and dtype. It depends on nothing else, and so do the bits of the results.
 
-    A thread holds at most 32 registers of gradients: so several programs share a processor, and the loads of one hide
-    behind the arithmetic of the others. That is eight vectors of float32, and four of the other dtypes, whose elements
-    or accumulators take more. It holds at most two vectors a task, as combine_adamw_ has three more tensors to keep.
-    More tasks than a thread has vectors are spread over the threads. Without alignment a vector is one element.
+    A thread holds at most 32 registers of gradients, so several programs share a multiprocessor, and the arithmetic of
+    some hides the loads of others. 32 registers are eight vectors of float32, or four of the other dtypes, whose
+    elements or accumulators need more. A thread holds at most two vectors per task, because combine_adamw_ needs
+    registers for three more tensors. If there are more tasks than vectors, they are spread over the threads. Without
+    alignment a vector is one element.
     """
     rows = triton.next_power_of_2(tasks)
     threads = 32 * WARPS
@@ -60,7 +61,7 @@ def tile(tasks: int, dtype: torch.dtype, aligned: bool) -> Tile:
 
 
 def constants(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
-    """The constexpr arguments that the kernels over tiles have in common, and the launch options."""
+    """The constexpr arguments that all kernels over tiles have, and the launch options."""
     rows, lanes, width = tile(tasks, dtypes[0], aligned)
     wide = torch.float64 in dtypes
     return {
@@ -85,7 +86,7 @@ def locate(words, chunks, index):
     return tl.load(at), tl.multiple_of(tl.load(at + 1), 16), tl.load(at + 2)
 
 
-# Whether this process runs kernels in Triton's interpreter, which rounds to bfloat16 towards zero.
+# Whether kernels run in Triton's interpreter in this process. It rounds to bfloat16 towards zero.
 INTERPRETED = tl.constexpr(not isinstance(locate, triton.runtime.JITFunction))
 
 
@@ -98,7 +99,7 @@ def pointers(addresses, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def task_pointers(words, row, start, columns, TASKS: tl.constexpr, ROWS: tl.constexpr, DTYPE, ALIGNED: tl.constexpr):
-    """Where the tasks' gradients begin in this chunk, (ROWS,), and which of them there are."""
+    """Addresses of the tasks' gradients at the start of this chunk, (ROWS,), and which tasks have a gradient."""
     tasks = tl.arange(0, ROWS)
     addresses = tl.load(words + row * columns + tasks, mask=tasks < TASKS, other=0)
     return pointers(addresses, DTYPE, ALIGNED) + start, addresses != 0
@@ -106,13 +107,13 @@ def task_pointers(words, row, start, columns, TASKS: tl.constexpr, ROWS: tl.cons
 
 @triton.jit
 def other_pointer(words, row, start, columns, column, DTYPE, ALIGNED: tl.constexpr):
-    """Where another of the parameter's tensors begins in this chunk."""
+    """The address of another of the parameter's tensors at the start of this chunk."""
     return pointers(tl.load(words + row * columns + column), DTYPE, ALIGNED) + start
 
 
 @triton.jit
 def widen(values, COMPUTE: tl.constexpr):
-    """Exactly; through bits for bfloat16, whose subnormal numbers the interpreter does not convert."""
+    """Exact conversion. bfloat16 goes through its bits: the interpreter does not convert subnormal numbers."""
     if values.dtype == tl.bfloat16:
         bits = values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
         return bits.to(tl.float32, bitcast=True).to(COMPUTE)
@@ -121,7 +122,7 @@ def widen(values, COMPUTE: tl.constexpr):
 
 @triton.jit
 def narrow(values, DTYPE: tl.constexpr):
-    """Rounded to the nearest, ties to even."""
+    """Conversion that rounds to the nearest, ties to even."""
     if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = values.to(tl.uint32, bitcast=True)
         rounded = tl.where(values == values, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
@@ -131,16 +132,16 @@ def narrow(values, DTYPE: tl.constexpr):
 
 @triton.jit
 def offsets(LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """(LANES, WIDTH): a tile's elements, WIDTH neighbours to a lane."""
+    """(LANES, WIDTH): the elements of a tile. A lane has WIDTH neighbouring elements."""
     return tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit
 def load_tasks(first, present, at, length, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
-    """(ROWS, LANES, WIDTH): the tasks' gradients at these elements, zero where there are none.
+    """(ROWS, LANES, WIDTH): the tasks' gradients at these elements, zero where a task has none.
 
-    A mask that differs between neighbours splits the 16-byte loads. Only the end of a chunk is MASKED, what is left
-    after its last full tile; it is read in tiles of width 1, which also need fewer registers.
+    A mask that differs between neighbouring elements splits the 16-byte loads. So only the end of a chunk, after its
+    last full tile, is MASKED. It is read in tiles of width 1, which also need fewer registers.
     """
     mask = present[:, None, None]
     if MASKED:
@@ -165,7 +166,7 @@ def store(first, at, length, values, MASKED: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def load_weights(weights, present, TASKS: tl.constexpr, ROWS: tl.constexpr, COMPUTE: tl.constexpr):
-    """(ROWS,); zero where there is no gradient, whatever the weight."""
+    """(ROWS,): the weights; zero where a task has no gradient."""
     tasks = tl.arange(0, ROWS)
     return tl.where(present, tl.load(weights + tasks, mask=tasks < TASKS, other=0.0), 0.0).to(COMPUTE)
 
@@ -178,7 +179,7 @@ def combination(grads, weights):
 
 @triton.jit
 def products(grads, vector):
-    """(ROWS, LANES): every task's inner product with (LANES, WIDTH) elements, by lane."""
+    """(ROWS, LANES): every task's inner product with a (LANES, WIDTH) vector, summed per lane."""
     return tl.sum(grads * vector[None, :, :], axis=2)
 
 
@@ -194,7 +195,7 @@ def over_lanes(values):
 
 @triton.jit
 def store_statistic(partials, statistic, count, index, values, TASKS: tl.constexpr, ROWS: tl.constexpr):
-    """A chunk's TASKS partial sums into its column of partials, from row statistic * TASKS on."""
+    """Writes a chunk's TASKS partial sums into its column of partials, beginning at row statistic * TASKS."""
     tasks = tl.arange(0, ROWS)
     at = tl.cast(statistic * TASKS + tasks, tl.int64) * count + index
     tl.store(partials + at, values, mask=tasks < TASKS)
@@ -205,7 +206,7 @@ def reduce_kernel(
     partials, words, count, order, bounds, left, right, SPLIT: tl.constexpr, TOTAL: tl.constexpr,
     COLUMNS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a group's chunks in the order of the table: (G, SPLIT) into left, the other statistics into right."""
+    """Sums over the chunks of a group in the order of the table: (G, SPLIT) to left, the other statistics to right."""
     group = tl.program_id(1)
     statistics = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = statistics < TOTAL
@@ -227,22 +228,22 @@ def reduce_kernel(
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **options: Any) -> None:
-    """Start the kernel on the device's current stream."""
+    """Starts the kernel on the device's current stream."""
     if device.type == "cpu" and not INTERPRETED.value:
         raise RuntimeError(
             "backend 'triton' was given tensors on the CPU: it runs on a GPU, or anywhere in Triton's interpreter "
             "with TRITON_INTERPRET=1 in the environment"
         )
     with contextlib.nullcontext() if device.type == "cpu" else torch.cuda.device(device):
-        # Multiplications and additions are fused whatever this Triton's default.
+        # Fuse multiplications and additions, whatever the default of this Triton version is.
         kernel[grid](*arguments, **options, enable_fp_fusion=True)
 
 
-_captured: list[Tensor] = []  # a CUDA graph reads the pinned memory again whenever it is replayed
+_captured: list[Tensor] = []  # kept forever: a CUDA graph reads this pinned memory at every replay
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, contiguous float64, without waiting for either."""
+    """The tensor as contiguous float64 on the device. Waits for no device."""
     tensor = tensor.double().contiguous()
     if tensor.device == device or device.type == "cpu":
         return tensor.to(device)
@@ -253,7 +254,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def reduce_options(total: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Few statistics: a program for each, or the reduction would take as long as the kernel before it."""
+    """One program per statistic if there are few. Otherwise the reduction would take as long as the main kernel."""
     columns = 1 if total < 64 else 8
     return {"COLUMNS": columns, "CHUNKS": 4096 // columns}, {"num_warps": 8}
 

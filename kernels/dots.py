@@ -32,7 +32,7 @@ def dots_kernel(
     TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """One chunk's dots with a direction of dtype DIRECTION, into partials[:, chunk]."""
+    """One chunk: the dots with a direction of dtype DIRECTION, which go to partials[:, chunk]."""
     index = tl.program_id(0) + base
     row, start, length = locate(words, chunks, index)
     columns: tl.constexpr = TASKS + 1

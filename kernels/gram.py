@@ -1,15 +1,15 @@
 """gram: all inner products between the tasks' gradients, in one read of them.
 
-Up to UNROLLED tasks: one accumulator a pair, in multiply-adds. More: products of (ROWS, LENGTH) tiles on the matrix
-units, exactly for bfloat16 and float16, and by three TF32 products for float32, which leave out no more than the
-product of the low halves, 2^-22 of the whole.
+Up to UNROLLED tasks: one accumulator per pair, with multiply-adds. More tasks: products of (ROWS, LENGTH) tiles on the
+matrix units. These are exact for bfloat16 and float16. For float32 they are three TF32 products, which leave out only
+the product of the low halves, 2^-22 of the result.
 
-Matrix units truncate where they add, and a lane's float32 sum must be short to stay within 2e-6 of |g_i| |g_j|. So a
-tile's product is at most 8 steps of the unit, a lane adds TILES of these, rounded to the nearest, and then goes on in
-float64. Terms of one sign are the worst case: with u = 2^-24 the error is at most 4u (a product of three) + 8u (8
-steps) + 16.5u (32 partial sums), 1.7e-6.
+Matrix units truncate their sums, and a lane's float32 sum must be short so that the error stays below 2e-6 |g_i| |g_j|.
+So the product of a tile is at most 8 steps of the matrix unit. A lane adds TILES such products, rounded to the nearest;
+then the sum is added to a float64 sum. Terms of one sign are the worst case: with u = 2^-24 the error is at most 4u
+(a product from three) + 8u (8 steps) + 16.5u (32 partial sums), in all 1.7e-6.
 
-float64 is for cats.reference: matrices of doubles fit no registers.
+There is no kernel for float64: a matrix of float64 sums does not fit into a program's registers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from . import common
 from .common import INTERPRETED, locate, offsets, pointers, store_statistic, task_pointers, widen
 
 UNROLLED = 8
-BLOCK = 64  # tasks a matrix product takes at most; more are two blocks and their products with each other
+BLOCK = 64  # tasks in a matrix product at most; more are two blocks and the products between them
 TILES = 32  # products added in float32
 
-# For more than UNROLLED tasks partial sums are matrices; this bounds their memory, and the time to add them up.
+# For more than UNROLLED tasks, partial sums are matrices. This limits their memory and the time to add them.
 MAX_BYTES = 48 << 20
 MAX_SLOTS = 1 << 12
 
@@ -40,7 +40,7 @@ MAX_SLOTS = 1 << 12
 
 @triton.jit
 def _add_pairs(firsts, present, lanes, at, length, TASKS: tl.constexpr, MASKED: tl.constexpr):
-    """The (LANES,) accumulators of all pairs i <= j, with a tile's products added."""
+    """Returns the (LANES,) accumulators of all pairs i <= j, with the products of a tile added."""
     grads = ()
     for i in tl.static_range(TASKS):
         mask = present[i] & (at < length) if MASKED else present[i] & (at >= 0)
@@ -54,7 +54,7 @@ def _add_pairs(firsts, present, lanes, at, length, TASKS: tl.constexpr, MASKED: 
 
 @triton.jit
 def _flush(lanes, sums, TASKS: tl.constexpr, SQUARE: tl.constexpr):
-    """The float64 sums of all pairs, (SQUARE,), with these accumulators added."""
+    """Returns the float64 sums of all pairs, (SQUARE,), with these accumulators added."""
     at = tl.arange(0, SQUARE)
     for i in tl.static_range(TASKS):
         for j in tl.static_range(i, TASKS):
@@ -69,7 +69,7 @@ def gram_kernel(
     TASKS: tl.constexpr, SQUARE: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """One chunk's inner products of all pairs, partials[i * TASKS + j, chunk]."""
+    """One chunk: the inner products of all pairs, which go to partials[i * TASKS + j, chunk]."""
     index = tl.program_id(0) + base
     row, start, length = locate(words, chunks, index)
     firsts = ()
@@ -114,24 +114,24 @@ def unrolled_options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dic
     }, {"num_warps": common.WARPS}
 
 
-# Many tasks: a slot is a group's next PER_SLOT chunks, and the work of one program.
+# Many tasks. One program processes one slot: up to per_slot consecutive chunks of a group.
 
 
 @triton.jit
 def _first_slot(words, bounds, group, per_slot):
-    """Before it there is room for the slots of all groups before this one, whole or not."""
+    """The index of a group's first slot. Every group before it may end with a slot that is not full."""
     return tl.load(words + bounds + group) // per_slot + group
 
 
 @triton.jit
 def _add_products(a, b, sums, PRECISION: tl.constexpr):
-    # The minus sign keeps the compiler from adding inside of the matrix unit, without rounding.
+    # The minus sign keeps the compiler from adding inside the matrix unit, which does not round to the nearest.
     return sums - tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=sums.dtype)
 
 
 @triton.jit
 def _load_block(first, present, at, length, MASKED: tl.constexpr):
-    """(ROWS, LENGTH), in the gradients' dtype; the interpreter cannot multiply bfloat16."""
+    """(ROWS, LENGTH) in the gradients' dtype; in the interpreter float32, because it cannot multiply bfloat16."""
     mask = present[:, None]
     if MASKED:
         mask = mask & (at < length)[None, :]
@@ -155,7 +155,7 @@ def gram_blocks_kernel(
     TASKS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, LENGTH: tl.constexpr, TILES: tl.constexpr,
     TAIL: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """One slot: add the products over its chunks in [base, last) to the upper triangle of partials[slot]."""
+    """One slot: adds the products of its chunks in [base, last) to the upper triangle of partials[slot]."""
     slot = tl.program_id(0)
     group = 0
     while (group + 1 < groups) & (_first_slot(words, bounds, group + 1, per_slot) <= slot):
@@ -188,7 +188,7 @@ def gram_blocks_kernel(
                         b = _load_block(b_first, b_present, at, length, False)
                         ab = _add_products(a, b, ab, PRECISION)
                         bb = _add_products(b, b, bb, PRECISION)
-                # The last run's rest; a mask for every element needs registers, so in narrow tiles.
+                # The end of the last run. Masks need registers, so the tiles are narrow.
                 for rest in range(full * LENGTH, tl.minimum(length, (run + TILES) * LENGTH), TAIL):
                     at = tl.cast(rest, tl.int64) + tl.arange(0, TAIL)
                     a = _load_block(a_first, a_present, at, length, True)
@@ -197,7 +197,7 @@ def gram_blocks_kernel(
                         b = _load_block(b_first, b_present, at, length, True)
                         ab = _add_products(a, b, ab, PRECISION)
                         bb = _add_products(b, b, bb, PRECISION)
-                # What one thread stored another may load.
+                # One thread may load what another has stored.
                 tl.debug_barrier()
                 _store_sums(partials, aa, 0, 0, ROWS, size)
                 if BLOCKS == 2:
@@ -210,7 +210,7 @@ def reduce_slots_kernel(
     partials, words, bounds, per_slot, result,
     SIZE: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a group's slots, in order: (G, SIZE)."""
+    """Sums over the slots of a group, in order: (G, SIZE)."""
     group = tl.program_id(1)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     first = _first_slot(words, bounds, group, per_slot)
@@ -225,16 +225,16 @@ def reduce_slots_kernel(
 
 
 class Blocks(NamedTuple):
-    rows: int  # tasks in a block, up to a power of two
+    rows: int  # tasks in a block, rounded up to a power of two
     count: int
     length: int
     warps: int
 
 
 def blocks(tasks: int, dtype: torch.dtype, aligned: bool) -> Blocks:
-    """How more than UNROLLED tasks are cut into blocks, and the elements of a tile: at most 8 steps of the matrix unit.
+    """The blocks of more than UNROLLED tasks, and the elements of a tile: at most 8 steps of the matrix unit.
 
-    The operands of three TF32 products are in registers: the more tasks, the shorter the tile.
+    The operands of three TF32 products are in registers, so with more tasks a tile is shorter.
     """
     rows = min(BLOCK, max(16, triton.next_power_of_2(tasks)))
     count = triton.cdiv(tasks, rows)
@@ -247,8 +247,8 @@ def blocks_options(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of gram_blocks_kernel and the launch options, for a GPU of this major capability.
 
-    Two blocks of float32 leave no registers for loading ahead before capability 9, whose units take operands from
-    shared memory, nor do addresses that are not aligned. The result does not depend on it.
+    There are no registers for prefetching with two blocks of float32 before capability 9, whose matrix units read their
+    operands from shared memory, and none with addresses that are not aligned. The result does not depend on this.
     """
     rows, count, length, warps = blocks(tasks, dtype, aligned)
     crowded = (dtype is torch.float32 and count == 2 and capability < 9) or not aligned
@@ -291,7 +291,7 @@ def _blocks(plan: Plan, tasks: int, groups: int, device: torch.device) -> Tensor
     size = rows * count
     slots = min(MAX_SLOTS, MAX_BYTES // (8 * size * size))
     per_slot = max(1, triton.cdiv(plan.count, slots))
-    # Every group may end within a slot, so there is one more for each.
+    # The last slot of a group may not be full, so there is one more slot per group.
     partials = torch.zeros(plan.count // per_slot + groups, size, size, dtype=torch.float64, device=device)
     capability = 9 if device.type == "cpu" else torch.cuda.get_device_capability(device)[0]
     for dtypes, aligned, base, chunks in plan.launches:

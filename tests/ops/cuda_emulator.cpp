@@ -1,5 +1,5 @@
-// csrc/*.cu for a host compiler: the module cuda_emulator has the functions that cats/cuda.py calls, for addresses of
-// ordinary memory; and two kernels with the mistakes that the emulator must find.
+// csrc/*.cu for a host compiler. The module cuda_emulator has the functions that cats/ops/backends/cuda.py calls, for
+// addresses of ordinary memory, and two kernels with mistakes that the emulator must find.
 #include <pybind11/pybind11.h>
 
 #include "combine.cu"
@@ -8,7 +8,7 @@
 #include "gram.cu"
 #include "reduce.cu"
 
-// target[i] = i of the next thread in the block; without a barrier, what the shared memory holds by chance.
+// target[i] = i of the next thread in the block. Without a barrier it is whatever the shared memory holds.
 static void neighbour_kernel(int64_t* target, bool with_barrier) {
     int64_t* shared = reinterpret_cast<int64_t*>(cats::shared_memory());
     shared[threadIdx.x] = threadIdx.x;

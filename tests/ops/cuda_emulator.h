@@ -1,10 +1,10 @@
-// The names of csrc/device.cuh for a host compiler: blocks of CUDA threads run one after the other, their threads as
-// fibers of one thread of the processor, which wait for each other only where the kernel says so.
+// The names of csrc/device.cuh for a host compiler. Blocks of CUDA threads run one after the other. The threads of a block
+// are fibers of one CPU thread; they wait for each other only where the kernel says so.
 //
-// The order in which fibers run between two waits can be changed (emulate_order): a kernel that lacks a barrier gives
-// another result then. A block whose threads do not all come to a barrier, or whose lanes do not all come to an exchange
-// of their warp, ends with an exception. Shared memory begins as NaN. Numbers are those of the device, but for
-// the matrix units' rounding, for which see mma.
+// emulate_order changes the order in which fibers run between two waits: then a kernel that lacks a barrier gives another
+// result. It is an exception if not all threads of a block reach the same barrier, or not all lanes of a warp the same
+// exchange. Shared memory is NaN at the start. Results are those of the device, except for the rounding of the matrix
+// units: see mma.
 #pragma once
 
 #include <setjmp.h>
@@ -53,7 +53,7 @@ public:
     template <class Body> void run(const Body& body) {
         current = this;
         body_ = body;
-        static std::vector<std::unique_ptr<char[]>> stacks;  // of all blocks, one after the other
+        static std::vector<std::unique_ptr<char[]>> stacks;  // reused by all blocks
         while (stacks.size() < fibers_.size()) stacks.emplace_back(new char[STACK]);
         for (size_t i = 0; i < fibers_.size(); ++i) {
             Fiber& fiber = fibers_[i];
@@ -69,12 +69,12 @@ public:
 
     void wait_block() { wait(State::at_barrier); }
 
-    // Every lane of the warp gives a value and may then ask for those of the others, until the next exchange.
+    // Every lane of the warp gives a value. Until the next exchange it may read the values of the others.
     template <class T> auto exchange(const T& value) {
         static_assert(sizeof(T) <= sizeof(Slot), "some numbers");
         const unsigned warp = threadIdx.x / 32 * 32;
         Fiber& fiber = fibers_[threadIdx.x];
-        // Two slots in turn: nobody can be two exchanges ahead of another.
+        // Two slots are enough: no lane can be two exchanges ahead of another.
         const int parity = fiber.parity ^= 1;
         std::memcpy(slots_[threadIdx.x][parity].bytes, &value, sizeof value);
         wait(State::at_exchange);
@@ -89,8 +89,8 @@ private:
     static constexpr size_t STACK = 1 << 16;
     enum class State { ready, at_barrier, at_exchange, done };
     struct Fiber {
-        ucontext_t context;  // where it begins
-        jmp_buf place;       // where it goes on
+        ucontext_t context;  // where the fiber begins
+        jmp_buf place;       // where it continues
         bool begun = false;
         State state = State::ready;
         int parity = 0;
@@ -111,7 +111,7 @@ private:
         _longjmp(block->scheduler_, 1);
     }
 
-    // By jumps: swapcontext makes two calls of the system every time.
+    // With jumps, because every swapcontext makes two system calls.
     void resume(unsigned i) {
         threadIdx = dim3(i);
         if (_setjmp(scheduler_)) return;
@@ -126,7 +126,7 @@ private:
         if (!_setjmp(fibers_[me].place)) _longjmp(scheduler_, 1);
     }
 
-    // Runs every fiber that can go on until it waits; false once all are done.
+    // Runs every fiber that can continue until it waits. False when all have finished.
     bool release() {
         std::vector<unsigned> ready;
         for (unsigned i = 0; i < fibers_.size(); ++i)
@@ -211,7 +211,7 @@ inline uint16_t float_to_half(float value) {
     if (std::isnan(value)) return sign | 0x7e00;
     if (magnitude >= 65520.0f) return sign | 0x7c00;
     int exponent = magnitude == 0 ? -14 : std::max(std::ilogb(magnitude), -14);
-    // Units of the last place, rounded to even; 1024 too many are the next exponent.
+    // In units of the last place, rounded to even; 1024 units carry into the next exponent.
     const int units = int(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
     return uint16_t(sign | (units + ((exponent + 14) << 10)));
 }
@@ -231,9 +231,9 @@ inline uint4 load_once(const uint4* address) {
 }
 inline void keep(uint32_t) {}
 
-// c += a b as the PTX ISA lays out the fragments: with g = lane / 4, t = lane % 4 and P operands in a register, register
-// i of a lane holds of a the row g + 8 (i % 2), columns P (t + 4 (i / 2)) and on, register i of b the column g, rows
-// P (t + 4 i) and on; c[i]: row g + 8 (i / 2), column 2 t + i % 2. Sums are rounded towards zero, as the units do.
+// c += a b with the PTX ISA's layout of fragments. Let g = lane / 4, t = lane % 4, and P the number of operands in a register.
+// Register i of a holds row g + 8 (i % 2), P columns from P (t + 4 (i / 2)). Register i of b holds column g, P rows from
+// P (t + 4 i). c[i] is row g + 8 (i / 2), column 2 t + i % 2. Sums are rounded towards zero, as by the matrix units.
 inline float add_towards_zero(float sum, double products) {
     const double exact = double(sum) + products;
     const float rounded = float(exact);

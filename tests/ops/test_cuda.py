@@ -1,97 +1,31 @@
-"""The CUDA kernels: compiled for the chips they are for, run without a GPU in an emulator, and on a GPU.
+"""The CUDA kernels: what only the emulator can show, compiled for the chips they are for, and on a GPU.
 
-The emulator (cuda_emulator.h) gives a C++ compiler the few names that the kernels need of a device. What it cannot show
-is what only the device has: the rounding of its matrix units, to which the emulator's is near, its caches, its speed.
+What every backend is asked, the emulator is asked too: tests/ops/conftest.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import importlib.util
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pybind11
 import pytest
 import torch
 from torch import Tensor
 
-import cats
 from cats import ops
-from cats.ops import device_table, dispatch
-from tests.ops import test_backends
-from tests.ops.test_backends import ADAMW, STATISTICS, Backend, check, mixed_weights, same
+from cats.ops import device_table
+from tests.ops.common import ADAMW, STATISTICS, Backend, check_all, mixed_weights, same
 
-# ---- in the emulator: the suite of the backends, but for what asks it nothing new or takes it minutes
-
-ELSEWHERE = {
-    "test_no_backend_is_missing_by_mistake",
-    "test_no_gpu_backend_is_missing_by_mistake",
-    "test_shapes_are_known_without_data",
-    "test_more_elements_than_int32_counts",
-    "test_memory_beyond_arguments_and_results",
-}
-globals().update({k: f for k, f in vars(test_backends).items() if k.startswith("test_") and k not in ELSEWHERE})
-
-
-def load(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def emulator(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """csrc/*.cu compiled for this machine's processor: the functions of cats._native that cats.cuda calls."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("emulator") / "cuda_emulator.so"
-    flags = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
-    folders = [root / "tests" / "ops", root / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    done = subprocess.run(
-        [compiler, *flags, *(f"-I{f}" for f in folders), root / "tests" / "ops" / "cuda_emulator.cpp", "-o", library],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return load("cuda_emulator", library)
+# In the emulator
 
 
 @pytest.fixture
-def module(emulator: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """cats.cuda with the emulator for its kernels, as backend "cuda" of tensors on the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "cats._native", emulator)
-        patch.setattr(cats, "_native", emulator, raising=False)
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-        module = load("cats.ops.backends.emulated", root / "cats" / "ops" / "backends" / "cuda.py")
-    module.LIMITS = dataclasses.replace(module.LIMITS, devices=("cpu",))
-    monkeypatch.setitem(sys.modules, "cats.ops.backends.emulated", module)
-    monkeypatch.setitem(dispatch.BACKENDS, "cuda", "cats.ops.backends.emulated")
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    return module
-
-
-@pytest.fixture
-def backend(module: Any) -> Backend:
-    backend = Backend("cuda", "cpu")
-    backend.interpreted = True  # small sizes only
-    return backend
+def backend(emulated: Any) -> Backend:
+    return Backend("cuda", "cpu", interpreted=True)
 
 
 def everything(backend: Backend, grads: list[list[Any]], rows: int = 1) -> list[Tensor]:
@@ -153,7 +87,7 @@ def test_nothing_beside_a_tensor_is_read_or_written(backend: Backend, dtype: tor
         memories: list[tuple[Tensor, int, int]] = []
         grads = [[inside(g) for g in row] for row in backend.integers(3, [(size,)], dtype)]
         out = [inside(torch.zeros(size, dtype=dtype))]
-        check(backend, grads, mixed_weights(3), out=out, exact=True)
+        check_all(backend, grads, mixed_weights(3), out=out, exact=True)
         moments = [
             [inside(torch.zeros(size, dtype=torch.float64 if dtype == torch.float64 else torch.float32))] for _ in "mv"
         ]
@@ -166,7 +100,7 @@ def test_nothing_beside_a_tensor_is_read_or_written(backend: Backend, dtype: tor
 def test_matrix_units_round_towards_zero_for_short_runs_only(backend: Backend) -> None:
     # Numbers of one sign: rounding all sums of these 20000 terms towards zero would make it 1e-4 less.
     grads = [[torch.full((20_000,), 0.1 + 0.01 * n)] for n in range(9)]
-    check(backend, grads, [1.0] * 9)
+    check_all(backend, grads, [1.0] * 9)
     gram, oracle = backend.gram(grads), torch.stack([g.double() for (g,) in grads])
     assert ((gram / (oracle @ oracle.T) - 1).abs() < STATISTICS / 2).all()
 
@@ -187,17 +121,19 @@ def test_what_is_not_there_has_no_product_with_infinity(backend: Backend, tasks:
 
 
 @pytest.mark.parametrize("tasks", [3, 20])
-def test_chunks_in_several_batches(backend: Backend, module: Any, monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+def test_chunks_in_several_batches(
+    backend: Backend, emulated: Any, monkeypatch: pytest.MonkeyPatch, tasks: int
+) -> None:
     monkeypatch.setattr(device_table, "MIN_CHUNK", 64)
     grads = backend.integers(tasks, [(70,), (129,), (7,), (64,), (3,)])
     groups = [1, 0, 1, 3, 0]
     for chunks in (1, 2, 5):
-        monkeypatch.setattr(module, "WORKSPACE", chunks * tasks * (tasks + 1) // 2 * 8)
-        check(backend, grads, mixed_weights(tasks), groups=groups, exact=True)
+        monkeypatch.setattr(emulated, "WORKSPACE", chunks * tasks * (tasks + 1) // 2 * 8)
+        check_all(backend, grads, mixed_weights(tasks), groups=groups, exact=True)
 
 
 def test_more_tasks_than_the_kernels_take(backend: Backend) -> None:
-    check(backend, backend.integers(129, [(5,), (300,)]), mixed_weights(129), exact=True)
+    check_all(backend, backend.integers(129, [(5,), (300,)]), mixed_weights(129), exact=True)
 
 
 def test_what_the_kernels_cannot_do_is_refused(emulator: Any) -> None:
@@ -215,9 +151,9 @@ def test_traffic_writes_what_it_says(emulator: Any) -> None:
     assert not target[:70_000].any() and target[70_000:].all() and source.all()
 
 
-# ---- compiled for A100 and H100
-
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_80,code=[sm_80,sm_90]"]
+
+
 SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu"]
 
 
@@ -295,14 +231,11 @@ def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
     assert all(count == int(cap) for (_, cap, _, _), count in found.items())
 
 
-# ---- on a GPU
-
-
 @pytest.fixture
 def cuda() -> Backend:
     if reason := ops.backends()["cuda"]:
         pytest.skip(reason)
-    return Backend("cuda", "cuda")
+    return Backend("cuda", "cuda", interpreted=False)
 
 
 @pytest.mark.gpu

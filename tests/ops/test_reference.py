@@ -1,4 +1,4 @@
-"""What is the reference's own: sums in float64, blocks of bounded size. tests/test_backends.py has all the rest."""
+"""What only the reference promises: sums in float64, blocks of bounded size."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""From lists of tensors to addresses and chunks: what the kernels are told is all of the memory, and only once."""
+"""From lists of tensors to addresses: what kernels are told is all of the memory, and only once."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cats import ops
-from cats.ops import device_table, dispatch, layout
+from cats.ops import layout
 
-CPU = torch.device("cpu")
 Flatten = Callable[..., layout.Flat]
 
 
@@ -30,9 +28,6 @@ def flatten(request: pytest.FixtureRequest) -> Flatten:
 
 def address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
-
-
-# Flat memory
 
 
 def test_flat_parameters_become_addresses(flatten: Flatten) -> None:
@@ -158,9 +153,6 @@ def test_the_compiled_function_finds_what_the_python_one_finds(rows: Any) -> Non
     assert layout.flatten(*rows) == layout._flatten(*rows)
 
 
-# Quick looks
-
-
 def test_uniform_gradients(flatten: Flatten) -> None:
     a, b = torch.ones(2), torch.ones(3, 4)
     good: list[list[Tensor | None]] = [[None, b, None], [a, b.t().contiguous().t(), None]]
@@ -174,131 +166,6 @@ def test_uniform_gradients(flatten: Flatten) -> None:
     for other in torch.ones(3), torch.ones(2).double(), torch.ones(2, device="meta"), torch.ones(2).to_sparse(), 1.0:
         assert layout.uniform([[a, b], [other, b]]) is None
     assert layout.uniform([[a, b], [a]]) is None
-
-
-# Parts
-
-
-def test_select_and_add_statistics() -> None:
-    a, b = torch.ones(2), torch.ones(3)
-    assert layout.select([[a, None, b], [b, a, None]], [2, 0]) == [[b, a], [None, b]]
-    totals = torch.ones(3, 2), torch.zeros(3, 1, 2)
-    dispatch._add(totals, (torch.tensor([[1.0, 2.0]]), torch.ones(2, 1, 2)))
-    assert totals[0].tolist() == [[2.0, 3.0], [1.0, 1.0], [1.0, 1.0]]
-    assert totals[1].tolist() == [[[1.0, 1.0]], [[1.0, 1.0]], [[0.0, 0.0]]]
-
-
-# Chunks
-
-
-def test_chunk_length() -> None:
-    most = device_table.MIN_CHUNK * device_table.MAX_CHUNKS
-    for elements in 0, 1, device_table.MIN_CHUNK, most - 1, most:
-        assert device_table.chunk_length(elements) == device_table.MIN_CHUNK
-    for elements in most + 1, 2 * most, 2 * most + 1, 10**10, 10**12:
-        length = device_table.chunk_length(elements)
-        assert length & (length - 1) == 0
-        assert length * device_table.MAX_CHUNKS >= elements > length // 2 * device_table.MAX_CHUNKS
-
-
-def decode(plan: device_table.Plan, groups: int) -> tuple[list[list[int]], list[tuple[int, ...]], list[list[int]]]:
-    """Pointers by parameter, chunks, and the chunks of every group."""
-    words = plan.words.tolist()
-    pointers = [words[i : i + plan.width] for i in range(0, plan.chunks, plan.width)] if plan.width else []
-    chunks = [tuple(words[i : i + 3]) for i in range(plan.chunks, plan.chunks + 3 * plan.count, 3)]
-    order, bounds = words[plan.order : plan.order + plan.count], words[plan.bounds :]
-    assert len(bounds) == groups + 1 and bounds[0] == 0 and bounds[-1] == plan.count
-    return pointers, chunks, [order[a:b] for a, b in itertools.pairwise(bounds)]
-
-
-def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_table, "MIN_CHUNK", 16)
-    monkeypatch.setattr(device_table, "MAX_CHUNKS", 8)
-    sizes = [1, 15, 16, 17, 200, 31, 64, 0, 3]
-    dtypes = [torch.float32, torch.bfloat16, torch.float32, torch.float64] + [torch.float32] * 5
-    groups = [3, 0, 0, 3, 5, 0, 3, 1, 1]
-    grads = [[torch.ones(size + 1, dtype=d)[:size] for size, d in zip(sizes, dtypes, strict=True)] for _ in range(2)]
-    grads[1][2] = torch.ones(17)[1:]  # not where vectors begin
-    grads[1][5] = torch.ones(1).expand(31)  # odd
-    flat = layout.flatten(grads)
-    assert flat.params == [0, 1, 2, 3, 4, 6, 8]
-    plan = device_table.plan(flat, groups, CPU)
-    pointers, chunks, members = decode(plan, 6)
-    assert pointers == [[row[i].data_ptr() for row in grads] for i in flat.params]
-
-    length = device_table.chunk_length(sum(flat.numels))
-    assert length == 64  # 8 chunks of 32 are less than 316
-    for row, numel in enumerate(flat.numels):
-        mine = sorted((start, count) for r, start, count in chunks if r == row)
-        assert mine == [(start, min(length, numel - start)) for start in range(0, numel, length)]
-    assert plan.count == len(chunks) == sum(-(-numel // length) for numel in flat.numels)
-    assert plan.longest == max(count for _, _, count in chunks) == 64
-
-    assert sum(launch.chunks for launch in plan.launches) == plan.count
-    for launch in plan.launches:
-        for row, _, _ in chunks[launch.first : launch.first + launch.chunks]:
-            assert (flat.dtypes[row], flat.aligned[row]) == (launch.dtypes, launch.aligned)
-    kinds = [(launch.dtypes, launch.aligned) for launch in plan.launches]
-    assert len(kinds) == len(set(kinds)) == 4
-
-    for group, indices in enumerate(members):
-        assert indices == [i for i, (row, _, _) in enumerate(chunks) if groups[flat.params[row]] == group]
-    assert members[1] and members[2] == members[4] == []
-
-
-def test_a_plan_of_nothing() -> None:
-    flat = layout.flatten([[torch.ones(1).expand(3), None]])
-    plan = device_table.plan(flat, [0, 2], CPU)
-    assert (plan.count, plan.longest, plan.launches) == (0, 0, [])
-    assert decode(plan, 3) == ([], [], [[], [], []])
-
-
-def test_plans_are_kept_while_nothing_changes() -> None:
-    grads = [[torch.ones(5), torch.ones(7)] for _ in range(2)]
-    first = device_table.plan(layout.flatten(grads), [0, 1], CPU)
-    assert device_table.plan(layout.flatten(grads), [0, 1], CPU) is first
-    # Everything that a plan depends on.
-    shorter = [[row[0][:4], row[1]] for row in grads]
-    moved = [grads[0], [grads[1][0], torch.ones(7)]]
-    retyped = [[row[0], row[1].view(torch.int32).view(torch.float32).view(7)] for row in grads]
-    assert device_table.plan(layout.flatten(retyped), [0, 1], CPU) is first
-    others = [
-        device_table.plan(layout.flatten(shorter), [0, 1], CPU),
-        device_table.plan(layout.flatten(moved), [0, 1], CPU),
-        device_table.plan(layout.flatten(grads), [0, 2], CPU),
-        device_table.plan(layout.flatten(grads), [1, 0], CPU),
-        device_table.plan(layout.flatten([[None, row[1]] for row in grads]), [0, 1], CPU),
-        device_table.plan(layout.flatten([[row[1], None] for row in grads]), [0, 1], CPU),
-        device_table.plan(layout.flatten(grads[:1]), [0, 1], CPU),
-        device_table.plan(layout.flatten(grads[:1], grads[1:]), [0, 1], CPU),
-    ]
-    assert len({id(plan) for plan in [first, *others]}) == 1 + len(others)
-
-
-def test_the_oldest_plan_goes_first() -> None:
-    rows = [[[torch.ones(3)]] for _ in range(device_table._PLANS + 1)]
-    plans = [device_table.plan(layout.flatten(grads), [0], CPU) for grads in rows[:-1]]
-    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]  # used again, so now the newest
-    device_table.plan(layout.flatten(rows[-1]), [0], CPU)
-    assert len(device_table._plans) == device_table._PLANS
-    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]
-    assert device_table.plan(layout.flatten(rows[1]), [0], CPU) is not plans[1]
-
-
-@pytest.mark.gpu
-def test_plans_on_a_gpu() -> None:
-    device = torch.device("cuda", torch.cuda.current_device())
-    grads = [[torch.ones(20_000, device=device), torch.ones(3, device=device)] for _ in range(2)]
-    flat = layout.flatten(grads)
-    plan = device_table.plan(flat, [0, 1], device)
-    assert plan.words.device == device
-    # On another stream the table could be read before it is there.
-    with torch.cuda.stream(torch.cuda.Stream()):
-        assert device_table.plan(flat, [0, 1], device) is not plan
-    assert device_table.plan(flat, [0, 1], device) is plan
-    pointers, chunks, members = decode(plan, 2)
-    assert pointers == [[row[i].data_ptr() for row in grads] for i in range(2)]
-    assert [count for _, _, count in chunks] == [8192, 8192, 3616, 3] and members == [[0, 1, 2], [3]]
 
 
 def test_zeros_without_memory_are_odd() -> None:
