@@ -31,6 +31,11 @@ def _of_base(name: str) -> Any:
     return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value))
 
 
+def _copy_of(numbers: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a dict of numbers and of dicts of numbers. copy.deepcopy would take 30 times as long."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in numbers.items()}
+
+
 class MultiTask(Optimizer):
     """Any torch optimizer, stepped with a weighted sum of per-task gradients.
 
@@ -283,7 +288,7 @@ class MultiTask(Optimizer):
           per-task gradients, over the shared parameters. ``sqnorm`` is ‖ḡ‖², or its estimate if ``cross_batch``.
           ``sqnorms`` are nan with several processes. All are of unscaled and unclipped gradients.
         """
-        return {**self._counts, **{k: dict(v) if isinstance(v, dict) else v for k, v in self._last.items()}}
+        return {**self._counts, **_copy_of(self._last)}
 
     # --- torch.optim.Optimizer --------------------------------------------------------------------------------------
 
@@ -312,7 +317,7 @@ class MultiTask(Optimizer):
             "weighting": self.weighting.state_dict(),
             "weights": self._weights.clone(),
             "counts": dict(self._counts),
-            "last": {k: dict(v) if isinstance(v, dict) else v for k, v in self._last.items()},
+            "last": _copy_of(self._last),
         }
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state = post_hook(self, state) or state
@@ -342,7 +347,7 @@ class MultiTask(Optimizer):
             raise
         self._weights = own["weights"].clone()
         self._counts = dict(own["counts"])
-        self._last = {k: dict(v) if isinstance(v, dict) else v for k, v in own["last"].items()}
+        self._last = _copy_of(own["last"])
         self._accumulation = None
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
