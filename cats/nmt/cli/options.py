@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cats import info
 from cats.nmt.cli.parser import Parser
-from cats.nmt.config.schema import Config, replace_settings
+from cats.nmt.config.checks import replace_settings
+from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, presets, read_run_config, read_settings
 from cats.nmt.errors import UserError
 

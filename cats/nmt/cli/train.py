@@ -9,7 +9,8 @@ from pathlib import Path
 from cats.nmt.cli.evaluate import score
 from cats.nmt.cli.options import add_settings, base_config, given, require_trainer
 from cats.nmt.cli.parser import Parser
-from cats.nmt.config.schema import Config, is_utf8, replace_settings
+from cats.nmt.config.checks import is_utf8, replace_settings
+from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, describe
 from cats.nmt.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The settings of a run, their types, defaults, help lines and checks.
+"""The settings of a run: their types, defaults, help lines and allowed values.
 
 The help lines are printed by ``cats train --help`` and written to the ``config.toml`` of every run.
 """
@@ -6,15 +6,10 @@ The help lines are printed by ``cats train --help`` and written to the ``config.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
-
-from cats.nmt.errors import UserError, nearest
+from typing import Any, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,8 @@ def setting(
 
 @dataclass(frozen=True)
 class Data:
+    """The corpus and its tasks."""
+
     path: str = setting(
         "",
         "folder of parallel text (layouts: cats data inspect --help) or a prepared folder; empty: the built-in corpus",
@@ -83,7 +80,7 @@ class Data:
         choices=("one-to-many", "many-to-one", "many-to-many"),
     )
     tasks: tuple[str, ...] = setting((), "names of the tasks to train on, such as az,be; empty: all")
-    valid_pairs: int = setting(0, "use only the first so many validation pairs of each task; 0: all", need=COUNT)
+    valid_pairs: int = setting(0, "use only the first validation pairs of each task, this many; 0: all", need=COUNT)
     max_ratio: float = setting(
         0.0,
         "leave out training pairs with one side more than this many times as long as the other, in pieces; 0: keep all",
@@ -94,6 +91,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Tokenizer:
+    """The tokenizer and the language tags."""
+
     vocab_size: int = setting(2000, "largest number of pieces of the sentencepiece model", need=POSITIVE_COUNT)
     per_language: bool = setting(
         False, "train one model of vocab_size pieces per language, and use their union as the vocabulary (MultiDDS)"
@@ -104,14 +103,16 @@ class Tokenizer:
         need=POSITIVE_OR_INF,
     )
     most_pairs: int = setting(
-        500_000, "if the corpus is larger, train the tokenizer on about so many pairs", need=POSITIVE_COUNT
+        500_000,
+        "approximate number of pairs that the tokenizer is trained on, if the corpus is larger",
+        need=POSITIVE_COUNT,
     )
     character_coverage: float = setting(
         1.0, "share of the text's characters that get pieces; below 1, the rarest characters become unknown", need=SHARE
     )
     extend: int = setting(
         0,
-        "with train.init_from: add at most so many pieces, for characters that the tokenizer of that run lacks",
+        "with train.init_from: largest number of new pieces, for characters that the tokenizer of that run lacks",
         need=COUNT,
     )
     source_tag: str = setting(
@@ -129,6 +130,8 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Model:
+    """The Transformer."""
+
     d_model: int = setting(96, "width of the Transformer", need=EVEN)
     heads: int = setting(4, "attention heads; must divide d_model", need=POSITIVE_COUNT)
     ffn: int = setting(192, "width of the feed-forward layers", need=POSITIVE_COUNT)
@@ -157,6 +160,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Sampling:
+    """How the sentences of an update are drawn."""
+
     temperature: float = setting(
         3.0,
         "a task is drawn with probability ~ pairs^(1/T): 1 = proportional to size, inf = uniform",
@@ -172,7 +177,7 @@ class Sampling:
     )
     unimax_epochs: float = setting(
         0.0,
-        "instead: UniMax, uniform in tokens, but at most so many passes over the text of any task; 0: off",
+        "instead: UniMax, uniform in tokens, but at most this many passes over the text of any task; 0: off",
         need=FINITE,
     )
     tasks_per_update: int = setting(0, "number of tasks in an update, drawn by their probabilities; 0: all", need=COUNT)
@@ -186,6 +191,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Method:
+    """How the tasks are weighted."""
+
     name: str = setting("cats", "how tasks are weighted", choices=("cats", "static"))
     weights: str | tuple[float, ...] = setting(
         "tokens",
@@ -214,6 +221,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Train:
+    """The training loop and the base optimizer."""
+
     steps: int = setting(1600, "updates of the model", need=POSITIVE_COUNT)
     lr: float = setting(3e-3, "peak learning rate; noam: multiplied by (d_model * warmup)^(-1/2)", need=POSITIVE)
     warmup: int = setting(150, "updates until the learning rate reaches its peak", need=COUNT)
@@ -233,7 +242,7 @@ class Train:
     seed: int = setting(1, "seed of the parameters, the batches and the dropout", need=SEED)
     accumulate: int = setting(
         1,
-        "split the batch of an update into so many parts that are computed one after the other, to save memory",
+        "number of parts that an update's batch is split into; they are computed one after the other, to save memory",
         need=POSITIVE_COUNT,
     )
     precision: str = setting(
@@ -250,13 +259,13 @@ class Train:
     save_every: int = setting(
         0, "updates between two checkpoints, in addition to those at validations; 0: only at validations", need=COUNT
     )
-    keep: int = setting(0, "keep the models of so many newest validations, for cats average", need=COUNT)
-    patience: int = setting(0, "stop after so many validations without a better mean NLL; 0: never", need=COUNT)
+    keep: int = setting(0, "number of newest validations whose models are kept, for cats average", need=COUNT)
+    patience: int = setting(0, "stop after this many validations without a better mean NLL; 0: never", need=COUNT)
     init_from: str = setting("", "run directory whose best model training starts from; empty: random parameters")
     pretrain: tuple[str, ...] = setting(
         (), "tasks that are trained alone first; after that all tasks, with optimizer, alpha and learning rate reset"
     )
-    pretrain_steps: int = setting(0, "the first so many of train.steps are used for train.pretrain", need=COUNT)
+    pretrain_steps: int = setting(0, "updates before that reset; they are part of train.steps", need=COUNT)
     restart: bool = setting(False, "train all tasks from the start, but make the same reset after train.pretrain_steps")
     threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=COUNT)
 
@@ -274,11 +283,13 @@ class Decode:
     length_penalty: float = setting(1.0, "exponent p of the length penalty", need=FINITE)
     batch_tokens: int = setting(4000, "source tokens that are translated at a time", need=POSITIVE_COUNT)
     max_length: int = setting(
-        1024, "translate and score only the first so many pieces of a line, with a warning", need=POSITIVE_COUNT
+        1024,
+        "largest number of pieces of a line; the rest is not translated and not scored, with a warning",
+        need=POSITIVE_COUNT,
     )
     sample: bool = setting(False, "draw translations at random instead of beam search")
     temperature: float = setting(1.0, "sample: divide the logits by this", need=POSITIVE)
-    top_k: int = setting(0, "sample: draw only from the so many most probable tokens; 0: from all", need=COUNT)
+    top_k: int = setting(0, "sample: draw only from the k most probable tokens; 0: from all", need=COUNT)
     top_p: float = setting(
         1.0, "sample: draw only from the most probable tokens that together have this probability", need=SHARE
     )
@@ -287,12 +298,14 @@ class Decode:
 
 @dataclass(frozen=True)
 class Evaluate:
+    """The groups of tasks whose macro-averages are reported."""
+
     lores_below: int = setting(
         0, "tasks with fewer training pairs than this are LoRes; 0: with fewer than the mean", need=COUNT
     )
     hires_from: int = setting(
         0,
-        "tasks with at least so many pairs are HiRes, the rest MidRes; 0: all tasks that are not LoRes are HiRes",
+        "tasks with at least this many pairs are HiRes, the rest MidRes; 0: all tasks that are not LoRes are HiRes",
         need=COUNT,
     )
     lores: tuple[str, ...] = setting((), "names of the LoRes tasks; a list for any group replaces the two bounds")
@@ -302,6 +315,8 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Config:
+    """All settings of a run."""
+
     data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     model: Model = field(default_factory=Model)
@@ -312,6 +327,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
 
+# {section: its class}, {"section.key": type}, {"section.key": field}
 SECTIONS: dict[str, type] = get_type_hints(Config)
 TYPES: dict[str, Any] = {
     f"{section}.{key}": kind for section, cls in SECTIONS.items() for key, kind in get_type_hints(cls).items()
@@ -319,124 +335,3 @@ TYPES: dict[str, Any] = {
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)
 }
-TYPE_NAMES = {
-    str: "a string",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-}
-
-
-def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
-    """A copy of `config` with new values for some settings, given as ``{"section.key": value}``.
-
-    Args:
-        where: error messages begin with it, for example the file that the values come from.
-
-    Raises:
-        UserError: unknown setting, wrong type, or a value out of range.
-    """
-    prefix = f"{where}: " if where else ""
-    changes: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        if name not in FIELDS:
-            raise UserError(f"{prefix}unknown setting '{name}'{suggest_setting(name)}")
-        section, key = name.split(".")
-        value = _checked(name, value, prefix)
-        if name in ("data.path", "train.init_from") and value:
-            value = os.path.abspath(value)  # a run may be evaluated from another working directory
-        changes.setdefault(section, {})[key] = value
-    sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
-    config = dataclasses.replace(config, **sections)
-    _check_combinations(config, prefix)
-    return config
-
-
-def _check_combinations(config: Config, prefix: str) -> None:
-    """Raises an error for settings that are valid alone, but not together."""
-    if config.model.d_model % config.model.heads:
-        width, heads = config.model.d_model, config.model.heads
-        raise UserError(f"{prefix}model.d_model = {width} is not a multiple of model.heads = {heads}")
-    train = config.train
-    if train.pretrain and train.restart:
-        raise UserError(f"{prefix}train.restart is for runs without train.pretrain, which has that reset anyway")
-    if (train.pretrain or train.restart) and not 0 < train.pretrain_steps < train.steps:
-        name = "train.pretrain" if train.pretrain else "train.restart"
-        raise UserError(
-            f"{prefix}{name} needs train.pretrain_steps between 1 and {train.steps - 1}, not {train.pretrain_steps}"
-        )
-    if train.pretrain_steps and not (train.pretrain or train.restart):
-        raise UserError(f"{prefix}train.pretrain_steps has no effect without train.pretrain or train.restart")
-
-
-def suggest_setting(name: str) -> str:
-    """ " (did you mean X?)" for an unknown setting, or "". A key without a section finds the sections that have it."""
-    if "." not in name:
-        owners = [known for known in FIELDS if known.endswith(f".{name}")]
-        if owners:
-            return f" (did you mean {' or '.join(owners)}?)"
-        keys = nearest(name, [known.partition(".")[2] for known in FIELDS])
-        return keys or nearest(name, FIELDS)
-    return nearest(name, FIELDS)
-
-
-def _checked(name: str, value: Any, prefix: str) -> Any:
-    """`value` converted to the type of the setting; a `UserError` if that is impossible or the value not allowed."""
-    kind, metadata = TYPES[name], FIELDS[name].metadata
-    converted = _convert(value, kind)
-    if converted is None:
-        shown = value if isinstance(value, str) else format_value(value)
-        raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {shown!r}")
-    if isinstance(converted, str) and not is_utf8(converted):
-        raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
-    choices, need = metadata["choices"], metadata["need"]
-    if choices and converted not in choices:
-        raise UserError(f"{prefix}{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}")
-    if need and not need.test(converted):
-        raise UserError(f"{prefix}{name} must be {need.text}, not {value}")
-    return converted
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    """`value` as the type `kind`, or None if it does not fit. An int fits a float setting, a bool does not."""
-    if isinstance(kind, types.UnionType):
-        return next(
-            (v for v in (_convert(value, option) for option in get_args(kind)) if v is not None),
-            None,
-        )
-    if get_origin(kind) is tuple:
-        of = get_args(kind)[0]
-        items = tuple(_convert(item, of) for item in value) if isinstance(value, list | tuple) else (None,)
-        return None if None in items else items
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return None if math.isnan(value) else float(value)
-    return value if type(value) is kind else None
-
-
-def format_value(value: Any) -> str:
-    """A value as it is written in TOML."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # A JSON string is a TOML basic string, except that TOML needs U+007F escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(format_value, value))}]"
-    return repr(value)
-
-
-def _type_name(kind: Any) -> str:
-    if isinstance(kind, types.UnionType):
-        return " or ".join(map(_type_name, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return "a list of names" if get_args(kind)[0] is str else "a list of numbers"
-    return TYPE_NAMES[kind]
-
-
-def is_utf8(value: str) -> bool:
-    """Whether `value` can be encoded as UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 arrives as lone surrogates
-        return False
-    return True

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cats.nmt.config.schema import FIELDS, SECTIONS, TYPES, Config, format_value, replace_settings, suggest_setting
+from cats.nmt.config.checks import format_value, replace_settings, suggest_setting
+from cats.nmt.config.schema import FIELDS, SECTIONS, TYPES, Config
 from cats.nmt.errors import UserError, nearest
 
 

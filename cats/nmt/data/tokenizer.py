@@ -19,7 +19,7 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write
 
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
-_LONGEST = 2000  # training lines are cut into parts of at most so many characters
+_LONGEST = 2000  # training lines are cut into parts of at most this many characters
 _NO_PIECE_ACROSS = "\x01"  # no piece contains it; it is only inserted into training text
 _RESERVED = "\u2585"  # sentencepiece's own character for unknown text: it skips lines that contain it
 

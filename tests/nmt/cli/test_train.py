@@ -22,7 +22,8 @@ from cats import info
 from cats.nmt.cli import train
 from cats.nmt.cli.main import main
 from cats.nmt.cli.parser import Parser
-from cats.nmt.config.schema import FIELDS, Config, replace_settings
+from cats.nmt.config.checks import replace_settings
+from cats.nmt.config.schema import FIELDS, Config
 from cats.nmt.config.toml import read_config
 from tests.nmt.cli.common import SET, TINY, write_toy
 

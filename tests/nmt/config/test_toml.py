@@ -8,7 +8,8 @@ import tomllib
 
 import pytest
 
-from cats.nmt.config.schema import FIELDS, Config, Train, replace_settings
+from cats.nmt.config.checks import replace_settings
+from cats.nmt.config.schema import FIELDS, Config, Train
 from cats.nmt.config.toml import apply_overrides, describe, read_config, to_toml
 from cats.nmt.errors import UserError
 

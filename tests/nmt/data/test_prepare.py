@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from cats.nmt.cli.main import main
-from cats.nmt.config.schema import Config, replace_settings
+from cats.nmt.config.checks import replace_settings
+from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data import prepare
 from cats.nmt.data.encode import EncodingSettings

@@ -46,10 +46,10 @@ NEW_PAIR, SEEN_SKELETON, UNSEEN_ENTITY = STRATA = ("new-pair", "seen-skeleton", 
 VALID_LINES = 100
 TEST_LINES = {NEW_PAIR: 260, SEEN_SKELETON: 80, UNSEEN_ENTITY: 80}
 
-OPEN_KIND = 40  # a kind with at least so many names is open; the others (months, days) have uniform frequencies
+OPEN_KIND = 40  # a kind with at least this many names is open; the others (months, days) have uniform frequencies
 UNSEEN = 5  # names of each open kind that a language never sees
 FLATNESS = 8  # open kinds: the frequency of the name of rank r (from 0) is proportional to 1 / (r + FLATNESS)
-MOST_TRIES = 200  # a template is given up after so many draws without a new line
+MOST_TRIES = 200  # a template is given up after this many draws without a new line
 
 
 @dataclass(frozen=True)

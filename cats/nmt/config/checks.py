@@ -1,0 +1,136 @@
+"""Changing settings, with checks of their names, types and values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import types
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from cats.nmt.config.schema import FIELDS, TYPES, Config
+from cats.nmt.errors import UserError, nearest
+
+TYPE_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = "") -> Config:
+    """A copy of `config` with new values for some settings, given as ``{"section.key": value}``.
+
+    Args:
+        where: error messages begin with it, for example the file that the values come from.
+
+    Raises:
+        UserError: unknown setting, wrong type, or a value out of range.
+    """
+    prefix = f"{where}: " if where else ""
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise UserError(f"{prefix}unknown setting '{name}'{suggest_setting(name)}")
+        section, key = name.split(".")
+        value = _checked(name, value, prefix)
+        if name in ("data.path", "train.init_from") and value:
+            value = os.path.abspath(value)  # a run may be evaluated from another working directory
+        changes.setdefault(section, {})[key] = value
+    sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
+    config = dataclasses.replace(config, **sections)
+    _check_combinations(config, prefix)
+    return config
+
+
+def _check_combinations(config: Config, prefix: str) -> None:
+    """Raises an error for settings that are valid alone, but not together."""
+    if config.model.d_model % config.model.heads:
+        width, heads = config.model.d_model, config.model.heads
+        raise UserError(f"{prefix}model.d_model = {width} is not a multiple of model.heads = {heads}")
+    train = config.train
+    if train.pretrain and train.restart:
+        raise UserError(f"{prefix}train.restart is for runs without train.pretrain, which has that reset anyway")
+    if (train.pretrain or train.restart) and not 0 < train.pretrain_steps < train.steps:
+        name = "train.pretrain" if train.pretrain else "train.restart"
+        raise UserError(
+            f"{prefix}{name} needs train.pretrain_steps between 1 and {train.steps - 1}, not {train.pretrain_steps}"
+        )
+    if train.pretrain_steps and not (train.pretrain or train.restart):
+        raise UserError(f"{prefix}train.pretrain_steps has no effect without train.pretrain or train.restart")
+
+
+def suggest_setting(name: str) -> str:
+    """ " (did you mean X?)" for an unknown setting, or "". A key without a section finds the sections that have it."""
+    if "." not in name:
+        owners = [known for known in FIELDS if known.endswith(f".{name}")]
+        if owners:
+            return f" (did you mean {' or '.join(owners)}?)"
+        keys = nearest(name, [known.partition(".")[2] for known in FIELDS])
+        return keys or nearest(name, FIELDS)
+    return nearest(name, FIELDS)
+
+
+def _checked(name: str, value: Any, prefix: str) -> Any:
+    """`value` converted to the type of the setting; a `UserError` if that is impossible or the value not allowed."""
+    kind, metadata = TYPES[name], FIELDS[name].metadata
+    converted = _convert(value, kind)
+    if converted is None:
+        shown = value if isinstance(value, str) else format_value(value)
+        raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {shown!r}")
+    if isinstance(converted, str) and not is_utf8(converted):
+        raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
+    choices, need = metadata["choices"], metadata["need"]
+    if choices and converted not in choices:
+        raise UserError(f"{prefix}{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}")
+    if need and not need.test(converted):
+        raise UserError(f"{prefix}{name} must be {need.text}, not {value}")
+    return converted
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value` as the type `kind`, or None if it does not fit. An int fits a float setting, a bool does not."""
+    if isinstance(kind, types.UnionType):
+        return next(
+            (v for v in (_convert(value, option) for option in get_args(kind)) if v is not None),
+            None,
+        )
+    if get_origin(kind) is tuple:
+        of = get_args(kind)[0]
+        items = tuple(_convert(item, of) for item in value) if isinstance(value, list | tuple) else (None,)
+        return None if None in items else items
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return None if math.isnan(value) else float(value)
+    return value if type(value) is kind else None
+
+
+def format_value(value: Any) -> str:
+    """A value as it is written in TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, except that TOML needs U+007F escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(format_value, value))}]"
+    return repr(value)
+
+
+def _type_name(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_type_name, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a list of names" if get_args(kind)[0] is str else "a list of numbers"
+    return TYPE_NAMES[kind]
+
+
+def is_utf8(value: str) -> bool:
+    """Whether `value` can be encoded as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 arrives as lone surrogates
+        return False
+    return True
