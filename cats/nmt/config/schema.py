@@ -80,7 +80,9 @@ class Data:
         choices=("one-to-many", "many-to-one", "many-to-many"),
     )
     tasks: tuple[str, ...] = setting((), "names of the tasks to train on, such as az,be; empty: all")
-    valid_pairs: int = setting(0, "use only the first validation pairs of each task, this many; 0: all", need=COUNT)
+    valid_pairs: int = setting(
+        0, "number of validation pairs that are used per task, counted from the first; 0: all", need=COUNT
+    )
     max_ratio: float = setting(
         0.0,
         "leave out training pairs with one side more than this many times as long as the other, in pieces; 0: keep all",
