@@ -16,7 +16,7 @@ def named_paths(text: str) -> set[str]:
     return links | {word for word in words if "/" in word or word.endswith((".py", ".md", ".toml", ".txt"))}
 
 
-@pytest.mark.parametrize("document", ["CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_every_path_in_a_document_exists(document: str, root: Path) -> None:
     paths = named_paths((root / document).read_text(encoding="utf-8"))
     assert paths and not sorted(path for path in paths if not (root / path).exists())
