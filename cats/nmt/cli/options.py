@@ -10,7 +10,7 @@ from cats import info
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import apply_overrides, presets, read_run_config, read_settings
+from cats.nmt.config.toml import apply_overrides, presets, read_settings
 from cats.nmt.errors import UserError
 
 
@@ -35,7 +35,9 @@ def base_config(args: argparse.Namespace) -> Config:
     config = read_settings(args.preset, args.config)
     if args.init_from is None:
         return config
-    other = read_run_config(Path(args.init_from))
+    from cats.nmt.training.run import RunDirectory  # imported here because it is slow to import
+
+    other = RunDirectory(Path(args.init_from)).read_config()
     if not args.config and args.preset is None:
         config = dataclasses.replace(config, model=other.model, tokenizer=other.tokenizer)
     return replace_settings(config, {"train.init_from": args.init_from})

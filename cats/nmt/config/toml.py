@@ -71,20 +71,6 @@ def read_settings(preset: str | None, path: Path | str | None) -> Config:
     return read_config(path, config) if path else config
 
 
-def read_run_config(run: Path, where: str = "") -> Config:
-    """The settings of a run directory.
-
-    Args:
-        where: the error message begins with it, for example the setting that names the run.
-
-    Raises:
-        UserError: it is not a run directory; see also `read_config`.
-    """
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{where}{run} is not a run directory: it has no config.toml")
-    return read_config(run / "config.toml")
-
-
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """A copy of `config` changed by overrides such as ``"train.lr=1e-3"``, in their order.
 

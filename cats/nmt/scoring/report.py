@@ -32,9 +32,9 @@ def write(run: Path) -> None:
     records = read_metrics(directory.metrics_file)
     checkpoints = {"best": scores, **_other_checkpoints(run)}
     page = markdown(run.resolve().name, scores, checkpoints, records, directory.read_config())
-    atomic_write(run / "report.md", page)
-    plots.draw_loss(records, scores, run / "loss.png")
-    plots.draw_alpha(records, scores, run / "alpha.png")
+    atomic_write(directory.report_file, page)
+    plots.draw_loss(records, scores, directory.loss_plot)
+    plots.draw_alpha(records, scores, directory.alpha_plot)
 
 
 def verdict(scores: Scores) -> str:

@@ -129,10 +129,10 @@ def average(paths: list[Path]) -> dict[str, Any]:
         try:
             like = state["digest"], {name: tensor.shape for name, tensor in state["model"].items()}
         except (AttributeError, KeyError, TypeError):
-            raise UserError(f"{path} holds no model of a run") from None
+            raise UserError(f"{path} has no model of a run") from None
         result = result or state
         if like != (result["digest"], {name: tensor.shape for name, tensor in result["model"].items()}):
-            raise UserError(f"{path} is of another model or corpus than {paths[0]}: they have no average")
+            raise UserError(f"{path} belongs to another model or corpus than {paths[0]}: they cannot be averaged")
         for name, tensor in state["model"].items():
             sums[name] = sums[name] + tensor if name in sums else tensor.double()
     model = {name: (total / len(paths)).to(result["model"][name].dtype) for name, total in sums.items()}

@@ -4,8 +4,9 @@
     tokenizer.model   the sentencepiece model
     metrics.jsonl     losses, task weights and validation scores; tensorboard/ has the same numbers
     checkpoints/      last.pt, previous.pt, best.pt, step-N.pt, average.pt
-    scores.json       the scores of an evaluated run, scores.csv the same as a table
+    scores.json       the scores of an evaluated run; scores.csv has the same numbers
     hyp/              its translations
+    report.md         its report, with loss.png and alpha.png
 
 An exported model is a directory with config.toml, tokenizer.model and model.safetensors.
 """
@@ -23,7 +24,7 @@ import torch
 
 from cats.nmt.config import schema
 from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import read_run_config, to_toml
+from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
@@ -103,6 +104,18 @@ class RunDirectory:
         return self.hypotheses(checkpoint) / f"{split}.{task}.{suffix}"
 
     @property
+    def report_file(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def loss_plot(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def alpha_plot(self) -> Path:
+        return self.path / "alpha.png"
+
+    @property
     def is_exported(self) -> bool:
         return self.weights_file.is_file()
 
@@ -113,9 +126,11 @@ class RunDirectory:
             where: the start of the error message, such as the setting that names the run.
 
         Raises:
-            UserError: this is no run directory, or its config.toml is damaged.
+            UserError: this is not a run directory, or its config.toml is damaged.
         """
-        return read_run_config(self.path, where)
+        if not self.config_file.is_file():
+            raise UserError(f"{where}{self.path} is not a run directory: it has no {self.config_file.name}")
+        return read_config(self.config_file)
 
     def load_tokenizer(self, settings: schema.Tokenizer) -> Tokenizer:
         """The tokenizer of the run.
@@ -129,7 +144,7 @@ class RunDirectory:
         """The model of a checkpoint. An exported model has only one, so there ``name`` is ignored.
 
         Raises:
-            UserError: this is no run directory, or a file in it is missing or does not fit.
+            UserError: this is not a run directory, or a file in it is missing or does not match.
         """
         config = self.read_config()
         if self.is_exported:
@@ -142,9 +157,9 @@ class RunDirectory:
             there = sorted(found.stem for found in self.checkpoints.glob("*.pt"))
             if name != "best" and there:
                 known = ", ".join(there)
-                raise UserError(f"{self.path} holds no checkpoint '{name}'{nearest(name, there)}; there are {known}")
+                raise UserError(f"{self.path} has no checkpoint '{name}'{nearest(name, there)}; there are {known}")
             raise UserError(
-                f"{self.path} holds no trained model yet ({path.name}); go on with: cats train --resume {self.path}"
+                f"{self.path} has no trained model yet ({path.name}); resume it with: cats train --resume {self.path}"
             )
         state = checkpoint.load(path)
         tokenizer = self.load_tokenizer(config.tokenizer)
@@ -152,7 +167,7 @@ class RunDirectory:
         try:
             model.load_state_dict(state["model"])
         except (KeyError, RuntimeError, TypeError, AttributeError):
-            raise UserError(f"{path} does not fit {self.config_file}: it is of another run or version") from None
+            raise UserError(f"{path} does not match {self.config_file}: it belongs to another run or version") from None
         return TrainedModel(config, tokenizer, model.to(default_device()).eval(), str(state.get("digest", "")))
 
     def read_weights(self, model: Transformer) -> dict[str, str]:
@@ -170,9 +185,9 @@ class RunDirectory:
                 metadata = dict(file.metadata() or {})
             load_model(model, path)
         except SafetensorError:
-            raise UserError(f"{path} is damaged or no safetensors file; export it again") from None
+            raise UserError(f"{path} is damaged or not a safetensors file; export the run again") from None
         except RuntimeError:
-            raise UserError(f"{path} does not fit {self.config_file}: it is of another run or version") from None
+            raise UserError(f"{path} does not match {self.config_file}: it belongs to another run or version") from None
         return metadata
 
     def load_corpus(self, trained: TrainedModel) -> Corpus:

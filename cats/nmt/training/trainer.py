@@ -233,7 +233,7 @@ class Trainer:
         """
         processes.barrier()  # the main process is still writing; when one process ends, torchrun ends the others
         if processes.is_main():
-            print(f"cats: stopped after update {self.step}; to go on: cats train --resume {self.out}", file=sys.stderr)
+            print(f"cats: stopped after update {self.step}; to resume: cats train --resume {self.out}", file=sys.stderr)
         raise KeyboardInterrupt
 
     # ---- logging and validation
@@ -293,7 +293,7 @@ class Trainer:
         """Raises if these numbers, of the model or the task weights, are not the same in all processes."""
         if not processes.equal_numbers(numbers):
             raise UserError(
-                f"{self.out}: the processes no longer have the same model or task weights; go on from the last "
+                f"{self.out}: the processes no longer have the same model or task weights; resume from the last "
                 f"checkpoint with: cats train --resume {self.out}"
             )
 
@@ -349,8 +349,8 @@ class Trainer:
             self.loss_log.restore(state["since_log"][processes.rank() :: processes.world_size()])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.directory.checkpoint('last')} does not fit {self.directory.config_file}: it is of another run "
-                "or version; start a new run"
+                f"{self.directory.checkpoint('last')} does not match {self.directory.config_file}: it belongs to "
+                "another run or version; start a new run"
             ) from error
         if problem and processes.is_main():
-            print(f"cats: {problem}; going on from the one before it, of update {self.step}", file=sys.stderr)
+            print(f"cats: {problem}; resuming from the one before it, of update {self.step}", file=sys.stderr)

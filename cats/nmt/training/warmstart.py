@@ -61,7 +61,7 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> N
     greedy translations into the old languages stay the same. With random embeddings, some of them would change.
 
     Raises:
-        UserError: the run has no best checkpoint yet, or it does not fit.
+        UserError: the run has no best checkpoint yet, or it does not match.
     """
     run = RunDirectory(Path(config.train.init_from))
     path = run.checkpoint("best")
@@ -82,7 +82,7 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> N
         if state["model"]:
             raise ValueError("more parameters than the model has")
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not fit {run.config_file}: it is of another run or version") from error
+        raise UserError(f"{path} does not match {run.config_file}: it belongs to another run or version") from error
 
 
 def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:

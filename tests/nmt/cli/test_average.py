@@ -52,12 +52,13 @@ def test_average_of_the_newest_models(
     strange = trained / "run" / "checkpoints" / "best.pt"
     state = checkpoint.load(strange)
     checkpoint.save(tmp_path / "other.pt", {**state, "model": {n: t[:1] for n, t in state["model"].items()}})
-    assert "is of another model or corpus" in refused("average", run, "--checkpoints", files[0], tmp_path / "other.pt")
+    message = refused("average", run, "--checkpoints", files[0], tmp_path / "other.pt")
+    assert "belongs to another model or corpus" in message
     assert "cannot read the checkpoint" in refused("average", run, "--checkpoints", tmp_path / "absent.pt")
     checkpoint.save(tmp_path / "empty.pt", {})
-    assert "holds no model" in refused("average", run, "--checkpoints", tmp_path / "empty.pt")
+    assert "has no model" in refused("average", run, "--checkpoints", tmp_path / "empty.pt")
     assert "train.keep=5" in refused("average", trained / "run")
     assert "is not a run directory" in refused("average", tmp_path / "absent")
     message = refused("translate", run, "--to", "az", "--checkpoint", "lst")
     there = "average, best, last, previous, step-20, step-30"
-    assert message == f"{run} holds no checkpoint 'lst' (did you mean last?); there are {there}"
+    assert message == f"{run} has no checkpoint 'lst' (did you mean last?); there are {there}"

@@ -49,9 +49,9 @@ def test_export(
     assert refused("export", out, out) == f"{out} exists already; choose another folder"
     weights = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(weights[:1000])
-    damaged = f"{out}/model.safetensors is damaged or no safetensors file; export it again"
+    damaged = f"{out}/model.safetensors is damaged or not a safetensors file; export the run again"
     assert refused("translate", out, "--to", "az") == damaged
     (out / "model.safetensors").write_bytes(weights)
     text = (out / "config.toml").read_text(encoding="utf-8")
     (out / "config.toml").write_text(text.replace("ffn = 32", "ffn = 64"), encoding="utf-8")
-    assert "model.safetensors does not fit" in refused("translate", out, "--to", "az")
+    assert "model.safetensors does not match" in refused("translate", out, "--to", "az")

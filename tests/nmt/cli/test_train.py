@@ -181,7 +181,7 @@ def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "to go on: cats train --resume run" in err and "Traceback" not in err
+    assert "to resume: cats train --resume run" in err and "Traceback" not in err
     text = (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"]
     (tmp_path / "run" / "config.toml").write_text(

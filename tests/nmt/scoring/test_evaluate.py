@@ -218,7 +218,7 @@ def test_what_cannot_be_evaluated(folder: Path) -> None:
     refused(run, r"unknown split 'tset' \(did you mean test\?\)", split="tset")
     config = (run / "config.toml").read_text(encoding="utf-8")
     (run / "config.toml").write_text(config.replace("d_model = 16", "d_model = 32"), encoding="utf-8")
-    refused(run, r"best\.pt does not fit .*config\.toml")
+    refused(run, r"best\.pt does not match .*config\.toml")
     (run / "config.toml").write_text(config, encoding="utf-8")
 
     with (
@@ -233,14 +233,14 @@ def test_what_cannot_be_evaluated(folder: Path) -> None:
     checkpoint.save(path, {"model": state["model"]})
     refused(run, r"toy is not what .*run was trained on")
     checkpoint.save(path, {"model": "weights"})
-    refused(run, r"best\.pt does not fit .*config\.toml")
+    refused(run, r"best\.pt does not match .*config\.toml")
     checkpoint.save(path, state)
 
     whole = (run / "checkpoints" / "best.pt").read_bytes()
     (run / "checkpoints" / "best.pt").write_bytes(whole[:1000])
     refused(run, r"best\.pt is damaged")
     (run / "checkpoints" / "best.pt").unlink()
-    refused(run, r"holds no trained model yet \(best\.pt\); go on with: cats train --resume")
+    refused(run, r"has no trained model yet \(best\.pt\); resume it with: cats train --resume")
 
 
 def test_a_corpus_without_test_lines(folder: Path) -> None:

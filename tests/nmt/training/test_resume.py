@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     break_file(last, damage)
     train(read_config(run / "config.toml"), run, resume=True, quiet=True)
     wrong = "missing" if damage == "missing" else "damaged, not a checkpoint, or one of an older version"
-    assert capsys.readouterr().err == f"cats: {last} is {wrong}; going on from the one before it, of update 56\n"
+    assert capsys.readouterr().err == f"cats: {last} is {wrong}; resuming from the one before it, of update 56\n"
     assert_same_runs(whole, run)
     train(read_config(run / "config.toml"), run, resume=True, quiet=True)
     assert capsys.readouterr().err == ""

@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_version_is_named(corpus, tmp_path, change):
     else:
         del state[change]
     checkpoint.save(path, state)
-    with pytest.raises(UserError, match=r"last\.pt does not fit .*config\.toml") as error:
+    with pytest.raises(UserError, match=r"last\.pt does not match .*config\.toml") as error:
         train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
     assert "\n" not in str(error.value)
 

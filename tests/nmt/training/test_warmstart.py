@@ -142,7 +142,7 @@ def test_a_model_of_another_version_is_named(folder: Path, tmp_path: Path) -> No
         else:
             model["encoder_norm.weight"] = torch.ones(3)
         checkpoint.save(path, {**state, "model": model})
-        with pytest.raises(UserError, match=r"best\.pt does not fit"):
+        with pytest.raises(UserError, match=r"best\.pt does not match"):
             train(settings(folder / "old", f"train.init_from={tmp_path / 'run'}"), tmp_path / "new", quiet=True)
 
 
