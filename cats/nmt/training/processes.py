@@ -17,7 +17,7 @@ from torch import distributed as dist
 from cats.nmt.errors import UserError
 
 TIMEOUT = timedelta(hours=3)  # the other processes wait this long for the main one, which may prepare a large corpus
-_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def process_group() -> Iterator[None]:
     if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield
         return
-    if missing := [name for name in _TORCHRUN if name not in os.environ]:
+    if missing := [name for name in TORCHRUN_VARIABLES if name not in os.environ]:
         raise UserError(f"several processes are started by torchrun, which also sets {', '.join(missing)}")
     gpus, place = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Several processes train the run that one would, and resume it bit for bit. Real processes, gloo, on the CPU."""
+"""Two processes train the same run as one process, and resume it bit for bit. Real processes with gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.nmt.common import assert_same, final_state, metrics, settings, split
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 EXACT = ["model.dropout=0", "train.steps=12", "train.validate_every=6", "train.log_every=3"]
-# Of so small a batch a process often has no sentence of a task, or none at all.
+# With such small batches, a process often has no sentence of some task, or no sentence at all.
 ALONE = {
     "cats": [*EXACT, "train.accumulate=2"],
     "tokens": [*EXACT, "method.name=static", "sampling.batch_tokens=12"],
@@ -46,7 +46,7 @@ def configured(corpus: Path, name: str) -> Config:
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of two processes does: the runs above, an interrupted one, and what is refused."""
+    """Runs in each of two processes: the runs above, an interrupted one, and settings that are refused."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=WAIT)
     corpus = folder / "toy"
@@ -109,7 +109,7 @@ def test_two_processes_train_as_one(folder: Path, tmp_path: Path, name: str) -> 
     finally:
         torch.set_default_dtype(before)
     ours, theirs = final_state(folder / "two" / name), final_state(tmp_path / "one")
-    for key, value in theirs["model"].items():  # float64: the sums are in another order, no more
+    for key, value in theirs["model"].items():  # float64: only the order of the sums differs
         torch.testing.assert_close(ours["model"][key], value, rtol=1e-6, atol=1e-9)
     assert ours["best"] == pytest.approx(theirs["best"], rel=1e-9)
     for two, one in zip(metrics(folder / "two" / name), metrics(tmp_path / "one"), strict=True):
@@ -123,17 +123,17 @@ def test_resumed_bit_for_bit(folder: Path) -> None:
     whole, parts = folder / "two" / "whole", folder / "two" / "parts"
     assert_same(final_state(whole), final_state(parts))
     assert metrics(whole) == metrics(parts)
-    assert len({record["step"] for record in metrics(whole)}) == 6  # 4, 5, 8, 10, 12, 14: written once, by the first
+    assert len({record["step"] for record in metrics(whole)}) == 6  # 4, 5, 8, 10, 12, 14, each once
 
 
-def test_what_they_agree_on(folder: Path) -> None:
+def test_collectives(folder: Path) -> None:
     for rank in range(2):
         found = json.loads((folder / f"{rank}.json").read_text())
         assert found["total"] == [2.0, 1.0] and found["text"] == "şey"
         assert found["agree"] == [True, False] and found["anybody"] == [True, False]
 
 
-def test_alone_there_is_nothing_to_agree_on() -> None:
+def test_one_process_alone() -> None:
     assert processes.world_size() == 1 and processes.is_main() and processes.broadcast_text("a") == "a"
     assert (
         processes.all_reduce_sum([1.5]) == [1.5] and processes.equal_numbers([1.0]) and not processes.any_process(False)
@@ -142,7 +142,7 @@ def test_alone_there_is_nothing_to_agree_on() -> None:
         assert processes.world_size() == 1
 
 
-def test_more_processes_go_on_with_what_fewer_have_left(folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_processes_resumes_with_one(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "two" / "parts", tmp_path / "run")
     state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
     state["since_log"] = [{"xa": [1.0, 2.0]}, {"xa": [3.0, 4.0], "xb": [5.0, 6.0]}]
@@ -161,7 +161,7 @@ def test_more_processes_go_on_with_what_fewer_have_left(folder: Path, tmp_path: 
 def test_processes_that_torchrun_did_not_start(
     variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in processes._TORCHRUN:
+    for name in processes.TORCHRUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", **variables}.items():
         monkeypatch.setenv(name, value)
@@ -171,7 +171,7 @@ def test_processes_that_torchrun_did_not_start(
 
 @pytest.mark.slow
 def test_torchrun(folder: Path, tmp_path: Path) -> None:
-    """From the command line: Ctrl-C saves, and the run goes on; one table, one run directory, no word twice."""
+    """From the command line: Ctrl-C saves, the run resumes, and only one process prints and makes a run directory."""
     (tmp_path / "config.toml").write_text("[train]\nthreads = 1\nlog_every = 100\nvalidate_every = 1000\n")
     cats = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cats"]
     small = [f"--set={part}" for part in ("model.d_model=32", "model.ffn=32", "tokenizer.vocab_size=60")]

@@ -71,14 +71,14 @@ def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, ex
         )
         assert one == other and any(one)
 
-    # Rows follow their pieces; new ones, the tag's among them, are the mean of the old.
+    # Each old piece keeps its embedding. Those of new pieces, including the tag, are the mean of the old ones.
     now, then = trainer.model.embedding.weight, before.embedding.weight
-    known = {old._processor.id_to_piece(i): i for i in range(old.vocab_size)}
-    for i in range(tokenizer.vocab_size):
-        piece = tokenizer._processor.id_to_piece(i)
+    known = {piece: i for i, piece in enumerate(old.pieces())}
+    assert len(tokenizer.pieces()) == tokenizer.vocab_size
+    for i, piece in enumerate(tokenizer.pieces()):
         assert torch.equal(now[i], then[known[piece]] if piece in known else then[1:].mean(0)), piece
 
-    # The new language: its letters are known now, or not.
+    # The letters of the new language are known if and only if the tokenizer is extended.
     text = read_corpus(folder / "new").tasks[1].train.target
     rows = tokenizer.encode(text, "xa")
     assert all((tokenizer.unk_id in row) == (not extend) for row in rows)
@@ -87,7 +87,7 @@ def test_old_languages_are_translated_as_before(folder: Path, tmp_path: Path, ex
         assert max(map(len, rows)) < max(map(len, text))  # longer pieces than letters
 
 
-def test_the_same_languages_are_a_plain_copy_and_training_starts_anew(folder: Path, tmp_path: Path) -> None:
+def test_the_same_languages_copy_the_model_but_not_the_optimizer(folder: Path, tmp_path: Path) -> None:
     trainer = started(folder, "old", tmp_path / "run")
     best = checkpoint.load(folder / "run" / "checkpoints" / "best.pt")["model"]
     assert all(torch.equal(tensor, best[name]) for name, tensor in trainer.model.state_dict().items())
