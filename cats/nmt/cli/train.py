@@ -117,11 +117,15 @@ def configured(args: argparse.Namespace) -> Config:
 def new_run(out: str | None, config: Config) -> Path:
     """Return the directory of a new run: `out`, which must be new or empty, or an unused name in runs/."""
     if out is not None:
+        from cats.nmt.training.run import RunDirectory
+
         path = Path(out)
         if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            resume = f", or resume it with: cats train --resume {path}" if (path / "config.toml").is_file() else ""
+            resume = (
+                f", or resume it with: cats train --resume {path}" if RunDirectory(path).config_file.is_file() else ""
+            )
             raise UserError(f"{path} exists already; choose another --out{resume}")
         return path
     data = config.data

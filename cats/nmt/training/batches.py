@@ -61,7 +61,7 @@ class Prefetcher:
         self.prefetched = self._make(step, self.sampler.batch(step))
 
     def largest(self, step: int) -> PrefetchedBatch:
-        """The largest batch that can occur."""
+        """The largest batch that can occur, in place of that of the update."""
         return self._make(step, self.sampler.largest_batch())
 
     def _make(self, step: int, indices: Indices) -> PrefetchedBatch:

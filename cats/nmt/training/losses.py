@@ -20,6 +20,7 @@ from cats.nmt.training.batches import Indices, Part
 from cats.nmt.training.loss_log import LossLog
 
 LazyLoss = Callable[[], Tensor]  # computes the loss when it is called, so that one graph at a time is in memory
+Losses = Mapping[str, Tensor] | Mapping[str, LazyLoss] | Mapping[str, tuple[LazyLoss, LazyLoss]]  # {task: loss}
 
 
 class TaskLosses:

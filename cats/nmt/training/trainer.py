@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import cats
 from cats.nmt.config.schema import Config
@@ -24,7 +24,7 @@ from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
-from cats.nmt.training.losses import LazyLoss, TaskLosses
+from cats.nmt.training.losses import Losses, TaskLosses
 from cats.nmt.training.memory import out_of_memory_advice
 from cats.nmt.training.metrics import Metrics
 from cats.nmt.training.optimizer import build_optimizer
@@ -181,9 +181,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
 
-    def losses_of(
-        self, batch: PrefetchedBatch
-    ) -> Iterator[Mapping[str, Tensor] | Mapping[str, LazyLoss] | Mapping[str, tuple[LazyLoss, LazyLoss]]]:
+    def losses_of(self, batch: PrefetchedBatch) -> Iterator[Losses]:
         """{task: loss} for every part of a batch (`train.accumulate`); their gradients add up.
 
         An inner step needs one gradient, so all tasks go through the model together. An outer step needs the gradient
