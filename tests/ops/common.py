@@ -1,4 +1,4 @@
-"""What the operators' tests share: the backends to test, the oracle and the checks against it, layouts, AdamW's state.
+"""Shared by the operators' tests: the backends to test, the oracle, the checks against it, layouts, AdamW's state.
 
 The oracle is float64, computed here. Where the numbers are integers of a few bits, every product and every sum is exact
 in float32 in any order. Then results must be equal: a number that is lost or counted twice cannot hide in a tolerance.
@@ -26,14 +26,17 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TASKS = [1, 2, 3, 5, 8, 16, 33, 92, 128]
 
 
-# Bounds. Statistics, relative to the norms: cats.ops promises 2e-6; float64 gradients are summed in float64, where a
-# thousand roundings of 2^-53 make 1e-13. Elements, relative to the sum of absolute products: K + 1 roundings of the
-# arithmetic, then one of the result where that is shorter.
+# Error bounds. Statistics, relative to the norms: cats.ops promises 2e-6. float64 gradients are summed in float64: a
+# thousand roundings of 2^-53 add up to 1e-13. Elements, relative to the sum of absolute products: K + 1 roundings of
+# the arithmetic, then one rounding of the result if its dtype is shorter.
 STATISTICS = 2e-6
 STATISTICS_FLOAT64 = 1e-13
-ARITHMETIC = {torch.float64: 2 * 2.0**-53}  # doubled: the oracle rounds as often
-SHORT = {torch.bfloat16: (2.0**-8, 2.0**-134), torch.float16: (2.0**-11, 2.0**-25)}  # relative; where subnormal
-SMALLEST = 2.0**-150  # half of float32's smallest number, what a rounding costs among the subnormals
+ARITHMETIC = {torch.float64: 2 * 2.0**-53}  # twice, because the oracle has as many roundings
+SHORT = {
+    torch.bfloat16: (2.0**-8, 2.0**-134),
+    torch.float16: (2.0**-11, 2.0**-25),
+}  # relative; of subnormals
+SMALLEST = 2.0**-150  # half of float32's smallest number: the rounding error of subnormal numbers
 
 
 # The backends
@@ -61,7 +64,7 @@ class Backend:
         return self.rows(tasks, shapes, lambda shape: torch.randn(shape, generator=generator).to(dtype))
 
     def integers(self, tasks: int, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32, seed: int = 0) -> Grads:
-        """-3 to 3 without 0: whatever is lost is missed."""
+        """Integers from -3 to 3 without 0, so every lost number changes a sum."""
         generator = torch.Generator().manual_seed(seed)
 
         def tensor(shape: Shape) -> Tensor:
@@ -90,7 +93,7 @@ def parameters() -> Iterator[Any]:
 
 
 def use_instructions(name: str, request: pytest.FixtureRequest) -> None:
-    """Of the instruction sets that the CPU kernels are compiled for a worse one than this processor's best."""
+    """Makes the CPU kernels use this instruction set, if it is a lower one than the processor's best."""
     native = importlib.import_module("cats._native")
     best = native.instructions()
     native.use_instructions(getattr(native.Instructions, name))
@@ -103,7 +106,7 @@ def use_instructions(name: str, request: pytest.FixtureRequest) -> None:
 
 
 def stack(grads: Grads) -> list[Tensor | None]:
-    """Per parameter (K, numel) float64 on the CPU, zero where a gradient is None; None where all are."""
+    """Per parameter: (K, numel) float64 on the CPU, zero for a gradient that is None; None if all are None."""
     stacked: list[Tensor | None] = []
     for column in zip(*grads, strict=True):
         first = next((g for g in column if g is not None), None)
@@ -137,10 +140,10 @@ def close(got: Tensor, expected: Tensor, allowed: Tensor | float, what: str) -> 
 def check_combination(
     backend: Backend, rows: list[list[Tensor | None]], grads: Grads, matrix: Tensor, exact: bool
 ) -> list[Tensor | None]:
-    """R combinations against float64; returns (R, numel) float64 per parameter: what they were before rounding.
+    """Compares R combinations with float64. Returns them before rounding: (R, numel) float64 per parameter.
 
-    Where the result is as precise as the arithmetic that is what came back, so that cancellation in it, which its own
-    bound allows, is not taken for an error of the dots.
+    If the result has the precision of the arithmetic, this is the result itself. Then the errors of the combination,
+    which have their own bound, do not count as errors of the dots.
     """
     before: list[Tensor | None] = []
     for i, (g, column) in enumerate(zip(stack(grads), zip(*grads, strict=True), strict=True)):
@@ -177,7 +180,7 @@ def in_one_group(grads: Grads) -> Sequence[int]:
 
 
 def tolerance(grads: Grads, exact: bool) -> float:
-    """Of statistics, relative to the norms."""
+    """The allowed error of statistics, relative to the norms."""
     wide = all(g is None or g.dtype == torch.float64 for row in grads for g in row)
     return 0.0 if exact else STATISTICS_FLOAT64 if wide else STATISTICS
 
@@ -273,7 +276,7 @@ def check_all(backend: Backend, grads: Grads, weights: Any, *, out: Any = None, 
 
 
 def mixed_weights(tasks: int) -> list[float]:
-    """Of both signs, some of them zero, the first not."""
+    """Weights of both signs; some are zero, but not the first."""
     return [(1.0, -0.5, 0.0, 2.0)[n % 4] for n in range(tasks)]
 
 
@@ -286,11 +289,11 @@ MANY = [*FEW, *around(4096, 8192, 16384, 32768, 65536)]
 
 
 def offset(t: Tensor, by: int) -> Tensor:
-    """The same numbers, `by` elements after an address that every vector can be loaded from."""
+    """The same numbers in memory that begins `by` elements after an aligned address."""
     return torch.cat([t.new_zeros(by), t.flatten()])[by:].view(t.shape)
 
 
-# What to do with the gradient of task n.
+# From the gradient of task n to the same numbers in another layout.
 LAYOUTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "transposed": lambda t, n: t.mT.contiguous().mT,
     "permuted": lambda t, n: t.permute(2, 0, 1).contiguous().permute(1, 2, 0),
@@ -336,7 +339,7 @@ class State:
 
 
 def task_grads(backend: Backend, tasks: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Grads:
-    """For PARAMS: one is not touched by the first task, the last by none."""
+    """Gradients for PARAMS. The first task does not use one of them, and no task uses the last."""
     grads = backend.normal(tasks, PARAMS, dtype, seed)
     grads[0][4] = None if tasks > 1 else grads[0][4]
     return [[*row[:-1], None] for row in grads]

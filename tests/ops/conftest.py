@@ -40,7 +40,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if name == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")
     found = Backend(name, device, interpreted=name == "triton" and device == "cpu")
-    if found.interpreted:  # short chunks
+    if found.interpreted:  # short chunks, so that there are several
         monkeypatch.setattr(device_table, "MIN_CHUNK", 2048)
     return found
 

@@ -13,7 +13,7 @@ ADAMW: dict[str, Any] = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.98, "eps
 
 
 def make(requires_grad: bool = False) -> list[list[Tensor | None]]:
-    """Three tasks; the second parameter is not task 1's, the last is nobody's; gradients may carry a graph or not."""
+    """Three tasks. Task 1 does not use the second parameter, and no task uses the last. Task 2 may require grad."""
     generator = torch.Generator().manual_seed(0)
     grads: list[list[Tensor | None]] = [[torch.randn(s, generator=generator) for s in SHAPES] for _ in range(3)]
     grads[1][1] = None

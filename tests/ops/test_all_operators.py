@@ -33,7 +33,7 @@ from tests.ops.common import (
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.long_interpreted
 def test_rows_of_zeros_are_told_from_tiny_numbers(backend: Backend, dtype: torch.dtype, tasks: int) -> None:
-    # Most of an embedding's gradient is zero. What is not may be so small that float32 cannot hold its square.
+    # Most of an embedding's gradient is zero. Other elements may be so small that float32 cannot hold their squares.
     value, size = 2.0**-90, 2100
     zeros = 0 * torch.where(torch.arange(size) % 2 == 0, 1.0, -1.0).to(dtype)  # of both signs
     for place in 0, 1023, size - 1:
@@ -72,14 +72,14 @@ def test_what_is_not_finite_shows(backend: Backend, value: float, weight: float,
         assert sqnorms.isfinite().tolist() == finite
         assert backend.dots(grads, direction).isfinite().tolist() == finite
         assert backend.gram(grads).isfinite().tolist() == [[a and b for b in finite] for a in finite]
-    # Alone in its group, it spares the others.
+    # If it is alone in its group, the other groups stay finite.
     _, dots, sqnorms = backend.combine_dots(grads, weights, groups=[0, 1])
     assert dots.isfinite().all(1).tolist() == sqnorms.isfinite().all(1).tolist() == [True, False]
     assert backend.gram(grads, groups=[0, 1]).isfinite().all(2).all(1).tolist() == [True, False]
 
 
 def test_sums_do_not_lose_many_small_terms_to_a_large_one(backend: Backend) -> None:
-    # The worst input for sums in float32: what follows the first numbers of a chain is below half of their last bit.
+    # The worst input for float32 sums: after the first terms, all terms are below half of the sum's last bit.
     period, size = (64, 4096) if backend.interpreted else (1024, 1 << 20)
     row = torch.full((size,), 0.99**0.5 * 2.0**-12).view(-1, period)
     row[:, :16] = 1.0
@@ -129,7 +129,7 @@ def test_same_bits_on_every_run_and_for_every_number_of_threads(
 @pytest.mark.parametrize("tasks", [2, 9])
 @pytest.mark.long_interpreted
 def test_same_bits_for_a_list_and_its_flat_view(backend: Backend, tasks: int) -> None:
-    # Pieces of whole blocks, whatever a backend's block is: a power of two of this many elements at most.
+    # The pieces are whole blocks of every backend: a block is a power of two of at most this many elements.
     piece, count = (device_table.MIN_CHUNK, 2) if backend.interpreted else (1 << 16, 3)
     whole = backend.normal(tasks, [(piece * count,)])
     pieces = [list(row[0].split(piece)) for row in whole]
@@ -192,7 +192,7 @@ TRACED: list[Shape] = [(3, 4), (5,), (), (2, 0), (6,)]
 
 
 def traced_grads(backend: Backend) -> Grads:
-    """Three tasks; the second parameter is not task 1's, the last is nobody's; those of task 2 carry a graph."""
+    """Three tasks. Task 1 does not use the second parameter, no task uses the last. Those of task 2 require grad."""
     grads = backend.normal(3, TRACED)
     grads[1][1] = None
     grads[2] = [g.requires_grad_() for g in grads[2]]
@@ -262,11 +262,11 @@ def test_shapes_are_known_without_data(backend: Backend) -> None:
 @pytest.mark.slow  # minutes, 4 GiB of memory
 def test_more_elements_than_int32_counts(backend: Backend) -> None:
     if backend.interpreted:
-        pytest.skip("days in the interpreter")
+        pytest.skip("would take days in the interpreter")
     size = (1 << 31) + 70_001
     places = torch.tensor([0, 1 << 30, (1 << 31) - 1, 1 << 31, size - 1])
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.bfloat16)
-    # Zeros but for the places where a 32-bit number ends; on a CPU pages that are only read, which take no memory.
+    # Zeros, except where a 32-bit index ends. On a CPU, pages that are only read take no memory.
     if backend.device.type == "cpu":
         marked = torch.frombuffer(mmap.mmap(-1, 2 * size, flags=mmap.MAP_PRIVATE), dtype=torch.bfloat16)
     else:
@@ -288,7 +288,7 @@ def test_more_elements_than_int32_counts(backend: Backend) -> None:
         assert all(t.count_nonzero() == len(values) for t in (combined, *moments[0], *moments[1]))
 
 
-# The operators' arguments and results are there before; a call on little data has loaded what is loaded once.
+# Arguments and results exist before the measurement. A first call on little data loads what is loaded only once.
 MEMORY = """
 import resource, sys, torch
 from cats import ops
@@ -312,9 +312,9 @@ print(run(size) // 1024)
 @pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "size"), [(2, 10_000_000), (64, 200_000)])
 def test_memory_beyond_arguments_and_results(backend: Backend, tasks: int, size: int) -> None:
-    """Below 64 MB, the whole of which are more."""
+    """It stays below 64 MB. The arguments have more."""
     if backend.interpreted:
-        pytest.skip("what the interpreter takes is its own")
+        pytest.skip("the interpreter's own memory would be measured")
     if backend.device.type == "cpu":
         command = [sys.executable, "-c", MEMORY, backend.name, str(tasks), str(size)]
         taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 2**20

@@ -59,7 +59,7 @@ def test_out_is_written_again() -> None:
     assert all(a is b for a, b in zip(doubled, out, strict=True))
     assert [None if t is None else t.data_ptr() for t in out] == pointers
     assert torch.equal(out[0], 2 * ops.combine(grads, WEIGHTS)[0])
-    assert out[0]._version > version  # autograd notices
+    assert out[0]._version > version  # so autograd notices the change
 
 
 def test_out_of_several_combinations() -> None:

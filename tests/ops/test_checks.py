@@ -1,4 +1,4 @@
-"""Every complaint about arguments: one line each, which names task and parameter."""
+"""Every error about arguments: its message is one line that names the task and the parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""combine_adamw_ with every backend, against torch.optim.AdamW and figures computed by hand."""
+"""combine_adamw_ with every backend, against torch.optim.AdamW and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_adamw_is_torchs_on_the_combined_gradient(backend: Backend, dtype: torch
         for leaf, grad in zip(leaves, combined, strict=True):
             leaf.grad = grad
         optimizer.step()
-        # Statistics have bounds of their own, relative to norms: both stay within them.
+        # The statistics of both are within their bound, which is relative to the norms.
         tolerance = {"rtol": 0.0, "atol": 4 * STATISTICS * expected[1].max().item()}
         torch.testing.assert_close(list(state.update(grads, weights, step=step)), expected, **tolerance)
-    # The same operations, in an order that may differ: a few units in the last place, of numbers below 4.
+    # The same operations in an order that may differ: a few units in the last place of numbers below 4.
     tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     for leaf, param, avg, square in zip(leaves, state.params, state.exp_avgs, state.exp_avg_sqs, strict=True):
         torch.testing.assert_close(param, leaf.detach(), **tolerance)
@@ -69,11 +69,11 @@ def test_adamw_of_short_parameters_rounds_once(backend: Backend, dtype: torch.dt
         state.update(grads, weights, step=step)
         for leaf, param, avg in zip(leaves, state.params, state.exp_avgs, strict=True):
             wide = leaf.detach().double()
-            # Half the distance between two numbers of dtype, and what the last places of float32 make of it.
+            # Half the distance between two numbers of this dtype, and float32's rounding errors.
             half = torch.finfo(dtype).eps * torch.exp2(torch.frexp(wide).exponent - 2.0)
             close(param, wide.cpu(), (half + SHORT[dtype][1] + 2e-6 * wide.abs()).cpu(), f"parameters, step {step}")
             leaf.data.copy_(param)
-            if leaf.grad is not None:  # a moment of rounded gradients would be off by 1e-3 of them
+            if leaf.grad is not None:  # with rounded gradients, a moment would have a relative error of 1e-3
                 torch.testing.assert_close(avg, optimizer.state[leaf]["exp_avg"], rtol=1e-5, atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_adamw_where_vectors_and_blocks_end(backend: Backend) -> None:
     dots, sqnorms = state.update(grads, [1.0, 0.25], groups=range(len(sizes)))
     for i, g in enumerate(stack(grads)):
         assert g is not None
-        combined = g[0] + 0.25 * g[1]  # never 0: in the first step its sign matters, its size does not
+        combined = g[0] + 0.25 * g[1]  # never 0. In the first step only its sign matters.
         figures = expected[i].cpu().double() * (1 - 1e-3) - 1e-2 * combined.sign()
         torch.testing.assert_close(state.params[i].cpu().double(), figures, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(state.exp_avgs[i].cpu().double(), 0.1 * combined, rtol=1e-6, atol=0)
@@ -94,7 +94,7 @@ def test_adamw_where_vectors_and_blocks_end(backend: Backend) -> None:
 
 
 def test_adamw_in_figures(backend: Backend) -> None:
-    # By hand: m = 0.1 g, v = 0.02 g^2; corrected, the step is lr g / |g|; the decay comes first and is not in m.
+    # By hand: m = 0.1 g, v = 0.02 g^2. After bias correction the step is lr g / |g|. Weight decay is first, not in m.
     state = State(backend, shapes=[(2,)])
     state.params[0].copy_(torch.tensor([2.0, -4.0]))
     grads = [[torch.tensor([1.0, -3.0], device=backend.device)], [torch.tensor([3.0, 1.0], device=backend.device)]]
@@ -142,7 +142,7 @@ def test_adamw_divides_the_gradient_by_grad_scale(backend: Backend) -> None:
     dots, sqnorms = scaled.update(large, [0.2, 0.3, 0.5], grad_scale=scale)
     expected = plain.update(grads, [0.2, 0.3, 0.5])
     assert all(torch.equal(x, y) for x, y in zip(scaled.tensors, plain.tensors, strict=True))
-    # Of the gradients as given.
+    # The statistics are those of the gradients as given.
     assert torch.equal(dots, expected[0] * 1024**2) and torch.equal(sqnorms, expected[1] * 1024**2)
 
 
@@ -167,7 +167,7 @@ def test_adamw_without_any_gradient(backend: Backend) -> None:
 @pytest.mark.parametrize("layout", ["transposed", "rows with gaps", "every second", "misaligned"])
 @pytest.mark.parametrize("which", ["params", "exp_avgs", "exp_avg_sqs", "grads", "all"])
 def test_adamw_layouts(backend: Backend, layout: str, which: str) -> None:
-    # One dense parameter beside the strange one, in a group of its own.
+    # Next to the parameter with this layout, a dense one in its own group.
     shapes: list[Shape] = [(30, 41), (9,)]
     grads, change = backend.normal(2, shapes), LAYOUTS[layout]
     state, other = State(backend, shapes=shapes), State(backend, shapes=shapes)

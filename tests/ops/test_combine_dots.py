@@ -33,7 +33,7 @@ class TestCombineDots(EveryOperator, EveryCombination, EveryStatistic):
 
 
 def test_dots_are_taken_before_rounding(backend: Backend) -> None:
-    # In bfloat16 the combination 1 + 2^-10 rounds to 1; in float16 that of 6e4 and 6e4 is infinite.
+    # In bfloat16, the combination 1 + 2^-10 rounds to 1. In float16, the sum of 6e4 and 6e4 is infinite.
     grads = [[torch.full((4,), x, dtype=torch.bfloat16, device=backend.device)] for x in (1.0, 2.0**-10)]
     (combined,), dots, sqnorms = backend.combine_dots(grads, [1.0, 1.0])
     assert combined.tolist() == [1.0] * 4
@@ -55,7 +55,7 @@ def test_subnormal_numbers(backend: Backend, dtype: torch.dtype) -> None:
     assert torch.equal(backend.combine(grads, [1.0, 0.5])[0].cpu(), 2 * tiny)
     square = tiny.double().square().sum()
     expected = torch.stack([2 * square, 4 * square]), torch.stack([square, 4 * square])
-    # Squares that float32 cannot hold may be lost where it is used, nothing more.
+    # Backends that compute in float32 may lose squares that it cannot hold, but nothing else.
     lost = 0.0 if backend.name == "reference" else len(tiny) * 4 * float(torch.finfo(torch.float32).smallest_normal)
     for got, exact in zip((dots, sqnorms), expected, strict=True):
         close(got, exact, STATISTICS * exact + lost, "subnormal numbers")
@@ -69,7 +69,7 @@ def test_what_is_not_finite_stays_so_in_every_dtype(backend: Backend, dtype: tor
     expected = torch.tensor(values, dtype=dtype)
     assert torch.equal(combined.cpu().nan_to_num(7.0), expected.nan_to_num(7.0)) and combined.isnan().sum() == 5
     assert dots.isnan().all() and sqnorms.isnan().all()
-    # The largest of its NaNs, which rounding as if it were a number would turn into zero.
+    # The NaNs with the largest bits: rounding them like numbers would give zero.
     widest = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}[dtype]
     for bits in (torch.iinfo(widest).max, -1):
         nan = torch.full((33,), bits, dtype=widest, device=backend.device).view(dtype)
@@ -87,7 +87,7 @@ def test_no_gradient_at_all(backend: Backend) -> None:
 def test_layouts_of_out(backend: Backend, layout: Callable[[Tensor, int], Tensor]) -> None:
     shape = (5, 17, 11) if backend.interpreted else (6, 531, 11)
     grads = [[layout(a, n), b] for n, (a, b) in enumerate(backend.integers(3, [shape, (3,)]))]
-    # Written into every layout in which no two elements share memory; what was there before does not matter.
+    # Written into every layout in which no two elements share memory. The old contents, NaN, do not matter.
     others = [] if backend.interpreted else [LAYOUTS[name] for name in ("transposed", "every second", "misaligned")]
     for like in layout, *others:
         out = like(torch.full(shape, float("nan"), device=backend.device), 0).detach()

@@ -1,6 +1,6 @@
-"""The CUDA kernels: what only the emulator can show, compiled for the chips they are for, and on a GPU.
+"""The CUDA kernels: tests for the emulator only, checks of the compiled code, tests on a GPU.
 
-What every backend is asked, the emulator is asked too: tests/ops/conftest.py.
+The emulator (tests/ops/conftest.py) also runs the tests of all backends.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_the_emulator_finds_missing_and_divergent_barriers(emulator: Any) -> Non
 
 @pytest.mark.parametrize("tasks", [3, 16, 33])
 def test_no_order_of_the_threads_changes_a_bit(backend: Backend, emulator: Any, tasks: int) -> None:
-    # Where a barrier is missing, another order of the threads between two barriers gives another result.
+    # If a barrier is missing, another order of the threads gives another result.
     grads = backend.normal(tasks, [(150,), (65,)])
     results = []
     for order in (0, 1, 2):
@@ -77,7 +77,7 @@ def test_no_order_of_the_threads_changes_a_bit(backend: Backend, emulator: Any, 
 @pytest.mark.parametrize("offset", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_nothing_beside_a_tensor_is_read_or_written(backend: Backend, dtype: torch.dtype, offset: int) -> None:
-    # All tensors lie between NaNs, offset elements from an address that is a multiple of 16.
+    # NaNs surround every tensor, which begins `offset` elements after an address that is a multiple of 16.
     def inside(t: Tensor) -> Tensor:
         memory = torch.full((64 + t.numel() + 64,), float("nan"), dtype=t.dtype)
         memories.append((memory, 16 + offset, t.numel()))
@@ -98,7 +98,7 @@ def test_nothing_beside_a_tensor_is_read_or_written(backend: Backend, dtype: tor
 
 
 def test_matrix_units_round_towards_zero_for_short_runs_only(backend: Backend) -> None:
-    # Numbers of one sign: rounding all sums of these 20000 terms towards zero would make it 1e-4 less.
+    # Numbers of one sign: if all sums of these 20000 terms were rounded towards zero, 1e-4 would be missing.
     grads = [[torch.full((20_000,), 0.1 + 0.01 * n)] for n in range(9)]
     check_all(backend, grads, [1.0] * 9)
     gram, oracle = backend.gram(grads), torch.stack([g.double() for (g,) in grads])
@@ -107,7 +107,7 @@ def test_matrix_units_round_towards_zero_for_short_runs_only(backend: Backend) -
 
 @pytest.mark.parametrize("tasks", [3, 16])
 def test_what_is_not_there_has_no_product_with_infinity(backend: Backend, tasks: int) -> None:
-    # Registers hold zeros for tasks without a gradient and beyond the end of a tensor, and 0 times infinity is NaN.
+    # For tasks without a gradient and beyond the end of a tensor, registers hold zeros; and 0 times infinity is NaN.
     grads = backend.integers(tasks, [(5,), (3,)])
     expected = backend.gram([[row[1]] for row in grads])[0]
     grads[0][0] = None
@@ -157,7 +157,7 @@ NVCC = ["-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_80,code=[sm_8
 SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu"]
 
 
-# Part of a kernel's name -> threads on a multiprocessor.
+# Part of a kernel's name -> threads that run on a multiprocessor at a time.
 THREADS = {
     "ELi2ELi1ELb": 5 * 256,
     "ELi4ELi1ELb": 4 * 256,
@@ -174,7 +174,7 @@ THREADS = {
 
 @pytest.fixture(scope="module")
 def compiled(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """For each source what ptxas says about it, and its PTX."""
+    """For each source file, the report of ptxas and the PTX."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
@@ -192,7 +192,7 @@ def compiled(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def test_every_cuda_source_is_compiled_here(root: Path) -> None:
     assert sorted(path.name for path in (root / "csrc").glob("*.cu")) == SOURCES
-    # With the flags of the build, so that registers and spills are those of the build.
+    # The build uses the same flags, so registers and spills are those of the build.
     setup = (root / "setup.py").read_text(encoding="utf-8")
     assert all(flag in setup for flag in ("-fmad=false", "arch=compute_80,code=[sm_80,sm_90"))
 
@@ -211,14 +211,14 @@ def test_no_register_is_spilled(compiled: dict[str, tuple[str, str]], source: st
     assert len(kernels) == report.count("Compiling entry function")
     for name, arch, stack, spilled, registers in kernels:
         assert (int(stack), int(spilled)) == (0, 0), f"{name} for {arch}"
-        # What its largest blocks of threads, or as many as shall run at a time, leave each of them of 65536.
+        # A multiprocessor has 65536 registers for these threads.
         threads = next(threads for part, threads in THREADS.items() if part in name)
         assert int(registers) * threads <= 65536, f"{name} for {arch}"
 
 
 @pytest.mark.slow
 def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
-    # One load for each gradient that a lane holds, and all of them before the first is used: this keeps memory busy.
+    # One load per gradient of a lane, and all loads before the first use: this keeps the memory busy.
     found = {}
     for source in ("combine.cu", "combine_half.cu"):
         for text in re.split(r"\.visible \.entry ", compiled[source][1])[1:]:
@@ -246,7 +246,7 @@ def test_the_current_stream_is_used(cuda: Backend) -> None:
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)  # who is not behind this on the stream reads zeros
+        torch.cuda._sleep(100_000_000)  # work that does not wait for this on the stream reads zeros
         for row, source in zip(copies, grads, strict=True):
             for copy, g in zip(row, source, strict=True):
                 copy.copy_(g)
@@ -308,7 +308,7 @@ def test_every_device(cuda: Backend) -> None:
         pytest.skip("one GPU")
     grads = cuda.normal(5, [(100_003,), (7,)])
     expected = [t.cpu() for t in everything(cuda, grads)]
-    for device in range(torch.cuda.device_count()):  # none of them is made the current one
+    for device in range(torch.cuda.device_count()):  # none of them becomes the current device
         elsewhere = [[g.to(f"cuda:{device}") for g in row] for row in grads]
         results = everything(cuda, elsewhere)
         assert all(t.device.index == device for t in results)
@@ -327,7 +327,7 @@ def test_same_bits_in_twenty_runs(cuda: Backend, tasks: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("tasks", [3, 8, 16, 33])
 def test_same_bits_as_in_the_emulator(cuda: Backend, emulator: Any, request: pytest.FixtureRequest, tasks: int) -> None:
-    # But for the matrix units: everything else is the same arithmetic in the same order.
+    # Except for the matrix units, the arithmetic and its order are the same.
     grads = cuda.normal(tasks, [(301,), (65,)])
     real = [t.cpu() for t in everything(cuda, grads)]
     emulated = everything(request.getfixturevalue("backend"), [[g.cpu() for g in row] for row in grads])

@@ -39,8 +39,8 @@ def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> No
     dtypes = [torch.float32, torch.bfloat16, torch.float32, torch.float64] + [torch.float32] * 5
     groups = [3, 0, 0, 3, 5, 0, 3, 1, 1]
     grads = [[torch.ones(size + 1, dtype=d)[:size] for size, d in zip(sizes, dtypes, strict=True)] for _ in range(2)]
-    grads[1][2] = torch.ones(17)[1:]  # not where vectors begin
-    grads[1][5] = torch.ones(1).expand(31)  # odd
+    grads[1][2] = torch.ones(17)[1:]  # not aligned
+    grads[1][5] = torch.ones(1).expand(31)  # not dense
     flat = layout.flatten(grads)
     assert flat.params == [0, 1, 2, 3, 4, 6, 8]
     plan = device_table.plan(flat, groups, CPU)
@@ -78,7 +78,7 @@ def test_plans_are_kept_while_nothing_changes() -> None:
     grads = [[torch.ones(5), torch.ones(7)] for _ in range(2)]
     first = device_table.plan(layout.flatten(grads), [0, 1], CPU)
     assert device_table.plan(layout.flatten(grads), [0, 1], CPU) is first
-    # Everything that a plan depends on.
+    # A plan depends on all of these.
     shorter = [[row[0][:4], row[1]] for row in grads]
     moved = [grads[0], [grads[1][0], torch.ones(7)]]
     retyped = [[row[0], row[1].view(torch.int32).view(torch.float32).view(7)] for row in grads]
@@ -99,7 +99,7 @@ def test_plans_are_kept_while_nothing_changes() -> None:
 def test_the_oldest_plan_goes_first() -> None:
     rows = [[[torch.ones(3)]] for _ in range(device_table._PLANS + 1)]
     plans = [device_table.plan(layout.flatten(grads), [0], CPU) for grads in rows[:-1]]
-    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]  # used again, so now the newest
+    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]  # used again, so it is now the newest
     device_table.plan(layout.flatten(rows[-1]), [0], CPU)
     assert len(device_table._plans) == device_table._PLANS
     assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]
@@ -113,7 +113,7 @@ def test_plans_on_a_gpu() -> None:
     flat = layout.flatten(grads)
     plan = device_table.plan(flat, [0, 1], device)
     assert plan.words.device == device
-    # On another stream the table could be read before it is there.
+    # Another stream could read the table before it is copied.
     with torch.cuda.stream(torch.cuda.Stream()):
         assert device_table.plan(flat, [0, 1], device) is not plan
     assert device_table.plan(flat, [0, 1], device) is plan

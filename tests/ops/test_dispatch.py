@@ -37,7 +37,7 @@ def test_no_gpu_backend_is_missing_by_mistake() -> None:
 
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an install without it, whatever this one has."""
+    """As in an installation without the compiled module."""
     monkeypatch.setitem(dispatch.BACKENDS, "native", "cats.absent")
 
 
@@ -96,7 +96,7 @@ def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.Monke
 
 
 class Recorder(ModuleType):
-    """A backend that computes with the reference, and the pieces that it was given."""
+    """A backend that computes with the reference, and records the parameters that it was given."""
 
     def __init__(self, limits: Limits, operators: tuple[str, ...] = dispatch.OPERATORS) -> None:
         super().__init__("cats.recorder")
@@ -117,7 +117,7 @@ class Recorder(ModuleType):
 
 
 def use(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As backend "native", the default on the CPU."""
+    """Makes this module the backend "native", which is the default on the CPU."""
     monkeypatch.setitem(sys.modules, backend.__name__, backend)
     monkeypatch.setitem(dispatch.BACKENDS, "native", backend.__name__)
     monkeypatch.setattr(dispatch, "_modules", {})

@@ -38,7 +38,7 @@ def test_direction_of_any_dtype(backend: Backend, dtype: torch.dtype, other: tor
     ids=str,
 )
 def test_direction_is_not_rounded(backend: Backend, dtype: torch.dtype, other: torch.dtype, fine: float) -> None:
-    # In the gradients' dtype, for float64 in float32, 1 + fine would be 1 and the sum would vanish.
+    # Rounded to the gradients' dtype (or float64 to float32), 1 + fine would be 1 and the sum would be 0.
     direction = torch.tensor([1 + fine, -1.0] * 20, dtype=other, device=backend.device)
     assert backend.dots([[torch.ones_like(direction, dtype=dtype)]], [direction]).item() == 20 * fine
 

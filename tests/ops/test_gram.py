@@ -25,7 +25,7 @@ def test_gram_is_positive_semidefinite(backend: Backend) -> None:
     def holds(tasks: int, size: int, seed: int) -> None:
         gram = backend.gram(backend.normal(tasks, [(size,)], seed=seed)).cpu()  # of rank `size` at most
         assert torch.equal(gram, gram.T)
-        # Errors of the entries up to STATISTICS |g_i| |g_j| move eigenvalues by at most their Frobenius norm.
+        # Errors of at most STATISTICS |g_i| |g_j| move eigenvalues by at most the errors' Frobenius norm.
         assert torch.linalg.eigvalsh(gram).min() >= -STATISTICS * gram.trace()
 
     holds()

@@ -1,4 +1,4 @@
-"""From lists of tensors to addresses: what kernels are told is all of the memory, and only once."""
+"""From lists of tensors to addresses: they cover all of the memory, every element once."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_layouts_of_absent_tasks_do_not_matter(flatten: Flatten) -> None:
 
 def test_vectors_need_every_address(flatten: Flatten) -> None:
     memory = torch.ones(64, dtype=torch.bfloat16)
-    start = -memory.data_ptr() // 2 % (layout.VECTOR // 2)  # elements to the first address that a vector can have
+    start = -memory.data_ptr() // 2 % (layout.VECTOR // 2)  # elements to the first aligned address
 
     def at(offset: int) -> Tensor:
         return memory[start + offset :][:9]
@@ -162,14 +162,14 @@ def test_uniform_gradients(flatten: Flatten) -> None:
     found = layout.uniform(good)
     assert found == good and found is not None
     assert found.first[0] is a and found.first[1] is b and found.first[2] is None
-    assert layout.flatten(found) == layout.flatten(good)  # the views say the same as another look
+    assert layout.flatten(found) == layout.flatten(good)  # with and without the views
     for other in torch.ones(3), torch.ones(2).double(), torch.ones(2, device="meta"), torch.ones(2).to_sparse(), 1.0:
         assert layout.uniform([[a, b], [other, b]]) is None
     assert layout.uniform([[a, b], [a]]) is None
 
 
 def test_zeros_without_memory_are_odd() -> None:
-    # What autograd hands out for a derivative it knows to be zero; it has no address.
+    # Autograd returns such tensors for derivatives that it knows to be zero. They have no address.
     zero = torch._efficientzerotensor((3,))
     flat = layout.flatten([[zero, torch.ones(2)], [zero, torch.ones(2)]])
     assert flat.fallback == [0] and flat.params == [1]

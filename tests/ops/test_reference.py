@@ -32,7 +32,7 @@ def check(grads: Grads, weights: list[float]) -> None:
     again = [torch.empty_like(g) for g in grads[0]]
     reference.combine(grads, [again], groups, w)
     assert all(torch.equal(x, y) for x, y in zip(out, again, strict=True))
-    # Rounded once, half a unit in the last place; float64's own roundings besides, here and below.
+    # Rounded once: half a unit in the last place. atol is for float64's own roundings, here and below.
     torch.testing.assert_close(torch.cat([t.flatten() for t in out]).double(), expected[0], rtol=2.0**-24, atol=1e-12)
     close = {"rtol": 1e-13, "atol": 1e-13 * flat.square().sum(1).max().item()}
     torch.testing.assert_close(dots[0], expected @ flat.T, **close)
@@ -70,7 +70,7 @@ def test_sums_are_float64(tasks: int) -> None:
 
 @pytest.mark.parametrize("size", [2**14 - 1, 2**14, 2**14 + 1, 2**15, 2**15 + 1])
 def test_where_blocks_end(size: int) -> None:
-    # The last elements are large: a block lost or counted twice cannot hide.
+    # The last elements are large, so a block that is lost or counted twice changes the sums.
     for shapes in ([(size,)], [(size,), (2,), (size - 2,)], [(3, size)]):
         grads = random_grads(2, shapes)
         grads[0][-1].view(-1)[-1:].mul_(1e3)
@@ -105,7 +105,7 @@ def test_rows_of_weights_have_the_bits_of_single_ones() -> None:
 
 
 def test_expanded_gradients_take_no_memory() -> None:
-    # In a process of its own, whose peak is the operators': 2^25 elements would take 128 MiB each if they were copied.
+    # In its own process, so that the peak memory is the operators'. Copied, 2^25 elements would take 128 MiB.
     code = """
 import resource, torch
 from cats.ops.backends import reference
@@ -121,7 +121,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_adamw_of_bfloat16_parameters_is_that_of_float32_rounded_once() -> None:
-    # Bit for bit, because the operations and their order are those of torch's loop over single tensors.
+    # Bit for bit: the operations and their order are those of torch.optim.AdamW with foreach=False.
     shapes: list[tuple[int, ...]] = [(30, 700), (5,), ()]
     params = random_grads(1, shapes, torch.bfloat16, seed=9)[0]
     exp_avgs, exp_avg_sqs = ([torch.zeros(shape) for shape in shapes] for _ in range(2))

@@ -1,7 +1,7 @@
-"""The Triton kernels as machine code for sm_80 and sm_90, without a GPU; the choice of tiles; addresses beyond 2^31.
+"""The Triton kernels: their machine code for sm_80 and sm_90 (without a GPU), the tiles, addresses beyond 2^31.
 
-Run as a script, this file compiles kernels and prints what came of it. It must be a process of its own: here the
-kernels are decorated for Triton's interpreter.
+Run as a script, this file compiles kernels and prints facts about their machine code. This needs its own process,
+because in the process of the tests the kernels are decorated for Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POINTERS = {
 
 
 class Case(NamedTuple):
-    """A kernel as its launcher may start it."""
+    """A kernel with arguments as its launcher may pass them."""
 
     operator: str
     tasks: int
@@ -56,7 +56,7 @@ def grid(tasks: tuple[int, ...], capabilities: tuple[int, ...], operators: tuple
 
 OPERATORS = ("combine", "combine_dots", "combine_dots of 2", "dots", "combine_adamw_", "combine_adamw_ scaled", "gram")
 REDUCTIONS = [Case(name, count, "float64", 90) for name in ("reduce", "reduce_slots") for count in (2, 128)]
-# Small and large tiles, one and several tasks a thread, one and two blocks, padded and not.
+# Small and large tiles, one and several tasks per thread, one and two blocks, padded or not.
 QUICK = [
     *(Case(op, k, d, 90) for op in ("combine_dots", "combine_adamw_", "gram") for k in (2, 8, 33, 128)
       for d in ("float32", "bfloat16")),
@@ -110,12 +110,12 @@ def compiled(case: Case) -> dict[str, Any]:
     kernel, constants, options = configuration(case)
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
-    # As at a launch: torch's memory is aligned, and integers are not specialised.
+    # As in a launch: torch's memory is aligned, and integers are not specialised.
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", case.capability, 32)
     binary = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
-    # Loads of gradients in the main loop, by one thread; in a matrix product more than one.
+    # Loads of gradients per thread in the main loop; at least one for matrix products.
     vectors = constants.get("ROWS", case.tasks) * constants.get("LANES", 0) // (32 * options["num_warps"])
     code = {**resources(binary.asm["cubin"]), **main_loop(binary.asm["ptx"])}
     return {**code, "shared": binary.metadata.shared, "vectors": max(1, vectors)}
@@ -134,7 +134,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def main_loop(ptx: str) -> dict[str, int]:
-    """What is in the innermost loop with most 16-byte loads: these, other loads of gradients, float64 arithmetic."""
+    """Counts in the innermost loop with the most 16-byte loads: these, other loads of gradients, float64 arithmetic."""
     lines = ptx.splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\$L\w+):", line))}
     branches = [(m[1], i) for i, line in enumerate(lines) if (m := re.search(r"\bbra(?:\.uni)?\s+(\$L\w+)", line))]
@@ -182,7 +182,7 @@ def compile_all(cases: list[Case]) -> Iterator[tuple[Case, dict[str, Any]]]:
 def check_machine_code(cases: list[Case]) -> None:
     problems = []
     for case, code in compile_all(cases):
-        # Two blocks of float32 without alignment spill on sm_80; loads of single elements make that path slow anyway.
+        # Two blocks of float32 without alignment spill on sm_80. This path is slow anyway: it loads single elements.
         crowded = case.operator == "gram" and case.tasks > 64 and case.dtype == "float32" and not case.aligned
         spill = 256 if crowded and case.capability == 80 else 0
         good = code["stack"] <= spill and code["local"] == 0 and code["shared"] <= SHARED[case.capability]
@@ -190,7 +190,7 @@ def check_machine_code(cases: list[Case]) -> None:
             good &= code["wide"] >= code["vectors"]
             if case.dtype != "float64":
                 good &= code["doubles"] == 0
-                # A parameter and its moments are spread over all threads, which may leave less than 16 bytes to each.
+                # A parameter and its moments are spread over all threads, so a thread may load less than 16 bytes.
                 good &= code["narrow"] == 0 or case.operator.startswith("combine_adamw_")
         if not good:
             problems.append((case, code))
@@ -199,7 +199,7 @@ def check_machine_code(cases: list[Case]) -> None:
 
 @pytest.mark.slow
 def test_machine_code() -> None:
-    """No spills, shared memory within the chip's, and a main loop that loads 16 bytes at once and knows no float64."""
+    """No spills, not too much shared memory, and a main loop with 16-byte loads and without float64 arithmetic."""
     check_machine_code(QUICK)
 
 
@@ -240,22 +240,22 @@ def test_tiles(kernels: Any, dtype: torch.dtype, aligned: bool) -> None:
         # Triton's tiles are powers of two.
         assert all(size & (size - 1) == 0 for size in (rows, lanes, width))
         assert width * dtype.itemsize == 16 if aligned else width == 1
-        # Elements of a thread in registers of 4 bytes: no more than leave room for three programs on a processor.
+        # A thread's elements in 4-byte registers: few enough that three programs fit on a multiprocessor.
         held = rows * lanes * width // (32 * common.WARPS)
         assert held * max(1, dtype.itemsize // 4) <= 32
-        # The shortest sums in common's and gram's bounds.
+        # The error bounds in common.py and gram.py need sums of at most this length.
         assert width <= 8 and common.RUN <= 32
         if tasks > gram.UNROLLED and dtype is not torch.float64:
             block = gram.blocks(tasks, dtype, aligned)
             assert (block.count - 1) * block.rows < tasks <= block.count * block.rows
-            assert block.length * dtype.itemsize <= 8 * 32  # a step of the unit takes 32 bytes of a row
+            assert block.length * dtype.itemsize <= 8 * 32  # a step of the matrix unit takes 32 bytes of a row
             assert block.length % 16 == 0 and block.warps in (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize("operator", ["combine", "gram"])
 def test_elements_beyond_2_to_the_31(kernels: Any, operator: str) -> None:
-    # Untouched memory is not committed: of these 4 GiB each, only the last pages are. Offsets in 32 bits would wrap to
-    # addresses before the tensors.
+    # Memory that is not touched is not committed: of these 4 GiB each, only the last pages are. 32-bit offsets would
+    # wrap around to addresses before the tensors.
     start, length = 2**31 + 16, 100
     tensors = [torch.empty(start + length, dtype=torch.bfloat16) for _ in range(3)]
     for n, tensor in enumerate(tensors):
