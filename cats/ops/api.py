@@ -33,6 +33,7 @@ from torch import Tensor
 
 from .checks import Grads, Tasks, Weights, scalar
 from .dispatch import backends
+from .interface import AdamW
 from .library import call
 
 __all__ = ["backends", "combine", "combine_adamw_", "combine_dots", "dots", "gram"]
@@ -172,6 +173,16 @@ def combine_adamw_(
         raise ValueError(f"beta1 = {beta1}, beta2 = {beta2}: both must lie in [0, 1)")
     if not isinstance(step, Tensor) and step < 1:
         raise ValueError(f"step is {step}, but the first update is number 1")
+    settings = AdamW(
+        scalar("step", step),
+        scalar("lr", lr),
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        None if found_inf is None else scalar("found_inf", found_inf),
+        None if grad_scale is None else scalar("grad_scale", grad_scale),
+    )
     dots, sqnorms = call(
         "combine_adamw_",
         tasks.direct,
@@ -180,16 +191,9 @@ def combine_adamw_(
         weights=matrix,
         exp_avgs=averages,
         exp_avg_sqs=squares,
+        settings=settings,
         groups=tasks.groups(groups),
         backend=backend,
-        step=scalar("step", step),
-        lr=scalar("lr", lr),
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        found_inf=None if found_inf is None else scalar("found_inf", found_inf),
-        grad_scale=None if grad_scale is None else scalar("grad_scale", grad_scale),
     )
     dots = dots[:, 0]
     return (dots[0], sqnorms[0]) if groups is None else (dots, sqnorms)

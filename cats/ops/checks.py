@@ -17,6 +17,7 @@ from . import dispatch, layout
 Grads = Iterable[Iterable[Tensor | None]]
 Weights = Tensor | Iterable[float] | Iterable[Iterable[float]]
 
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -206,7 +207,7 @@ def _row(n: int, row: Any) -> list[Any]:
 
 def _is_watched() -> bool:
     """Whether a mode is active that must see every call of an operator: fake tensors, tracing, counting, ..."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
+    return _dispatch_modes() > 0 or _function_modes() > 0
 
 
 def _check_tensor(where: str, t: Any, device: torch.device | None) -> None:

@@ -44,8 +44,7 @@ def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row], backend: 
     """Writes the weighted sums of the gradients into out."""
     module = _choose("combine", backend, grads, weights)
     groups = [0] * len(grads[0])
-    for rows, part in _passes(module, weights, out):
-        _run(module, "combine", grads, part, groups, rows)
+    _run_in_passes(module, "combine", grads, out, groups, weights)
     _mark_written(*out)
 
 
@@ -54,9 +53,9 @@ def combine_dots(
 ) -> tuple[Tensor, Tensor]:
     """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K)."""
     module = _choose("combine_dots", backend, grads, weights)
-    parts = [_run(module, "combine_dots", grads, part, groups, rows) for rows, part in _passes(module, weights, out)]
+    statistics = _run_in_passes(module, "combine_dots", grads, out, groups, weights)
     _mark_written(*out)
-    return parts[0] if len(parts) == 1 else (torch.cat([dots for dots, _ in parts], 1), parts[0][1])
+    return statistics
 
 
 def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int], backend: str | None) -> Tensor:
@@ -77,27 +76,33 @@ def combine_adamw_(
     weights: Tensor,
     exp_avgs: Row,
     exp_avg_sqs: Row,
+    settings: AdamW,
     groups: Sequence[int],
     backend: str | None,
-    **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """An AdamW update with the combination for (1, K) weights. settings: the fields of `AdamW`.
+    """An AdamW update with the combination for (1, K) weights.
 
     Returns dots (G, 1, K) and squared norms (G, K) of the gradients before grad_scale.
     """
     module = _choose("combine_adamw_", backend, grads, weights)
     others = [params, exp_avgs, exp_avg_sqs]
-    statistics = _run(module, "combine_adamw_", grads, others, groups, weights, AdamW(**settings))
+    statistics = _run(module, "combine_adamw_", grads, others, groups, weights, settings)
     _mark_written(*others)
     return statistics
 
 
-def _passes(module: ModuleType, weights: Tensor, out: Sequence[Row]) -> list[tuple[Tensor, Sequence[Row]]]:
-    """The rows of weights and of out, as many together as the backend computes in one call."""
+def _run_in_passes(
+    module: ModuleType, operator: str, grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor
+) -> Any:
+    """`_run` for combine and combine_dots, with at most as many rows of weights in a call as the backend takes."""
     most = module.LIMITS.combinations
     if most is None or len(weights) <= most:
-        return [(weights, out)]
-    return [(weights[r : r + most], out[r : r + most]) for r in range(0, len(weights), most)]
+        return _run(module, operator, grads, out, groups, weights)
+    starts = range(0, len(weights), most)
+    parts = [_run(module, operator, grads, out[r : r + most], groups, weights[r : r + most]) for r in starts]
+    if parts[0] is None:
+        return None
+    return torch.cat([dots for dots, _ in parts], 1), parts[0][1]
 
 
 def _run(
@@ -108,7 +113,10 @@ def _run(
     groups: Sequence[int],
     *arguments: Any,
 ) -> Any:
-    """The operator's statistics: of the dense pieces by the backend, plus those of the fallback by the reference."""
+    """The operator's statistics: of the dense pieces by the backend, plus those of the fallback by the reference.
+
+    None for combine, which has no statistics.
+    """
     tasks, limits = len(grads), module.LIMITS
     too_many = limits.tasks is not None and tasks > limits.tasks
     if module is reference or too_many:
@@ -143,8 +151,9 @@ _modules: dict[str, ModuleType] = {}  # the backends that were imported, by path
 def _load(name: str) -> ModuleType | str:
     """The backend's module, or the reason why it cannot be used here."""
     path = BACKENDS[name]
-    if path in _modules:
-        return _modules[path]
+    known = _modules.get(path)
+    if known is not None:
+        return known
     try:
         module = importlib.import_module(path)
     except ImportError as error:

@@ -134,9 +134,12 @@ def host_pieces(
     views = getattr(grads, "views", None)
     found = _native.works(_lists(grads), _lists(others), list(groups), threads, views)
     works, fallback = _works(grads, others, groups, threads) if found is None else found
-    if takes is not None and (refused := [work for work in works if not takes(work[1])]):
-        works = [work for work in works if work not in refused]
-        fallback = [*fallback, *(i for _, _, params in refused for i in params)]
+    if takes is not None:
+        for _, dtypes, params in works:
+            if not takes(dtypes):
+                fallback = [*fallback, *params]
+        if len(fallback) > 0:
+            works = [work for work in works if takes(work[1])]
     return HostPieces(works, len(grads), max(groups) + 1), fallback
 
 
@@ -198,4 +201,6 @@ def select(rows: Sequence[Row], params: Sequence[int]) -> list[list[Tensor | Non
 
 def _lists(rows: Sequence[Row]) -> list[list[Tensor | None]]:
     """The rows as lists, which the compiled module needs."""
+    if type(rows) is Uniform:
+        return rows
     return [row if type(row) is list else list(row) for row in rows]

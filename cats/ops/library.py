@@ -1,7 +1,8 @@
 """The operators as custom operators of torch.library: schemas, fake versions, and how `cats.ops` calls them.
 
-In a schema, gradients are one flat list of K N entries followed by the number of tasks, and out is the flat list of its
-tensors without None. Statistics always have their group axis. No result shares memory with an argument.
+In a schema, gradients are one flat list of K N entries followed by the number of tasks, out is the flat list of its
+tensors without None, and the settings of AdamW are single arguments. Statistics always have their group axis. No result
+shares memory with an argument.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .interface import AdamW
 
 Flat = Sequence[Tensor | None]
 
@@ -26,9 +28,17 @@ def call(operator: str, direct: bool, **arguments: Any) -> Any:
 
 
 @torch.no_grad()
-def _call_registered(operator: str, grads: Sequence[Flat], out: Sequence[Flat] | None = None, **arguments: Any) -> Any:
+def _call_registered(
+    operator: str,
+    grads: Sequence[Flat],
+    out: Sequence[Flat] | None = None,
+    settings: AdamW | None = None,
+    **arguments: Any,
+) -> Any:
     if out is not None:
         arguments["out"] = [t for row in out for t in row if t is not None]
+    if settings is not None:
+        arguments.update(zip(AdamW._fields, settings, strict=True))
     flat = [g for row in grads for g in row]
     return getattr(torch.ops.cats, operator)(grads=flat, tasks=len(grads), **arguments)
 
@@ -49,6 +59,8 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
         arguments["grads"] = [flat[start : start + size] for start in range(0, len(flat), size)]
         if "out" in arguments:
             arguments["out"] = _out_rows(arguments["grads"], arguments["out"], len(arguments["weights"]))
+        if operator == "combine_adamw_":
+            arguments["settings"] = AdamW(*(arguments.pop(name) for name in AdamW._fields))
         return getattr(dispatch, operator)(**arguments)
 
     _library.impl(operator, torch.no_grad()(implementation), "CompositeExplicitAutograd")

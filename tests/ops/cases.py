@@ -111,9 +111,8 @@ class EveryOperator:
         grads = [[g * scale for g, scale in zip(row, scales, strict=True)] for row in grads]
         weights = torch.linspace(-0.4, 1, tasks, dtype=torch.float64)
         self.check(backend, grads, weights, groups=range(len(scales)))
-        self.check(
-            backend, [[torch.stack(row, -1)] for row in grads], weights
-        )  # large and small numbers next to each other
+        mixed = [[torch.stack(row, -1)] for row in grads]  # large and small numbers next to each other
+        self.check(backend, mixed, weights)
 
     def test_tasks_of_mixed_magnitudes(self, backend: Backend) -> None:
         scales = magnitudes(backend)
