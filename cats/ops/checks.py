@@ -158,7 +158,9 @@ class Tasks:
             device = weights.device
             if self.device not in (None, device) and device.type != "cpu":
                 raise ValueError(f"weights are on {device}, but the gradients are on {self.device}")
-            matrix = (weights.detach() if weights.requires_grad else weights).double()
+            matrix = weights.detach() if weights.requires_grad else weights
+            if matrix.dtype is not torch.float64:
+                matrix = matrix.double()
         elif not isinstance(weights, Iterable):
             raise TypeError(f"weights must be numbers, one per task, or a tensor, not {type(weights).__name__}")
         else:

@@ -68,8 +68,8 @@ class Backend:
         generator = torch.Generator().manual_seed(seed)
 
         def tensor(shape: Shape) -> Tensor:
-            signs = 2 * torch.randint(0, 2, shape, generator=generator) - 1
-            return (torch.randint(1, 4, shape, generator=generator) * signs).to(dtype)
+            numbers = torch.randint(-3, 3, shape, generator=generator)
+            return (numbers + (numbers >= 0)).to(dtype)
 
         return self.rows(tasks, shapes, tensor)
 
@@ -138,7 +138,12 @@ def close(got: Tensor, expected: Tensor, allowed: Tensor | float, what: str) -> 
 
 
 def check_combination(
-    backend: Backend, rows: list[list[Tensor | None]], grads: Grads, matrix: Tensor, exact: bool
+    backend: Backend,
+    rows: list[list[Tensor | None]],
+    grads: Grads,
+    matrix: Tensor,
+    exact: bool,
+    stacked: list[Tensor | None] | None = None,
 ) -> list[Tensor | None]:
     """Compares R combinations with float64. Returns them before rounding: (R, numel) float64 per parameter.
 
@@ -146,7 +151,7 @@ def check_combination(
     which have their own bound, do not count as errors of the dots.
     """
     before: list[Tensor | None] = []
-    for i, (g, column) in enumerate(zip(stack(grads), zip(*grads, strict=True), strict=True)):
+    for i, (g, column) in enumerate(zip(stacked or stack(grads), zip(*grads, strict=True), strict=True)):
         results = [row[i] for row in rows]
         first = next((t for t in column if t is not None), None)
         if g is None or first is None:
@@ -216,9 +221,8 @@ def check_combine_dots(
     rows, offered = (combined, out or combined) if w.dim() == 2 else ([combined], [out or combined])
     for written, given in zip(rows, offered, strict=True):
         assert all(a is b or a is None or b is None for a, b in zip(written, given, strict=True))
-    before = check_combination(backend, rows, grads, matrix, exact)
-
     stacked, index, tasks, count = stack(grads), groups or in_one_group(grads), len(grads), len(matrix)
+    before = check_combination(backend, rows, grads, matrix, exact, stacked)
     relative = tolerance(grads, exact)
     squares = by_group([None if g is None else g.square().sum(1) for g in stacked], index, (tasks,))
     check_statistics(backend, sqnorms, squares, relative * squares, (tasks,), groups, "squared norms")

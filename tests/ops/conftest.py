@@ -72,9 +72,9 @@ def emulator(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load("cuda_emulator", library)
 
 
-@pytest.fixture
-def emulated(emulator: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The backend "cuda" with the emulator for its kernels, for tensors on the CPU."""
+@pytest.fixture(scope="session")
+def emulated_module(emulator: Any, root: Path) -> Any:
+    """cats/ops/backends/cuda.py with the emulator for its kernels, for tensors on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cats._native", emulator)
         patch.setattr(cats, "_native", emulator, raising=False)
@@ -82,9 +82,15 @@ def emulated(emulator: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         patch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
         module = load("cats.ops.backends.emulated", root / "cats" / "ops" / "backends" / "cuda.py")
     module.LIMITS = dataclasses.replace(module.LIMITS, devices=("cpu",))
-    monkeypatch.setitem(sys.modules, "cats.ops.backends.emulated", module)
+    return module
+
+
+@pytest.fixture
+def emulated(emulated_module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """This module as backend "cuda"."""
+    monkeypatch.setitem(sys.modules, "cats.ops.backends.emulated", emulated_module)
     monkeypatch.setitem(dispatch.BACKENDS, "cuda", "cats.ops.backends.emulated")
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    return module
+    return emulated_module
