@@ -1,8 +1,8 @@
 """Which backend computes a call, and what the reference computes instead.
 
-A backend is a module in cats/ops/backends. It has any of the five operators, `LIMITS` (what it takes) and `split` (how
-it wants dense pieces of memory: a function of cats/ops/layout.py or device_table.py). A backend that cannot work here
-raises ImportError with the reason when it is imported.
+A backend is a module in cats/ops/backends. It has some or all of the five operators; `LIMITS`, what it takes; and
+`split`, which makes the dense pieces of memory that its operators take (from cats/ops/layout.py or device_table.py). A
+backend that cannot work here raises ImportError with the reason when it is imported.
 
 The choice: the argument `backend`, else the environment variable CATS_BACKEND, else the first usable one in `DEFAULTS`.
 A backend asked for by name is never replaced. An operator that a default backend lacks goes to the next one.
@@ -43,8 +43,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ()}
 def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row], backend: str | None) -> None:
     """Writes the weighted sums of the gradients into out."""
     module = _choose("combine", backend, grads, weights)
-    groups = [0] * len(grads[0])
-    _run_in_passes(module, "combine", grads, out, groups, weights)
+    _run_in_passes(module, "combine", grads, out, [0] * len(grads[0]), weights)
     _mark_written(*out)
 
 
@@ -169,7 +168,11 @@ def _load(name: str) -> ModuleType | str:
 
 
 def _choose(operator: str, name: str | None, grads: Sequence[Row], weights: Tensor | None = None) -> ModuleType:
-    """The backend for this call. Without any gradient, the reference, if the one asked for suits the weights."""
+    """The backend for this call.
+
+    If no task has a gradient, there is nothing to compute: the reference returns zeros on the weights' device. The
+    backend that was asked for is checked all the same.
+    """
     device = _device(grads)
     where = device or _device([[weights]])
     assert where is not None
@@ -199,7 +202,7 @@ def _default(device_type: str, operator: str | None = None) -> tuple[str, Module
 
 
 def _unsuited(module: ModuleType | str, device_type: str, operator: str | None = None) -> str | None:
-    """Why a backend, or what `_load` says instead, cannot be used for tensors on this type of device."""
+    """Why a backend cannot be used for tensors on this type of device. module: as `_load` returns it."""
     if isinstance(module, str):
         return module
     devices = module.LIMITS.devices

@@ -22,7 +22,7 @@ Flat = Sequence[Tensor | None]
 def call(operator: str, direct: bool, **arguments: Any) -> Any:
     """Calls an operator of `cats.ops.dispatch`: directly, or through torch.library, which takes several times as long.
 
-    The direct call is for when nobody watches the operators: no compiler, no tracing, no subclass of Tensor.
+    direct: only if nothing has to see the operator: no compiler, no tracing, no subclass of Tensor.
     """
     return getattr(dispatch, operator)(**arguments) if direct else _call_registered(operator, **arguments)
 
@@ -84,11 +84,8 @@ def _empty(grads: Flat, shape: Sequence[int], default: Tensor | None = None) -> 
 
 
 def _fake_statistics(grads: Flat, weights: Tensor, groups: Sequence[int], **rest: Any) -> tuple[Tensor, Tensor]:
-    count = max(groups) + 1
-    return (
-        _empty(grads, (count, *weights.shape), weights),
-        _empty(grads, (count, weights.shape[1]), weights),
-    )
+    count, (rows, tasks) = max(groups) + 1, weights.shape
+    return _empty(grads, (count, rows, tasks), weights), _empty(grads, (count, tasks), weights)
 
 
 _define(
