@@ -1,4 +1,4 @@
-"""What the backward() calls between two steps gather."""
+"""The losses and gradients that backward() calls accumulate between two steps."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from .weighting import Weighting
 class Accumulation:
     """The losses, gradients, dots and norms of the backward() calls since the last step().
 
-    Several calls give the same as one call with a large batch: losses and gradients of a task add up, and dots and
-    norms are those of the sums. ``p.grad`` receives ḡ = Σ w_n g_n, added to the gradients that other code wrote there.
+    Several calls give the same result as one call with a large batch: the losses of a task are added, and so are its
+    gradients. Dots <g_n, ḡ> and squared norms ‖g_n‖² are those of the sums. ḡ = Σ w_n g_n is added to ``p.grad``, which
+    may hold gradients that other code wrote there.
 
     Args:
         params: the parameters that require grad, the shared ones first.
         shared: how many of them are shared. Only these enter dots, norms and the Gram matrix.
         tasks: the names of all N tasks.
-        weighting: computes weights from the Gram matrix, if it is of that kind.
+        weighting: the optimizer's weighting. If it needs the Gram matrix, it computes the weights here.
         reducer: combines gradients and numbers over the processes.
-        per_task: whether to form one gradient per task. Otherwise one backward pass of the weighted loss.
-        backend: of :mod:`cats.ops`.
+        per_task: whether to compute one gradient per task. If not, one backward pass of the weighted loss is enough.
+        backend: the backend of :mod:`cats.ops`, or None.
 
     Attributes:
         losses: {task index: loss, 0-d float64 on the device}, in the order of the tasks.
@@ -102,8 +103,8 @@ class Accumulation:
         Args:
             tasks: the index of the task of each loss. With ``cross_batch`` each task must have two losses.
             losses: the single losses.
-            weights: (N,) float64 on the CPU, the weights of all tasks. If the weighting needs the Gram matrix, the
-                weights of the tasks present are replaced by those that follow from it.
+            weights: (N,) float64 on the CPU, the weights of all tasks. If the weighting needs the Gram matrix, it
+                computes new weights for the tasks present.
         """
         self._check_pairs(tasks)
         values, gradients = task_gradients(losses, self.params, scale=self.scale, names=self._names(tasks))
@@ -120,12 +121,15 @@ class Accumulation:
         self._largest = largest(self.params)
 
     def _weigh_by_gram(self, weights: Tensor) -> Tensor:
-        """The weights of all tasks, where those of the tasks present come from their Gram matrix. One host sync."""
+        """The weights of all tasks, after new ones were computed from the Gram matrix of the tasks present.
+
+        Has one host sync.
+        """
         gram = self._gradients.gram()
         losses = torch.stack(list(self.losses.values()))
         host = torch.cat([gram, losses.to(gram.device)[None]]).cpu()
         gram, losses = host[:-1], host[-1]
-        # In an earlier call the weighting may have seen the Gram matrix of a part of these gradients: undo that.
+        # An earlier call may have shown the weighting the Gram matrix of a part of these gradients. Undo that.
         if self._state_before_gram is None:
             self._state_before_gram = self.weighting.state_dict()
         else:
@@ -165,7 +169,7 @@ class Accumulation:
         """The numbers of the step over all processes, on the host. Reading them is the only host sync of a step.
 
         Args:
-            found_inf: GradScaler's verdict, one element. It is positive if a gradient is not finite.
+            found_inf: from GradScaler, one element. It is positive if a gradient is not finite. None: no GradScaler.
         """
         verdict = self._largest if found_inf is None else torch.where(found_inf > 0, math.inf, self._largest)
         return self.reducer.statistics(self.losses, self._dots, self._sqnorms, verdict, len(self.tasks))

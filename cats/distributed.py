@@ -30,8 +30,8 @@ class Statistics:
 
     tasks: list[int]  # indices, ascending
     losses: Tensor
-    dots: Tensor  # <g_n, ḡ>. Only valid if the step formed per-task gradients, like sqnorms.
-    sqnorms: Tensor  # ‖g_n‖². nan if they are not known.
+    dots: Tensor  # <g_n, ḡ>. dots and sqnorms are valid only if the step computed per-task gradients.
+    sqnorms: Tensor  # ‖g_n‖², or nan if they are not known.
     sqnorms_known: bool
     finite: bool  # whether all these numbers and the combined gradient are finite
 
@@ -42,7 +42,7 @@ class Statistics:
 
 
 class Reducer(Protocol):
-    """The methods of both classes."""
+    """How gradients and numbers are combined over the processes. :class:`Local` and :class:`Replicated` do it."""
 
     names_nonfinite_task: bool  # whether per-task gradients show which task has a non-finite gradient
 
@@ -152,7 +152,7 @@ class Replicated:
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[None]:
-        before = take_grads(params)
+        before = take_grads(params)  # put aside, because these gradients must not be averaged
         yield
         here = take_grads(params)
         add_to_grad(params, before)
@@ -253,6 +253,8 @@ def check_replicas(params: Sequence[Tensor]) -> None:
             "gradients: train the module itself (model.module)"
         )
     sums = torch.stack([x for p in params for x in (p.detach().double().sum(), p.detach().double().square().sum())])
+    # One all-reduce gives the largest sums and, with the other sign, the smallest. They are equal if all processes have
+    # the same sums. NaN is not equal to itself, so parameters with NaN are not compared.
     both = torch.stack([sums, -sums])
     dist.all_reduce(both, dist.ReduceOp.MAX)
     if not torch.equal(both[0], -both[1]) and not both.isnan().any():

@@ -44,7 +44,7 @@ def largest(params: Sequence[Tensor]) -> Tensor:
     grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in params if p.grad is not None]
     if any(g.is_cuda for g in grads):
         return torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))
-    # On the CPU one kernel per tensor costs nothing, and aminmax is ten times as fast as the norm.
+    # On the CPU it costs nothing to start a kernel per tensor, and aminmax is ten times as fast as the norm.
     extremes = [x.double() for g in grads if g.numel() for x in torch.aminmax(g)]
     return torch.stack(extremes).abs().max() if extremes else torch.zeros((), device=params[0].device)
 

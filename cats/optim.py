@@ -1,4 +1,7 @@
-"""The optimizer: per-task losses in, one step of any torch optimizer out, and the task weights move along."""
+"""The optimizers cats.MultiTask and cats.CATS. They take one loss per task.
+
+They step any torch optimizer with a weighted sum of the tasks' gradients, and they update the weights.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class MultiTask(Optimizer):
     """Any torch optimizer, stepped with a weighted sum of per-task gradients.
 
     In each step, K of the N tasks take part. Task n has the loss L_n, the gradient g_n and the weight w_n. The base
-    optimizer steps with ḡ = Σ w_n g_n; then the weighting may change the weights::
+    optimizer steps with ḡ = Σ w_n g_n. Then the weighting may change the weights::
 
         optimizer = cats.MultiTask(torch.optim.AdamW(model.parameters()), ["az", "be"], cats.weighting.Static([1, 2]))
         optimizer.zero_grad()
@@ -55,37 +58,41 @@ class MultiTask(Optimizer):
         tasks: the names of the tasks, each a str or an int; or the number of tasks, which are then named 0, 1, ...
         weighting: a :class:`cats.weighting.Weighting`, or a callable that maps a (K, K) Gram matrix to K weights, such
             as a TorchJD ``Weighting``. It holds state, so every optimizer needs its own.
-        shared: the parameters whose gradients enter dots, norms and the Gram matrix. By default, all. The other
-            parameters (heads, language-specific layers) receive Σ w_n g_n too, but do not enter these numbers.
-            Parameters added later are shared only if ``shared`` is None.
-        engine: how gradients are formed. Only "auto" exists. It keeps the K gradients in memory and reads them once, or
-            twice for weightings that need the Gram matrix.
-        backend: the backend of :mod:`cats.ops` to use. None chooses one.
+        shared: the parameters from which the weighting's numbers are computed: the inner products and norms of the
+            gradients, or their Gram matrix. By default, all parameters. The other parameters (task heads,
+            language-specific layers) receive Σ w_n g_n too. Parameters that are added later with add_param_group() are
+            shared only if ``shared`` is None.
+        engine: how the per-task gradients are computed. The only value is "auto". It keeps the K gradients in memory
+            and reads them once, or twice for weightings that need the Gram matrix.
+        backend: the backend of :mod:`cats.ops` to use. If None, one is chosen.
         max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
-            step is skipped: parameters, base optimizer, weights and multipliers stay as they are, and
-            :attr:`statistics` counts it. With one process, the last attempt forms per-task gradients, so that the error
-            names the task.
+            step is skipped and counted in :attr:`statistics`: parameters, base optimizer, weights and multipliers do
+            not change. With one process, the last attempt computes per-task gradients, so that the error can name the
+            task.
 
-    Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch, and all
-    take the same step, for the mean of their losses. If the batches differ in size, the loss that a process passes
-    should be: its sum of losses / the number of elements in all processes * the number of processes. The rules are:
+    Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch. All
+    processes take the same step, for the mean of their losses. If the batches differ in size, divide by the size of the
+    global batch and multiply by the number of processes: pass ``local_sum_of_losses / global_size * world_size``. The
+    rules are:
 
     * Do not wrap the model in DistributedDataParallel.
-    * Every process must call backward() equally often. One without examples calls ``backward({})``.
+    * All processes must call backward() the same number of times. A process without examples calls ``backward({})``.
     * Weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more than one
       all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
-    * backward() waits for the device. Gradients that other code wrote to ``p.grad`` are not averaged.
+    * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
-    Only parameters of the base optimizer receive gradients. Steps that form per-task gradients write to ``p.grad``
-    directly, so post-accumulate-grad hooks do not run. step() has one host sync: it reads losses, dots, norms and
-    whether all are finite. Weightings that need the Gram matrix have another one in each backward().
+    Only parameters of the base optimizer receive gradients. Steps that compute per-task gradients write to ``p.grad``
+    directly, so post-accumulate-grad hooks do not run. step() has one host sync: it reads the losses, the inner
+    products, the norms, and whether all of them are finite. Weightings that need the Gram matrix have another host sync
+    in each backward().
 
     Raises:
         TypeError, ValueError: an argument is not as described above.
         RuntimeError: ``backend`` cannot be used here.
     """
 
-    # Tells GradScaler that step() unscales and skips. step() reads whether all is finite anyway, so this saves a sync.
+    # Tells GradScaler that step() unscales the gradients and skips non-finite steps itself. step() checks for
+    # non-finite numbers anyway, so this saves a host sync.
     _step_supports_amp_scaling = True
     _accumulation: Accumulation | None = None  # None between step() and the next backward()
     _reducer: Reducer | None = None
@@ -137,7 +144,7 @@ class MultiTask(Optimizer):
 
     @property
     def needs_task_gradients(self) -> bool:
-        """Whether the next backward() forms per-task gradients. Otherwise it runs one backward of the weighted loss."""
+        """Whether the next backward() computes per-task gradients. If not, it differentiates the weighted loss once."""
         if self._accumulation is not None:
             return self._accumulation.per_task
         last_attempt = 0 < self._counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
@@ -151,24 +158,25 @@ class MultiTask(Optimizer):
     def backward(self, losses: Losses, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
 
-        Several calls before step() accumulate, as usual: losses and per-task gradients add up, and dots and norms are
-        those of the sums. So they are the same as for one large batch. A batch may have any subset of the tasks; their
-        weights are not renormalised. To discard the gradients so far, call this optimizer's zero_grad() or set every
-        ``p.grad`` to None. Zeroing ``p.grad`` in place by other means does not discard them.
+        Several calls before step() accumulate, as in torch: the losses of a task are added, and so are its gradients.
+        The inner products and norms are those of the sums, so the result is the same as for one large batch. A batch
+        may have any subset of the tasks. The weights are not renormalised over the subset. To discard the gradients so
+        far, call this optimizer's zero_grad() or set every ``p.grad`` to None. Other code that sets ``p.grad`` to zero
+        in place does not discard them.
 
         Args:
-            losses: {task: loss}, or a sequence of N losses. A loss is a floating-point scalar tensor with a graph, or a
-                callable without arguments that returns one. With callables only one task's graph is in memory at a
-                time. Tensors may share a graph. If the weighting is ``cross_batch`` and :attr:`needs_task_gradients`
-                is true, each task needs a pair of losses, of two independent halves of its batch. The loss of the task
-                is then their mean.
+            losses: {task: loss}, or a sequence of N losses. A loss is a floating-point scalar tensor that requires
+                grad, or a callable without arguments that returns one. With callables, only one task's graph is in
+                memory at a time. Losses given as tensors may share a graph. If the weighting is ``cross_batch`` and
+                :attr:`needs_task_gradients` is true, each task needs a pair of losses, from two independent halves of
+                its batch. The loss of the task is then their mean.
             scaler: the GradScaler, if you use one. Pass unscaled losses, then call ``scaler.step(optimizer)``.
 
         Raises:
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
-                not a scalar or has no graph, or a pair is missing.
-            RuntimeError: only some calls before a step have a scaler. With several processes: the parameters are not
-                replicas, or the weighting needs a Gram matrix or is ``cross_batch``.
+                not a scalar or does not require grad, or a pair is missing.
+            RuntimeError: only some of the calls before a step have a scaler. With several processes: the parameters are
+                not replicas, or the weighting needs a Gram matrix or is ``cross_batch``.
         """
         tasks, single = split_losses(losses, self.tasks, pairs=self.weighting.cross_batch)
         gathered = self._open_accumulation()
@@ -181,15 +189,17 @@ class MultiTask(Optimizer):
         self._accumulation = gathered
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Steps the base optimizer, then updates the weighting if its per-task gradients were due.
+        """Steps the base optimizer. Every ``weighting.period``-th step then updates the weighting.
+
+        If a loss or gradient is not finite, the step is skipped and counted; see ``max_nonfinite``.
 
         Args:
             closure: clears the gradients, calls :meth:`backward` and returns what step() should return. It is called
                 once.
 
         Raises:
-            RuntimeError: backward() was not called since the last step, or gradients were scaled by other means than
-                ``backward(scaler=)``.
+            RuntimeError: backward() was not called since the last step, or a GradScaler was used in backward() or in
+                step(), but not in both.
             NonFiniteError: this was the ``max_nonfinite``-th consecutive step with a non-finite loss or gradient.
         """
         result = None
@@ -199,7 +209,8 @@ class MultiTask(Optimizer):
         try:
             self._step()
         except BaseException:
-            # GradScaler deletes these only if step() returns. If they stayed, its next call would multiply with them.
+            # GradScaler sets these before step() and deletes them after it, but not if step() raises. Its next call
+            # would then multiply the new scale by the old one.
             self.__dict__.pop("grad_scale", None)
             self.__dict__.pop("found_inf", None)
             raise
@@ -233,7 +244,7 @@ class MultiTask(Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if (found_inf is None) != (gathered.scale is None):
             raise RuntimeError(
-                "with a GradScaler call optimizer.backward(losses, scaler=scaler), losses unscaled, "
+                "with a GradScaler, call optimizer.backward(losses, scaler=scaler) with unscaled losses, "
                 "and then scaler.step(optimizer)"
             )
         seen = gathered.statistics(found_inf)
@@ -262,12 +273,12 @@ class MultiTask(Optimizer):
 
     @property
     def alpha(self) -> dict[Task, float]:
-        """{task: weight} of all tasks. Weightings that need the Gram matrix: the weights used last."""
+        """{task: weight} of all tasks. If the weighting needs the Gram matrix: the weights of the last step."""
         return self._named(range(len(self.tasks)), self._known_weights())
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """{name: value} of the weighting's multipliers. A multiplier per task is named like ``lambda_n[az]``."""
+        """{name: value} of the weighting's multipliers. If there is one per task, its name is like ``lambda_n[az]``."""
         named: dict[str, float] = {}
         for name, value in self.weighting.multipliers.items():
             if isinstance(value, Tensor):
@@ -278,15 +289,18 @@ class MultiTask(Optimizer):
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """Counters, and the numbers of the last steps. Reading them causes no host sync.
+        """Counters and numbers of the last step, as a new dict. Reading them causes no host sync.
 
-        * ``step``: steps taken. ``task_gradient_steps``: how many of them formed per-task gradients.
-        * ``skipped``: steps not taken because a loss or gradient was not finite. ``nonfinite_in_a_row``: how many of
-          them came since the last step taken.
+        * ``step``: the number of steps taken.
+        * ``task_gradient_steps``: how many of them computed per-task gradients.
+        * ``skipped``: the number of steps that were skipped because a loss or gradient was not finite.
+        * ``nonfinite_in_a_row``: how many steps were skipped since the last step that was taken.
         * ``losses``: {task: L_n} of the last step.
-        * ``dots``: {task: <g_n, ḡ>}, ``sqnorms``: {task: ‖g_n‖²} and ``sqnorm``: Σ w_n <g_n, ḡ> of the last step with
-          per-task gradients, over the shared parameters. ``sqnorm`` is ‖ḡ‖², or its estimate if ``cross_batch``.
-          ``sqnorms`` are nan with several processes. All are of unscaled and unclipped gradients.
+        * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients.
+        * ``sqnorms``: {task: ‖g_n‖²} of the same step. With several processes, nan.
+        * ``sqnorm``: Σ w_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
+
+        ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
         """
         return {**self._counts, **_copy_of(self._last)}
 
@@ -297,7 +311,7 @@ class MultiTask(Optimizer):
     defaults = _of_base("defaults")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, and what the backward() calls since the last step() have gathered."""
+        """Clears the gradients, and everything that backward() has accumulated since the last step()."""
         self.base.zero_grad(set_to_none)
         self._discard()
 
@@ -353,8 +367,8 @@ class MultiTask(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # As in torch, hooks and p.grad are not copied or pickled, nor is the step() that a scheduler wrapped. What was
-        # gathered belongs to p.grad.
+        # As in torch, hooks and p.grad are not copied or pickled, nor is the step() that a scheduler wrapped. The
+        # accumulated gradients belong to p.grad, so they are not copied either.
         left_out = ("step", "_accumulation")
         return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.startswith("_optimizer_")}
 
@@ -364,7 +378,7 @@ class MultiTask(Optimizer):
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _open_accumulation(self) -> Accumulation:
-        """What the backward() calls since the last step() have gathered, or a new one if there were none."""
+        """The accumulation of the backward() calls since the last step(), or a new one if there were none."""
         if self._accumulation is not None and any(p.grad is not None for p in self._accumulation.params):
             return self._accumulation
         self._discard()  # other code may have set all its gradients to None
@@ -384,7 +398,7 @@ class MultiTask(Optimizer):
         self._accumulation = None
 
     def _known_weights(self) -> Tensor:
-        """The weights of all tasks, as far as they are known before the gradients."""
+        """The weights of all tasks, (N,), before this step's gradients are known."""
         return self._weights if self.weighting.needs_gram else self.weighting.weights()
 
     def _named(self, tasks: Iterable[int], values: Tensor) -> dict[Task, float]:
@@ -396,12 +410,13 @@ class CATS(MultiTask):
 
     Algorithm 1 of Li & Gong, "Robust Optimization for Multilingual Translation with Imbalanced Data", NeurIPS 2021,
     arXiv 2104.07639. It is :class:`MultiTask` with the weighting :class:`cats.weighting.CATS`. Every step moves the
-    parameters θ along ḡ = Σ α_n g_n. Every ``inner_steps``-th step then moves the weights α and the multipliers λ: α
-    descends and λ ascends on Eq. 4,
+    parameters θ with the gradient ḡ = Σ α_n g_n. Every ``inner_steps``-th step then updates the weights α and the
+    multipliers λ, by gradient descent in α and gradient ascent in λ on Eq. 4,
 
         L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε),
 
-    for the same losses L_n and gradients g_n. The other steps cost one backward pass of the weighted loss::
+    with the losses L_n and the gradients g_n of that step. The other steps cost one backward pass of the weighted
+    loss::
 
         optimizer = cats.CATS(torch.optim.AdamW(model.parameters(), lr=5e-4), tasks=["az", "be"])
         for batches in loader:
@@ -413,27 +428,28 @@ class CATS(MultiTask):
 
     Args:
         optimizer, tasks, shared, engine, backend, max_nonfinite: as in :class:`MultiTask`.
-        inner_steps: m, the number of steps of θ per step of α.
+        inner_steps: m, the number of steps of θ per update of α.
         alpha_lr: the learning rate of α, or of the logits a if ``simplex="softmax"``.
         multiplier_lr: the learning rate of the multipliers.
-        epsilon: ε, the bound on ‖Σ α_n g_n‖². In the Lagrangian form also the bound in the constraint α_n ≥ ε.
-        simplex: how Σ α_n = 1 and α_n ≥ 0 are kept.
-            "lagrangian" is Eq. 4 as written, with the multipliers λ_c, λ_s and λ_n. It starts at α_n = 1, so Σ α_n = N
-            at first. α and the multipliers are clipped at 0; the paper does not say how.
-            "softmax" sets α = softmax(a), starting at a = 0, so Σ α_n = 1 always. It has λ_c only, and divides the
-            gradient of a by 1 + 2 λ_c.
-            The default learning rates are for "softmax". The gradient of "lagrangian" is not divided by anything, so it
-            needs small ones, 1e-2 or less: at 1 a single step can clip every α_n to 0.
-        loss_term: whether the term Σ α_n L_n of Eq. 4 moves α. It moves weight to the tasks with the lowest loss. The
-            text of the paper does not say whether the authors used it. Without it "softmax" converges to the min-norm
-            point.
-        cross_batch: whether to estimate ‖Σ α_n g_n‖² from two independent halves A, B of each task's batch:
-            v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>). This estimates the norm of the mean gradient, without sampling noise;
-            False, as in the paper, includes the noise. If True, backward() needs a pair of losses per task whenever
-            :attr:`needs_task_gradients` is true, and 2K gradients are in memory.
+        epsilon: ε, the upper bound for ‖Σ α_n g_n‖². With ``simplex="lagrangian"``, also the lower bound for α_n.
+        simplex: how the constraints Σ α_n = 1 and α_n ≥ 0 are enforced.
+            "softmax" sets α = softmax(a) and starts at a = 0, so Σ α_n = 1 always. The only multiplier is λ_c. The
+            gradient of a is divided by 1 + 2 λ_c, so that a large λ_c does not make the updates larger.
+            "lagrangian" is Eq. 4 as written, with the multipliers λ_c, λ_s and λ_n. It starts at α_n = 1, so at first
+            Σ α_n = N. α and the multipliers are clipped at 0; the paper does not say how to keep them there.
+            The default learning rates are for "softmax". "lagrangian" needs learning rates of 1e-2 or less, because its
+            gradient is not divided: with 1, a single update can clip every α_n to 0.
+        loss_term: whether the update of α includes the term Σ α_n L_n of Eq. 4. This term moves weight to the tasks
+            with the lowest loss. The text of the paper does not say whether the authors included it. Without the term,
+            "softmax" converges to the weights for which ‖Σ α_n g_n‖ is smallest (the min-norm point).
+        cross_batch: whether to estimate ‖Σ α_n g_n‖² from two independent halves A, B of each task's batch, with
+            v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>). The expected value of this estimate is the squared norm of the
+            expected gradient. With False, as in the paper, sampling noise makes the norm larger. With True, backward()
+            needs a pair of losses per task whenever :attr:`needs_task_gradients` is true, and 2K gradients are in
+            memory.
 
     Attributes:
-        multipliers: ``lambda_c``; in the Lagrangian form also ``lambda_s`` and ``lambda_n[task]``.
+        multipliers: ``lambda_c``. With ``simplex="lagrangian"`` also ``lambda_s``, and a ``lambda_n[task]`` per task.
     """
 
     def __init__(

@@ -31,7 +31,9 @@ def shared_parameters(shared: Iterable[Tensor], param_groups: Sequence[dict[str,
 def trainable_parameters(
     param_groups: Sequence[dict[str, Any]], shared: Sequence[Tensor] | None
 ) -> tuple[list[Tensor], int]:
-    """The parameters that require grad, the shared ones first, and how many of them are shared. None: all are shared.
+    """The parameters that require grad, the shared ones first, and how many of them are shared.
+
+    shared: if None, all are shared.
 
     Raises:
         ValueError: no parameter requires grad.

@@ -1,4 +1,4 @@
-"""The tasks' names, and the losses that are given by these names."""
+"""The names of the tasks, and the losses of a call, given by name or in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from .engines.losses import Loss
 
 Task: TypeAlias = str | int
 TaskLoss: TypeAlias = Loss | tuple[Loss, Loss] | list[Loss]
-Losses: TypeAlias = Mapping[Any, TaskLoss] | Sequence[TaskLoss]  # keys: Task (a Mapping is invariant in its keys)
+# The keys are tasks. They are not declared as Task, because a type checker would then refuse dict[str, Tensor].
+Losses: TypeAlias = Mapping[Any, TaskLoss] | Sequence[TaskLoss]
 
 
 def task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
@@ -57,7 +58,7 @@ def split_losses(losses: Losses, names: Sequence[Task], *, pairs: bool) -> tuple
     elif isinstance(losses, Sequence):
         if len(losses) != len(names):
             raise ValueError(
-                f"{len(losses)} losses for {len(names)} tasks; name them, {{task: loss}}, if tasks are absent"
+                f"{len(losses)} losses for {len(names)} tasks; pass {{task: loss}} if some tasks are absent"
             )
         items = list(enumerate(losses))
     else:

@@ -1,1 +1,1 @@
-"""From losses to gradients: one backward pass of the weighted loss, or one gradient per task. One way a file."""
+"""From losses to gradients: one backward pass of the weighted loss, or one gradient per task."""

@@ -16,7 +16,7 @@ def evaluate(loss: Loss, name: str) -> Tensor:
 
     Args:
         loss: a floating-point tensor with one element and a graph, or a callable without arguments that returns one.
-        name: what error messages call it.
+        name: the name of the loss in error messages.
 
     Raises:
         TypeError: the loss is not a tensor.

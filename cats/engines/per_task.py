@@ -1,4 +1,4 @@
-"""One gradient per task: K backward passes form K gradients, which stay in memory until they are combined."""
+"""One gradient per task: K backward passes compute K gradients, which stay in memory until they are combined."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def task_gradients(
 ) -> tuple[list[Tensor], list[Gradient]]:
     """The values of the losses, 0-d float64, and one gradient per loss. ``p.grad`` is not touched.
 
-    A callable's graph is freed as soon as its gradient is formed. Tensors may share a graph: it is freed after the last
-    loss that needs it.
+    A callable's graph is freed as soon as its gradient is computed. Tensors may share a graph. It is freed after the
+    last loss that needs it.
 
     Args:
         losses: tensors or callables, see :func:`cats.engines.losses.evaluate`, which also lists the errors.
         params: the parameters to differentiate by. A gradient has one tensor per parameter, in this order, or None
             where the loss does not depend on the parameter.
-        scale: GradScaler's scale, 0-d: the gradients are multiplied by it, the returned values are not.
-        names: what error messages call the losses.
+        scale: GradScaler's scale, 0-d. The gradients are multiplied by it; the returned values are not.
+        names: the names of the losses in error messages.
     """
     values: list[Tensor] = []
     gradients: list[Gradient] = []
@@ -75,7 +75,7 @@ class TaskGradients:
         params: the parameters, the shared ones first.
         shared: how many of them are shared. Only these enter dots, norms and the Gram matrix.
         cross_batch: whether a task has two gradients.
-        backend: of :mod:`cats.ops`.
+        backend: the backend of :mod:`cats.ops`, or None.
 
     Attributes:
         rows: {task index: its one or two gradients}, in the order of the tasks.

@@ -27,8 +27,8 @@ def weighted_backward(
         losses: tensors or callables, see :func:`cats.engines.losses.evaluate`, which also lists the errors.
         weights: one number w_n per loss.
         params: the parameters that receive gradients. Others get none.
-        scale: GradScaler's scale, 0-d: the gradients are multiplied by it, the returned values are not.
-        names: what error messages call the losses.
+        scale: GradScaler's scale, 0-d. The gradients are multiplied by it; the returned values are not.
+        names: the names of the losses in error messages.
     """
     values, roots, seeds = [], [], []
     for loss, weight, name in zip(losses, weights, names, strict=True):

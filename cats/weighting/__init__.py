@@ -1,4 +1,4 @@
-"""Task weightings compute one weight per task, from losses, dots and norms or from a Gram matrix. One method a file."""
+"""Task weightings compute one weight per task, from losses, dots and norms or from a Gram matrix."""
 
 from .cats import CATS
 from .gramian import Gramian

@@ -29,16 +29,22 @@ class CATS(Weighting):
 
         L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε)
 
-    Every ``inner_steps`` steps, α descends and λ ascends on it. This needs only the losses L_n and the dots
-    v_n = <g_n, ḡ> with ḡ = Σ α_n g_n, because ∂‖ḡ‖²/∂α_n = 2 v_n. :class:`cats.CATS` explains the options.
+    Every ``inner_steps`` steps, α takes a gradient descent step on L and λ a gradient ascent step. This needs only the
+    losses L_n and the inner products v_n = <g_n, ḡ> with ḡ = Σ α_n g_n, because ∂‖ḡ‖²/∂α_n = 2 v_n. The arguments are
+    explained in :class:`cats.CATS`.
 
-    A batch with K of the N tasks moves the α of these K tasks only:
+    * ``simplex="softmax"``: α = softmax(a), and a_n moves by −alpha_lr · α_n (h_n − Σ α_m h_m) with
+      h_n = (L_n + 2 λ_c v_n) / (1 + 2 λ_c). Without ``loss_term``, L_n is 0 here.
+    * ``simplex="lagrangian"``: α_n moves by −alpha_lr · (L_n + 2 λ_c v_n + 2 λ_s (Σ α_m − 1) − λ_n). Then it is clipped
+      at 0. Without ``loss_term``, L_n is 0 here.
 
-    * ``simplex="softmax"``: let s be the sum of the K weights. The update is that of a problem with these K tasks only,
-      with weights α_n / s and combined gradient ḡ / s. Afterwards the K weights are rescaled to the sum s, so the other
-      weights keep their values.
-    * ``simplex="lagrangian"``: Eq. 4 as written. The sum in its constraint is over all N tasks. Only the α_n and λ_n of
-      the K tasks move, and nothing is rescaled.
+    A batch with K of the N tasks changes the α of these K tasks only:
+
+    * ``simplex="softmax"``: let s be the sum of the K weights. The update is the one for a problem that has only these
+      K tasks, with weights α_n / s and combined gradient ḡ / s. Afterwards the K weights are rescaled so that their sum
+      is s again. So the other weights keep their values.
+    * ``simplex="lagrangian"``: Σ α_m is over all N tasks. Only the α_n and λ_n of the K tasks change, and nothing is
+      rescaled.
 
     Raises:
         ValueError: an option has a value that is not allowed.
@@ -94,7 +100,7 @@ class CATS(Weighting):
             alpha, v = alpha / mass, v / mass
         h = (losses + 2 * self._lambda_c * v) / (1 + 2 * self._lambda_c)
         moved = a - self.alpha_lr * alpha * (h - alpha @ h)
-        if subset:
+        if subset:  # the same log-sum-exp as before, so that the softmax of the other tasks does not change
             moved = moved + (torch.logsumexp(a, 0) - torch.logsumexp(moved, 0))
         self._a[present] = moved
         self._lambda_c = self._ascend(self._lambda_c, alpha @ v - self.epsilon)

@@ -1,4 +1,4 @@
-"""Any callable that maps a Gram matrix to weights, such as a Weighting object of TorchJD."""
+"""Weights from any callable that maps a Gram matrix to weights, such as a Weighting object of TorchJD."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .protocol import Weighting
 
 
 class Gramian(Weighting):
-    """The weights are ``rule(gram)``.
+    """In every step, the weights are ``rule(gram)``.
 
     Args:
         rule: maps the Gram matrix of the K tasks present, (K, K) float64 on the CPU, to (K,) weights. If it is an

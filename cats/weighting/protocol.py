@@ -23,10 +23,10 @@ class Weighting:
 
     Attributes:
         needs_gram: whether the weights come from :meth:`weights_from_gram`.
-        period: every ``period``-th step forms per-task gradients; 0 means never. The other steps cost one backward pass
-            of the weighted loss.
-        cross_batch: whether each task has two independent halves of its batch at steps that form per-task gradients.
-            The dots in :meth:`update` are then products across the halves.
+        period: every ``period``-th step computes per-task gradients; 0 means never. The other steps cost one backward
+            pass of the weighted loss.
+        cross_batch: whether the steps that compute per-task gradients need two losses per task, from two independent
+            halves of its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
     """
 
     needs_gram: bool = False
@@ -34,18 +34,18 @@ class Weighting:
     cross_batch: bool = False
 
     def start(self, tasks: int) -> None:
-        """Is called once, before anything else, with the number N of tasks.
+        """Called once, before all other methods, with the number N of tasks.
 
         Raises:
             ValueError: this weighting does not fit N tasks.
         """
 
     def weights(self) -> Tensor:
-        """The current weights of all N tasks, (N,) float64 on the CPU. Is not called if ``needs_gram``."""
+        """The current weights of all N tasks, (N,) float64 on the CPU. Not called if ``needs_gram``."""
         raise NotImplementedError(f"{type(self).__name__} does not implement weights()")
 
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
-        """Is called after the parameters have moved, at every ``period``-th step.
+        """Called at every ``period``-th step, after the parameters have been updated.
 
         Args:
             losses: (K,) float64 on the CPU, the losses L_n of the K tasks that took part in the step.
@@ -57,7 +57,7 @@ class Weighting:
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
         """The weights of the K tasks present, (K,).
 
-        It may change the weighting's state. The state is restored from :meth:`state_dict` if the step is not taken.
+        It may change the weighting's state. If the step is skipped, the state is restored from :meth:`state_dict`.
 
         Args:
             gram: (K, K) float64 on the CPU, <g_i, g_j>.
@@ -67,11 +67,11 @@ class Weighting:
 
     @property
     def multipliers(self) -> dict[str, float | Tensor]:
-        """Multipliers to report, by name: numbers, or (N,) tensors with one entry per task."""
+        """Multipliers to report, as {name: value}. A value is a number, or an (N,) tensor with one entry per task."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all state that changes, as tensors, numbers, strings, lists and dicts."""
+        """A copy of all state that changes. It may hold tensors, numbers, strings, lists and dicts."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

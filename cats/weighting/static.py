@@ -11,7 +11,7 @@ from .protocol import Weighting
 
 
 class Static(Weighting):
-    """Minimises Σ_n w_n L_n with constant w_n. They are not normalised. It never needs per-task gradients.
+    """Minimises Σ_n w_n L_n with constant weights w_n. They are not normalised. No step computes per-task gradients.
 
     If every loss is the mean over the task's own tokens, equal weights give all tasks the same influence, however they
     are sampled. To weight tasks by their share of the tokens, pass these shares.
@@ -20,7 +20,8 @@ class Static(Weighting):
         weights: N finite numbers, or one number for all tasks. ``Static()`` minimises the sum of the losses.
 
     Raises:
-        ValueError: a weight is not finite, or there is not one per task.
+        ValueError: a weight is not finite. Creating the optimizer raises it if the number of weights is not the number
+            of tasks.
     """
 
     period = 0
