@@ -1,4 +1,7 @@
-"""The compiled module, from csrc/: addresses in, sums out. Called by cats.ops.layout and cats.ops.backends only."""
+"""The compiled module, built from csrc/. The kernels read and write memory at addresses.
+
+It is called by cats.ops.layout, by cats.ops.backends and, for its memory probe, by bench.common.roofline.
+"""
 
 from array import array
 from collections.abc import Sequence

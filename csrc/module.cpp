@@ -1,5 +1,5 @@
-// The module cats._native. It takes raw addresses and knows nothing of torch. Only cats/ops/layout.py and the backends
-// native and cuda call it.
+// The module cats._native. It takes raw addresses and is built without torch. It is called by cats/ops/layout.py, by the
+// backends native and cuda and, for its memory probe, by bench/common/roofline.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

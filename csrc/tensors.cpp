@@ -203,7 +203,7 @@ bool matches(const py::list& first, const py::list& row, bool optional, bool mom
     return true;
 }
 
-// The dense parameters (see cats/ops/layout.py), and the indices of the others, `odd`: the fallback.
+// The dense parameters (see cats/ops/layout.py). `odd`: the indices of the others, which are the fallback.
 struct Flat {
     std::vector<int64_t> params, numels, addresses, odd;
     std::vector<char> aligned;

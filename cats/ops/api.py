@@ -98,7 +98,7 @@ def dots(
     groups: Sequence[int] | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The tasks' inner products with one direction: <g_n, direction>, (K,), or (G, K) with groups.
+    """The inner product of each task's gradient with one direction: <g_n, direction>, (K,), or (G, K) with groups.
 
     direction: N tensors with the parameters' shapes, of any of the four dtypes; None is zero.
 
@@ -115,7 +115,7 @@ def dots(
 
 
 def gram(grads: Grads, *, groups: Sequence[int] | None = None, backend: str | None = None) -> Tensor:
-    """The Gram matrix of the tasks' gradients: <g_i, g_j>, (K, K), or (G, K, K) with groups; symmetric bit for bit.
+    """The Gram matrix of the tasks' gradients: <g_i, g_j>, (K, K), or (G, K, K) with groups. It is exactly symmetric.
 
     |error| <= 2e-6 |g_i| |g_j| while squares stay in float32's normal range.
     """
@@ -148,17 +148,17 @@ def combine_adamw_(
 ) -> tuple[Tensor, Tensor]:
     """One AdamW update (Loshchilov and Hutter, ICLR 2019, Algorithm 2) with the combined gradient, in the same pass.
 
-    Returns (dots, sqnorms) as `combine_dots` does, for the gradients as given (before grad_scale).
+    Returns (dots, sqnorms) as `combine_dots` does, for the gradients as given, before the division by grad_scale.
 
     params, exp_avgs, exp_avg_sqs: N tensors each, updated in place as by torch.optim.AdamW. They do not change where no
         task has a gradient. Moments are float32, for float64 parameters float64. bfloat16 and float16 parameters are
         updated in float32 with the unrounded combined gradient, and rounded once.
     weights: (K,).
-    step: the number of this update, counted by the caller; 1 for the first.
-    step, lr: numbers or tensors of one element.
-    found_inf, grad_scale: tensors of one element, as in torch's fused optimizers: the combined gradient is divided by
-        grad_scale, and if found_inf is not 0 nothing is updated.
-    The host does not wait for these tensors if they are on a GPU.
+    step, lr: numbers or tensors of one element. step is the number of this update, which the caller counts from 1.
+    found_inf, grad_scale: tensors of one element, as in torch's fused optimizers. The combined gradient is divided by
+        grad_scale. If found_inf is not 0, nothing is updated.
+
+    If step, lr, found_inf or grad_scale are on a GPU, the host does not wait for them.
     """
     tasks = Tasks(grads)
     matrix, single = tasks.weights(weights)

@@ -1,8 +1,8 @@
-"""The device table: the addresses of a call's tensors in device memory, and chunks of work for blocks of threads.
+"""The device table: a table in GPU memory with the addresses of a call's tensors and the chunks of work.
 
 A GPU kernel cannot follow lists of tensors. Instead it reads a table of addresses in device memory, and a list of
-chunks that gives every block of threads its part of a parameter. A plan is such a table with its launches. Plans are
-kept from call to call and used again while the addresses, the groups and the stream are the same.
+chunks. A chunk is the part of a parameter that one block of threads processes. A plan is such a table with its kernel
+launches. Plans are kept and used again in later calls with the same addresses, groups and stream.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import layout
 from .interface import Dtypes, Row
 
 # A chunk is the work of one block of threads. It is long enough to hide the start of the block, and short enough that
-# hundreds of processors finish at about the same time. The number of chunks is limited so that the partial sums of 128
+# all multiprocessors finish at about the same time. The number of chunks is limited so that the partial sums of 128
 # tasks stay below 64 MB.
 MIN_CHUNK = 1 << 13
 MAX_CHUNKS = 1 << 14
@@ -36,7 +36,7 @@ def chunk_length(elements: int) -> int:
 
 
 class Launch(NamedTuple):
-    """Neighbouring chunks for one kernel: all of the same dtypes, and either all aligned or none."""
+    """Consecutive chunks for one kernel launch. All have the same dtypes, and either all are aligned or none is."""
 
     dtypes: Dtypes
     aligned: bool
@@ -83,7 +83,8 @@ def device_pieces(
 
     At least one gradient is not None.
     """
-    device = next(g.device for row in grads for g in row if g is not None)
+    device = layout.device_of(grads)
+    assert device is not None
     flat = layout.flatten(grads, others)
     if takes is not None:
         flat = flat.keep(takes, len(grads) + len(others))

@@ -32,8 +32,8 @@ from .interface import AdamW, Row
 OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_")
 BACKENDS = {name: f"{__package__}.backends.{name}" for name in ("reference", "native", "triton", "cuda")}
 # Device type -> backends for calls that name none, in this order, then the reference. Only backends with committed
-# benchmark results (bench/results) are listed; there are none for GPUs yet. Nothing is timed for the choice: every rank
-# of a distributed run must choose the same.
+# benchmark results (bench/results) are listed; there are none for GPUs yet. The choice does not depend on timings, so
+# that all ranks of a distributed run choose the same backend.
 DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ()}
 
 
@@ -173,8 +173,8 @@ def _choose(operator: str, name: str | None, grads: Sequence[Row], weights: Tens
     If no task has a gradient, there is nothing to compute: the reference returns zeros on the weights' device. The
     backend that was asked for is checked all the same.
     """
-    device = _device(grads)
-    where = device or _device([[weights]])
+    device = layout.device_of(grads)
+    where = device or layout.device_of([[weights]])
     assert where is not None
     asked = name or os.environ.get("CATS_BACKEND")
     module = _default(where.type, operator)[1] if not asked else _asked_for(asked, where, operator)
@@ -209,14 +209,6 @@ def _unsuited(module: ModuleType | str, device_type: str, operator: str | None =
     if devices is not None and device_type not in devices:
         return f"it works on {' and '.join(devices)}"
     return None if operator is None or hasattr(module, operator) else f"it has no {operator}"
-
-
-def _device(grads: Sequence[Row]) -> torch.device | None:
-    for row in grads:
-        for g in row:
-            if g is not None:
-                return g.device
-    return None
 
 
 def backends() -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""What dispatch and the backends tell each other: the limits of a backend, and the settings of an AdamW update."""
+"""Types that dispatch and the backends share: the limits of a backend, and the settings of an AdamW update."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""From lists of tensors to dense pieces: the addresses that kernels take instead of tensors. Nothing is copied.
+"""Turns lists of tensors into dense pieces: addresses, which kernels take instead of tensors. Nothing is copied.
 
 A parameter is a dense piece if all its tensors (gradients, results, moments, ...) have the same layout without gaps:
-row-major, or any permutation of it. A kernel needs one address per tensor and one number of elements for it. All other
-parameters are left for the reference (the fallback): expanded gradients, for example, or tasks that disagree about the
-strides. Statistics are sums over parameters, so the statistics of both parts are added.
+row-major, or any permutation of it. For such a parameter a kernel needs only one address per tensor and the number of
+elements. The reference computes all other parameters (the fallback). Examples are expanded gradients, and parameters
+whose gradients have different strides for different tasks. Statistics are sums over parameters, so the statistics of
+both parts are added.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ except ImportError:
     _reads_tensors = False
 
 VECTOR = 16  # bytes that a kernel loads at once if every address of a parameter is a multiple of it
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # numbers of the dtypes in csrc/
+TYPES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.float64: 3,
+}  # as csrc/ numbers the dtypes
 
 
 class Flat(NamedTuple):
@@ -192,6 +198,15 @@ def matches(first: Row, row: Row, *, optional: bool = False, moments: bool = Fal
     only that the slower checks must look.
     """
     return _reads_tensors and _native.matches(first, row, optional, moments)
+
+
+def device_of(rows: Sequence[Row]) -> torch.device | None:
+    """The device of the first tensor; None if there is no tensor."""
+    for row in rows:
+        for t in row:
+            if t is not None:
+                return t.device
+    return None
 
 
 def select(rows: Sequence[Row], params: Sequence[int]) -> list[list[Tensor | None]]:

@@ -47,7 +47,10 @@ _library = torch.library.Library("cats", "DEF")
 
 
 def _define(schema: str, fake: Callable[..., Any]) -> None:
-    """Registers cats::<schema>: the operator of `cats.ops.dispatch` for every device, and `fake` for shapes."""
+    """Registers cats::<schema>: the operator of `cats.ops.dispatch` for all devices, and `fake` for the shapes.
+
+    CompositeExplicitAutograd is the key for one implementation on all devices, without a derivative.
+    """
     operator = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     names = [argument.name for argument in getattr(torch.ops.cats, operator).default._schema.arguments]

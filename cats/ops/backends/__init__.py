@@ -1,1 +1,1 @@
-"""One module per backend: the operators on dense pieces of memory, and in `reference` on any tensors."""
+"""One module per backend. They compute on dense pieces of memory; `reference` computes on any tensors."""

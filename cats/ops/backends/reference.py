@@ -1,6 +1,6 @@
 """The operators in plain torch, for tensors on any device with float64.
 
-They are the fallback for what other backends do not take, the oracle of the tests and a baseline of the benchmarks.
+They compute what other backends do not support (the fallback), and they are a baseline of the benchmarks.
 
 Parameters are processed in order, in blocks with a bounded number of elements; small parameters share a block. The
 gradients of a block are copied into one (k, c) float64 matrix, for the k tasks that have them. Products of float32
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..interface import AdamW, Limits, Row
+from ..layout import device_of
 
 LIMITS = Limits()
 Key = tuple[tuple[int, ...], int, torch.dtype]  # what the pieces of a block have in common: tasks, group, dtype
@@ -37,7 +38,7 @@ _CPU_COLUMNS = 1 << 14
 @torch.no_grad()
 def combine(grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor) -> None:
     """out[r][i] = sum_n weights[r, n] * grads[n][i]. out: R rows; None where no task has a gradient."""
-    weights = weights.to(_device(grads, weights.device), non_blocking=True)
+    weights = weights.to(device_of(grads) or weights.device, non_blocking=True)
     for block in _blocks(grads, groups, out):
         for r, values in enumerate(_combined(block, weights)):
             _store(values, block.others(r))
@@ -48,7 +49,7 @@ def combine_dots(
     grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K)."""
-    device = _device(grads, weights.device)
+    device = device_of(grads) or weights.device
     weights = weights.to(device, non_blocking=True)
     dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
     for block in _blocks(grads, groups, out):
@@ -65,7 +66,7 @@ def dots(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int]) -> 
     """(G, K): <grads[n], direction>. others: the direction, one row; None in it is zero."""
     (direction,) = others
     touched = [[None if d is None else g for g, d in zip(row, direction, strict=True)] for row in grads]
-    result = _Sums(groups, (len(grads),), _device(grads))
+    result = _Sums(groups, (len(grads),), device_of(grads))
     for block in _blocks(touched, groups, [direction]):
         result.add(block, block.products(_concatenate([block.others(0)]).double()))
     return (result.total,)
@@ -74,7 +75,7 @@ def dots(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int]) -> 
 @torch.no_grad()
 def gram(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int]) -> tuple[Tensor]:
     """(G, K, K), symmetric bit for bit. others: no rows."""
-    upper = _Sums(groups, (len(grads), len(grads)), _device(grads))
+    upper = _Sums(groups, (len(grads), len(grads)), device_of(grads))
     for block in _blocks(grads, groups, others):
         products = block.matrix.new_zeros(len(block.tasks), len(block.tasks))
         for n, row in enumerate(block.matrix):
@@ -93,7 +94,7 @@ def combine_adamw_(
     foreach=False. Returns dots (G, 1, K) and squared norms (G, K) of the gradients before grad_scale.
     """
     step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
-    device = _device(grads, weights.device)
+    device = device_of(grads) or weights.device
     weights = weights.to(device, non_blocking=True)
     step, lr = step.double(), lr.double()
     decay = 1 - lr * weight_decay
@@ -231,7 +232,3 @@ def _spread(values: Tensor, tasks: tuple[int, ...], count: int) -> Tensor:
     absent = torch.zeros_like(values[..., 0])
     present = dict(zip(tasks, values.unbind(-1), strict=True))
     return torch.stack([present.get(n, absent) for n in range(count)], -1)
-
-
-def _device(grads: Sequence[Row], default: torch.device | None = None) -> torch.device | None:
-    return next((g.device for row in grads for g in row if g is not None), default)
