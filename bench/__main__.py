@@ -24,8 +24,8 @@ from .operators.records import OperatorResults, StepResults
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m bench",
-        description="Measures the operators of cats.ops on this machine. On the CPU this takes about 15 minutes on two "
-        "cores.",
+        description="Measures the operators of cats.ops on this machine. On the CPU this takes about ten minutes with "
+        "two cores.",
         epilog="Prints Markdown, and writes <machine>-<date>.json and .png to bench/results. With --only, files are "
         "written only if --out is given.",
         allow_abbrev=False,
@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--quick", action="store_true", help="fewer and smaller cases: two minutes")
     kind.add_argument("--gpu", action="store_true", help="the cases for a CUDA device: ten minutes")
-    kind.add_argument("--step", action="store_true", help="an outer step of cats.CATS on the demo model instead")
+    kind.add_argument("--step", action="store_true", help="a step that also updates α, on the demo model, instead")
     parser.add_argument(
         "--only", metavar="TEXT", default="", help='measure only cases with this text in their name, such as "dots K=8"'
     )
@@ -97,7 +97,7 @@ def measure_operators(
 
 
 def measure_step(source: Provenance, out: Path | None) -> int:
-    """Measures and prints outer steps of the demo model. Returns the exit status."""
+    """Measures and prints steps of cats.CATS on the demo model. Returns the exit status."""
     from cats import info
 
     if lacking := info.missing("nmt"):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Machine:
-    """cores: how many this process may use. threads: of torch. The fields of the GPU are None if there is none."""
+    """cores: how many this process may use. threads: how many torch uses. Without a GPU, the gpu fields are None."""
 
     cpu: str
     cores: int

@@ -1,4 +1,4 @@
-"""Result files: JSON with the results of one command and with what is needed to judge them."""
+"""Result files: JSON with the results of one command, and with the facts about the machine and the software."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def provenance(module: str, arguments: Sequence[str] | None) -> Provenance:
 
 
 def write(path: Path, source: Provenance, results: Any) -> None:
-    """Writes provenance and results (a dataclass) as one JSON object, whole or not at all.
+    """Writes provenance and results (a dataclass) as one JSON object. The file is written completely or not at all.
 
-    JSON has no NaN and no infinity: they become null.
+    JSON has no NaN and no infinity. They are written as null.
     """
     write_json(path, dataclasses.asdict(source) | dataclasses.asdict(results))
     print(f"wrote {path}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The cases of each suite, the work that they need at least, and their tensors."""
+"""The cases of each suite, the least work that they need, and their tensors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def quick() -> list[Workload]:
 
 
 def cpu() -> list[Workload]:
-    """Every operator, several K and P, and every dtype. Takes a quarter of an hour on two cores."""
+    """Every operator, several K and P, and every dtype. Takes ten minutes on two cores."""
     return [
         flat(2, 1e7, compiled=STREAMING),
         flat(8, 1e7, operators=(*OPERATORS, TWO_PASSES), compiled=OPERATORS),
@@ -156,7 +156,7 @@ class Problem:
         self.workload, self.device = workload, device
         self.tasks, self.elements, self.dtype = workload.tasks, workload.elements, workload.dtype
         self.generator = torch.Generator(device).manual_seed(self.tasks)
-        # As large as real gradients: squared norms fit into float16, and elements are above its subnormal range.
+        # Of the size of real gradients: squared norms fit into float16, and elements are above its subnormal range.
         self.grads = [
             [self._random(shape, self.dtype, 2.0**-10) for shape in workload.shapes] for _ in range(self.tasks)
         ]
@@ -165,7 +165,7 @@ class Problem:
         self.weights /= self.weights.sum()
         self.factors: list[float] = self.weights.tolist()
         self.out = self.like_params(self.dtype)
-        # The memory probe's buffers. torch.zeros writes them: reads of memory never written would all use one page.
+        # The memory probe's buffers. They are written once: otherwise all reads would be of one shared page of zeros.
         reads = [self.work(op).read // self.work(op).passes for op in workload.operators]
         self.source = torch.zeros(max(*reads, self.work("gram").read), dtype=torch.uint8, device=device)
         self.target = torch.zeros(3 * self.elements * max(4, self.dtype.itemsize), dtype=torch.uint8, device=device)

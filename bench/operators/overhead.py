@@ -1,4 +1,4 @@
-"""Costs of a call beside memory traffic: Python and launches on tiny tensors, and when compiled code compiles again."""
+"""Measures what a call costs besides memory traffic: Python, kernel launches and compilation."""
 
 from __future__ import annotations
 

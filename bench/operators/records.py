@@ -138,7 +138,7 @@ class OperatorResults:
 
 @dataclass(frozen=True)
 class StepBackend:
-    """Seconds of backward() and step(), and the part of them that cats.ops.combine_dots takes."""
+    """Seconds of backward() and step() with one backend, and how many of these seconds combine_dots takes."""
 
     name: str
     step_seconds: Summary

@@ -1,4 +1,4 @@
-"""Measures an outer step of cats.CATS on the demo model: backward() and step(), with each backend."""
+"""Measures backward() and step() of cats.CATS on the demo model with each backend, in steps that also update α."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stopwatch:
 
 
 def run(backends: list[str], steps: int = STEPS) -> StepTimes:
-    """Times backward() + step() with the trainer's default model and corpus; every step is an outer step.
+    """Times backward() + step() with the trainer's default model and corpus. Every step also updates α.
 
     Each backend trains a copy of the model on the same batches. They take turns, and the order of turns alternates.
     """

@@ -66,7 +66,7 @@ def step_markdown(source: Provenance, results: StepResults) -> str:
     ]
     head = ("backend", "backward + step, ms (20–80 %)", "combine_dots alone, ms")
     model = f"K = {step.tasks}, {step.tensors} tensors, P = {step.elements:,}, {step.steps} steps each"
-    about = f"Outer step of the demo model, {model}:"
+    about = f"Steps of cats.CATS that also update α, demo model, {model}:"
     return "\n".join([source.heading(results.device), "", about, "", *table(head, rows)]) + "\n"
 
 

@@ -3,9 +3,9 @@
 It must not import this project. It reads requests as lines of JSON from standard input, and writes answers as lines of
 JSON to standard output.
 
-All models are the same function with the same weights: pre-norm, one embedding matrix, dropout on the embeddings and on
-the outputs of sub-layers. Where a baseline has more dropout (attention weights, inside the feed-forward layer), it is
-removed, which is less work for the baseline.
+All models except Marian compute the same function with the same weights: pre-norm, one embedding matrix, dropout on the
+embeddings and on the outputs of sub-layers. Where a baseline has more dropout (attention weights, inside the
+feed-forward layer), it is removed, which is less work for the baseline.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class PlainTransformer(nn.Module):
 class JoeyNMT(Baseline):
     """JoeyNMT's model, loss, optimizer, batches and search.
 
-    Its ids of unknown and padding are 0 and 1. Ours are 1 and 0.
+    In JoeyNMT the id of unknown is 0 and that of padding is 1. Here they are 1 and 0, so `swap` exchanges them.
     """
 
     def __init__(self, job: Job, batches: list[list[Tensor]], sources: list[Tensor], weights: Weights) -> None:
@@ -371,7 +371,7 @@ class JoeyNMT(Baseline):
             yield from loader
 
     def train_own(self, first: int, count: int) -> Answer:
-        """The same as ``train``, on JoeyNMT's own batches, and with the time of making them."""
+        """The same as ``train`` on JoeyNMT's own batches. The time of making them counts."""
         assert self.stream is not None
         tokens, start = 0, time.perf_counter()
         for _ in range(count):
@@ -450,7 +450,7 @@ BASELINES = {"nn.Transformer": Loop, "JoeyNMT": JoeyNMT, "Marian": Marian}
 def main() -> None:
     """Answers requests until the input ends. The first names the baseline, the others a method and its arguments."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    os.dup2(2, 1)  # libraries may print: this must not mix with the answers
     baseline: Any = None
     for line in sys.stdin:
         request = json.loads(line)

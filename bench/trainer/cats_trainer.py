@@ -1,4 +1,4 @@
-"""Our side of the comparison: the models that are measured, and cats.nmt's trainer."""
+"""This project's side of the comparison: the models that are measured, and the trainer of cats.nmt."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def prepared(config: Any, folder: Path) -> Path:
 
 
 class CatsTrainer:
-    """Our trainer, and what the baselines need to know about it. Its updates include making the batches."""
+    """The trainer of cats.nmt, and what the baselines need to know about it. Its updates include making the batches."""
 
     def __init__(self, size: Size, prepared: Path, folder: Path) -> None:
         from cats.nmt.training.run import RunDirectory, set_threads

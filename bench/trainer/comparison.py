@@ -18,10 +18,12 @@ from .cats_trainer import BEAM, CHECK_UPDATES, LENGTH, CatsTrainer, Size
 from .records import Baseline, Contender, Missing, TrainingComparison, TranslationComparison
 
 OURS, LOOP, JOEY, JOEY_OWN, MARIAN = "cats", "nn.Transformer", "JoeyNMT", "JoeyNMT, own batches", "Marian"
-# The largest relative difference between a baseline and us: of the NLL with the same weights, and of how much updates
-# lower it. Others use another epsilon in LayerNorm and Adam, and spread label smoothing over one token more or less.
+# The largest relative difference between a baseline and cats: of the NLL with the same weights, and of the decrease of
+# the NLL in the same updates. Baselines have another epsilon in LayerNorm and Adam, and label smoothing that includes
+# one token more or less.
 NLL_TOLERANCE, DROP_TOLERANCE = 1e-5, 0.01
-# The least share of JoeyNMT's translations that must equal ours: only we count the probability of eos when we choose.
+# The least share of JoeyNMT's translations that must equal ours. Some differ, because only our search counts the
+# probability of eos when it chooses between the final hypotheses.
 SAME = 0.9
 SENTENCES, SENTENCE_BATCH = 64, 32
 
@@ -47,7 +49,7 @@ def interleave(turns: Mapping[str, Turn], rounds: int, missing: list[Missing]) -
 
 
 def compared(rates: Mapping[str, Sequence[float]]) -> list[Contender]:
-    """Rates of all contenders, and how many times as fast we were in the same rounds."""
+    """Rates of all contenders, and how many times as fast cats was in the same rounds."""
     return [
         Contender(
             name=name,
@@ -144,8 +146,8 @@ def training(size: Size, prepared: Path, python: Path, folder: Path, rounds: int
 def endless(model: Any, eos_id: int) -> None:
     """Changes an untrained model so that its hypotheses never end.
 
-    A LayerNorm's output is its bias plus values that sum to zero. The weights of eos are a constant vector, so its
-    logit depends on the bias only, and the bias makes it very low.
+    A LayerNorm's output is its bias plus values that sum to zero (its weights are 1). The embedding of eos is set to a
+    constant vector, so its logit depends on the bias only, and the bias makes it very low.
     """
     with torch.no_grad():
         model.decoder_norm.bias.fill_(1.0)

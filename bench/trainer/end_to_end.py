@@ -1,4 +1,4 @@
-"""`python -m bench.trainer.end_to_end`: training, making batches and translating, against others. See README.md."""
+"""`python -m bench.trainer.end_to_end`: training, data pipeline and translation, compared with other software."""
 
 from __future__ import annotations
 

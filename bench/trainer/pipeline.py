@@ -21,8 +21,8 @@ SECONDS = 1.0  # the length of a sample
 def write_text(folder: Path, tasks: int, pairs: int) -> None:
     """Writes a corpus with this many tasks, and this many pairs for each.
 
-    Words are random letters, with frequencies by Zipf's law. Sentences are as long as those of talks: 19 words on
-    average.
+    Words are random letters, and their frequencies follow Zipf's law. Sentences are as long as those of talks: 19 words
+    on average.
     """
     rng = np.random.default_rng(1)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))

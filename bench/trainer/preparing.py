@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(folder: Path, pairs: int) -> Prepared:
-    """Prepares one size with the command itself. The corpus has two tasks, with sizes of four to one."""
+    """Prepares a corpus of one size with the command itself. It has two tasks, one four times as large as the other."""
     pipeline.write_text(folder / "block", 1, BLOCK)
     text = folder / "text"
     text.mkdir()

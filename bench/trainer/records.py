@@ -40,7 +40,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class TrainingComparison:
-    """Training against baselines. updates: in one turn. nll: ours, for comparison with those of the baselines."""
+    """Training against baselines. updates: how many in one turn. nll: that of cats; a baseline must have the same."""
 
     size: str
     settings: list[str]
@@ -97,9 +97,10 @@ class GpuTraining:
 
 @dataclass(frozen=True)
 class EndToEndResults:
-    """Everything that `python -m bench.trainer.end_to_end` measures: on the CPU the first two, on a GPU the next two.
+    """Everything that `python -m bench.trainer.end_to_end` measures.
 
-    bfloat16_peak: operations per second of a large matrix product.
+    On the CPU: contests (the comparisons with baselines) and pipeline. On a GPU: gpu and bfloat16_peak, the operations
+    per second of a large matrix product.
     """
 
     device: str

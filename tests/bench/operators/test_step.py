@@ -1,4 +1,4 @@
-"""Outer steps of the demo model."""
+"""Timed steps of cats.CATS on the demo model."""
 
 from __future__ import annotations
 
