@@ -1,9 +1,10 @@
-"""Where the packages lie, and how cats._native is compiled. Everything else about the distribution: pyproject.toml.
+"""Says which folders are packages, and compiles cats._native. Everything else is in pyproject.toml.
 
-One C++ module, without torch. What cannot be built is left out, and the reason goes into the generated cats/_build.py:
-an install never fails for want of a compiler. CUDA kernels are added where nvcc is found, with or without a GPU.
-Environment: CATS_CUDA=0 leaves them out, CATS_CUDA=1 makes it an error if they cannot be built; CXX, CFLAGS and
-LDFLAGS as usual; CUDA_HOME, the toolkit's folder.
+cats._native is one C++ module that is built without torch. CUDA kernels are added if nvcc is found, with or without a
+GPU. If something cannot be built, the install succeeds without it, and the reason is written to cats/_build.py.
+
+Environment variables: CATS_CUDA=0 leaves out the CUDA kernels; with CATS_CUDA=1 it is an error if they cannot be built.
+CUDA_HOME is the folder of the CUDA toolkit. CXX, CFLAGS and LDFLAGS work as usual.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CXX_FLAGS += ["-Wno-psabi"]  # vectors are passed to inlined functions only
 # Machine code for A100 and H100/H200, and PTX that the driver compiles for other chips; all from one front-end pass.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 NVCC_FLAGS += ["-gencode=arch=compute_80,code=[sm_80,sm_90,compute_80]"]
-RECORD = '''"""Written by setup.py: why the compiled code is missing, None where it is there."""
+RECORD = '''"""Written by setup.py: the reason why compiled code is missing, or None if it is there."""
 
 NATIVE: str | None = {native!r}
 CUDA: str | None = {cuda!r}
@@ -36,7 +37,7 @@ CUDA: str | None = {cuda!r}
 
 
 class NoCuda(Exception):
-    """CUDA kernels cannot be built; the text says why."""
+    """The CUDA kernels cannot be built. The text says why."""
 
 
 class BuildNative(build_ext):
@@ -76,7 +77,7 @@ class BuildNative(build_ext):
         record.write_text(RECORD.format(native=native, cuda=cuda), encoding="utf-8")
 
     def compile_cxx(self, pool: ThreadPoolExecutor, ext: Extension, with_cuda: bool) -> list[str]:
-        """The object files of csrc/*.cpp; the bindings of the CUDA kernels only with them."""
+        """The object files of csrc/*.cpp. cuda_bindings.cpp is left out if there are no CUDA kernels."""
         macros = [("CATS_CUDA", "1")] if with_cuda else []
         sources = [source for source in ext.sources if with_cuda or Path(source).stem != "cuda_bindings"]
 
@@ -115,7 +116,7 @@ class BuildNative(build_ext):
         super().copy_extensions_to_source()
         for ext in self.extensions:
             inplace, built = map(Path, self._get_inplace_equivalent(self.get_finalized_command("build_py"), ext))
-            if not built.exists():  # a module of an earlier build would contradict the record
+            if not built.exists():  # remove the module of an earlier build, which the record would contradict
                 inplace.unlink(missing_ok=True)
             shutil.copyfile(built.with_name("_build.py"), inplace.with_name("_build.py"))
 
@@ -129,7 +130,7 @@ def find_nvcc() -> str:
 
 
 def find_runtime(nvcc: str) -> Path:
-    """libcudart_static.a of nvcc's toolkit; nvcc itself may be a script that lies elsewhere."""
+    """The libcudart_static.a of nvcc's toolkit. nvcc may be a script outside it, so it is asked for the path."""
     dry = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
     top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE)
     folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), top and top[1].strip()]

@@ -1,11 +1,11 @@
-"""What all tests share. The first lines must run before anything imports a Triton kernel."""
+"""Settings and fixtures of all tests. The first lines must run before anything imports a Triton kernel."""
 
 import os
 
 import torch
 
 if not torch.cuda.is_available():
-    # Read where a kernel is decorated: set later, Triton finds no driver and every kernel fails.
+    # Triton reads this variable when a kernel is decorated. If it were set later, Triton would look for a GPU driver.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import pytest
 # The tests' tensors are small: more threads cost time, and two suffice to find what depends on their number.
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
-# A test passes or fails by what it tests, not by how busy the machine is or by the run's luck with examples.
+# The result of a test must not depend on how busy the machine is or on the examples that hypothesis happens to draw.
 hypothesis.settings.register_profile("cats", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("cats")
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Runs a benchmark's command, on a machine without a GPU, that must be refused; the one line that it says."""
+    """Runs a benchmark's command that must be refused, as on a machine without a GPU. Returns its one line of error."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def run(main: Callable[[list[str]], int], arguments: list[str]) -> str:

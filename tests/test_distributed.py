@@ -129,7 +129,7 @@ def test_two_processes_are_one(found: list[dict[str, Any]], how: str, calls: int
 
 
 def mixed(rank: int) -> dict[str, Any]:
-    """bfloat16 and float32 parameters, and a loss that is nan in one process, at an inner step and at one of α."""
+    """bfloat16 and float32 parameters. A loss is nan in one process, in steps with and without per-task gradients."""
     torch.manual_seed(0)
     first, second = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2).bfloat16())
     optimizer = cats.CATS(torch.optim.SGD([first, second], lr=0.1), TASKS[:1], inner_steps=2)

@@ -203,7 +203,7 @@ def test_the_readme_loop_trains(root: Path) -> None:
     assert isinstance(optimizer, cats.CATS)
     assert total() < before
     assert optimizer.alpha.keys() == targets.keys()
-    # The weights start equal. In 200 updates the outer steps have moved them, because the tasks differ.
+    # The weights start equal. After 200 updates they differ, because the tasks do.
     assert len(set(optimizer.alpha.values())) == 3
 
 

@@ -6,7 +6,9 @@ import importlib
 
 
 def why_missing(part: str, found: object) -> str:
-    """Why NATIVE or CUDA code is missing: what setup.py recorded, or `found` if it recorded nothing.
+    """Why compiled code is missing: what setup.py recorded, or `found` if it recorded nothing.
+
+    part: "NATIVE" (C++) or "CUDA".
 
     setup.py writes cats/_build.py when it builds. The file does not exist if nothing was built.
     """

@@ -1,4 +1,7 @@
-"""Inputs on which several operators are compared with float64: test cases that each operator's tests take over."""
+"""Test cases that several operators share: inputs on which they are compared with float64.
+
+The test class of an operator inherits them.
+"""
 
 from __future__ import annotations
 

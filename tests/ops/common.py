@@ -1,4 +1,4 @@
-"""Shared by the operators' tests: the backends to test, the oracle, the checks against it, layouts, AdamW's state.
+"""What the operators' tests share: backends, the oracle and checks against it, layouts of tensors, AdamW's state.
 
 The oracle is float64, computed here. Where the numbers are integers of a few bits, every product and every sum is exact
 in float32 in any order. Then results must be equal: a number that is lost or counted twice cannot hide in a tolerance.

@@ -1,4 +1,4 @@
-"""Tests of several operators at once, with every backend: non-finite numbers, bits, torch.compile, size, memory."""
+"""Tests of several operators with every backend: non-finite numbers, equal bits, torch.compile, size, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels: tests for the emulator only, checks of the compiled code, tests on a GPU.
+"""The CUDA kernels: tests that need the emulator, checks of the compiled code, and tests that need a GPU.
 
 The emulator (tests/ops/conftest.py) also runs the tests of all backends.
 """

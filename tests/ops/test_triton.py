@@ -75,7 +75,7 @@ FULL = [*grid(TASKS, (80, 90), OPERATORS), *REDUCTIONS]
 
 
 def configuration(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
-    """The kernel, its constexpr arguments and its options, from the functions that the launchers ask."""
+    """The kernel, its constexpr arguments and its launch options, from the functions that the launchers call."""
     common, combine, dots, adamw, gram = (
         importlib.import_module(f"cats.kernels.{name}") for name in ("common", "combine", "dots", "adamw", "gram")
     )

@@ -41,7 +41,8 @@ def test_bf16_autocast():
         assert grads[-1].dtype == torch.float32
         optimizer.step()
         losses_seen.append(optimizer.statistics["losses"])
-    # The inner step multiplies by α_n before the bf16 backward, the other step after it. bf16 rounds to 8 bits.
+    # Without per-task gradients, α_n multiplies the loss before the bf16 backward pass; with them, the gradients after
+    # it. bf16 rounds to 8 bits.
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=2e-2 * grads[0].abs().max().item())
     assert losses_seen[0] == losses_seen[1]
 

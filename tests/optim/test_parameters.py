@@ -56,7 +56,7 @@ def test_tied_frozen_and_untouched_parameters():
             "be": lambda: output(embedding(torch.tensor([3]))).square().mean(),
         }
 
-    for _step in range(2):  # an inner step, then one with per-task gradients
+    for _step in range(2):  # a step without per-task gradients, then one with them
         before = [p.detach().clone() for p in params]
         optimizer.zero_grad()
         optimizer.backward(losses())

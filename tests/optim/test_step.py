@@ -62,7 +62,7 @@ def test_algorithm_1_step_by_step(simplex, m, loss_term, cross_batch):
         form = "callables" if step % 2 else "tensors"
         assert optimizer.needs_task_gradients == (step % m == 0)
         losses = problem.losses(form)
-        if cross_batch:  # an inner step takes pairs too, and uses their mean
+        if cross_batch:  # a step without per-task gradients takes pairs too, and uses their mean
             losses = list(zip(problem.losses(form, 0.3), problem.losses(form, -0.3), strict=True))
         take_step(optimizer, dict(zip(TASKS, losses, strict=True)))
         # float64: only the order of the sums differs
