@@ -17,3 +17,15 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     found = difflib.get_close_matches(word.casefold(), folded, n=1)
     return f" (did you mean {folded[found[0]]}?)" if found else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> UserError:
+    """Return the error for a name that is not among the known ones.
+
+    Args:
+        kind: what is named, such as "task".
+        where: the start of the message, such as the folder or the setting with the name.
+    """
+    known = list(known)
+    prefix = f"{where}: " if where else ""
+    return UserError(f"{prefix}unknown {kind} {name}{nearest(name, known)}; known: {', '.join(known)}")

@@ -72,6 +72,11 @@ def hard_link(path: Path, name: Path) -> None:
         temporary.unlink(missing_ok=True)  # os.replace leaves it if `name` was a link to the same file
 
 
+def is_free(path: Path) -> bool:
+    """Whether there is nothing at `path`, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def remove_temporary_files(folder: Path) -> None:
     """Removes the temporary files of ``atomic_file`` in processes that were killed."""
     for path in folder.glob(f".{'?' * 16}.tmp"):

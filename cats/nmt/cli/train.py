@@ -13,6 +13,7 @@ from cats.nmt.config.checks import is_utf8, replace_settings
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, describe
 from cats.nmt.errors import UserError
+from cats.nmt.files import is_free
 
 SUMMARY = "train a model and score it; without options: eight languages in about five minutes"
 HELP = """\
@@ -122,7 +123,7 @@ def new_run(out: str | None, config: Config) -> Path:
         path = Path(out)
         if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not is_free(path):
             resume = (
                 f", or resume it with: cats train --resume {path}" if RunDirectory(path).config_file.is_file() else ""
             )

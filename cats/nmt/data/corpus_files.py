@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cats.nmt.data import layouts
 from cats.nmt.data.corpus import ENGLISH, SPLITS, Corpus, Split, StreamedSplit, Task
 from cats.nmt.data.readers import PairReader, two_files
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, nearest, unknown
 from cats.nmt.files import atomic_write, cache_folder
 
 MOST_IN_MEMORY = 64 << 20  # bytes of training files; larger ones are read again on each pass
@@ -68,7 +68,7 @@ def read_corpus(path: Path, source: str = "en", direction: str = "one-to-many", 
     if wanted:
         known = sorted(each.task for each in [*trained, *test_only])
         for name in wanted.difference(known):
-            raise UserError(f"{path}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
+            raise unknown("task", name, known, where=str(path))
         trained, test_only = ([each for each in some if each.task in wanted] for some in (trained, test_only))
         if not trained:
             raise UserError(f"{path}: there is no training text for {', '.join(sorted(wanted))}")

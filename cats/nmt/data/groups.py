@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cats.nmt.config.schema import Evaluate
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, unknown
 
 
 def task_groups(sizes: Mapping[str, int], settings: Evaluate) -> dict[str, list[str]]:
@@ -25,7 +25,7 @@ def task_groups(sizes: Mapping[str, int], settings: Evaluate) -> dict[str, list[
         named = [name for names in lists.values() for name in names]
         for name in named:
             if name not in sizes:
-                raise UserError(f"evaluate: unknown task {name}{nearest(name, sizes)}; known: {', '.join(sizes)}")
+                raise unknown("task", name, sizes, where="evaluate")
             if named.count(name) > 1:
                 raise UserError(f"evaluate: {name} is in two groups")
         return {

@@ -20,7 +20,7 @@ from cats.nmt.data.corpus_files import read_pair
 from cats.nmt.data.encode import EncodedCorpus, EncodingSettings
 from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tokenizer
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, unknown
 
 INDEX = "prepared.json"
 TOKENIZER = "tokenizer.model"
@@ -83,7 +83,7 @@ def read_prepared_corpus(folder: Path, names: tuple[str, ...] = ()) -> Corpus:
     known = [task.name for task in tasks]
     for name in names:
         if name not in known:
-            raise UserError(f"{folder}: unknown task {name}{nearest(name, known)}; known: {', '.join(known)}")
+            raise unknown("task", name, known, where=str(folder))
     tasks = [task for task in tasks if not names or task.name in names]
     trained = [task for task in tasks if isinstance(task.train, StreamedSplit)]
     if not trained:

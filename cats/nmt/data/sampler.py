@@ -182,7 +182,6 @@ class Sampler:
         """Computes the probabilities of a phase and all that depends on them."""
         self.phase = phase
         found = self.mixture.probabilities(phase, self.sizes, self.mean_lengths, self.batch_tokens)
-        self.probabilities = dict(zip(self.tasks, found, strict=True))
         tokens = np.zeros(self.buckets)  # per sentence
         for probability, mean in zip(found, self.means, strict=True):
             tokens += probability * mean

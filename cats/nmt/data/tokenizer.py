@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import sentencepiece
 
 from cats.nmt.config import schema
 from cats.nmt.data import pieces
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, unknown
 from cats.nmt.files import atomic_write
 
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
@@ -222,7 +222,7 @@ class Tokenizer:
             UserError: the tokenizer has no tag for this language.
         """
         if language not in self.languages:
-            raise _unknown(language, self.languages)
+            raise unknown("language", language, self.languages)
         return len(_SPECIALS) + self.languages.index(language)
 
     def start(self, language: str) -> int:
@@ -248,7 +248,7 @@ class Tokenizer:
         if not self._models:
             return self._processor.encode(lines)
         if language not in self._models:
-            raise _unknown(language, self._models)
+            raise unknown("language", language, self._models)
         return self._models[language].encode(lines)
 
     def encode_source(self, lines: list[str], source: str, target: str) -> list[list[int]]:
@@ -281,10 +281,6 @@ class _OneLanguage:
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         return [[self.ids[i] for i in row] for row in self.processor.encode(lines)]
-
-
-def _unknown(language: str, known: Iterable[str]) -> UserError:
-    return UserError(f"unknown language {language}{nearest(language, known)}; known: {', '.join(known)}")
 
 
 def _parts(line: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, read_config, to_toml
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, unknown
 from cats.nmt.files import atomic_write
 
 if TYPE_CHECKING:
@@ -254,4 +254,4 @@ def _variants(variants: Sequence[str]) -> dict[str, list[str]]:
 def _check_names(what: str, names: Sequence[str], known: Mapping[str, object]) -> None:
     for name in names:
         if name not in known:
-            raise UserError(f"unknown {what} {name}{nearest(name, known)}; known: {', '.join(known)}")
+            raise unknown(what, name, known)

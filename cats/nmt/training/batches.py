@@ -10,7 +10,7 @@ from cats.nmt.config import schema
 from cats.nmt.data.batch import Batch
 from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.data.sampler import Mixture, Sampler, split_batch
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, unknown
 from cats.nmt.training import processes
 
 Indices = dict[str, np.ndarray]  # {task: indices of its sentence pairs}
@@ -92,8 +92,7 @@ def _mixture(sampling: schema.Sampling, train: schema.Train, tasks: list[str]) -
     """How often each task is drawn."""
     for name in train.pretrain:
         if name not in tasks:
-            known = ", ".join(tasks)
-            raise UserError(f"train.pretrain: unknown task {name}{nearest(name, tasks)}; known: {known}")
+            raise unknown("task", name, tasks, where="train.pretrain")
     if sampling.ratios and len(sampling.ratios) != len(tasks):
         raise UserError(
             f"sampling.ratios has {len(sampling.ratios)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"

@@ -10,7 +10,7 @@ from torch import Tensor
 from cats import __version__
 from cats.nmt.config.toml import to_toml
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, is_free
 from cats.nmt.training.run import RunDirectory, TrainedModel
 
 
@@ -26,7 +26,7 @@ def write(out: Path, trained: TrainedModel, tasks: list[str]) -> None:
     """
     from safetensors.torch import save
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not is_free(out):
         raise UserError(f"{out} exists already; choose another folder")
     weights: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in trained.model.state_dict().items():

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cats.nmt.config import schema
 from cats.nmt.config.schema import Config
 from cats.nmt.data import pieces
 from cats.nmt.data.corpus import Corpus
@@ -41,12 +42,12 @@ def initial_tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) ->
     old = _old_tokenizer(RunDirectory(Path(config.train.init_from)), config)
     new = [language for language in tagged_languages(corpus, config.tokenizer) if language not in old.languages]
     if config.data.path and is_prepared(Path(config.data.path)):
-        return _prepared_with(Path(config.data.path), old, config)
+        return _prepared_with(Path(config.data.path), old, config.train.init_from)
     if config.tokenizer.per_language:
         models, languages = old.models, [*old.languages, *new]
         added = train_language_tokenizers(corpus, config.tokenizer, models.keys(), languages)
         return Tokenizer.union({**models, **added}, languages, old.tags) if added or new else old
-    text = _new_pieces(old, corpus, config, quiet)
+    text = _new_pieces(old, corpus, config.tokenizer, config.train.init_from, quiet)
     if not new and not text:
         return old
     tags = [pieces.piece(f"<2{language}>", 0.0, pieces.CONTROL) for language in new]
@@ -99,20 +100,18 @@ def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
     return run.load_tokenizer(config.tokenizer)
 
 
-def _prepared_with(folder: Path, old: Tokenizer, config: Config) -> Tokenizer:
-    """The tokenizer of a prepared folder, which must have all pieces of the old one."""
+def _prepared_with(folder: Path, old: Tokenizer, run: str) -> Tokenizer:
+    """The tokenizer of a prepared folder, which must have all pieces of the old one, that of `run`."""
     found = Tokenizer.load(folder / TOKENIZER, old.tags)
     if not old.pieces().keys() <= found.pieces().keys():
-        run = config.train.init_from
         raise UserError(f"{folder}: prepared without the pieces of {run}; cats data prepare --init-from {run} has them")
     return found
 
 
-def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> list[bytes]:
+def _new_pieces(old: Tokenizer, corpus: Corpus, settings: schema.Tokenizer, run: str, quiet: bool) -> list[bytes]:
     """Up to `tokenizer.extend` pieces with characters that the old tokenizer lacks: each such character, then longer
     pieces by their scores.
     """
-    settings = config.tokenizer
     known = old.pieces()
     text = vocabulary_text(corpus, settings.temperature, settings.most_pairs)
     unknown = {c for c in set().union(*text) if c not in known and not c.isspace()}
@@ -134,7 +133,7 @@ def _new_pieces(old: Tokenizer, corpus: Corpus, config: Config, quiet: bool) -> 
     if len(characters) > settings.extend:
         raise UserError(
             f"tokenizer.extend={settings.extend} is too small: the text has {len(characters)} characters that the "
-            f"tokenizer of {config.train.init_from} lacks"
+            f"tokenizer of {run} lacks"
         )
     longer = sorted((piece for piece in new if len(piece) > 1), key=lambda piece: -scores[piece])
     chosen = [*characters, *longer[: settings.extend - len(characters)]]

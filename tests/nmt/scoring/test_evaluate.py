@@ -32,6 +32,7 @@ from cats.nmt.scoring.scores import read_scores, to_json
 from cats.nmt.training import checkpoint
 from cats.nmt.training.run import RunDirectory, TrainedModel
 from cats.nmt.training.trainer import train
+from tests.nmt.cli.common import TINY
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel"]
 
@@ -87,22 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, count in (("xa", 60), ("xb", 20))
     ]
     write_corpus(Corpus("toy", tasks), folder / "toy")
-    settings = [
-        f"data.path={folder / 'toy'}",
-        "tokenizer.vocab_size=70",
-        "model.d_model=16",
-        "model.heads=2",
-        "model.ffn=32",
-        "model.encoder_layers=1",
-        "model.decoder_layers=1",
-        "train.steps=20",
-        "train.warmup=5",
-        "train.lr=0.01",
-        "train.validate_every=10",
-        "train.threads=1",
-        "sampling.batch_tokens=100",
-        "decode.beam=2",
-    ]
+    settings = [f"data.path={folder / 'toy'}", *TINY, "train.lr=0.01"]
     train(apply_overrides(Config(), settings), folder / "run", quiet=True)
     return folder
 

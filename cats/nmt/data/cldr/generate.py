@@ -42,7 +42,7 @@ SIZES = {
         "wmt": (100, 100, 200, 200, 200, 300, 300, 600, 800, 27800),
     },
 }
-NEW_PAIR, SEEN_SKELETON, UNSEEN_ENTITY = STRATA = ("new-pair", "seen-skeleton", "unseen-entity")
+NEW_PAIR, SEEN_SKELETON, UNSEEN_ENTITY = "new-pair", "seen-skeleton", "unseen-entity"
 VALID_LINES = 100
 TEST_LINES = {NEW_PAIR: 260, SEEN_SKELETON: 80, UNSEEN_ENTITY: 80}
 

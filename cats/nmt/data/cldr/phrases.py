@@ -100,11 +100,6 @@ class Phrase:
             (kind, name) for atom in self.atoms for kind, name in zip(ATOMS[atom.kind], atom.names, strict=True)
         )
 
-    @property
-    def skeleton(self) -> tuple[str, tuple[Entity, ...]]:
-        """The phrase without its numbers."""
-        return self.template.name, self.entities
-
 
 def _draw_atom(kind: str, rng: random.Random, pick: Callable[[str], str]) -> Atom:
     names = tuple(pick(entity) for entity in ATOMS[kind])
