@@ -78,7 +78,7 @@ def is_free(path: Path) -> bool:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Removes the temporary files of ``atomic_file`` in processes that were killed."""
+    """Removes the temporary files that ``atomic_file`` leaves in `folder` if its process is killed."""
     for path in folder.glob(f".{'?' * 16}.tmp"):
         path.unlink(missing_ok=True)
 
@@ -94,7 +94,7 @@ def finite_or_none(value: Any) -> Any:
 
 @contextmanager
 def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock of a folder. The lock is released when its process ends, in any way.
+    """Holds the lock of a folder. The lock is released when its process ends, however it ends.
 
     Args:
         busy: called if another process holds the lock, before waiting for it; it may raise an error instead.

@@ -43,11 +43,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME:KEY=VALUE,..",
         help="another method: cats with these settings, e.g. slow:method.alpha_lr=0.01",
     )
-    parser.add_argument("--jobs", type=int, default=2, help="number of runs at a time (default: 2)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="number of runs at a time (default: 2)")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/compare"),
+        metavar="DIR",
         help="folder for the runs and the tables (default: runs/compare)",
     )
     parser.add_argument(

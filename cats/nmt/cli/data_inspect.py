@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> None:
     corpus = load_corpus(corpus_config(args, Config()).data)
     print(aligned(table(corpus), left=2))
     sizes = list(corpus.sizes.values())
-    even = math.log(len(sizes))
+    uniform = math.log(len(sizes))
     print(
         f"\n{sum(sizes):,} training pairs; entropy of their distribution {entropy(sizes):.2f} nats, "
-        f"of an even one {even:.2f}"
+        f"of a uniform one {uniform:.2f}"
     )
     for notice in corpus.notices:
         print(notice)

@@ -53,11 +53,10 @@ def score(path: Path, split: str, *, checkpoint: str = "best", quiet: bool = Fal
     from cats.nmt.scoring.tables import scores_table
     from cats.nmt.training.run import RunDirectory
 
-    directory = RunDirectory(path)
-
     scores = evaluate(path, split=split, checkpoint=checkpoint, quiet=quiet)
     if not quiet:
         print(f"\n{scores_table(scores)}\n\n{report.verdict(scores)}")
+    directory = RunDirectory(path)
     if split == "test" and directory.scores_file().exists():
         report.write(path)
         if not quiet and checkpoint == "best":

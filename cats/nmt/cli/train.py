@@ -60,7 +60,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--steps", metavar="N", help=f"number of updates of the model (default: {default.train.steps})")
     parser.add_argument("--seed", metavar="S", help=f"random seed (default: {default.train.seed})")
     add_settings(parser)
-    parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-SEED)")
+    parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-seedN)")
     parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run with its own settings")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.epilog = EPILOG.format(settings=describe())

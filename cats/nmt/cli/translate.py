@@ -30,8 +30,8 @@ examples:
   cats translate runs/NAME --to ru --sample --top-p 0.9 --seed 7 < english.txt
   cats translate runs/NAME --to ru --interactive
 """
-BLOCK = 32  # largest number of lines that are translated together; shorter blocks answer a slow pipe sooner
-FILE_BLOCK = 32 * BLOCK  # a file is all there, and a larger block makes batches of lines of similar length
+BLOCK = 32  # most lines of a pipe that are translated together; with more, answers come later
+FILE_BLOCK = 32 * BLOCK  # for files: nobody waits for single lines, and batches get lines of more similar length
 
 
 def add_arguments(parser: Parser) -> None:
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise `UserError` for options that are wrong whatever the run is."""
+    """Raise `UserError` for options that are wrong with every run."""
     if args.interactive and (args.input or args.output or not sys.stdin.isatty()):
         raise UserError("--interactive needs a terminal, and no --input or --output")
     if args.output and not Path(args.output).resolve().parent.is_dir():
@@ -131,7 +131,7 @@ def search_settings(args: argparse.Namespace, config: Config) -> Decode:
     names = [name for name in vars(args) if f"decode.{name}" in TYPES]
     changes = given(args, {name: f"decode.{name}" for name in names})
     if not args.sample and any(getattr(args, name) is not None for name in ("beam", "penalty", "length_penalty")):
-        changes.append("decode.sample=false")  # options of beam search ask for a search, even if the run samples
+        changes.append("decode.sample=false")  # options of beam search ask for it, even if the run is set to sample
     search = apply_overrides(config, changes).decode
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not search.sample:

@@ -53,7 +53,9 @@ def _check_combinations(config: Config, prefix: str) -> None:
         raise UserError(f"{prefix}model.d_model = {width} is not a multiple of model.heads = {heads}")
     train = config.train
     if train.pretrain and train.restart:
-        raise UserError(f"{prefix}train.restart is for runs without train.pretrain, which has that reset anyway")
+        raise UserError(
+            f"{prefix}train.restart has no effect with train.pretrain, which makes the same reset; leave one out"
+        )
     if (train.pretrain or train.restart) and not 0 < train.pretrain_steps < train.steps:
         name = "train.pretrain" if train.pretrain else "train.restart"
         raise UserError(
@@ -64,7 +66,7 @@ def _check_combinations(config: Config, prefix: str) -> None:
 
 
 def suggest_setting(name: str) -> str:
-    """ " (did you mean X?)" for an unknown setting, or "". A key without a section finds the sections that have it."""
+    """ " (did you mean X?)" for an unknown setting, or "". A key without a section finds all settings with this key."""
     if "." not in name:
         owners = [known for known in FIELDS if known.endswith(f".{name}")]
         if owners:

@@ -81,7 +81,7 @@ class Data:
     )
     tasks: tuple[str, ...] = setting((), "names of the tasks to train on, such as az,be; empty: all")
     valid_pairs: int = setting(
-        0, "number of validation pairs that are used per task, counted from the first; 0: all", need=COUNT
+        0, "use only this many validation pairs of each task, the first ones; 0: all", need=COUNT
     )
     max_ratio: float = setting(
         0.0,
@@ -175,11 +175,13 @@ class Sampling:
         need=NOT_NEGATIVE,
     )
     ratios: tuple[float, ...] = setting(
-        (), "instead: the tasks' shares of the sentences, one number per task in the order of their names", need=RATIOS
+        (),
+        "instead of a temperature: the tasks' shares of the sentences, one number per task in the order of their names",
+        need=RATIOS,
     )
     unimax_epochs: float = setting(
         0.0,
-        "instead: UniMax, uniform in tokens, but at most this many passes over the text of any task; 0: off",
+        "instead of a temperature: UniMax, uniform in tokens, with at most this many passes over each task; 0: off",
         need=FINITE,
     )
     tasks_per_update: int = setting(0, "number of tasks in an update, drawn by their probabilities; 0: all", need=COUNT)
@@ -267,14 +269,16 @@ class Train:
     pretrain: tuple[str, ...] = setting(
         (), "tasks that are trained alone first; after that all tasks, with optimizer, alpha and learning rate reset"
     )
-    pretrain_steps: int = setting(0, "updates before that reset; they are part of train.steps", need=COUNT)
-    restart: bool = setting(False, "train all tasks from the start, but make the same reset after train.pretrain_steps")
+    pretrain_steps: int = setting(
+        0, "updates before the reset of train.pretrain or train.restart; train.steps includes them", need=COUNT
+    )
+    restart: bool = setting(False, "train all tasks from the start, with the same reset as train.pretrain")
     threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=COUNT)
 
 
 @dataclass(frozen=True)
 class Decode:
-    """See ``cats.nmt.model.decode.translations``."""
+    """How lines are translated; see ``cats.nmt.model.decode.translations``."""
 
     beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
     penalty: str = setting(

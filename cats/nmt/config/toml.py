@@ -121,7 +121,7 @@ def _help(f: dataclasses.Field[Any]) -> str:
 
 
 def _parse(text: str, kind: Any) -> Any:
-    """The value of `text` for a setting of the type `kind`. Text that does not fit is returned and refused later."""
+    """The value of `text` for a setting of the type `kind`. Text of another type is returned, and refused later."""
     quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)

@@ -23,7 +23,7 @@ class Ragged(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
-        """The same rows, given as lists."""
+        """The rows of a list of lists."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         return cls(np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum())), lengths)
 
@@ -90,13 +90,13 @@ def collate(
 
 
 def _cells(lengths: np.ndarray, width: int) -> np.ndarray:
-    """The flat indices of the cells in use, where row i of a table of this width begins with lengths[i] of them."""
-    before = lengths.cumsum() - lengths  # cells in use in the rows above
+    """The flat indices of the tokens in a table of this width, where row i begins with lengths[i] tokens."""
+    before = lengths.cumsum() - lengths  # tokens in the rows above
     return np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)) * width - before, lengths)
 
 
 def _table(ids: np.ndarray, cells: np.ndarray, shape: tuple[int, int], pad_id: int) -> np.ndarray:
-    """Padding everywhere but in the given cells."""
+    """A table with the ids in the given cells and padding in all others."""
     table = np.full(shape, pad_id, dtype=np.int64)
     table.reshape(-1)[cells] = ids
     return table

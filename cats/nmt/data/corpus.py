@@ -1,4 +1,4 @@
-"""Parallel text: what a corpus is. ``cats.nmt.data.corpus_files`` reads and writes it."""
+"""A corpus in memory: its tasks and their splits. ``cats.nmt.data.corpus_files`` reads and writes it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cats.nmt.data.groups import task_groups
 from cats.nmt.data.readers import PairReader
 
 SPLITS = ("train", "valid", "test")
-HEADLINE = "new-pair"
-ENGLISH = ("en", "eng", "en_XX", "eng_Latn")  # its codes in public corpora; "en" stands for any of them
+HEADLINE = "new-pair"  # the stratum that results are reported on, if the corpus has it
+ENGLISH = ("en", "eng", "en_XX", "eng_Latn")  # the codes of English in public corpora; "en" stands for any of them
 
 
 @dataclass(frozen=True)

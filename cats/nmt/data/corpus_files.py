@@ -18,7 +18,7 @@ from cats.nmt.errors import UserError, nearest, unknown
 from cats.nmt.files import atomic_write, cache_folder
 
 MOST_IN_MEMORY = 64 << 20  # bytes of training files; larger ones are read again on each pass
-_SCAN_VERSION = 1  # increase it when other lines of a text are left out
+_SCAN_VERSION = 1  # increase it when the rules for leaving out lines change
 _SCAN_KEYS = {"pairs", "sha256", "left_out", "seen"}
 
 
@@ -161,7 +161,7 @@ def _directions(
         if "train" not in splits and ("test" not in splits or direction != "many-to-many"):
             notices.append(f"{name}: left out, it has no training text")
             continue
-        from_source, to_source = pair[0] != source, pair[0] == source  # whether the pair is swapped for it
+        from_source, to_source = pair[0] != source, pair[0] == source  # whether this direction swaps the pair
         ways = {"one-to-many": [from_source], "many-to-one": [to_source]}.get(direction, [False, True])
         for swapped in ways:
             first, second = pair[::-1] if swapped else pair

@@ -31,7 +31,7 @@ def target_languages(directions: Sequence[tuple[str, str]], tokenizer: Tokenizer
 
 
 def source_languages(directions: Sequence[tuple[str, str]], target: str) -> list[str]:
-    """Return the languages that were translated into `target`, else all source languages, else English."""
+    """Return the source languages of `target`. If there are none: all source languages, or English."""
     fitting = [source for source, other in directions if other == target] or [source for source, _ in directions]
     return list(dict.fromkeys(fitting)) or [ENGLISH[0]]
 

@@ -58,7 +58,7 @@ class EncodingSettings:
         return LengthFilter(self.max_length, self.data.max_ratio)
 
     def values(self) -> dict[str, Any]:
-        """{"section.key": value} of the settings that change the tokens. Prepared folders are identified by it."""
+        """{"section.key": value} of the settings that change the tokens. A prepared folder records them."""
         tokenizer = dataclasses.asdict(self.tokenizer)
         del tokenizer["target_tag"]  # it replaces the start token, so it changes no length
         return {
@@ -107,7 +107,7 @@ def encode_pairs(
 def encode_tasks(
     tasks: Iterable[Task], pairs: Mapping[str, Pairs], tokenizer: Tokenizer, length_filter: LengthFilter
 ) -> EncodedCorpus:
-    """Encodes some pairs of every task, given by its name."""
+    """Encodes {task: pairs} for all tasks."""
     found = {t.name: encode_pairs(pairs[t.name], tokenizer, (t.source, t.target), length_filter) for t in tasks}
     return EncodedCorpus(
         tokenizer,

@@ -22,7 +22,7 @@ WAITING_PER_PROCESS = 2  # blocks that are queued for each process
 
 
 class Encoders:
-    """A pool of processes that encode blocks of pairs into files. With one process, this process does it itself."""
+    """A pool of processes that encode blocks of pairs into files. With one process, the caller encodes them itself."""
 
     def __init__(self, processes: int, tokenizer: Tokenizer, length_filter: LengthFilter) -> None:
         self.processes, self.tokenizer, self.length_filter = processes, tokenizer, length_filter
@@ -44,7 +44,7 @@ class Encoders:
             self.pool.shutdown(cancel_futures=True)
 
     def submit(self, folder: Path, task: str, number: int, direction: tuple[str, str], block: Pairs) -> None:
-        """Encodes a block now or later; waits if too many blocks are queued."""
+        """Queues a block, and waits if too many are queued. Without a pool, encodes it at once."""
         if self.pool is None:
             encode_block(folder, task, number, direction, block)
             return
@@ -76,7 +76,7 @@ def encode_block(folder: Path, task: str, number: int, direction: tuple[str, str
     atomic_write(folder / f"{name}.json", json.dumps(mark))
 
 
-_encoder: tuple[Tokenizer, LengthFilter]  # of this process: sent once, not with every block
+_encoder: tuple[Tokenizer, LengthFilter]  # of this process; it gets them once, not with every block
 
 
 def _set_encoder(tokenizer: Tokenizer, length_filter: LengthFilter) -> None:

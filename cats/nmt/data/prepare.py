@@ -30,9 +30,9 @@ from cats.nmt.data.vocabulary import train_tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remove_temporary_files
 
-UNFINISHED = "making.json"  # what an unfinished folder is made of and with
+UNFINISHED = "making.json"  # in an unfinished folder: the corpus and the settings that it is made from
 BLOCK = 20_000  # pairs that a process encodes at a time
-MOST_PROCESSES = 16  # by default: this process reads the text, and could not keep more of them busy
+MOST_PROCESSES = 16  # by default; a single process reads the text, and cannot keep more of them busy
 
 
 def training_tokens(
@@ -55,7 +55,9 @@ def training_tokens(
         encoded = read_prepared(folder, settings, tokenizer)
     elif any(isinstance(task.train, StreamedSplit) for task in corpus.tasks):
         folder = _cached(corpus, settings, None)
-        if tokenizer is not None and not _has_tokenizer(folder, tokenizer):  # a resumed run has that of the folder
+        if tokenizer is not None and not _has_tokenizer(
+            folder, tokenizer
+        ):  # a resumed run has the tokenizer of the folder
             folder = _cached(corpus, settings, tokenizer)
         if not is_prepared(folder):
             prepare(corpus, settings, folder, tokenizer=tokenizer, quiet=quiet)
@@ -80,12 +82,12 @@ def prepare(
     processes: int = 0,
     quiet: bool = False,
 ) -> None:
-    """Makes a prepared folder of a corpus, or continues to make it. If two processes do so, one waits for the other.
+    """Makes a prepared folder of a corpus, or finishes one. If two processes make the same folder, one of them waits.
 
     Args:
         folder: new, empty, or left unfinished by a call with the same corpus and settings.
-        tokenizer: is used instead of training one.
-        processes: that encode; 0: one per core, or only this one for a small corpus.
+        tokenizer: the one to use; None: train one on the corpus.
+        processes: number of encoding processes; 0: one per core, or only the calling one for a small corpus.
         quiet: no progress bar.
 
     Raises:
@@ -130,7 +132,7 @@ def prepare(
 
 
 def _begin(folder: Path, made_with: dict[str, Any]) -> bool:
-    """Notes what an unfinished folder is made of and with. False if the folder is finished."""
+    """Records which corpus and settings the folder is made from. Returns False if the folder is finished."""
     finished, unfinished = folder / INDEX, folder / UNFINISHED
     if finished.exists() or unfinished.exists():
         there = read_json(finished if finished.exists() else unfinished)

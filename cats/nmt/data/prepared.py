@@ -2,7 +2,7 @@
 
 A prepared folder is complete: it can be moved to another machine and trained on there.
 
-    prepared.json           what it was made of and with; it is written last, so where it exists the rest is complete
+    prepared.json           the corpus and the settings; it is written last, so a folder that has it is complete
     tokenizer.model
     train/<task>.*.npy      tokens and offsets, see ``cats.nmt.data.shards``
     text/                   validation and test text in the Moses layout
@@ -70,7 +70,7 @@ def read_prepared(folder: Path, settings: EncodingSettings, tokenizer: Tokenizer
 
 
 def read_prepared_corpus(folder: Path, names: tuple[str, ...] = ()) -> Corpus:
-    """The corpus that a prepared folder was made of. Its training text can be counted, but not read.
+    """The corpus of a prepared folder. The number of its training pairs is known, but their text is not available.
 
     Args:
         names: the tasks to read; none stands for all.

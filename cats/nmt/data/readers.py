@@ -128,7 +128,7 @@ def _unequal(file: Path, lines: int, other: Path, other_lines: int) -> UserError
 
 
 def tsv_columns(file: Path, columns: tuple[int, int], width: int, *, header: bool) -> PairReader:
-    """Two columns of a TSV file with `width` columns. Rows with a missing cell are passed over."""
+    """Two columns of a TSV file with `width` columns. Rows with a missing cell are skipped."""
     return PairReader((file,), partial(_read_columns, file, columns, width, header))
 
 

@@ -90,13 +90,13 @@ class Mixture:
     def probabilities(
         self, phase: float, sizes: Mapping[str, int], lengths: Mapping[str, float], tokens: int
     ) -> list[float]:
-        """The probability that a sentence is of task n, for every task; they sum to 1.
+        """For each task, the probability that a sentence belongs to it. They sum to 1.
 
         Args:
             phase: see ``phase``.
             sizes: {task: pairs}.
             lengths: {task: mean target tokens of a sentence}.
-            tokens: in an update.
+            tokens: target tokens of an update.
         """
         if self.ratios:
             found = {task: value / sum(self.ratios) for task, value in zip(sizes, self.ratios, strict=True)}
@@ -123,7 +123,7 @@ class Sampler:
 
     Args:
         lengths: {task: (pairs, 2) int array}, source and target lengths in tokens.
-        mixture: gives the probability that a sentence is of task n.
+        mixture: gives the probability that a sentence belongs to a task.
         batch_tokens: target tokens per update over all tasks, met on average.
         seed: of all random choices.
         tasks_per_update: the number of tasks in an update; 0: all of them. Each gets about the same budget, except
@@ -137,7 +137,7 @@ class Sampler:
     shuffled order, each once per round. A task that is owed 2.3 sentences gets two and keeps a credit of 0.3. So the
     probabilities are met exactly over time: a task that is owed 0.3 sentences is in every third such batch. If an
     update has only some of the tasks, they are drawn in proportion to their probabilities; a task that is drawn less
-    often gets more sentences when it is.
+    often gets more sentences each time.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Sampler:
         return self._next(draw=True)
 
     def largest_batch(self) -> dict[str, np.ndarray]:
-        """The largest possible batch: the most sentences of every task, the longest of the bucket with most cells."""
+        """The largest possible batch: the longest sentences of the largest bucket, as many per task as can occur."""
         if math.isnan(self.phase):
             self._set_phase(self.mixture.phase(self.step))
         bucket = int(np.argmax(self.rates.sum(0) * self.widths))
@@ -223,7 +223,7 @@ class Sampler:
         bucket = int(random.choice(self.buckets, p=self.bucket_probability))
         present = _systematic_sample(self.inclusion, random) if self.tasks_per_update else slice(None)
         counts = np.zeros(len(self.tasks), dtype=np.int64)
-        while not counts.any():  # if the budget is less than one sentence, until the credit of some task reaches 1
+        while not counts.any():  # repeats only if the budget is less than one sentence
             self.credit[present, bucket] += self.rates[present, bucket]
             counts[present] = self.credit[present, bucket].astype(np.int64)
         self.credit[:, bucket] -= counts
@@ -250,7 +250,7 @@ class Sampler:
 
 
 def _inclusion_probabilities(probabilities: np.ndarray, count: int) -> np.ndarray:
-    """With which probability each task is in an update, if `count` of them are drawn without replacement.
+    """The probability of each task to be in an update, if `count` tasks are drawn without replacement.
 
     They are proportional to `probabilities`, but at most 1, and sum to `count`.
     """

@@ -78,7 +78,7 @@ class Tokenizer:
         """Trains a tokenizer on `lines`. The same arguments give the same bytes.
 
         Args:
-            lines: text of all languages, source and targets. A line that occurs several times counts as often.
+            lines: text of all languages, source and targets. A line that occurs n times counts n times.
             languages: the languages that get a tag.
             vocab_size: the number of ids, specials and tags included. If the text is too short for so many, there are
                 fewer.

@@ -44,8 +44,9 @@ def translations(
 ) -> list[list[Translation]]:
     """The `nbest` best translations of every line, the best first. A blank line gets one, which is empty.
 
-    With `settings.sample` they are drawn at random instead, in no order. The draws depend on the seed and on the number
-    of the line. Apart from ties within float rounding, the translations of a line do not depend on the other lines.
+    With `settings.sample` they are drawn at random instead, in no particular order. The draws depend on the seed and on
+    the number of the line. Apart from ties within float rounding, the translations of a line do not depend on the other
+    lines.
 
     Args:
         model: it is run in evaluation mode; then its mode is restored.
@@ -60,9 +61,11 @@ def translations(
         UserError: the tokenizer does not know a language, or `nbest` is larger than the beam.
     """
     if not settings.sample and nbest > settings.beam:
-        raise UserError(f"a beam of {settings.beam} has no {nbest} best; set decode.beam (--beam) to {nbest}")
+        raise UserError(
+            f"a beam of {settings.beam} is too small for the {nbest} best; set decode.beam (--beam) to {nbest}"
+        )
     encoded = _encode(tokenizer, lines, source, target, settings.max_length, lines_before)
-    # The longest come first: if memory is short, that shows at once.
+    # The longest lines come first, so that running out of memory shows at once.
     order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: -len(encoded[i]))
     device = next(model.parameters()).device
     result = [[Hypothesis([], 0.0)] for _ in lines]
@@ -93,7 +96,7 @@ def _encode(
     for number, row in enumerate(encoded, start=lines_before + 1):
         pieces = len(row) - before - after
         if pieces > max_length:
-            what = f"of {pieces:,} pieces the first {max_length:,} are translated (decode.max_length)"
+            what = f"only the first {max_length:,} of {pieces:,} pieces are translated (decode.max_length)"
             print(f"cats: line {number} is too long: {what}", file=sys.stderr)
             del row[before + max_length : len(row) - after]
     return encoded

@@ -12,7 +12,7 @@ from torch import Tensor
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Packing, Transformer
 
-_LOG_ZERO = -1e4  # a log probability of 0 that keeps sums distinct in float32, for a token that must be taken
+_LOG_ZERO = -1e4  # in place of -inf for a token that must be taken: sums with it still differ in float32
 
 
 class Hypothesis(NamedTuple):
@@ -69,10 +69,10 @@ def beam_search(
     trail: list[tuple[Tensor, Tensor, Tensor]] = []  # for each length: number, parents (n, beam), tokens (n, beam)
     # n sentences are unfinished, each with `beam` places. The decoder state has a row for every place that holds an
     # unfinished hypothesis.
-    number = torch.arange(rows, device=device)  # (n,) the row of source that each sentence is
+    number = torch.arange(rows, device=device)  # (n,) the row of `source` of each sentence
     scores = torch.full((rows, beam), -math.inf, device=device)  # (n, beam) log probabilities; -inf: an empty place
     scores[:, 0] = 0.0
-    left = torch.full((rows, 1), beam, device=device)  # (n, 1) the width of the beam minus the finished
+    left = torch.full((rows, 1), beam, device=device)  # (n, 1) beam minus the finished hypotheses
     places = Packing(scores.isfinite())
     tokens = torch.full((rows,), start, device=device)  # (unfinished hypotheses,) the last token of each
     state = model.start(*model.encode(source))

@@ -37,8 +37,8 @@ class Packing:
 
     Args:
         mask: (B, L) bool, True for a token.
-        index: (N,) int64, the indices of the tokens in the flattened batch; computed from the mask if it is None, for
-            which the host waits for the GPU.
+        index: (N,) int64, the indices of the tokens in the flattened batch. None: computed from the mask, which makes
+            the host wait for the GPU.
     """
 
     def __init__(self, mask: Tensor, index: Tensor | None = None) -> None:
@@ -79,7 +79,7 @@ def make_norm(kind: str, d_model: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a layer; see ``Transformer``."""
+    """The sizes and options of a layer; see ``Transformer``."""
 
     d_model: int
     heads: int
@@ -91,7 +91,7 @@ class Shape:
 
 
 class Attention(nn.Module):
-    """Multi-head attention in three parts: the projections work on packed tokens, the mixing on padded rows."""
+    """Multi-head attention. The projections work on packed tokens, ``mix`` on padded rows."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

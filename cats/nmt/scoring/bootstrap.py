@@ -100,7 +100,8 @@ def resampled_chrf(
     """Resamples the chrF of each method and language, averaged over the seeds.
 
     Args:
-        runs: {method: {seed: {language: counts (clusters, CHAR_ORDER, 3)}}}. The clusters have the same numbers in all.
+        runs: {method: {seed: {language: counts (clusters, CHAR_ORDER, 3)}}}. All arrays have the same
+            clusters in the same order.
         resamples: number of resamples.
 
     Returns:

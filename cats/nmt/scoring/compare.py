@@ -230,7 +230,7 @@ def _chrf_counts(runs: Sequence[Run], corpus: Corpus) -> dict[str, dict[int, dic
 
 
 def _by_seed(cells: Mapping[Run, Cell]) -> SeedScores:
-    """The cells of the runs of one method, a run for each seed."""
+    """The scores in the cells of one method, which has one run per seed."""
     return SeedScores(*([_score(run, cell, metric) for run, cell in cells.items()] for metric in METRICS))
 
 

@@ -59,9 +59,8 @@ class Run:
 
     @property
     def directory(self) -> RunDirectory:
-        from cats.nmt.training.run import (
-            RunDirectory,
-        )  # imports torch, which the help of `cats compare` need not wait for
+        # Imported here because it imports torch, which would make `cats compare --help` slow.
+        from cats.nmt.training.run import RunDirectory
 
         return RunDirectory(self.path)
 
@@ -81,8 +80,6 @@ class _Process:
     """A process that trains a run.
 
     Attributes:
-        run: the run.
-        process: the process.
         began: time.monotonic() at its start, seconds.
         errors: what it writes to standard error.
     """

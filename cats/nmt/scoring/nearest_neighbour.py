@@ -69,7 +69,7 @@ class _Index:
                 found, weights = self._lists[gram]
                 scores[found] += count * self._idf[gram] * weights
         scores *= self._scale
-        # Equal sums in another order may differ in the last bits.
+        # Sums of equal terms may differ in the last bits, because of their order.
         return [int(row) for row in np.flatnonzero(scores >= scores.max() * (1 - 1e-9))]
 
 

@@ -88,7 +88,7 @@ def markdown(
         tables.more_scores_table(scores),
         "",
         "PPL is exp(NLL). Off-target is the share of lines that are not in the target language. Scripts tell languages",
-        "apart, and character n-grams those that share a script. The share of the references shows the error of this.",
+        "apart, and character n-grams those that share a script. The same share of the references shows the error.",
         "",
     ]
     if scores.zero_shot:

@@ -92,7 +92,7 @@ def checkpoints_table(scores: Mapping[str, Scores]) -> str:
 
 
 def strata_table(scores: Scores) -> str:
-    """For each stratum of the test lines the scores of the groups."""
+    """The scores of the groups on each stratum of the test lines."""
     groups = [group for group, members in scores.members.items() if members]
     columns = ("chrF", "nearest neighbour", "NLL")
     rows = [["stratum", "lines", *[f"{TITLES[group]} {column}" for group in groups for column in columns]]]

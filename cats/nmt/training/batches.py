@@ -18,7 +18,7 @@ Indices = dict[str, np.ndarray]  # {task: indices of its sentence pairs}
 
 @dataclass
 class Part:
-    """The pairs that go through the model together. built: their tensors, if they are made already."""
+    """The pairs that go through the model together. built: their tensors, if they have been made in advance."""
 
     indices: Indices
     built: Batch | None = None
@@ -42,7 +42,7 @@ class Prefetcher:
 
     Args:
         accumulate: the number of parts of a batch.
-        build_first: whether to build the tensors of the first part in advance. It is of no use if tasks always go
+        build_first: whether to build the tensors of the first part in advance. This does not help if tasks always go
             through the model one by one.
     """
 
@@ -61,7 +61,7 @@ class Prefetcher:
         self.prefetched = self._make(step, self.sampler.batch(step))
 
     def largest(self, step: int) -> PrefetchedBatch:
-        """The largest batch that can occur, in place of that of the update."""
+        """The largest possible batch, to be used as the batch of an update."""
         return self._make(step, self.sampler.largest_batch())
 
     def _make(self, step: int, indices: Indices) -> PrefetchedBatch:

@@ -111,7 +111,7 @@ def newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
     try:
         state = load(previous)
     except Damaged:
-        raise Damaged(f"{problem}, and so is {previous.name}; train again") from None
+        raise Damaged(f"{problem}, and {previous.name} is damaged; train again") from None
     hard_link(previous, last)
     return state, problem
 

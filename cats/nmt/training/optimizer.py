@@ -13,7 +13,7 @@ from cats.nmt.errors import UserError
 def build_optimizer(
     method: schema.Method, settings: schema.Train, model: nn.Module, tasks: list[str]
 ) -> cats.MultiTask:
-    """AdamW under the weighting of the method.
+    """AdamW, wrapped in the weighting of the method.
 
     With `method.weights = "tokens"` the losses themselves carry the weights (see ``TaskLosses.normalizers``), so the
     weights of the optimizer are all 1.
@@ -47,6 +47,6 @@ def build_optimizer(
         weights = list(method.weights)
     if len(weights) != len(tasks):
         raise UserError(
-            f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} languages ({', '.join(tasks)})"
+            f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
         )
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights))

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step: a checkpoint need not hold them."""
+"""Learning-rate schedules as pure functions of the step, so checkpoints do not contain them."""
 
 from __future__ import annotations
 

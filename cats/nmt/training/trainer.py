@@ -1,7 +1,7 @@
 """The training loop. `Trainer.update` is one iteration of Algorithm 1 of the CATS paper.
 
 All randomness is a pure function of (seed, step, rank). So a resumed run continues bit for bit on a CPU, with the same
-numbers of threads and processes. On a GPU it does as far as torch's kernels there are deterministic.
+numbers of threads and processes. On a GPU it does so only if torch's kernels are deterministic.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
         out: created, unless ``resume``. See ``cats.nmt.training.run`` for its files. ``checkpoints/best.pt`` has the
             model with the lowest validation nll (mean over the languages). ``last.pt`` is the newest checkpoint and has
             everything that is needed to resume; ``previous.pt`` is the one before.
-        resume: continue from ``last.pt``; the result is bitwise that of a run without interruption.
+        resume: continue from ``last.pt``. On a CPU the result is bit for bit that of a run without interruption.
         quiet: print no progress and no notices about the corpus.
 
     Raises:
@@ -72,7 +72,7 @@ class Trainer:
         self.config, self.out, self.quiet = config, out, quiet or not processes.is_main()
         self.directory, self.device = RunDirectory(out), default_device()
         if processes.world_size() > 1 and config.method.name == "cats" and config.method.cross_batch:
-            raise UserError("method.cross_batch works with one process only; leave it out, or torchrun")
+            raise UserError("method.cross_batch works with one process only; leave out method.cross_batch or torchrun")
         data = load_training_data(config, self.directory, self.device, resume=resume, quiet=self.quiet)
         self.tasks, self.training, self.validation = data.tasks, data.training, data.validation
         self.digest, self.vocab_size = data.digest, data.tokenizer.vocab_size
@@ -160,7 +160,10 @@ class Trainer:
                     progress.bar.close()
                     self.interrupt()
         if self.stopped_early and not self.quiet:
-            print(f"stopped after update {self.step}: no better in {self.bad_validations} validations", file=sys.stderr)
+            print(
+                f"stopped after update {self.step}: no improvement in {self.bad_validations} validations",
+                file=sys.stderr,
+            )
 
     def update(self) -> None:
         """One iteration of Algorithm 1: an inner step moves the model; every `inner_steps`-th one also moves alpha."""
@@ -311,7 +314,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
-            "waited": self.bad_validations,  # the key of the first version
+            "waited": self.bad_validations,  # an older name, so that old checkpoints can be read
             "since_log": since_log,
             "logged_at": self.logged_at,
         }
@@ -319,7 +322,7 @@ class Trainer:
     def save(self) -> None:
         """Writes last.pt. All processes must call this."""
         if self.metrics is not None:
-            self.metrics.sync()  # the lines of metrics must reach the disk before the checkpoint that counts on them
+            self.metrics.sync()  # the lines of metrics must be on the disk before the checkpoint that needs them
         since_log = self.loss_log.per_process()
         if processes.is_main():
             self.directory.save_checkpoint(self.state(since_log))

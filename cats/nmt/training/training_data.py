@@ -1,4 +1,4 @@
-"""What a run is trained and validated on: the corpus, its tokenizer and its tokens."""
+"""Loads the corpus, the tokenizer and the tokens of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of thi
 
 @dataclass(frozen=True)
 class TrainingData:
-    """digest: of the corpus. Names and sizes of the tasks: see ``training.shards``."""
+    """What a run is trained and validated on. digest: of the corpus."""
 
     tokenizer: Tokenizer
     training: TokenDataset

@@ -87,7 +87,7 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> N
 
 
 def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
-    """The tokenizer of the old run, whose model must have the configured shape."""
+    """The tokenizer of the old run, which must have the configured model and tags."""
     there = run.read_config("train.init_from: ")
     model = [field.name for field in dataclasses.fields(config.model)]
     names = [f"model.{name}" for name in model if not any(part in name for part in _MAY_CHANGE)]
@@ -96,7 +96,9 @@ def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
         section, key = name.split(".")
         theirs, ours = (getattr(getattr(c, section), key) for c in (there, config))
         if theirs != ours:
-            raise UserError(f"{run.path} has {name} = {theirs}, not {ours}: a model starts from one of the same shape")
+            raise UserError(
+                f"{run.path} has {name} = {theirs}, not {ours}; set {name} as there, or start from another run"
+            )
     return run.load_tokenizer(config.tokenizer)
 
 
@@ -104,7 +106,7 @@ def _prepared_with(folder: Path, old: Tokenizer, run: str) -> Tokenizer:
     """The tokenizer of a prepared folder, which must have all pieces of the old one, that of `run`."""
     found = Tokenizer.load(folder / TOKENIZER, old.tags)
     if not old.pieces().keys() <= found.pieces().keys():
-        raise UserError(f"{folder}: prepared without the pieces of {run}; cats data prepare --init-from {run} has them")
+        raise UserError(f"{folder}: prepared without the pieces of {run}; use cats data prepare --init-from {run}")
     return found
 
 

@@ -34,5 +34,5 @@ def test_data_inspect_lengths_entropy_and_zero_shot(tmp_path: Path, capsys: pyte
     assert rows["xa"] == ["LoRes", "2", "0", "0", "3.0", "4"] and rows["xb"] == ["HiRes", "6", "0", "0", "7.0", "12"]
     assert rows["xa-xb"] == ["zero-shot", "", "", "1", "", ""]
     entropy = -2 * (2 / 16 * math.log(2 / 16) + 6 / 16 * math.log(6 / 16))
-    assert f"16 training pairs; entropy of their distribution {entropy:.2f} nats, of an even one 1.39" in lines_
+    assert f"16 training pairs; entropy of their distribution {entropy:.2f} nats, of a uniform one 1.39" in lines_
     assert "en-xa: 1 train pairs left out, a side is blank" in lines_

@@ -57,7 +57,7 @@ def test_translate_nbest_and_sample(run: Path, tmp_path: Path, capfd: pytest.Cap
     drawn = translated("--sample", "--temperature", "5", "--seed", "3")
     assert drawn == translated("--sample", "--temperature", "5", "--seed", "3")
     assert drawn != translated("--sample", "--temperature", "5", "--seed", "4")
-    assert len({text for (text,) in drawn[2:]}) > 35  # also behind the first block every line has draws of its own
+    assert len({text for (text,) in drawn[2:]}) > 35  # lines after the first block have their own draws too
     assert translated("--sample", "--top-k", "1") == translated("--beam", "1")
 
 
@@ -95,7 +95,7 @@ def test_translate_from(
     ("options", "message"),
     [
         (["--nbest", "0"], "--nbest must be at least 1, not 0"),
-        (["--nbest", "3"], "a beam of 2 has no 3 best; set decode.beam (--beam) to 3"),
+        (["--nbest", "3"], "a beam of 2 is too small for the 3 best; set decode.beam (--beam) to 3"),
         (["--top-p", "0.5"], "--top-p is for translations drawn at random; add --sample"),
         (["--sample", "--top-p", "0"], "decode.top_p must be above 0 and at most 1, not 0.0"),
         (["--penalty", "googel"], "decode.penalty must be one of google, fairseq, not 'googel' (did you mean google?)"),

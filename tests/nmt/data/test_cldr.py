@@ -195,12 +195,12 @@ def test_frequent_names_come_first_and_rare_ones_come(drafts, names):
     for kind in OPEN_KINDS:
         found = [counts[kind, name] for name in names[kind]]
         assert sum(found[:20]) > 1.3 * sum(found[-20:]) > 0
-        assert UNSEEN <= found.count(0) <= UNSEEN + 4  # and a few rare ones, by chance
+        assert UNSEEN <= found.count(0) <= UNSEEN + 4  # the unseen names, and a few rare names by chance
 
 
 def test_templates_are_as_frequent_as_each_other(drafts):
     for lines in drafts.values():
-        if len(lines.train) <= 1200:  # a giant uses up some of them
+        if len(lines.train) <= 1200:  # with 27,800 pairs, some templates run out of new lines
             counts = Counter(phrase.template.name for phrase in lines.train)
             # 45 of each, but for a template that runs out of new lines a little early
             assert max(counts.values()) - min(counts.values()) <= 6
@@ -247,7 +247,7 @@ def test_names_are_no_fallbacks(names, writers):
             text = writer.name("unit", key)
             assert key not in text
             assert code == "en" or text != root[key]["short"]["other"].format(20), (code, text)
-    # A writer says so where the language has no name, instead of taking the root locale's.
+    # If the language has no name, `name` returns None instead of the name of the root locale.
     assert writers["az"].name("unit", "length-nautical-mile") is None
     assert writers["kk"].name("currency", "ADP") is None
     assert writers["vi"].name("language", "af") is None

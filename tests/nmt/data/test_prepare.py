@@ -60,7 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes every corpus count as large, and blocks small."""
     monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 10)
     monkeypatch.setattr(prepare, "BLOCK", 100)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting a process takes longer than all there is to do here
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one process: starting more takes longer than the encoding
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setenv("CATS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -181,10 +181,10 @@ def test_it_continues_after_a_kill(corpus, cache, tmp_path, files):
     written: set[Path] = set()
     while len(written) < files and process.poll() is None:
         written.update(tmp_path.glob("out/train/*"))
-        time.sleep(0.001)  # what is asserted below holds whenever the kill happens
+        time.sleep(0.001)  # the assertions below hold whenever the kill happens
     process.kill()
     process.wait()
-    # Of 45 + 12 + 2 blocks of 20 pairs, those with a mark are not encoded again, nor those of finished tasks.
+    # There are 45 + 12 + 2 blocks of 20 pairs. Blocks with a mark, or of finished tasks, are not encoded again.
     blocks = {"xa": 45, "xb": 12, "xc": 2}
     marks = [file.name.split(".") for file in tmp_path.glob("out/train/*.json")]
     finished = {name[0] for name in marks if len(name) == 2}
@@ -270,7 +270,9 @@ def test_fine_tuning_from_a_prepared_folder(corpus, cache, tmp_path):
     train(settings(tmp_path / "out", *start), tmp_path / "tuned", quiet=True)
     assert "ß" in sentencepiece_pieces(tmp_path / "tuned" / "tokenizer.model")
     make(more, tmp_path / "other", *start[1:], "data.tasks=xc")  # its tokenizer has other tags
-    with pytest.raises(UserError, match=r"other: prepared without the pieces of .*run; cats data prepare --init-from"):
+    with pytest.raises(
+        UserError, match=r"other: prepared without the pieces of .*run; use cats data prepare --init-from"
+    ):
         train(settings(tmp_path / "other", *start), tmp_path / "refused", quiet=True)
 
 

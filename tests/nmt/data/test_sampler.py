@@ -44,8 +44,8 @@ def test_sentences_come_in_proportion_to_the_probabilities(temperature):
             counts[task] += len(rows)
     total = sum(counts.values())
     for task, share in temperature_probabilities(sizes, temperature).items():
-        # credits make counts exact but for one sentence per bucket; the rest is the random choice of buckets, which
-        # moves all tasks together
+        # Credits make the counts exact to one sentence per bucket. The rest of the tolerance is for the random choice
+        # of buckets, which changes all tasks together.
         assert counts[task] == pytest.approx(share * total, abs=2 * sampler.buckets + 0.01 * total)
 
 
@@ -95,7 +95,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
     first = Sampler(pairs, **options)
     history = [first.batch(step) for step in range(40)]
     resumed = Sampler(pairs, **options)
-    for step in (25, 26, 39, 3):  # jumping ahead, on, ahead, and back
+    for step in (25, 26, 39, 3):  # skip ahead, the next one, skip ahead, go back
         again = resumed.batch(step)
         assert again.keys() == history[step].keys()
         assert all(np.array_equal(again[task], rows) for task, rows in history[step].items())
@@ -143,10 +143,10 @@ def test_explicit_ratios():
 
 def test_unimax_is_uniform_up_to_the_cap():
     tokens = {"giant": 1e6, "rare": 100.0, "middle": 5000.0}
-    # 3,000 tokens each; rare may have 4 x 100, and what it leaves goes to the others alike.
+    # A third is 3,000 tokens. rare may have only 4 x 100; the other two share the rest equally.
     assert unimax(tokens, 9000, 4) == pytest.approx({"giant": 4300 / 9000, "rare": 400 / 9000, "middle": 4300 / 9000})
     assert unimax(tokens, 9000, 1e9) == pytest.approx(dict.fromkeys(tokens, 1 / 3))
-    # where nothing is left to give, shares are those of the caps
+    # if every task reaches its cap, the shares are those of the caps
     assert unimax(tokens, 1e9, 1) == pytest.approx({task: n / 1005100 for task, n in tokens.items()})
 
 

@@ -100,7 +100,7 @@ def test_every_digit_is_a_piece(tokenizer, digits):
 
 @pytest.mark.parametrize("text", ["<2ru> the", "the <2ru>", "<2ru>", "x<2zh-Hans>", "<s> </s> <unk> <pad>", "</s>"])
 def test_text_never_becomes_a_tag_or_special(text):
-    # Even where the training text itself has them, which sentencepiece would otherwise cut out.
+    # Also if the training text contains them. By default, sentencepiece removes them from it.
     tokenizer = Tokenizer.train([*TEXT, text, f"{text} {text}"], LANGUAGES, 400)
     (ids,) = tokenizer.encode_target([text], "ru")
     assert min(ids[:-1]) >= tokenizer.first_piece

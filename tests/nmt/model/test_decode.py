@@ -76,10 +76,9 @@ def test_outputs_that_are_not_finite_are_an_error(tokenizer, sample):
 def test_a_very_long_line_is_cut_with_a_message(model, tokenizer, capsys):
     (short,) = translate(model, tokenizer, [" ".join(["cats"] * 9)], "en", "az", max_length=4, lines_before=6)
     first = capsys.readouterr().err
-    assert "line 7 is too long: of" in first and "pieces the first 4 are translated (decode.max_length)" in first
-    found = translate(
-        model, tokenizer, ["cats", "cats " * 50_000], "en", "az", max_length=4
-    )  # whole, it would take days
+    assert "line 7 is too long: only the first 4 of" in first and "pieces are translated (decode.max_length)" in first
+    # The whole line would take days.
+    found = translate(model, tokenizer, ["cats", "cats " * 50_000], "en", "az", max_length=4)
     assert found[1] == short and "line 2 is too long" in capsys.readouterr().err
 
 
@@ -123,7 +122,7 @@ def test_nbest_of_real_text(model, tokenizer, penalty):
     assert found[2] == [("", 0.0)] and [len(best) for best in found].count(3) == 6
     for best in found:
         assert [score for _, score in best] == sorted((score for _, score in best), reverse=True)
-    with pytest.raises(UserError, match=r"a beam of 2 has no 3 best; set decode\.beam \(--beam\) to 3"):
+    with pytest.raises(UserError, match=r"a beam of 2 is too small for the 3 best; set decode\.beam \(--beam\) to 3"):
         translations(model, tokenizer, LINES, "en", "ru", beam=2, nbest=3)
 
 

@@ -122,7 +122,7 @@ def test_there_may_be_fewer_than_nbest():
 
 
 def test_search_goes_on_while_a_longer_hypothesis_can_win():
-    # "$" ends at once with 0.6 and leads for long; at penalty 1 the chain of ten "b" (0.39) wins with
+    # "$" ends at once with 0.6 and has the best score for many steps. At penalty 1 the chain of ten "b" (0.39) wins:
     # log 0.39 / (16 / 6) = -0.353 over log 0.6 / 1 = -0.511.
     chain = {"": {"$": 0.6, "b": 0.4}} | {"b" * n: {"b": 0.99, "$": 0.01} for n in range(1, 10)}
     assert search(Table(tree(chain)), limit=20, beam=2, length_penalty=1.0) == [[B] * 10]
@@ -140,7 +140,7 @@ def test_search_stops_when_nothing_can_win():
 
 
 def test_an_ended_hypothesis_keeps_its_place():
-    # "$" ends first; of the beam of 2 one place is left, and greedy from there on finds "aa", never "ba".
+    # "$" ends first and takes one of the two places. Greedy search with the other place finds "aa", never "ba".
     table = tree({"": {"$": 0.4, "a": 0.35, "b": 0.25}, "a": {"a": 0.6, "b": 0.4}})
     model = Table(table)
     assert search(model, beam=2, length_penalty=9.0) == [[A, A]]

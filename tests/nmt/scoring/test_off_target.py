@@ -53,7 +53,7 @@ def test_shares() -> None:
         assert known.off_target(lines, name, lines) == 0.0
     assert known.off_target([*RU, *UK], "ru", RU) == 0.5
     assert known.off_target([], "ru", RU) is None
-    # Only the script is known of a language without a sample.
+    # For a language without a sample, only the script is compared.
     assert known.off_target(["Здраво", "Hello"], "mk", ["Здраво"]) == 0.5
     assert Identifier({"ru": []}).off_target(["Hello"], "ru", RU) == 1.0
 

@@ -32,7 +32,7 @@ def test_patience_survives_a_resume(corpus: Path, tmp_path: Path, capsys: pytest
     assert [line["best"] for line in lines[-3:]] == [False] * 3 and lines[-4]["best"]
     stop = lines[-1]["step"]
     assert stop < 400
-    assert f"stopped after update {stop}: no better in 3 validations\n" in capsys.readouterr().err
+    assert f"stopped after update {stop}: no improvement in 3 validations\n" in capsys.readouterr().err
 
     for kill in (stop - 1, stop - 6):  # between the bad validations
         run = tmp_path / f"parts-{kill}"
@@ -96,7 +96,10 @@ def test_the_restart_is_pretraining_on_all_tasks(corpus: Path, tmp_path: Path) -
             r"train\.restart needs train\.pretrain_steps between 1 and 59",
         ),
         (["train.pretrain_steps=5"], r"train\.pretrain_steps has no effect without train\.pretrain or train\.restart"),
-        (["train.pretrain=xa", "train.restart=true", "train.pretrain_steps=5"], r"has that reset anyway"),
+        (
+            ["train.pretrain=xa", "train.restart=true", "train.pretrain_steps=5"],
+            r"train\.pretrain, which makes the same reset; leave one out",
+        ),
         (["train.pretrain=xz", "train.pretrain_steps=5"], r"train\.pretrain: unknown task xz; known: xa, xb"),
     ],
 )

@@ -108,7 +108,7 @@ def test_a_started_run_is_resumed_without_the_first(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["model.ffn=32"], r"run has model\.ffn = 64, not 32: a model starts from one of the same shape"),
+        (["model.ffn=32"], r"run has model\.ffn = 64, not 32; set model\.ffn as there, or start from another run"),
         (["model.heads=4", "model.ffn=32"], r"has model\.heads = 2, not 4"),
         (["tokenizer.source_tag=none"], r"has tokenizer\.source_tag = prepend, not none"),
         (
