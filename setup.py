@@ -68,7 +68,7 @@ class BuildNative(build_ext):
             except (BaseError, CCompilerError, OSError) as error:
                 if choice == "1":
                     raise SystemExit(f"CATS_CUDA=1, but {error}") from None
-                native = f"built without a C++ compiler that works: {error}"
+                native = f"built without the C++ kernels: {error}"
                 cuda = native
         for reason in filter(None, {native, cuda}):
             self.warn(reason)

@@ -15,7 +15,7 @@ constexpr int64_t MAX_BLOCK = 1024;      // elements
 constexpr int64_t CHAIN = 24 * 16;       // elements per float32 sum: 24 terms per lane, an error of at most 1.6e-6
 constexpr int64_t CACHE = 256 << 10;     // bytes of a block: it and the next block fit into a second-level cache of 512 KiB
 constexpr double SMALLEST = 0x1p-80;     // a block's sum of squares below this may have lost terms below 2^-126
-constexpr double SMALLEST_DOT = 0x1p-100;
+constexpr double SMALLEST_DOT = 0x1p-100;  // the same for a dot product whose squares are not computed
 
 // Elements per block of K gradients.
 static inline int64_t block_length(int64_t tasks, size_t element) {

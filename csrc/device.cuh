@@ -1,4 +1,4 @@
-// What the CUDA kernels use of the device, as a few functions. tests/ops/cuda_emulator.h defines the same functions for a
+// The functions through which the CUDA kernels use the device. tests/ops/cuda_emulator.h defines the same functions for a
 // host compiler, so the kernels can be run and tested without a GPU.
 #pragma once
 

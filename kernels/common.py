@@ -1,4 +1,4 @@
-"""What the kernels share: the tile, access to the device table, statistics, their reduction, the launch.
+"""What the kernels share: tiles, access to the device table, statistics and their reduction, launches.
 
 Every program processes one chunk of one parameter (cats/ops/device_table.py), in tiles of ROWS tasks by LANES by WIDTH
 elements. The WIDTH elements are the 16 bytes that one thread loads at once, and a thread adds over them itself. So
@@ -243,7 +243,7 @@ _captured: list[Tensor] = []  # kept forever: a CUDA graph reads this pinned mem
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor as contiguous float64 on the device. Waits for no device."""
+    """The tensor as contiguous float64 on the device. Does not wait for the device."""
     tensor = tensor.double().contiguous()
     if tensor.device == device or device.type == "cpu":
         return tensor.to(device)

@@ -27,7 +27,7 @@ from . import common
 from .common import INTERPRETED, locate, offsets, pointers, store_statistic, task_pointers, widen
 
 UNROLLED = 8
-BLOCK = 64  # tasks in a matrix product at most; more are two blocks and the products between them
+BLOCK = 64  # at most this many tasks in a block; more tasks form two blocks, with products inside and between them
 TILES = 32  # products added in float32
 
 # For more than UNROLLED tasks, partial sums are matrices. This limits their memory and the time to add them.
@@ -247,8 +247,9 @@ def blocks_options(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of gram_blocks_kernel and the launch options, for a GPU of this major capability.
 
-    There are no registers for prefetching with two blocks of float32 before capability 9, whose matrix units read their
-    operands from shared memory, and none with addresses that are not aligned. The result does not depend on this.
+    Prefetching needs registers. With two blocks of float32 there are enough only from capability 9, where the matrix
+    units read their operands from shared memory. Without alignment there are never enough. The result does not depend
+    on prefetching.
     """
     rows, count, length, warps = blocks(tasks, dtype, aligned)
     crowded = (dtype is torch.float32 and count == 2 and capability < 9) or not aligned

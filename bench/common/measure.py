@@ -107,7 +107,7 @@ class DeviceClock:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self.kept = call()
+                self.kept = call()  # the graph writes to these tensors at every replay
         except RuntimeError:
             torch.cuda.synchronize()
         else:

@@ -64,7 +64,7 @@ def probe(work: Work, source: Tensor, target: Tensor) -> tuple[str, Callable[[],
         return "cats._native.cuda_traffic", on_gpu
     if source.device.type == "cpu" and hasattr(_native, "traffic"):
         threads = torch.get_num_threads()
-        apart = read - written if work.in_place else read
+        apart = read - written if work.in_place else read  # in place, the target is read too
 
         def on_cpu() -> None:
             for n in range(passes):

@@ -26,7 +26,15 @@ class Process:
     """A baseline in its own process, whose methods can be called."""
 
     def __init__(self, python: Path, baseline: str, job: Job, tensors: Path, log: Path) -> None:
-        """
+        """Starts the baseline.
+
+        Args:
+            python: the interpreter of the baselines' environment.
+            baseline: a key of `baselines.BASELINES`.
+            job: sizes and settings.
+            tensors: a file of torch.save with batches, sources and weights.
+            log: the file for what the process prints.
+
         Raises:
             Unavailable: there is no such interpreter, or it lacks what the baseline needs.
         """
@@ -40,9 +48,10 @@ class Process:
         self.facts = self._request({"baseline": baseline, "job": asdict(job), "tensors": str(tensors)})
 
     def call(self, method: str, **arguments: Any) -> Answer:
-        """
+        """Calls a method of the baseline, with arguments that JSON can hold.
+
         Raises:
-            Unavailable: it failed, ended, or took too long. Its process has ended.
+            Unavailable: the call failed, ended the process or took too long. The process has ended.
         """
         return self._request({"method": method, "arguments": arguments})
 

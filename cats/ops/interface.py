@@ -26,7 +26,7 @@ class Limits:
     directions: Mapping[torch.dtype, tuple[torch.dtype, ...]] | None = None
 
     def dtype_rule(self, operator: str, tasks: int) -> Callable[[Dtypes], bool] | None:
-        """Whether the operator takes a parameter with these dtypes; None if it takes all."""
+        """A function that says whether the operator takes a parameter with these dtypes. None if it takes all."""
         most, directions = self.gram_tasks, self.directions
         if operator == "gram" and most is not None:
             return lambda dtypes: tasks <= most.get(dtypes[0], tasks)

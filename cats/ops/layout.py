@@ -75,7 +75,8 @@ class Flat(NamedTuple):
 def flatten(grads: Sequence[Row], others: Sequence[Row] = ()) -> Flat:
     """The addresses of the K gradients and M other tensors of every parameter.
 
-    Parameters without a gradient, without elements, or with a None among the others need no work and are left out.
+    Leaves out parameters for which there is nothing to compute: those without a gradient or without elements, and those
+    with None among the other tensors.
     """
     if _reads_tensors:
         found = _native.flatten(_lists(grads), _lists(others), VECTOR, getattr(grads, "views", None))
@@ -172,7 +173,7 @@ def _works(
 
 
 class Uniform(list[list[Any]]):
-    """K rows of gradients that agree, and what the compiled module read from them, so that it reads them only once."""
+    """K rows of gradients, equal in shape and dtype for all tasks, and what the compiled module has read from them."""
 
     first: list[Tensor | None]  # per parameter, the first gradient that is not None
     views: _native.Views
@@ -194,8 +195,8 @@ def uniform(rows: list[list[Any]]) -> Uniform | None:
 def matches(first: Row, row: Row, *, optional: bool = False, moments: bool = False) -> bool:
     """Whether `row` has a contiguous tensor of the same shape, dtype and device for every gradient in `first`.
 
-    moments: of the dtype of AdamW's moments instead. optional: None is allowed where the gradient is None. False means
-    only that the slower checks must look.
+    moments: the tensors must have the dtype of AdamW's moments instead. optional: None is allowed where the gradient is
+    None. If the result is False, the tensors may still be right: then the slower checks in Python are needed.
     """
     return _reads_tensors and _native.matches(first, row, optional, moments)
 

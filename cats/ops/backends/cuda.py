@@ -36,7 +36,8 @@ LIMITS = Limits(
     gram_tasks={torch.float64: 8},
     directions={dtype: (dtype, torch.float32) for dtype in TYPES},
 )
-MAX_ROWS, MAX_ROWS_TASKS = 4, 64  # combinations in one pass, for at most this many tasks (more: one); csrc/combine.cuh
+# A pass computes at most MAX_ROWS combinations, or one with more than MAX_ROWS_TASKS tasks. See csrc/combine.cuh.
+MAX_ROWS, MAX_ROWS_TASKS = 4, 64
 WORKSPACE = 48 << 20  # bytes of partial sums at most; if more are needed, the chunks are processed in several ranges
 
 _kernels: Any = _native

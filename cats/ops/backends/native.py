@@ -2,8 +2,8 @@
 
 Every operator reads the gradients once. Sums have the same bits on every run and for every number of threads; the last
 bits depend on the instruction set. The error bounds of `cats.ops` hold for gradients of any magnitude: a block whose
-squares leave float32's range is summed again in float64. The threads are torch's own, torch.get_num_threads() of them;
-a forked process uses one thread.
+squares do not fit into float32's range is summed again in float64. The kernels run on torch.get_num_threads() of
+torch's own threads; a forked process uses one thread.
 """
 
 from __future__ import annotations

@@ -152,6 +152,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] = ()) -> Iterator[_Block]:
+    """The parameters in order, as blocks. Consecutive parameters with the same tasks, group and dtype share a block."""
     columns: list[tuple[Key, list[Tensor]]] = []
     for i, group in enumerate(groups):
         tasks = tuple(n for n, row in enumerate(grads) if row[i] is not None)
