@@ -126,7 +126,7 @@ def read_output(path: Path) -> list[str]:
 def line_blocks(stream: IO[bytes], name: str, most: int) -> Iterator[list[str]]:
     """Yield the lines of a stream as they arrive, `most` at a time, or fewer if no more have arrived yet.
 
-    Line ends (LF or CRLF) and a byte order mark are removed. `name` is that of the stream in error messages.
+    Line ends (LF or CRLF) and a byte order mark are removed. Error messages call the stream `name`.
 
     Raises:
         UserError: a line is not UTF-8. The lines before it are yielded first.

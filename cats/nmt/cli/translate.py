@@ -140,7 +140,7 @@ def search_settings(args: argparse.Namespace, config: Config) -> Decode:
 
 
 def source_language(args: argparse.Namespace, directions: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> str:
-    """Return the source language by its name in the tokenizer: that of --from, else the only one for the target.
+    """Return the tokenizer's name of the source language: the language of --from, or the only one for the target.
 
     Prints a warning if the run was not trained on the direction.
 

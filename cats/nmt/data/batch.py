@@ -47,7 +47,7 @@ class Batch:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str | None = None) -> Tensor:
-    """(B, longest) int64: the rows with padding behind them."""
+    """(B, longest) int64: the rows, padded on the right."""
     ragged = Ragged.of(rows)
     width = int(ragged.lengths.max())
     return _to(_table(ragged.ids, _cells(ragged.lengths, width), (len(rows), width), pad_id), device)

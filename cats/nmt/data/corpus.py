@@ -125,7 +125,7 @@ class Corpus:
         return HEADLINE if found else None
 
     def digest(self) -> str:
-        """sha256 (hex) of the text and meta of all tasks, whatever their order and the name of the corpus."""
+        """sha256 (hex) of the text and meta of all tasks. Their order and the name of the corpus do not matter."""
         digest = hashlib.sha256()
         for task in sorted([*self.tasks, *self.zero_shot], key=lambda task: task.name):
             for name in SPLITS:

@@ -47,7 +47,7 @@ def read_corpus(path: Path, source: str = "en", direction: str = "one-to-many", 
         source: the language that all tasks have in common; "en" is English by any of its codes (``ENGLISH``).
         direction: one-to-many: from `source`. many-to-one: to `source`. many-to-many: both ways for every pair with
             training text, with or without `source`; pairs with test text only are zero-shot directions.
-        tasks: the names of the tasks to read; none stands for all.
+        tasks: the names of the tasks to read; empty: all.
 
     Raises:
         UserError: no such folder, no known layout, no pair with `source`, no training text, a missing side, different

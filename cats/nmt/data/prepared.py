@@ -73,7 +73,7 @@ def read_prepared_corpus(folder: Path, names: tuple[str, ...] = ()) -> Corpus:
     """The corpus of a prepared folder. The number of its training pairs is known, but their text is not available.
 
     Args:
-        names: the tasks to read; none stands for all.
+        names: the tasks to read; empty: all.
 
     Raises:
         UserError: an unknown task, no task with training text, or a file is missing or damaged.

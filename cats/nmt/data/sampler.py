@@ -1,8 +1,8 @@
 """Which sentences are in which update: the probabilities of the tasks, token budgets and length buckets.
 
 Every batch is mixed: each update has sentences of all tasks, in proportion to their probabilities, because CATS needs
-the gradients of all tasks at one point. The sequence of batches depends on (lengths, options, seed) only, so resuming
-a run needs nothing but the step number.
+the gradients of all tasks at one point. The sequence of batches depends on (lengths, options, seed) only, so a
+resumed run needs only the step number.
 """
 
 from __future__ import annotations

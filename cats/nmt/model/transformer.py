@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cats.nmt.errors import UserError
 
-_CACHE_POSITIONS = 16  # target positions that the cache of the decoder has room for at first
+_CACHE_POSITIONS = 16  # initial capacity of the decoder's cache, in target positions
 
 
 def sinusoids(length: int, width: int, start: int = 0, device: torch.device | None = None) -> Tensor:
@@ -184,13 +184,13 @@ class DecoderState:
     """The cache of decoding, for `rows` hypotheses of n sentences.
 
     All hypotheses of a sentence share the keys and values of its source. The keys and values of target positions are in
-    blocks with room for more positions, so that a step writes its own position without copying the others.
+    blocks with spare capacity, so that a step writes its own position without copying the others.
     """
 
     mask: Tensor  # (n, S) bool, True for a source token
     memory: list[tuple[Tensor, Tensor]]  # for each layer: keys and values of the source, (n, heads, S, d / heads)
     places: Packing  # (n, places per sentence): the places that hold a hypothesis; row i is the i-th of them
-    past: list[Tensor]  # for each layer: keys and values of target positions, (room, rows, 2 d)
+    past: list[Tensor]  # for each layer: keys and values of target positions, (capacity, rows, 2 d)
     length: int = 0  # positions in use
 
     def select(self, index: Tensor, places: Packing, sentences: Tensor | None = None) -> DecoderState:
@@ -209,7 +209,7 @@ class DecoderState:
         return DecoderState(mask, memory, places, past, self.length)
 
     def reserve(self) -> None:
-        """Makes room for one more position. The room is doubled, so that the copies take linear time in total."""
+        """Makes room for one more position. The capacity is doubled, so that all copies together take linear time."""
         if self.length == self.past[0].shape[0]:
             self.past = [torch.cat([block, torch.empty_like(block)]) for block in self.past]
 

@@ -45,7 +45,7 @@ class Output:
     identifier: Identifier | None = None
 
     def cell(self, stratum: str | None) -> TaskCell:
-        """Scores of the lines of a stratum; None stands for all lines."""
+        """Scores of the lines of a stratum; None: all lines."""
         rows = self.split.rows(stratum)
         lines, references = [self.lines[i] for i in rows], [self.split.target[i] for i in rows]
         off_target = None

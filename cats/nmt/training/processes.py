@@ -31,7 +31,7 @@ def process_group() -> Iterator[None]:
         yield
         return
     if missing := [name for name in TORCHRUN_VARIABLES if name not in os.environ]:
-        raise UserError(f"several processes are started by torchrun, which also sets {', '.join(missing)}")
+        raise UserError(f"start several processes with torchrun, which also sets {', '.join(missing)}")
     gpus, place = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if place >= gpus:

@@ -103,7 +103,7 @@ def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
 
 
 def _prepared_with(folder: Path, old: Tokenizer, run: str) -> Tokenizer:
-    """The tokenizer of a prepared folder, which must have all pieces of the old one, that of `run`."""
+    """The tokenizer of a prepared folder. It must have all pieces of `old`, the tokenizer of `run`."""
     found = Tokenizer.load(folder / TOKENIZER, old.tags)
     if not old.pieces().keys() <= found.pieces().keys():
         raise UserError(f"{folder}: prepared without the pieces of {run}; use cats data prepare --init-from {run}")

@@ -43,7 +43,7 @@ def test_export(
     assert capfd.readouterr() == ((run / "hyp" / "test.az.txt").read_text(encoding="utf-8"), "")
     assert RunDirectory(out).task_names() == ["az", "be"]
     assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be trained further")
-    shutil.rmtree(run)  # the folder stands alone; with the corpus it can be scored too
+    shutil.rmtree(run)  # the exported model works without the run; with the corpus it can be scored too
     assert evaluate.evaluate(out).model.tasks.keys() == {"az", "be"}
 
     assert refused("export", out, out) == f"{out} exists already; choose another folder"

@@ -202,7 +202,7 @@ def test_templates_are_as_frequent_as_each_other(drafts):
     for lines in drafts.values():
         if len(lines.train) <= 1200:  # with 27,800 pairs, some templates run out of new lines
             counts = Counter(phrase.template.name for phrase in lines.train)
-            # 45 of each, but for a template that runs out of new lines a little early
+            # 45 of each template, or slightly fewer if it runs out of new lines
             assert max(counts.values()) - min(counts.values()) <= 6
 
 

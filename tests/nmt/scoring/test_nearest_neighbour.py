@@ -30,7 +30,7 @@ TRAIN = Split(
     [
         ("Poland and Spain", "Polsko a Španělsko"),  # a training line gets its own translation
         ("May 9, 2021", "9. května 2021"),
-        ("May 2016, 7", "2016. května 7"),  # by position, whatever the number
+        ("May 2016, 7", "2016. května 7"),  # by position, not by value
         ("12 liters and 14 grams", "12 litrů a 14 gramů"),  # all at once: the new 7 for 5 does not become 14
         ("7 liters and 5 grams", "7 litrů a 5 gramů"),
         ("8 liters and 8 miles", "8 litrů a 8 mil"),
