@@ -185,7 +185,7 @@ class Replicated:
         host = all_reduce_sum(local).cpu()
         tasks = host[2].nonzero()[:, 0].tolist()
         if not tasks:
-            raise ValueError("backward() needs the loss of at least one task, from one process at least")
+            raise ValueError("backward() needs the loss of at least one task in at least one process")
         values, v = host[:2, tasks] / world_size()
         unknown = torch.full_like(v, math.nan)
         return Statistics(tasks, values, v, unknown, sqnorms_known=False, finite=bool(torch.isfinite(host).all()))

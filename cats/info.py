@@ -72,7 +72,7 @@ def _choices() -> list[tuple[str, str]]:
     forced = os.environ.get("CATS_BACKEND")
     if forced:
         return [("all devices", f"{forced}, from the environment variable CATS_BACKEND")]
-    return [(device, dispatch.choice(device)) for device in ("cpu", "cuda")]
+    return [(device, dispatch.explain_default(device)) for device in ("cpu", "cuda")]
 
 
 def _version(package: str) -> str:

@@ -71,9 +71,9 @@ class MultiTask(Optimizer):
             task.
 
     Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch. All
-    processes take the same step, for the mean of their losses. If the batches differ in size, divide by the size of the
-    global batch and multiply by the number of processes: pass ``local_sum_of_losses / global_size * world_size``. The
-    rules are:
+    processes take the same step, for the mean of their losses. If the batches differ in size, each process passes
+    ``local_sum_of_losses / global_size * world_size``, where ``global_size`` counts the examples or tokens of all
+    processes. The rules are:
 
     * Do not wrap the model in DistributedDataParallel.
     * All processes must call backward() the same number of times. A process without examples calls ``backward({})``.

@@ -207,7 +207,7 @@ def _unsuited(module: ModuleType | str, device_type: str, operator: str | None =
         return module
     devices = module.LIMITS.devices
     if devices is not None and device_type not in devices:
-        return f"it works on {' and '.join(devices)}"
+        return f"it works only on {' and '.join(devices)}"
     return None if operator is None or hasattr(module, operator) else f"it has no {operator}"
 
 
@@ -217,14 +217,14 @@ def backends() -> dict[str, str | None]:
     return {name: module if isinstance(module, str) else None for name, module in found.items()}
 
 
-def chosen(device_type: str) -> str:
-    """The backend for calls that name none, for tensors on this type of device, unless CATS_BACKEND is set."""
+def default_backend(device_type: str) -> str:
+    """The name of the backend for tensors on this type of device, if neither a call nor CATS_BACKEND names one."""
     return _default(device_type)[0]
 
 
-def choice(device_type: str) -> str:
-    """`chosen`, and why the backends before it in the order cannot be used."""
-    name = chosen(device_type)
+def explain_default(device_type: str) -> str:
+    """The default backend, and why the backends that are preferred to it cannot be used."""
+    name = default_backend(device_type)
     preferred = DEFAULTS.get(device_type, ())
     before = preferred[: preferred.index(name)] if name in preferred else preferred
     return "; ".join([name, *(f"not {other}: {_unsuited(_load(other), device_type)}" for other in before)])
