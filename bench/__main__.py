@@ -33,7 +33,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--quick", action="store_true", help="fewer and smaller cases: two minutes")
     kind.add_argument("--gpu", action="store_true", help="the cases for a CUDA device: ten minutes")
-    kind.add_argument("--step", action="store_true", help="a step that also updates α, on the demo model, instead")
+    kind.add_argument(
+        "--step", action="store_true", help="steps of cats.CATS that also update α, on the demo model, instead"
+    )
     parser.add_argument(
         "--only", metavar="TEXT", default="", help='measure only cases with this text in their name, such as "dots K=8"'
     )

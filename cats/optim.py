@@ -120,7 +120,7 @@ class MultiTask(Optimizer):
         if engine != "auto":
             raise ValueError(f"engine={engine!r} does not exist; available: 'auto'")
         if backend is not None:
-            usable = ops.backends()  # the first step that forms per-task gradients may come late: check now
+            usable = ops.backends()  # checked now, because the first step that uses the backend may come late
             if backend not in usable:
                 raise ValueError(f"there is no backend {backend!r}; the backends are {', '.join(usable)}")
             if usable[backend] is not None:

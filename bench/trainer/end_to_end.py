@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--quick", action="store_true", help="only the small model, and fewer rounds: two minutes")
+    kind.add_argument("--quick", action="store_true", help="only the demo's model, and fewer rounds: two minutes")
     kind.add_argument("--gpu", action="store_true", help="the presets ted and base in bf16 on a CUDA device instead")
     parser.add_argument(
         "--baselines",

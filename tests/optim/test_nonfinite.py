@@ -86,7 +86,7 @@ def test_too_many_in_a_row_names_the_task(kind, weighting):
     for attempt in range(2):
         assert not optimizer.needs_task_gradients, attempt
         take_step(optimizer, spoiled(problem, 1, kind))
-    assert optimizer.needs_task_gradients  # the last attempt forms per-task gradients, to name the task
+    assert optimizer.needs_task_gradients  # the last attempt computes per-task gradients, to name the task
     optimizer.zero_grad()
     optimizer.backward(spoiled(problem, 1, kind))
     with pytest.raises(RuntimeError, match=r"3 steps in a row .* of task 'be'"):

@@ -110,7 +110,7 @@ def test_fixed_weights_are_plain_scalarisation(base, form):
     plain, static, frozen_alpha = (Quadratics() for _ in range(3))
     reference = BASES[base](plain.params)
     ours = cats.MultiTask(BASES[base](static.params), TASKS, cats.weighting.Static(weights))
-    # CATS with learning rates of 0 keeps α = 1. Every second step forms per-task gradients.
+    # CATS with learning rates of 0 keeps α = 1. Every second step computes per-task gradients.
     equal = cats.CATS(
         BASES[base](frozen_alpha.params), TASKS, simplex="lagrangian", alpha_lr=0, multiplier_lr=0, inner_steps=2
     )
