@@ -203,9 +203,9 @@ bool matches(const py::list& first, const py::list& row, bool optional, bool mom
     return true;
 }
 
-// The dense parameters (see cats/ops/layout.py). `odd`: the indices of the others, which are the fallback.
+// The dense parameters (see cats/ops/layout.py). `fallback`: the indices of the others, which go to the reference.
 struct Flat {
-    std::vector<int64_t> params, numels, addresses, odd;
+    std::vector<int64_t> params, numels, addresses, fallback;
     std::vector<char> aligned;
     std::vector<size_t> kind;             // per parameter, an index into `kinds`
     std::vector<std::vector<int>> kinds;  // combinations of dtypes, as indices into `dtypes`
@@ -253,7 +253,7 @@ bool read(const py::list& grads, const py::list& others, int64_t vector_bytes, c
         }
         if (!plain) {
             flat.addresses.resize(begin);
-            flat.odd.push_back(i);
+            flat.fallback.push_back(i);
             continue;
         }
         if (flat.kind.empty() || kind != flat.kinds[flat.kind.back()]) {
@@ -295,10 +295,10 @@ py::object flatten(const py::list& grads, const py::list& others, int64_t vector
         aligned[i] = py::bool_(flat.aligned[i] != 0);
     }
     py::bytes bytes(reinterpret_cast<const char*>(flat.addresses.data()), flat.addresses.size() * sizeof(int64_t));
-    return py::make_tuple(ints(flat.params), ints(flat.numels), kind, aligned, bytes, ints(flat.odd));
+    return py::make_tuple(ints(flat.params), ints(flat.numels), kind, aligned, bytes, ints(flat.fallback));
 }
 
-// The same for the CPU kernels: ([(Work, dtypes, params), ...], odd), with a Work for every combination of dtypes.
+// The same for the CPU kernels: ([(Work, dtypes, params), ...], fallback), with a Work for every combination of dtypes.
 // groups: N ints.
 py::object works(const py::list& grads, const py::list& others, const py::list& groups, int threads, const Views* views) {
     Flat flat;
@@ -323,7 +323,7 @@ py::object works(const py::list& grads, const py::list& others, const py::list& 
         owned.work.addresses = owned.addresses.data();
         result.append(py::make_tuple(py::cast(std::move(owned)), dtype_tuple(flat.kinds[k]), ints(params)));
     }
-    return py::make_tuple(result, ints(flat.odd));
+    return py::make_tuple(result, ints(flat.fallback));
 }
 
 }  // namespace
