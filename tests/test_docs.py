@@ -22,6 +22,14 @@ def test_every_path_in_a_document_exists(document: str, root: Path) -> None:
     assert paths and not sorted(path for path in paths if not (root / path).exists())
 
 
+@pytest.mark.parametrize("document", ["bench/README.md", "cats/nmt/README.md", "csrc/README.md"])
+def test_every_link_in_a_folders_document_exists(document: str, root: Path) -> None:
+    """Links only: these documents also name files of a run directory or of a corpus in backticks."""
+    path = root / document
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")) if "://" not in link]
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
 def test_paths_are_found() -> None:
     text = "`a/b.py` and `c.md`, [a link](d#part), [far](https://e.org/f), `name.attribute`\n```\n`g/h.py`\n```\n"
     assert named_paths(text) == {"a/b.py", "c.md", "d"}
