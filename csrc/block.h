@@ -135,8 +135,8 @@ template <class T, class C> CATS_INLINE void check_products(const T* g, const C*
     products_in_double(reinterpret_cast<const P*>(g), c, count, dot, square ? square : &ignored);
 }
 
-// <g_n, c>, and <g_n, g_n> if NORM, for several rows at a time, which share the loads of c. Prefetches the second half of
-// the block that begins `next` elements later, unless next is 0.
+// <g_n, c>, and <g_n, g_n> if NORM. Several rows are processed together, so c is loaded once for all of them. Prefetches
+// the second half of the block that begins `next` elements later, unless next is 0.
 template <class T, class C, int ROWS, bool NORM>
 CATS_INLINE void products(const T* const* g, const C* c, int64_t count, int64_t next, double* dots, double* squares) {
     typedef typename Arithmetic<T>::Lanes V;

@@ -5,12 +5,12 @@
 
 namespace cats {
 
-// weights: (rows, K). Other tensors: `rows` results of the gradients' type. dots: (groups, rows, K), sqnorms:
-// (groups, K); both null if not wanted.
+// `work` lists, after the K gradients, the `rows` output tensors. They have the gradients' type. weights: (rows, K).
+// dots: (groups, rows, K), sqnorms: (groups, K); both null if not wanted.
 void combine(const Work& work, int64_t rows, const double* weights, double* dots, double* sqnorms);
 
-// Other tensors: the direction. It has the gradients' type or, if `direction_is_wide`, the type of the arithmetic (float32
-// or float64). dots: (groups, K).
+// `work` lists, after the K gradients, the direction. It has the gradients' type or, if `direction_is_wide`, the type of
+// the arithmetic (float32 or float64). dots: (groups, K).
 void dots(const Work& work, bool direction_is_wide, double* dots);
 
 // gram: (groups, K, K), symmetric.
@@ -22,8 +22,8 @@ struct AdamW {
     bool skip;  // found_inf: statistics only
 };
 
-// weights: (K). Other tensors: parameter, exp_avg, exp_avg_sq. Moments are float32, for float64 parameters float64.
-// dots, sqnorms: (groups, K).
+// `work` lists, after the K gradients, the parameter, exp_avg and exp_avg_sq. The moments are float32, or float64 for
+// float64 parameters. weights: (K). dots, sqnorms: (groups, K).
 void combine_adamw(const Work& work, const double* weights, const AdamW& options, double* dots, double* sqnorms);
 
 // Reads and writes this many bytes, in one stream each and with almost no arithmetic, to measure the memory's speed. With

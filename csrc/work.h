@@ -1,8 +1,9 @@
 // How the CPU kernels divide their work. Results have the same bits for every number of threads.
 //
 // Every parameter is cut into blocks that fit into a core's cache. A block belongs to one parameter. Neighbouring blocks
-// form shares; their number depends on the sizes alone. A share adds the sums of its blocks, in order and in double, to its
-// own account. At the end the accounts are added in order. Each thread takes the next share as soon as it is free.
+// form shares; their number depends on the sizes alone. Each share has its own partial sums in double, to which it adds the
+// sums of its blocks in order. At the end the partial sums are added in order. Each thread takes the next share as soon as it
+// is free.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +42,8 @@ struct Present {
     Present() = default;
 };
 
-// Calls `body(segments, account)` for every share and adds all accounts to `totals`, (groups, size) double. account(group)
-// points to the share's sums for a group.
+// Calls `body(segments, account)` for every share, and adds the partial sums of all shares to `totals`, (groups, size) double.
+// account(group) points to the share's partial sums for a group.
 //   block: elements per block. size: sums per group, 0 for none. max_shares: the largest number of shares.
 typedef std::function<double*(int64_t group)> Account;
 void share_out(const Work& work, int64_t block, int64_t size, double* totals, int64_t max_shares,

@@ -46,7 +46,9 @@ REGISTERS = 168  # per thread, so that three programs share a multiprocessor's 6
 
 
 def tile(tasks: int, dtype: torch.dtype, aligned: bool) -> Tile:
-    """The tile for this number of tasks and dtype. It depends on nothing else, and so do the bits of the results.
+    """The tile for this number of tasks, dtype and alignment.
+
+    It depends only on these three, so the bits of the results do too.
 
     A thread holds at most 32 registers of gradients, so several programs share a multiprocessor, and the arithmetic of
     some hides the loads of others. 32 registers are eight vectors of float32, or four of the other dtypes, whose

@@ -73,7 +73,7 @@ def combine_dots(
         sqnorms: (K,): <g_n, g_n>.
     With groups, the shapes are (G, K) or (G, R, K) for dots and (G, K) for sqnorms.
 
-    While squares stay in float32's normal range, |error of dots[n]| <= 2e-6 |g_n| |combined| and
+    If no square of an element overflows or underflows in float32, |error of dots[n]| <= 2e-6 |g_n| |combined| and
     |error of sqnorms[n]| <= 2e-6 |g_n|^2.
     """
     tasks = Tasks(grads)
@@ -102,7 +102,7 @@ def dots(
 
     direction: N tensors with the parameters' shapes, of any of the four dtypes; None is zero.
 
-    |error| <= 2e-6 |g_n| |direction| while squares stay in float32's normal range.
+    |error| <= 2e-6 |g_n| |direction| if no square of an element overflows or underflows in float32.
     """
     tasks = Tasks(grads)
     vector = tasks.direction(direction)
@@ -117,7 +117,7 @@ def dots(
 def gram(grads: Grads, *, groups: Sequence[int] | None = None, backend: str | None = None) -> Tensor:
     """The Gram matrix of the tasks' gradients: <g_i, g_j>, (K, K), or (G, K, K) with groups. It is exactly symmetric.
 
-    |error| <= 2e-6 |g_i| |g_j| while squares stay in float32's normal range.
+    |error| <= 2e-6 |g_i| |g_j| if no square of an element overflows or underflows in float32.
     """
     tasks = Tasks(grads)
     index = tasks.groups(groups)

@@ -60,7 +60,6 @@ class Plan:
     order: int
     bounds: int
     count: int  # number of chunks
-    longest: int  # elements of the longest chunk
     launches: list[Launch]
 
 
@@ -77,11 +76,11 @@ def device_pieces(
     grads: Sequence[Row],
     others: Sequence[Row],
     groups: Sequence[int],
-    takes: Callable[[Dtypes], bool] | None = None,
+    takes: Callable[[Dtypes], bool] | None,
 ) -> tuple[DevicePieces, list[int]]:
     """The dense pieces, and the parameters left for the fallback: not dense, or of dtypes that `takes` refuses.
 
-    At least one gradient is not None.
+    takes: None accepts all dtypes. At least one gradient is not None.
     """
     device = layout.device_of(grads)
     assert device is not None
@@ -153,7 +152,6 @@ def _make(flat: layout.Flat, groups: Sequence[int], device: torch.device) -> tup
         order=order,
         bounds=bound_words,
         count=len(chunks),
-        longest=max((length for _, _, length in chunks), default=0),
         launches=launches,
     )
     return made, host

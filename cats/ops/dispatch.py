@@ -1,8 +1,9 @@
 """Which backend computes a call, and what the reference computes instead.
 
 A backend is a module in cats/ops/backends. It has some or all of the five operators; `LIMITS`, what it takes; and
-`split`, which makes the dense pieces of memory that its operators take (from cats/ops/layout.py or device_table.py). A
-backend that cannot work here raises ImportError with the reason when it is imported.
+`split`, which makes the dense pieces of memory that its operators take (from cats/ops/layout.py or device_table.py).
+The reference has no `split`: its operators take the tensors themselves. A backend that cannot work here raises
+ImportError with the reason when it is imported.
 
 The choice: the argument `backend`, else the environment variable CATS_BACKEND, else the first usable one in `DEFAULTS`.
 A backend asked for by name is never replaced. An operator that a default backend lacks goes to the next one.
@@ -217,14 +218,9 @@ def backends() -> dict[str, str | None]:
     return {name: module if isinstance(module, str) else None for name, module in found.items()}
 
 
-def default_backend(device_type: str) -> str:
-    """The name of the backend for tensors on this type of device, if neither a call nor CATS_BACKEND names one."""
-    return _default(device_type)[0]
-
-
 def explain_default(device_type: str) -> str:
-    """The default backend, and why the backends that are preferred to it cannot be used."""
-    name = default_backend(device_type)
+    """The backend for calls that name none, and why the backends that are preferred to it cannot be used."""
+    name, _ = _default(device_type)
     preferred = DEFAULTS.get(device_type, ())
     before = preferred[: preferred.index(name)] if name in preferred else preferred
     return "; ".join([name, *(f"not {other}: {_unsuited(_load(other), device_type)}" for other in before)])

@@ -134,9 +134,12 @@ def host_pieces(
     grads: Sequence[Row],
     others: Sequence[Row],
     groups: Sequence[int],
-    takes: Callable[[Dtypes], bool] | None = None,
+    takes: Callable[[Dtypes], bool] | None,
 ) -> tuple[HostPieces, list[int]]:
-    """The dense pieces, and the parameters left for the fallback: not dense, or of dtypes that `takes` refuses."""
+    """The dense pieces, and the parameters left for the fallback: not dense, or of dtypes that `takes` refuses.
+
+    takes: None accepts all dtypes.
+    """
     threads = torch.get_num_threads()
     views = getattr(grads, "views", None)
     found = _native.works(_lists(grads), _lists(others), list(groups), threads, views)

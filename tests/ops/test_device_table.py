@@ -53,7 +53,7 @@ def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> No
         mine = sorted((start, count) for r, start, count in chunks if r == row)
         assert mine == [(start, min(length, numel - start)) for start in range(0, numel, length)]
     assert plan.count == len(chunks) == sum(-(-numel // length) for numel in flat.numels)
-    assert plan.longest == max(count for _, _, count in chunks) == 64
+    assert max(count for _, _, count in chunks) == 64
 
     assert sum(launch.chunks for launch in plan.launches) == plan.count
     for launch in plan.launches:
@@ -70,7 +70,7 @@ def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_plan_of_nothing() -> None:
     flat = layout.flatten([[torch.ones(1).expand(3), None]])
     plan = device_table.plan(flat, [0, 2], CPU)
-    assert (plan.count, plan.longest, plan.launches) == (0, 0, [])
+    assert (plan.count, plan.launches) == (0, [])
     assert decode(plan, 3) == ([], [], [[], [], []])
 
 
