@@ -38,7 +38,7 @@ def call(operator: str, problem: Problem, backend: str) -> Callable[[], Outcome]
     """A function that calls an operator of cats.ops with one backend."""
     grads, weights, out = problem.grads, problem.weights, problem.out
     options = ADAMW | {"step": 1}
-    if problem.device.type == "cuda":  # tensors, as in code that captures CUDA graphs
+    if problem.device.type == "cuda":  # pass step and lr as tensors, as code that captures CUDA graphs does
         options |= {
             name: torch.full((), options[name], dtype=torch.float64, device=problem.device) for name in ("step", "lr")
         }

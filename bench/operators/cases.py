@@ -21,8 +21,9 @@ TWO_PASSES = "gram, combine"
 ADAMW: dict[str, Any] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.01}
 
 
-def transformer_base(layers: int = 6, width: int = 512, ffn: int = 2048, vocabulary: int = 32_000) -> list[list[int]]:
+def transformer_base() -> list[list[int]]:
     """Parameter shapes of Transformer-base (Vaswani et al., 2017, table 3) with one tied embedding matrix."""
+    layers, width, ffn, vocabulary = 6, 512, 2048, 32_000
     attention = [[width, width], [width]] * 4  # query, key, value, output
     feed_forward = [[ffn, width], [ffn], [width, ffn], [width]]
     norm = [[width], [width]]

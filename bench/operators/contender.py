@@ -13,7 +13,10 @@ BACKEND, COMPOSED, EAGER, COMPILED, TORCHJD = "backend", "backend + torch", "eag
 
 @dataclass
 class Contender:
-    """`run` computes the operator and returns where the results are. `counts`: it may be the best of its kind."""
+    """`run` computes the operator and returns where the results are.
+
+    `counts`: whether it is considered when the best of its kind is chosen.
+    """
 
     name: str
     kind: str

@@ -1,8 +1,8 @@
 """Checks results against the operators computed in float64, in code that shares nothing with the library.
 
 The library promises bounds (`cats.ops`): (K + 1) 2^-24 Σ|w_n g_n| per element of the combination, and 2e-6 |g_i| |g_j|
-for inner products. A backend must keep them, or its time is not reported. Baselines promise no bound. They must only be
-the same computation (`BASELINE_TOLERANCE`); their error, in units of the bound, is reported beside their time.
+for inner products. A backend must keep them, or its time is not reported. Baselines promise no bound. They only have to
+agree within `BASELINE_TOLERANCE`. Their error, in units of the bound, is reported beside their time.
 """
 
 from __future__ import annotations

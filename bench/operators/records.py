@@ -10,7 +10,7 @@ from bench.common.targets import TargetResult
 
 
 @dataclass(frozen=True)
-class Limit:
+class Roofline:
     """The roofline of a case. set_by: "memory" or "arithmetic", whichever takes longer."""
 
     seconds: float
@@ -25,8 +25,8 @@ class Limit:
 class Measured:
     """One contender of a case. error_in_bounds: its largest error, as a multiple of the library's bound.
 
-    counts: it may be the best of its kind. first_call_seconds includes compilation. extra_bytes: peak memory beyond
-    inputs and outputs.
+    counts: whether it is considered when the best of its kind is chosen. fraction_of_limit: the roofline's time divided
+    by its time. extra_bytes: peak memory beyond inputs and outputs. first_call_seconds includes compilation.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Case:
     bytes_read: int
     bytes_written: int
     operations: int
-    limit: Limit
+    limit: Roofline
     contenders: list[Measured]
     refused: list[Refused]
 

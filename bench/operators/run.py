@@ -18,9 +18,9 @@ from .baselines import compiled, eager, torchjd
 from .cases import Problem, Workload
 from .contender import BACKEND, COMPILED, TORCHJD, Contender
 from .oracle import REQUIRED, Oracle
-from .records import Case, Limit, LinearFit, Measured, Refused
+from .records import Case, LinearFit, Measured, Refused, Roofline
 
-PROBE = "limit"  # the name of the memory probe among the clocks
+PROBE = "roofline"  # the name of the memory probe among the clocks
 
 
 class WrongResult(Exception):
@@ -96,7 +96,7 @@ def run_case(operator: str, problem: Problem, oracle: Oracle, peak: dict[str, fl
         bytes_read=least.read,
         bytes_written=least.written,
         operations=least.operations,
-        limit=Limit(
+        limit=Roofline(
             seconds=bound,
             set_by="memory" if traffic.median >= arithmetic else "arithmetic",
             probe=probe_name,

@@ -15,7 +15,7 @@ Value = Callable[[Sequence[Case], Case, Measured], float]  # all cases, one case
 
 
 def of_roofline(cases: Sequence[Case], case: Case, own: Measured) -> float:
-    """The roofline's time, as a share of the backend's."""
+    """Time of the roofline divided by time of the backend."""
     return own.fraction_of_limit
 
 

@@ -448,7 +448,10 @@ BASELINES = {"nn.Transformer": Loop, "JoeyNMT": JoeyNMT, "Marian": Marian}
 
 
 def main() -> None:
-    """Answers requests until the input ends. The first names the baseline, the others a method and its arguments."""
+    """Answers requests until the input ends.
+
+    The first request names the baseline. Each later one names a method and gives its arguments.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries may print: this must not mix with the answers
     baseline: Any = None

@@ -67,7 +67,8 @@ def contender(operator: str, problem: Problem) -> Contender:
     """The K-unrolled form under torch.compile. It is compiled at its first run.
 
     The function takes one flattened parameter. For a list of parameters it is compiled once, for any length. One
-    function of all K N tensors would take minutes to compile, and must be compiled again when another gradient is None.
+    function of all K N tensors would take minutes to compile, and would be recompiled whenever a different set of
+    gradients is None.
 
     Raises:
         Unavailable: the operator has no such form, or it would be too large.

@@ -11,7 +11,7 @@ import pytest
 from bench.common.measure import Summary
 from bench.operators import overhead, run, targets
 from bench.operators.contender import COMPILED, EAGER
-from bench.operators.records import Case, Limit, Measured, TinyCall
+from bench.operators.records import Case, Measured, Roofline, TinyCall
 
 
 def case_of(operator: str, tasks: int, elements: int, times: dict[str, tuple[str, float]], **more: Any) -> Case:
@@ -31,7 +31,7 @@ def case_of(operator: str, tasks: int, elements: int, times: dict[str, tuple[str
         bytes_read=0,
         bytes_written=0,
         operations=0,
-        limit=Limit(1.0, "memory", "probe", seconds(1.0), 10.0, 0.0),
+        limit=Roofline(1.0, "memory", "probe", seconds(1.0), 10.0, 0.0),
         contenders=[
             Measured(
                 name=name,
