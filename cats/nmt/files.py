@@ -97,7 +97,7 @@ def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
     """Holds the lock of a folder. The lock is released when its process ends, however it ends.
 
     Args:
-        busy: called if another process holds the lock, before waiting for it; it may raise an error instead.
+        busy: called when another process holds the lock. If it returns, wait for the lock; it may raise instead.
     """
     try:
         import fcntl

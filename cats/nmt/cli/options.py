@@ -1,4 +1,4 @@
-"""Options that several commands share, and the configuration that they stand for."""
+"""Options that several commands share, and the configuration that they set."""
 
 from __future__ import annotations
 

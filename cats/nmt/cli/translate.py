@@ -30,7 +30,7 @@ examples:
   cats translate runs/NAME --to ru --sample --top-p 0.9 --seed 7 < english.txt
   cats translate runs/NAME --to ru --interactive
 """
-BLOCK = 32  # most lines of a pipe that are translated together; with more, answers come later
+BLOCK = 32  # maximum lines of a pipe per batch; larger batches delay the first output
 FILE_BLOCK = 32 * BLOCK  # for files: nobody waits for single lines, and batches get lines of more similar length
 
 

@@ -53,8 +53,8 @@ class Split:
 class StreamedSplit:
     """Training text that is too large for memory: its files are read again on each pass.
 
-    pairs: the number of (source, target) that a pass yields.
-    sha256: of its content, hexadecimal.
+    pairs: the number of (source, target) that one pass yields.
+    sha256: the SHA-256 of its content, in hexadecimal.
     reader: None if only the encoded tokens are available, as in a prepared folder.
     swapped: the second language of the files is the source.
     """

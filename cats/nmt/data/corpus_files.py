@@ -31,7 +31,7 @@ class _Direction(NamedTuple):
 
     @property
     def languages(self) -> tuple[str, str]:
-        """(source, target)."""
+        """The source and target language."""
         return self.pair[::-1] if self.swapped else self.pair
 
 

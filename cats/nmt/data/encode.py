@@ -20,7 +20,7 @@ Pairs = list[tuple[str, str]]  # (source line, target line)
 class LengthFilter:
     """Which pairs are kept for training.
 
-    max_length: the most tokens on either side, tags and end included.
+    max_length: the maximum number of tokens on either side, tags and end included.
     max_ratio: the largest ratio of the longer side to the shorter one, in pieces; 0: no limit.
     """
 

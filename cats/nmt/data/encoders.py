@@ -76,7 +76,8 @@ def encode_block(folder: Path, task: str, number: int, direction: tuple[str, str
     atomic_write(folder / f"{name}.json", json.dumps(mark))
 
 
-_encoder: tuple[Tokenizer, LengthFilter]  # of this process; it gets them once, not with every block
+# What this process encodes with. It gets them once, not with every block.
+_encoder: tuple[Tokenizer, LengthFilter]
 
 
 def _set_encoder(tokenizer: Tokenizer, length_filter: LengthFilter) -> None:

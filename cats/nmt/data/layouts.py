@@ -257,10 +257,10 @@ def _aligned(sides: Sides, join_pieces: bool = False) -> Found:
 
 
 def _split_pair(name: str, languages: set[str] | None) -> list[tuple[str, str]]:
-    """[("en", "zh-Hans")] of "en-zh-Hans", or [] if no cut fits.
+    """[("en", "zh-Hans")] of "en-zh-Hans", or [] if the name cannot be split into two languages.
 
     Args:
-        languages: the suffixes of the files, one of which must be a part; None: cut at the first hyphen.
+        languages: the suffixes of the files; one of the two parts must be one of them. None: split at the first hyphen.
     """
     cuts = [(name[:i], name[i + 1 :]) for i, letter in enumerate(name) if letter == "-"]
     if languages is not None:

@@ -62,7 +62,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int]]:
-    """(number, start of the content, end of the content) of every field. All fields give their length."""
+    """(number, start of the content, end of the content) of every field. Only length-delimited fields are supported."""
     at = 0
     while at < len(message):
         tag, at = _read_varint(message, at)

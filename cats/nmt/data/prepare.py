@@ -32,7 +32,7 @@ from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remo
 
 UNFINISHED = "making.json"  # in an unfinished folder: the corpus and the settings that it is made from
 BLOCK = 20_000  # pairs that a process encodes at a time
-MOST_PROCESSES = 16  # by default; a single process reads the text, and cannot keep more of them busy
+MOST_PROCESSES = 16  # the default maximum: one process reads the text, and cannot feed more encoders than this
 
 
 def training_tokens(

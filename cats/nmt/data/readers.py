@@ -29,7 +29,7 @@ class PairReader:
     meta: Path | None = None
 
     def checked(self, swapped: bool) -> Iterator[tuple[tuple[str, str], str]]:
-        """((source, target), why the pair is left out or "") of every line.
+        """Yields, for every line, the pair (source, target) and the reason for leaving it out ("" if it is kept).
 
         Args:
             swapped: the second language is the source.

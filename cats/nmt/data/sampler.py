@@ -33,7 +33,7 @@ def unimax(tokens: Mapping[str, float], budget: float, epochs: float) -> dict[st
     Args:
         tokens: {task: tokens in one pass over its text}.
         budget: tokens of the whole training.
-        epochs: the most passes over the text of any task.
+        epochs: the maximum number of passes over the text of any task.
     """
     left, given = budget, {}
     for i, task in enumerate(sorted(tokens, key=lambda task: tokens[task])):
@@ -46,7 +46,7 @@ def unimax(tokens: Mapping[str, float], budget: float, epochs: float) -> dict[st
 def split_batch(indices: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
     """Splits {task: indices of its sentences} into `count` batches of nearly equal size.
 
-    Each task's sentences are dealt round-robin. Where there are few sentences, some batches are empty.
+    Each task's sentences are distributed round-robin. If there are few sentences, some batches are empty.
     """
     batches: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
     first = 0  # the batch that gets a task's first sentence: it moves on, so that small tasks are spread
@@ -124,20 +124,19 @@ class Sampler:
     Args:
         lengths: {task: (pairs, 2) int array}, source and target lengths in tokens.
         mixture: gives the probability that a sentence belongs to a task.
-        batch_tokens: target tokens per update over all tasks, met on average.
-        seed: of all random choices.
+        batch_tokens: the average number of target tokens per update, over all tasks.
+        seed: the seed of all random choices.
         tasks_per_update: the number of tasks in an update; 0: all of them. Each gets about the same budget, except
             for very rare and very frequent tasks.
-        padded: batch_tokens counts the cells of the padded batch instead: sentences times the longest side in the
-            bucket.
+        padded: batch_tokens counts padding too: the number of sentences times the longest side in the bucket.
 
     How it works. Each task's sentences are sorted by length and cut into buckets of equal size, equally many for every
     task. An update takes one bucket for all tasks, so there is little padding. A bucket is drawn as often as its share
     of the tokens, so all sentences of a task have the same probability. Within (task, bucket) sentences come in
-    shuffled order, each once per round. A task that is owed 2.3 sentences gets two and keeps a credit of 0.3. So the
-    probabilities are met exactly over time: a task that is owed 0.3 sentences is in every third such batch. If an
-    update has only some of the tasks, they are drawn in proportion to their probabilities; a task that is drawn less
-    often gets more sentences each time.
+    shuffled order, each once per round. A task with an expected 2.3 sentences gets two and keeps a credit of 0.3. So
+    over time the shares of the tasks equal their probabilities: a task with an expected 0.3 sentences per batch of the
+    bucket appears in about three of ten such batches. If an update has only some of the tasks, they are drawn in
+    proportion to their probabilities; a task that is drawn less often gets more sentences each time.
     """
 
     def __init__(
@@ -185,7 +184,7 @@ class Sampler:
         tokens = np.zeros(self.buckets)  # per sentence
         for probability, mean in zip(found, self.means, strict=True):
             tokens += probability * mean
-        cost = self.widths if self.padded else tokens  # of a sentence, counted against the budget
+        cost = self.widths if self.padded else tokens  # the part of the budget that a sentence uses
         self.bucket_probability = cost / cost.sum()
         self.inclusion = (
             _inclusion_probabilities(np.array(found), self.tasks_per_update)
@@ -250,7 +249,7 @@ class Sampler:
 
 
 def _inclusion_probabilities(probabilities: np.ndarray, count: int) -> np.ndarray:
-    """The probability of each task to be in an update, if `count` tasks are drawn without replacement.
+    """For each task, the probability that it is in an update, if `count` tasks are drawn without replacement.
 
     They are proportional to `probabilities`, but at most 1, and sum to `count`.
     """

@@ -112,7 +112,7 @@ def _search(
     settings: schema.Decode,
     nbest: int,
 ) -> list[list[Hypothesis]]:
-    """The hypotheses of the encoded lines of one batch. numbers: of the lines in the whole text, from 0."""
+    """The hypotheses of the encoded lines of one batch. numbers: the lines' numbers in the whole text, from 0."""
     special: dict[str, Any] = {
         "start": tokenizer.start(target),
         "eos_id": tokenizer.eos_id,

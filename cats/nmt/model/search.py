@@ -12,7 +12,8 @@ from torch import Tensor
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Packing, Transformer
 
-_LOG_ZERO = -1e4  # in place of -inf for a token that must be taken: sums with it still differ in float32
+# Used instead of -inf where a token is forced, so that scores of different hypotheses still differ in float32.
+_LOG_ZERO = -1e4
 
 
 class Hypothesis(NamedTuple):

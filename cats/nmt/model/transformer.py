@@ -196,7 +196,7 @@ class DecoderState:
     def select(self, index: Tensor, places: Packing, sentences: Tensor | None = None) -> DecoderState:
         """The state whose row i is row index[i] of this one: reorders, drops and repeats hypotheses.
 
-        places: of the new rows. sentences: the sentences that stay, in ascending order; None: all.
+        places: the places of the new rows. sentences: the sentences that stay, in ascending order; None: all.
         """
         mask, memory, past = self.mask, self.memory, self.past
         if sentences is not None:
@@ -219,14 +219,14 @@ class Transformer(nn.Module):
 
     Args:
         vocab_size, d_model, heads, ffn, encoder_layers, decoder_layers: sizes. heads must divide d_model.
-        dropout: on the embeddings and on the output of every sub-layer.
+        dropout: the dropout on the embeddings and on the output of every sub-layer.
         pad_id: the id of the padding. It is masked in attention, and its embedding stays zero.
         norm: layernorm, layernorm-plain, rmsnorm or scalenorm.
         embedding_norm: add such a norm after the embeddings and positions of each side.
         embeddings: tied (one matrix for source, target and output), decoder-tied (one for target and output, one for
             the source) or separate (three).
-        attention_dropout: on the attention weights.
-        activation_dropout: inside the feed-forward layers.
+        attention_dropout: the dropout on the attention weights.
+        activation_dropout: the dropout inside the feed-forward layers.
         checkpoint_activations: in training, keep only the input of every layer and recompute the layer in the backward
             pass (Chen et al., 2016). The gradients are the same; it needs less memory and more time.
     """
@@ -328,7 +328,11 @@ class Transformer(nn.Module):
         return F.linear(hidden, (self.output or self.embedding).weight)
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """Logits (B, T, V), zero in the padding, of source (B, S) and target_in (B, T), both int64."""
+        """Logits (B, T, V), zero in the padding, of source (B, S) and target_in (B, T), both int64.
+
+        Training and decoding do not call it: they project only the positions that they need. It is here because users
+        expect that model(source, target_in) works, and as the reference that the tests compare with.
+        """
         return Packing(target_in != self.pad_id).pad(self.project(self.hidden(source, target_in)))
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:

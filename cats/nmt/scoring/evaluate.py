@@ -24,7 +24,7 @@ from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import nearest_neighbour, quality, tables
 from cats.nmt.scoring.off_target import Identifier, train_identifier
 from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
-from cats.nmt.scoring.tabulate import Output, tabulate
+from cats.nmt.scoring.summarise import Output, summarise
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import RunDirectory, TrainedModel, set_threads
 
@@ -72,7 +72,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
     set_threads(config.train.threads, config.model.d_model)
     directory.hypotheses(checkpoint).mkdir(exist_ok=True)
     ours, theirs = _translate(tasks, split, trained, train_identifier(corpus), directory, checkpoint, quiet)
-    scores = tabulate(
+    scores = summarise(
         {name: output for name, output in ours.items() if name not in zero_shot},
         theirs,
         corpus,
@@ -113,7 +113,10 @@ def _lines(task: Task, split: str) -> Split | None:
 
 
 def _print_notices(tasks: Sequence[Task], unknown: Sequence[str]) -> None:
-    """Tells which tasks are not scored, or are scored with another tokenizer than they should be."""
+    """Prints which tasks are not scored, and for which BLEU uses a fallback tokenizer.
+
+    The fallback is used because the right tokenizer is not installed.
+    """
     if unknown:
         print(f"{', '.join(unknown)}: not scored, the model has no tag or pieces for them", file=sys.stderr)
     for task in tasks:

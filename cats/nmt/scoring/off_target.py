@@ -19,7 +19,7 @@ from cats.nmt.data.corpus import Corpus, Split, StreamedSplit
 _ORDERS = range(1, 5)  # of character n-grams
 _BUCKETS = 1 << 16  # n-grams are hashed to this many buckets
 _SMOOTHING = 0.03  # added to the count of each bucket
-_SAMPLE = 1000  # most lines of a task that the classifier is trained on
+_SAMPLE = 1000  # maximum number of lines per task that the classifier is trained on
 _SHARE = 0.2  # a script with a smaller share of a language's letters comes from foreign words
 _KANA = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}  # Japanese mixes them with Chinese characters
 

@@ -154,7 +154,7 @@ def _set_log_scale(axis: Axes, uniform: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     axis.set_yscale("log")
-    # Weights that hardly change must look so: the axis shows at least 10 % above and below the uniform weight.
+    # Small changes must look small in the picture, so the axis shows at least 10 % above and below the uniform weight.
     low, high = axis.get_ylim()
     low, high = min(low, uniform / 1.1), max(high, uniform * 1.1)
     axis.set_ylim(low, high)

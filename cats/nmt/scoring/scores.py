@@ -61,8 +61,8 @@ class OffTarget:
     """Shares, 0 to 1, of lines that are identified as another language than the target language.
 
     Attributes:
-        share: of the translations.
-        references: of the references, which is the error of the identification.
+        share: the share of the translations that are off-target.
+        references: the same share of the references, which is the error rate of the identification.
     """
 
     share: float | None
@@ -166,7 +166,7 @@ class Scores:
         pairs: training pairs of each task.
         members: names of the tasks of each group.
         headline: stratum that the headline scores are computed on. None: all lines.
-        beats_nearest_neighbour: for each group, whether the model has the higher chrF. None: one of both is missing.
+        beats_nearest_neighbour: for each group, whether the model has the higher chrF. None if either score is missing.
         strata: scores of each stratum. Empty if the test lines have none.
         signatures: for each metric of `Quality`, sacreBLEU's signature by task.
         zero_shot: cells of directions without training text, which are not part of the averages.

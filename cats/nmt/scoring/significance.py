@@ -26,8 +26,8 @@ from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf, chrf_counts
 from cats.nmt.scoring.scores import TITLES, Scores, damaged, read_scores
 from cats.nmt.training.run import RunDirectory
 
-RESAMPLES = 1000  # of the bootstrap
-TRIALS = 10_000  # of the randomisation
+RESAMPLES = 1000  # resamples of the bootstrap
+TRIALS = 10_000  # trials of the randomisation test
 _CHUNK = 250  # resamples or trials computed at a time, to limit the memory
 
 

@@ -1,1 +1,5 @@
-"""Training, and the run directory that it writes."""
+"""Training, and the run directory that it writes.
+
+Modules with similar names: `losses` computes the losses of a batch; `loss_log` sums them for the next line of metrics.
+`batches` prepares the batch of every update.
+"""

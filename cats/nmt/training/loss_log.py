@@ -25,7 +25,7 @@ class LossLog:
         self.unread: list[tuple[str, Tensor, int]] = []  # (task, nll sum, tokens), not yet in `sums`
 
     def add(self, task: str, nll: Tensor, tokens: int) -> None:
-        """Adds the summed nll (a scalar) of so many target tokens."""
+        """Adds the summed nll (a scalar) of this many target tokens."""
         self.unread.append((task, nll, tokens))
 
     def per_process(self) -> list[Sums]:

@@ -48,9 +48,9 @@ class TaskLosses:
     def normalizers(self, indices: Indices) -> dict[str, float]:
         """{task: number of target tokens per process} of a whole batch.
 
-        Divided by it, the losses of all parts and processes add up to the mean over the task's tokens. (The optimizer
-        takes the mean over the processes.) With `over_all_tokens` every task gets the tokens of all tasks, which makes
-        the sum of the losses the plain mean over the batch's tokens.
+        Each part's loss is divided by this number. The optimizer sums over the parts and takes the mean over the
+        processes. The result is the mean over the task's tokens. With `over_all_tokens` every task gets the number of
+        tokens of all tasks. The sum of the tasks' losses is then the mean over all tokens of the batch.
         """
         count = processes.world_size()
         result = {task: self.dataset.target_tokens({task: rows}) / count for task, rows in indices.items()}

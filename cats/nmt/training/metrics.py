@@ -5,11 +5,43 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write, finite_or_none
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """The line that is written every `train.log_every` updates. The names of the fields are the keys in the file.
+
+    Attributes:
+        step: updates so far.
+        loss: the mean of `losses`.
+        losses: {task: mean nll per target token since the last such line, in nats}.
+        lr: the learning rate of the last update.
+        alpha: {task: weight}.
+        multipliers: {name: value} of the weighting's multipliers.
+        dots, sqnorms, skipped: see ``cats.optim.MultiTask.statistics``. dots and sqnorms may be None.
+        tokens: {task: target tokens since the last such line}.
+        tokens_per_second: target tokens of all tasks per second of training since the last such line.
+        seconds: seconds of training so far.
+    """
+
+    step: int
+    loss: float
+    losses: dict[str, float]
+    lr: float
+    alpha: dict[str | int, float]
+    multipliers: dict[str, float]
+    dots: dict[str, float] | None
+    sqnorms: dict[str, float] | None
+    skipped: int
+    tokens: dict[str, int]
+    tokens_per_second: float
+    seconds: float
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

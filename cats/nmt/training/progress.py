@@ -38,7 +38,7 @@ class Progress:
     def say(self, step: int, seconds: float, facts: str, *, now: bool) -> None:
         """Shows `facts` after update `step`.
 
-        seconds: of training so far. now: print a line even if the last one is recent.
+        seconds: seconds of training so far. now: print a line even if the last one is recent.
         """
         self.bar.set_postfix_str(facts)
         if self.lines and (now or time.monotonic() - self.last_line_at > LINE_EVERY):

@@ -40,8 +40,8 @@ from cats.nmt.training.metrics import read_metrics
 class TrainedModel:
     """A model of a run and what is needed to use it.
 
-    model: in evaluation mode, on the default device.
-    digest: of the corpus that it was trained on; "" if the file does not say.
+    model: the model in evaluation mode, on the default device.
+    digest: the digest of the corpus that it was trained on; "" if the file does not say.
     """
 
     config: Config
@@ -253,7 +253,7 @@ class RunDirectory:
         """Writes a model without its optimizer.
 
         Args:
-            state: with the model and the number of its "step".
+            state: contains the model and the number of its "step".
             best: write best.pt.
             keep: write step-N.pt too, and remove all but this many of the newest. 0: do not.
 

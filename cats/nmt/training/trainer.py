@@ -1,5 +1,8 @@
 """The training loop. `Trainer.update` is one iteration of Algorithm 1 of the CATS paper.
 
+Every update moves the model. An outer step also updates alpha (every `method.inner_steps`-th update); all others are
+inner steps.
+
 All randomness is a pure function of (seed, step, rank). So a resumed run continues bit for bit on a CPU, with the same
 numbers of threads and processes. On a GPU it does so only if torch's kernels are deterministic.
 """
@@ -26,7 +29,7 @@ from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses
 from cats.nmt.training.memory import out_of_memory_advice
-from cats.nmt.training.metrics import Metrics
+from cats.nmt.training.metrics import LossRecord, Metrics
 from cats.nmt.training.optimizer import build_optimizer
 from cats.nmt.training.progress import Progress
 from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
@@ -145,15 +148,13 @@ class Trainer:
                 facts = []
                 if done or self.step % config.log_every == 0:
                     record = self.log()
-                    facts.append(f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s")
+                    facts.append(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s")
                 if validating and (nll := self.validate()) is not None:
                     facts.append(f"validation NLL {nll:.3f}")
                 if facts:
                     progress.say(self.step, self.seconds, ", ".join(facts), now=validating)
                 saving = validating or bool(config.save_every and self.step % config.save_every == 0)
-                stop = interrupted()
-                if processes.world_size() > 1:
-                    stop = processes.any_process(stop)  # all stop together
+                stop = processes.any_process(interrupted())  # all stop together
                 if saving or stop:
                     self.save()
                 if stop:
@@ -166,7 +167,7 @@ class Trainer:
             )
 
     def update(self) -> None:
-        """One iteration of Algorithm 1: an inner step moves the model; every `inner_steps`-th one also moves alpha."""
+        """One iteration of Algorithm 1: an inner or an outer step."""
         self.begin_update()
         batch = self.batches.take(self.step)
         for losses in self.losses_of(batch):
@@ -239,28 +240,28 @@ class Trainer:
 
     # ---- logging and validation
 
-    def log(self) -> dict[str, Any]:
-        """Writes a line of metrics and returns it: mean nll per task since the last line, and the task weights."""
+    def log(self) -> LossRecord:
+        """Writes a line of metrics and returns it."""
         self.check_replicas(list(self.optimizer.alpha.values()))
         sums = self.loss_log.totals()
         tokens = {task: int(count) for task, (_, count) in sums.items()}
         losses = {task: nll / count for task, (nll, count) in sums.items()}
         statistics = self.optimizer.statistics
-        record = {
-            "step": self.step,
-            "loss": sum(losses.values()) / len(losses),
-            "losses": losses,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "alpha": self.optimizer.alpha,
-            "multipliers": self.optimizer.multipliers,
-            "dots": statistics.get("dots"),
-            "sqnorms": statistics.get("sqnorms"),
-            "skipped": statistics.get("skipped", 0),
-            "tokens": tokens,
-            "tokens_per_second": sum(tokens.values()) / max(1e-9, self.seconds - self.logged_at),
-            "seconds": self.seconds,
-        }
-        self.write(record)
+        record = LossRecord(
+            step=self.step,
+            loss=sum(losses.values()) / len(losses),
+            losses=losses,
+            lr=self.optimizer.param_groups[0]["lr"],
+            alpha=self.optimizer.alpha,
+            multipliers=self.optimizer.multipliers,
+            dots=statistics.get("dots"),
+            sqnorms=statistics.get("sqnorms"),
+            skipped=statistics.get("skipped", 0),
+            tokens=tokens,
+            tokens_per_second=sum(tokens.values()) / max(1e-9, self.seconds - self.logged_at),
+            seconds=self.seconds,
+        )
+        self.write(vars(record))
         self.loss_log.clear()
         self.logged_at = self.seconds
         return record

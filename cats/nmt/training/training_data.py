@@ -22,7 +22,7 @@ COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of thi
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run is trained and validated on. digest: of the corpus."""
+    """What a run is trained and validated on. digest: the digest of the corpus."""
 
     tokenizer: Tokenizer
     training: TokenDataset

@@ -84,7 +84,7 @@ def test_updates_do_not_wait_for_the_device(corpus, tmp_path, monkeypatch):
     trainer.update()
     assert read == [] and trainer.loss_log.sums == {}
     record = trainer.log()
-    assert set(record["losses"]) == {"xa", "xb"} and record["losses"]["xa"] > 0
+    assert set(record.losses) == {"xa", "xb"} and record.losses["xa"] > 0
     assert trainer.loss_log.unread == []
 
 

@@ -8,7 +8,7 @@ text of all languages. The test lines have one of three strata:
 
     new-pair        the headline: all names of the line are held out for its template. The model has seen the template,
                     and it has seen the names, but not together.
-    seen-skeleton   training lines with other numbers
+    seen-skeleton   training lines in which the numbers are replaced
     unseen-entity   lines with one name that is in the training text of other languages, but not of this one
 """
 
@@ -46,7 +46,8 @@ NEW_PAIR, SEEN_SKELETON, UNSEEN_ENTITY = "new-pair", "seen-skeleton", "unseen-en
 VALID_LINES = 100
 TEST_LINES = {NEW_PAIR: 260, SEEN_SKELETON: 80, UNSEEN_ENTITY: 80}
 
-OPEN_KIND = 40  # a kind with at least this many names is open; the others (months, days) have uniform frequencies
+# Kinds with at least this many names are open: their names have skewed frequencies. Others (months, days) are uniform.
+OPEN_KIND = 40
 UNSEEN = 5  # names of each open kind that a language never sees
 FLATNESS = 8  # open kinds: the frequency of the name of rank r (from 0) is proportional to 1 / (r + FLATNESS)
 MOST_TRIES = 200  # a template is given up after this many draws without a new line
@@ -109,7 +110,7 @@ def draft(
         lexicon: {kind: names}, the most frequent first.
         counts: {language: training pairs}.
         english: writes a phrase in English; two phrases with the same English text count as equal.
-        seed: of all random choices.
+        seed: the seed of all random choices.
     """
     sampler = _PhraseSampler(lexicon, list(counts), english, seed)
     train = sampler.train(counts)
@@ -202,7 +203,7 @@ class _PhraseSampler:
         return self._remember(split, self._fill(templates, count, propose, split))
 
     def seen_skeletons(self, code: str, train: Sequence[Phrase], count: int) -> list[Phrase]:
-        """Training phrases of the language with other numbers."""
+        """Phrases of the language's training set in which the numbers are replaced."""
         rng = self._rng(SEEN_SKELETON, code)
         numbered = [phrase for phrase in train if any(atom.numbers for atom in phrase.atoms)]
         by_template: dict[Template, list[Phrase]] = {}
@@ -259,7 +260,7 @@ class _PhraseSampler:
     ) -> list[Phrase]:
         """Up to `count` phrases, as evenly from the templates as possible.
 
-        No English line is taken twice, or if it is in another split.
+        An English line is used at most once, and never if another split has it.
 
         Args:
             propose: draws a phrase of a template, or None.
@@ -285,7 +286,7 @@ class _PhraseSampler:
         return phrases
 
     def _remember(self, split: str, phrases: list[Phrase]) -> list[Phrase]:
-        """The phrases, whose English lines are now in this split."""
+        """Records that the phrases' English lines belong to this split, and returns the phrases."""
         self._split.update((self._english(phrase), split) for phrase in phrases)
         return phrases
 

@@ -91,7 +91,7 @@ class Writer:
         return _clean(self._join(phrase.template.join, [self._texts[atom] for atom in phrase.atoms]))
 
     def name(self, kind: str, key: str) -> str | None:
-        """A text that identifies an entity, different for different entities. None if the language has no name."""
+        """A name of the entity that no other entity has. None if the language has no name for it."""
         forms = {self._locale.plural_form(count) for count in COUNTS}
         match kind:
             case "territory" | "language" | "currency":

@@ -1,4 +1,4 @@
-"""From translations to scores: per task, per group of tasks, per stratum of test lines."""
+"""Computes the scores of translations: per task, per group of tasks, and per stratum of test lines."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def likelihood(nll: np.ndarray) -> Likelihood:
     return Likelihood(per_token if per_token < _MOST_NATS else None)
 
 
-def tabulate(
+def summarise(
     ours: Mapping[str, Output],
     theirs: Mapping[str, Output],
     corpus: Corpus,

@@ -1,4 +1,4 @@
-"""cats.nmt.scoring.tabulate: strata, groups and averages."""
+"""cats.nmt.scoring.summarise: strata, groups and averages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytest.importorskip("sacrebleu")
 
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.scoring.scores import METRICS, Cell, Likelihood, Quality, RunFacts, TaskCell, to_json
-from cats.nmt.scoring.tabulate import Output, averages, tabulate
+from cats.nmt.scoring.summarise import Output, averages, summarise
 
 RUN = RunFacts("toy", "test", "best", "cats", 1.0, 1, 10, None, None)
 
@@ -27,7 +27,7 @@ def corpus_of(sizes: dict[str, int], tests: dict[str, Split]) -> Corpus:
 
 def table_of(ours: dict[str, Output], theirs: dict[str, Output], corpus: Corpus) -> dict[str, Any]:
     """The scores as scores.json has them."""
-    return to_json(tabulate(ours, theirs, corpus, corpus.groups, zero_shot={}, run=RUN))
+    return to_json(summarise(ours, theirs, corpus, corpus.groups, zero_shot={}, run=RUN))
 
 
 def test_headline_scores_are_of_the_headline_stratum_and_nll_of_all_lines() -> None:
