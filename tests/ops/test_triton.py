@@ -267,7 +267,7 @@ def test_elements_beyond_2_to_the_31(kernels: Any, operator: str) -> None:
     width = len(addresses)
     dtypes = (torch.bfloat16,) * (2 if single else 1)
     launch = table.Launch(dtypes, True, 0, 1)
-    plan = table.Plan(words, width, width, width + 3, width + 4, 1, length, [launch])
+    plan = table.Plan(words, width, width, width + 3, width + 4, 1, [launch])
     if single:
         weights = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
         kernels("combine")._launch(plan, 2, weights, None)
