@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .tasks import describe
+
 
 def shared_parameters(shared: Iterable[Tensor], param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
     """The parameters given as shared, which must be parameters of the groups.
@@ -21,8 +23,7 @@ def shared_parameters(shared: Iterable[Tensor], param_groups: Sequence[dict[str,
     known = {id(p) for group in param_groups for p in group["params"]}
     for i, p in enumerate(params):
         if id(p) not in known:
-            what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else type(p).__name__
-            raise ValueError(f"shared[{i}] ({what}) is not a parameter of the optimizer")
+            raise ValueError(f"shared[{i}] ({describe(p)}) is not a parameter of the optimizer")
     if not params:
         raise ValueError("shared is empty: at least one parameter must be shared")
     return params

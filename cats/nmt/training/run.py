@@ -132,6 +132,10 @@ class RunDirectory:
             raise UserError(f"{where}{self.path} is not a run directory: it has no {self.config_file.name}")
         return read_config(self.config_file)
 
+    def mismatch(self, path: Path, advice: str = "") -> UserError:
+        """The error to raise for a file whose model or optimizer is not what config.toml describes."""
+        return UserError(f"{path} does not match {self.config_file}: it belongs to another run or version{advice}")
+
     def load_tokenizer(self, settings: schema.Tokenizer) -> Tokenizer:
         """The tokenizer of the run.
 
@@ -167,7 +171,7 @@ class RunDirectory:
         try:
             model.load_state_dict(state["model"])
         except (KeyError, RuntimeError, TypeError, AttributeError):
-            raise UserError(f"{path} does not match {self.config_file}: it belongs to another run or version") from None
+            raise self.mismatch(path) from None
         return TrainedModel(config, tokenizer, model.to(default_device()).eval(), str(state.get("digest", "")))
 
     def read_weights(self, model: Transformer) -> dict[str, str]:
@@ -187,7 +191,7 @@ class RunDirectory:
         except SafetensorError:
             raise UserError(f"{path} is damaged or not a safetensors file; export the run again") from None
         except RuntimeError:
-            raise UserError(f"{path} does not match {self.config_file}: it belongs to another run or version") from None
+            raise self.mismatch(path) from None
         return metadata
 
     def load_corpus(self, trained: TrainedModel) -> Corpus:

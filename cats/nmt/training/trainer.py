@@ -350,9 +350,6 @@ class Trainer:
             # The run may have had more processes, or fewer, than now.
             self.loss_log.restore(state["since_log"][processes.rank() :: processes.world_size()])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self.directory.checkpoint('last')} does not match {self.directory.config_file}: it belongs to "
-                "another run or version; start a new run"
-            ) from error
+            raise self.directory.mismatch(self.directory.checkpoint("last"), "; start a new run") from error
         if problem and processes.is_main():
             print(f"cats: {problem}; resuming from the one before it, of update {self.step}", file=sys.stderr)

@@ -83,7 +83,7 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> N
         if state["model"]:
             raise ValueError("more parameters than the model has")
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not match {run.config_file}: it belongs to another run or version") from error
+        raise run.mismatch(path) from error
 
 
 def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:

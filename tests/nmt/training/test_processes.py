@@ -181,7 +181,7 @@ def test_torchrun(folder: Path, tmp_path: Path) -> None:
     begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
         assert begun.poll() is None
-        time.sleep(0.1)
+        time.sleep(0.1)  # polls: the signal must arrive after training has begun
     begun.send_signal(signal.SIGINT)
     said = begun.communicate(timeout=120)[1]
     assert begun.returncode != 0 and said.count("cats: stopped after update 1") == 1, said
