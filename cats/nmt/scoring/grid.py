@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from cats.nmt.config.schema import Config
+from cats.nmt.config.schema import FIELDS, Config
 from cats.nmt.config.toml import apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.files import atomic_write
@@ -158,8 +158,12 @@ def check_resumable(run: Run) -> None:
     if not run.path.exists():
         return
     config = run.directory.config_file
-    if config.exists() and to_toml(read_config(config)) != to_toml(run.config):
-        raise UserError(f"{run.path} has a run with other settings; give another --out, or remove it")
+    if config.exists():
+        there, planned = _relevant_settings(read_config(config)), _relevant_settings(run.config)
+        if other := [name for name, value in planned.items() if there[name] != value]:
+            raise UserError(
+                f"{run.path} has a run with other settings ({', '.join(other)}); give another --out, or remove it"
+            )
     if not run.finished and not run.started:
         shutil.rmtree(run.path)
 
@@ -235,6 +239,21 @@ def _error(ended: _Process) -> str:
     if ended.process.returncode == 0:
         return ""
     return text.splitlines()[-1] if text else f"exit {ended.process.returncode}"
+
+
+def _relevant_settings(config: Config) -> dict[str, object]:
+    """The settings that make a run another run, by their names.
+
+    Settings that the method does not use are left out. A run of static weights stays valid when the defaults of the
+    method cats change. The number of threads is left out, too: it depends on --jobs and on the machine.
+    """
+    unused = {"train.threads"}
+    if config.method.name == "static":
+        unused |= {f"method.{key}" for key in vars(config.method)} - {"method.name", "method.weights"}
+    else:
+        unused.add("method.weights")
+    values = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in FIELDS}
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def _variants(variants: Sequence[str]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.config.toml import read_config, to_toml
+from cats.nmt.config.toml import apply_overrides, read_config, to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import grid
 from tests.nmt.scoring.comparisons import LINES, finish, planned
@@ -80,6 +80,33 @@ def test_a_run_with_other_settings_is_not_mistaken_for_this_one(corpus, tmp_path
     (other,) = planned(*words, "--set", "train.steps=7")
     with pytest.raises(UserError, match="other settings"):
         grid.check_resumable(other)
+
+
+def test_a_static_run_made_with_other_defaults_of_cats_is_finished(corpus, tmp_path):
+    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--seeds", "1", "--methods"]
+    (run,) = planned(*words, "T=1")
+    finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
+    config = run.path / "config.toml"
+    # Another machine has other threads, and older versions had other settings of the method cats.
+    other = apply_overrides(run.config, ["method.alpha_lr=0.3", "method.inner_steps=7", "train.threads=5"])
+    text = "".join(line for line in to_toml(other).splitlines(True) if not line.startswith("epsilon"))
+    config.write_text(text, encoding="utf-8")
+    for each in planned(*words, "T=1", "cats"):
+        grid.check_resumable(each)
+    assert config.read_text(encoding="utf-8") == text
+
+    config.write_text(to_toml(apply_overrides(run.config, ["method.weights=uniform"])), encoding="utf-8")
+    with pytest.raises(UserError, match=r"other settings \(method\.weights\)"):
+        grid.check_resumable(run)
+
+
+def test_the_weights_of_static_do_not_make_another_run_of_cats(corpus, tmp_path):
+    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--seeds", "1", "--methods", "cats"]
+    (run,) = planned(*words)
+    finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
+    grid.check_resumable(planned(*words, "--set", "method.weights=uniform")[0])
+    with pytest.raises(UserError, match=r"other settings \(method\.alpha_lr\)"):
+        grid.check_resumable(planned(*words, "--set", "method.alpha_lr=0.3")[0])
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(corpus, tmp_path):
