@@ -20,17 +20,23 @@ from torch import Tensor
 from . import layout
 from .interface import Dtypes, Row
 
-# A chunk is the work of one block of threads. It is long enough to hide the start of the block, and short enough that
-# all multiprocessors finish at about the same time. The number of chunks is limited so that the partial sums of 128
-# tasks stay below 64 MB.
+# A chunk is the work of one block of threads. It is long enough to hide the start of the block: 512 KB of gradients. It
+# is short enough that there are many, so that all multiprocessors finish at about the same time: an H200 runs up to 660
+# blocks at a time, so ENOUGH chunks are three rounds. It has at least MIN_CHUNK elements, because the partial sums of a
+# chunk of 128 tasks are 66 KB. At most MAX_CHUNKS keep all sums of 128 tasks below 64 MB, except those of gram.
+CHUNK_BYTES = 1 << 19
+ENOUGH = 1 << 11
 MIN_CHUNK = 1 << 13
 MAX_CHUNKS = 1 << 14
 
 
-def chunk_length(elements: int) -> int:
-    """Elements per chunk for a call with this many elements in all: a power of two that depends on nothing else."""
+def chunk_length(elements: int, row_bytes: int) -> int:
+    """Elements per chunk: a power of two that depends on these numbers alone.
+
+    elements: of all parameters of the call. row_bytes: of the gradients of one element, for all tasks together.
+    """
     length = MIN_CHUNK
-    while length * MAX_CHUNKS < elements:
+    while length * MAX_CHUNKS < elements or (2 * length * row_bytes <= CHUNK_BYTES and 2 * length * ENOUGH <= elements):
         length *= 2
     return length
 
@@ -118,7 +124,10 @@ def plan(flat: layout.Flat, groups: Sequence[int], device: torch.device) -> Plan
 
 def _make(flat: layout.Flat, groups: Sequence[int], device: torch.device) -> tuple[Plan, Tensor]:
     """The plan, and the pinned memory that its table is copied from."""
-    length = chunk_length(sum(flat.numels))
+    # Only the gradients count, so that all operators have the same chunks, and their sums the same bits.
+    others = len(flat.dtypes[0]) - 1 if flat.dtypes else 0
+    tasks = len(flat.pointers) // max(1, len(flat.params)) - others
+    length = chunk_length(sum(flat.numels), tasks * max((dtypes[0].itemsize for dtypes in flat.dtypes), default=0))
     kinds: dict[tuple[tuple[str, ...], bool], list[int]] = {}
     for row, (dtypes, aligned) in enumerate(zip(flat.dtypes, flat.aligned, strict=True)):
         kinds.setdefault((tuple(map(str, dtypes)), aligned), []).append(row)

@@ -13,13 +13,25 @@ CPU = torch.device("cpu")
 
 
 def test_chunk_length() -> None:
-    most = device_table.MIN_CHUNK * device_table.MAX_CHUNKS
-    for elements in 0, 1, device_table.MIN_CHUNK, most - 1, most:
-        assert device_table.chunk_length(elements) == device_table.MIN_CHUNK
-    for elements in most + 1, 2 * most, 2 * most + 1, 10**10, 10**12:
-        length = device_table.chunk_length(elements)
-        assert length & (length - 1) == 0
-        assert length * device_table.MAX_CHUNKS >= elements > length // 2 * device_table.MAX_CHUNKS
+    least, bytes_, most = (
+        device_table.MIN_CHUNK,
+        device_table.CHUNK_BYTES,
+        device_table.MIN_CHUNK * device_table.MAX_CHUNKS,
+    )
+    many = device_table.MIN_CHUNK * device_table.ENOUGH  # elements for enough of the shortest chunks
+    for row_bytes in 2, 4, 8, 12, 32, 64, 512:
+        for elements in 0, 1, least, 2 * many - 1:
+            assert device_table.chunk_length(elements, row_bytes) == least
+        for elements in 2 * many, 10 * many, most, most + 1, 2 * most, 2 * most + 1, 10**10, 10**12:
+            length = device_table.chunk_length(elements, row_bytes)
+            assert length & (length - 1) == 0 and length * device_table.MAX_CHUNKS >= elements
+            if length > least and length // 2 * device_table.MAX_CHUNKS >= elements:  # longer than it must be
+                assert length * row_bytes <= bytes_ and length * device_table.ENOUGH <= elements
+            if length * device_table.ENOUGH * 2 <= elements:  # it could be longer
+                assert length * row_bytes > bytes_ // 2
+    # 256 to 512 KB of gradients, where there are enough elements and the chunk is not the shortest.
+    for row_bytes in 8, 12, 16, 32, 36:
+        assert bytes_ // 2 < device_table.chunk_length(most, row_bytes) * row_bytes <= bytes_
 
 
 def decode(plan: device_table.Plan, groups: int) -> tuple[list[list[int]], list[tuple[int, ...]], list[list[int]]]:
@@ -47,7 +59,7 @@ def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> No
     pointers, chunks, members = decode(plan, 6)
     assert pointers == [[row[i].data_ptr() for row in grads] for i in flat.params]
 
-    length = device_table.chunk_length(sum(flat.numels))
+    length = device_table.chunk_length(sum(flat.numels), 2 * 8)
     assert length == 64  # 8 chunks of 32 are less than 316
     for row, numel in enumerate(flat.numels):
         mine = sorted((start, count) for r, start, count in chunks if r == row)
