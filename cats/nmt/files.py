@@ -1,4 +1,4 @@
-"""Writing files atomically, locks, and the cache folder."""
+"""Writing files atomically, reading them without waiting, locks, and the cache folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import errno
 import math
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write to that replaces `path` at the end. Readers find the old or the new file, even after a crash.
 
     The data is written to a temporary file in the same folder (which must exist), flushed to the disk and renamed to
-    `path`. On any failure the temporary file is removed and `path` is unchanged.
+    `path`, whose permissions are kept if it exists. On any failure the temporary file is removed and `path` is
+    unchanged. For a path that the user names, use ``output_file``.
 
     Raises:
         UserError: the file cannot be written, for example because the disk is full.
@@ -35,6 +38,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         try:
             # Not tempfile: only the owner can read its files, but run directories are often shared.
             with open(temporary, "xb") as file:
+                with contextlib.suppress(OSError):
+                    shutil.copymode(path, temporary)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -44,11 +49,33 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        if error.errno in _FULL:
-            raise UserError(f"{path}: the disk is full; free some space and start again") from error
-        if error.errno in _DENIED:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _unwritable(path, error) from error
+
+
+@contextmanager
+def output_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to whose name the user has given, such as that of --output.
+
+    A regular file is replaced at the end, as by ``atomic_file``. If the name is a link, the link stays and the file
+    that it points to is replaced. Pipes and devices are written to directly. /dev/stdout and /dev/fd/N are the open
+    descriptors of this process, so that ``>>`` appends.
+
+    Raises:
+        UserError: the name is that of a folder, or the file cannot be written.
+        BrokenPipeError: nobody reads the pipe any more.
+    """
+    try:
+        target = _direct_target(path)
+        if target is not None:
+            with open(target, "wb") as file:
+                yield file
+            return
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with atomic_file(os.path.realpath(path)) as file:
+        yield file
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -118,9 +145,35 @@ def locked(folder: Path, busy: Callable[[], None]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file. A pipe or a device is refused, because reading it could wait for ever.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no regular file, or it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path} is not a regular file; put a regular file in its place")
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
 def read_output(path: Path) -> list[str]:
-    """The lines of a file that cats wrote, each ending in a line feed. Carriage returns are kept as text."""
-    return path.read_bytes().decode("utf-8").split("\n")[:-1]
+    """The lines of a file that cats wrote, each ending in a line feed. Carriage returns are kept as text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is not UTF-8, or see ``read_file``.
+    """
+    try:
+        return read_file(path).decode("utf-8").split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}), so it is not what cats wrote") from None
 
 
 def line_blocks(stream: IO[bytes], name: str, most: int) -> Iterator[list[str]]:
@@ -129,11 +182,14 @@ def line_blocks(stream: IO[bytes], name: str, most: int) -> Iterator[list[str]]:
     Line ends (LF or CRLF) and a byte order mark are removed. Error messages call the stream `name`.
 
     Raises:
-        UserError: a line is not UTF-8. The lines before it are yielded first.
+        UserError: a line is not UTF-8, or the stream cannot be read. The lines before it are yielded first.
     """
     count, rest, block = 0, b"", list[str]()
     while True:
-        chunk = stream.read1(1 << 16)  # type: ignore[attr-defined]
+        try:
+            chunk = stream.read1(1 << 16)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
         *lines, rest = (rest + chunk).split(b"\n")
         if not chunk and rest:
             lines = [rest]
@@ -161,6 +217,35 @@ def cache_folder() -> Path:
     """The folder for results computed from large corpora: $CATS_CACHE, else cats/ in the user's cache folder."""
     given = os.environ.get("CATS_CACHE")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cats"
+
+
+def _direct_target(path: str | os.PathLike[str]) -> str | int | None:
+    """What to open to write to an output directly: a name, or a descriptor. None: a regular file, to be replaced."""
+    name = str(Path(path))
+    if match := re.fullmatch(r"/(?:dev|proc/self)/fd/([0-9]{1,9})", name):
+        return os.dup(int(match[1]))
+    if name in ("/dev/stdout", "/dev/stderr"):
+        return os.dup(1 if name == "/dev/stdout" else 2)
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        if not os.path.isdir(os.path.dirname(os.path.realpath(name))):
+            raise UserError(f"{name}: its folder does not exist; create it, or choose another one") from None
+        return None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{name} is a folder; give the name of a file")
+    if stat.S_ISREG(mode) and not os.access(name, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return None if stat.S_ISREG(mode) else name
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
+    """The error to raise for a file that cannot be written."""
+    if error.errno in _FULL:
+        return UserError(f"{path}: the disk is full; free some space and start again")
+    if error.errno in _DENIED:
+        return UserError(f"{path}: cannot be written ({error.strerror}); choose another folder")
+    return UserError(f"{path}: cannot be written ({error.strerror or error})")
 
 
 def _temporary(path: Path) -> Path:

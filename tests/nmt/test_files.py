@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, hard_link, line_blocks, remove_temporary_files
+from cats.nmt.files import (
+    atomic_write,
+    hard_link,
+    line_blocks,
+    output_file,
+    read_file,
+    read_output,
+    remove_temporary_files,
+)
 from tests.nmt.cli.common import Input
 
 
@@ -112,6 +121,116 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         assert "\n" not in str(caught.value)
 
 
+def write_output(path: Path | str, data: bytes) -> None:
+    with output_file(path) as file:
+        file.write(data)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and devices as POSIX has them")
+
+
+@posix
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link", tmp_path / "there" / "file"
+    link.symlink_to("there/file")
+    write_output(link, b"first")  # the link points to nothing yet
+    target.chmod(0o600)
+    before = target.stat().st_ino
+    write_output(link, b"second")
+    assert link.is_symlink() and target.read_bytes() == b"second"
+    assert target.stat().st_ino != before  # replaced, not overwritten
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path / "there") == ["file"]
+
+
+@posix
+def test_an_output_that_is_a_pipe_or_a_device_stays_one(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_output(pipe, b"through")
+    reader.join()
+    assert read == [b"through"] and stat.S_ISFIFO(pipe.stat().st_mode)
+
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    write_output(link, b"nothing")
+    assert link.is_symlink() and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+@posix
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_an_output_that_is_a_descriptor_is_not_opened_again(tmp_path: Path, name: str) -> None:
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"before ")
+        log.flush()
+        write_output(name.format(log.fileno()), b"inside ")
+        log.write(b"after")
+    assert (tmp_path / "log").read_bytes() == b"before inside after"
+
+
+@posix
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "is a folder"),
+        (".", "is a folder"),
+        ("loop", "Too many levels of symbolic links"),
+        ("file/below", "Not a directory"),
+        ("absent/file", "its folder does not exist"),
+        ("/dev/fd/98765", "Bad file descriptor"),
+        ("/dev/fd/99999999999999999999", "cannot be written|does not exist"),
+        pytest.param("/dev/full", "disk is full", marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="")),
+    ],
+)
+def test_an_output_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("old")
+    Path("loop").symlink_to("loop")
+    with pytest.raises(UserError, match=message) as caught:
+        write_output(name, b"x")
+    assert "\n" not in str(caught.value)
+    assert Path("file").read_text() == "old" and sorted(os.listdir()) == ["file", "loop"]
+
+
+@posix
+def test_an_output_that_is_protected_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # chmod does not stop the administrator
+    with pytest.raises(UserError, match=r"file: cannot be written \(Permission denied\)"):
+        write_output(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@posix
+def test_a_pipe_without_readers_is_no_fault_of_the_user(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with pytest.raises(BrokenPipeError):
+        write_output(f"/dev/fd/{theirs}", b"x")
+    os.close(theirs)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"one\r\n\xff\n")
+    assert read_file(tmp_path / "file") == b"one\r\n\xff\n"
+    with pytest.raises(UserError, match=r"file: not UTF-8 \(byte 6\)"):
+        read_output(tmp_path / "file")
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "absent")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_file(tmp_path)
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UserError, match="pipe is not a regular file"):
+            read_file(tmp_path / "pipe")  # it would wait for a writer
+
+
 def test_text_that_has_no_utf8_form_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         atomic_write(tmp_path / "file", "\ud800")
@@ -162,6 +281,15 @@ def test_strays_are_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest
 )
 def test_nearest(word: str, choices: list[str], says: str) -> None:
     assert nearest(word, iter(choices)) == says
+
+
+def test_a_stream_that_fails_is_named() -> None:
+    class Broken(Input):
+        def read1(self, _size: int) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(UserError, match=r"the input: cannot be read \(Input/output error\)"):
+        list(line_blocks(Broken(), "the input", 32))
 
 
 def test_lines_come_as_they_arrive() -> None:

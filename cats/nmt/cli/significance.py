@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
 
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write
+from cats.nmt.files import output_file
 
 SUMMARY = "test whether one run is significantly better than another"
 HELP = """\
@@ -35,15 +36,18 @@ def run(args: argparse.Namespace) -> None:
 
     if args.seed < 0:
         raise UserError(f"--seed must be at least 0, not {args.seed}")
-    rows = significance.compare(Path(args.first), Path(args.second), args.seed)
-    if lone := significance.unshared(Path(args.first), Path(args.second)):
-        print(f"cats: left out, because only one run has them: {', '.join(lone)}", file=sys.stderr)
-    if args.out:
+    # The file is opened first, so that nothing is computed for a name that cannot be written.
+    with output_file(args.out) if args.out is not None else contextlib.nullcontext() as file:
+        rows = significance.compare(Path(args.first), Path(args.second), args.seed)
         found = {
             "first": args.first,
             "second": args.second,
             "seed": args.seed,
             "tests": [row.to_json() for row in rows],
         }
-        atomic_write(args.out, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        if file:
+            text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write(f"{text}\n".encode(errors="backslashreplace"))  # a path may be no UTF-8
+    if lone := significance.unshared(Path(args.first), Path(args.second)):
+        print(f"cats: left out, because only one run has them: {', '.join(lone)}", file=sys.stderr)
     print(f"A = {args.first}\nB = {args.second}\n\n{significance_table(rows)}")

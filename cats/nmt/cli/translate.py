@@ -14,7 +14,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import TYPES, Config, Decode
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_file, line_blocks
+from cats.nmt.files import line_blocks, output_file
 
 if TYPE_CHECKING:
     from cats.nmt.data.tokenizer import Tokenizer
@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> None:
             print(translated([line], number), end="", flush=True)
         return
     with contextlib.ExitStack() as files:
-        lines_in = files.enter_context(open(args.input, "rb")) if args.input else sys.stdin.buffer
-        lines_out = files.enter_context(atomic_file(args.output)) if args.output else sys.stdout.buffer
+        lines_in = files.enter_context(open(args.input, "rb")) if args.input is not None else sys.stdin.buffer
+        lines_out = files.enter_context(output_file(args.output)) if args.output is not None else sys.stdout.buffer
         before = 0
         for lines in line_blocks(lines_in, args.input or "standard input", FILE_BLOCK if args.input else BLOCK):
             lines_out.write(translated(lines, before).encode())
@@ -118,10 +118,8 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `UserError` for options that are wrong with every run."""
-    if args.interactive and (args.input or args.output or not sys.stdin.isatty()):
+    if args.interactive and (args.input is not None or args.output is not None or not sys.stdin.isatty()):
         raise UserError("--interactive needs a terminal, and no --input or --output")
-    if args.output and not Path(args.output).resolve().parent.is_dir():
-        raise UserError(f"{args.output}: its folder does not exist; create it, or choose another --output")
     if args.nbest is not None and args.nbest < 1:
         raise UserError(f"--nbest must be at least 1, not {args.nbest}")
 

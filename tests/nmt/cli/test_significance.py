@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,21 @@ def test_tasks_of_one_run_only_are_reported(tmp_path: Path, capsys: pytest.Captu
     b = write_scored_run(tmp_path / "b", {"az": references}, references)
     assert main(["significance", str(a), str(b)]) == 0
     assert capsys.readouterr().err == "cats: left out, because only one run has them: be\n"
+
+
+def test_the_output_is_checked_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    references = random_lines(4, 9)
+    a = write_scored_run(tmp_path / "a", {"az": references}, references)
+    monkeypatch.setattr("cats.nmt.scoring.significance.compare", lambda *_: pytest.fail("computed"))
+    assert refused("significance", a, a, "--out", ".") == ". is a folder; give the name of a file"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices as POSIX has them")
+def test_significance_to_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    references = random_lines(4, 9)
+    a = write_scored_run(tmp_path / "a", {"az": references}, references)
+    assert main(["significance", str(a), str(a), "--out", "/dev/stdout"]) == 0
+    found, _, table = capfd.readouterr().out.partition("\nA = ")
+    assert json.loads(found)["first"] == str(a) and "| az " in table

@@ -41,6 +41,29 @@ def test_translate_files(run: Path, trained: Path, tmp_path: Path, capfdbinary: 
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt", "run"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links and devices as POSIX has them")
+def test_translate_to_a_device_and_through_a_link(
+    run: Path, trained: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    source, expected = trained / "toy" / "test.en-az.en", (run / "hyp" / "test.az.txt").read_bytes()
+    command = ["translate", str(run), "--to", "az", "--input", str(source), "--output"]
+    assert main([*command, "/dev/stdout"]) == 0
+    assert capfdbinary.readouterr() == (expected, b"")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert main([*command, str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == expected
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+def test_translate_from_a_pipe(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"alpha\n\necho\n")
+    os.close(theirs)
+    assert main(["translate", str(run), "--to", "az", "--input", f"/dev/fd/{ours}"]) == 0
+    os.close(ours)
+    assert capfd.readouterr().out.split("\n")[1::2] == ["", ""]
+
+
 def test_translate_nbest_and_sample(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "in.txt"
     source.write_text("alpha bravo\n\n" + "golf hotel\n" * 70)
@@ -103,8 +126,10 @@ def test_translate_from(
         (["--input", "{folder}/absent"], "{folder}/absent: No such file or directory"),
         (
             ["--output", "{folder}/absent/out"],
-            "{folder}/absent/out: its folder does not exist; create it, or choose another --output",
+            "{folder}/absent/out: its folder does not exist; create it, or choose another one",
         ),
+        (["--output", "{folder}"], "{folder} is a folder; give the name of a file"),
+        (["--output", "."], ". is a folder; give the name of a file"),
     ],
 )
 def test_translate_misuse(
