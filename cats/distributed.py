@@ -241,12 +241,8 @@ def check_replicas(params: Sequence[Tensor]) -> None:
     """Refuses parameters that differ between processes, or whose gradients other code averages too. Has a host sync.
 
     Raises:
-        RuntimeError: they are sharded, belong to a DistributedDataParallel, or differ between processes.
+        RuntimeError: they belong to a DistributedDataParallel, or differ between processes.
     """
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(p, DTensor) for p in params):
-        raise RuntimeError("sharded parameters (DTensor) are not supported: give every process a whole replica")
     if _in_distributed_data_parallel(params):
         raise RuntimeError(
             "the model is wrapped in DistributedDataParallel, which averages gradients too and does not see per-task "

@@ -19,7 +19,7 @@ from . import weighting as weightings
 from .accumulate import Accumulation
 from .distributed import Reducer, Statistics
 from .gradients import unscale
-from .parameters import shared_parameters, trainable_parameters
+from .parameters import check_kinds, shared_parameters, trainable_parameters
 from .tasks import Losses, Task, describe, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
@@ -55,7 +55,8 @@ class MultiTask(Optimizer):
 
     Args:
         optimizer: the base optimizer. Its ``step()`` must work without a closure, so LBFGS is refused.
-        tasks: the names of the tasks, each a str or an int; or the number of tasks, which are then named 0, 1, ...
+        tasks: the names of the tasks in a fixed order, each a str or an int; or the number of tasks, which are then
+            named 0, 1, ... A set is refused, because its order differs between processes and runs.
         weighting: a :class:`cats.weighting.Weighting`, or a callable that maps a (K, K) Gram matrix to K weights, such
             as a TorchJD ``Weighting``. It holds state, so every optimizer needs its own.
         shared: the parameters from which the weighting's numbers are computed: the inner products and norms of the
@@ -87,8 +88,8 @@ class MultiTask(Optimizer):
     in each backward().
 
     Raises:
-        TypeError, ValueError: an argument is not as described above.
-        RuntimeError: ``backend`` cannot be used here.
+        TypeError, ValueError: an argument is not as described above, or a parameter is complex.
+        RuntimeError: ``backend`` cannot be used here, or a parameter is sharded.
     """
 
     # Tells GradScaler that step() unscales the gradients and skips non-finite steps itself. step() checks for
@@ -127,6 +128,7 @@ class MultiTask(Optimizer):
                 raise RuntimeError(f"backend {backend!r} cannot be used here: {usable[backend]}")
         if isinstance(max_nonfinite, bool) or not isinstance(max_nonfinite, int) or max_nonfinite < 1:
             raise ValueError(f"max_nonfinite must be an integer of at least 1, got {max_nonfinite!r}")
+        check_kinds(optimizer.param_groups)
         self.base = optimizer
         self.tasks = task_names(tasks)
         self.weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
@@ -317,6 +319,11 @@ class MultiTask(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.base.add_param_group(param_group)
+        try:
+            check_kinds(self.param_groups)
+        except (TypeError, RuntimeError):
+            self.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state_dict, plus an entry ``"multitask"`` with weights, multipliers and counters.

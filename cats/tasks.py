@@ -19,13 +19,18 @@ def task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
     """The names: those given, or 0, 1, ... if a number of tasks is given.
 
     Raises:
-        TypeError: neither a positive number nor names, or a name that is neither a str nor an int.
+        TypeError: neither a positive number nor names, a set, or a name that is neither a str nor an int.
         ValueError: no names, or a name twice.
     """
     if isinstance(tasks, int) and not isinstance(tasks, bool) and tasks > 0:
         return tuple(range(tasks))
     if isinstance(tasks, int | str) or not isinstance(tasks, Iterable):
         raise TypeError(f"tasks must be a positive number or names, got {tasks!r}")
+    if isinstance(tasks, set | frozenset):  # other sets, such as the keys of a dict, have an order
+        raise TypeError(
+            f"tasks is a {type(tasks).__name__}, whose order differs between processes and runs: "
+            "pass a list, such as sorted(tasks)"
+        )
     names = tuple(tasks)
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):

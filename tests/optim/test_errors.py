@@ -29,6 +29,8 @@ class GramAcrossHalves(cats.weighting.Weighting):
         (lambda: cats.CATS(sgd(), []), ValueError, "at least one task"),
         (lambda: cats.CATS(sgd(), 0), TypeError, "positive number or names"),
         (lambda: cats.CATS(sgd(), "az"), TypeError, "names, got 'az'"),
+        (lambda: cats.CATS(sgd(), {"az", "be"}), TypeError, r"tasks is a set, .* order .* sorted\(tasks\)"),
+        (lambda: cats.CATS(sgd(), frozenset(TASKS)), TypeError, "tasks is a frozenset"),
         (lambda: cats.CATS(sgd(), [1.5]), TypeError, "name must be"),
         (lambda: cats.CATS(sgd(), 2, shared=[torch.zeros(3)]), ValueError, r"shared\[0\].*\(3,\).*not a parameter"),
         (lambda: cats.CATS(sgd(), 2, shared=[]), ValueError, "shared is empty"),
@@ -53,6 +55,10 @@ def test_a_backend_that_cannot_work_here_is_refused_at_once(monkeypatch):
     with pytest.raises(RuntimeError, match="'native' cannot be used here: not compiled"):
         cats.CATS(sgd(), 2, backend="native")
     cats.CATS(sgd(), 2, backend="reference")
+
+
+def test_the_keys_of_a_dict_have_an_order():
+    assert cats.CATS(sgd(), dict.fromkeys(["cs", "az"]).keys()).tasks == ("cs", "az")
 
 
 def leaf():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 
 import cats
@@ -94,3 +95,54 @@ def test_parameter_groups_and_layout():
     y = conv(torch.ones(1, 2, 4, 4))
     conv_optimizer.backward([y.sum(), y.square().sum()])
     assert conv.weight.grad.stride() == conv.weight.stride()
+
+
+def complex_parameter():
+    return nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+def test_complex_parameters_are_refused_before_any_step():
+    real = nn.Parameter(torch.ones(3))
+    with pytest.raises(
+        TypeError, match=r"parameter 1 of group 0 \(a tensor of shape \(2,\)\) is torch.complex64.*view"
+    ):
+        cats.CATS(torch.optim.Adam([real, complex_parameter()]), 2)
+    optimizer = cats.CATS(torch.optim.Adam([real]), 2)
+    with pytest.raises(TypeError, match="parameter 0 of group 1"):
+        optimizer.add_param_group({"params": [complex_parameter()]})
+    assert len(optimizer.param_groups) == 1
+    frozen = complex_parameter().requires_grad_(False)
+    optimizer.add_param_group({"params": [frozen]})  # it is not trained
+    take_step(optimizer, [real.sum(), real.square().sum()])
+    frozen.requires_grad_(True)
+    with pytest.raises(TypeError, match="parameter 0 of group 1"):
+        optimizer.backward([real.sum(), real.square().sum()])
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
+@pytest.mark.parametrize("how", ["fully_shard", "FullyShardedDataParallel", "after the optimizer was made"])
+def test_sharded_parameters_are_refused_in_one_process_too(one_process, how):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    model = nn.Linear(4, 2)
+    if how == "FullyShardedDataParallel":
+        model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    elif how == "fully_shard":
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    else:
+        optimizer = cats.CATS(torch.optim.SGD(model.parameters()), 2)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer.param_groups[0]["params"] = list(model.parameters())  # as accelerate does
+    with pytest.raises(RuntimeError, match=r"parameter 0 of group 0 \(.*\) is sharded.*whole replica"):
+        if not how.startswith("after"):
+            cats.CATS(torch.optim.SGD(model.parameters()), 2)
+        optimizer.backward(list(model(torch.ones(3, 4)).sum(0)))
