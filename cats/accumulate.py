@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -64,6 +65,14 @@ class Accumulation:
         self._sqnorms: Tensor | None = None  # (K,) float64 on the device
         self._largest = torch.zeros((), device=params[0].device)  # max |p.grad|, 0-d
         self._state_before_gram: dict[str, Any] | None = None  # the weighting's state before it saw a Gram matrix
+        self._freed = False
+
+    def copy(self) -> Accumulation:
+        """A copy to which more losses can be added while this one stays as it is."""
+        twin = copy.copy(self)
+        twin.losses = dict(self.losses)
+        twin._gradients = self._gradients.copy()
+        return twin
 
     def check(self, tasks: list[int], scaler: torch.amp.GradScaler | None) -> None:
         """Checks that losses of these tasks can be added, and takes the scale of the GradScaler.
@@ -71,8 +80,10 @@ class Accumulation:
         Raises:
             ValueError: there are no losses, or per-task gradients are due and no shared parameter requires grad.
             RuntimeError: earlier losses had a scaler and these have none, or the other way round. Or the reducer does
-                not support the parameters or the weighting.
+                not support the parameters or the weighting. Or a step() that failed has freed the K gradients.
         """
+        if self._freed:
+            raise RuntimeError("the last step() failed: call step() again, or zero_grad() to discard its gradients")
         scaled = scaler is not None and scaler.is_enabled()
         if self.losses and scaled != (self.scale is not None):
             raise RuntimeError("pass the GradScaler to every backward() between two steps, or to none of them")
@@ -175,8 +186,9 @@ class Accumulation:
         return self.reducer.statistics(self.losses, self._dots, self._sqnorms, verdict, len(self.tasks))
 
     def free(self) -> None:
-        """Frees the K gradients, so that the base optimizer can use their memory."""
+        """Frees the K gradients, so that the base optimizer can use their memory. The numbers stay."""
         self._gradients.free()
+        self._freed = self.per_task
 
     def discard(self) -> None:
         """Restores the state that the weighting had before it saw these gradients."""

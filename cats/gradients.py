@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -52,7 +53,45 @@ def largest(params: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def unscale(params: Sequence[Tensor], scale: Tensor) -> None:
     """``p.grad /= scale``, with the same rounding as ``GradScaler.unscale_``."""
-    inverse = scale.double().reciprocal().float()
+    _multiply(params, scale.double().reciprocal().float())
+
+
+@contextmanager
+def unscaled(params: Sequence[Tensor], scale: Tensor | None) -> Iterator[None]:
+    """Divides ``p.grad`` by ``scale``, and multiplies it by ``scale`` again if the block raises.
+
+    That gives the old values back exactly if ``scale`` is a power of two, as GradScaler's is unless the user sets
+    another one, and no element is subnormal in between. A copy would be exact always, but would cost time in every
+    step. With None nothing is divided.
+    """
+    if scale is not None:
+        unscale(params, scale)
+    try:
+        yield
+    except BaseException:
+        if scale is not None:
+            _multiply(params, scale)
+        raise
+
+
+@torch.no_grad()
+def _multiply(params: Sequence[Tensor], factor: Tensor) -> None:
     for p in params:
         if p.grad is not None:
-            p.grad.mul_(inverse.to(p.grad.device))
+            p.grad.mul_(factor.to(p.grad.device))
+
+
+@contextmanager
+def grads_restored_on_error(params: Sequence[Tensor]) -> Iterator[None]:
+    """If the block raises, every ``p.grad`` is the tensor that it was before, with the values that it had.
+
+    A ``p.grad`` that is None costs nothing. Others are copied.
+    """
+    before = [None if p.grad is None else (p.grad, p.grad.detach().clone()) for p in params]
+    try:
+        yield
+    except BaseException:  # KeyboardInterrupt too
+        with torch.no_grad():
+            for p, was in zip(params, before, strict=True):
+                p.grad = None if was is None else was[0].copy_(was[1])
+        raise

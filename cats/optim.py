@@ -6,7 +6,6 @@ They step any torch optimizer with a weighted sum of the tasks' gradients, and t
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch.optim import Optimizer
 from . import distributed, ops
 from . import weighting as weightings
 from .accumulate import Accumulation
-from .distributed import Reducer, Statistics
-from .gradients import unscale
+from .distributed import Statistics
+from .gradients import grads_restored_on_error, unscaled
 from .parameters import check_kinds, shared_parameters, trainable_parameters
+from .state import State
 from .tasks import Losses, Task, describe, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
@@ -32,6 +32,15 @@ class NonFiniteError(RuntimeError):
 def _of_base(name: str) -> Any:
     """A property that reads and writes an attribute of the base optimizer."""
     return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value))
+
+
+def _of_state(name: str) -> Any:
+    """A property that reads, writes and deletes an attribute of the shared :class:`State`."""
+    return property(
+        lambda self: getattr(self._own, name),
+        lambda self, value: setattr(self._own, name, value),
+        lambda self: delattr(self._own, name),
+    )
 
 
 def _copy_of(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +60,9 @@ class MultiTask(Optimizer):
         optimizer.step()
 
     This is a ``torch.optim.Optimizer``. ``param_groups``, ``state`` and ``defaults`` are those of the base optimizer.
-    So learning-rate schedulers, hooks, ``zero_grad``, ``add_param_group`` and checkpoints work as usual.
+    So learning-rate schedulers, hooks, ``zero_grad``, ``add_param_group`` and checkpoints work as usual. Public
+    attributes that this class does not have are the base's, such as ``train()`` and ``eval()`` of a schedule-free
+    optimizer. Proxies, such as those of Lightning and accelerate, share all state with the optimizer.
 
     Args:
         optimizer: the base optimizer. Its ``step()`` must work without a closure, so LBFGS is refused.
@@ -95,8 +106,8 @@ class MultiTask(Optimizer):
     # Tells GradScaler that step() unscales the gradients and skips non-finite steps itself. step() checks for
     # non-finite numbers anyway, so this saves a host sync.
     _step_supports_amp_scaling = True
-    _accumulation: Accumulation | None = None  # None between step() and the next backward()
-    _reducer: Reducer | None = None
+    grad_scale = _of_state("grad_scale")
+    found_inf = _of_state("found_inf")
 
     def __init__(
         self,
@@ -136,9 +147,7 @@ class MultiTask(Optimizer):
         self.backend = backend
         self.max_nonfinite = max_nonfinite
         self._shared = None if shared is None else shared_parameters(shared, self.param_groups)
-        self._weights = torch.full((len(self.tasks),), 1 / len(self.tasks), dtype=torch.float64, device="cpu")
-        self._counts = {"step": 0, "task_gradient_steps": 0, "skipped": 0, "nonfinite_in_a_row": 0}
-        self._last: dict[str, Any] = {"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan}
+        self._own = State(len(self.tasks))  # after this, no method assigns to an attribute of self: see State
         # Optimizer.__init__ would make new param_groups. This part of it only sets up hooks and profiling.
         super().__setstate__({})
 
@@ -147,15 +156,15 @@ class MultiTask(Optimizer):
     @property
     def needs_task_gradients(self) -> bool:
         """Whether the next backward() computes per-task gradients. If not, it differentiates the weighted loss once."""
-        if self._accumulation is not None:
-            return self._accumulation.per_task
-        last_attempt = 0 < self._counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
+        if self._own.accumulation is not None:
+            return self._own.accumulation.per_task
+        last_attempt = 0 < self._own.counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
         return self._weighting_due or (last_attempt and distributed.reducer().names_nonfinite_task)
 
     @property
     def _weighting_due(self) -> bool:
         period = self.weighting.period
-        return period > 0 and (self._counts["step"] + 1) % period == 0
+        return period > 0 and (self._own.counts["step"] + 1) % period == 0
 
     def backward(self, losses: Losses, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
@@ -180,15 +189,18 @@ class MultiTask(Optimizer):
             RuntimeError: only some of the calls before a step have a scaler. With several processes: the parameters are
                 not replicas, or the weighting needs a Gram matrix or is ``cross_batch``.
         """
-        tasks, single = split_losses(losses, self.tasks, pairs=self.weighting.cross_batch)
-        gathered = self._open_accumulation()
-        gathered.check(tasks, scaler)
-        weights = self._known_weights()
-        if gathered.per_task:  # g_n = ∇L_n and ḡ = Σ α_n g_n, and for the update of α: <g_n, ḡ>
-            gathered.add_per_task(tasks, single, weights)
-        else:  # ḡ = ∇ Σ α_n L_n
-            gathered.add_weighted(tasks, single, weights)
-        self._accumulation = gathered
+        own, weighting = self._own, self.weighting
+        tasks, single = split_losses(losses, self.tasks, pairs=weighting.cross_batch)
+        with own.lock:
+            gathered, weights = self._open_accumulation(), self._known_weights()
+            changes = weighting if weighting.needs_gram else None
+            with own.restored_on_error(changes), grads_restored_on_error(gathered.params):
+                gathered.check(tasks, scaler)
+                if gathered.per_task:  # g_n = ∇L_n and ḡ = Σ α_n g_n, and for the update of α: <g_n, ḡ>
+                    gathered.add_per_task(tasks, single, weights)
+                else:  # ḡ = ∇ Σ α_n L_n
+                    gathered.add_weighted(tasks, single, weights)
+                own.accumulation = gathered
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps the base optimizer. Every ``weighting.period``-th step then updates the weighting.
@@ -204,71 +216,72 @@ class MultiTask(Optimizer):
                 step(), but not in both.
             NonFiniteError: this was the ``max_nonfinite``-th consecutive step with a non-finite loss or gradient.
         """
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
         try:
-            self._step()
+            result = None
+            if closure is not None:
+                with torch.enable_grad():
+                    result = closure()
+            with self._own.lock:
+                self._step()
         except BaseException:
-            # GradScaler sets these before step() and deletes them after it, but not if step() raises. Its next call
-            # would then multiply the new scale by the old one.
-            self.__dict__.pop("grad_scale", None)
-            self.__dict__.pop("found_inf", None)
+            self._own.forget_scaler()
             raise
         return result
 
     def _step(self) -> None:
-        gathered, due = self._accumulation, self._weighting_due
+        own = self._own
+        gathered = own.accumulation
         if gathered is None:
             raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
         seen = self._statistics(gathered)
         gathered.free()
         if not seen.finite:
-            self._skip(seen)
+            self._skip(gathered, seen)
             return
-        self._accumulation = None
-        grad_scale = getattr(self, "grad_scale", None)  # None as well if scaler.unscale_() was called
-        if grad_scale is not None:
-            unscale(gathered.params, grad_scale)
-        self.base.step()  # θ moves along ḡ
-        self._counts["step"] += 1
-        self._counts["nonfinite_in_a_row"] = 0
-        if gathered.per_task:
-            self._counts["task_gradient_steps"] += 1
-            if self.weighting.needs_gram and gathered.weights is not None:
-                self._weights = gathered.weights
+        due = self._weighting_due and gathered.per_task
+        with own.restored_on_error(self.weighting if due else None), unscaled(gathered.params, own.scale_to_undo):
+            # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
             if due:  # α descends and λ ascends on Eq. 4
                 self.weighting.update(seen.losses, seen.dots, seen.sqnorms, seen.tasks)
+            self.base.step()  # θ moves along ḡ
+            self._remember(gathered, seen)
+            own.count("step", *["task_gradient_steps"] * gathered.per_task, nonfinite_in_a_row=0)
+            own.accumulation = None
 
     def _statistics(self, gathered: Accumulation) -> Statistics:
-        """The numbers of this step, on the host and in :attr:`statistics`. This is the only host sync."""
-        found_inf = getattr(self, "found_inf", None)
+        """The numbers of this step, on the host. This is the only host sync."""
+        found_inf = getattr(self._own, "found_inf", None)
         if (found_inf is None) != (gathered.scale is None):
             raise RuntimeError(
                 "with a GradScaler, call optimizer.backward(losses, scaler=scaler) with unscaled losses, "
                 "and then scaler.step(optimizer)"
             )
-        seen = gathered.statistics(found_inf)
-        self._last["losses"] = self._named(seen.tasks, seen.losses)
+        return gathered.statistics(found_inf)
+
+    def _remember(self, gathered: Accumulation, seen: Statistics) -> None:
+        """Keeps the numbers of this step for :attr:`statistics`, and the weights that came from its Gram matrix."""
+        last: dict[str, Any] = {"losses": self._named(seen.tasks, seen.losses)}
         if gathered.per_task:
             assert gathered.weights is not None
-            self._last["dots"] = self._named(seen.tasks, seen.dots)
-            self._last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
-            self._last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item()
-        return seen
+            last["dots"] = self._named(seen.tasks, seen.dots)
+            last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
+            last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item()
+            if self.weighting.needs_gram and seen.finite:
+                self._own.weights = gathered.weights
+        self._own.last = {**self._own.last, **last}
 
-    def _skip(self, seen: Statistics) -> None:
-        self._discard()
-        self._counts["skipped"] += 1
-        self._counts["nonfinite_in_a_row"] += 1
-        if self._counts["nonfinite_in_a_row"] >= self.max_nonfinite:
+    def _skip(self, gathered: Accumulation, seen: Statistics) -> None:
+        own = self._own
+        own.discard()
+        self._remember(gathered, seen)
+        own.count("skipped", "nonfinite_in_a_row")
+        if own.counts["nonfinite_in_a_row"] >= self.max_nonfinite:
             bad = [self.tasks[n] for n in seen.nonfinite_tasks()]
             present = [self.tasks[n] for n in seen.tasks]
             where = "of task " + ", ".join(map(repr, bad)) if bad else f"of the combination of tasks {present}"
             raise NonFiniteError(
-                f"{self._counts['nonfinite_in_a_row']} steps in a row had a non-finite loss or gradient, "
-                f"the last one {where}; losses: {self._last['losses']}"
+                f"{own.counts['nonfinite_in_a_row']} steps in a row had a non-finite loss or gradient, "
+                f"the last one {where}; losses: {own.last['losses']}"
             )
 
     # --- weights and statistics -------------------------------------------------------------------------------------
@@ -304,7 +317,7 @@ class MultiTask(Optimizer):
 
         ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
         """
-        return {**self._counts, **_copy_of(self._last)}
+        return {**self._own.counts, **_copy_of(self._own.last)}
 
     # --- torch.optim.Optimizer --------------------------------------------------------------------------------------
 
@@ -314,8 +327,9 @@ class MultiTask(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, and everything that backward() has accumulated since the last step()."""
-        self.base.zero_grad(set_to_none)
-        self._discard()
+        with self._own.lock:
+            self.base.zero_grad(set_to_none)
+            self._own.discard()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.base.add_param_group(param_group)
@@ -336,9 +350,9 @@ class MultiTask(Optimizer):
         state["multitask"] = {
             "tasks": list(self.tasks),
             "weighting": self.weighting.state_dict(),
-            "weights": self._weights.clone(),
-            "counts": dict(self._counts),
-            "last": _copy_of(self._last),
+            "weights": self._own.weights.clone(),
+            "counts": dict(self._own.counts),
+            "last": _copy_of(self._own.last),
         }
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state = post_hook(self, state) or state
@@ -366,18 +380,23 @@ class MultiTask(Optimizer):
         except BaseException:  # all of the state is loaded, or none
             self.weighting.load_state_dict(before)
             raise
-        self._weights = own["weights"].clone()
-        self._counts = dict(own["counts"])
-        self._last = _copy_of(own["last"])
-        self._accumulation = None
+        self._own.weights = own["weights"].clone()
+        self._own.counts = dict(own["counts"])
+        self._own.last = _copy_of(own["last"])
+        self._own.accumulation = None
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # As in torch, hooks and p.grad are not copied or pickled, nor is the step() that a scheduler wrapped. The
-        # accumulated gradients belong to p.grad, so they are not copied either.
-        left_out = ("step", "_accumulation")
-        return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.startswith("_optimizer_")}
+        # As in torch, hooks are not copied or pickled, nor is the step() that a scheduler wrapped.
+        return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
+
+    def __getattr__(self, name: str) -> Any:
+        # What this class does not have is the base's, such as train() and eval() of a schedule-free optimizer. Private
+        # names are not: copy and pickle look for some of them while there is no base yet.
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.base, name)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.tasks)}, {type(self.weighting).__name__}) over {self.base!r}"
@@ -386,27 +405,23 @@ class MultiTask(Optimizer):
 
     def _open_accumulation(self) -> Accumulation:
         """The accumulation of the backward() calls since the last step(), or a new one if there were none."""
-        if self._accumulation is not None and any(p.grad is not None for p in self._accumulation.params):
-            return self._accumulation
-        self._discard()  # other code may have set all its gradients to None
-        self._reducer = distributed.reducer(self._reducer)
+        own = self._own
+        if own.accumulation is not None and any(p.grad is not None for p in own.accumulation.params):
+            return own.accumulation.copy()  # a copy, because the call may fail
+        own.discard()  # other code may have set all its gradients to None
+        own.reducer = distributed.reducer(own.reducer)
         return Accumulation(
             *trainable_parameters(self.param_groups, self._shared),
             self.tasks,
             weighting=self.weighting,
-            reducer=self._reducer,
+            reducer=own.reducer,
             per_task=self.needs_task_gradients,
             backend=self.backend,
         )
 
-    def _discard(self) -> None:
-        if self._accumulation is not None:
-            self._accumulation.discard()
-        self._accumulation = None
-
     def _known_weights(self) -> Tensor:
         """The weights of all tasks, (N,), before this step's gradients are known."""
-        return self._weights if self.weighting.needs_gram else self.weighting.weights()
+        return self._own.weights if self.weighting.needs_gram else self.weighting.weights()
 
     def _named(self, tasks: Iterable[int], values: Tensor) -> dict[Task, float]:
         return {self.tasks[n]: v for n, v in zip(tasks, values.tolist(), strict=True)}

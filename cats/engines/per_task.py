@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,12 +96,19 @@ class TaskGradients:
         self.combined: Gradient | None = None
         self.scale: Tensor | None = None
 
+    def copy(self) -> TaskGradients:
+        """A copy to which more gradients can be added while this one stays as it is. It shares the tensors."""
+        twin = copy.copy(self)
+        twin.rows = dict(self.rows)
+        return twin
+
     def add(self, tasks: list[int], gradients: list[Gradient]) -> None:
         """Adds the gradients to those of their tasks. Empties the list, so that no gradient is kept twice."""
         new: dict[int, list[Gradient]] = {}
         for n in tasks:
             new.setdefault(n, []).append(gradients.pop(0))
-        for n, rows in new.items():
+        for n in list(new):
+            rows = new.pop(n)
             self.rows[n] = list(map(add, self.rows[n], rows)) if n in self.rows else rows
         self.rows = dict(sorted(self.rows.items()))
 
