@@ -6,6 +6,7 @@ To add a command, write a module like the others in this folder and list it in `
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -100,12 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        if error.strerror is None:  # not from the system
+            raise
+        # Python names the file only when opening it fails. If reading or writing fails, it is usually standard output.
+        where = "" if error.filename is None else f"{error.filename or repr('')}: "
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"{where}the disk is full; free some space and start again")
-        if not where:
-            raise
-        return _fail(f"{where}{error.strerror}")
+        return _fail(f"{where or 'standard output or a file: '}{error.strerror}")
     except ModuleNotFoundError as error:
         from cats.info import EXTRAS
 
@@ -125,7 +127,8 @@ def _open_streams() -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"cats: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads standard error any more
+        print(f"cats: {message}", file=sys.stderr)
     return 2
 
 

@@ -104,6 +104,22 @@ def test_a_closed_pipe_ends_the_command_quietly(run: Path, root: Path) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="streams as POSIX has them")
+@pytest.mark.parametrize(
+    ("redirection", "status", "says"),
+    [
+        ("1</dev/null", 2, b"standard output or a file: Bad"),
+        ("2>/dev/full", 2, b""),
+        ("1>/dev/full", 2, b"disk is full"),
+    ],
+)
+def test_streams_that_cannot_be_written(root: Path, redirection: str, status: int, says: bytes) -> None:
+    command = "--version" if redirection[0] == "1" else "trian"
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "cats", command]
+    done = subprocess.run(shell, cwd=root, capture_output=True, check=False)
+    assert done.returncode == status and says in done.stderr and done.stderr.count(b"\n") == bool(says)
+
+
 @pytest.mark.parametrize("closed", ["0", "1", "2"])
 def test_closed_standard_streams(run: Path, root: Path, closed: str) -> None:
     """As in "cats translate .. <&-": a closed input is empty, and output to a closed stream is dropped."""
@@ -135,6 +151,8 @@ def raising(error: BaseException) -> Callable[..., None]:
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; free some space and start again"),
         (OSError(errno.ENOSPC, "No space left", "/x/y"), "/x/y: the disk is full; free some space and start again"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", ""), "'': No such file or directory"),
+        (OSError(errno.EBADF, "Bad file descriptor"), "standard output or a file: Bad file descriptor"),
         (
             ModuleNotFoundError("no babel", name="babel"),
             "this needs babel; install it with: pip install 'cats-optim[nmt]'",
