@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
 
     directory = RunDirectory(Path(args.run))
     trained = directory.load_model(args.checkpoint)
+    if diverged := directory.divergence():
+        print(f"cats: {args.run}: {diverged}; this is the model of {args.checkpoint}.pt", file=sys.stderr)
     config, tokenizer = trained.config, trained.tokenizer
     directions = [direction(task, tokenizer.languages) for task in directory.task_names()]
     targets = target_languages(directions, tokenizer)

@@ -82,7 +82,7 @@ def beam_search(
         length += 1
         log_probability = model.step(tokens, state).float().log_softmax(-1)
         if length == 1 and log_probability.isnan().any():
-            raise UserError("the outputs of the model are not finite: its training diverged")
+            raise UserError("the outputs of the model are not finite: its training diverged; lower train.lr")
         log_probability.index_fill_(1, never, -math.inf)
         # The best continuations of a sentence are among the best ones of each of its hypotheses. At its limit, a
         # hypothesis must end.
@@ -182,7 +182,7 @@ def sample(
     for position in range(u.shape[1]):
         logits = model.step(tokens, state).double()
         if position == 0 and logits.isnan().any():
-            raise UserError("the outputs of the model are not finite: its training diverged")
+            raise UserError("the outputs of the model are not finite: its training diverged; lower train.lr")
         log_probability = logits.log_softmax(-1)
         share, ids = (logits.index_fill_(1, never, -math.inf) / temperature).softmax(-1).sort(descending=True)
         share[:, top_k or share.shape[1] :] = 0.0

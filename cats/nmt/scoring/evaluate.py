@@ -69,6 +69,8 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         raise UserError(f"the corpus {corpus.name} has no {split} lines to evaluate on")
     if not quiet:
         _print_notices(tasks, unknown)
+        if diverged := directory.divergence():
+            print(f"cats: {run}: {diverged}; scored is the model of {checkpoint}.pt", file=sys.stderr)
     set_threads(config.train.threads, config.model.d_model)
     directory.hypotheses(checkpoint).mkdir(exist_ok=True)
     ours, theirs = _translate(tasks, split, trained, train_identifier(corpus), directory, checkpoint, quiet)

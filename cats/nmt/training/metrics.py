@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def divergence(records: Sequence[Mapping[str, Any]]) -> str:
+    """How the training of a run ended if it diverged, such as "training diverged at update 9 (..)"; "" if it did not.
+
+    Older versions wrote no such line, but the mean of the last validation is null there.
+    """
+    for record in reversed(records):
+        if "diverged" in record:
+            return str(record["diverged"])
+        if record.get("valid", {}).get("nll"):
+            diverged = record["valid"].get("all") is None
+            return (
+                f"training diverged at update {record['step']} (the validation NLL is not finite)" if diverged else ""
+            )
+    return ""
+
+
 class Metrics:
     """Writes metrics.jsonl: a line every train.log_every updates and one per validation. nan and inf become null.
+
+    If the training diverges, the last line says so.
 
     Args:
         path: the file. Lines of later steps than `keep_until` are removed: the resumed run will write them again.

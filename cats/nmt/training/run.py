@@ -33,7 +33,7 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, hard_link, locked
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, processes
-from cats.nmt.training.metrics import read_metrics
+from cats.nmt.training.metrics import divergence, read_metrics
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ class RunDirectory:
             if name != "best" and there:
                 known = ", ".join(there)
                 raise UserError(f"{self.path} has no checkpoint '{name}'{nearest(name, there)}; there are {known}")
+            if diverged := self.divergence():
+                raise UserError(f"{self.path}: {diverged}: lower train.lr and start a new run")
             raise UserError(
                 f"{self.path} has no trained model yet ({path.name}); resume it with: cats train --resume {self.path}"
             )
@@ -215,6 +217,10 @@ class RunDirectory:
                 return [str(name) for name in json.loads((file.metadata() or {}).get("tasks", "[]"))]
         records = read_metrics(self.metrics_file)
         return list(dict.fromkeys(name for record in records for name in record.get("alpha", {})))
+
+    def divergence(self) -> str:
+        """How the training ended, if it diverged; see ``cats.nmt.training.metrics.divergence``."""
+        return "" if self.is_exported else divergence(read_metrics(self.metrics_file))
 
     def create(self, config: Config, tokenizer: Tokenizer, state: dict[str, Any]) -> None:
         """Makes the directory of a new run. If that fails, nothing is left behind.

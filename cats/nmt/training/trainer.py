@@ -180,10 +180,24 @@ class Trainer:
         try:
             self.scaler.step(self.optimizer)  # moves the model; an outer step moves alpha and the multipliers
         except cats.NonFiniteError as error:
-            raise UserError(f"{self.out}: training diverged: {error}; try a lower train.lr") from None
+            self.step += 1
+            raise self.diverged(str(error)) from None
         self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
+
+    def diverged(self, reason: str) -> UserError:
+        """Writes to the metrics that the training diverged after this update, and returns the error to raise."""
+        first_skipped = self.step - max(0, self.optimizer.statistics["nonfinite_in_a_row"] - 1)
+        what = f"training diverged at update {first_skipped} ({reason})"
+        self.write({"step": self.step, "diverged": what})
+        before = "; best.pt has the best model before that" if math.isfinite(self.best) else ""
+        return UserError(f"{self.out}: {what}: lower train.lr and start a new run{before}")
+
+    def last_losses_are_finite(self) -> bool:
+        """Whether all losses of the last update are finite, in all processes."""
+        finite = all(map(math.isfinite, self.optimizer.statistics["losses"].values()))
+        return not processes.any_process(not finite)
 
     def losses_of(self, batch: PrefetchedBatch) -> Iterator[Losses]:
         """{task: loss} for every part of a batch (`train.accumulate`); their gradients add up.
@@ -274,13 +288,22 @@ class Trainer:
         """The mean validation nll over the tasks, or None without validation pairs. Saves the model if it is the best.
 
         Without validation pairs the newest model counts as the best.
+
+        Raises:
+            UserError: the nll is not finite, or, without validation pairs, the last loss is not finite.
         """
         if processes.world_size() > 1:
             self.check_replicas(torch.stack([p.detach().double().sum() for p in self.model.parameters()]).tolist())
         batch_tokens = min(4 * self.config.sampling.batch_tokens, (1 << 28) // self.vocab_size)  # <= 1 GiB of logits
         nll = validation_nll(self.model, self.validation, batch_tokens)
         mean = sum(nll.values()) / len(nll) if nll else None
-        better = mean is None or mean < self.best
+        if bad := [task for task, value in nll.items() if not math.isfinite(value)]:
+            self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": False})
+            raise self.diverged(f"the validation NLL of {', '.join(bad)} is not finite")
+        usable = mean is not None or self.last_losses_are_finite()
+        if not usable and self.step == self.config.train.steps:
+            raise self.diverged("the loss of the last update is not finite")
+        better = usable if mean is None else mean < self.best
         # While only some tasks are trained, the mean over all of them is no reason to stop.
         pretraining = self.step <= self.config.train.pretrain_steps
         self.bad_validations = 0 if better or pretraining else self.bad_validations + 1

@@ -145,6 +145,17 @@ def test_translate_misuse(
     assert refused("translate", run, "--to", "az", *options) == message.format(folder=tmp_path)
 
 
+def test_translate_with_a_run_that_diverged(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "diverged": "training diverged at update 15 (why)"}\n')
+    monkeypatch.setattr(sys, "stdin", Input(b"alpha\n"))
+    assert main(["translate", str(run), "--to", "az"]) == 0
+    said = f"cats: {run}: training diverged at update 15 (why); this is the model of best.pt\n"
+    assert capfd.readouterr().err == said
+
+
 def test_translate_keeps_blank_lines_and_takes_options(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,14 @@ def test_infinite_temperature_is_json(folder: Path) -> None:
     (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
     assert evaluate.evaluate(run).run.temperature == math.inf
     assert json.loads((run / "scores.json").read_text(encoding="utf-8"))["temperature"] == "inf"
+
+
+def test_a_run_that_diverged_is_scored_with_a_notice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "run"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "diverged": "training diverged at update 15 (why)"}\n')
+    evaluate.evaluate(run)
+    said = "training diverged at update 15 (why)"
+    assert f"cats: {run}: {said}; scored is the model of best.pt\n" in capsys.readouterr().err
+    (run / "checkpoints" / "best.pt").unlink()
+    refused(run, rf"run: {re.escape(said)}: lower train\.lr and start a new run")

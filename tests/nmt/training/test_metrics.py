@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cats.nmt.errors import UserError
-from cats.nmt.training.metrics import Metrics, read_metrics
+from cats.nmt.training.metrics import Metrics, divergence, read_metrics
 
 
 def started(run: Path, keep_until: int) -> Metrics:
@@ -73,3 +73,12 @@ def test_without_tensorboard_only_the_lines_are_written(tmp_path: Path, monkeypa
     started(tmp_path, 0).write({"step": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1}
+
+
+def test_how_a_run_ended() -> None:
+    valid = {"step": 20, "valid": {"nll": {"az": 1.0, "be": None}, "all": None}}
+    assert divergence([]) == divergence([{"step": 30, "losses": {"az": None}}]) == ""
+    assert divergence([valid, {"step": 30}]) == "training diverged at update 20 (the validation NLL is not finite)"
+    assert divergence([valid, {"step": 30, "valid": {"nll": {"az": 1.0}, "all": 1.0}}]) == ""
+    assert divergence([{"step": 20, "valid": {"nll": {}, "all": None}}]) == ""  # no validation pairs
+    assert divergence([valid, {"step": 25, "diverged": "training diverged at update 23 (why)"}]).endswith("23 (why)")

@@ -11,6 +11,7 @@ pytest.importorskip("sentencepiece")
 
 from cats.nmt.config.toml import apply_overrides, presets, read_preset
 from cats.nmt.errors import UserError
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, final_state, metrics, settings
 
@@ -64,12 +65,54 @@ def test_every_kind_of_cats_trains(corpus, tmp_path, more):
     assert len({round(value, 12) for value in last["alpha"].values()}) == 2  # alpha moved, and not to equal values
 
 
+DIVERGING = ["train.lr=1e30", "train.warmup=0", "model.dropout=0"]
+
+
 @pytest.mark.parametrize("more", [[], ["method.name=static", "method.cross_batch=true"]])
 def test_a_diverging_run_says_so_in_one_line(corpus, tmp_path, more):
-    config = settings(corpus, "train.lr=1e30", "train.warmup=0", "train.steps=100", "model.dropout=0", *more)
-    with pytest.raises(UserError, match=r"training diverged: 20 steps in a row .* try a lower train\.lr") as error:
+    config = settings(corpus, *DIVERGING, "train.steps=100", "train.validate_every=100", *more)
+    said = r"training diverged at update 2 \(20 steps in a row .*\): lower train\.lr and start a new run$"
+    with pytest.raises(UserError, match=said) as error:
         train(config, tmp_path / "run", quiet=True)
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=said):
+        train(config, tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(UserError, match=said):
+        RunDirectory(tmp_path / "run").load_model()
+
+
+@pytest.mark.parametrize("more", [["train.validate_every=5", "train.patience=3"], ["train.steps=4"]])
+def test_a_validation_that_is_not_finite_ends_the_training(corpus, tmp_path, more):
+    config = settings(corpus, *DIVERGING, *more)
+    said = r"training diverged at update 2 \(the validation NLL of xa, xb is not finite\): lower train\.lr"
+    for resume in (False, True):
+        with pytest.raises(UserError, match=said):
+            train(config, tmp_path / "run", resume=resume, quiet=True)
+    assert metrics(tmp_path / "run")[-1]["step"] <= 5  # it did not wait
+    with pytest.raises(UserError, match=said):
+        RunDirectory(tmp_path / "run").load_model()
+
+
+def test_a_run_that_diverges_in_validation_only_keeps_its_best_model(corpus, tmp_path, monkeypatch):
+    def broken_later(model, dataset, batch_tokens):
+        return {"xa": 3.0, "xb": 3.0 if calls.append(1) or len(calls) == 1 else math.inf}
+
+    calls: list[int] = []
+    monkeypatch.setattr("cats.nmt.training.trainer.validation_nll", broken_later)
+    with pytest.raises(UserError, match=r"at update 20 \(the validation NLL of xb .*; best\.pt has the best model"):
+        train(settings(corpus), tmp_path / "run", quiet=True)
+    RunDirectory(tmp_path / "run").load_model()
+    assert RunDirectory(tmp_path / "run").divergence().startswith("training diverged at update 20")
+    assert metrics(tmp_path / "run")[-2]["valid"] == {"nll": {"xa": 3.0, "xb": None}, "all": None}
+
+
+def test_without_validation_pairs_the_last_loss_tells(corpus, tmp_path):
+    for path in corpus.glob("valid.*"):
+        path.unlink()
+    config = settings(corpus, *DIVERGING, "train.steps=8", "train.validate_every=4")
+    with pytest.raises(UserError, match=r"diverged at update 2 \(the loss of the last update is not finite\)"):
+        train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
 
 
 def test_updates_do_not_wait_for_the_device(corpus, tmp_path, monkeypatch):
