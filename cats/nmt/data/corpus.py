@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,21 @@ from cats.nmt.data.readers import PairReader
 SPLITS = ("train", "valid", "test")
 HEADLINE = "new-pair"  # the stratum that results are reported on, if the corpus has it
 ENGLISH = ("en", "eng", "en_XX", "eng_Latn")  # the codes of English in public corpora; "en" stands for any of them
+
+
+class PairsDigest:
+    """The SHA-256 of pairs of lines. It does not depend on how they are divided into blocks."""
+
+    def __init__(self) -> None:
+        self._sum = hashlib.sha256()
+
+    def update(self, pairs: list[tuple[str, str]]) -> None:
+        """Adds the next pairs."""
+        if pairs:
+            self._sum.update(f"{json.dumps(pairs)[1:-1]}, ".encode("ascii"))
+
+    def hexdigest(self) -> str:
+        return self._sum.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,14 @@ class Split:
 
     readable = True
 
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of its pairs, in hexadecimal."""
+        digest, pairs = PairsDigest(), iter(self)
+        while block := list(itertools.islice(pairs, 10_000)):
+            digest.update(block)
+        return digest.hexdigest()
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -54,15 +78,17 @@ class StreamedSplit:
     """Training text that is too large for memory: its files are read again on each pass.
 
     pairs: the number of (source, target) that one pass yields.
-    sha256: the SHA-256 of its content, in hexadecimal.
+    sha256: the SHA-256 of its pairs, in hexadecimal: that of a ``Split`` with the same pairs.
     reader: None if only the encoded tokens are available, as in a prepared folder.
     swapped: the second language of the files is the source.
+    older: what stood in place of sha256 in the digests of older runs; see ``Corpus.has_digest``.
     """
 
     pairs: int
     sha256: str
     reader: PairReader | None = None
     swapped: bool = False
+    older: str = ""
 
     @property
     def readable(self) -> bool:
@@ -124,16 +150,42 @@ class Corpus:
         found = any(stratum == HEADLINE for task in self.tasks for stratum, _ in task.test.meta or [])
         return HEADLINE if found else None
 
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """{task: pairs of training, validation and test}, the zero-shot directions included."""
+        tasks = [*self.tasks, *self.zero_shot]
+        return {task.name: [len(task.train), len(task.valid), len(task.test)] for task in tasks}
+
     def digest(self) -> str:
-        """sha256 (hex) of the text and meta of all tasks. Their order and the name of the corpus do not matter."""
+        """sha256 (hex) of the text of all tasks, and of the meta of their validation and test text.
+
+        The order of the tasks and the name of the corpus do not matter, nor does it matter whether the training text is
+        in memory, streamed or prepared.
+        """
         digest = hashlib.sha256()
+        for task, name, split in self._splits():
+            meta = split.meta if isinstance(split, Split) and name != "train" else None
+            content = [task.name, task.source, task.target, name, split.sha256, meta or None]
+            digest.update(json.dumps(content).encode("ascii"))
+        return digest.hexdigest()
+
+    def older_digest(self) -> str:
+        """The digest that runs of earlier versions recorded. It depends on where the training text is."""
+        digest = hashlib.sha256()
+        for task, name, split in self._splits():
+            if isinstance(split, StreamedSplit):
+                parts: list[Any] = [split.older]
+            else:
+                parts = [split.source, split.target, split.meta or None]
+            digest.update(json.dumps([task.name, task.source, task.target, name, *parts]).encode("ascii"))
+        return digest.hexdigest()
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether a run that recorded this digest was trained on this corpus."""
+        return digest in (self.digest(), self.older_digest())
+
+    def _splits(self) -> Iterator[tuple[Task, str, Split | StreamedSplit]]:
+        """The splits of all tasks in the order of the tasks' names."""
         for task in sorted([*self.tasks, *self.zero_shot], key=lambda task: task.name):
             for name in SPLITS:
-                split: Split | StreamedSplit = getattr(task, name)
-                content: list[Any] = [task.name, task.source, task.target, name]
-                if isinstance(split, StreamedSplit):
-                    content.append(split.sha256)
-                else:
-                    content += [split.source, split.target, split.meta or None]
-                digest.update(json.dumps(content).encode("ascii"))
-        return digest.hexdigest()
+                yield task, name, getattr(task, name)

@@ -8,18 +8,25 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from cats.nmt.data import layouts
-from cats.nmt.data.corpus import ENGLISH, SPLITS, Corpus, Split, StreamedSplit, Task
-from cats.nmt.data.readers import PairReader, two_files
+from cats.nmt.data.corpus import ENGLISH, SPLITS, Corpus, PairsDigest, Split, StreamedSplit, Task
+from cats.nmt.data.readers import PairReader
 from cats.nmt.errors import UserError, nearest, unknown
-from cats.nmt.files import atomic_write, cache_folder
+from cats.nmt.files import (
+    atomic_write,
+    cache_folder,
+    file_digest,
+    read_checked_json,
+    read_output,
+    write_checked_json,
+)
 
 MOST_IN_MEMORY = 64 << 20  # bytes of training files; larger ones are read again on each pass
-_SCAN_VERSION = 1  # increase it when the rules for leaving out lines change
-_SCAN_KEYS = {"pairs", "sha256", "left_out", "seen"}
+_SCAN_VERSION = 2  # increase it when the rules for leaving out lines or the digests change
 
 
 class _Direction(NamedTuple):
@@ -131,11 +138,26 @@ def write_corpus(corpus: Corpus, path: Path) -> None:
 
 
 def read_pair(folder: Path, split: str, source: str, target: str) -> Split:
-    """One split of one task from a folder that ``write_corpus`` made; empty if there are no files."""
-    first, second, meta = (folder / f"{split}.{source}-{target}.{suffix}" for suffix in (source, target, "meta"))
-    if not first.exists():
+    """One split of one task from a folder that ``write_corpus`` made; empty if there are no files.
+
+    Raises:
+        UserError: a file cannot be read, or the files do not fit each other.
+    """
+    paths = [folder / f"{split}.{source}-{target}.{suffix}" for suffix in (source, target, "meta")]
+    if not paths[0].exists():
         return Split([], [])
-    return _read_split(two_files(first, second, meta if meta.exists() else None), False)[0]
+    try:
+        columns = [read_output(path) for path in paths if path != paths[2] or path.exists()]
+        meta = (
+            [(stratum, cluster) for stratum, cluster in (line.split("\t") for line in columns[2])]
+            if columns[2:]
+            else None
+        )
+        return Split(columns[0], columns[1], meta)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{paths[0]}: does not fit {paths[1].name}; one of them is damaged") from None
 
 
 def _by_name(task: Task) -> str:
@@ -200,8 +222,10 @@ def _read_task(direction: _Direction, splits: dict[str, PairReader], in_memory: 
         train = small.get("train", Split([], []))
         seen = len(set(small["test"]).intersection(train))
     else:
-        train, seen, reasons = _scan(splits["train"], direction.swapped, small["test"], pair)
-        notices += [f"{pair}: {n} train pairs left out, {reason}" for reason, n in reasons.items()]
+        reader = splits["train"]
+        found = _scan(reader, direction.swapped, small["test"], pair)
+        train, seen = StreamedSplit(found.pairs, found.sha256, reader, direction.swapped, found.older), found.seen
+        notices += [f"{pair}: {n} train pairs left out, {reason}" for reason, n in found.left_out.items()]
     if "train" in splits:
         notices += [f"{name}: no {split} pairs" for split in ("valid", "test") if not len(small[split])]
         if not len(small["test"]):
@@ -224,31 +248,42 @@ def _read_split(reader: PairReader, swapped: bool) -> tuple[Split, Counter[str]]
     return split, Counter(reason for _, reason in lines if reason)
 
 
-def _scan(reader: PairReader, swapped: bool, test: Split, pair: str) -> tuple[StreamedSplit, int, dict[str, int]]:
-    """One pass over a large training text, or the cached results of an earlier one.
+@dataclass(frozen=True)
+class _Scan:
+    """The results of one pass over a training text.
 
-    Returns:
-        The text, how many test pairs it contains, and how many pairs are left out by reason.
+    pairs, sha256, older: see ``StreamedSplit``.
+    left_out: how many pairs are left out, by reason.
+    seen: how many test pairs it contains.
     """
-    files = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in reader.paths]
+
+    pairs: int
+    sha256: str
+    older: str
+    left_out: dict[str, int]
+    seen: int
+
+
+def _scan(reader: PairReader, swapped: bool, test: Split, pair: str) -> _Scan:
+    """One pass over a large training text, or the cached results of an earlier one on files with the same content."""
+    files = [[file.name, file_digest(file)] for file in reader.paths]  # the name tells how the file is read
     key = hashlib.sha256(json.dumps([_SCAN_VERSION, files, swapped, pair, list(test)]).encode("ascii")).hexdigest()
     cached = cache_folder() / "scans" / f"{key}.json"
     try:
-        known = json.loads(cached.read_text("utf-8"))
-        known = known if isinstance(known, dict) and known.keys() == _SCAN_KEYS else None
-    except (OSError, ValueError):
-        known = None
-    if known is None:
-        digest, reasons, seen, wanted = hashlib.sha256(), Counter[str](), set(), set(test)
-        lines = reader.checked(swapped)
-        while block := list(itertools.islice(lines, 10_000)):
-            reasons.update(reason for _, reason in block)
-            kept = [line for line, reason in block if not reason]
-            seen.update(wanted.intersection(kept))
-            digest.update(json.dumps(kept).encode("ascii"))
-        pairs = reasons.pop("", 0)
-        known = {"pairs": pairs, "sha256": digest.hexdigest(), "left_out": dict(reasons), "seen": len(seen)}
-        with contextlib.suppress(OSError, UserError):  # the cache only saves time
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(cached, json.dumps(known))
-    return StreamedSplit(known["pairs"], known["sha256"], reader, swapped), known["seen"], known["left_out"]
+        return _Scan(**read_checked_json(cached))
+    except (OSError, ValueError, TypeError, UserError):  # not there, or damaged
+        pass
+    digest, older, reasons, seen, wanted = PairsDigest(), hashlib.sha256(), Counter[str](), set(), set(test)
+    lines = reader.checked(swapped)
+    while block := list(itertools.islice(lines, 10_000)):
+        reasons.update(reason for _, reason in block)
+        kept = [line for line, reason in block if not reason]
+        seen.update(wanted.intersection(kept))
+        digest.update(kept)
+        older.update(json.dumps(kept).encode("ascii"))
+    pairs = reasons.pop("", 0)
+    found = _Scan(pairs, digest.hexdigest(), older.hexdigest(), dict(reasons), len(seen))
+    with contextlib.suppress(OSError, UserError):  # the cache only saves time
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_checked_json(cached, asdict(found))
+    return found

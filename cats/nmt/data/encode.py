@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,12 @@ class LengthFilter:
         if self.max_ratio and max(source, target) > self.max_ratio * min(source, target):
             return f"one side more than {self.max_ratio:g} times as long as the other"
         return ""
+
+    def advice(self, reasons: Collection[str]) -> str:
+        """The settings to raise so that pairs are kept that were left out for these reasons."""
+        too_long = self.reason(self.max_length, self.max_length, 1)
+        settings = {"model.max_length": too_long in reasons, "data.max_ratio": bool(set(reasons) - {too_long})}
+        return " and ".join(name for name, needed in settings.items() if needed) or "model.max_length"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -13,10 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from cats.nmt.data.encode import LengthFilter, Pairs, encode_pairs
-from cats.nmt.data.prepared import FORMAT
+from cats.nmt.data.prepared import FILES, FORMAT
+from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write
+from cats.nmt.files import file_digest, read_checked_json, write_checked_json
 
 WAITING_PER_PROCESS = 2  # blocks that are queued for each process
 
@@ -72,8 +72,23 @@ def encode_block(folder: Path, task: str, number: int, direction: tuple[str, str
     shard, left_out = encode_pairs(block, tokenizer, direction, length_filter)
     name = f"{task}.{number}"
     shard.save(folder, name)
-    mark = {"format": FORMAT, "kept": len(shard), "tokens": len(shard.tokens), "left_out": dict(left_out)}
-    atomic_write(folder / f"{name}.json", json.dumps(mark))
+    mark = {
+        "format": FORMAT,
+        "kept": len(shard),
+        "tokens": len(shard.tokens),
+        "left_out": dict(left_out),
+        FILES: {file: file_digest(folder / file) for file in Shard.file_names(name)},
+    }
+    write_checked_json(folder / f"{name}.json", mark)
+
+
+def block_is_done(folder: Path, name: str) -> bool:
+    """Whether a block was encoded, and its files are as ``encode_block`` wrote them."""
+    try:
+        mark = read_checked_json(folder / f"{name}.json")
+        return all(file_digest(folder / file) == mark[FILES][file] for file in Shard.file_names(name))
+    except (OSError, KeyError, TypeError, ValueError, UserError):
+        return False
 
 
 # What this process encodes with. It gets them once, not with every block.

@@ -22,13 +22,32 @@ import numpy as np
 from cats.nmt.data.corpus import Corpus, Split, StreamedSplit, Task
 from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.data.encode import EncodedCorpus, EncodingSettings, encode_tasks
-from cats.nmt.data.encoders import Encoders
-from cats.nmt.data.prepared import FORMAT, INDEX, TEXT, TOKENIZER, TRAIN, is_prepared, read_json, read_prepared
-from cats.nmt.data.shards import token_dtype
+from cats.nmt.data.encoders import Encoders, block_is_done
+from cats.nmt.data.prepared import (
+    FILES,
+    FORMAT,
+    INDEX,
+    TEXT,
+    TOKENIZER,
+    TRAIN,
+    is_prepared,
+    read_json,
+    read_prepared,
+    token_files,
+    verify,
+)
+from cats.nmt.data.shards import Shard, token_dtype
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.data.vocabulary import train_tokenizer
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_file, atomic_write, cache_folder, locked, remove_temporary_files
+from cats.nmt.files import (
+    atomic_file,
+    cache_folder,
+    file_digest,
+    locked,
+    remove_temporary_files,
+    write_checked_json,
+)
 
 UNFINISHED = "making.json"  # in an unfinished folder: the corpus and the settings that it is made from
 BLOCK = 20_000  # pairs that a process encodes at a time
@@ -68,8 +87,11 @@ def training_tokens(
         encoded = encode_tasks(corpus.tasks, pairs, tokenizer, settings.length_filter)
     for task, shard in encoded.shards.items():
         if not len(shard):
-            reasons = " and ".join(encoded.left_out.get(task, {"empty": 0}))
-            raise UserError(f"{task}: every training pair is left out ({reasons}); raise model.max_length")
+            reasons = encoded.left_out.get(task, {})
+            raise UserError(
+                f"{task}: every training pair is left out ({' and '.join(reasons) or 'empty'}); "
+                f"raise {settings.length_filter.advice(reasons)}"
+            )
     return encoded
 
 
@@ -106,28 +128,38 @@ def prepare(
         remove_temporary_files(folder)
         if not _begin(folder, made_with):
             return
-        if (folder / TOKENIZER).exists():
+        begun = read_json(folder / UNFINISHED)
+        if FILES in begun:
+            verify(folder, begun, [TOKENIZER])
             tokenizer = Tokenizer.load(folder / TOKENIZER, settings.tags)
         else:
             tokenizer = tokenizer or train_tokenizer(corpus, settings.tokenizer)
             tokenizer.save(folder / TOKENIZER)
+            write_checked_json(folder / UNFINISHED, {**made_with, FILES: {TOKENIZER: file_digest(folder / TOKENIZER)}})
         pairs = sum(corpus.sizes.values())
         processes = processes or (1 if pairs <= BLOCK else min(MOST_PROCESSES, _available_cores()))
         train = folder / TRAIN
         with Encoders(processes, tokenizer, settings.length_filter) as encoders, _progress_bar(pairs, quiet) as bar:
             entries = [_encode_task(task, train, encoders, tokenizer.vocab_size, bar) for task in corpus.tasks]
+        _remove_blocks(train)
         shutil.rmtree(folder / TEXT, ignore_errors=True)
         without_train = [dataclasses.replace(task, train=Split([], [])) for task in corpus.tasks]
         write_corpus(dataclasses.replace(corpus, tasks=without_train), folder / TEXT)
+        files = {TOKENIZER: file_digest(folder / TOKENIZER)}
+        for entry in entries:
+            files.update(entry.pop(FILES))
+        files.update({f"{TEXT}/{path.name}": file_digest(path) for path in sorted((folder / TEXT).iterdir())})
         index = {
             **made_with,
+            FILES: files,
             "name": corpus.name,
             "digest": corpus.digest(),
+            "older_digest": corpus.older_digest(),
             "notices": corpus.notices,
             "tasks": entries,
             "zero_shot": [_entry(task) for task in corpus.zero_shot],
         }
-        atomic_write(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+        write_checked_json(folder / INDEX, index, indent=1)
         (folder / UNFINISHED).unlink()
 
 
@@ -136,13 +168,16 @@ def _begin(folder: Path, made_with: dict[str, Any]) -> bool:
     finished, unfinished = folder / INDEX, folder / UNFINISHED
     if finished.exists() or unfinished.exists():
         there = read_json(finished if finished.exists() else unfinished)
+        if finished.exists() and FILES not in there:
+            raise UserError(f"{folder}: prepared by an earlier version, without checksums; remove it and prepare again")
         if {key: there.get(key) for key in made_with} != made_with:
             raise UserError(f"{folder}: prepared from another corpus or with other settings; choose another folder")
         if finished.exists():
             return False
     elif any(folder.iterdir()):
         raise UserError(f"{folder}: the folder is not empty; choose another")
-    atomic_write(unfinished, json.dumps(made_with))
+    else:
+        write_checked_json(unfinished, made_with)
     (folder / TRAIN).mkdir(exist_ok=True)
     remove_temporary_files(folder / TRAIN)
     return True
@@ -177,10 +212,9 @@ def _progress_bar(pairs: int, quiet: bool) -> Any:
 def _encode_task(task: Task, folder: Path, encoders: Encoders, vocab_size: int, bar: Any) -> dict[str, Any]:
     """Encodes the blocks that are not encoded yet, and joins all blocks. Returns the task's entry of prepared.json."""
     done = folder / f"{task.name}.json"
-    if done.exists():
+    if done.exists() and FILES in (entry := read_json(done)):
         bar.update(len(task.train))
-        _remove_blocks(folder, task.name)
-        return read_json(done)
+        return entry
     pairs = iter(task.train)
     numbers: list[int] = []
     for number in itertools.count():
@@ -188,7 +222,7 @@ def _encode_task(task: Task, folder: Path, encoders: Encoders, vocab_size: int, 
         if not block:
             break
         numbers.append(number)
-        if not (folder / f"{task.name}.{number}.json").exists():
+        if not block_is_done(folder, f"{task.name}.{number}"):
             encoders.submit(folder, task.name, number, (task.source, task.target), block)
         bar.update(len(block))
     encoders.finish()
@@ -204,9 +238,13 @@ def _encode_task(task: Task, folder: Path, encoders: Encoders, vocab_size: int, 
         "pairs": len(task.train),
         "kept": sum(mark["kept"] for mark in marks),
         "left_out": dict(left_out),
+        "sha256": task.train.sha256,
+        FILES: {name: file_digest(folder.parent / name) for name in token_files(task.name)},
     }
-    atomic_write(done, json.dumps(entry))
-    _remove_blocks(folder, task.name)
+    write_checked_json(done, entry)
+    for name in names:
+        for file in (*Shard.file_names(name), f"{name}.json"):
+            (folder / file).unlink()
     return entry
 
 
@@ -215,10 +253,11 @@ def _entry(task: Task) -> dict[str, Any]:
     return {**languages, "valid": len(task.valid), "test": len(task.test)}
 
 
-def _remove_blocks(folder: Path, task: str) -> None:
-    for path in folder.glob(f"{task}.*"):
-        if path.name.removeprefix(f"{task}.").partition(".")[0].isdecimal():
-            path.unlink(missing_ok=True)
+def _remove_blocks(folder: Path) -> None:
+    """Removes the blocks of finished tasks that a killed process left."""
+    for path in folder.iterdir():
+        if path.name.partition(".")[2].partition(".")[0].isdecimal():  # <task>.<number>.<part>
+            path.unlink()
 
 
 def _join(folder: Path, names: list[str], task: str, marks: list[dict[str, Any]], vocab_size: int) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cats.nmt.errors import UserError
+from cats.nmt.files import open_regular
 
 SOURCE_AND_TARGET = ("src_lang", "tgt_lang", "src", "tgt")  # the columns of a TSV file whose rows name their languages
 MISSING = "__NULL__"  # a TSV cell without text
@@ -71,7 +72,7 @@ def read_lines(file: Path) -> Iterator[str]:
         UserError: the file cannot be read, or is not UTF-8.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             for number, raw in enumerate(stream, start=1):
                 try:
                     line = raw.decode("utf-8")

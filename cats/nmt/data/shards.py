@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cats.nmt.data.batch import Ragged
-from cats.nmt.files import atomic_file
+from cats.nmt.files import atomic_file, open_regular
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class Shard:
         """Whether the offsets fit the tokens, and the tokens have the type for this vocabulary size."""
         return bool(self.offsets[-1] == len(self.tokens)) and self.tokens.dtype == token_dtype(vocab_size)
 
+    def is_consistent(self, vocab_size: int) -> bool:
+        """Whether every token is in the vocabulary, and the offsets grow. This reads all of them."""
+        return bool(
+            self.offsets[0] == 0
+            and (np.diff(self.offsets) >= 0).all()
+            and (not len(self.tokens) or self.tokens.max() < vocab_size)
+        )
+
     def side(self, index: int) -> np.ndarray:
         """The pieces of one side."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
@@ -47,20 +55,30 @@ class Shard:
 
     def save(self, folder: Path, name: str) -> None:
         """Writes ``<name>.tokens.npy`` and ``<name>.offsets.npy``. The caller records that both are complete."""
-        for part, array in (("tokens", self.tokens), ("offsets", self.offsets)):
-            with atomic_file(folder / f"{name}.{part}.npy") as file:
+        for file_name, array in zip(self.file_names(name), (self.tokens, self.offsets), strict=True):
+            with atomic_file(folder / file_name) as file:
                 np.save(file, array, allow_pickle=False)
+
+    @staticmethod
+    def file_names(name: str) -> tuple[str, str]:
+        """The files of tokens and offsets."""
+        return f"{name}.tokens.npy", f"{name}.offsets.npy"
 
     @classmethod
     def open(cls, folder: Path, name: str) -> Shard:
         """Memory-maps the files that ``save`` wrote.
 
         Raises:
-            OSError, ValueError, EOFError: a file is missing, not an array, or truncated.
+            UserError: a file is no regular file.
+            OSError, ValueError, EOFError: a file is missing, not an array of the right type, or truncated.
         """
-        arrays = [
-            np.load(folder / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in ("tokens", "offsets")
-        ]
+        arrays = []
+        for file_name in cls.file_names(name):
+            open_regular(folder / file_name).close()
+            arrays.append(np.lib.format.open_memmap(folder / file_name, mode="r"))
+        tokens, offsets = arrays
+        if tokens.ndim != 1 or offsets.ndim != 1 or offsets.dtype != np.int64 or len(offsets) % 2 == 0:
+            raise ValueError("not the arrays of a shard")
         # Slicing a plain array is several times faster than slicing numpy's memmap, and reads the same pages.
         return cls(*(array.view(np.ndarray) for array in arrays))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -23,7 +24,7 @@ from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data import prepare
 from cats.nmt.data.encode import EncodingSettings
 from cats.nmt.data.prepare import training_tokens
-from cats.nmt.data.prepared import is_prepared, read_prepared
+from cats.nmt.data.prepared import is_prepared, read_json, read_prepared
 from cats.nmt.errors import UserError
 from cats.nmt.training.run import load_corpus
 from cats.nmt.training.trainer import Trainer, train
@@ -324,12 +325,14 @@ def test_a_folder_with_something_else_is_refused(corpus, cache, tmp_path):
     [
         ("prepared.json", b"{", "prepared.json: damaged or made by another version of cats"),
         ("prepared.json", b'{"format": 99}', "prepared.json: damaged or made by another version of cats"),
-        ("train/xb.tokens.npy", b"", "the tokens of xb are missing or damaged; prepare the text again"),
-        ("train/xb.tokens.npy", None, "the tokens of xb are missing or damaged; prepare the text again"),
-        ("train/xb.offsets.npy", b"junk", "the tokens of xb are missing or damaged; prepare the text again"),
-        ("tokenizer.model", b"junk", "tokenizer.model: not a sentencepiece model"),
-        ("tokenizer.model", None, "tokenizer.model: the tokenizer cannot be read"),
-        ("text/test.en-xa.xa", b"one\n", "text/test.en-xa.en has 5 lines, test.en-xa.xa has 1"),
+        (
+            "train/xb.tokens.npy",
+            None,
+            "xb.tokens.npy: cannot be read (No such file or directory); prepare the text again",
+        ),
+        ("tokenizer.model", None, "tokenizer.model: cannot be read"),
+        ("text/test.en-xa.xa", None, "test.en-xa.xa: cannot be read"),
+        ("text/test.en-xa.meta", b"a\tb\n" * 5, "test.en-xa.meta: changed since it was prepared"),
     ],
 )
 def test_damage_is_reported(corpus, cache, tmp_path, name, content, message):
@@ -343,19 +346,169 @@ def test_damage_is_reported(corpus, cache, tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_missing_text_is_reported(corpus, cache, tmp_path):
-    make(corpus, tmp_path / "out")
-    shutil.rmtree(tmp_path / "out" / "text")
-    with pytest.raises(UserError, match="text: xa has 0 valid pairs instead of 5; prepare the text again"):
-        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+def turned(content: bytes) -> bytes:
+    """The content with one bit turned, in the middle."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
-def test_tokens_that_do_not_match_are_reported(corpus, cache, tmp_path):
+CHANGES = {
+    "a bit": turned,
+    "cut": lambda content: content[:-10],
+    "zeros at the end": lambda content: content[:-20] + bytes(20),
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_changed_file_is_named(corpus, cache, tmp_path, change):
+    """Also if its size and time are as before. After it is restored, the folder is as good as new."""
     make(corpus, tmp_path / "out")
-    file = tmp_path / "out" / "train" / "xa.tokens.npy"
-    np.save(file, np.load(file)[:-1])
-    with pytest.raises(UserError, match=r"the tokens of xa do not match prepared\.json"):
-        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
+    config = settings(tmp_path / "out")
+    index = read_json(tmp_path / "out" / "prepared.json")
+    assert len(index["files"]) == 1 + 3 * 2 + 3 * 2 * 2  # tokenizer, tokens and offsets, validation and test text
+
+    def read() -> None:
+        training_tokens(load_corpus(config.data), encoding(config))
+
+    for name in index["files"]:
+        file = tmp_path / "out" / name
+        before, times = file.read_bytes(), file.stat()
+        file.write_bytes(CHANGES[change](before))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(
+            UserError, match=re.escape(f"{file}: changed since it was prepared; prepare the text again")
+        ):
+            read()
+        file.write_bytes(before)
+        read()
+
+
+def test_swapped_files_are_noticed(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    files = [tmp_path / "out" / "train" / f"{task}.tokens.npy" for task in ("xa", "xb")]
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, contents[::-1], strict=True):
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"xa\.tokens\.npy: changed since it was prepared"):
+        read_prepared(tmp_path / "out", encoding(settings(tmp_path / "out")))
+
+
+def test_a_changed_index_is_noticed(corpus, cache, tmp_path):
+    make(corpus, tmp_path / "out")
+    index = tmp_path / "out" / "prepared.json"
+    text = index.read_text()
+    for old, new in (
+        ('"kept": 40', '"kept": 41'),
+        ('"name": "corpus"', '"name": "other"'),
+        ('"zero_shot": []', '"zero": []'),
+    ):
+        assert old in text
+        index.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=r"prepared\.json: damaged or made by another version of cats; remove"):
+            load_corpus(settings(tmp_path / "out").data)
+
+
+def older(folder: Path) -> dict[str, Any]:
+    """Makes a prepared folder one of an earlier version, which has no checksums. Returns its index."""
+    index = json.loads((folder / "prepared.json").read_text())
+    for key in ("checksum", "files"):
+        del index[key]
+    for entry in index["tasks"]:
+        del entry["sha256"]
+    (folder / "prepared.json").write_text(json.dumps(index))
+    return index
+
+
+def test_a_folder_of_an_earlier_version(corpus, cache, tmp_path, capsys):
+    """It is read, with a notice, and its tokens are looked at instead. It is not continued."""
+    make(corpus, tmp_path / "out")
+    older(tmp_path / "out")
+    config = settings(tmp_path / "out")
+    assert load_corpus(config.data).sizes == {"xa": 900, "xb": 230, "xc": 40}
+    assert "out was prepared by an earlier version, without checksums" in capsys.readouterr().err
+    assert len(read_prepared(tmp_path / "out", encoding(config)).shards) == 3
+    fails("prepared by an earlier version, without checksums; remove it and prepare again", corpus, tmp_path / "out")
+    tokens, offsets = (tmp_path / "out" / "train" / f"xa.{part}.npy" for part in ("tokens", "offsets"))
+    for file, change in (
+        (tokens, lambda array: np.where(np.arange(len(array)) == 5, 60_000, array).astype(array.dtype)),
+        (tokens, lambda array: array[:-1]),
+        (offsets, lambda array: np.where(np.arange(len(array)) == 5, array[4] - 1, array)),
+    ):
+        before = file.read_bytes()
+        np.save(file, change(np.load(file)))
+        with pytest.raises(UserError, match=r"the tokens of xa do not match prepared\.json; prepare the text again"):
+            read_prepared(tmp_path / "out", encoding(config))
+        file.write_bytes(before)
+    for content in (b"", b"junk", tokens.read_bytes()[:-100], b"PK\x03\x04"):
+        tokens.write_bytes(content)
+        with pytest.raises(UserError, match="damaged; prepare the text again"):
+            read_prepared(tmp_path / "out", encoding(config))
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}, [[]], [{}], {"name": 1}])
+@pytest.mark.parametrize("key", ["settings", "tasks", "zero_shot", "digest", "notices", "name"])
+def test_an_index_of_an_earlier_version_with_a_wrong_type(tmp_path, key, value):
+    index = {"format": 1, "settings": {}, "tasks": [], "zero_shot": [], "digest": "", "notices": [], "name": "c"}
+    (tmp_path / "prepared.json").write_text(json.dumps({**index, key: value}))
+    with pytest.raises(UserError):
+        load_corpus(settings(tmp_path).data)
+    with pytest.raises(UserError):
+        read_prepared(tmp_path, encoding(settings(tmp_path)))
+
+
+def test_one_text_has_one_digest(corpus, cache, tmp_path, monkeypatch):
+    """In memory, streamed and prepared; also of some of the tasks, and with pairs that are left out."""
+    with (corpus / "train.en-xc.en").open("a") as sources, (corpus / "train.en-xc.xc").open("a") as targets:
+        sources.write("ba\n\nba\rbe\r\r\nbo\n" * 5000)
+        targets.write("ab\nab\n\u2028\ufeffab\neb\n" * 5000)
+    (corpus / "test.en-xb.xb").write_bytes("\ufeff\ufeffone\r\r\ntwo\nthree\rfour\nfive\nsix\n".encode())
+    make(corpus, tmp_path / "out")
+    for some in ((), ("data.tasks=xc,xb",)):
+        streamed, prepared = (load_corpus(settings(folder, *some).data) for folder in (corpus, tmp_path / "out"))
+        with monkeypatch.context() as patch:
+            patch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 1 << 30)
+            memory = load_corpus(settings(corpus, *some).data)
+        assert memory.digest() == streamed.digest() == prepared.digest()
+        assert memory.older_digest() != streamed.older_digest() != prepared.older_digest()
+
+
+def test_text_of_the_same_size_and_time_is_noticed(corpus, cache):
+    file = corpus / "train.en-xc.xc"
+    before, times = load_corpus(settings(corpus).data).digest(), file.stat()
+    file.write_text(file.read_text().replace("b", "p"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_corpus(settings(corpus).data).digest() != before
+
+
+def test_a_damaged_scan_is_made_again(corpus, cache):
+    before = load_corpus(settings(corpus).data)
+    for scan in (cache / "scans").iterdir():
+        scan.write_text(scan.read_text().replace('"pairs": ', '"pairs": 1'))
+    after = load_corpus(settings(corpus).data)
+    assert (after.sizes, after.digest()) == (before.sizes, before.digest())
+
+
+def test_a_damaged_block_is_encoded_again(corpus, cache, tmp_path, monkeypatch):
+    """Also its mark. A tokenizer that was changed since the first blocks were encoded is refused."""
+    make(corpus, tmp_path / "whole")
+    monkeypatch.setattr(prepare, "_join", lambda *arguments: sys.exit())
+    with pytest.raises(SystemExit):
+        make(corpus, tmp_path / "out")
+    monkeypatch.undo()
+    for name in ("xa.3.tokens.npy", "xa.5.json"):
+        file = tmp_path / "out" / "train" / name
+        file.write_bytes(turned(file.read_bytes()))
+    tokenizer = tmp_path / "out" / "tokenizer.model"
+    before = tokenizer.read_bytes()
+    tokenizer.write_bytes(turned(before))
+    monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 10)
+    monkeypatch.setattr(prepare, "BLOCK", 100)
+    monkeypatch.setenv("CATS_CACHE", str(cache))
+    fails("tokenizer.model: changed since it was prepared", corpus, tmp_path / "out")
+    tokenizer.write_bytes(before)
+    make(corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_only_tasks_without_training_text_are_refused(corpus, cache, tmp_path):
@@ -371,14 +524,6 @@ def test_inspecting_needs_no_writable_cache(corpus, cache, monkeypatch, tmp_path
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CATS_CACHE", str(tmp_path / "file"))
     assert load_corpus(settings(corpus).data).sizes == {"xa": 900, "xb": 230, "xc": 40}
-
-
-def test_a_truncated_file_is_reported(corpus, cache, tmp_path):
-    make(corpus, tmp_path / "out")
-    file = tmp_path / "out" / "train" / "xa.tokens.npy"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="the tokens of xa are missing or damaged"):
-        train(settings(tmp_path / "out"), tmp_path / "run", quiet=True)
 
 
 def test_one_line_of_a_hundred_thousand_words(corpus, cache, tmp_path):
@@ -406,5 +551,18 @@ def test_a_full_disk_is_reported(corpus, cache, tmp_path, monkeypatch):
 
 def test_a_task_without_pairs_that_fit_is_reported(corpus, tmp_path):
     config = settings(corpus, "model.max_length=2")
-    with pytest.raises(UserError, match=r"xa: every training pair is left out \(longer than 2 tokens\); raise"):
+    message = r"xa: every training pair is left out \(longer than 2 tokens\); raise model\.max_length$"
+    with pytest.raises(UserError, match=message):
         training_tokens(load_corpus(config.data), encoding(config))
+
+
+def test_the_setting_that_leaves_out_all_pairs_is_named(corpus):
+    (corpus / "train.en-xc.xc").write_text("ba\n" * 40)
+    (corpus / "train.en-xc.en").write_text("ba be bi bo bu da de di do du\n" * 40)
+    ratio = settings(corpus, "data.tasks=xc", "data.max_ratio=2")
+    with pytest.raises(UserError, match=r"\(one side more than 2 times as long as the other\); raise data\.max_ratio$"):
+        training_tokens(load_corpus(ratio.data), encoding(ratio))
+    (corpus / "train.en-xc.xc").write_text("ba\n" * 39 + "ba " * 99 + "\n")
+    both = settings(corpus, "data.tasks=xc", "data.max_ratio=2", "model.max_length=50")
+    with pytest.raises(UserError, match=r"; raise model\.max_length and data\.max_ratio$"):
+        training_tokens(load_corpus(both.data), encoding(both))
