@@ -6,7 +6,7 @@ They step any torch optimizer with a weighted sum of the tasks' gradients, and t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .distributed import Statistics
 from .gradients import grads_restored_on_error, unscaled
 from .parameters import check_kinds, shared_parameters, trainable_parameters
 from .state import State
-from .tasks import Losses, Task, describe, split_losses, task_names
+from .tasks import Losses, Task, describe, numbers_of, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
 
@@ -143,6 +143,7 @@ class MultiTask(Optimizer):
         self.base = optimizer
         self.tasks = task_names(tasks)
         self.weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
+        self.weighting.names = self.tasks
         self.weighting.start(len(self.tasks))
         self.backend = backend
         self.max_nonfinite = max_nonfinite
@@ -242,7 +243,7 @@ class MultiTask(Optimizer):
         with own.restored_on_error(self.weighting if due else None), unscaled(gathered.params, own.scale_to_undo):
             # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
             if due:  # α descends and λ ascends on Eq. 4
-                self.weighting.update(seen.losses, seen.dots, seen.sqnorms, seen.tasks)
+                self.weighting.update(seen.losses, seen.dots / self.weighting.scale, seen.sqnorms, seen.tasks)
             self.base.step()  # θ moves along ḡ
             self._remember(gathered, seen)
             own.count("step", *["task_gradient_steps"] * gathered.per_task, nonfinite_in_a_row=0)
@@ -263,9 +264,10 @@ class MultiTask(Optimizer):
         last: dict[str, Any] = {"losses": self._named(seen.tasks, seen.losses)}
         if gathered.per_task:
             assert gathered.weights is not None
-            last["dots"] = self._named(seen.tasks, seen.dots)
+            scale = self.weighting.scale
+            last["dots"] = self._named(seen.tasks, seen.dots / scale)
             last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
-            last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item()
+            last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item() / scale**2
             if self.weighting.needs_gram and seen.finite:
                 self._own.weights = gathered.weights
         self._own.last = {**self._own.last, **last}
@@ -288,8 +290,11 @@ class MultiTask(Optimizer):
 
     @property
     def alpha(self) -> dict[Task, float]:
-        """{task: weight} of all tasks. If the weighting needs the Gram matrix: the weights of the last step."""
-        return self._named(range(len(self.tasks)), self._known_weights())
+        """{task: weight α_n} of all tasks. If the weighting needs the Gram matrix: the weights of the last step.
+
+        With ``reduction="sum"``, :class:`CATS` multiplies the gradients by N α_n; this is α_n.
+        """
+        return self._named(range(len(self.tasks)), self._known_weights() / self.weighting.scale)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -311,9 +316,10 @@ class MultiTask(Optimizer):
         * ``skipped``: the number of steps that were skipped because a loss or gradient was not finite.
         * ``nonfinite_in_a_row``: how many steps were skipped since the last step that was taken.
         * ``losses``: {task: L_n} of the last step.
-        * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients.
+        * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients, with ḡ = Σ α_n g_n and α_n as in
+          :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
         * ``sqnorms``: {task: ‖g_n‖²} of the same step. With several processes, nan.
-        * ``sqnorm``: Σ w_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
+        * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
 
         ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
         """
@@ -403,10 +409,16 @@ class MultiTask(Optimizer):
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_gathered(self) -> bool:
+        """Whether backward() was called since the last step(). Other code may have dropped all gradients since."""
+        gathered = self._own.accumulation
+        return gathered is not None and any(p.grad is not None for p in gathered.params)
+
     def _open_accumulation(self) -> Accumulation:
         """The accumulation of the backward() calls since the last step(), or a new one if there were none."""
         own = self._own
-        if own.accumulation is not None and any(p.grad is not None for p in own.accumulation.params):
+        if own.accumulation is not None and self._has_gathered:
             return own.accumulation.copy()  # a copy, because the call may fail
         own.discard()  # other code may have set all its gradients to None
         own.reducer = distributed.reducer(own.reducer)
@@ -432,13 +444,8 @@ class CATS(MultiTask):
 
     Algorithm 1 of Li & Gong, "Robust Optimization for Multilingual Translation with Imbalanced Data", NeurIPS 2021,
     arXiv 2104.07639. It is :class:`MultiTask` with the weighting :class:`cats.weighting.CATS`. Every step moves the
-    parameters θ with the gradient ḡ = Σ α_n g_n. Every ``inner_steps``-th step then updates the weights α and the
-    multipliers λ, by gradient descent in α and gradient ascent in λ on Eq. 4,
-
-        L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε),
-
-    with the losses L_n and the gradients g_n of that step. The other steps cost one backward pass of the weighted
-    loss::
+    parameters θ along ḡ = Σ α_n g_n. Every ``inner_steps``-th step then updates the weights α, so that ‖ḡ‖² becomes
+    small, which favours flat regions of the loss. The other steps cost one backward pass of the weighted loss::
 
         optimizer = cats.CATS(torch.optim.AdamW(model.parameters(), lr=5e-4), tasks=["az", "be"])
         for batches in loader:
@@ -446,32 +453,57 @@ class CATS(MultiTask):
             optimizer.backward({task: functools.partial(loss, batch) for task, batch in batches.items()})
             optimizer.step()
 
-    The text of the paper gives Algorithm 1, Eq. 4 and the start α = 1, λ = 0. It gives no value for any setting below.
+    The paper minimises ‖ḡ‖² over Σ α_n = 1, α_n ≥ 0 (Eq. 3) by descent in α and ascent in multipliers λ on Eq. 4,
+
+        L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε).
+
+    Taken literally, this gives up tasks: it rewards the task with the smallest gradient, which then learns faster, so
+    that its gradient becomes smaller still. The default form, ``simplex="proximal"``, holds α near a prior instead, has
+    a floor, and does not depend on the common scale of the losses. The text of the paper gives Algorithm 1, Eq. 4 and
+    the start α = 1, λ = 0, but no value for any setting below.
 
     Args:
         optimizer, tasks, shared, engine, backend, max_nonfinite: as in :class:`MultiTask`.
         inner_steps: m, the number of steps of θ per update of α.
-        alpha_lr: the learning rate of α, or of the logits a if ``simplex="softmax"``.
-        multiplier_lr: the learning rate of the multipliers.
-        epsilon: ε, the upper bound for ‖Σ α_n g_n‖². With ``simplex="lagrangian"``, also the lower bound for α_n.
-        simplex: how the constraints Σ α_n = 1 and α_n ≥ 0 are enforced.
-            "softmax" sets α = softmax(a) and starts at a = 0, so Σ α_n = 1 always. The only multiplier is λ_c. The
-            gradient of a is divided by 1 + 2 λ_c, so that a large λ_c does not make the updates larger.
-            "lagrangian" is Eq. 4 as written, with the multipliers λ_c, λ_s and λ_n. It starts at α_n = 1, so at first
-            Σ α_n = N. α and the multipliers are clipped at 0; the paper does not say how to keep them there.
-            The default learning rates are for "softmax". "lagrangian" needs learning rates of 1e-2 or less, because its
-            gradient is not divided: with 1, a single update can clip every α_n to 0.
-        loss_term: whether the update of α includes the term Σ α_n L_n of Eq. 4. This term moves weight to the tasks
-            with the lowest loss. The text of the paper does not say whether the authors included it. Without the term,
-            "softmax" converges to the weights for which ‖Σ α_n g_n‖ is smallest (the min-norm point).
+        alpha_lr: the learning rate of α. "proximal": β, the share of the way to its target that a_n goes in each
+            update, at most 1. "softmax": of the logits a. None: 0.1 for "proximal", 1 for "softmax", 1e-3 for
+            "lagrangian".
+        multiplier_lr: the learning rate of the multipliers, which "proximal" does not have. None: 1 for "softmax", 1e-3
+            for "lagrangian".
+        epsilon: ε, the upper bound for ‖Σ α_n g_n‖². With "lagrangian", also the lower bound for α_n. "proximal" does
+            not use it.
+        simplex: how Σ α_n = 1 and α_n ≥ 0 are kept.
+            "proximal": α moves within a trust region around the prior π. With r_n = <g_n, ḡ>/‖ḡ‖², clipped to [−5, 10],
+            a_n ← (1 − β) a_n + β κ (1 − r_n), and α = (1 − ρ) softmax(log π + a) + ρ π.
+            "softmax": Eq. 4 with α = softmax(a). The only multiplier is λ_c. The gradient of a is divided by 1 + 2 λ_c.
+            "lagrangian": Eq. 4 as written, with the multipliers λ_c, λ_s and λ_n. It starts at α_n = 1, so at first
+            Σ α_n = N. α and the multipliers are clipped at 0; the paper does not say how to keep them there. Its
+            learning rates must be small where losses or gradients are large.
+        strength: κ of "proximal". A task whose gradient has an inner product with ḡ that is larger than the mean by
+            ‖ḡ‖² gets a weight that is smaller by the factor exp(−κ). 0 keeps α = π.
+        floor: ρ: α_n is at least ρ π_n ("proximal") or ρ / N ("softmax"). None: 0.1 for "proximal", 0 for "softmax".
+        prior: π of "proximal", as {task: number} or N numbers. Only the ratios matter. None: uniform. It can be changed
+            before each step through :attr:`prior`.
+        reduction: "sum" or "mean": whether ``p.grad`` gets N ḡ or ḡ. With "sum", equal weights give the gradient of
+            ``sum(losses)``, so the learning rate and the threshold for clipping can stay as they were. Adam hardly
+            depends on it. α, <g_n, ḡ> and multipliers are those of ḡ with either. "lagrangian" always uses Σ α_n g_n,
+            which at its start α = 1 is the gradient of ``sum(losses)``.
+        loss_term: whether the update of α includes the losses. "softmax" and "lagrangian": the term Σ α_n L_n of Eq. 4.
+            "proximal": log Σ α_n L_n, which has no scale either. It moves weight to the tasks with the lowest loss. The
+            text of the paper does not say whether the authors included it. Without it, "softmax" converges to the
+            weights for which ‖Σ α_n g_n‖ is smallest (the min-norm point).
         cross_batch: whether to estimate ‖Σ α_n g_n‖² from two independent halves A, B of each task's batch, with
             v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>). The expected value of this estimate is the squared norm of the
             expected gradient. With False, as in the paper, sampling noise makes the norm larger. With True, backward()
             needs a pair of losses per task whenever :attr:`needs_task_gradients` is true, and 2K gradients are in
             memory.
 
+    Warns:
+        UserWarning: once per task, if its weight was at its floor for 100 updates of α; once per multiplier, if it
+            grows without bound. The message names the setting to change.
+
     Attributes:
-        multipliers: ``lambda_c``. With ``simplex="lagrangian"`` also ``lambda_s``, and a ``lambda_n[task]`` per task.
+        multipliers: "softmax": ``lambda_c``. "lagrangian": also ``lambda_s``, and a ``lambda_n[task]`` per task.
     """
 
     def __init__(
@@ -480,10 +512,14 @@ class CATS(MultiTask):
         tasks: int | Iterable[Task],
         *,
         inner_steps: int = defaults.INNER_STEPS,
-        alpha_lr: float = defaults.ALPHA_LR,
-        multiplier_lr: float = defaults.MULTIPLIER_LR,
+        alpha_lr: float | None = None,
+        multiplier_lr: float | None = None,
         epsilon: float = defaults.EPSILON,
         simplex: defaults.Simplex = defaults.SIMPLEX,
+        strength: float = defaults.STRENGTH,
+        floor: float | None = None,
+        prior: Mapping[Any, float] | Sequence[float] | None = None,
+        reduction: defaults.Reduction = defaults.REDUCTION,
         loss_term: bool = defaults.LOSS_TERM,
         cross_batch: bool = defaults.CROSS_BATCH,
         shared: Iterable[Tensor] | None = None,
@@ -491,15 +527,46 @@ class CATS(MultiTask):
         backend: str | None = None,
         max_nonfinite: int = 20,
     ) -> None:
+        tasks = task_names(tasks)
         weighting = weightings.CATS(
             inner_steps=inner_steps,
             alpha_lr=alpha_lr,
             multiplier_lr=multiplier_lr,
             epsilon=epsilon,
             simplex=simplex,
+            strength=strength,
+            floor=floor,
+            prior=None if prior is None else numbers_of(prior, tasks, "prior"),
+            reduction=reduction,
             loss_term=loss_term,
             cross_batch=cross_batch,
         )
         super().__init__(
             optimizer, tasks, weighting, shared=shared, engine=engine, backend=backend, max_nonfinite=max_nonfinite
         )
+
+    @property
+    def prior(self) -> dict[Task, float]:
+        """{task: π_n} of "proximal", with sum 1. It may be set between two steps, as {task: number} or N numbers.
+
+        For example to the tasks' shares of the tokens in the next batch: with mean losses per token, training then
+        starts from the plain mean over all tokens. A task that is not in the dict gets 0. With several processes, all
+        must set the same numbers.
+
+        Raises:
+            ValueError: ``simplex`` is not "proximal", a task is unknown, a number is negative or not finite, or all
+                are 0.
+            RuntimeError: it is set after backward() and before step().
+        """
+        return self._named(range(len(self.tasks)), self._cats.prior)
+
+    @prior.setter
+    def prior(self, prior: Mapping[Any, float] | Sequence[float]) -> None:
+        if self._has_gathered:
+            raise RuntimeError("set the prior before the first backward() of a step, or call zero_grad() first")
+        self._cats.prior = numbers_of(prior, self.tasks, "prior")
+
+    @property
+    def _cats(self) -> weightings.CATS:
+        assert isinstance(self.weighting, weightings.CATS)
+        return self.weighting

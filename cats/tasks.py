@@ -79,6 +79,20 @@ def split_losses(losses: Losses, names: Sequence[Task], *, pairs: bool) -> tuple
     return tasks, single
 
 
+def numbers_of(values: Mapping[Any, float] | Sequence[float], names: Sequence[Task], what: str) -> Sequence[float]:
+    """One number per task, in their order: those of a sequence, or of {task: number} with 0 for tasks that it lacks.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    for task in values:
+        if task not in names:
+            raise ValueError(f"{what}: unknown task {task!r}; the tasks are {list(names)}")
+    return [values.get(name, 0.0) for name in names]
+
+
 def describe(value: object) -> str:
     """What an error message calls a value of the wrong type."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

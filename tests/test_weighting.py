@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,9 @@ def test_lagrangian_descends_and_ascends_eq_4(loss_term):
 def test_softmax_rule(loss_term):
     rng = np.random.default_rng(1)
     k, eta, mu, epsilon = 5, 0.3, 0.05, 0.01
-    weighting = CATS(simplex="softmax", alpha_lr=eta, multiplier_lr=mu, epsilon=epsilon, loss_term=loss_term)
+    weighting = CATS(
+        simplex="softmax", reduction="mean", alpha_lr=eta, multiplier_lr=mu, epsilon=epsilon, loss_term=loss_term
+    )
     weighting.start(k)
     np.testing.assert_allclose(weighting.weights(), np.full(k, 1 / k), **CLOSE)
     a, lc = np.zeros(k), 0.0
@@ -82,7 +86,7 @@ def test_softmax_rule(loss_term):
 
 def test_softmax_subset_keeps_its_mass_and_the_others_their_values():
     rng = np.random.default_rng(2)
-    weighting = CATS(alpha_lr=0.5, multiplier_lr=0.1, loss_term=True)
+    weighting = CATS(simplex="softmax", reduction="mean", alpha_lr=0.5, multiplier_lr=0.1, loss_term=True)
     weighting.start(5)
     for _ in range(5):
         losses, gram = random_problem(rng, 5)
@@ -129,13 +133,14 @@ def min_norm(gram):
     return best
 
 
+@pytest.mark.filterwarnings("ignore:CATS. the weight:UserWarning")  # the target gives one task no weight
 @pytest.mark.parametrize("seed", range(3))
 def test_softmax_without_loss_term_reaches_the_min_norm_point(seed):
     rows = np.random.default_rng(seed).normal(size=(4, 6)) + 0.3
     gram = rows @ rows.T
     target = min_norm(gram)
     assert (gram @ target >= target @ gram @ target - 1e-12).all()  # the target satisfies the optimality condition
-    weighting = CATS(alpha_lr=1.0, multiplier_lr=0.01)
+    weighting = CATS(simplex="softmax", reduction="mean", alpha_lr=1.0, multiplier_lr=0.01)
     weighting.start(4)
     for _ in range(6000):
         alpha = weighting.weights().numpy()
@@ -146,7 +151,146 @@ def test_softmax_without_loss_term_reaches_the_min_norm_point(seed):
     np.testing.assert_allclose(alpha, target, atol=2e-3)
 
 
+def proximal_target(gram, prior, strength):
+    """The stationary point α_n ∝ π_n exp(−κ v_n / ‖ḡ‖²), found by damped iteration."""
+    alpha = prior / prior.sum()
+    for _ in range(20000):
+        v = gram @ alpha
+        wanted = prior * np.exp(-strength * v / (alpha @ v))
+        alpha = 0.99 * alpha + 0.01 * wanted / wanted.sum()
+    return alpha
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e8])
+def test_proximal_reaches_its_stationary_point_at_any_scale(scale):
+    rows = np.random.default_rng(3).normal(size=(4, 6)) + 0.3
+    gram, prior = rows @ rows.T, np.array([0.4, 0.3, 0.2, 0.1])
+    target = proximal_target(gram, prior, 0.5)
+    weighting = CATS(strength=0.5, floor=0.0, prior=prior * 7, reduction="mean")
+    weighting.start(4)
+    np.testing.assert_allclose(weighting.weights(), prior, **CLOSE)
+    for _ in range(1000):
+        v = scale * gram @ weighting.weights().numpy()
+        weighting.update(torch.zeros(4).double(), torch.tensor(v), None, range(4))
+    np.testing.assert_allclose(weighting.weights(), target, rtol=1e-9)
+    # It is the minimum of F: no small move within the simplex is better.
+    rng = np.random.default_rng(0)
+
+    def objective(alpha):
+        return 0.5 * np.log(alpha @ gram @ alpha) + (alpha * np.log(alpha / prior)).sum() / 0.5
+
+    for _ in range(20):
+        move = rng.normal(size=4) * 1e-3
+        assert objective(target) < objective(target + move - move.mean())
+
+
+def test_proximal_subset_floor_and_clipping():
+    weighting = CATS(alpha_lr=0.5, strength=2.0, floor=0.2, reduction="mean")
+    weighting.start(4)
+    v = torch.tensor([1.0, 999.0]).double()  # r = 0.002 and 1.998 with weights of 1/2 each
+    weighting.update(torch.ones(2).double(), v, None, [1, 3])
+    a = np.array([0, 0.5 * 2 * (1 - 0.002), 0, 0.5 * 2 * (1 - 1.998)])
+    np.testing.assert_allclose(weighting.weights(), 0.8 * np.exp(a) / np.exp(a).sum() + 0.2 / 4, **CLOSE)
+    # Task 3 opposes ḡ so strongly that its r is clipped at −5; r of task 1 is clipped at 10.
+    before = weighting.weights().numpy()[[1, 3]]
+    v = np.array([1.0, 0.0])
+    v[1] = -(before[0] - 1e-3) / before[1]
+    weighting.update(torch.ones(2).double(), torch.tensor(v), None, [1, 3])
+    a[[1, 3]] = 0.5 * a[[1, 3]] + 0.5 * 2 * (1 - np.array([10, -5]))
+    np.testing.assert_allclose(weighting.weights(), 0.8 * np.exp(a) / np.exp(a).sum() + 0.2 / 4, **CLOSE)
+    state = weighting.state_dict()
+    for nothing in ([0.0, 0.0], [-1.0, -1.0]):  # no direction: nothing moves
+        weighting.update(torch.ones(2).double(), torch.tensor(nothing).double(), None, [1, 3])
+    assert repr(weighting.state_dict()) == repr(state)
+
+
+def test_prior():
+    weighting = CATS(floor=0.1)
+    weighting.start(3)
+    assert weighting.weights().tolist() == [1, 1, 1]  # exactly: ḡ is then the gradient of the sum of the losses
+    weighting.prior = [3, 1, 0]
+    np.testing.assert_allclose(weighting.weights() / weighting.scale, [0.75, 0.25, 0], **CLOSE)
+    assert weighting.prior.tolist() == [0.75, 0.25, 0]
+    weighting.update(torch.ones(2).double(), torch.tensor([2.0, 1.0]).double(), None, [0, 1])
+    moved = weighting.weights() / weighting.scale
+    assert moved[0] < 0.75 and moved[2] == 0 and moved.sum() == pytest.approx(1, rel=1e-14)
+    assert moved[0] > 0.075
+    for bad in ([1, 2], [1, 2, -1], [1, 2, float("nan")], [0, 0, 0]):
+        with pytest.raises(ValueError, match="prior"):
+            weighting.prior = bad
+    assert weighting.prior.tolist() == [0.75, 0.25, 0]
+    softmax = CATS(simplex="softmax")
+    softmax.start(3)
+    with pytest.raises(ValueError, match="proximal"):
+        softmax.prior = [1, 1, 1]
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 7, 49, 1000])
+@pytest.mark.parametrize("simplex", ["proximal", "softmax", "lagrangian"])
+def test_equal_weights_are_exactly_one(simplex, tasks):
+    for floor in [None] if simplex == "lagrangian" else [None, 0.0, 0.1, 0.3, 0.7]:
+        weighting = CATS(simplex=simplex, floor=floor)
+        weighting.start(tasks)
+        assert weighting.weights().tolist() == [1.0] * tasks
+        assert weighting.scale == (1 if simplex == "lagrangian" else tasks)
+
+
+@pytest.mark.filterwarnings("ignore:CATS. the weight:UserWarning")  # the target has weights at the floor
+def test_softmax_with_a_floor_descends_the_same_objective():
+    """The step of a is the slope of h·α(a), where h is constant, found by central differences."""
+    weighting = CATS(simplex="softmax", reduction="mean", floor=0.3, alpha_lr=0.1, loss_term=True)
+    weighting.start(3)
+    h = np.array([0.5, 2.0, 1.0])
+
+    def alpha(a):
+        return 0.7 * np.exp(a) / np.exp(a).sum() + 0.1
+
+    a = np.zeros(3)
+    for _ in range(5):
+        slope = np.array([h @ (alpha(a + e) - alpha(a - e)) / 2e-6 for e in 1e-6 * np.eye(3)])
+        a = a - 0.1 * slope
+        weighting.update(torch.tensor(h), torch.zeros(3).double(), None, range(3))
+        np.testing.assert_allclose(weighting.weights(), alpha(a), rtol=1e-8)  # differences of 1e-6: errors of 1e-10
+    for _ in range(20000):
+        weighting.update(torch.tensor(h), torch.zeros(3).double(), None, range(3))
+    np.testing.assert_allclose(weighting.weights(), [0.8, 0.1, 0.1], atol=0.05)
+    assert weighting.weights().min() > 0.1
+
+
+def test_a_task_at_its_floor_is_reported_once():
+    weighting = CATS(simplex="softmax", floor=0.1, alpha_lr=50.0, loss_term=True)
+    weighting.names = ("az", "be")
+    weighting.start(2)
+
+    def update(losses):
+        weighting.update(torch.tensor(losses).double(), torch.zeros(2).double(), None, range(2))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(99):
+            update([1.0, 100.0])
+    with pytest.warns(UserWarning, match=r"task 'be'.*100 updates.*floor \(now 0.1\)"):
+        update([1.0, 100.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(300):
+            update([1.0, 100.0])
+
+
 @pytest.mark.parametrize("simplex", ["softmax", "lagrangian"])
+def test_a_multiplier_without_bound_is_reported_once(simplex):
+    weighting = CATS(simplex=simplex, alpha_lr=0.0, multiplier_lr=1.0)
+    weighting.start(2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(150):
+            weighting.update(torch.ones(2).double(), torch.tensor([10.0, 20.0]).double(), None, range(2))
+    messages = [str(each.message) for each in caught]
+    assert [message for message in messages if "lambda_c" in message] == messages
+    assert len(messages) == 1 and "multiplier_lr (now 1)" in messages[0]
+
+
+@pytest.mark.parametrize("simplex", ["proximal", "softmax", "lagrangian"])
 def test_cats_state_is_a_copy_and_restores_exactly(simplex):
     def step(weighting):
         v = torch.tensor([0.3, -0.1, 2.0]).double() + weighting.weights()
@@ -163,8 +307,24 @@ def test_cats_state_is_a_copy_and_restores_exactly(simplex):
     assert torch.equal(one.weights(), two.weights())
     assert repr(one.state_dict()) == repr(two.state_dict())
     other = CATS(simplex="lagrangian" if simplex == "softmax" else "softmax")
+    other.start(3)
     with pytest.raises(ValueError, match="simplex"):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("simplex", ["proximal", "softmax", "lagrangian"])
+def test_a_state_that_does_not_fit_changes_nothing(simplex):
+    one = CATS(simplex=simplex)
+    one.start(3)
+    good = one.state_dict()
+    for name, value in good.items():
+        bad = [None, "x"] if name == "simplex" else [None, "x", torch.zeros(4)]
+        for wrong in bad:
+            with pytest.raises(ValueError, match="simplex" if name == "simplex" else name):
+                one.load_state_dict({**good, name: wrong})
+            assert repr(one.state_dict()) == repr(good), (name, value)
+        with pytest.raises(ValueError, match=name):
+            one.load_state_dict({key: other for key, other in good.items() if key != name})
 
 
 @pytest.mark.parametrize(
@@ -177,6 +337,12 @@ def test_cats_state_is_a_copy_and_restores_exactly(simplex):
         {"multiplier_lr": float("nan")},
         {"epsilon": float("inf")},
         {"simplex": "simplex"},
+        {"alpha_lr": 1.5},
+        {"strength": -1.0},
+        {"floor": 1.0},
+        {"floor": 0.1, "simplex": "lagrangian"},
+        {"prior": [1, 1], "simplex": "softmax"},
+        {"reduction": "none"},
     ],
 )
 def test_cats_refuses_bad_options(options):

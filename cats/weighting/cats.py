@@ -3,6 +3,7 @@ Data", NeurIPS 2021 (arXiv 2104.07639)."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,134 +11,210 @@ import torch
 from torch import Tensor
 
 from .protocol import Weighting
+from .simplex import Form, Lagrangian, Proximal, Softmax, shares_of
 
-Simplex = Literal["softmax", "lagrangian"]
+Simplex = Literal["proximal", "softmax", "lagrangian"]
+Reduction = Literal["sum", "mean"]
 
-# The defaults of cats.CATS and cats.weighting.CATS. The text of the paper gives no values. These were chosen on the
-# validation data of the built-in corpus; bench/README.md has the trials.
+# The defaults of cats.CATS and cats.weighting.CATS. The text of the paper gives no values. bench/README.md has the
+# measurements behind these.
 INNER_STEPS = 5
-ALPHA_LR = 1.0
-MULTIPLIER_LR = 1.0
+SIMPLEX: Simplex = "proximal"
+ALPHA_LR: dict[Simplex, float] = {"proximal": 0.1, "softmax": 1.0, "lagrangian": 1e-3}
+MULTIPLIER_LR: dict[Simplex, float] = {"proximal": 0.0, "softmax": 1.0, "lagrangian": 1e-3}  # proximal has none
+FLOOR: dict[Simplex, float] = {"proximal": 0.1, "softmax": 0.0, "lagrangian": 0.0}  # lagrangian has epsilon instead
+STRENGTH = 0.5
 EPSILON = 1e-3
-SIMPLEX: Simplex = "softmax"
 LOSS_TERM = False
 CROSS_BATCH = False
+REDUCTION: Reduction = "sum"
+
+PATIENCE = 100  # a weight that stays at its floor, or a multiplier that grows, for so many updates is worth a warning
+NEAR_FLOOR = 1.2  # a weight below this many times its floor counts as at its floor
+TINY = 1e-3  # where there is no floor: a weight below this share of an equal weight counts as at its floor
+LARGE, HUGE = 1e3, 1e6  # growing multipliers are reported above LARGE; weights and multipliers above HUGE at once
 
 
 class CATS(Weighting):
-    """Weights α that keep both the losses and the norm of the combined gradient small (Eq. 4 of the paper):
+    """Weights α that keep the norm of the combined gradient small (Eq. 3 and Eq. 4 of the paper).
 
-        L(θ, α, λ) = Σ α_n L_n − λ_c(ε − ‖Σ α_n g_n‖²) + λ_s(Σ α_n − 1)² − Σ λ_n(α_n − ε)
+    Every ``inner_steps`` steps, α and the multipliers are updated. This needs only the losses L_n and the inner
+    products v_n = <g_n, ḡ> with ḡ = Σ α_n g_n, because ∂‖ḡ‖²/∂α_n = 2 v_n. The arguments are explained in
+    :class:`cats.CATS`. The rules are in cats/weighting/simplex.py, one class for each value of ``simplex``.
 
-    Every ``inner_steps`` steps, α takes a gradient descent step on L and λ a gradient ascent step. This needs only the
-    losses L_n and the inner products v_n = <g_n, ḡ> with ḡ = Σ α_n g_n, because ∂‖ḡ‖²/∂α_n = 2 v_n. The arguments are
-    explained in :class:`cats.CATS`.
-
-    * ``simplex="softmax"``: α = softmax(a), and a_n moves by −alpha_lr · α_n (h_n − Σ α_m h_m) with
-      h_n = (L_n + 2 λ_c v_n) / (1 + 2 λ_c). Without ``loss_term``, L_n is 0 here.
-    * ``simplex="lagrangian"``: α_n moves by −alpha_lr · (L_n + 2 λ_c v_n + 2 λ_s (Σ α_m − 1) − λ_n). Then it is clipped
-      at 0. Without ``loss_term``, L_n is 0 here.
-
-    A batch with K of the N tasks changes the α of these K tasks only:
-
-    * ``simplex="softmax"``: let s be the sum of the K weights. The update is the one for a problem that has only these
-      K tasks, with weights α_n / s and combined gradient ḡ / s. Afterwards the K weights are rescaled so that their sum
-      is s again. So the other weights keep their values.
-    * ``simplex="lagrangian"``: Σ α_m is over all N tasks. Only the α_n and λ_n of the K tasks change, and nothing is
-      rescaled.
+    Args:
+        prior: π, a number for each task; None: uniform. Only the ratios matter. Only for ``simplex="proximal"``.
 
     Raises:
-        ValueError: an option has a value that is not allowed.
+        ValueError: an option has a value that is not allowed, or does not exist for this ``simplex``.
     """
 
     def __init__(
         self,
         *,
         inner_steps: int = INNER_STEPS,
-        alpha_lr: float = ALPHA_LR,
-        multiplier_lr: float = MULTIPLIER_LR,
+        alpha_lr: float | None = None,
+        multiplier_lr: float | None = None,
         epsilon: float = EPSILON,
         simplex: Simplex = SIMPLEX,
+        strength: float = STRENGTH,
+        floor: float | None = None,
+        prior: Sequence[float] | Tensor | None = None,
+        reduction: Reduction = REDUCTION,
         loss_term: bool = LOSS_TERM,
         cross_batch: bool = CROSS_BATCH,
     ) -> None:
         if isinstance(inner_steps, bool) or not isinstance(inner_steps, int) or inner_steps < 1:
             raise ValueError(f"CATS: inner_steps must be an integer of at least 1, got {inner_steps!r}")
-        for name, value in (("alpha_lr", alpha_lr), ("multiplier_lr", multiplier_lr), ("epsilon", epsilon)):
+        if simplex not in ("proximal", "softmax", "lagrangian"):
+            raise ValueError(f"CATS: simplex must be 'proximal', 'softmax' or 'lagrangian', got {simplex!r}")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"CATS: reduction must be 'sum' or 'mean', got {reduction!r}")
+        alpha_lr = ALPHA_LR[simplex] if alpha_lr is None else alpha_lr
+        multiplier_lr = MULTIPLIER_LR[simplex] if multiplier_lr is None else multiplier_lr
+        given_floor = floor
+        floor = FLOOR[simplex] if floor is None else floor
+        numbers = {"alpha_lr": alpha_lr, "multiplier_lr": multiplier_lr, "epsilon": epsilon, "strength": strength}
+        for name, value in numbers.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"CATS: {name} must be a finite number of at least 0, got {value!r}")
-        if simplex not in ("softmax", "lagrangian"):
-            raise ValueError(f"CATS: simplex must be 'softmax' or 'lagrangian', got {simplex!r}")
+        if simplex == "proximal" and alpha_lr > 1:
+            raise ValueError(f"CATS: alpha_lr must be at most 1 with simplex='proximal', got {alpha_lr!r}")
+        if not 0 <= floor < 1:
+            raise ValueError(f"CATS: floor must be at least 0 and below 1, got {floor!r}")
+        if simplex == "lagrangian" and given_floor is not None:
+            raise ValueError("CATS: simplex='lagrangian' has no floor; its lower bound for α is epsilon")
+        if simplex != "proximal" and prior is not None:
+            raise ValueError(f"CATS: a prior needs simplex='proximal', got simplex={simplex!r}")
         self.period = inner_steps
         self.alpha_lr = alpha_lr
         self.multiplier_lr = multiplier_lr
         self.epsilon = epsilon
         self.simplex = simplex
+        self.strength = strength
+        self.floor = floor
+        self.reduction = reduction
         self.loss_term = loss_term
         self.cross_batch = cross_batch
+        self._given_prior = prior
 
     def start(self, tasks: int) -> None:
-        self._lambda_c = 0.0
-        if self.simplex == "softmax":
-            self._a = torch.zeros(tasks, dtype=torch.float64, device="cpu")
+        self._form: Form
+        summed = self.reduction == "sum"
+        if self.simplex == "proximal":
+            self._form = Proximal(tasks, rate=self.alpha_lr, strength=self.strength, floor=self.floor, summed=summed)
+            if self._given_prior is not None:
+                self._form.prior = shares_of(self._given_prior, tasks)
         else:
-            self._alpha = torch.ones(tasks, dtype=torch.float64, device="cpu")
-            self._lambda_s = 0.0
-            self._lambda_n = torch.zeros(tasks, dtype=torch.float64, device="cpu")
+            rates = {"alpha_lr": self.alpha_lr, "multiplier_lr": self.multiplier_lr, "epsilon": self.epsilon}
+            self._form = (
+                Softmax(tasks, **rates, floor=self.floor, summed=summed)
+                if self.simplex == "softmax"
+                else Lagrangian(tasks, **rates)
+            )
+        self.scale = self._form.scale
+        self._at_floor = torch.zeros(
+            tasks, dtype=torch.int64, device="cpu"
+        )  # updates in a row that each weight was at its floor
+        self._growing: dict[str, int] = {}  # updates in a row that each multiplier grew
+        self._warned: set[str] = set()
+
+    @property
+    def prior(self) -> Tensor:
+        """π, (N,) float64, with sum 1. It may be set before each step, to N numbers of at least 0.
+
+        Raises:
+            ValueError: ``simplex`` is not "proximal", or the numbers are not as described.
+        """
+        return self._proximal().prior
+
+    @prior.setter
+    def prior(self, numbers: Sequence[float] | Tensor) -> None:
+        form = self._proximal()
+        form.prior = shares_of(numbers, len(self._at_floor))
+
+    def _proximal(self) -> Proximal:
+        if not isinstance(self._form, Proximal):
+            raise ValueError(f"CATS: a prior needs simplex='proximal', not simplex={self.simplex!r}")
+        return self._form
 
     def weights(self) -> Tensor:
-        return torch.softmax(self._a, dim=0) if self.simplex == "softmax" else self._alpha.clone()
+        return self._form.weights()
 
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
-        step = self._update_softmax if self.simplex == "softmax" else self._update_lagrangian
-        step(losses if self.loss_term else torch.zeros_like(losses), dots, list(present))
-
-    def _update_softmax(self, losses: Tensor, v: Tensor, present: list[int]) -> None:
-        a, alpha = self._a[present], self.weights()[present]
-        subset = len(present) < len(self._a)
-        if subset:
-            mass = alpha.sum()
-            alpha, v = alpha / mass, v / mass
-        h = (losses + 2 * self._lambda_c * v) / (1 + 2 * self._lambda_c)
-        moved = a - self.alpha_lr * alpha * (h - alpha @ h)
-        if subset:  # the same log-sum-exp as before, so that the softmax of the other tasks does not change
-            moved = moved + (torch.logsumexp(a, 0) - torch.logsumexp(moved, 0))
-        self._a[present] = moved
-        self._lambda_c = self._ascend(self._lambda_c, alpha @ v - self.epsilon)
-
-    def _update_lagrangian(self, losses: Tensor, v: Tensor, present: list[int]) -> None:
-        alpha, lambda_n, excess = self._alpha[present], self._lambda_n[present], self._alpha.sum() - 1
-        descent = losses + 2 * self._lambda_c * v + 2 * self._lambda_s * excess - lambda_n
-        self._alpha[present] = (alpha - self.alpha_lr * descent).clamp(min=0)
-        self._lambda_n[present] = (lambda_n + self.multiplier_lr * (self.epsilon - alpha)).clamp(min=0)
-        self._lambda_c = self._ascend(self._lambda_c, alpha @ v - self.epsilon)
-        self._lambda_s = self._ascend(self._lambda_s, excess**2)
-
-    def _ascend(self, multiplier: float, slope: Tensor) -> float:
-        return max(0.0, multiplier + self.multiplier_lr * slope.item())
+        before = self._largest_multipliers()
+        self._form.update(losses if self.loss_term else None, dots, list(present))
+        self._warn_of_collapse(list(present))
+        self._warn_of_growth(before)
 
     @property
     def multipliers(self) -> dict[str, float | Tensor]:
-        if self.simplex == "softmax":
-            return {"lambda_c": self._lambda_c}
-        return {"lambda_c": self._lambda_c, "lambda_s": self._lambda_s, "lambda_n": self._lambda_n}
+        return self._form.multipliers
 
     def state_dict(self) -> dict[str, Any]:
-        own = (
-            {"a": self._a.clone()}
-            if self.simplex == "softmax"
-            else {"alpha": self._alpha.clone(), "lambda_s": self._lambda_s, "lambda_n": self._lambda_n.clone()}
-        )
-        return {"simplex": self.simplex, "lambda_c": self._lambda_c, **own}
+        return {"simplex": self.simplex, **self._form.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("simplex") != self.simplex:
             raise ValueError(
                 f"CATS: the state is for simplex={state.get('simplex')!r}, but this weighting has {self.simplex!r}"
             )
-        self._lambda_c = state["lambda_c"]
-        if self.simplex == "softmax":
-            self._a = state["a"].clone()
-        else:
-            self._alpha, self._lambda_n = state["alpha"].clone(), state["lambda_n"].clone()
-            self._lambda_s = state["lambda_s"]
+        self._form.load_state_dict(state)
+
+    # --- warnings: a task that is given up, a multiplier that runs away. Each is given once. ----------------------
+
+    def _warn_of_collapse(self, present: list[int]) -> None:
+        alpha, floor = self.weights() / self.scale, self._form.floor()
+        threshold = torch.clamp(NEAR_FLOOR * floor, min=TINY / len(alpha))
+        low = (alpha <= threshold)[present] & (len(alpha) > 1)
+        self._at_floor[present] = (self._at_floor[present] + 1) * low
+        for n in (self._at_floor >= PATIENCE).nonzero()[:, 0].tolist():
+            change = {
+                "proximal": f"raise floor (now {self.floor:g}) or lower strength (now {self.strength:g})",
+                "softmax": f"use simplex='proximal', raise floor (now {self.floor:g}) or lower alpha_lr "
+                f"(now {self.alpha_lr:g})",
+                "lagrangian": f"use simplex='proximal', raise epsilon (now {self.epsilon:g}) or lower alpha_lr "
+                f"(now {self.alpha_lr:g})",
+            }[self.simplex]
+            self._warn(
+                f"task {self._name(n)} at floor",
+                f"CATS: the weight of task {self._name(n)} has been at its lower bound for {PATIENCE} updates "
+                f"(α = {alpha[n].item():.2g}), so the task is hardly trained; to change that, {change}",
+            )
+
+    def _warn_of_growth(self, before: dict[str, float]) -> None:
+        now = self._largest_multipliers()
+        for name, value in now.items():
+            self._growing[name] = self._growing.get(name, 0) + 1 if value > before[name] else 0
+            if value > HUGE or not value < torch.inf or (self._growing[name] >= PATIENCE and value > LARGE):
+                self._warn(
+                    name,
+                    f"CATS: the multiplier {name} grows without bound (now {value:.2g}); use simplex='proximal', "
+                    f"lower multiplier_lr (now {self.multiplier_lr:g}) or raise epsilon (now {self.epsilon:g})",
+                )
+        alpha = self.weights() / self.scale
+        n = int(alpha.argmax())
+        if not alpha[n] < HUGE:
+            self._warn(
+                "alpha",
+                f"CATS: the weight of task {self._name(n)} is {alpha[n].item():.2g}; use simplex='proximal' or lower "
+                f"alpha_lr (now {self.alpha_lr:g})",
+            )
+
+    def _largest_multipliers(self) -> dict[str, float]:
+        """{name: number, or {name[task]: number} for each task}."""
+        found: dict[str, float] = {}
+        for name, value in self.multipliers.items():
+            if isinstance(value, Tensor):
+                found |= {f"{name}[{self._name(n)}]": v for n, v in enumerate(value.tolist())}
+            else:
+                found[name] = value
+        return found
+
+    def _name(self, n: int) -> str:
+        return repr(self.names[n]) if self.names else str(n)
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, stacklevel=2)

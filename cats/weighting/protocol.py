@@ -27,11 +27,16 @@ class Weighting:
             pass of the weighted loss.
         cross_batch: whether the steps that compute per-task gradients need two losses per task, from two independent
             halves of its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
+        scale: :meth:`weights` are this many times the weights α_n that the optimizer reports. With another scale than
+            1, ḡ is Σ α_n g_n in :meth:`update` and in the statistics, and ``scale`` times that in ``p.grad``.
+        names: the names of the tasks, for messages. The optimizer sets them before :meth:`start`.
     """
 
     needs_gram: bool = False
     period: int = 1
     cross_batch: bool = False
+    scale: float = 1.0
+    names: Sequence[str | int] = ()
 
     def start(self, tasks: int) -> None:
         """Called once, before all other methods, with the number N of tasks.
@@ -49,7 +54,7 @@ class Weighting:
 
         Args:
             losses: (K,) float64 on the CPU, the losses L_n of the K tasks that took part in the step.
-            dots: (K,) float64 on the CPU, v_n = <g_n, combined gradient>.
+            dots: (K,) float64 on the CPU, v_n = <g_n, combined gradient> / scale.
             sqnorms: (K,) float64 on the CPU, ‖g_n‖². They are nan with several processes.
             present: the indices of these K tasks among the N, ascending.
         """

@@ -15,13 +15,14 @@ import cats.accumulate
 from tests.optim.common import BASES, TASKS, Quadratics, same, take_step
 
 
-def algorithm_1(problem, steps, *, m, eta, mu, epsilon, simplex, loss_term, cross_batch, lr, offset):
+def algorithm_1(problem, steps, *, m, eta, mu, epsilon, simplex, loss_term, cross_batch, reduction, lr, offset):
     """Algorithm 1 with plain gradient descent on θ in numpy: yields θ, α and λ after every step."""
     k = len(problem.centre)
     theta = problem.start.copy()
     a, alpha, lc, ls, ln = np.zeros(k), np.ones(k), 0.0, 0.0, np.zeros(k)
-    if simplex == "softmax":
+    if simplex != "lagrangian":
         alpha = np.ones(k) / k
+    scale = k if reduction == "sum" and simplex != "lagrangian" else 1
     for step in range(1, steps + 1):
         halves = [
             [problem.numpy_loss(theta, n, s * offset) for n in range(k)] for s in ((1, -1) if cross_batch else (0,))
@@ -29,7 +30,7 @@ def algorithm_1(problem, steps, *, m, eta, mu, epsilon, simplex, loss_term, cros
         losses = np.mean([[loss for loss, _ in half] for half in halves], axis=0)
         per_half = [np.array([g for _, g in half]) for half in halves]
         combined = [alpha @ g for g in per_half]
-        theta = theta - lr * np.mean(combined, axis=0)
+        theta = theta - lr * scale * np.mean(combined, axis=0)
         if step % m == 0:
             v = (per_half[0] @ combined[-1] + per_half[-1] @ combined[0]) / 2
             seen = losses if loss_term else np.zeros(k)
@@ -38,21 +39,36 @@ def algorithm_1(problem, steps, *, m, eta, mu, epsilon, simplex, loss_term, cros
                 lc = max(0, lc + mu * (alpha @ v - epsilon))
                 a = a - eta * alpha * (h - alpha @ h)
                 alpha = np.exp(a) / np.exp(a).sum()
+            elif simplex == "proximal":  # κ = 0.5 and ρ = 0.1 are the defaults
+                if alpha @ v > 0:  # with cross_batch, the estimate of ‖ḡ‖² can be negative
+                    slope = np.clip(v / (alpha @ v), -5, 10) - 1
+                    if loss_term:
+                        slope += np.clip(losses / (alpha @ losses), -5, 10) - 1
+                    a = (1 - eta) * a - eta * 0.5 * slope
+                alpha = 0.9 * np.exp(a) / np.exp(a).sum() + 0.1 / k
             else:
                 d_alpha = seen + 2 * lc * v + 2 * ls * (alpha.sum() - 1) - ln
                 d_lc, d_ls, d_ln = alpha @ v - epsilon, (alpha.sum() - 1) ** 2, epsilon - alpha
                 alpha = np.maximum(0, alpha - eta * d_alpha)
                 lc, ls, ln = max(0, lc + mu * d_lc), ls + mu * d_ls, np.maximum(0, ln + mu * d_ln)
-        yield theta, alpha, [lc] if simplex == "softmax" else [lc, ls, *ln]
+        yield theta, alpha, {"proximal": [], "softmax": [lc], "lagrangian": [lc, ls, *ln]}[simplex]
 
 
 @pytest.mark.parametrize("cross_batch", [False, True])
 @pytest.mark.parametrize("loss_term", [False, True])
 @pytest.mark.parametrize("m", [1, 3])
-@pytest.mark.parametrize("simplex", ["softmax", "lagrangian"])
-def test_algorithm_1_step_by_step(simplex, m, loss_term, cross_batch):
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("simplex", ["proximal", "softmax", "lagrangian"])
+@pytest.mark.filterwarnings("ignore:CATS. the:UserWarning")  # large rates, so that α moves: a multiplier may run away
+def test_algorithm_1_step_by_step(simplex, reduction, m, loss_term, cross_batch):
     problem = Quadratics()
-    rule = {"epsilon": 0.02, "simplex": simplex, "loss_term": loss_term, "cross_batch": cross_batch}
+    rule = {
+        "epsilon": 0.02,
+        "simplex": simplex,
+        "reduction": reduction,
+        "loss_term": loss_term,
+        "cross_batch": cross_batch,
+    }
     optimizer = cats.CATS(
         torch.optim.SGD(problem.params, lr=0.05), TASKS, inner_steps=m, alpha_lr=0.3, multiplier_lr=0.2, **rule
     )
@@ -80,7 +96,9 @@ def test_softmax_without_loss_term_reaches_the_min_norm_point():
     target /= target.sum()
     assert (target > 0.1).all()  # it lies inside the simplex, so it is the minimiser
     theta = nn.Parameter(torch.zeros(8, dtype=torch.float64))
-    optimizer = cats.CATS(torch.optim.SGD([theta], lr=0.0), 3, inner_steps=1, alpha_lr=2.0, multiplier_lr=0.1)
+    optimizer = cats.CATS(
+        torch.optim.SGD([theta], lr=0.0), 3, simplex="softmax", inner_steps=1, alpha_lr=2.0, multiplier_lr=0.1
+    )
     for _ in range(600):
         take_step(optimizer, list(rows @ theta))
     np.testing.assert_allclose(list(optimizer.alpha.values()), target, atol=1e-6)
@@ -136,10 +154,9 @@ def test_subset_of_the_tasks():
     optimizer.step()
     gradient = [problem.numpy_loss(problem.start, n)[1] for n in (0, 2)]
     torch.testing.assert_close(
-        problem.theta, start - 0.1 * torch.tensor(sum(gradient)) / 3
-    )  # α is not renormalised: 1/3 each
-    assert optimizer.alpha["be"] == pytest.approx(1 / 3, rel=1e-14)
-    assert optimizer.alpha["az"] + optimizer.alpha["gl"] == pytest.approx(2 / 3, rel=1e-14)
+        problem.theta, start - 0.1 * torch.tensor(sum(gradient))
+    )  # α is not renormalised: it is 1/3 each, and ḡ is multiplied by the number of all tasks
+    assert sum(optimizer.alpha.values()) == pytest.approx(1, rel=1e-14)
     assert optimizer.alpha["az"] != pytest.approx(1 / 3, rel=1e-3)
     assert set(optimizer.statistics["losses"]) == set(optimizer.statistics["dots"]) == {"az", "gl"}
     dots = [g @ sum(gradient) / 3 for g in gradient]
