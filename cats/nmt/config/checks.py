@@ -51,6 +51,13 @@ def _check_combinations(config: Config, prefix: str) -> None:
     if config.model.d_model % config.model.heads:
         width, heads = config.model.d_model, config.model.heads
         raise UserError(f"{prefix}model.d_model = {width} is not a multiple of model.heads = {heads}")
+    method = config.method
+    if method.simplex == "proximal" and not isinstance(method.alpha_lr, str) and method.alpha_lr > 1:
+        raise UserError(
+            f"{prefix}method.alpha_lr must be at most 1 with method.simplex = proximal, not {method.alpha_lr}"
+        )
+    if method.simplex == "lagrangian" and method.floor != "auto":
+        raise UserError(f"{prefix}method.floor has no effect with method.simplex = lagrangian; set method.epsilon")
     train = config.train
     if train.pretrain and train.restart:
         raise UserError(

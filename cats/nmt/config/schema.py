@@ -31,6 +31,14 @@ RATIOS = Condition("finite numbers above 0", lambda value: all(0 < ratio < math.
 FRACTION = Condition("at least 0 and below 1", lambda value: 0 <= value < 1)
 SHARE = Condition("above 0 and at most 1", lambda value: 0 < value <= 1)
 SEED = Condition("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
+RATE = Condition(
+    "'auto', or a finite number of at least 0",
+    lambda v: v == "auto" if isinstance(v, str) else 0 <= v < math.inf,
+)
+FLOOR = Condition(
+    "'auto', or a number of at least 0 and below 1",
+    lambda v: v == "auto" if isinstance(v, str) else 0 <= v < 1,
+)
 BETAS = Condition(
     "two numbers, each at least 0 and below 1",
     lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
@@ -204,17 +212,34 @@ class Method:
         need=WEIGHTS,
     )
     inner_steps: int = setting(5, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
-    alpha_lr: float = setting(1.0, "cats: learning rate of alpha (gradient descent)", need=FINITE)
-    multiplier_lr: float = setting(1.0, "cats: learning rate of the multipliers (gradient ascent)", need=FINITE)
+    simplex: str = setting(
+        "proximal",
+        "cats: how alpha is held on the simplex: near a prior (proximal) or as in the paper's Eq. 4 (softmax, lagrangian)",
+        choices=("proximal", "softmax", "lagrangian"),
+    )
+    prior: str = setting(
+        "tokens",
+        "cats, proximal: the weights that alpha starts from and stays near: shares of the batch's tokens, or uniform",
+        choices=("tokens", "uniform"),
+    )
+    strength: float = setting(0.5, "cats, proximal: how far alpha moves from the prior; 0: not at all", need=FINITE)
+    floor: float | str = setting(
+        "auto", "cats: smallest weight, as a share of the prior; auto: 0.1 for proximal, 0 for softmax", need=FLOOR
+    )
+    alpha_lr: float | str = setting(
+        "auto",
+        "cats: learning rate of alpha; auto: 0.1 for proximal (at most 1), 1 for softmax, 1e-3 for lagrangian",
+        need=RATE,
+    )
+    multiplier_lr: float | str = setting(
+        "auto",
+        "cats: learning rate of the multipliers; auto: 1 for softmax, 1e-3 for lagrangian; proximal has none",
+        need=RATE,
+    )
     epsilon: float = setting(
         1e-3,
-        "cats: bound on the squared gradient norm in the constraint",
+        "cats: bound on the squared gradient norm in the constraint; not used by proximal",
         need=FINITE,
-    )
-    simplex: str = setting(
-        "softmax",
-        "cats: how alpha is kept on the simplex; lagrangian needs alpha_lr and multiplier_lr of 1e-2 or less",
-        choices=("softmax", "lagrangian"),
     )
     loss_term: bool = setting(False, "cats: include the losses in the gradient of alpha")
     cross_batch: bool = setting(

@@ -11,7 +11,7 @@ import tomllib
 import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cats.nmt.config.checks import format_value, replace_settings, suggest_setting
 from cats.nmt.config.schema import FIELDS, SECTIONS, TYPES, Config
@@ -125,8 +125,13 @@ def _parse(text: str, kind: Any) -> Any:
     quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
-    if kind is str or quoted or (isinstance(kind, types.UnionType) and not text.startswith("[")):
+    if kind is str or quoted:
         return text[1:-1] if quoted else text
+    if isinstance(kind, types.UnionType) and not text.startswith("["):
+        try:
+            return float(text) if float in get_args(kind) else text
+        except ValueError:
+            return text
     if kind == tuple[str, ...] and not text.startswith("["):
         return [word.strip() for word in text.split(",") if word.strip()]
     try:

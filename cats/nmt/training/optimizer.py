@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
 import torch
 from torch import nn
 
@@ -34,10 +36,13 @@ def build_optimizer(
             base,
             tasks,
             inner_steps=method.inner_steps,
-            alpha_lr=method.alpha_lr,
-            multiplier_lr=method.multiplier_lr,
+            alpha_lr=_number(method.alpha_lr),
+            multiplier_lr=_number(method.multiplier_lr),
             epsilon=method.epsilon,
-            simplex="softmax" if method.simplex == "softmax" else "lagrangian",
+            simplex=cast(Literal["proximal", "softmax", "lagrangian"], method.simplex),
+            strength=method.strength,
+            floor=_number(method.floor),
+            reduction="mean",  # so that the learning rate and the clipping mean the same as with the other methods
             loss_term=method.loss_term,
             cross_batch=method.cross_batch,
         )
@@ -50,3 +55,8 @@ def build_optimizer(
             f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
         )
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights))
+
+
+def _number(value: float | str) -> float | None:
+    """The value of a setting that may be "auto", which cats.CATS calls None."""
+    return None if isinstance(value, str) else value

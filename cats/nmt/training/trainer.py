@@ -205,11 +205,13 @@ class Trainer:
         An inner step needs one gradient, so all tasks go through the model together. An outer step needs the gradient
         of every task, so they go one by one.
         """
-        optimizer = self.optimizer
+        optimizer, method = self.optimizer, self.config.method
+        normalizers = self.losses.normalizers(batch.indices)
+        if isinstance(optimizer, cats.CATS) and method.simplex == "proximal" and method.prior == "tokens":
+            optimizer.prior = normalizers  # with these weights, the loss is the plain mean over the batch's tokens
         if optimizer.needs_task_gradients and optimizer.weighting.cross_batch:
             yield from self.losses.two_halves(batch.indices, self.config.train.accumulate)
             return
-        normalizers = self.losses.normalizers(batch.indices)
         for part in batch.parts:
             if not part.indices:
                 if processes.world_size() > 1:  # the other processes may have sentences in this part
