@@ -214,7 +214,7 @@ class Method:
     inner_steps: int = setting(5, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
     simplex: str = setting(
         "proximal",
-        "cats: how alpha is held on the simplex: near a prior (proximal) or as in the paper's Eq. 4 (softmax, lagrangian)",
+        "cats: how alpha stays on the simplex: near a prior (proximal) or as in Eq. 4 (softmax, lagrangian)",
         choices=("proximal", "softmax", "lagrangian"),
     )
     prior: str = setting(

@@ -35,7 +35,9 @@ def test_the_last_updates_are_logged_too(corpus, tmp_path):
 
 
 def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
-    train(settings(corpus, "method.alpha_lr=0", "model.dropout=0"), tmp_path / "cats", quiet=True)
+    train(
+        settings(corpus, "method.alpha_lr=0", "method.prior=uniform", "model.dropout=0"), tmp_path / "cats", quiet=True
+    )
     train(
         settings(corpus, "method.name=static", "method.weights=uniform", "model.dropout=0"),
         tmp_path / "static",
