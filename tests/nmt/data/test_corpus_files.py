@@ -1,5 +1,6 @@
 """Reading a folder of parallel text as a corpus, and writing one."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -372,11 +373,22 @@ def test_one_pair_needs_two_sides(tmp_path):
     fails(tmp_path, "train.en needs exactly one other side, found train.xx, train.yy; name pairs train.en-xx.xx")
 
 
-def test_a_folder_where_a_file_should_be(tmp_path):
-    moses(tmp_path, "en-az")
-    (tmp_path / "train.en-az.az").unlink()
-    (tmp_path / "train.en-az.az").mkdir()
-    fails(tmp_path, f"{tmp_path / 'train.en-az.az'}: cannot be read (Is a directory)")
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_refused(tmp_path, monkeypatch, make, large):
+    """A pipe would be waited for, and /dev/zero never ends."""
+    moses(tmp_path / "corpus", "en-az")
+    if large:
+        monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 1)
+        monkeypatch.setenv("CATS_CACHE", str(tmp_path / "cache"))
+    for name in ("train.en-az.az", "train.en-az.en", "valid.en-az.az"):
+        file = tmp_path / "corpus" / name
+        before = file.read_bytes()
+        file.unlink()
+        make(file)
+        fails(tmp_path / "corpus", f"{file} is not a regular file; put a regular file in its place")
+        file.rmdir() if file.is_dir() else file.unlink()
+        file.write_bytes(before)
 
 
 # Writing.
