@@ -18,8 +18,8 @@ constexpr int MAX_ROWS_TASKS = 64;
 constexpr int MOST_TASKS = 8;  // per warp
 
 struct CombineArguments {
-    const int64_t* words;
-    int64_t width, chunks, first;
+    const int64_t *pointers, *chunks;
+    int64_t width, first;
     int tasks, row, rows;
     int split;  // a power of two that divides the number of warps; larger than 1 only with CAP = MOST_TASKS
     bool aligned;
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(most_threads(CAP, ROWS), least_blocks(CAP)) co
     const int slice = warp % split, tile = warp / split, tiles = warps / split;
     const CombineShared<T, CAP, ROWS> shared(shared_memory(), warps, split);
 
-    const int64_t* chunk = a.words + a.chunks + 3 * (a.first + blockIdx.x);
-    const int64_t* row = a.words + chunk[0] * a.width;
+    const int64_t* chunk = a.chunks + 3 * (a.first + blockIdx.x);
+    const int64_t* row = a.pointers + chunk[0] * a.width;
     const int64_t start = chunk[1];
     const int count = int(chunk[2]);
     for (int n = threadIdx.x; n < split * CAP; n += blockDim.x) {

@@ -20,8 +20,8 @@ constexpr int RUN = 128;    // elements
 constexpr int AT_ONCE = 2;  // segments loaded together
 
 struct GramArguments {
-    const int64_t* words;
-    int64_t width, chunks, first;
+    const int64_t *pointers, *chunks;
+    int64_t width, first;
     int tasks;
     bool aligned;
     double* partials;
@@ -32,8 +32,8 @@ struct Chunk {
     int64_t start;
     int count;
     CATS_DEVICE explicit Chunk(const GramArguments& a) {
-        const int64_t* chunk = a.words + a.chunks + 3 * (a.first + blockIdx.x);
-        row = a.words + chunk[0] * a.width;
+        const int64_t* chunk = a.chunks + 3 * (a.first + blockIdx.x);
+        row = a.pointers + chunk[0] * a.width;
         start = chunk[1];
         count = int(chunk[2]);
     }
@@ -269,12 +269,16 @@ template <class T> static void launch_gram(const GramArguments& a, int64_t count
 
 }  // namespace cats
 
-void cuda_gram(int64_t words, int64_t width, int64_t chunks, int64_t first, int64_t count, int64_t type,
+void cuda_gram(int64_t pointers, int64_t width, int64_t chunks, int64_t first, int64_t count, int64_t type,
                int64_t aligned, int64_t tasks, int64_t partials, int64_t stream) {
     using namespace cats;
     if (tasks < 1 || tasks > MAX_TASKS) throw std::invalid_argument("the number of tasks must be 1 to 128");
-    const GramArguments a{reinterpret_cast<const int64_t*>(words), width,           chunks,
-                          first,                                   int(tasks),      aligned != 0,
+    const GramArguments a{reinterpret_cast<const int64_t*>(pointers),
+                          reinterpret_cast<const int64_t*>(chunks),
+                          width,
+                          first,
+                          int(tasks),
+                          aligned != 0,
                           reinterpret_cast<double*>(partials)};
     switch (type) {
         case Float32::NUMBER: return launch_gram<Float32>(a, count, stream);

@@ -99,22 +99,35 @@ static __global__ void __launch_bounds__(256) traffic_kernel(const uint4* source
 
 }  // namespace cats
 
-void cuda_reduce(int64_t words, int64_t order, int64_t bounds, int64_t groups, int64_t first, int64_t count,
-                 int64_t partials, int64_t values, int64_t split, int64_t left, int64_t right, int64_t add,
-                 int64_t stream) {
-    const int64_t* table = reinterpret_cast<const int64_t*>(words);
-    const cats::ReduceArguments a{table + order,    table + bounds, first, count, reinterpret_cast<double*>(partials),
-                                  int(values),      int(split),     reinterpret_cast<double*>(left),
-                                  reinterpret_cast<double*>(right), 0,     add != 0};
+void cuda_reduce(int64_t order, int64_t bounds, int64_t groups, int64_t first, int64_t count, int64_t partials,
+                 int64_t values, int64_t split, int64_t left, int64_t right, int64_t add, int64_t stream) {
+    const cats::ReduceArguments a{reinterpret_cast<const int64_t*>(order),
+                                  reinterpret_cast<const int64_t*>(bounds),
+                                  first,
+                                  count,
+                                  reinterpret_cast<double*>(partials),
+                                  int(values),
+                                  int(split),
+                                  reinterpret_cast<double*>(left),
+                                  reinterpret_cast<double*>(right),
+                                  0,
+                                  add != 0};
     cats::launch_reduce(a, groups, stream);
 }
 
-void cuda_reduce_gram(int64_t words, int64_t order, int64_t bounds, int64_t groups, int64_t first, int64_t count,
-                      int64_t partials, int64_t tasks, int64_t gram, int64_t add, int64_t stream) {
-    const int64_t* table = reinterpret_cast<const int64_t*>(words);
-    const cats::ReduceArguments a{table + order, table + bounds, first, count, reinterpret_cast<double*>(partials),
-                                  int(tasks * (tasks + 1) / 2), 0, reinterpret_cast<double*>(gram), nullptr,
-                                  int(tasks), add != 0};
+void cuda_reduce_gram(int64_t order, int64_t bounds, int64_t groups, int64_t first, int64_t count, int64_t partials,
+                      int64_t tasks, int64_t gram, int64_t add, int64_t stream) {
+    const cats::ReduceArguments a{reinterpret_cast<const int64_t*>(order),
+                                  reinterpret_cast<const int64_t*>(bounds),
+                                  first,
+                                  count,
+                                  reinterpret_cast<double*>(partials),
+                                  int(tasks * (tasks + 1) / 2),
+                                  0,
+                                  reinterpret_cast<double*>(gram),
+                                  nullptr,
+                                  int(tasks),
+                                  add != 0};
     cats::launch_reduce(a, groups, stream);
 }
 

@@ -71,9 +71,9 @@ def _tile(
     return dots, norms
 
 
-@triton.jit(do_not_specialize=["chunks", "base", "count"])
+@triton.jit(do_not_specialize=["base", "count"])
 def adamw_kernel(
-    words, chunks, base, count, weights, partials, scalars, found_inf, grad_scale,
+    table, chunks, base, count, weights, partials, scalars, found_inf, grad_scale,
     TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
@@ -82,13 +82,13 @@ def adamw_kernel(
     scalars: float64, from `_scalars`. Parameters have the gradients' dtype DTYPE, moments have dtype COMPUTE.
     """
     index = tl.program_id(0) + base
-    row, start, length = locate(words, chunks, index)
+    row, start, length = locate(chunks, index)
     columns: tl.constexpr = TASKS + 3
-    first, present = task_pointers(words, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    first, present = task_pointers(table, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
     state = (
-        other_pointer(words, row, start, columns, TASKS, DTYPE, ALIGNED),
-        other_pointer(words, row, start, columns, TASKS + 1, COMPUTE, ALIGNED),
-        other_pointer(words, row, start, columns, TASKS + 2, COMPUTE, ALIGNED),
+        other_pointer(table, row, start, columns, TASKS, DTYPE, ALIGNED),
+        other_pointer(table, row, start, columns, TASKS + 1, COMPUTE, ALIGNED),
+        other_pointer(table, row, start, columns, TASKS + 2, COMPUTE, ALIGNED),
     )
     settings = ()
     for i in tl.static_range(7):
@@ -134,11 +134,11 @@ def _scalars(
 ) -> Tensor:
     """Float64 on the device: decay, step size, correction of the second moment, 1 - beta1, beta2, 1 - beta2, eps."""
     if step.device != lr.device:
-        step, lr = common.upload(step, device), common.upload(lr, device)
+        step, lr = common.to_device(step, device), common.to_device(lr, device)
     step, lr = step.double(), lr.double()
     varying = (1 - lr * weight_decay, lr / (1 - beta1**step), (1 - beta2**step).sqrt())
     constant = (lr.new_full((), value) for value in (1 - beta1, beta2, 1 - beta2, eps))
-    return common.upload(torch.stack([*varying, *constant]), device)
+    return common.to_device(torch.stack([*varying, *constant]), device)
 
 
 def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tuple[Tensor, Tensor]:
@@ -146,17 +146,27 @@ def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tu
 
     Returns dots (G, 1, K) and squared norms (G, K), float64, of the gradients before grad_scale.
     """
-    plan, device, tasks, groups = pieces
+    table, geometry, device, tasks, groups = pieces
     step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
-    weights = common.upload(weights, device)
-    found_inf, grad_scale = (None if t is None else common.upload(t, device) for t in (found_inf, grad_scale))
-    partials = weights.new_empty(2 * tasks, plan.count)
+    weights = common.to_device(weights, device)
+    found_inf, grad_scale = (None if t is None else common.to_device(t, device) for t in (found_inf, grad_scale))
+    partials = weights.new_empty(2 * tasks, geometry.chunk_count)
     scalars = _scalars(step, lr, beta1, beta2, eps, weight_decay, device)
-    for dtypes, aligned, base, chunks in plan.launches:
+    for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = options(tasks, dtypes[0], aligned)
-        arguments = (plan.words, plan.chunks, base, plan.count, weights, partials, scalars, found_inf, grad_scale)
+        arguments = (
+            table,
+            geometry.chunks,
+            base,
+            geometry.chunk_count,
+            weights,
+            partials,
+            scalars,
+            found_inf,
+            grad_scale,
+        )
         common.launch(adamw_kernel, (chunks,), device, *arguments, **constants, **launch)
-    dots, sqnorms = common.reduce(partials, plan, groups, tasks)
+    dots, sqnorms = common.reduce(partials, geometry, groups, tasks)
     return dots.view(-1, 1, tasks), sqnorms
 
 

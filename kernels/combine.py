@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats.ops.device_table import DevicePieces, Plan
+from cats.ops.device_table import DevicePieces
 
 from . import common
 from .common import (
@@ -50,18 +50,18 @@ def _tile(
     return sums, norms
 
 
-@triton.jit(do_not_specialize=["chunks", "base", "count"])
+@triton.jit(do_not_specialize=["base", "count"])
 def combine_kernel(
-    words, chunks, base, count, weights, partials,
+    table, chunks, base, count, weights, partials,
     RESULTS: tl.constexpr, STATISTICS: tl.constexpr,
     TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One chunk: RESULTS combinations. If STATISTICS, their dots and the squared norms go to partials[:, chunk]."""
     index = tl.program_id(0) + base
-    row, start, length = locate(words, chunks, index)
+    row, start, length = locate(chunks, index)
     columns: tl.constexpr = TASKS + RESULTS
-    first, present = task_pointers(words, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    first, present = task_pointers(table, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
     zeros = tl.zeros([ROWS, LANES], COMPUTE)
     scales = ()
     outs = ()
@@ -69,7 +69,7 @@ def combine_kernel(
     dot_sums = ()
     for r in tl.static_range(RESULTS):
         scales += (load_weights(weights + r * TASKS, present, TASKS, ROWS, COMPUTE),)
-        outs += (other_pointer(words, row, start, columns, TASKS + r, DTYPE, ALIGNED),)
+        outs += (other_pointer(table, row, start, columns, TASKS + r, DTYPE, ALIGNED),)
         if STATISTICS:
             dots += (zeros,)
             dot_sums += (tl.zeros([ROWS], tl.float64),)
@@ -125,22 +125,22 @@ def options(
 
 def combine(pieces: DevicePieces, weights: Tensor) -> None:
     """Writes the combinations for (R, K) weights, with R <= MAX_COMBINATIONS."""
-    _launch(pieces.plan, pieces.tasks, common.upload(weights, pieces.device), None)
+    _launch(pieces, common.to_device(weights, pieces.device), None)
 
 
 def combine_dots(pieces: DevicePieces, weights: Tensor) -> tuple[Tensor, Tensor]:
     """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K), float64."""
-    plan, device, tasks, groups = pieces
-    weights = common.upload(weights, device)
-    results = len(weights)
-    partials = weights.new_empty((results + 1) * tasks, plan.count)
-    _launch(plan, tasks, weights, partials)
-    dots, sqnorms = common.reduce(partials, plan, groups, results * tasks)
+    weights = common.to_device(weights, pieces.device)
+    results, tasks = weights.shape
+    partials = weights.new_empty((results + 1) * tasks, pieces.geometry.chunk_count)
+    _launch(pieces, weights, partials)
+    dots, sqnorms = common.reduce(partials, pieces.geometry, pieces.groups, results * tasks)
     return dots.view(-1, results, tasks), sqnorms
 
 
-def _launch(plan: Plan, tasks: int, weights: Tensor, partials: Tensor | None) -> None:
-    for dtypes, aligned, base, chunks in plan.launches:
+def _launch(pieces: DevicePieces, weights: Tensor, partials: Tensor | None) -> None:
+    table, geometry, device, tasks, _ = pieces
+    for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = options(tasks, dtypes[0], aligned, len(weights), partials is not None)
-        arguments = (plan.words, plan.chunks, base, plan.count, weights, partials)
-        common.launch(combine_kernel, (chunks,), weights.device, *arguments, **constants, **launch)
+        arguments = (table, geometry.chunks, base, geometry.chunk_count, weights, partials)
+        common.launch(combine_kernel, (chunks,), device, *arguments, **constants, **launch)

@@ -1,4 +1,4 @@
-"""What the kernels share: tiles, access to the device table, statistics and their reduction, launches.
+"""What the kernels share: tiles, access to addresses and chunks, statistics and their reduction, launches.
 
 Every program processes one chunk of one parameter (cats/ops/device_table.py), in tiles of ROWS tasks by LANES by WIDTH
 elements. The WIDTH elements are the 16 bytes that one thread loads at once, and a thread adds over them itself. So
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats.ops.device_table import Plan
+from cats.ops.device_table import Geometry
 from cats.ops.layout import VECTOR
 
 # A tile of more tasks would not fit into one program's registers.
@@ -82,9 +82,9 @@ def constants(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple
 
 
 @triton.jit
-def locate(words, chunks, index):
+def locate(chunks, index):
     """A chunk's row in the table of addresses, its first element, its number of elements."""
-    at = words + chunks + tl.cast(index, tl.int64) * 3
+    at = chunks + tl.cast(index, tl.int64) * 3
     return tl.load(at), tl.multiple_of(tl.load(at + 1), 16), tl.load(at + 2)
 
 
@@ -100,17 +100,17 @@ def pointers(addresses, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def task_pointers(words, row, start, columns, TASKS: tl.constexpr, ROWS: tl.constexpr, DTYPE, ALIGNED: tl.constexpr):
+def task_pointers(table, row, start, columns, TASKS: tl.constexpr, ROWS: tl.constexpr, DTYPE, ALIGNED: tl.constexpr):
     """Addresses of the tasks' gradients at the start of this chunk, (ROWS,), and which tasks have a gradient."""
     tasks = tl.arange(0, ROWS)
-    addresses = tl.load(words + row * columns + tasks, mask=tasks < TASKS, other=0)
+    addresses = tl.load(table + row * columns + tasks, mask=tasks < TASKS, other=0)
     return pointers(addresses, DTYPE, ALIGNED) + start, addresses != 0
 
 
 @triton.jit
-def other_pointer(words, row, start, columns, column, DTYPE, ALIGNED: tl.constexpr):
+def other_pointer(table, row, start, columns, column, DTYPE, ALIGNED: tl.constexpr):
     """The address of another of the parameter's tensors at the start of this chunk."""
-    return pointers(tl.load(words + row * columns + column), DTYPE, ALIGNED) + start
+    return pointers(tl.load(table + row * columns + column), DTYPE, ALIGNED) + start
 
 
 @triton.jit
@@ -203,22 +203,22 @@ def store_statistic(partials, statistic, count, index, values, TASKS: tl.constex
     tl.store(partials + at, values, mask=tasks < TASKS)
 
 
-@triton.jit(do_not_specialize=["count", "order", "bounds"])
+@triton.jit(do_not_specialize=["count"])
 def reduce_kernel(
-    partials, words, count, order, bounds, left, right, SPLIT: tl.constexpr, TOTAL: tl.constexpr,
+    partials, count, order, bounds, left, right, SPLIT: tl.constexpr, TOTAL: tl.constexpr,
     COLUMNS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Sums over the chunks of a group in the order of the table: (G, SPLIT) to left, the other statistics to right."""
     group = tl.program_id(1)
     statistics = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = statistics < TOTAL
-    begin = tl.load(words + bounds + group)
-    end = tl.load(words + bounds + group + 1)
+    begin = tl.load(bounds + group)
+    end = tl.load(bounds + group + 1)
     sums = tl.zeros([COLUMNS, CHUNKS], tl.float64)
     rows = partials + statistics[:, None].to(tl.int64) * count
     for position in range(begin, end, CHUNKS):
         at = position + tl.arange(0, CHUNKS)
-        chunks = tl.load(words + order + at, mask=at < end, other=0)
+        chunks = tl.load(order + at, mask=at < end, other=0)
         sums += tl.load(rows + chunks[None, :], mask=inside[:, None] & (at < end)[None, :], other=0.0)
     total = tl.sum(sums, axis=1)
     tl.store(left + group * SPLIT + statistics, total, mask=statistics < SPLIT)
@@ -241,18 +241,29 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
         kernel[grid](*arguments, **options, enable_fp_fusion=True)
 
 
-_captured: list[Tensor] = []  # kept forever: a CUDA graph reads this pinned memory at every replay
-
-
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor from the CPU to the device: an `Upload` of cats/ops/device_table.py."""
+    if device.type == "cpu":
+        return tensor
+    if torch.cuda.is_current_stream_capturing():
+        return through_arguments(tensor, device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def through_arguments(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy whose numbers are arguments of torch's kernels, so that a CUDA graph has them in its nodes.
+
+    A graph reads the source of a copy again at every replay, when that memory may have been freed. This is slower.
+    """
+    target = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+    torch._foreach_add_(list(target.view(-1).unbind()), tensor.reshape(-1).tolist())
+    return target
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor as contiguous float64 on the device. Does not wait for the device."""
     tensor = tensor.double().contiguous()
-    if tensor.device == device or device.type == "cpu":
-        return tensor.to(device)
-    pinned = tensor.pin_memory() if tensor.device.type == "cpu" else tensor
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(pinned)
-    return pinned.to(device, non_blocking=True)
+    return upload(tensor, device) if tensor.device.type == "cpu" else tensor.to(device, non_blocking=True)
 
 
 def reduce_options(total: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -261,14 +272,14 @@ def reduce_options(total: int) -> tuple[dict[str, int], dict[str, int]]:
     return {"COLUMNS": columns, "CHUNKS": 4096 // columns}, {"num_warps": 8}
 
 
-def reduce(partials: Tensor, plan: Plan, groups: int, split: int) -> tuple[Tensor, Tensor]:
+def reduce(partials: Tensor, geometry: Geometry, groups: int, split: int) -> tuple[Tensor, Tensor]:
     """(G, split) and (G, S - split) of (S, chunks) partial sums, all float64."""
     total = len(partials)
-    if plan.count == 0:
+    if geometry.chunk_count == 0:
         return partials.new_zeros(groups, split), partials.new_zeros(groups, total - split)
     left, right = partials.new_empty(groups, split), partials.new_empty(groups, total - split)
     blocks, options = reduce_options(total)
     grid = (triton.cdiv(total, blocks["COLUMNS"]), groups)
-    arguments = (partials, plan.words, plan.count, plan.order, plan.bounds, left, right)
+    arguments = (partials, geometry.chunk_count, geometry.order, geometry.bounds, left, right)
     launch(reduce_kernel, grid, partials.device, *arguments, SPLIT=split, TOTAL=total, **blocks, **options)
     return left, right

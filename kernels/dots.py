@@ -26,18 +26,18 @@ from .common import (
 )
 
 
-@triton.jit(do_not_specialize=["chunks", "base", "count"])
+@triton.jit(do_not_specialize=["base", "count"])
 def dots_kernel(
-    words, chunks, base, count, partials, DIRECTION: tl.constexpr,
+    table, chunks, base, count, partials, DIRECTION: tl.constexpr,
     TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One chunk: the dots with a direction of dtype DIRECTION, which go to partials[:, chunk]."""
     index = tl.program_id(0) + base
-    row, start, length = locate(words, chunks, index)
+    row, start, length = locate(chunks, index)
     columns: tl.constexpr = TASKS + 1
-    first, present = task_pointers(words, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
-    direction = other_pointer(words, row, start, columns, TASKS, DIRECTION, ALIGNED)
+    first, present = task_pointers(table, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    direction = other_pointer(table, row, start, columns, TASKS, DIRECTION, ALIGNED)
     size: tl.constexpr = LANES * WIDTH
     full = length // size
     inner = offsets(LANES, WIDTH)
@@ -65,11 +65,11 @@ def options(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[d
 
 def dots(pieces: DevicePieces) -> tuple[Tensor]:
     """(G, K) float64: the gradients' inner products with the direction."""
-    plan, device, tasks, groups = pieces
-    partials = torch.empty(tasks, plan.count, dtype=torch.float64, device=device)
-    for dtypes, aligned, base, chunks in plan.launches:
+    table, geometry, device, tasks, groups = pieces
+    partials = torch.empty(tasks, geometry.chunk_count, dtype=torch.float64, device=device)
+    for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = options(tasks, dtypes, aligned)
-        arguments = (plan.words, plan.chunks, base, plan.count, partials)
+        arguments = (table, geometry.chunks, base, geometry.chunk_count, partials)
         common.launch(dots_kernel, (chunks,), device, *arguments, **constants, **launch)
-    result, _ = common.reduce(partials, plan, groups, tasks)
+    result, _ = common.reduce(partials, geometry, groups, tasks)
     return (result,)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cats.ops.device_table import DevicePieces, Plan
+from cats.ops.device_table import DevicePieces
 
 from . import common
 from .common import INTERPRETED, locate, offsets, pointers, store_statistic, task_pointers, widen
@@ -63,20 +63,20 @@ def _flush(lanes, sums, TASKS: tl.constexpr, SQUARE: tl.constexpr):
     return sums
 
 
-@triton.jit(do_not_specialize=["chunks", "base", "count"])
+@triton.jit(do_not_specialize=["base", "count"])
 def gram_kernel(
-    words, chunks, base, count, partials,
+    table, chunks, base, count, partials,
     TASKS: tl.constexpr, SQUARE: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
     DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One chunk: the inner products of all pairs, which go to partials[i * TASKS + j, chunk]."""
     index = tl.program_id(0) + base
-    row, start, length = locate(words, chunks, index)
+    row, start, length = locate(chunks, index)
     firsts = ()
     present = ()
     zeros = ()
     for i in tl.static_range(TASKS):
-        address = tl.load(words + row * TASKS + i)
+        address = tl.load(table + row * TASKS + i)
         firsts += (pointers(address, DTYPE, ALIGNED) + start,)
         present += (address != 0,)
         for _ in tl.static_range(i + 1):
@@ -118,9 +118,9 @@ def unrolled_options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dic
 
 
 @triton.jit
-def _first_slot(words, bounds, group, per_slot):
+def _first_slot(bounds, group, per_slot):
     """The index of a group's first slot. Every group before it may end with a slot that is not full."""
-    return tl.load(words + bounds + group) // per_slot + group
+    return tl.load(bounds + group) // per_slot + group
 
 
 @triton.jit
@@ -149,31 +149,31 @@ def _store_sums(partials, sums, ROW: tl.constexpr, COLUMN: tl.constexpr, ROWS: t
     tl.store(at, tl.load(at) - sums.to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["chunks", "base", "last", "order", "bounds", "groups", "per_slot"])
+@triton.jit(do_not_specialize=["base", "last", "groups", "per_slot"])
 def gram_blocks_kernel(
-    words, chunks, base, last, order, bounds, groups, per_slot, partials,
+    table, chunks, base, last, order, bounds, groups, per_slot, partials,
     TASKS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, LENGTH: tl.constexpr, TILES: tl.constexpr,
     TAIL: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One slot: adds the products of its chunks in [base, last) to the upper triangle of partials[slot]."""
     slot = tl.program_id(0)
     group = 0
-    while (group + 1 < groups) & (_first_slot(words, bounds, group + 1, per_slot) <= slot):
+    while (group + 1 < groups) & (_first_slot(bounds, group + 1, per_slot) <= slot):
         group += 1
-    begin = tl.load(words + bounds + group) + (slot - _first_slot(words, bounds, group, per_slot)) * per_slot
-    end = tl.minimum(begin + per_slot, tl.load(words + bounds + group + 1))
+    begin = tl.load(bounds + group) + (slot - _first_slot(bounds, group, per_slot)) * per_slot
+    end = tl.minimum(begin + per_slot, tl.load(bounds + group + 1))
     size: tl.constexpr = ROWS * BLOCKS
     partials += tl.cast(slot, tl.int64) * size * size
     inner = tl.arange(0, LENGTH)
     for position in range(begin, end):
-        index = tl.load(words + order + position)
+        index = tl.load(order + position)
         if (index >= base) & (index < last):
-            row, start, length = locate(words, chunks, index)
-            table = words + row * TASKS
+            row, start, length = locate(chunks, index)
+            rows_of = table + row * TASKS
             rows: tl.constexpr = TASKS if TASKS < ROWS else ROWS
-            a_first, a_present = task_pointers(table, 0, start, 0, rows, ROWS, DTYPE, ALIGNED)
+            a_first, a_present = task_pointers(rows_of, 0, start, 0, rows, ROWS, DTYPE, ALIGNED)
             if BLOCKS == 2:
-                b_first, b_present = task_pointers(table + ROWS, 0, start, 0, TASKS - ROWS, ROWS, DTYPE, ALIGNED)
+                b_first, b_present = task_pointers(rows_of + ROWS, 0, start, 0, TASKS - ROWS, ROWS, DTYPE, ALIGNED)
             full = length // LENGTH
             for run in range(0, tl.cdiv(length, LENGTH), TILES):
                 aa = tl.zeros([ROWS, ROWS], tl.float32)
@@ -205,16 +205,16 @@ def gram_blocks_kernel(
                     _store_sums(partials, bb, 1, 1, ROWS, size)
 
 
-@triton.jit(do_not_specialize=["bounds", "per_slot"])
+@triton.jit(do_not_specialize=["per_slot"])
 def reduce_slots_kernel(
-    partials, words, bounds, per_slot, result,
+    partials, bounds, per_slot, result,
     SIZE: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Sums over the slots of a group, in order: (G, SIZE)."""
     group = tl.program_id(1)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    first = _first_slot(words, bounds, group, per_slot)
-    chunks = tl.load(words + bounds + group + 1) - tl.load(words + bounds + group)
+    first = _first_slot(bounds, group, per_slot)
+    chunks = tl.load(bounds + group + 1) - tl.load(bounds + group)
     end = first + tl.cdiv(chunks, per_slot)
     sums = tl.zeros([SLOTS, COLUMNS], tl.float64)
     for slot in range(first, end, SLOTS):
@@ -274,35 +274,37 @@ REDUCE_OPTIONS = {"SLOTS": 128, "COLUMNS": 32}, {"num_warps": 8}
 
 def gram(pieces: DevicePieces) -> tuple[Tensor]:
     """(G, K, K) float64, symmetric bit for bit."""
-    plan, device, tasks, groups = pieces
-    return ((_unrolled if tasks <= UNROLLED else _blocks)(plan, tasks, groups, device),)
+    return ((_unrolled if pieces.tasks <= UNROLLED else _blocks)(pieces),)
 
 
-def _unrolled(plan: Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
-    partials = torch.empty(tasks * tasks, plan.count, dtype=torch.float64, device=device)
-    for dtypes, aligned, base, chunks in plan.launches:
+def _unrolled(pieces: DevicePieces) -> Tensor:
+    table, geometry, device, tasks, groups = pieces
+    partials = torch.empty(tasks * tasks, geometry.chunk_count, dtype=torch.float64, device=device)
+    for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = unrolled_options(tasks, dtypes[0], aligned)
-        arguments = (plan.words, plan.chunks, base, plan.count, partials)
+        arguments = (table, geometry.chunks, base, geometry.chunk_count, partials)
         common.launch(gram_kernel, (chunks,), device, *arguments, **constants, **launch)
-    return common.reduce(partials, plan, groups, tasks * tasks)[0].view(groups, tasks, tasks)
+    return common.reduce(partials, geometry, groups, tasks * tasks)[0].view(groups, tasks, tasks)
 
 
-def _blocks(plan: Plan, tasks: int, groups: int, device: torch.device) -> Tensor:
+def _blocks(pieces: DevicePieces) -> Tensor:
+    table, geometry, device, tasks, groups = pieces
     rows, count, *_ = blocks(tasks, torch.float32, True)
     size = rows * count
     slots = min(MAX_SLOTS, MAX_BYTES // (8 * size * size))
-    per_slot = max(1, triton.cdiv(plan.count, slots))
+    per_slot = max(1, triton.cdiv(geometry.chunk_count, slots))
     # The last slot of a group may not be full, so there is one more slot per group.
-    partials = torch.zeros(plan.count // per_slot + groups, size, size, dtype=torch.float64, device=device)
+    partials = torch.zeros(geometry.chunk_count // per_slot + groups, size, size, dtype=torch.float64, device=device)
     capability = 9 if device.type == "cpu" else torch.cuda.get_device_capability(device)[0]
-    for dtypes, aligned, base, chunks in plan.launches:
+    for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = blocks_options(tasks, dtypes[0], aligned, capability)
-        arguments = (plan.words, plan.chunks, base, base + chunks, plan.order, plan.bounds, groups, per_slot, partials)
+        order, bounds = geometry.order, geometry.bounds
+        arguments = (table, geometry.chunks, base, base + chunks, order, bounds, groups, per_slot, partials)
         common.launch(gram_blocks_kernel, (len(partials),), device, *arguments, **constants, **launch)
     result = partials.new_empty(groups, size, size)
     tiles, launch = REDUCE_OPTIONS
     grid = (size * size // tiles["COLUMNS"], groups)
-    arguments = (partials, plan.words, plan.bounds, per_slot, result)
+    arguments = (partials, geometry.bounds, per_slot, result)
     common.launch(reduce_slots_kernel, grid, device, *arguments, SIZE=size * size, **tiles, **launch)
     upper = result[:, :tasks, :tasks].triu()
     return upper + upper.triu(1).mT

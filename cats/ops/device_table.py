@@ -1,19 +1,25 @@
-"""The device table: a table in GPU memory with the addresses of a call's tensors and the chunks of work.
+"""What a kernel on a GPU reads instead of lists of tensors: a table of their addresses, and a list of chunks of work.
 
-A GPU kernel cannot follow lists of tensors. Instead it reads a table of addresses in device memory, and a list of
-chunks. A chunk is the part of a parameter that one block of threads processes. A plan is such a table with its kernel
-launches. Plans are kept and used again in later calls with the same addresses, groups and stream.
+A chunk is the part of a parameter that one block of threads processes. The chunks depend on sizes, dtypes, alignment
+and groups, which stay the same from step to step. So their list, the geometry, is kept on the device. Addresses change,
+because autograd returns new tensors at every step. So a table of addresses is uploaded at every call.
+
+CUDA graphs: while a graph is captured, a backend uploads addresses without host memory, which may be freed before the
+graph is replayed (see `Upload`). The geometry is the one that a call before the capture has made. It is on the device
+by then, because torch.cuda.graph waits for the device before it captures. From then on it is kept for ever, because
+nothing tells when the graph is deleted: one geometry for each set of shapes, however many graphs are captured.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,32 +56,37 @@ class Launch(NamedTuple):
     chunks: int
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A device table: one int64 tensor with four parts. `chunks`, `order` and `bounds` say where they begin, in words.
+class Geometry(NamedTuple):
+    """The chunks of a call. Tensors are int64 on the device, and begin at addresses that are multiples of 16."""
 
-    pointers (at 0): K + M addresses per parameter, in the order of `Flat`.
-    chunks: three words per chunk: the parameter's row in pointers, the first element, the number of elements.
-    order: the chunks' indices, sorted by group.
-    bounds: G + 1 words: where each group begins in order.
-    """
-
-    words: Tensor
-    width: int  # K + M
-    chunks: int
-    order: int
-    bounds: int
-    count: int  # number of chunks
+    chunks: Tensor  # (C, 3): a chunk's row in the table of addresses, its first element, its number of elements
+    order: Tensor  # (C,): the chunks' indices, sorted by group
+    bounds: Tensor  # (G + 1,): where each group begins in order
     launches: list[Launch]
+
+    @property
+    def chunk_count(self) -> int:
+        return len(self.order)
 
 
 class DevicePieces(NamedTuple):
     """The dense pieces of a call, as kernels on a GPU take them."""
 
-    plan: Plan
+    pointers: Tensor  # (rows, K + M) int64 on the device: addresses, in the order of `layout.Flat`
+    geometry: Geometry
     device: torch.device
     tasks: int
     groups: int  # number of groups
+
+    @property
+    def kinds(self) -> list[tuple[Dtypes, bool]]:
+        """The dtypes and the alignment of each launch."""
+        return [(launch.dtypes, launch.aligned) for launch in self.geometry.launches]
+
+
+# Copies a tensor from the CPU to the device, on the current stream, without waiting. The tensor is deleted right after
+# the call, and a CUDA graph that captures the call must find the same numbers at every replay.
+Upload = Callable[[Tensor, torch.device], Tensor]
 
 
 def device_pieces(
@@ -83,6 +94,7 @@ def device_pieces(
     others: Sequence[Row],
     groups: Sequence[int],
     takes: Callable[[Dtypes], bool] | None,
+    upload: Upload,
 ) -> tuple[DevicePieces, list[int]]:
     """The dense pieces, and the parameters left for the fallback: not dense, or of dtypes that `takes` refuses.
 
@@ -91,76 +103,85 @@ def device_pieces(
     device = layout.device_of(grads)
     assert device is not None
     flat = layout.flatten(grads, others)
+    width = len(grads) + len(others)
     if takes is not None:
-        flat = flat.keep(takes, len(grads) + len(others))
+        flat = flat.keep(takes, width)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        return DevicePieces(plan(flat, groups, device), device, len(grads), max(groups) + 1), flat.fallback
+        geometry = _geometry(flat, len(grads), groups, device, upload)
+        pointers = upload(_words(flat.pointers), device).view(len(flat.params), width)
+    return DevicePieces(pointers, geometry, device, len(grads), max(groups) + 1), flat.fallback
 
 
-_plans: OrderedDict[tuple[object, ...], tuple[Plan, Tensor]] = OrderedDict()
-_PLANS = 16  # a training loop alternates between a few sets of addresses
-_captured: list[tuple[Plan, Tensor]] = []  # kept forever: a CUDA graph copies and reads these at every replay
+# Geometries by tasks, sizes, dtypes, alignment, groups and device. Those in _recent also belong to a stream: they are
+# copied on it, so another stream could read them too early, or after their memory has got another owner.
+_Key = tuple[object, ...]
+_recent: OrderedDict[tuple[_Key, int], Geometry] = OrderedDict()
+_RECENT = 16  # a training loop alternates between a few
+_captured: dict[_Key, Geometry] = {}
+_lock = threading.Lock()
 
 
-def plan(flat: layout.Flat, groups: Sequence[int], device: torch.device) -> Plan:
-    """The device table of these parameters: a kept one if nothing changed. Never waits for the device."""
-    # The stream is part of the key: the table is copied on this stream, so another stream could read it too early.
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    numbers = (tuple(flat.params), tuple(flat.numels), tuple(flat.dtypes), tuple(groups))
-    key = (flat.pointers.tobytes(), *numbers, device, stream)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured.append(_make(flat, groups, device))
-        return _captured[-1][0]
-    known = _plans.get(key)
-    if known is not None:
-        _plans.move_to_end(key)
-        return known[0]
-    made = _make(flat, groups, device)
-    _plans[key] = made
-    if len(_plans) > _PLANS:
-        _plans.popitem(last=False)
-    return made[0]
+def _geometry(flat: layout.Flat, tasks: int, groups: Sequence[int], device: torch.device, upload: Upload) -> Geometry:
+    """The geometry of these parameters: a kept one, or a new one. Never waits for the device."""
+    on_gpu = device.type == "cuda"
+    stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+    sizes = tuple(flat.params), tuple(flat.numels), tuple(flat.dtypes), tuple(flat.aligned)
+    key = (tasks, *sizes, tuple(groups), device)
+    capturing = on_gpu and torch.cuda.is_current_stream_capturing()
+    with _lock:
+        found = _captured.get(key) or _recent.get((key, stream))
+        if capturing and found is None:
+            found = next((geometry for (other, _), geometry in _recent.items() if other == key), None)
+        if capturing and found is not None:
+            _captured[key] = found
+        if found is not None:
+            if (key, stream) in _recent:
+                _recent.move_to_end((key, stream))
+            return found
+    made = _make(flat, tasks, groups, device, upload)
+    if not capturing:  # otherwise its memory is the graph's
+        with _lock:
+            _recent[key, stream] = made
+            if len(_recent) > _RECENT:
+                _recent.popitem(last=False)
+    return made
 
 
-def _make(flat: layout.Flat, groups: Sequence[int], device: torch.device) -> tuple[Plan, Tensor]:
-    """The plan, and the pinned memory that its table is copied from."""
+def _make(flat: layout.Flat, tasks: int, groups: Sequence[int], device: torch.device, upload: Upload) -> Geometry:
     # Only the gradients count, so that all operators have the same chunks, and their sums the same bits.
-    others = len(flat.dtypes[0]) - 1 if flat.dtypes else 0
-    tasks = len(flat.pointers) // max(1, len(flat.params)) - others
     length = chunk_length(sum(flat.numels), tasks * max((dtypes[0].itemsize for dtypes in flat.dtypes), default=0))
     kinds: dict[tuple[tuple[str, ...], bool], list[int]] = {}
     for row, (dtypes, aligned) in enumerate(zip(flat.dtypes, flat.aligned, strict=True)):
         kinds.setdefault((tuple(map(str, dtypes)), aligned), []).append(row)
-    chunks: list[tuple[int, int, int]] = []
-    launches = []
-    for (_, aligned), rows in sorted(kinds.items()):
-        first = len(chunks)
-        for row in rows:
-            numel = flat.numels[row]
-            chunks += [(row, start, min(length, numel - start)) for start in range(0, numel, length)]
-        launches.append(Launch(flat.dtypes[rows[0]], aligned, first, len(chunks) - first))
-    members: list[list[int]] = [[] for _ in range(max(groups) + 1)]
-    for index, (row, _, _) in enumerate(chunks):
-        members[groups[flat.params[row]]].append(index)
-    words = array.array("q", flat.pointers)
-    chunk_words = len(words)
-    for chunk in chunks:
-        words.extend(chunk)
-    order = len(words)
-    bounds = [0]
-    for indices in members:
-        words.extend(indices)
-        bounds.append(bounds[-1] + len(indices))
-    bound_words = len(words)
-    words.extend(bounds)
-    host = torch.tensor(words, dtype=torch.int64, pin_memory=device.type == "cuda")
-    made = Plan(
-        words=host.to(device, non_blocking=True),
-        width=len(flat.pointers) // max(1, len(flat.params)),
-        chunks=chunk_words,
-        order=order,
-        bounds=bound_words,
-        count=len(chunks),
-        launches=launches,
+    numels = np.array(flat.numels, dtype=np.int64)
+    per_row = -(-numels // length)
+    launches, rows, first = [], [], 0
+    for (_, aligned), members in sorted(kinds.items()):
+        count = int(per_row[members].sum())
+        launches.append(Launch(flat.dtypes[members[0]], aligned, first, count))
+        rows += members
+        first += count
+    ordered = np.array(rows, dtype=np.int64)
+    row_of = np.repeat(ordered, per_row[ordered])  # of every chunk
+    firsts = np.cumsum(per_row[ordered]) - per_row[ordered]  # the first chunk of every row
+    starts = (np.arange(first) - np.repeat(firsts, per_row[ordered])) * length
+    chunks = np.stack([row_of, starts, np.minimum(length, numels[row_of] - starts)], axis=1)
+    group_of = np.array(groups, dtype=np.int64)[np.array(flat.params, dtype=np.int64)][row_of]
+    order = np.argsort(group_of, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(group_of, minlength=max(groups) + 1))])
+    # One upload for the three parts. Each begins at an even word, so that its address is a multiple of 16.
+    parts = [part.astype(np.int64).reshape(-1) for part in (chunks, order, bounds)]
+    begins = [0, *np.cumsum([len(part) + len(part) % 2 for part in parts]).tolist()]
+    words = np.zeros(begins[-1], dtype=np.int64)
+    for begin, part in zip(begins, parts, strict=False):
+        words[begin : begin + len(part)] = part
+    table = upload(torch.from_numpy(words), device)
+    views = [table[begin : begin + len(part)] for begin, part in zip(begins, parts, strict=False)]
+    return Geometry(views[0].view(-1, 3), views[1], views[2], launches)
+
+
+def _words(pointers: array.array[int]) -> Tensor:
+    """The addresses as an int64 tensor on the CPU, in the same memory."""
+    return (
+        torch.frombuffer(pointers, dtype=torch.int64) if pointers else torch.empty(0, dtype=torch.int64, device="cpu")
     )
-    return made, host

@@ -25,6 +25,7 @@
 #define CATS_DEVICE inline
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct uint4 {
     uint32_t x, y, z, w;

@@ -154,7 +154,7 @@ def test_traffic_writes_what_it_says(emulator: Any) -> None:
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_80,code=[sm_80,sm_90]"]
 
 
-SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu"]
+SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu", "write.cu"]
 
 
 # Part of a kernel's name -> threads that run on a multiprocessor at a time.
@@ -169,6 +169,7 @@ THREADS = {
     "reduce_kernel": 1024,
     "traffic_kernel": 1024,
     "prepare_adamw_kernel": 1,
+    "write_kernel": 256,
 }
 
 

@@ -1,12 +1,19 @@
-"""Chunks and the device table: every element is in one chunk, and a table is kept while nothing changes."""
+"""Chunks and addresses: every element is in one chunk, and chunks are kept while only addresses change."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import threading
+import types
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from cats import ops
 from cats.ops import device_table, layout
 
 CPU = torch.device("cpu")
@@ -34,17 +41,24 @@ def test_chunk_length() -> None:
         assert bytes_ // 2 < device_table.chunk_length(most, row_bytes) * row_bytes <= bytes_
 
 
-def decode(plan: device_table.Plan, groups: int) -> tuple[list[list[int]], list[tuple[int, ...]], list[list[int]]]:
-    """Pointers by parameter, chunks, and the chunks of every group."""
-    words = plan.words.tolist()
-    pointers = [words[i : i + plan.width] for i in range(0, plan.chunks, plan.width)] if plan.width else []
-    chunks = [tuple(words[i : i + 3]) for i in range(plan.chunks, plan.chunks + 3 * plan.count, 3)]
-    order, bounds = words[plan.order : plan.order + plan.count], words[plan.bounds :]
-    assert len(bounds) == groups + 1 and bounds[0] == 0 and bounds[-1] == plan.count
-    return pointers, chunks, [order[a:b] for a, b in itertools.pairwise(bounds)]
+def as_it_is(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor
 
 
-def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def pieces(
+    grads: Sequence[Sequence[Any]], groups: Sequence[int], others: Sequence[Sequence[Any]] = ()
+) -> device_table.DevicePieces:
+    return device_table.device_pieces(grads, others, groups, None, as_it_is)[0]
+
+
+def decode(geometry: device_table.Geometry) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+    """The chunks, and the chunks of every group."""
+    order, bounds = geometry.order.tolist(), geometry.bounds.tolist()
+    assert bounds[0] == 0 and bounds[-1] == geometry.chunk_count == len(geometry.chunks)
+    return list(map(tuple, geometry.chunks.tolist())), [order[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def test_the_chunks_cover_every_element_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_table, "MIN_CHUNK", 16)
     monkeypatch.setattr(device_table, "MAX_CHUNKS", 8)
     sizes = [1, 15, 16, 17, 200, 31, 64, 0, 3]
@@ -55,80 +69,155 @@ def test_a_plan_covers_every_element_once(monkeypatch: pytest.MonkeyPatch) -> No
     grads[1][5] = torch.ones(1).expand(31)  # not dense
     flat = layout.flatten(grads)
     assert flat.params == [0, 1, 2, 3, 4, 6, 8]
-    plan = device_table.plan(flat, groups, CPU)
-    pointers, chunks, members = decode(plan, 6)
-    assert pointers == [[row[i].data_ptr() for row in grads] for i in flat.params]
+    found = pieces(grads, groups)
+    chunks, members = decode(found.geometry)
+    assert found.pointers.tolist() == [[row[i].data_ptr() for row in grads] for i in flat.params]
+    assert (found.tasks, found.groups, len(members)) == (2, 6, 6)
+    assert all(t.data_ptr() % 16 == 0 for t in found.geometry[:3] if isinstance(t, Tensor))
 
     length = device_table.chunk_length(sum(flat.numels), 2 * 8)
     assert length == 64  # 8 chunks of 32 are less than 316
     for row, numel in enumerate(flat.numels):
         mine = sorted((start, count) for r, start, count in chunks if r == row)
         assert mine == [(start, min(length, numel - start)) for start in range(0, numel, length)]
-    assert plan.count == len(chunks) == sum(-(-numel // length) for numel in flat.numels)
+    assert len(chunks) == sum(-(-numel // length) for numel in flat.numels)
     assert max(count for _, _, count in chunks) == 64
 
-    assert sum(launch.chunks for launch in plan.launches) == plan.count
-    for launch in plan.launches:
+    launches = found.geometry.launches
+    assert sum(launch.chunks for launch in launches) == len(chunks)
+    for launch in launches:
         for row, _, _ in chunks[launch.first : launch.first + launch.chunks]:
             assert (flat.dtypes[row], flat.aligned[row]) == (launch.dtypes, launch.aligned)
-    kinds = [(launch.dtypes, launch.aligned) for launch in plan.launches]
-    assert len(kinds) == len(set(kinds)) == 4
+    assert len(found.kinds) == len(set(found.kinds)) == 4
 
     for group, indices in enumerate(members):
         assert indices == [i for i, (row, _, _) in enumerate(chunks) if groups[flat.params[row]] == group]
     assert members[1] and members[2] == members[4] == []
 
 
-def test_a_plan_of_nothing() -> None:
-    flat = layout.flatten([[torch.ones(1).expand(3), None]])
-    plan = device_table.plan(flat, [0, 2], CPU)
-    assert (plan.count, plan.launches) == (0, [])
-    assert decode(plan, 3) == ([], [], [[], [], []])
+def test_chunks_of_nothing() -> None:
+    found = pieces([[torch.ones(1).expand(3), None]], [0, 2])
+    assert (found.geometry.chunk_count, found.geometry.launches, found.pointers.shape) == (0, [], (0, 1))
+    assert decode(found.geometry) == ([], [[], [], []])
 
 
-def test_plans_are_kept_while_nothing_changes() -> None:
-    grads = [[torch.ones(5), torch.ones(7)] for _ in range(2)]
-    first = device_table.plan(layout.flatten(grads), [0, 1], CPU)
-    assert device_table.plan(layout.flatten(grads), [0, 1], CPU) is first
-    # A plan depends on all of these.
-    shorter = [[row[0][:4], row[1]] for row in grads]
-    moved = [grads[0], [grads[1][0], torch.ones(7)]]
-    retyped = [[row[0], row[1].view(torch.int32).view(torch.float32).view(7)] for row in grads]
-    assert device_table.plan(layout.flatten(retyped), [0, 1], CPU) is first
+def test_chunks_are_kept_when_only_addresses_change() -> None:
+    def rows(*sizes: int, dtype: torch.dtype = torch.float32, skip: int = 0) -> list[list[Any]]:
+        return [[torch.ones(size + skip, dtype=dtype)[skip:] for size in sizes] for _ in range(2)]
+
+    def geometry(*arguments: Any) -> device_table.Geometry:
+        return pieces(*arguments).geometry
+
+    first = pieces(rows(5, 7), [0, 1])
+    second = pieces(rows(5, 7), [0, 1])
+    assert second.geometry is first.geometry and not torch.equal(second.pointers, first.pointers)
+    one_missing = rows(5, 7)
+    one_missing[0][1] = None
+    assert geometry(one_missing, [0, 1]) is first.geometry  # another task still has this gradient
     others = [
-        device_table.plan(layout.flatten(shorter), [0, 1], CPU),
-        device_table.plan(layout.flatten(moved), [0, 1], CPU),
-        device_table.plan(layout.flatten(grads), [0, 2], CPU),
-        device_table.plan(layout.flatten(grads), [1, 0], CPU),
-        device_table.plan(layout.flatten([[None, row[1]] for row in grads]), [0, 1], CPU),
-        device_table.plan(layout.flatten([[row[1], None] for row in grads]), [0, 1], CPU),
-        device_table.plan(layout.flatten(grads[:1]), [0, 1], CPU),
-        device_table.plan(layout.flatten(grads[:1], grads[1:]), [0, 1], CPU),
+        geometry(rows(4, 7), [0, 1]),
+        geometry(rows(5, 7, dtype=torch.bfloat16), [0, 1]),
+        geometry(rows(5, 7, skip=1), [0, 1]),
+        geometry(rows(5, 7), [0, 2]),
+        geometry(rows(5, 7), [1, 0]),
+        geometry([[None, row[1]] for row in rows(5, 7)], [0, 1]),
+        geometry([[row[1], None] for row in rows(5, 7)], [0, 1]),
+        geometry(rows(5, 7), [0, 1], rows(5, 7)[:1]),
     ]
-    assert len({id(plan) for plan in [first, *others]}) == 1 + len(others)
+    assert len({id(each) for each in [first.geometry, *others]}) == 1 + len(others)
 
 
-def test_the_oldest_plan_goes_first() -> None:
-    rows = [[[torch.ones(3)]] for _ in range(device_table._PLANS + 1)]
-    plans = [device_table.plan(layout.flatten(grads), [0], CPU) for grads in rows[:-1]]
-    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]  # used again, so it is now the newest
-    device_table.plan(layout.flatten(rows[-1]), [0], CPU)
-    assert len(device_table._plans) == device_table._PLANS
-    assert device_table.plan(layout.flatten(rows[0]), [0], CPU) is plans[0]
-    assert device_table.plan(layout.flatten(rows[1]), [0], CPU) is not plans[1]
+def test_the_oldest_chunks_go_first() -> None:
+    def geometry(size: int) -> device_table.Geometry:
+        return pieces([[torch.ones(size)]], [0]).geometry
+
+    first, second, *_ = (geometry(1 + n) for n in range(device_table._RECENT))
+    assert geometry(1) is first  # used again, so it is now the newest
+    geometry(1 + device_table._RECENT)
+    assert len(device_table._recent) == device_table._RECENT
+    assert geometry(1) is first
+    assert geometry(2) is not second
+
+
+def test_threads_share_what_is_kept() -> None:
+    wrong = []
+
+    def work(seed: int) -> None:
+        for n in range(300):
+            size = 1 + (7 * n + seed) % (2 * device_table._RECENT)
+            if pieces([[torch.ones(size)]], [0]).geometry.chunks.tolist() != [[0, 0, size]]:
+                wrong.append(size)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(device_table._recent) <= device_table._RECENT
+
+
+class FakeGpu:
+    """A GPU whose memory is the host's, with streams by number, which may be capturing a graph."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream, self.capturing, self.uploads = 1, False, 0
+        stream = types.SimpleNamespace
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream(cuda_stream=self.stream))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(device_table, "_recent", type(device_table._recent)())
+        monkeypatch.setattr(device_table, "_captured", {})
+
+    def upload(self, tensor: Tensor, device: torch.device) -> Tensor:
+        self.uploads += 1
+        return tensor
+
+    def geometry(self, *sizes: int, stream: int = 1, capturing: bool = False) -> device_table.Geometry:
+        self.stream, self.capturing = stream, capturing
+        flat = layout.flatten([[torch.ones(size) for size in sizes]])
+        return device_table._geometry(flat, 1, [0] * len(sizes), torch.device("cuda", 0), self.upload)
+
+
+def test_another_stream_has_its_own_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    first = gpu.geometry(5)
+    assert gpu.geometry(5, stream=2) is not first  # it could read them before they are copied
+    assert gpu.geometry(5) is first and gpu.uploads == 2
+
+
+def test_a_capture_uses_the_chunks_of_an_earlier_call_and_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    first = gpu.geometry(5, stream=1)
+    for stream in (3, 4, 5):  # torch captures on another stream than the warm-up
+        assert gpu.geometry(5, stream=stream, capturing=True) is first
+    assert gpu.uploads == 1 and len(device_table._captured) == 1
+    for size in range(10, 12 + device_table._RECENT):
+        gpu.geometry(size)
+    assert gpu.geometry(5, stream=6, capturing=True) is first  # a graph reads them: they are never deleted
+    assert gpu.geometry(5, stream=7) is first
+    assert len(device_table._recent) == device_table._RECENT
+
+
+def test_a_capture_without_an_earlier_call_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its chunks are copied by the graph itself, into the graph's own memory.
+    gpu = FakeGpu(monkeypatch)
+    assert gpu.geometry(5, capturing=True) is not gpu.geometry(5, capturing=True)
+    assert gpu.uploads == 2 and not device_table._recent and not device_table._captured
 
 
 @pytest.mark.gpu
-def test_plans_on_a_gpu() -> None:
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_tables_on_a_gpu(name: str) -> None:
+    if reason := ops.backends()[name]:
+        pytest.skip(reason)
+    split = importlib.import_module(f"cats.ops.backends.{name}").split
     device = torch.device("cuda", torch.cuda.current_device())
     grads = [[torch.ones(20_000, device=device), torch.ones(3, device=device)] for _ in range(2)]
-    flat = layout.flatten(grads)
-    plan = device_table.plan(flat, [0, 1], device)
-    assert plan.words.device == device
-    # Another stream could read the table before it is copied.
+    found, _ = split(grads, [], [0, 1], None)
+    assert found.pointers.device == found.geometry.chunks.device == device
     with torch.cuda.stream(torch.cuda.Stream()):
-        assert device_table.plan(flat, [0, 1], device) is not plan
-    assert device_table.plan(flat, [0, 1], device) is plan
-    pointers, chunks, members = decode(plan, 2)
-    assert pointers == [[row[i].data_ptr() for row in grads] for i in range(2)]
+        assert split(grads, [], [0, 1], None)[0].geometry is not found.geometry
+    again, _ = split(grads, [], [0, 1], None)
+    assert again.geometry is found.geometry and torch.equal(again.pointers, found.pointers)
+    chunks, members = decode(found.geometry)
+    assert found.pointers.tolist() == [[row[i].data_ptr() for row in grads] for i in range(2)]
     assert [count for _, _, count in chunks] == [8192, 8192, 3616, 3] and members == [[0, 1, 2], [3]]

@@ -31,7 +31,7 @@ TASKS = (1, 2, 3, 5, 8, 16, 33, 92, 128)
 # Shared memory that one program can have, in bytes: CUDA C++ Programming Guide, technical specifications.
 SHARED = {80: 163 << 10, 90: 227 << 10}
 POINTERS = {
-    "words": "*i64",
+    **dict.fromkeys(("table", "chunks", "order", "bounds"), "*i64"),
     **dict.fromkeys(("weights", "partials", "scalars", "found_inf", "grad_scale", "left", "right", "result"), "*fp64"),
 }
 
@@ -254,25 +254,28 @@ def test_tiles(kernels: Any, dtype: torch.dtype, aligned: bool) -> None:
 
 @pytest.mark.parametrize("operator", ["combine", "gram"])
 def test_elements_beyond_2_to_the_31(kernels: Any, operator: str) -> None:
-    # Memory that is not touched is not committed: of these 4 GiB each, only the last pages are. 32-bit offsets would
-    # wrap around to addresses before the tensors.
+    # 32-bit offsets would wrap around to addresses before the tensors. On a CPU, memory that is not touched is not
+    # committed: of these 4 GiB each, only the last pages are. Compiled kernels must not get tensors on the CPU.
+    device = torch.device("cpu" if kernels("common").INTERPRETED.value else "cuda")
+    if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 14 << 30:
+        pytest.skip("needs 14 GiB of GPU memory")
     start, length = 2**31 + 16, 100
-    tensors = [torch.empty(start + length, dtype=torch.bfloat16) for _ in range(3)]
+    tensors = [torch.empty(start + length, dtype=torch.bfloat16, device=device) for _ in range(3)]
     for n, tensor in enumerate(tensors):
         tensor[start:] = n + 1
     table = importlib.import_module("cats.ops.device_table")
     single = operator == "combine"
     addresses = [t.data_ptr() for t in (tensors if single else tensors[:2])]
-    words = torch.tensor([*addresses, 0, start, length, 0, 0, 1])
-    width = len(addresses)
-    dtypes = (torch.bfloat16,) * (2 if single else 1)
-    launch = table.Launch(dtypes, True, 0, 1)
-    plan = table.Plan(words, width, width, width + 3, width + 4, 1, [launch])
+    launch = table.Launch((torch.bfloat16,) * (2 if single else 1), True, 0, 1)
+    chunk, order, bounds = ([0, start, length], [0], [0, 1])
+    parts = [torch.tensor(part, device=device) for part in ([chunk], order, bounds)]
+    geometry = table.Geometry(*parts, [launch])
+    pieces = table.DevicePieces(torch.tensor([addresses], device=device), geometry, device, 2, 1)
     if single:
-        weights = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
-        kernels("combine")._launch(plan, 2, weights, None)
+        weights = torch.tensor([[1.0, 2.0]], dtype=torch.float64, device=device)
+        kernels("combine")._launch(pieces, weights, None)
         assert (tensors[2][start:] == 1 + 2 * 2).all()
     else:
-        expected = torch.tensor([[[1.0, 2.0], [2.0, 4.0]]], dtype=torch.float64) * length
-        assert torch.equal(kernels("gram")._unrolled(plan, 2, 1, torch.device("cpu")), expected)
-        assert torch.equal(kernels("gram")._blocks(plan, 2, 1, torch.device("cpu")), expected)
+        expected = torch.tensor([[[1.0, 2.0], [2.0, 4.0]]], dtype=torch.float64, device=device) * length
+        assert torch.equal(kernels("gram")._unrolled(pieces), expected)
+        assert torch.equal(kernels("gram")._blocks(pieces), expected)

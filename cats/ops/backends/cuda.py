@@ -1,13 +1,15 @@
 """The operators in CUDA C++ (csrc/*.cu), for tensors on NVIDIA GPUs with compute capability 8.0 (A100) or later.
 
 Every operator reads the gradients once. All kernels are launched on the current stream of the gradients' device, and
-nothing waits for the device, so calls can be captured in a CUDA graph. A call launches one kernel for every combination
-of dtypes and alignments among the parameters, which reads the device table (cats/ops/device_table.py), and one kernel
+nothing waits for the device, so calls can be captured in a CUDA graph. Numbers of the host (addresses, weights,
+settings) reach the device as arguments of kernels. A call launches one kernel for every combination of dtypes and
+alignments among the parameters, which reads the addresses and the chunks of cats/ops/device_table.py, and one kernel
 that adds the chunks' sums in a fixed order.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +43,17 @@ MAX_ROWS, MAX_ROWS_TASKS = 4, 64
 WORKSPACE = 48 << 20  # bytes of partial sums at most; if more are needed, the chunks are processed in several ranges
 
 _kernels: Any = _native
-split = device_pieces
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a contiguous tensor of 8-byte elements from the CPU to the device: an `Upload` of device_table.py."""
+    copy = torch.empty_like(tensor, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    _kernels.cuda_write(copy.data_ptr(), tensor.data_ptr(), tensor.numel(), stream)
+    return copy
+
+
+split = functools.partial(device_pieces, upload=upload)
 
 
 def combine(pieces: DevicePieces, weights: Tensor) -> None:
@@ -84,16 +96,15 @@ def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tu
     tasks, device = pieces.tasks, pieces.device
     with torch.cuda.device(device):
         work = _Pass(pieces)
-        zero, one = torch.zeros((), device="cpu"), torch.ones((), device="cpu")
-        found_inf = zero if found_inf is None else found_inf
-        grad_scale = one if grad_scale is None else grad_scale
+        weights = _on_device(weights, device)
+        scale, skip = 1.0 if grad_scale is None else grad_scale, 0.0 if found_inf is None else found_inf
         # The last zero is room for one more number, which the kernel below computes.
-        numbers = _numbers(device, weights, step, lr, grad_scale, found_inf, zero)
-        constants = numbers[tasks:].data_ptr()
+        numbers = _numbers(device, step, lr, scale, skip, 0.0)
+        constants = numbers.data_ptr()
         _kernels.cuda_prepare_adamw(constants, beta1, beta2, weight_decay, work.stream)
         statistics = work.sums(1, tasks), work.sums(tasks)
         for _, common, partials in work.launches(2 * tasks, *statistics):
-            arguments = numbers.data_ptr(), constants, beta1, beta2, eps
+            arguments = weights.data_ptr(), constants, beta1, beta2, eps
             _kernels.cuda_combine_adamw(*common, *arguments, partials, work.stream)
     return statistics
 
@@ -102,28 +113,28 @@ def _combine(work: _Pass, weights: Tensor, statistics: bool) -> tuple[Tensor, Te
     """`combine_dots`; without statistics, the sums that it returns are not written."""
     tasks = work.tasks
     at_once = MAX_ROWS if tasks <= MAX_ROWS_TASKS else 1
-    numbers = _numbers(work.device, weights)
+    weights = _on_device(weights, work.device)
     sqnorms = work.sums(tasks)
     parts = []
     for row in range(0, len(weights), at_once):
         rows = min(at_once, len(weights) - row)
         parts.append(work.sums(rows, tasks))
         for _, common, partials in work.launches((rows + 1) * tasks if statistics else 0, parts[-1], sqnorms):
-            address = numbers[row * tasks :].data_ptr()
+            address = weights[row].data_ptr()
             _kernels.cuda_combine(*common, row, rows, address, partials, work.stream)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), sqnorms
 
 
 class _Pass:
-    """The launches that process every chunk of a device table once."""
+    """The launches that process every chunk once."""
 
     def __init__(self, pieces: DevicePieces) -> None:
-        self.plan, self.device, self.tasks, self.groups = pieces
+        self.table, self.geometry, self.device, self.tasks, self.groups = pieces
         self.stream = torch.cuda.current_stream(self.device).cuda_stream
 
     def sums(self, *shape: int) -> Tensor:
         """Memory for sums by group. The kernels write all of it if there is a chunk; otherwise it holds zeros."""
-        make = torch.empty if self.plan.count else torch.zeros
+        make = torch.empty if self.geometry.chunk_count else torch.zeros
         return make(self.groups, *shape, dtype=torch.float64, device=self.device)
 
     def launches(
@@ -134,19 +145,21 @@ class _Pass:
         values: the number of sums per chunk. After the caller has launched a range of chunks, their sums are added to
         left and right. Without right, the sums are triangles of Gram matrices.
         """
-        plan, words = self.plan, self.plan.words.data_ptr()
-        batch = max(1, WORKSPACE // (8 * values)) if values else max(1, plan.count)
-        partials = torch.empty(min(batch, plan.count) * values, dtype=torch.float64, device=self.device)
-        for begin in range(0, plan.count, batch):
-            end = min(begin + batch, plan.count)
-            for launch in plan.launches:
+        chunks, order, bounds, launches = self.geometry
+        table = self.table.data_ptr(), self.table.shape[1], chunks.data_ptr()
+        count = len(order)
+        batch = max(1, WORKSPACE // (8 * values)) if values else max(1, count)
+        partials = torch.empty(min(batch, count) * values, dtype=torch.float64, device=self.device)
+        for begin in range(0, count, batch):
+            end = min(begin + batch, count)
+            for launch in launches:
                 first, last = max(begin, launch.first), min(end, launch.first + launch.chunks)
                 if first < last:
                     kind = TYPES[launch.dtypes[0]], launch.aligned, self.tasks
                     sums = partials.data_ptr() + (first - begin) * values * 8 if values else 0
-                    yield launch, (words, plan.width, plan.chunks, first, last - first, *kind), sums
+                    yield launch, (*table, first, last - first, *kind), sums
             if values:
-                where = words, plan.order, plan.bounds, self.groups, begin, end - begin, partials.data_ptr()
+                where = order.data_ptr(), bounds.data_ptr(), self.groups, begin, end - begin, partials.data_ptr()
                 if right is None:
                     _kernels.cuda_reduce_gram(*where, self.tasks, left.data_ptr(), begin > 0, self.stream)
                 else:
@@ -155,20 +168,17 @@ class _Pass:
                     _kernels.cuda_reduce(*where, values, split, *targets, begin > 0, self.stream)
 
 
-_captured: list[Tensor] = []  # kept forever: pinned memory that a CUDA graph copies from at every replay
+def _on_device(weights: Tensor, device: torch.device) -> Tensor:
+    """The weights on the device, contiguous. Those on the device are not copied."""
+    weights = weights.contiguous()
+    return upload(weights, device) if weights.device.type == "cpu" and device.type != "cpu" else weights
 
 
-def _numbers(device: torch.device, *tensors: Tensor) -> Tensor:
-    """The elements of all tensors as one float64 tensor on the device. Those on the CPU are copied together."""
-    sizes = [t.numel() for t in tensors]
-    host = torch.zeros(sum(sizes), dtype=torch.float64, pin_memory=device.type == "cuda")
-    for part, t in zip(host.split(sizes), tensors, strict=True):
-        if t.device.type == "cpu":
-            part.copy_(t.reshape(-1))
-    numbers = host.to(device, non_blocking=True)
-    for part, t in zip(numbers.split(sizes), tensors, strict=True):
-        if t.device.type != "cpu":
-            part.copy_(t.reshape(-1), non_blocking=True)
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(host)
-    return numbers
+def _numbers(device: torch.device, *numbers: Tensor | float) -> Tensor:
+    """The numbers as one float64 tensor on the device. The host does not wait for those that are there."""
+    here = [0.0 if isinstance(x, Tensor) and x.device.type != "cpu" else float(x) for x in numbers]
+    copy = upload(torch.tensor(here, dtype=torch.float64, device="cpu"), device)
+    for place, x in zip(copy.unbind(), numbers, strict=True):
+        if isinstance(x, Tensor) and x.device.type != "cpu":
+            place.copy_(x, non_blocking=True)
+    return copy

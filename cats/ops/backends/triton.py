@@ -5,12 +5,12 @@ This module and the kernels are imported only when this backend is asked for, be
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..device_table import DevicePieces, device_pieces
-from ..interface import Limits
+from ..interface import Dtypes, Limits, Row
 
 try:
     import triton  # noqa: F401
@@ -35,7 +35,9 @@ LIMITS = Limits(
 )
 
 
-def split(*arguments: Any) -> tuple[DevicePieces, list[int]]:
+def split(
+    grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int], takes: Callable[[Dtypes], bool] | None
+) -> tuple[DevicePieces, list[int]]:
     """`device_pieces`, with the fallback in the order of the parameters, which is the order of its sums."""
-    pieces, fallback = device_pieces(*arguments)
+    pieces, fallback = device_pieces(grads, others, groups, takes, common.upload)
     return pieces, sorted(fallback)
