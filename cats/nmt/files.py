@@ -227,6 +227,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def one_line(text: str) -> str:
+    """The text with spaces for carriage returns. Many programs take one for the end of a line."""
+    return text.replace("\r", " ")
+
+
 def read_output(path: Path) -> list[str]:
     """The lines of a file that cats wrote, each ending in a line feed. Carriage returns are kept as text.
 

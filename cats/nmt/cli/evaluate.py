@@ -16,7 +16,7 @@ SUMMARY = "score a run again: BLEU, chrF and NLL per language, tables and pictur
 HELP = """\
 Translate and score the test set of a run with its best checkpoint. scores.json, scores.csv, report.md and the pictures
 are written again. The folder hyp/ of the run gets the translations, sources and references of each task, one file each,
-for other scorers:
+to compute the same scores with sacreBLEU (report.md has the commands), or others:
   comet-score -s RUN/hyp/test.az.src -t RUN/hyp/test.az.txt -r RUN/hyp/test.az.ref
 With another split or checkpoint, only its scores and translations are written. report.md shows the scores of other
 checkpoints beside those of the best one.

@@ -13,12 +13,13 @@ from cats.nmt.config import schema
 from cats.nmt.data.batch import pad
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
+from cats.nmt.files import one_line
 from cats.nmt.model.search import Hypothesis, beam_search, sample
 from cats.nmt.model.transformer import Transformer
 
 
 class Translation(NamedTuple):
-    """A translation of one line and its score: see ``beam_search``, or ``sample``."""
+    """A translation of one line and its score: see ``beam_search``, or ``sample``. The text is one line, too."""
 
     text: str
     score: float
@@ -84,7 +85,7 @@ def translations(
     finally:
         model.train(was_training)
     texts = iter(tokenizer.decode([ids for hypotheses in result for ids, _ in hypotheses]))
-    return [[Translation(next(texts), score) for _, score in hypotheses] for hypotheses in result]
+    return [[Translation(one_line(next(texts)), score) for _, score in hypotheses] for hypotheses in result]
 
 
 def _encode(

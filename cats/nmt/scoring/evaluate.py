@@ -18,7 +18,7 @@ from cats.nmt.data.corpus import SPLITS, Corpus, Split, StreamedSplit, Task
 from cats.nmt.data.groups import task_groups
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, one_line
 from cats.nmt.model import decode, loss
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import nearest_neighbour, quality, tables
@@ -35,10 +35,18 @@ MOST_NEIGHBOURS = 200_000
 def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet: bool = False) -> Scores:
     """Translates and scores a split; writes scores.json, scores.csv and ``hyp/``.
 
-    Each task gets four files, with a line for each test line: ``hyp/<split>.<task>.txt`` (translations), ``.src`` and
-    ``.ref`` (raw text, for scorers such as COMET) and ``.nll`` ("nats TAB tokens"). For another split than the test
-    split the scores go to scores.<split>.json. For another checkpoint than the best one they go to
-    scores.<checkpoint>.json, and the lines to ``hyp-<checkpoint>/``.
+    Each task gets files ``hyp/<split>.<task>.<suffix>`` with a line for each test line:
+
+    * ``txt``: the translations;
+    * ``src`` and ``ref``: the raw text, for scorers such as COMET. A carriage return becomes a space, because many
+      programs take it for the end of a line;
+    * ``nll``: "nats TAB tokens";
+    * ``stratum``, if the test lines have strata: the stratum, which tells which lines a score covers;
+    * ``nearest``, if it is computed: the translations of the nearest-neighbour baseline.
+
+    With them, sacreBLEU's command line gives the same scores. For another split than the test split the scores go to
+    scores.<split>.json. For another checkpoint than the best one they go to scores.<checkpoint>.json, and the lines to
+    ``hyp-<checkpoint>/``.
 
     Args:
         run: a run directory that `cats.nmt.training.trainer.train` wrote.
@@ -154,18 +162,23 @@ def _translate(
         assert lines is not None
         nll = line_nll(model, tokenizer, lines, task.source, task.target, settings)
         found = decode.translate(model, tokenizer, lines.source, task.source, task.target, settings)
+        # The scores are computed on what is written, so that they can be computed again.
+        shown = Split([*map(one_line, lines.source)], [*map(one_line, lines.target)], lines.meta)
         columns = {
             "txt": found,
-            "src": lines.source,
-            "ref": lines.target,
+            "src": shown.source,
+            "ref": shown.target,
             "nll": [f"{nats:.4f}\t{tokens:.0f}" for nats, tokens in nll],
         }
+        ours[task.name] = Output(task.target, shown, found, nll, known)
+        if lines.meta is not None:
+            columns["stratum"] = [one_line(stratum) for stratum, _ in lines.meta]
+        if isinstance(task.train, Split) and 0 < len(task.train) <= MOST_NEIGHBOURS:
+            columns["nearest"] = [*map(one_line, nearest_neighbour.translate(task.train, lines.source))]
+            theirs[task.name] = Output(task.target, shown, columns["nearest"])
         for suffix, column in columns.items():
             path = directory.hypotheses_file(task.name, suffix, split, checkpoint)
             atomic_write(path, "".join(f"{line}\n" for line in column))
-        ours[task.name] = Output(task.target, lines, found, nll, known)
-        if isinstance(task.train, Split) and 0 < len(task.train) <= MOST_NEIGHBOURS:
-            theirs[task.name] = Output(task.target, lines, nearest_neighbour.translate(task.train, lines.source))
     return ours, theirs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,19 @@ def markdown(
         "",
     ]
     if scores.zero_shot:
-        lines += ["## Zero-shot", "", "Directions without training text. They are not part of the averages.", ""]
+        lines += [
+            "## Zero-shot",
+            "",
+            "Directions without training text, scored on all their lines. They are not part of the averages.",
+            "",
+        ]
         lines += [tables.zero_shot_table(scores), ""]
     if len(checkpoints) > 1:
         lines += ["## Checkpoints", "", tables.checkpoints_table(checkpoints), ""]
     if scores.strata:
         lines += ["## By stratum", "", tables.strata_table(scores), ""]
     lines += ["## Training", "", "![loss per language](loss.png)", "", "![alpha per language](alpha.png)", ""]
-    lines += ["## Signatures", "", *[f"- {line}" for line in _signatures(scores.signatures)], ""]
+    lines += ["## Signatures", "", *[f"- {line}" for line in _signatures(scores.signatures)], "", *_commands(scores)]
     lines += ["## Settings", "", "```toml", to_toml(config).rstrip(), "```", ""]
     return "\n".join(lines)
 
@@ -145,3 +151,29 @@ def _signatures(signatures: Mapping[str, Mapping[str, str]]) -> list[str]:
             where = f" ({', '.join(languages)})" if len(names) > 1 else ""
             lines.append(f"{_METRIC_TITLES[metric]}{where}: `{signature}`")
     return lines
+
+
+def _commands(scores: Scores) -> list[str]:
+    """The lines on how to compute BLEU and chrF of the first task again with sacreBLEU's command line."""
+    if not scores.scored_tasks:
+        return []
+    task = scores.scored_tasks[0]
+    tokenizer = scores.bleu_tokenizer(task) or "13a"
+    reference, translation, stratum = (
+        shlex.quote(f"hyp/{scores.run.split}.{task}.{suffix}") for suffix in ("ref", "txt", "stratum")
+    )
+    where, commands = "", list[str]()
+    if scores.headline:
+        where = f", from the lines that `.stratum` marks as {scores.headline}"
+        select = f"paste {stratum} {{}} | sed -n $'s/^{scores.headline}\\t//p' > {{}}"
+        commands = [select.format(reference, "ref"), select.format(translation, "txt")]
+        reference, translation = "ref", "txt"
+    return [
+        f"sacreBLEU's command line computes the same scores from the files in `hyp/`{where}, for example for {task}:",
+        "",
+        "```bash",
+        *commands,
+        f"sacrebleu {reference} -i {translation} -m bleu chrf --tokenize {tokenizer}",
+        "```",
+        "",
+    ]

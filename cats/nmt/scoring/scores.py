@@ -189,6 +189,11 @@ class Scores:
         """The tasks with lines to score."""
         return [name for name, cell in self.model.tasks.items() if cell.lines]
 
+    def bleu_tokenizer(self, task: str) -> str | None:
+        """The tokenizer that BLEU was computed with, as its signature names it. None: there is no signature."""
+        parts = self.signatures.get("bleu", {}).get(task, "").split("|")
+        return next((part.removeprefix("tok:") for part in parts if part.startswith("tok:")), None)
+
 
 def read_scores(run: Path, name: str = "scores.json") -> Scores:
     """Reads the scores of a run from scores.json, or from another file of scores.

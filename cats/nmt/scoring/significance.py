@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import read_output
+from cats.nmt.files import one_line, read_output
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf, chrf_counts
 from cats.nmt.scoring.scores import TITLES, Scores, damaged, read_scores
 from cats.nmt.training.run import RunDirectory
@@ -206,10 +206,8 @@ def _chrf_counts(lines: Lines, _tokenizer: str) -> Counts:
 
 
 def _bleu_tokenizer(run: Path, scores: Scores, task: str) -> str:
-    """The tokenizer that BLEU was computed with, as its signature names it."""
-    for part in scores.signatures.get("bleu", {}).get(task, "").split("|"):
-        if part.startswith("tok:"):
-            return part.removeprefix("tok:")
+    if tokenizer := scores.bleu_tokenizer(task):
+        return tokenizer
     raise damaged(run)
 
 
@@ -221,7 +219,7 @@ def _read(first: Path, second: Path, task: str) -> Lines:
             path = RunDirectory(run).hypotheses_file(task, suffix)
             if not path.is_file():
                 raise UserError(f"{path} is missing; make it with: cats evaluate {run}")
-            columns[run, suffix] = read_output(path)
+            columns[run, suffix] = [*map(one_line, read_output(path))]  # older versions wrote carriage returns
         if len({len(columns[run, suffix]) for suffix in ("src", "ref", "txt")}) > 1:
             raise UserError(
                 f"{run}/hyp: the files of {task} have different line counts; make them again with: cats evaluate {run}"

@@ -112,7 +112,7 @@ def summarise(
             for group, cell in model.groups.items()
         },
         strata=by_stratum,
-        signatures=_signatures({name: output.language for name, output in ours.items()}),
+        signatures=_signatures({name: output.language for name, output in {**ours, **zero_shot}.items()}),
         zero_shot={name: output.cell(None) for name, output in zero_shot.items()},
         run=run,
     )

@@ -100,7 +100,7 @@ class RunDirectory:
         return self.path / ("hyp" if checkpoint == "best" else f"hyp-{checkpoint}")
 
     def hypotheses_file(self, task: str, suffix: str, split: str = "test", checkpoint: str = "best") -> Path:
-        """One file of that folder. suffix: txt (translations), src, ref (raw text) or nll."""
+        """One file of that folder. suffix: txt, src, ref, nll, ..; see ``cats.nmt.scoring.evaluate``."""
         return self.hypotheses(checkpoint) / f"{split}.{task}.{suffix}"
 
     @property

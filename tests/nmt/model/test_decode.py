@@ -73,6 +73,14 @@ def test_outputs_that_are_not_finite_are_an_error(tokenizer, sample):
         translate(broken, tokenizer, LINES, "en", "az", sample=sample)
 
 
+def test_a_translation_is_one_line(model, tokenizer, monkeypatch):
+    decoded = Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda *words: [text.replace(" ", "\r") for text in decoded(*words)])
+    changed = translate(model, tokenizer, LINES[:1], "en", "az")
+    monkeypatch.undo()
+    assert changed == translate(model, tokenizer, LINES[:1], "en", "az") and " " in changed[0]
+
+
 def test_a_very_long_line_is_cut_with_a_message(model, tokenizer, capsys):
     (short,) = translate(model, tokenizer, [" ".join(["cats"] * 9)], "en", "az", max_length=4, lines_before=6)
     first = capsys.readouterr().err

@@ -133,6 +133,14 @@ def test_runs(tmp_path: Path) -> None:
     assert back["az", "BLEU"].difference == -rows["az", "BLEU"].difference
 
 
+def test_a_run_of_an_older_version_that_wrote_carriage_returns(tmp_path: Path) -> None:
+    references = random_lines(20, 3)
+    new, old = (write_scored_run(tmp_path / name, {"az": references}, references) for name in ("new", "old"))
+    path = old / "hyp" / "test.az.ref"
+    path.write_bytes(path.read_bytes().replace(b" ", b"\r"))
+    assert [row.result.difference for row in compare(new, old)] == [0.0] * 4
+
+
 def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path) -> None:
     references = random_lines(40, 9)
     good, bad = worse(references, 0.1, 10), worse(references, 0.5, 11)
