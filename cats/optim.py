@@ -19,7 +19,7 @@ from .accumulate import Accumulation
 from .distributed import Statistics
 from .gradients import grads_restored_on_error, unscaled
 from .parameters import check_kinds, shared_parameters, trainable_parameters
-from .state import State
+from .state import State, noted_if_moved
 from .tasks import Losses, Task, describe, numbers_of, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
@@ -176,6 +176,8 @@ class MultiTask(Optimizer):
         far, call this optimizer's zero_grad() or set every ``p.grad`` to None. Other code that sets ``p.grad`` to zero
         in place does not discard them.
 
+        If it raises, or is interrupted, ``p.grad`` and what the earlier calls accumulated are as before.
+
         Args:
             losses: {task: loss}, or a sequence of N losses. A loss is a floating-point scalar tensor that requires
                 grad, or a callable without arguments that returns one. With callables, only one task's graph is in
@@ -207,6 +209,11 @@ class MultiTask(Optimizer):
         """Steps the base optimizer. Every ``weighting.period``-th step then updates the weighting.
 
         If a loss or gradient is not finite, the step is skipped and counted; see ``max_nonfinite``.
+
+        If another error is raised, or the call is interrupted, then parameters, ``p.grad``, weights, multipliers and
+        counters are as before, and step() may be called again. There is one exception: the base optimizer's own step()
+        may fail half-way. Its parameters and its state are not copied in every step, because that would cost too much.
+        The error then has a note that says that parameters have changed.
 
         Args:
             closure: clears the gradients, calls :meth:`backward` and returns what step() should return. It is called
@@ -240,7 +247,8 @@ class MultiTask(Optimizer):
             self._skip(gathered, seen)
             return
         due = self._weighting_due and gathered.per_task
-        with own.restored_on_error(self.weighting if due else None), unscaled(gathered.params, own.scale_to_undo):
+        params, changes = gathered.params, self.weighting if due else None
+        with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params):
             # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
             if due:  # α descends and λ ascends on Eq. 4
                 self.weighting.update(seen.losses, seen.dots / self.weighting.scale, seen.sqnorms, seen.tasks)
@@ -336,6 +344,7 @@ class MultiTask(Optimizer):
         with self._own.lock:
             self.base.zero_grad(set_to_none)
             self._own.discard()
+            self._own.forget_scaler()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.base.add_param_group(param_group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,8 +68,8 @@ class State:
     def forget_scaler(self) -> None:
         """Deletes what GradScaler sets before step().
 
-        GradScaler does so after step(), but not if step() raises. Its next call would then multiply the new scale by
-        the old one.
+        GradScaler does so after step(), but not if step() or one of its hooks raises. Its next call would then multiply
+        the new scale by the old one.
         """
         self.__dict__.pop("grad_scale", None)
         self.__dict__.pop("found_inf", None)
@@ -86,3 +86,18 @@ class State:
             if weighting is not None and weights is not None:
                 weighting.load_state_dict(weights)
             raise
+
+
+@contextmanager
+def noted_if_moved(params: Sequence[Tensor]) -> Iterator[None]:
+    """If the block raises after it changed a parameter, the error gets a note that says so."""
+    versions = [p._version for p in params]
+    try:
+        yield
+    except BaseException as error:
+        if [p._version for p in params] != versions:
+            error.add_note(
+                "The base optimizer had changed parameters when this happened. They and its state may be half-way "
+                "between two steps: load a checkpoint to go on."
+            )
+        raise

@@ -50,7 +50,9 @@ class Weighting:
         raise NotImplementedError(f"{type(self).__name__} does not implement weights()")
 
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
-        """Called at every ``period``-th step, after the parameters have been updated.
+        """Called at every ``period``-th step, before the parameters move with the combined gradient.
+
+        If it raises, or if anything fails after it in the step, the state is restored from :meth:`state_dict`.
 
         Args:
             losses: (K,) float64 on the CPU, the losses L_n of the K tasks that took part in the step.
@@ -62,7 +64,8 @@ class Weighting:
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
         """The weights of the K tasks present, (K,).
 
-        It may change the weighting's state. If the step is skipped, the state is restored from :meth:`state_dict`.
+        It may change the weighting's state. If the step is skipped or fails, the state is restored from
+        :meth:`state_dict`.
 
         Args:
             gram: (K, K) float64 on the CPU, <g_i, g_j>.
