@@ -42,15 +42,11 @@ CATS_DEVICE float half_to_float(uint32_t bits) { return __half2float(__ushort_as
 CATS_DEVICE uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
 CATS_DEVICE uint16_t float_to_bfloat16(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
 
-// Rounds to the nearest number with TF32's 10 fraction bits.
-CATS_DEVICE float round_to_tf32(float value) {
-    uint32_t bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-    return as_float(bits);
-}
-
 // Loads 16 bytes that are read once, so they need not stay in the caches.
 CATS_DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
+
+// Loads what no thread of this launch writes.
+CATS_DEVICE uint4 load_constant(const uint4* address) { return __ldg(address); }
 
 // Makes the compiler believe that the value is used.
 CATS_DEVICE void keep(uint32_t value) { asm volatile("" ::"r"(value)); }
@@ -194,7 +190,7 @@ CATS_DEVICE void load_gradients(const int64_t* addresses, const Place& at, uint4
             const auto address = reinterpret_cast<const uint4*>(
                 reinterpret_cast<const typename T::Element*>(addresses[n]) + at.index);
             grads[n] = make_uint4(0, 0, 0, 0);
-            if (addresses[n]) grads[n] = ONCE ? load_once(address) : *address;
+            if (addresses[n]) grads[n] = ONCE ? load_once(address) : load_constant(address);
         }
     } else {
 #pragma unroll

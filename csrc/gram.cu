@@ -2,11 +2,11 @@
 //
 // Up to 8 tasks: a lane holds 16 bytes of each gradient in registers and multiplies all pairs.
 //
-// More tasks: the matrix units. Tasks form blocks of 16. A warp computes one or three pairs of blocks, with 16 x 16 products
-// each. Lane (g, t) = (lane / 4, lane % 4) loads the t-th 16 bytes of a segment for the tasks g and g + 8 of one block and
-// of the other. These registers are the operands. The position of an element along the sum does not matter, as long as it is
-// the same on both sides. The warps of a block of threads read the same elements for different pairs at the same time, so
-// all but the first find them in the cache.
+// More tasks: the matrix units. Tasks form blocks of 16. A warp computes one, three or six pairs of blocks, with 16 x 16
+// products each. Lane (g, t) = (lane / 4, lane % 4) loads the t-th 16 bytes of a segment for the tasks g and g + 8 of one
+// block and of the other. These registers are the operands. The position of an element along the sum does not matter, as
+// long as it is the same on both sides. The warps of a block of threads read the same elements for different pairs at the
+// same time, so all but the first find them in the cache.
 // Float32 numbers are split into two TF32 numbers. The product of the two smaller parts (2^-22 of the result) is left out.
 // Matrix units round sums towards zero, so after RUN elements a sum is added to a double. The larger and the smaller
 // products have separate sums.
@@ -112,87 +112,106 @@ struct Tile {
     }
 };
 
-// Adds the products of 16 bytes of the tasks a[0] (row g) and a[1] (row g + 8) with those of task b (column g).
+// Adds the products of 16 bytes of the tasks g and g + 8 of a block, grads[0] and grads[1], with those of another block,
+// grads[2] and grads[3]. Each of the latter two has a tile.
 template <class T> struct Multiply;
 template <> struct Multiply<Float32> {
-    // A number split into its larger and its smaller part.
+    // A number split into its larger part, rounded to the 10 fraction bits of TF32, and the rest. The matrix units ignore
+    // the other 13 bits of an operand, so the rest is not rounded: it has at most 12 bits, and loses only the last of them.
+    // NaN may become -0 in the larger part, but stays NaN in the rest.
     static CATS_DEVICE void split(uint32_t bits, uint32_t& large, uint32_t& small) {
-        const float value = as_float(bits), rounded = round_to_tf32(value);
-        large = as_bits(rounded);
-        small = as_bits(round_to_tf32(value - rounded));
+        large = (bits + 0x1000u) & 0xffffe000u;
+        small = as_bits(as_float(bits) - as_float(large));
     }
-    static CATS_DEVICE void add(Tile& tile, const uint4 (&a)[2], const uint4& b) {
+    static CATS_DEVICE void add(Tile (&tiles)[2], const uint4 (&grads)[4]) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-            uint32_t a_large[4], a_small[4], b_large[2], b_small[2];
+            uint32_t a_large[4], a_small[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) split(word(a[i % 2], k + i / 2), a_large[i], a_small[i]);
+            for (int i = 0; i < 4; ++i) split(word(grads[i % 2], k + i / 2), a_large[i], a_small[i]);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) split(word(b, k + i), b_large[i], b_small[i]);
-            mma_tf32(tile.small, a_large, b_small);
-            mma_tf32(tile.small, a_small, b_large);
-            mma_tf32(tile.large, a_large, b_large);
+            for (int h = 0; h < 2; ++h) {
+                uint32_t b_large[2], b_small[2];
+#pragma unroll
+                for (int i = 0; i < 2; ++i) split(word(grads[2 + h], k + i), b_large[i], b_small[i]);
+                mma_tf32(tiles[h].small, a_large, b_small);
+                mma_tf32(tiles[h].small, a_small, b_large);
+                mma_tf32(tiles[h].large, a_large, b_large);
+            }
         }
     }
 };
 template <class T> struct MultiplyHalf {
-    static CATS_DEVICE void add(Tile& tile, const uint4 (&a)[2], const uint4& b) {
+    static CATS_DEVICE void add(Tile (&tiles)[2], const uint4 (&grads)[4]) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-            const uint32_t left[4] = {word(a[0], k), word(a[1], k), word(a[0], k + 1), word(a[1], k + 1)};
-            const uint32_t right[2] = {word(b, k), word(b, k + 1)};
-            if (T::NUMBER == BFloat16::NUMBER)
-                mma_bfloat16(tile.large, left, right);
-            else
-                mma_half(tile.large, left, right);
+            const uint32_t a[4] = {word(grads[0], k), word(grads[1], k), word(grads[0], k + 1), word(grads[1], k + 1)};
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const uint32_t b[2] = {word(grads[2 + h], k), word(grads[2 + h], k + 1)};
+                if (T::NUMBER == BFloat16::NUMBER)
+                    mma_bfloat16(tiles[h].large, a, b);
+                else
+                    mma_half(tiles[h].large, a, b);
+            }
         }
     }
 };
 template <> struct Multiply<BFloat16> : MultiplyHalf<BFloat16> {};
 template <> struct Multiply<Float16> : MultiplyHalf<Float16> {};
 
-// The row and the column of a pair of blocks. Pairs are numbered like the elements of a lower triangle.
+// Two blocks of tasks. Pairs are numbered like the elements of a lower triangle.
 struct Pair {
     int row, column;
-    CATS_DEVICE explicit Pair(int number) {
-        row = 0;
-        while (triangle(row + 1) <= number) ++row;
-        column = number - triangle(row);
-    }
 };
+CATS_DEVICE Pair pair_of(int number) {
+    int row = 0;
+    while (triangle(row + 1) <= number) ++row;
+    return {row, number - triangle(row)};
+}
+
+// Two blocks share a multiprocessor, so one computes while the other waits for its loads. Each has so many threads that the
+// sums of its pairs fit into the registers: a quarter of a multiprocessor has 16384 of them.
+constexpr int most_threads(int pairs) { return pairs == 1 ? 320 : pairs == 3 ? 224 : 192; }
 
 // blockDim.x: slices * warps_per_slice warps. The warps of a slice compute all pairs, PAIRS per warp. The slices take turns
 // with the runs of elements.
 template <class T, int PAIRS>
-__global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArguments a, int warps_per_slice) {
+__global__ void __launch_bounds__(most_threads(PAIRS), 2) gram_kernel(GramArguments a, int warps_per_slice) {
     constexpr int V = T::WIDTH;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
-    const int slice = warp / warps_per_slice, slices = blockDim.x / WARP / warps_per_slice;
+    const bool many = PAIRS > 1;  // then there is one slice
+    const int slices = many ? 1 : blockDim.x / WARP / warps_per_slice, slice = many ? 0 : warp / warps_per_slice;
     const int blocks = (a.tasks + BLOCK - 1) / BLOCK, pairs = triangle(blocks);
+    const int first = (many ? warp : warp % warps_per_slice) * PAIRS;  // of the warp's pairs
     const Chunk chunk(a);
+    int64_t* addresses = reinterpret_cast<int64_t*>(shared_memory());  // (blocks * BLOCK)
+    Pair* table = reinterpret_cast<Pair*>(addresses + blocks * BLOCK);  // (pairs)
+    for (int n = threadIdx.x; n < blocks * BLOCK; n += blockDim.x) addresses[n] = chunk.address<T>(n, a.tasks);
+    for (int n = threadIdx.x; n < pairs; n += blockDim.x) table[n] = pair_of(n);
+    barrier();
 
-    int64_t addresses[PAIRS][4];  // of tasks g and g + 8 of the pair's row and, if it is another block, of its column
-    bool diagonal[PAIRS];
     double sums[PAIRS][2][4];  // two tiles per pair
 #pragma unroll
-    for (int p = 0; p < PAIRS; ++p) {
-        const int number = warp % warps_per_slice * PAIRS + p;
-        const Pair pair(number < pairs ? number : 0);
-        diagonal[p] = pair.row == pair.column;
+    for (int p = 0; p < PAIRS; ++p)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int tasks = number < pairs ? a.tasks : 0;
-            addresses[p][h] = chunk.address<T>(pair.row * BLOCK + h * 8 + g, tasks);
-            addresses[p][2 + h] = diagonal[p] ? 0 : chunk.address<T>(pair.column * BLOCK + h * 8 + g, tasks);
+        for (int h = 0; h < 2; ++h)
 #pragma unroll
             for (int c = 0; c < 4; ++c) sums[p][h][c] = 0;
-        }
-    }
 
     for (int begin = 0; begin < chunk.count; begin += slices * RUN) {
         const int run = begin + slice * RUN;
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
+            if (first + p >= pairs) break;
+            const Pair pair = table[first + p];
+            const bool diagonal = pair.row == pair.column;
+            int64_t mine[4];  // of tasks g and g + 8 of the pair's row and, if it is another block, of its column
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                mine[h] = addresses[pair.row * BLOCK + h * 8 + g];
+                mine[2 + h] = diagonal ? 0 : addresses[pair.column * BLOCK + h * 8 + g];
+            }
             Tile tiles[2];
             tiles[0].clear();
             tiles[1].clear();
@@ -202,14 +221,12 @@ __global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArgumen
 #pragma unroll
                 for (int u = 0; u < AT_ONCE; ++u) {
                     const int index = run + step + u * 4 * V + t * V;
-                    load_gradients<T, false>(addresses[p], place<V>(index, chunk.count, a.aligned), grads[u]);
+                    load_gradients<T, false>(mine, place<V>(index, chunk.count, a.aligned), grads[u]);
                 }
 #pragma unroll
                 for (int u = 0; u < AT_ONCE; ++u) {
-                    if (diagonal[p]) grads[u][2] = grads[u][0], grads[u][3] = grads[u][1];
-                    const uint4 rows[2] = {grads[u][0], grads[u][1]};
-                    Multiply<T>::add(tiles[0], rows, grads[u][2]);
-                    Multiply<T>::add(tiles[1], rows, grads[u][3]);
+                    if (diagonal) grads[u][2] = grads[u][0], grads[u][3] = grads[u][1];
+                    Multiply<T>::add(tiles, grads[u]);
                 }
             }
 #pragma unroll
@@ -225,9 +242,8 @@ __global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArgumen
     for (int s = 0; s < slices; ++s) {
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
-            const int number = warp % warps_per_slice * PAIRS + p;
-            if (slice != s || number >= pairs) continue;
-            const Pair pair(number);
+            if (slice != s || first + p >= pairs) continue;
+            const Pair pair = table[first + p];
 #pragma unroll
             for (int v = 0; v < 8; ++v) {
                 const int h = v / 4, c = v % 4;
@@ -235,7 +251,7 @@ __global__ void __launch_bounds__(PAIRS > 1 ? 384 : 480) gram_kernel(GramArgumen
                 if (i >= a.tasks || j > i) continue;
                 double* sum = partial + triangle(i) + j;
                 // A task without a gradient here has no product, not even with an infinite gradient.
-                const bool used = chunk.row[i] && chunk.row[j];
+                const bool used = addresses[i] && addresses[j];
                 *sum = (s == 0 ? 0 : *sum) + (used ? sums[p][h][c] : 0);
             }
         }
@@ -257,13 +273,12 @@ template <class T> static void launch_gram(const GramArguments& a, int64_t count
         throw std::invalid_argument("gram of float64: at most 8 tasks");
     } else {
         const int blocks = (a.tasks + BLOCK - 1) / BLOCK, pairs = blocks * (blocks + 1) / 2;
-        const int per_warp = pairs > 15 ? 3 : 1, warps = (pairs + per_warp - 1) / per_warp;
-        const int slices = warps < 8 ? 8 / warps : 1;
+        const int per_warp = pairs > 21 ? 6 : pairs > 10 ? 3 : 1, warps = (pairs + per_warp - 1) / per_warp;
+        const int slices = per_warp == 1 && warps < 8 ? 8 / warps : 1;
         const unsigned threads = unsigned(warps * slices * WARP);
-        if (per_warp > 1)
-            launch(gram_kernel<T, 3>, dim3(unsigned(count)), threads, 0, stream, a, warps);
-        else
-            launch(gram_kernel<T, 1>, dim3(unsigned(count)), threads, 0, stream, a, warps);
+        const size_t shared = blocks * BLOCK * sizeof(int64_t) + pairs * sizeof(Pair);
+        const auto kernel = per_warp == 6 ? gram_kernel<T, 6> : per_warp == 3 ? gram_kernel<T, 3> : gram_kernel<T, 1>;
+        launch(kernel, dim3(unsigned(count)), threads, shared, stream, a, warps);
     }
 }
 

@@ -221,15 +221,11 @@ inline uint16_t float_to_bfloat16(float value) {
     if (std::isnan(value)) return 0x7fff;
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-inline float round_to_tf32(float value) {
-    if (!std::isfinite(value)) return value;
-    return as_float((as_bits(value) + 0x1000) & 0xffffe000);
-}
-
 inline uint4 load_once(const uint4* address) {
     if (reinterpret_cast<uintptr_t>(address) % 16) throw std::logic_error("misaligned load of 16 bytes");
     return *address;
 }
+inline uint4 load_constant(const uint4* address) { return load_once(address); }
 inline void keep(uint32_t) {}
 
 // c += a b with the PTX ISA's layout of fragments. Let g = lane / 4, t = lane % 4, and P the number of operands in a register.

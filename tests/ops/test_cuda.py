@@ -164,8 +164,9 @@ THREADS = {
     "ELi8ELi1ELb": 512,
     "ELi8ELi4ELb": 256,
     "gram_small_kernel": 256,
-    "ELi1EEEvNS_13GramArguments": 480,
-    "ELi3EEEvNS_13GramArguments": 384,
+    "ELi1EEEvNS_13GramArguments": 2 * 320,
+    "ELi3EEEvNS_13GramArguments": 2 * 224,
+    "ELi6EEEvNS_13GramArguments": 2 * 192,
     "reduce_kernel": 1024,
     "traffic_kernel": 1024,
     "prepare_adamw_kernel": 1,
@@ -230,6 +231,15 @@ def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
                 found[match.groups()] = len(registers)
     assert len(found) == 4 * 5
     assert all(count == int(cap) for (_, cap, _, _), count in found.items())
+
+    # gram with matrix units: eight loads for each of a warp's pairs of blocks, all of them before the first product.
+    found = {}
+    for text in re.split(r"\.visible \.entry ", compiled["gram.cu"][1])[1:]:
+        if match := re.search(r"11gram_kernelINS_\d+(\w+?)ELi(\d)", text.split("(")[0]):
+            before, after = re.split("mma.sync", text, maxsplit=1)
+            found[match.groups()] = tuple(part.count("ld.global.nc.v4") for part in (before, after))
+    assert len(found) == 3 * 3
+    assert all(counts == (8, 8 * (int(pairs) - 1)) for (_, pairs), counts in found.items())
 
 
 @pytest.fixture
