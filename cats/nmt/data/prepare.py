@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from cats.nmt.cores import available_cores
 from cats.nmt.data.corpus import Corpus, Split, StreamedSplit, Task
 from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.data.encode import EncodedCorpus, EncodingSettings, encode_tasks
@@ -137,7 +137,7 @@ def prepare(
             tokenizer.save(folder / TOKENIZER)
             write_checked_json(folder / UNFINISHED, {**made_with, FILES: {TOKENIZER: file_digest(folder / TOKENIZER)}})
         pairs = sum(corpus.sizes.values())
-        processes = processes or (1 if pairs <= BLOCK else min(MOST_PROCESSES, _available_cores()))
+        processes = processes or (1 if pairs <= BLOCK else min(MOST_PROCESSES, available_cores()))
         train = folder / TRAIN
         with Encoders(processes, tokenizer, settings.length_filter) as encoders, _progress_bar(pairs, quiet) as bar:
             entries = [_encode_task(task, train, encoders, tokenizer.vocab_size, bar) for task in corpus.tasks]
@@ -194,11 +194,6 @@ def _has_tokenizer(folder: Path, tokenizer: Tokenizer) -> bool:
         return (folder / TOKENIZER).read_bytes() == tokenizer.serialized()
     except OSError:
         return False
-
-
-def _available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _progress_bar(pairs: int, quiet: bool) -> Any:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from cats.nmt.config.schema import FIELDS, Config
 from cats.nmt.config.toml import apply_overrides, read_config, to_toml
+from cats.nmt.cores import threads_per_process
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.files import atomic_write
 
@@ -110,7 +111,7 @@ def plan(
         sets: names in SETS.
         methods: names in METHODS.
         seeds: values of train.seed.
-        jobs: number of runs at a time, which share the CPU's cores.
+        jobs: number of runs at a time, which share the cores; see ``threads_per_process``.
         variants: more methods, each the method cats with other settings: "NAME:KEY=VALUE,KEY=VALUE".
         data: folder of a corpus to use instead of the sets.
         overrides: settings for all runs, "KEY=VALUE".
@@ -127,7 +128,7 @@ def plan(
             raise UserError(f"--{option} {' '.join(map(str, given))}: one is given twice")
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_per_process(jobs)
     corpora = (
         {Path(data).resolve().name: [f"data.path={data}"]}
         if data
@@ -223,7 +224,8 @@ def start(run: Run) -> _Process:
         configuration.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(configuration, to_toml(run.config))
         where = ["--config", str(configuration), "--out", str(run.path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.train.threads)}
+    threads = run.config.train.threads
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     command = [sys.executable, "-m", "cats", "train", "--quiet", *where]
     # A file instead of a pipe: nobody reads the output before the end, and a full pipe would stop the process.
     errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by _error

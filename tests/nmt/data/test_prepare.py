@@ -61,7 +61,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes every corpus count as large, and blocks small."""
     monkeypatch.setattr("cats.nmt.data.corpus_files.MOST_IN_MEMORY", 10)
     monkeypatch.setattr(prepare, "BLOCK", 100)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one process: starting more takes longer than the encoding
+    monkeypatch.setattr(
+        prepare, "available_cores", lambda: 1
+    )  # one process: starting more takes longer than the encoding
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setenv("CATS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

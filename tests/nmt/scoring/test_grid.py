@@ -28,6 +28,26 @@ def test_the_plan_compares_like_with_like(tmp_path):
     assert len({(c.model, c.train, c.tokenizer, c.data, c.sampling.batch_tokens) for c in ted.values()}) == 1
 
 
+def test_the_runs_share_the_cores_of_this_process(tmp_path, monkeypatch):
+    def threads(jobs: int) -> int:
+        words = ["--out", str(tmp_path), "--methods", "T=1", "--seeds", "1", "--sets", "ted", "--jobs", str(jobs)]
+        return planned(*words)[0].config.train.threads
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 2, 3, 5, 8, 13}, raising=False)
+    assert [threads(jobs) for jobs in (1, 2, 4, 7)] == [6, 3, 1, 1]
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert threads(2) == 32
+    for given in ("5", " 5 ", "5,2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert threads(1) == threads(7) == 5
+    for given in ("0", "-2", "many", "2.5", "\u0662", ",3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        with pytest.raises(UserError, match=r"OMP_NUM_THREADS=.*: must be a whole number of at least 1"):
+            threads(1)
+
+
 def test_all_start_from_a_preset_and_a_file(tmp_path):
     (tmp_path / "mine.toml").write_text("[train]\nsteps = 9\nlr = 7e-4\n")
     words = [
