@@ -36,18 +36,23 @@ def run(args: argparse.Namespace) -> None:
 
     if args.seed < 0:
         raise UserError(f"--seed must be at least 0, not {args.seed}")
+    first, second = Path(args.first), Path(args.second)
     # The file is opened first, so that nothing is computed for a name that cannot be written.
     with output_file(args.out) if args.out is not None else contextlib.nullcontext() as file:
-        rows = significance.compare(Path(args.first), Path(args.second), args.seed)
+        rows = significance.compare(first, second, args.seed)
+        warnings = significance.untrained(first, second)
         found = {
             "first": args.first,
             "second": args.second,
             "seed": args.seed,
             "tests": [row.to_json() for row in rows],
+            "warnings": warnings,
         }
         if file:
             text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
             file.write(f"{text}\n".encode(errors="backslashreplace"))  # a path may be no UTF-8
-    if lone := significance.unshared(Path(args.first), Path(args.second)):
+    if lone := significance.unshared(first, second):
         print(f"cats: left out, because only one run has them: {', '.join(lone)}", file=sys.stderr)
     print(f"A = {args.first}\nB = {args.second}\n\n{significance_table(rows)}")
+    if warnings:
+        print("\n" + "\n".join(warnings))

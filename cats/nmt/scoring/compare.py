@@ -5,7 +5,7 @@ The table has the form of Table 2 of the CATS paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +46,8 @@ class MethodResult:
         chrf_interval: 95 % bootstrap interval of each group's mean chrF.
         seeds: the seeds, in the order of the scores.
         seconds: time of training for each seed; None: not recorded.
+        untrained: the seeds whose model is not trained: all its translations are empty, or every group's chrF is below
+            that of the nearest-neighbour baseline.
     """
 
     groups: dict[str, SeedScores]
@@ -53,6 +55,7 @@ class MethodResult:
     chrf_interval: dict[str, tuple[float, float]]
     seeds: list[int]
     seconds: list[float | None]
+    untrained: list[int]
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,10 @@ def _summarise_set(runs: Sequence[Run]) -> tuple[SetResult, Samples]:
     tasks = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
     members = {g: [t for t in names if t in tasks] for g, names in task_groups(corpus.sizes, config.evaluate).items()}
     groups = {group: names for group, names in members.items() if names}
+    counts = _chrf_counts(runs, corpus)
     samples = {
         method: {group: np.mean([values[task] for task in names], axis=0) for group, names in groups.items()}
-        for method, values in resampled_chrf(_chrf_counts(runs, corpus), RESAMPLES).items()
+        for method, values in resampled_chrf(counts, RESAMPLES).items()
     }
     scores = {run: read_scores(run.path) for run in runs}
     methods = {}
@@ -194,6 +198,11 @@ def _summarise_set(runs: Sequence[Run]) -> tuple[SetResult, Samples]:
             chrf_interval={group: _interval(values) for group, values in samples[method].items()},
             seeds=[run.seed for run in mine],
             seconds=[found.run.seconds for found in mine.values()],
+            untrained=[
+                run.seed
+                for run, found in mine.items()
+                if found.is_below_baseline or _are_empty(counts[method][run.seed].values())
+            ],
         )
     result = SetResult(
         pairs=corpus.sizes,
@@ -227,6 +236,11 @@ def _chrf_counts(runs: Sequence[Run], corpus: Corpus) -> dict[str, dict[int, dic
             )
         result.setdefault(run.method, {})[run.seed] = counts
     return result
+
+
+def _are_empty(counts: Iterable[np.ndarray]) -> bool:
+    """Whether the translations that these chrF counts belong to are all empty."""
+    return not any(each[..., 0].any() for each in counts)
 
 
 def _by_seed(cells: Mapping[Run, Cell]) -> SeedScores:

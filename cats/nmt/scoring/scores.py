@@ -189,6 +189,14 @@ class Scores:
         """The tasks with lines to score."""
         return [name for name, cell in self.model.tasks.items() if cell.lines]
 
+    @property
+    def is_below_baseline(self) -> bool:
+        """Whether every group's chrF is below that of the nearest-neighbour baseline: the model is not trained."""
+        ours, theirs = self.model.groups, self.nearest_neighbour.groups
+        both = [(ours[group].quality.chrf, theirs[group].quality.chrf) for group in ours if group in theirs]
+        known = [(mine, other) for mine, other in both if mine is not None and other is not None]
+        return bool(known) and all(mine < other for mine, other in known)
+
     def bleu_tokenizer(self, task: str) -> str | None:
         """The tokenizer that BLEU was computed with, as its signature names it. None: there is no signature."""
         parts = self.signatures.get("bleu", {}).get(task, "").split("|")

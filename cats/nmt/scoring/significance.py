@@ -123,6 +123,22 @@ def unshared(first: Path, second: Path) -> list[str]:
     return sorted({*read_scores(first).scored_tasks} ^ {*read_scores(second).scored_tasks})
 
 
+def untrained(first: Path, second: Path) -> list[str]:
+    """For each run whose model is not trained, a sentence that says why. Tests of such runs mean nothing."""
+    found = []
+    for letter, run, other in (("A", first, second), ("B", second, first)):
+        scores, theirs = read_scores(run), read_scores(other).scored_tasks
+        names = [name for name in scores.scored_tasks if name in theirs]
+        empty = [name for name in names if not any(map(str.strip, _read_column(run, name, "txt")))]
+        if empty:
+            found.append(f"{letter} is not trained: all its translations of {', '.join(empty)} are empty.")
+        elif scores.is_below_baseline:
+            found.append(
+                f"{letter} is not trained: its chrF is below that of the nearest-neighbour baseline in every group."
+            )
+    return found
+
+
 def paired_tests(counts: Mapping[str, Counts], sentences: Mapping[str, np.ndarray], seed: int) -> TestResult:
     """Both tests of the average of the tasks' scores.
 
@@ -216,10 +232,7 @@ def _read(first: Path, second: Path, task: str) -> Lines:
     columns: dict[tuple[Path, str], list[str]] = {}
     for run in (first, second):
         for suffix in ("src", "ref", "txt"):
-            path = RunDirectory(run).hypotheses_file(task, suffix)
-            if not path.is_file():
-                raise UserError(f"{path} is missing; make it with: cats evaluate {run}")
-            columns[run, suffix] = [*map(one_line, read_output(path))]  # older versions wrote carriage returns
+            columns[run, suffix] = _read_column(run, task, suffix)
         if len({len(columns[run, suffix]) for suffix in ("src", "ref", "txt")}) > 1:
             raise UserError(
                 f"{run}/hyp: the files of {task} have different line counts; make them again with: cats evaluate {run}"
@@ -228,3 +241,12 @@ def _read(first: Path, second: Path, task: str) -> Lines:
         if columns[first, suffix] != columns[second, suffix]:
             raise UserError(f"the {what} of {task} in {first} and {second} differ: they cannot be compared")
     return Lines(columns[first, "src"], columns[first, "ref"], columns[first, "txt"], columns[second, "txt"])
+
+
+def _read_column(run: Path, task: str, suffix: str) -> list[str]:
+    """The lines of one file in hyp/."""
+    path = RunDirectory(run).hypotheses_file(task, suffix)
+    try:
+        return [*map(one_line, read_output(path))]  # older versions wrote carriage returns
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; make it with: cats evaluate {run}") from None

@@ -199,7 +199,19 @@ def _set_tables(name: str, result: SetResult) -> list[str]:
         for metric in compare.METRICS
         for group in groups
     ]
-    lines += [_line(["nearest neighbour", *baseline]), "", "chrF by language:", ""]
+    lines += [_line(["nearest neighbour", *baseline]), ""]
+    untrained = [
+        f"{method} (seed {', '.join(map(str, scores.untrained))})"
+        for method, scores in result.methods.items()
+        if scores.untrained
+    ]
+    if untrained:
+        lines += [
+            f"Not trained: {'; '.join(untrained)}. There, all translations are empty, or the chrF of every group is",
+            "below that of the nearest-neighbour baseline.",
+            "",
+        ]
+    lines += ["chrF by language:", ""]
     lines += _plain(["method", *tasks])
     for method, scores in result.methods.items():
         lines.append(_line([method, *(_spread(scores.languages[task].chrf, 1) for task in tasks)]))

@@ -54,6 +54,16 @@ def test_the_output_is_checked_before_anything_is_computed(
     assert refused("significance", a, a, "--out", ".") == ". is a folder; give the name of a file"
 
 
+def test_a_run_that_is_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references = random_lines(4, 9)
+    a = write_scored_run(tmp_path / "a", {"az": references}, references)
+    b = write_scored_run(tmp_path / "b", {"az": [""] * 4}, references)
+    assert main(["significance", str(a), str(b), "--out", str(tmp_path / "found.json")]) == 0
+    said = "B is not trained: all its translations of az are empty."
+    assert capsys.readouterr().out.endswith(f"\n\n{said}\n")
+    assert json.loads((tmp_path / "found.json").read_text())["warnings"] == [said]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="devices as POSIX has them")
 def test_significance_to_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     references = random_lines(4, 9)

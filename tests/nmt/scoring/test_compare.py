@@ -67,6 +67,26 @@ def test_no_baseline_to_compare_with(finished):
     )
 
 
+def test_methods_that_are_not_trained_are_named(finished):
+    assert all(method.untrained == [] for method in compare.summarise(finished).sets["toy"].methods.values())
+    (empty,) = (run for run in finished if (run.method, run.seed) == ("T=1", 2))
+    for task in ("xa", "xb"):
+        (empty.path / "hyp" / f"test.{task}.txt").write_text("\n" * 6)
+    for run in finished:
+        scores = json.loads((run.path / "scores.json").read_text())
+        for group, cell in scores["lookup"]["groups"].items():
+            below = run.method == "T=5" or (run.method == "cats" and group == "lores")
+            cell["chrf"] = 100.5 if below else 0.0
+        (run.path / "scores.json").write_text(json.dumps(scores))
+    summary = compare.summarise(finished)
+    assert {name: method.untrained for name, method in summary.sets["toy"].methods.items()} == {
+        "T=1": [2],  # empty
+        "T=5": [1, 2],  # below in every group
+        "cats": [],  # below in one group
+    }
+    assert "\nNot trained: T=1 (seed 2); T=5 (seed 1, 2). There" in tables.comparison_tables(summary)
+
+
 def test_a_carriage_return_is_no_line(finished):
     before = compare.summarise(finished).regret
     for run in finished:

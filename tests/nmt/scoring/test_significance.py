@@ -152,6 +152,18 @@ def test_a_bilingual_run_beside_a_multilingual_one(tmp_path: Path) -> None:
     assert significance.unshared(a, b) == ["be"]
 
 
+def test_runs_that_are_not_trained_are_named(tmp_path: Path) -> None:
+    references = random_lines(20, 9)
+    a = write_scored_run(tmp_path / "a", {"az": references, "be": [" "] * 20}, references)
+    b = write_scored_run(tmp_path / "b", {"az": references, "be": references}, references)
+    assert significance.untrained(a, b) == ["A is not trained: all its translations of be are empty."]
+    scores = json.loads((b / "scores.json").read_text())
+    scores["lookup"]["groups"] = {"all": {"chrf": 50.5}, "lores": {"chrf": None}}
+    (b / "scores.json").write_text(json.dumps(scores))
+    below = "is not trained: its chrF is below that of the nearest-neighbour baseline in every group."
+    assert significance.untrained(b, b) == [f"A {below}", f"B {below}"]
+
+
 def other_references(a: Path, b: Path) -> None:
     (b / "hyp" / "test.az.ref").write_text("other\n" * 5)
 
