@@ -11,7 +11,10 @@ weights: K numbers, or a tensor of shape (K,), or (R, K) for R combinations in o
     does not wait for it.
 groups: N ints that assign the parameters to groups. Statistics are then computed per group: they have a leading axis of
     length G = max(groups) + 1.
-backend: the name of a backend. None: the environment variable CATS_BACKEND, else a default that depends on the device.
+backend: the name of a backend, which is never replaced by another. None: the environment variable CATS_BACKEND, else on
+    the CPU native, reference, and on a GPU cuda, triton, reference, in this order. Such a default is compared with
+    float64 on small data at its first use, unless CATS_SELF_CHECK is 0. If it is wrong, there is one warning and the
+    next one computes.
 
 Statistics (dot products, squared norms, Gram matrices) are float64 tensors on the gradients' device. They have the same
 bits on every run and for every number of threads. If a gradient has a NaN or an infinity, its statistics do too.

@@ -5,10 +5,12 @@ A backend is a module in cats/ops/backends. It has some or all of the five opera
 The reference has no `split`: its operators take the tensors themselves. A backend that cannot work here raises
 ImportError with the reason when it is imported.
 
-The choice: the argument `backend`, else the environment variable CATS_BACKEND, else the first usable one in `DEFAULTS`.
-A backend asked for by name is never replaced. An operator that a default backend lacks goes to the next one.
+The choice: the argument `backend`, else the environment variable CATS_BACKEND, else the default order: for tensors on
+the CPU native, reference; on a GPU cuda, triton, reference. The order does not depend on timings, so that all ranks of
+a distributed run choose alike. A default backend proves itself first (cats/ops/self_check.py), and gives way if it
+lacks the operator. A backend asked for by name is not checked and never replaced.
 
-A call goes to the reference as a whole if it has more tasks than the backend takes. Otherwise the backend gets the
+A call goes to the reference as a whole if it has more tasks than a backend takes. Otherwise the backend gets the
 dense parameters and the reference gets the rest (the fallback), and the statistics of both are added.
 
 Arguments have been checked. grads: K lists of N tensors or None; weights: (R, K) float64; out: R lists of N tensors,
@@ -19,23 +21,24 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import layout
+from . import layout, self_check
 from .backends import reference
 from .interface import AdamW, Row
 
 OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_")
 BACKENDS = {name: f"{__package__}.backends.{name}" for name in ("reference", "native", "triton", "cuda")}
-# Device type -> backends for calls that name none, in this order, then the reference. Only backends with committed
-# benchmark results (bench/results) are listed; there are none for GPUs yet. The choice does not depend on timings, so
-# that all ranks of a distributed run choose the same backend.
-DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ()}
+# Device type -> backends for calls that name none, in this order, then the reference.
+DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("cuda", "triton")}
+# Gram matrices of more tasks: Triton's tiles of 64 tasks read a gradient once, those of 16 tasks in CUDA several times.
+GRAM_MANY_TASKS = 32
+GRAM_DEFAULTS = {"cuda": ("triton", "cuda")}
 
 
 # The operators
@@ -43,8 +46,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ()}
 
 def combine(grads: Sequence[Row], weights: Tensor, out: Sequence[Row], backend: str | None) -> None:
     """Writes the weighted sums of the gradients into out."""
-    module = _choose("combine", backend, grads, weights)
-    _run_in_passes(module, "combine", grads, out, [0] * len(grads[0]), weights)
+    _run("combine", backend, grads, out, [0] * len(grads[0]), weights)
     _mark_written(*out)
 
 
@@ -52,21 +54,20 @@ def combine_dots(
     grads: Sequence[Row], weights: Tensor, out: Sequence[Row], groups: Sequence[int], backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K)."""
-    module = _choose("combine_dots", backend, grads, weights)
-    statistics = _run_in_passes(module, "combine_dots", grads, out, groups, weights)
+    dots, sqnorms = _run("combine_dots", backend, grads, out, groups, weights)
     _mark_written(*out)
-    return statistics
+    return dots, sqnorms
 
 
 def dots(grads: Sequence[Row], direction: Row, groups: Sequence[int], backend: str | None) -> Tensor:
     """(G, K): <grads[n], direction>; None in the direction is zero."""
-    (result,) = _run(_choose("dots", backend, grads), "dots", grads, [direction], groups)
+    (result,) = _run("dots", backend, grads, [direction], groups)
     return result
 
 
 def gram(grads: Sequence[Row], groups: Sequence[int], backend: str | None) -> Tensor:
     """(G, K, K): <grads[i], grads[j]>."""
-    (result,) = _run(_choose("gram", backend, grads), "gram", grads, [], groups)
+    (result,) = _run("gram", backend, grads, [], groups)
     return result
 
 
@@ -84,44 +85,87 @@ def combine_adamw_(
 
     Returns dots (G, 1, K) and squared norms (G, K) of the gradients before grad_scale.
     """
-    module = _choose("combine_adamw_", backend, grads, weights)
     others = [params, exp_avgs, exp_avg_sqs]
-    statistics = _run(module, "combine_adamw_", grads, others, groups, weights, settings)
+    dots, sqnorms = _run("combine_adamw_", backend, grads, others, groups, weights, settings)
     _mark_written(*others)
-    return statistics
-
-
-def _run_in_passes(
-    module: ModuleType, operator: str, grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor
-) -> Any:
-    """`_run` for combine and combine_dots, with at most as many rows of weights in a call as the backend takes."""
-    most = module.LIMITS.combinations
-    if most is None or len(weights) <= most:
-        return _run(module, operator, grads, out, groups, weights)
-    starts = range(0, len(weights), most)
-    parts = [_run(module, operator, grads, out[r : r + most], groups, weights[r : r + most]) for r in starts]
-    if parts[0] is None:
-        return None
-    return torch.cat([dots for dots, _ in parts], 1), parts[0][1]
+    return dots, sqnorms
 
 
 def _run(
+    operator: str,
+    backend: str | None,
+    grads: Sequence[Row],
+    others: Sequence[Row],
+    groups: Sequence[int],
+    *arguments: Any,
+) -> Any:
+    """The operator's statistics, by the first backend of the choice that can compute them; None for combine.
+
+    arguments: the weights, if the operator has them, and the settings of AdamW.
+    """
+    asked = backend or os.environ.get("CATS_BACKEND")
+    device = layout.device_of(grads)
+    where = device or layout.device_of([arguments[:1]])
+    assert where is not None
+    defaults = _defaults(where, operator, len(grads))
+    for name, module in [(asked, _asked_for(asked, where, operator))] if asked else defaults:
+        # If no task has a gradient, there is nothing to compute: the reference returns zeros on the weights' device.
+        if device is None or module is reference or not _takes(module, len(grads)):
+            continue
+        try:
+            return _run_in_passes(module, None if asked else name, operator, grads, others, groups, *arguments)
+        except _Unproved:
+            continue
+    return getattr(reference, operator)(grads, others, groups, *arguments)
+
+
+class _Unproved(Exception):
+    """The backend has not proved itself for this call. Nothing has been computed with it."""
+
+
+def _takes(module: ModuleType, tasks: int) -> bool:
+    most = module.LIMITS.tasks
+    return most is None or tasks <= most
+
+
+def _run_in_passes(
     module: ModuleType,
+    name: str | None,
     operator: str,
     grads: Sequence[Row],
     others: Sequence[Row],
     groups: Sequence[int],
     *arguments: Any,
 ) -> Any:
-    """The operator's statistics: of the dense pieces by the backend, plus those of the fallback by the reference.
+    """`_run_dense`, with at most as many rows of weights in a call as the backend takes."""
+    most = module.LIMITS.combinations
+    if operator not in ("combine", "combine_dots") or most is None or len(others) <= most:
+        return _run_dense(module, name, operator, grads, others, groups, *arguments)
+    (weights,) = arguments
+    starts = range(0, len(weights), most)
+    passes = [(others[r : r + most], weights[r : r + most]) for r in starts]
+    parts = [_run_dense(module, name, operator, grads, rows, groups, part) for rows, part in passes]
+    if operator == "combine":
+        return None
+    return torch.cat([dots for dots, _ in parts], 1), parts[0][1]
 
-    None for combine, which has no statistics.
+
+def _run_dense(
+    module: ModuleType,
+    name: str | None,
+    operator: str,
+    grads: Sequence[Row],
+    others: Sequence[Row],
+    groups: Sequence[int],
+    *arguments: Any,
+) -> Any:
+    """The statistics of the dense pieces by the backend, plus those of the fallback by the reference.
+
+    name: of a backend that has to prove itself first; None for one that was asked for.
     """
-    tasks, limits = len(grads), module.LIMITS
-    too_many = limits.tasks is not None and tasks > limits.tasks
-    if module is reference or too_many:
-        return getattr(reference, operator)(grads, others, groups, *arguments)
-    pieces, fallback = module.split(grads, others, groups, limits.dtype_rule(operator, tasks))
+    pieces, fallback = module.split(grads, others, groups, module.LIMITS.dtype_rule(operator, len(grads)))
+    if name is not None and not self_check.passes(module, name, operator, len(grads), pieces):
+        raise _Unproved
     statistics = getattr(module, operator)(pieces, *arguments)
     if fallback:
         chosen = layout.select(grads, fallback), layout.select(others, fallback), [groups[i] for i in fallback]
@@ -168,59 +212,81 @@ def _load(name: str) -> ModuleType | str:
     return f"this version of cats has no {name} backend ({lack})"
 
 
-def _choose(operator: str, name: str | None, grads: Sequence[Row], weights: Tensor | None = None) -> ModuleType:
-    """The backend for this call.
-
-    If no task has a gradient, there is nothing to compute: the reference returns zeros on the weights' device. The
-    backend that was asked for is checked all the same.
-    """
-    device = layout.device_of(grads)
-    where = device or layout.device_of([[weights]])
-    assert where is not None
-    asked = name or os.environ.get("CATS_BACKEND")
-    module = _default(where.type, operator)[1] if not asked else _asked_for(asked, where, operator)
-    return reference if device is None else module
-
-
 def _asked_for(name: str, device: torch.device, operator: str) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"there is no backend {name!r}; the backends are {', '.join(BACKENDS)}")
     module = _load(name)
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} cannot be used here: {module}")
-    if (reason := _unsuited(module, device.type, operator)) is not None:
+    if (reason := unsuited(module, device, operator)) is not None:
         raise RuntimeError(f"backend {name!r} cannot be used for gradients on {device}: {reason}")
     return module
 
 
-def _default(device_type: str, operator: str | None = None) -> tuple[str, ModuleType]:
-    """The first of DEFAULTS that can be used for tensors on this type of device (and for this operator)."""
-    for name in DEFAULTS.get(device_type, ()):
+def _defaults(device: torch.device, operator: str, tasks: int) -> Iterator[tuple[str, ModuleType]]:
+    """The default backends that can be used for tensors on this device and have this operator, in order."""
+    for name in _order(device.type, operator, tasks):
         module = _load(name)
-        if not isinstance(module, str) and _unsuited(module, device_type, operator) is None:
-            return name, module
-    return "reference", reference
+        if not isinstance(module, str) and unsuited(module, device, operator) is None:
+            yield name, module
 
 
-def _unsuited(module: ModuleType | str, device_type: str, operator: str | None = None) -> str | None:
-    """Why a backend cannot be used for tensors on this type of device. module: as `_load` returns it."""
+def _order(device_type: str, operator: str, tasks: int) -> tuple[str, ...]:
+    if operator == "gram" and tasks > GRAM_MANY_TASKS and device_type in GRAM_DEFAULTS:
+        return GRAM_DEFAULTS[device_type]
+    return DEFAULTS.get(device_type, ())
+
+
+def unsuited(module: ModuleType | str, device: torch.device, operator: str | None = None) -> str | None:
+    """Why a backend cannot be used for tensors on this device. module: as `_load` returns it.
+
+    A device without an index stands for all of its type: then only the type is looked at.
+    """
     if isinstance(module, str):
         return module
     devices = module.LIMITS.devices
-    if devices is not None and device_type not in devices:
+    if devices is not None and device.type not in devices:
         return f"it works only on {' and '.join(devices)}"
-    return None if operator is None or hasattr(module, operator) else f"it has no {operator}"
+    if operator is not None and not hasattr(module, operator):
+        return f"it has no {operator}"
+    lacks: Callable[[torch.device], str | None] | None = getattr(module, "lacks", None)
+    return None if lacks is None or device.index is None else lacks(device)
+
+
+# What was chosen
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend: None if it can be used here, else the reason why not."""
+    """Every backend: None if it can be used here, else the reason why not. Does not initialise CUDA."""
     found = {name: _load(name) for name in BACKENDS}
     return {name: module if isinstance(module, str) else None for name, module in found.items()}
 
 
 def explain_default(device_type: str) -> str:
     """The backend for calls that name none, and why the backends that are preferred to it cannot be used."""
-    name, _ = _default(device_type)
-    preferred = DEFAULTS.get(device_type, ())
-    before = preferred[: preferred.index(name)] if name in preferred else preferred
-    return "; ".join([name, *(f"not {other}: {_unsuited(_load(other), device_type)}" for other in before)])
+    reasons: list[str] = []
+    for name in DEFAULTS.get(device_type, ()):
+        reason = unsuited(_load(name), torch.device(device_type))
+        if reason is None:
+            return "; ".join([name, *reasons])
+        reasons.append(f"not {name}: {reason}")
+    return "; ".join(["reference", *reasons])
+
+
+def choices(device_type: str) -> str:
+    """What decides which backend computes a call, as text: it must be the same in all processes that train one model.
+
+    The text names the backends that can be used on this type of device, in order, and the kernels that have failed
+    their check in this process. It changes only when a check fails.
+    """
+    asked = os.environ.get("CATS_BACKEND")
+    if asked:
+        return f"{asked} for all"
+    module = {name: _load(name) for name in DEFAULTS.get(device_type, ())}
+    usable = [name for name in module if unsuited(module[name], torch.device(device_type)) is None]
+    failed = sorted(
+        f"not {kernel.backend} for {kernel.operator} of {', '.join(map(str, kernel.dtypes))}, {kernel.tasks} tasks"
+        for kernel in self_check.failures()
+        if kernel.device.type == device_type
+    )
+    return "; ".join([", ".join([*usable, "reference"]), *dict.fromkeys(failed)])

@@ -128,6 +128,12 @@ class HostPieces(NamedTuple):
     works: list[tuple[_native.Work, Dtypes, list[int]]]  # with the parameters of each
     tasks: int
     groups: int  # number of groups
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def kinds(self) -> list[tuple[Dtypes, bool]]:
+        """The dtypes of each Work, and True: on the CPU, alignment makes no difference."""
+        return [(dtypes, True) for _, dtypes, _ in self.works]
 
 
 def host_pieces(

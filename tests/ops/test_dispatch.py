@@ -68,6 +68,7 @@ def test_a_missing_backend_is_an_error_that_says_why(no_native: None, monkeypatc
 
 
 def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CATS_SELF_CHECK", "0")
     module = ModuleType("cats.elsewhere")
     monkeypatch.setitem(sys.modules, "cats.elsewhere", module)
     monkeypatch.setitem(dispatch.BACKENDS, "native", "cats.elsewhere")
@@ -123,6 +124,7 @@ def use(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, backend.__name__, backend)
     monkeypatch.setitem(dispatch.BACKENDS, "native", backend.__name__)
     monkeypatch.setattr(dispatch, "_modules", {})
+    monkeypatch.setenv("CATS_SELF_CHECK", "0")
 
 
 def test_an_operator_that_a_backend_lacks_falls_back_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,244 @@
+"""A default backend is compared with float64 at its first use: right ones pass, wrong ones are found and replaced."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from cats import ops
+from cats.ops import dispatch, self_check
+from cats.ops.backends import reference
+from tests.ops.common import FLOATS, Backend, mixed_weights, reasons
+from tests.ops.small import GOOD
+
+CPU = torch.device("cpu")
+
+
+def dtypes_of(operator: str, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    moments = torch.float64 if dtype is torch.float64 else torch.float32
+    own = {"gram": (), "combine_adamw_": (dtype, moments, moments)}
+    return (dtype, *own.get(operator, (dtype,)))
+
+
+def kernel(operator: str, dtype: torch.dtype = torch.float32, tasks: int = 3) -> self_check.Kernel:
+    return self_check.Kernel("native", operator, CPU, dtypes_of(operator, dtype), True, self_check.bucket(tasks))
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process."""
+    monkeypatch.setattr(self_check, "_found", {})
+    monkeypatch.delenv("CATS_SELF_CHECK", raising=False)
+    monkeypatch.delenv("CATS_BACKEND", raising=False)
+
+
+@pytest.fixture
+def native() -> ModuleType:
+    if reason := reasons()["native"]:
+        pytest.skip(reason)
+    return importlib.import_module("cats.ops.backends.native")
+
+
+# Right and wrong kernels
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_right_kernels_pass(native: ModuleType, dtype: torch.dtype) -> None:
+    for operator, tasks in itertools.product(dispatch.OPERATORS, (1, 2, 8, 33)):
+        assert self_check.check(native, kernel(operator, dtype, tasks), tasks) is None, operator
+    several = kernel("combine_dots", dtype)._replace(dtypes=(dtype,) * 4)
+    assert self_check.check(native, several, 3) is None
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_right_kernels_pass_on_every_backend(backend: Backend, aligned: bool) -> None:
+    if backend.name == "reference":
+        pytest.skip("the reference is not checked")
+    module = dispatch._load(backend.name)
+    assert not isinstance(module, str)
+    cases = [("combine_dots", torch.bfloat16, 3), ("gram", torch.float32, 3), ("dots", torch.float32, 3)]
+    cases += [("combine_adamw_", torch.float32, 2), ("gram", torch.bfloat16, 12)]
+    for operator, dtype, tasks in cases if aligned else cases[:3]:
+        each = kernel(operator, dtype, tasks)._replace(device=backend.device, aligned=aligned)
+        assert self_check.check(module, each, tasks) is None, operator
+
+
+def wrong_kernels(native: ModuleType) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """What is wrong, in which operator, and a function (pieces, *arguments) with this mistake."""
+
+    def changed(operator: str, change: Callable[[Any], Any]) -> Callable[..., Any]:
+        return lambda pieces, *arguments: change(getattr(native, operator)(pieces, *arguments))
+
+    yield "nothing is computed", "combine", lambda pieces, weights: None
+    yield "weights are rounded", "combine", lambda pieces, w: native.combine(pieces, w.bfloat16().double())
+    yield "a task is left out", "combine_dots", lambda pieces, w: native.combine_dots(pieces, w * (w != w[0, 1]))
+    yield "two tasks are swapped", "combine_dots", changed("combine_dots", lambda s: (s[0], s[1].flip(1)))
+    yield "groups are swapped", "combine_dots", changed("combine_dots", lambda s: (s[0].flip(0), s[1]))
+    yield "not a number", "dots", changed("dots", lambda s: (s[0] * torch.nan,))
+    yield "TF32", "gram", changed("gram", lambda s: (s[0] * (1 + 2.0**-11),))
+    yield "a wrong shape", "gram", changed("gram", lambda s: (s[0][:1],))
+    yield "one number is lost", "gram", changed("gram", lambda s: (s[0] * (torch.arange(9) != 5).view(3, 3),))
+    yield "another step", "combine_adamw_", lambda p, w, s: native.combine_adamw_(p, w, s._replace(step=s.step + 1))
+    yield "another beta", "combine_adamw_", lambda p, w, s: native.combine_adamw_(p, w, s._replace(beta2=0.99))
+    yield "an error", "gram", lambda pieces: 1 / 0
+
+
+def test_wrong_kernels_are_found(native: ModuleType) -> None:
+    for what, operator, function in wrong_kernels(native):
+        module = ModuleType("wrong")
+        module.LIMITS, module.split = native.LIMITS, native.split  # type: ignore[attr-defined]
+        setattr(module, operator, function)
+        reason = self_check.check(module, kernel(operator), 3)
+        assert reason is not None and "\n" not in reason, what
+
+
+# What follows
+
+
+@pytest.fixture
+def wrong(fresh: None, native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The default backend on the CPU: its Gram matrices are wrong, everything else is right."""
+    module = ModuleType("cats.wrong")
+    for name in ("LIMITS", "split", *dispatch.OPERATORS):
+        setattr(module, name, getattr(native, name))
+    module.gram = lambda pieces: (native.gram(pieces)[0] + 1,)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cats.wrong", module)
+    monkeypatch.setitem(dispatch.BACKENDS, "native", "cats.wrong")
+    return module
+
+
+def test_a_wrong_default_is_replaced_with_one_warning(wrong: ModuleType) -> None:
+    assert dispatch.choices("cpu") == "native, reference"
+    with pytest.warns(RuntimeWarning, match=r"'native' failed its check and is not used for gram of float32") as seen:
+        assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+        assert ops.combine_dots(GOOD, [1.0, 1.0])[2].tolist() == [5.0, 5.0]  # the other operators stay
+    assert [(k.operator, k.tasks) for k in self_check.failures()] == [("gram", 2)]
+    assert len(self_check._found) == 2
+    assert dispatch.choices("cpu") == "native, reference; not native for gram of torch.float32, 2 tasks"
+
+
+def test_a_backend_asked_for_is_neither_checked_nor_replaced(
+    wrong: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ops.gram(GOOD, backend="native").tolist() == [[6.0, 6.0], [6.0, 6.0]]
+    monkeypatch.setenv("CATS_BACKEND", "native")
+    assert ops.gram(GOOD).tolist() == [[6.0, 6.0], [6.0, 6.0]]
+    assert not self_check._found and dispatch.choices("cpu") == "native for all"
+
+
+def test_checks_can_be_switched_off(wrong: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CATS_SELF_CHECK", "0")
+    assert ops.gram(GOOD).tolist() == [[6.0, 6.0], [6.0, 6.0]]
+    monkeypatch.setenv("CATS_SELF_CHECK", "off")
+    with pytest.raises(ValueError, match="CATS_SELF_CHECK is 'off', but must be 0"):
+        ops.gram(GOOD)
+
+
+def test_the_next_default_is_tried_before_the_reference(wrong: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = ModuleType("cats.second")
+    calls = []
+    for name in ("LIMITS", "split"):
+        setattr(second, name, getattr(wrong, name))
+    native = importlib.import_module("cats.ops.backends.native")
+    second.gram = lambda pieces: calls.append(1) or native.gram(pieces)  # type: ignore[attr-defined, func-returns-value]
+    monkeypatch.setitem(sys.modules, "cats.second", second)
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", "cats.second")
+    monkeypatch.setitem(dispatch.DEFAULTS, "cpu", ("native", "triton"))
+    with pytest.warns(RuntimeWarning, match="'native' failed"):
+        assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+    assert len(calls) == 2  # the check and the call
+
+
+def test_one_check_for_all_threads(fresh: None, native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    check = self_check.check
+    monkeypatch.setattr(self_check, "check", lambda *a: checked.append(a[1]) or check(*a))  # type: ignore[func-returns-value]
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(ops.gram(GOOD).tolist())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[[5.0, 5.0], [5.0, 5.0]]] * 8 and len(checked) == 1
+
+
+def test_the_callers_modes_do_not_matter(fresh: None, native: ModuleType) -> None:
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.inference_mode():
+            assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+        with torch.device("meta"), torch.autocast("cpu"):
+            assert ops.dots(GOOD, GOOD[0]).tolist() == [5.0, 5.0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert self_check.check(native, kernel("combine_dots"), 3) is None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(reason is None for reason in self_check._found.values()) and len(self_check._found) == 2
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_nothing_is_checked_while_a_graph_is_captured(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("never called")
+    pieces = types.SimpleNamespace(device=torch.device("cuda", 0), kinds=[((torch.float32,), True)])
+    each = self_check.Kernel("cuda", "gram", pieces.device, (torch.float32,), True, 4)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.warns(RuntimeWarning, match="call the operator once before the capture"):
+        assert not self_check.passes(module, "cuda", "gram", 3, pieces)
+    assert not self_check._found  # a later call checks it
+    self_check._found[each] = None
+    assert self_check.passes(module, "cuda", "gram", 3, pieces)
+
+
+def test_the_cuda_kernels_are_a_default_that_proves_itself(
+    fresh: None, emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Backend("cuda", "cpu", interpreted=True)
+    monkeypatch.setitem(dispatch.DEFAULTS, "cpu", ("cuda",))
+    grads = backend.integers(3, [(5,), (300,)])
+    expected = reference.gram(grads, [], [0, 0])[0][0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ops.gram(grads), expected)
+        ops.combine_dots(grads, mixed_weights(3))
+    assert {k.backend for k in self_check._found} == {"cuda"} and set(self_check._found.values()) == {None}
+
+
+def test_the_order_of_the_defaults() -> None:
+    assert dispatch._order("cpu", "gram", 100) == ("native",)
+    assert dispatch._order("cuda", "gram", 32) == dispatch._order("cuda", "combine_dots", 100) == ("cuda", "triton")
+    assert dispatch._order("cuda", "gram", 33) == ("triton", "cuda")
+    assert dispatch._order("xpu", "gram", 2) == ()
+
+
+def test_buckets() -> None:
+    assert [self_check.bucket(tasks) for tasks in (1, 2, 3, 4, 5, 8, 9, 32, 33, 128)] == [
+        2, 2, 4, 4, 8, 8, 16, 32, 64, 128,
+    ]  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_the_defaults_on_a_gpu_are_right(fresh: None) -> None:
+    backend = Backend("", "cuda", interpreted=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for tasks in (2, 8, 33):
+            grads = backend.normal(tasks, [(1000,), (7,)])
+            ops.gram(grads)
+            ops.combine_dots(grads, mixed_weights(tasks))
+    assert self_check._found and set(self_check._found.values()) == {None}
