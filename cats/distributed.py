@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from . import ops
+from .agreement import Description, compare_parameters, meet
 from .engines.per_task import TaskGradients
 from .gradients import Gradient, add, add_to_grad, take_grads
 from .weighting import Weighting
@@ -41,10 +42,36 @@ class Statistics:
         return [n for n, finite in zip(self.tasks, torch.isfinite(seen).tolist(), strict=True) if not finite]
 
 
+@dataclass
+class Call:
+    """What a process does next, for the comparison with the other processes.
+
+    Attributes:
+        step: the number of the step, from 1.
+        device: where small all-reduces take place.
+        describe: what all processes compare in every call. It must be cheap.
+        describe_settings: what they compare now and then.
+    """
+
+    step: int
+    device: torch.device
+    describe: Callable[[], Description]
+    describe_settings: Callable[[], Description]
+
+
 class Reducer(Protocol):
     """How gradients and numbers are combined over the processes. :class:`Local` and :class:`Replicated` do it."""
 
     names_nonfinite_task: bool  # whether per-task gradients show which task has a non-finite gradient
+
+    def together(self, call: Call) -> AbstractContextManager[None]:
+        """A context manager for a call that all processes must make. If one of them fails inside, all raise.
+
+        Inside, the methods below compare the processes before they exchange anything whose size could differ.
+
+        Raises:
+            RuntimeError: another process failed, or makes another call, or the processes differ.
+        """
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
         """Checks the arguments of a backward() call: the tasks of its losses, the parameters and the weighting.
@@ -93,6 +120,9 @@ class Local:
 
     names_nonfinite_task = True
 
+    def together(self, call: Call) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
         if not tasks:
             raise ValueError("backward() needs the loss of at least one task")
@@ -133,6 +163,11 @@ class Replicated:
     All take the same step, with the mean of their gradients. Each backward() call has one all-reduce of the combined
     gradient, after it is formed. The squared norms ‖g_n‖² would need one more for every task, so they are not known.
 
+    Before that, all processes meet in an all-reduce of four numbers, see :mod:`cats.agreement`. It always has the same
+    size, so processes that differ or fail end with an error there, where otherwise they would wait for each other. At
+    the first call, and at steps 2, 4, 8, ..., 64, 100, 200, ..., they also compare all settings and the parameters. A
+    process that dies, or fails after the meeting, is noticed only by the timeout of torch.distributed.
+
     DistributedDataParallel cannot be used instead. It averages gradients while they are formed, so it does not see
     per-task gradients, and it fails if K forward passes come before K backward passes.
     """
@@ -140,20 +175,47 @@ class Replicated:
     names_nonfinite_task = False
 
     def __init__(self) -> None:
-        self._checked = False  # whether the parameters were compared, which is done once
+        self._call: Call | None = None  # the current call, until the processes have met
+        self._compared = 0  # the step of the last comparison of everything; 0 before the first one
+
+    @contextmanager
+    def together(self, call: Call) -> Iterator[None]:
+        self._call = call
+        try:
+            yield
+        except Exception as error:
+            if self._call is not None:
+                meet(call.describe(), call.device, error, wish=False)
+            raise
+        finally:
+            self._call = None
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting) -> None:
         if weighting.needs_gram or weighting.cross_batch:
             what = "cross_batch" if weighting.cross_batch else "a weighting that needs the Gram matrix"
             raise RuntimeError(f"{what} is not supported with several processes")
-        if not self._checked:
-            check_replicas(params)
-            self._checked = True
+        if not self._compared and _in_distributed_data_parallel(params):
+            raise RuntimeError(
+                "the model is wrapped in DistributedDataParallel, which averages gradients too and does not see "
+                "per-task gradients: train the module itself (model.module)"
+            )
+
+    def _meet(self, params: Sequence[Tensor]) -> None:
+        """Compares the processes, before the first all-reduce of a call whose size could differ between them."""
+        call, self._call = self._call, None
+        assert call is not None, "collectives are used inside together() only"
+        now_and_then = call.step % 100 == 0 or (call.step < 100 and call.step.bit_count() == 1)
+        due = not self._compared or (now_and_then and call.step != self._compared)
+        if meet(call.describe(), call.device, None, wish=due):
+            meet(call.describe_settings(), call.device, None, wish=False)
+            compare_parameters(params)
+            self._compared = call.step
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[None]:
         before = take_grads(params)  # put aside, because these gradients must not be averaged
         yield
+        self._meet(params)
         here = take_grads(params)
         add_to_grad(params, before)
         add_to_grad(params, all_reduce_mean(here, params))
@@ -161,6 +223,7 @@ class Replicated:
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
     ) -> tuple[Tensor | None, None]:
+        self._meet(gathered.params)
         part: Gradient = [None] * len(gathered.params)
         if gradients:
             part = ops.combine(gradients, weights[tasks], backend=gathered.backend)
@@ -173,6 +236,7 @@ class Replicated:
     def statistics(
         self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
     ) -> Statistics:
+        self._meet([])
         here = list(losses)
         # Three rows: losses, dots, and 1 for each task of this process. The last column of the first row is `largest`.
         local = torch.zeros(3, count + 1, dtype=torch.float64, device=largest.device)
@@ -235,28 +299,6 @@ def _dense(gradient: Tensor | None, param: Tensor) -> Tensor:
     if gradient is None:
         return torch.zeros_like(param)
     return gradient.to_dense() if gradient.is_sparse else gradient
-
-
-def check_replicas(params: Sequence[Tensor]) -> None:
-    """Refuses parameters that differ between processes, or whose gradients other code averages too. Has a host sync.
-
-    Raises:
-        RuntimeError: they belong to a DistributedDataParallel, or differ between processes.
-    """
-    if _in_distributed_data_parallel(params):
-        raise RuntimeError(
-            "the model is wrapped in DistributedDataParallel, which averages gradients too and does not see per-task "
-            "gradients: train the module itself (model.module)"
-        )
-    sums = torch.stack([x for p in params for x in (p.detach().double().sum(), p.detach().double().square().sum())])
-    # One all-reduce gives the largest sums and, with the other sign, the smallest. They are equal if all processes have
-    # the same sums. NaN is not equal to itself, so parameters with NaN are not compared.
-    both = torch.stack([sums, -sums])
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    if not torch.equal(both[0], -both[1]) and not both.isnan().any():
-        raise RuntimeError(
-            "the parameters differ between processes: start all of them from the same seed or checkpoint"
-        )
 
 
 def _in_distributed_data_parallel(params: Sequence[Tensor]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch.optim import Optimizer
 from . import distributed, ops
 from . import weighting as weightings
 from .accumulate import Accumulation
-from .distributed import Statistics
+from .agreement import Description, describe_call, describe_settings
+from .distributed import Call, Statistics
 from .gradients import grads_restored_on_error, unscaled
 from .parameters import check_kinds, shared_parameters, trainable_parameters
 from .state import State, noted_if_moved
@@ -89,6 +91,11 @@ class MultiTask(Optimizer):
 
     * Do not wrap the model in DistributedDataParallel.
     * All processes must call backward() the same number of times. A process without examples calls ``backward({})``.
+    * Tasks and their order, settings, learning rates, weights, multipliers, counters and the parameters must be the
+      same in all processes. They are compared: what may change most easily in every call; the rest and the values of
+      the parameters in the first call, after load_state_dict(), and in steps 2, 4, 8, ..., 64, 100, 200, 300, ... If
+      they differ, or if one process fails in backward() or before the base optimizer's step, all processes raise a
+      RuntimeError that says why. A process that dies is noticed only by the timeout of ``torch.distributed``.
     * Weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more than one
       all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
@@ -189,12 +196,12 @@ class MultiTask(Optimizer):
         Raises:
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
                 not a scalar or does not require grad, or a pair is missing.
-            RuntimeError: only some of the calls before a step have a scaler. With several processes: the parameters are
-                not replicas, or the weighting needs a Gram matrix or is ``cross_batch``.
+            RuntimeError: only some of the calls before a step have a scaler. With several processes: they differ, or
+                one of them failed, or the weighting needs a Gram matrix or is ``cross_batch``.
         """
         own, weighting = self._own, self.weighting
-        tasks, single = split_losses(losses, self.tasks, pairs=weighting.cross_batch)
-        with own.lock:
+        with own.lock, self._together("backward()"):
+            tasks, single = split_losses(losses, self.tasks, pairs=weighting.cross_batch)
             gathered, weights = self._open_accumulation(), self._known_weights()
             changes = weighting if weighting.needs_gram else None
             with own.restored_on_error(changes), grads_restored_on_error(gathered.params):
@@ -239,9 +246,10 @@ class MultiTask(Optimizer):
     def _step(self) -> None:
         own = self._own
         gathered = own.accumulation
-        if gathered is None:
-            raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
-        seen = self._statistics(gathered)
+        with self._together("step()"):
+            if gathered is None:
+                raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
+            seen = self._statistics(gathered)
         gathered.free()
         if not seen.finite:
             self._skip(gathered, seen)
@@ -399,6 +407,7 @@ class MultiTask(Optimizer):
         self._own.counts = dict(own["counts"])
         self._own.last = _copy_of(own["last"])
         self._own.accumulation = None
+        self._own.reducer = None  # a new one compares the processes at the next call
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -430,7 +439,7 @@ class MultiTask(Optimizer):
         if own.accumulation is not None and self._has_gathered:
             return own.accumulation.copy()  # a copy, because the call may fail
         own.discard()  # other code may have set all its gradients to None
-        own.reducer = distributed.reducer(own.reducer)
+        assert own.reducer is not None  # backward() has made it
         return Accumulation(
             *trainable_parameters(self.param_groups, self._shared),
             self.tasks,
@@ -438,6 +447,35 @@ class MultiTask(Optimizer):
             reducer=own.reducer,
             per_task=self.needs_task_gradients,
             backend=self.backend,
+        )
+
+    def _together(self, call: str) -> AbstractContextManager[None]:
+        """A context manager for "backward()" or "step()", in which all processes must do the same."""
+        own = self._own
+        own.reducer = distributed.reducer(own.reducer)
+        # Reading the scale is a host sync. step() has one anyway.
+        scale = own.accumulation.scale if own.accumulation is not None and call == "step()" else None
+        return own.reducer.together(
+            Call(
+                own.counts["step"] + 1,
+                next(p.device for group in self.param_groups for p in group["params"]),
+                lambda: describe_call(call, own.counts, self.needs_task_gradients, self.param_groups, scale),
+                self._describe_settings,
+            )
+        )
+
+    def _describe_settings(self) -> Description:
+        ids = None if self._shared is None else {id(p) for p in self._shared}
+        params = [p for group in self.param_groups for p in group["params"]]
+        return describe_settings(
+            self.tasks,
+            self.weighting,
+            self.param_groups,
+            max_nonfinite=self.max_nonfinite,
+            shared_parameters="all" if ids is None else [i for i, p in enumerate(params) if id(p) in ids],
+            weight=self.alpha,
+            multiplier=self.multipliers,
+            count=self._own.counts,
         )
 
     def _known_weights(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,7 @@ def everything(rank: int, count: int, folder: Path) -> None:
     try:
         result: dict[str, Any] = {f"{how}-{calls}": train(rank, count, how, calls) for how, calls in RUNS}
         result |= {"mixed": mixed(rank), "refused": refused(rank)}
+        result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
     finally:
         dist.destroy_process_group()
     torch.save(result, folder / f"{rank}.pt")
@@ -183,6 +185,107 @@ def test_processes_that_would_diverge_are_refused(found: list[dict[str, Any]]) -
         assert "the parameters differ between processes" in said["different"]
         assert said["gram"] == "a weighting that needs the Gram matrix is not supported with several processes"
         assert said["halves"] == "cross_batch is not supported with several processes"
+
+
+# What differs in process 0 or 1 from some step on, and what the error of both says, at which step.
+DIFFERING = {
+    "order of the tasks": (1, r"task 0 \('az' in process 0, 'be' in process 1\), task 1"),
+    "number of tasks": (1, "number of tasks"),
+    "inner_steps": (1, r"period of the weighting \(2 in process 0, 3 in process 1\)"),
+    "alpha_lr": (1, r"alpha_lr of the weighting \(1.0 in process 0, 2.0 in process 1\)"),
+    "base": (1, r"weight_decay of group 0 \(0.1 in process 0, 0.0 in process 1\)"),
+    "shared": (1, r"shared_parameters \(\[0\] in process 0, \[1\] in process 1\)"),
+    "learning rate": (3, r"learning rate of group 0 \(0.5 in process 0, 0.05 in process 1\)"),
+    "frozen": (3, r"parameter 1 \(frozen in process 0, trained in process 1\)"),
+    "parameter added": (3, r"number of parameters \(3 in process 0, 2 in process 1\)"),
+    "values": (4, r"the parameters differ between processes, in 1 of 2 tensors .* shape \(2,\)"),
+    "state loaded": (3, r"call \(backward\(\) of step 2 in process 0, backward\(\) of step 3 in process 1\)"),
+    "weighting loaded": (3, r"multiplier lambda_c \(0.0 in process 0"),
+    "one more backward()": (3, r"call \(backward\(\) of step 3 in process 0, step\(\) of step 3 in process 1\)"),
+    "step() before backward()": (3, "process 0 failed with RuntimeError: step\\(\\) before backward"),
+    "scale": (3, r"scale of the GradScaler \(2.0 in process 0, 4.0 in process 1\)"),
+    "a loss raises": (3, "process 0 failed with ZeroDivisionError: no rows"),
+    "unknown task": (3, "process 0 failed with ValueError: unknown task 'xy'"),
+}
+
+
+def differing(rank: int, case: str) -> dict[str, Any]:
+    """Steps until an error. Nothing may have changed then, and after a failed loss training goes on."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    tasks = {"order of the tasks": ["az", "be"][:: 1 - 2 * rank], "number of tasks": ["az", "be", "cs"][: 2 + rank]}
+    base = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1 * (case != "base" or rank == 0))
+    optimizer = cats.CATS(
+        base,
+        tasks.get(case, ["az", "be"]),
+        inner_steps=2 + rank * (case == "inner_steps"),
+        alpha_lr=1.0 + rank * (case == "alpha_lr"),
+        simplex="softmax",
+        shared=[[model.weight, model.bias][rank]] if case == "shared" else None,
+    )
+    other = cats.CATS(torch.optim.AdamW(model.parameters()), ["az", "be"], simplex="softmax")
+    saved = None
+
+    def fails() -> Tensor:
+        raise ZeroDivisionError("no rows")
+
+    def losses(step: int) -> dict[str, Any]:
+        y = model(torch.full((3, 4), float(step + rank)))
+        first = fails if case == "a loss raises" and step == 3 and rank == 0 else (y[:, 0] - 1).square().mean()
+        name = "xy" if case == "unknown task" and step == 3 and rank == 0 else "az"
+        return {name: first, "be": (y[:, 1] + 2).square().mean()}
+
+    for step in range(1, 6):
+        optimizer.zero_grad()
+        if step == 3 and rank == 0:
+            if case == "learning rate":
+                optimizer.param_groups[0]["lr"] = 0.5
+            elif case == "frozen":
+                model.bias.requires_grad_(False)
+            elif case == "parameter added":
+                optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+            elif case == "values":
+                model.bias.data += 0.5
+            elif case == "state loaded":
+                assert saved is not None
+                optimizer.load_state_dict(saved)
+            elif case == "weighting loaded":
+                state = optimizer.state_dict()
+                state["multitask"]["weighting"] = other.state_dict()["multitask"]["weighting"]
+                optimizer.load_state_dict(state)
+        before = [p.detach().clone() for p in model.parameters()]
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0 * (1 + rank), enabled=case == "scale" and step == 3)
+        try:
+            if not (case == "step() before backward()" and step == 3 and rank == 0):
+                optimizer.backward(losses(step), scaler=scaler)
+            if case == "one more backward()" and step == 3 and rank == 0:
+                optimizer.backward(losses(step))
+            scaler.step(optimizer)
+        except (RuntimeError, ValueError, ZeroDivisionError) as error:
+            said = f"process {rank} failed with {type(error).__name__}: {error}"
+            message = said if case in ("step() before backward()", "a loss raises", "unknown task") else str(error)
+            break
+        else:
+            saved = saved or optimizer.state_dict()
+    unchanged = all(map(torch.equal, model.parameters(), before))
+    unchanged &= case in ("one more backward()", "scale") or all(p.grad is None for p in model.parameters())
+    if case == "a loss raises":
+        optimizer.backward(losses(1))
+        optimizer.step()
+    return {"step": step, "message": message, "unchanged": unchanged, "end": [*model.parameters()]}
+
+
+@pytest.mark.parametrize("case", DIFFERING)
+def test_processes_that_differ_get_the_same_error(found: list[dict[str, Any]], case: str) -> None:
+    step, message = DIFFERING[case]
+    for each in found:
+        told = each["differing"][case]
+        assert told["step"] == step and told["unchanged"]
+        assert re.search(message, told["message"]), told["message"]
+        assert "\n" not in told["message"]
+    if case == "a loss raises":
+        ends = [each["differing"][case]["end"] for each in found]
+        assert all(map(torch.equal, *ends))
 
 
 def test_the_reducer_is_kept_while_the_number_of_processes_stays() -> None:

@@ -1,0 +1,191 @@
+"""What must be the same in all processes, and how they compare it: a hash in one small all-reduce.
+
+Only if the hashes differ do the processes exchange what they hashed, so that the error can name the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from .weighting import Weighting
+
+# What is compared: texts, or lists of texts, by name. Texts are exact for floats, and nan is equal to itself.
+Description: TypeAlias = dict[str, str | list[str]]
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element
+
+
+def describe_call(
+    name: str,
+    counts: Mapping[str, int],
+    per_task: bool,
+    param_groups: Sequence[Mapping[str, Any]],
+    scale: Tensor | None,
+) -> Description:
+    """What is compared in every call: what the call does, which parameters it trains, and how fast.
+
+    Args:
+        name: "backward()" or "step()".
+        counts: the optimizer's numbers of steps.
+        per_task: whether the call computes per-task gradients.
+        param_groups: the optimizer's. A learning rate on a GPU is not read, because that would be a host sync.
+        scale: GradScaler's scale. It is read, so this must not be given where a host sync would cost time.
+    """
+    params = [p for group in param_groups for p in group["params"]]
+    rates = [group.get("lr") for group in param_groups]
+    return {
+        "call": f"{name} of step {counts['step'] + 1}",
+        "skipped steps": str(counts["skipped"]),
+        "per-task gradients": "computed" if per_task else "not computed",
+        "scale of the GradScaler": _exact(scale),
+        "number of parameters": str(len(params)),
+        "parameter": ["trained" if p.requires_grad else "frozen" for p in params],
+        "learning rate of group": ["on a GPU" if isinstance(lr, Tensor) and lr.is_cuda else _exact(lr) for lr in rates],
+    }
+
+
+def describe_settings(
+    tasks: Sequence[Any],
+    weighting: Weighting,
+    param_groups: Sequence[Mapping[str, Any]],
+    **other: Any,
+) -> Description:
+    """What is compared now and then: the names and order of the tasks, all settings, α, λ and counters.
+
+    Args:
+        tasks: the tasks' names in their order.
+        weighting: its public numbers and texts are settings, and its state_dict() must be the same too.
+        param_groups: the optimizer's. The shapes and dtypes of the parameters are compared, and all other entries.
+        other: further values by name.
+    """
+    described: Description = {"number of tasks": str(len(tasks)), "task": [repr(task) for task in tasks]}
+    described["weighting"] = type(weighting).__name__
+    for name, value in vars(weighting).items():
+        if not name.startswith("_") and isinstance(value, bool | int | float | str):
+            described[f"{name} of the weighting"] = _exact(value)
+    for name, value in other.items():
+        described |= (
+            {f"{name} {key}": _exact(v) for key, v in value.items()}
+            if isinstance(value, dict)
+            else {name: _exact(value)}
+        )
+    described["state of the weighting"] = _exact(weighting.state_dict())
+    for i, group in enumerate(param_groups):
+        described[f"parameters of group {i}"] = [f"{tuple(p.shape)} {p.dtype}" for p in group["params"]]
+        for name, value in group.items():
+            if name != "params":
+                described[f"{'learning rate' if name == 'lr' else name} of group {i}"] = _exact(value)
+    return described
+
+
+def _exact(value: Any) -> str:
+    """A text that is the same only for equal values."""
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_exact(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_exact, value)) + "]"
+    # The repr() of other objects may have their address in it, which differs between processes.
+    return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+def meet(described: Description, device: torch.device, failure: Exception | None, *, wish: bool) -> bool:
+    """One all-reduce of four numbers in which the processes compare their description, and tell whether one failed.
+
+    Args:
+        described: what must be the same in all processes.
+        device: where the all-reduce takes place.
+        failure: the error that this process will raise, or None.
+        wish: something that this process wants all to do.
+
+    Returns:
+        whether any process has the wish.
+
+    Raises:
+        RuntimeError: in all processes, if the descriptions differ. In those that did not fail, if others did.
+    """
+    digest = _digest(described)
+    numbers = torch.tensor([failure is not None, wish, digest, -digest], dtype=torch.float64, device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    failed, wished, largest, smallest = numbers.tolist()
+    if failed:
+        errors = _gather("" if failure is None else f"{type(failure).__name__}: {failure}", device)
+        others = [f"process {rank} failed with {error}" for rank, error in enumerate(errors) if error]
+        if failure is None:
+            raise RuntimeError(f"{'; '.join(others)}; no process has changed its parameters or p.grad")
+    elif largest != -smallest:
+        raise RuntimeError(_differences([json.loads(text) for text in _gather(json.dumps(described), device)]))
+    return bool(wished)
+
+
+def compare_parameters(params: Sequence[Tensor]) -> None:
+    """Compares the parameters bit by bit, by a checksum of each. Has a host sync.
+
+    Raises:
+        RuntimeError: in all processes, if the checksums differ.
+    """
+    sums = torch.stack([_checksum(p.detach()).to(params[0].device) for p in params])
+    both = torch.stack([sums, -sums])
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    differing = (both[0] != -both[1]).nonzero()[:, 0].tolist()
+    if differing:
+        raise RuntimeError(
+            f"the parameters differ between processes, in {len(differing)} of {len(params)} tensors (the first one has "
+            f"shape {tuple(params[differing[0]].shape)}): start all processes from the same seed or checkpoint, and "
+            "change parameters in all of them alike"
+        )
+
+
+def _checksum(values: Tensor) -> Tensor:
+    """The sum of the bit patterns, 0-d float64. It is exact in any order, and nan is a pattern like others."""
+    bits = values.view(_INTEGERS[values.element_size()])
+    return bits.sum(dtype=torch.int64).remainder(2**52).double()
+
+
+def _digest(described: Description) -> int:
+    """48 bits of a hash, which float64 holds exactly."""
+    return int.from_bytes(hashlib.blake2b(repr(described).encode(), digest_size=6).digest(), "big")
+
+
+def _differences(described: Sequence[Description]) -> str:
+    found: dict[str, list[str]] = {}  # the values of all processes by name. Lists have one name per entry.
+    for name in dict.fromkeys(name for each in described for name in each):
+        values = [each.get(name, "none") for each in described]
+        lists = [value for value in values if isinstance(value, list)]
+        if len(lists) == len(values):
+            found |= {f"{name} {i}": list(entries) for i, entries in enumerate(zip(*lists, strict=False))}
+        else:
+            found[name] = list(map(str, values))
+    parts = []
+    for name, texts in found.items():
+        if len(set(texts)) > 1:
+            first = {text: rank for rank, text in reversed(list(enumerate(texts)))}  # the first process with this text
+            shown = sorted((rank, text) for text, rank in first.items())[:3]
+            parts.append(f"{name} ({', '.join(f'{_short(text)} in process {rank}' for rank, text in shown)})")
+    more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
+    return f"the processes differ in {', '.join(parts[:5])}{more}: they must be the same in all of them"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
+
+
+def _gather(text: str, device: torch.device) -> list[str]:
+    """The texts of all processes, in their order."""
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    length = torch.tensor([len(data)], device=device)
+    lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, length)
+    sizes = [int(each) for each in lengths]
+    padded = data.new_zeros(max(sizes))
+    padded[: len(data)] = data
+    texts = [torch.zeros_like(padded) for _ in sizes]
+    dist.all_gather(texts, padded)
+    return [bytes(each[:size].tolist()).decode() for each, size in zip(texts, sizes, strict=True)]
