@@ -13,6 +13,7 @@ Rows = Sequence[Sequence[Tensor | None]]
 
 cuda: bool
 
+def cuda_toolkit() -> int: ...  # only if `cuda`
 def use_torch(torch: ModuleType) -> bool: ...
 
 class Views: ...

@@ -6,6 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import statistics
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 # {extra: {module to import: package to install}}, the same as in pyproject.toml.
@@ -66,13 +69,39 @@ def _backend(name: str) -> str:
     return f"usable: {native.instructions()} instructions, {threads} of {whose}"
 
 
+def check() -> Iterator[tuple[str, bool]]:
+    """The lines of ``cats info --check``, while the checks run, and whether a line says that something is wrong.
+
+    Every usable backend is compared with float64. See :mod:`cats.ops.check_all`.
+    """
+    from cats.ops import check_all
+
+    pending = check_all.checks()
+    yield f"Checks of cats.ops against float64: {len(pending)}", False
+    yield (
+        f"  {'backend':<8} {'device':<8} {'operator':<15} {'checks':>6} {'ms (median)':>12} {'ms (longest)':>12}",
+        False,
+    )
+    results = check_all.run(pending)
+    for (backend, device, operator), each in groupby(results, key=lambda c: (c.backend, c.device, c.operator)):
+        group = list(each)
+        times = [1e3 * c.seconds for c in group]
+        cells = f"{len(group):>6} {statistics.median(times):>12.1f} {max(times):>12.1f}"
+        yield f"  {backend:<8} {device:<8} {operator:<15} {cells}", False
+        for c in group:
+            if c.reason is not None:
+                aligned = "" if c.aligned else ", not aligned"
+                yield f"    wrong: {c.dtype}, {c.tasks} tasks{aligned}: {c.reason}", True
+
+
 def _choices() -> list[tuple[str, str]]:
-    from cats.ops import dispatch
+    from cats.ops import dispatch, self_check
 
     forced = os.environ.get("CATS_BACKEND")
     if forced:
         return [("all devices", f"{forced}, from the environment variable CATS_BACKEND")]
-    return [(device, dispatch.explain_default(device)) for device in ("cpu", "cuda")]
+    rows = [(device, dispatch.explain_default(device)) for device in ("cpu", "cuda")]
+    return rows + [(f"not {k.backend}", f"for {k}: {reason}") for k, reason in self_check.failures().items()]
 
 
 def _version(package: str) -> str:
@@ -83,12 +112,19 @@ def _version(package: str) -> str:
 
 
 def _gpus() -> list[tuple[str, str]]:
+    """The GPUs. Their names are known only if CUDA is initialised, which this does not do."""
     import torch
 
-    if not torch.cuda.is_available():
-        built = "no device found" if torch.version.cuda else "this torch is built without CUDA"
-        return [("cuda", f"not usable: {built}")]
-    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    from cats.ops import nvidia
+
+    if reason := nvidia.why_no_device():
+        return [("cuda", f"not usable: {reason}")]
+    count = torch.cuda.device_count()
+    if not torch.cuda.is_initialized():
+        driver = nvidia.driver()
+        supports = "" if driver is None else f"; the driver supports CUDA {nvidia.version(driver)}"
+        return [("cuda", f"{count} {'device' if count == 1 else 'devices'}{supports}")]
+    devices = [torch.cuda.get_device_properties(i) for i in range(count)]
     return [
         (f"cuda:{i}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, capability {device.major}.{device.minor}")
         for i, device in enumerate(devices)

@@ -48,6 +48,9 @@ void cuda_reduce_gram(int64_t order, int64_t bounds, int64_t groups, int64_t fir
 // kernels: the host's memory may be freed when this returns, and a CUDA graph that captures it has the words in its nodes.
 void cuda_write(int64_t target, int64_t source, int64_t count, int64_t stream);
 
+// The CUDA version that the kernels are compiled with: 1000 major + 10 minor.
+int64_t cuda_toolkit();
+
 // Reads and writes this many bytes (multiples of 16) and does nothing else, to measure the memory's speed.
 void cuda_traffic(int64_t source, int64_t source_bytes, int64_t target, int64_t target_bytes, int64_t stream);
 }

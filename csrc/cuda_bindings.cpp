@@ -17,4 +17,5 @@ void bind_cuda(pybind11::module_& m) {
     m.def("cuda_traffic", &cuda_traffic, pybind11::arg("source"), pybind11::arg("source_bytes"),
           pybind11::arg("target"), pybind11::arg("target_bytes"), pybind11::arg("stream"), Release());
     m.def("cuda_write", &cuda_write, Release());
+    m.def("cuda_toolkit", &cuda_toolkit);
 }

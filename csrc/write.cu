@@ -8,11 +8,7 @@ namespace cats {
 
 constexpr int FEW = 500;  // words: the arguments of a kernel may have 4 KB
 // With CUDA 12.1 and driver 530, they may have 32,764 bytes. Every driver that runs code of CUDA 13 is newer than that.
-#if defined(CUDART_VERSION) && CUDART_VERSION < 13000
-constexpr int MANY = FEW;
-#else
-constexpr int MANY = 4000;
-#endif
+constexpr int MANY = CUDART_VERSION < 13000 ? FEW : 4000;
 
 template <int WORDS> struct WriteArguments {
     int64_t* target;
@@ -49,3 +45,5 @@ void cuda_write(int64_t target, int64_t source, int64_t count, int64_t stream) {
         count -= part;
     }
 }
+
+int64_t cuda_toolkit() { return CUDART_VERSION; }

@@ -212,12 +212,22 @@ def _load(name: str) -> ModuleType | str:
     return f"this version of cats has no {name} backend ({lack})"
 
 
-def _asked_for(name: str, device: torch.device, operator: str) -> ModuleType:
-    if name not in BACKENDS:
-        raise ValueError(f"there is no backend {name!r}; the backends are {', '.join(BACKENDS)}")
+def load(name: str) -> ModuleType:
+    """The backend's module.
+
+    Raises:
+        RuntimeError: it cannot be used here.
+    """
     module = _load(name)
     if isinstance(module, str):
         raise RuntimeError(f"backend {name!r} cannot be used here: {module}")
+    return module
+
+
+def _asked_for(name: str, device: torch.device, operator: str) -> ModuleType:
+    if name not in BACKENDS:
+        raise ValueError(f"there is no backend {name!r}; the backends are {', '.join(BACKENDS)}")
+    module = load(name)
     if (reason := unsuited(module, device, operator)) is not None:
         raise RuntimeError(f"backend {name!r} cannot be used for gradients on {device}: {reason}")
     return module

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import cats
-from cats.ops import device_table, dispatch
+from cats.ops import device_table, dispatch, nvidia
 from tests.ops.common import Backend, parameters, reasons, use_instructions
 
 
@@ -78,8 +78,7 @@ def emulated_module(emulator: Any, root: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cats._native", emulator)
         patch.setattr(cats, "_native", emulator, raising=False)
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        patch.setattr(nvidia, "why_no_device", lambda: None)
         module = load("cats.ops.backends.emulated", root / "cats" / "ops" / "backends" / "cuda.py")
     module.LIMITS = dataclasses.replace(module.LIMITS, devices=("cpu",))
     return module

@@ -26,6 +26,7 @@
 #define __global__
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define CUDART_VERSION 13000
 
 struct uint4 {
     uint32_t x, y, z, w;

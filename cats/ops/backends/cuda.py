@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import nvidia
 from ..compiled import why_missing
 from ..device_table import DevicePieces, Launch, device_pieces
 from ..interface import AdamW, Limits
@@ -27,10 +28,10 @@ except ImportError as error:
     raise ImportError(why_missing("CUDA", error)) from None
 if not _native.cuda:
     raise ImportError(why_missing("CUDA", "the compiled module has no CUDA kernels"))
-if not torch.cuda.is_available():
-    raise ImportError("no CUDA device was found" if torch.version.cuda else "this torch is built without CUDA")
-if torch.cuda.get_device_capability() < (8, 0):
-    raise ImportError("the CUDA kernels need compute capability 8.0 (A100) or later")
+if not hasattr(_native, "cuda_toolkit"):
+    raise ImportError("the compiled module is older than this source; install cats again")
+if reason := nvidia.why_no_device() or nvidia.why_too_old(_native.cuda_toolkit(), "cats was built with"):
+    raise ImportError(reason)
 
 LIMITS = Limits(
     devices=("cuda",),
@@ -54,6 +55,12 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 split = functools.partial(device_pieces, upload=upload)
+
+
+@functools.cache
+def lacks(device: torch.device) -> str | None:
+    """Why this GPU cannot run the kernels; None if it can."""
+    return nvidia.why_no_machine_code(torch.cuda.get_device_capability(device), _native.cuda_toolkit())
 
 
 def combine(pieces: DevicePieces, weights: Tensor) -> None:

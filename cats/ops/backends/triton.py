@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .. import nvidia
 from ..device_table import DevicePieces, device_pieces
 from ..interface import Dtypes, Limits, Row
 
 try:
-    import triton  # noqa: F401
+    import triton
 except ImportError as error:
     raise ImportError(f"triton cannot be imported ({error}); pip install triton") from error
 
@@ -23,8 +24,21 @@ from cats.kernels.combine import MAX_COMBINATIONS, combine, combine_dots
 from cats.kernels.dots import dots
 from cats.kernels.gram import gram
 
-if not (common.INTERPRETED.value or torch.cuda.is_available()):
-    raise ImportError("no GPU (with TRITON_INTERPRET=1 in the environment, the kernels run in Triton's interpreter)")
+
+def _too_old() -> str | None:
+    """Why the driver cannot load what Triton's assembler writes. None also if Triton does not tell its version."""
+    try:
+        major, minor = map(int, triton.knobs.nvidia.ptxas.version.split("."))
+    except (AttributeError, RuntimeError, ValueError):
+        return None
+    return nvidia.why_too_old(1000 * major + 10 * minor, "Triton compiles with")
+
+
+if not common.INTERPRETED.value:
+    if lack := nvidia.why_no_device():
+        raise ImportError(f"{lack} (with TRITON_INTERPRET=1 in the environment, kernels run in Triton's interpreter)")
+    if lack := nvidia.why_no_compiler() or _too_old():
+        raise ImportError(lack)
 
 __all__ = ["LIMITS", "combine", "combine_adamw_", "combine_dots", "dots", "gram", "split"]
 

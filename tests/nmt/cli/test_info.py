@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import cats
 from cats import info
 from cats.nmt.cli.main import main
+from cats.ops import check_all
 from cats.ops.dispatch import explain_default
 
 
@@ -28,6 +30,20 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert "reference, from the environment variable CATS_BACKEND" in info.describe()
     monkeypatch.setitem(info.EXTRAS["nmt"], "no_such_module", "no-such-package")
     assert "missing no-such-package; install with: pip install 'cats-optim[nmt]'" in info.describe()
+
+
+def test_info_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pending = [check_all.Check("cuda", "cuda:0", operator, "float32", 8, True) for operator in ("dots", "dots", "gram")]
+    monkeypatch.setattr(check_all, "checks", lambda: pending)
+    monkeypatch.setattr(check_all, "run", lambda checks: (dataclasses.replace(c, seconds=0.002) for c in checks))
+    assert main(["info", "--check"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.partition("against float64: 3")[2].splitlines()]
+    assert lines[2:] == [["cuda", "cuda:0", "dots", "2", "2.0", "2.0"], ["cuda", "cuda:0", "gram", "1", "2.0", "2.0"]]
+    pending[1] = dataclasses.replace(pending[1], reason="the dots: 2 of 6 numbers are wrong")
+    assert main(["info", "--check"]) == 2
+    out, err = capsys.readouterr()
+    assert "wrong: float32, 8 tasks: the dots: 2 of 6 numbers are wrong" in out
+    assert err == "cats: 1 checks failed, see above; calls that name no backend do not use these kernels\n"
 
 
 def test_extras_are_those_of_the_package(root: Path) -> None:

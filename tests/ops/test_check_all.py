@@ -1,0 +1,50 @@
+"""`cats info --check`: which checks there are, and what becomes of the others when a process ends."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from cats import ops
+from cats.ops import check_all, dispatch
+from tests.ops.common import reasons
+
+
+def test_a_process_that_ends_takes_only_one_check_with_it() -> None:
+    if reason := reasons()["native"]:
+        pytest.skip(reason)
+    right = check_all.Check("native", "cpu", "gram", "float32", 2, True)
+    ends = dataclasses.replace(right, backend="nothing")  # the child does not expect this
+    found = list(check_all.run([right, ends, dataclasses.replace(right, operator="dots")]))
+    assert [check.operator for check in found] == ["gram", "gram", "dots"]
+    assert [check.reason for check in found] == [
+        None,
+        "the process ended with exit status 1: KeyError: 'nothing'",
+        None,
+    ]
+    assert all(check.seconds > 0 for check in found)
+
+
+def test_signals_have_names() -> None:
+    assert check_all._end(-11, []) == "the process ended with signal SIGSEGV"
+
+
+def test_every_kernel_of_a_usable_backend_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := reasons()["native"]:
+        pytest.skip(reason)
+    found = [check for check in check_all.checks() if check.backend == "native"]
+    assert {check.operator for check in found} == set(dispatch.OPERATORS)
+    assert len(found) == len(set(found)) == len(dispatch.OPERATORS) * 4 * len(check_all.TASKS)
+    assert not any(check.backend == "reference" for check in check_all.checks())
+    monkeypatch.setattr(dispatch, "backends", lambda: dict.fromkeys(ops.backends(), "not here"))
+    assert check_all.checks() == []
+
+
+def test_dtypes_are_those_of_the_operators_tensors() -> None:
+    check = check_all.Check("native", "cpu", "gram", "bfloat16", 2, True)
+    assert check.dtypes == (torch.bfloat16,)
+    assert dataclasses.replace(check, operator="combine").dtypes == (torch.bfloat16,) * 2
+    update = dataclasses.replace(check, operator="combine_adamw_")
+    assert update.dtypes == (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)
