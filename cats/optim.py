@@ -101,9 +101,12 @@ class MultiTask(Optimizer):
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
     Only parameters of the base optimizer receive gradients. Steps that compute per-task gradients write to ``p.grad``
-    directly, so post-accumulate-grad hooks do not run. step() has one host sync: it reads the losses, the inner
-    products, the norms, and whether all of them are finite. Weightings that need the Gram matrix have another host sync
-    in each backward().
+    directly, so post-accumulate-grad hooks do not run. In graphs with functions written in Python, such as activation
+    checkpointing with ``use_reentrant=True``, gradients come from a plain backward pass. Then these hooks run, and
+    other parameters that such a function uses inside get gradients too.
+
+    step() has one host sync: it reads the losses, the inner products, the norms, and whether all of them are finite.
+    Weightings that need the Gram matrix have another host sync in each backward().
 
     Raises:
         TypeError, ValueError: an argument is not as described above, or a parameter is complex.

@@ -12,6 +12,7 @@ from torch import Tensor
 from cats import ops
 from cats.gradients import Gradient, add, add_to_grad
 
+from .autograd import gradient
 from .losses import Loss, evaluate, number, seed
 
 
@@ -34,9 +35,8 @@ def task_gradients(
     gradients: list[Gradient] = []
     for loss, name, retain in zip(losses, names, _needed_again(losses), strict=True):
         value = evaluate(loss, name)
-        grads = torch.autograd.grad(value, params, seed(value, 1.0, scale), retain_graph=retain, allow_unused=True)
+        gradients.append(gradient(value, seed(value, 1.0, scale), params, retain_graph=retain))
         values.append(number(value))
-        gradients.append(list(grads))
         del value  # otherwise its graph would stay alive during the next forward pass
     return values, gradients
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from .autograd import add_gradients
 from .losses import Loss, evaluate, number, seed
 
 
@@ -36,11 +36,11 @@ def weighted_backward(
         start = seed(value, weight, scale)
         values.append(number(value))
         if callable(loss):
-            torch.autograd.backward(value, start, inputs=params)
+            add_gradients([value], [start], params)
             del value  # otherwise its graph would stay alive during the next forward pass
         else:
             roots.append(value)
             seeds.append(start)
     if roots:
-        torch.autograd.backward(roots, seeds, inputs=params)
+        add_gradients(roots, seeds, params)
     return values
