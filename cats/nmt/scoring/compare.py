@@ -15,10 +15,11 @@ from cats.nmt.config.toml import to_toml
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
-from cats.nmt.files import read_output
+from cats.nmt.files import one_line
+from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.bootstrap import cluster_counts, resampled_chrf
 from cats.nmt.scoring.grid import Run
-from cats.nmt.scoring.scores import Cell, read_scores
+from cats.nmt.scoring.scores import Cell, Scores, read_scores
 from cats.nmt.training.run import load_corpus
 
 METRICS = ("nll", "chrf", "bleu")  # the fields of SeedScores
@@ -183,12 +184,16 @@ def _summarise_set(runs: Sequence[Run]) -> tuple[SetResult, Samples]:
     tasks = [task.name for task in corpus.tasks if task.test.rows(corpus.headline)]
     members = {g: [t for t in names if t in tasks] for g, names in task_groups(corpus.sizes, config.evaluate).items()}
     groups = {group: names for group, names in members.items() if names}
-    counts = _chrf_counts(runs, corpus)
+    scores = {run: read_scores(run.path) for run in runs}
+    for run, found in scores.items():
+        if lacking := [name for name in (*groups, *tasks) if name not in {**found.model.groups, **found.model.tasks}]:
+            names = ", ".join(lacking)
+            raise UserError(f"{run.path}/scores.json lacks {names}; make it again with: cats evaluate {run.path}")
+    counts = _chrf_counts(scores, corpus)
     samples = {
         method: {group: np.mean([values[task] for task in names], axis=0) for group, names in groups.items()}
         for method, values in resampled_chrf(counts, RESAMPLES).items()
     }
-    scores = {run: read_scores(run.path) for run in runs}
     methods = {}
     for method in dict.fromkeys(run.method for run in runs):
         mine = {run: found for run, found in scores.items() if run.method == method}
@@ -213,8 +218,12 @@ def _summarise_set(runs: Sequence[Run]) -> tuple[SetResult, Samples]:
     return result, samples
 
 
-def _chrf_counts(runs: Sequence[Run], corpus: Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """The chrF counts of the runs of one set, from their translations: {method: {seed: {task: (clusters, ..)}}}."""
+def _chrf_counts(scores: Mapping[Run, Scores], corpus: Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+    """The chrF counts of the runs of one set, from their translations: {method: {seed: {task: (clusters, ..)}}}.
+
+    Raises:
+        UserError: a run was scored on other text than that of the corpus.
+    """
     lines = {task.name: task.test.rows(corpus.headline) for task in corpus.tasks}
     tasks = [task for task in corpus.tasks if lines[task.name]]
     clusters = {
@@ -223,13 +232,18 @@ def _chrf_counts(runs: Sequence[Run], corpus: Corpus) -> dict[str, dict[int, dic
     }
     index = {name: i for i, name in enumerate(sorted({c for names in clusters.values() for c in names}))}
     result: dict[str, dict[int, dict[str, np.ndarray]]] = {}
-    for run in runs:
+    for run, found in scores.items():
         counts = {}
         for task in tasks:
-            hypotheses = read_output(run.directory.hypotheses_file(task.name, "txt"))
+            translations, references = (hypotheses.read(run.path, found, task.name, part) for part in ("txt", "ref"))
+            if references != [*map(one_line, task.test.target)] or len(translations) != len(references):
+                raise UserError(
+                    f"{run.path} was scored on other test lines of {task.name} than those of the corpus; "
+                    f"score it again with: cats evaluate {run.path}"
+                )
             chosen = lines[task.name]
             counts[task.name] = cluster_counts(
-                [hypotheses[i] for i in chosen],
+                [translations[i] for i in chosen],
                 [task.test.target[i] for i in chosen],
                 clusters[task.name],
                 index,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, one_line
 from cats.nmt.model import decode, loss
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.scoring import nearest_neighbour, quality, tables
+from cats.nmt.scoring import hypotheses, nearest_neighbour, quality, tables
 from cats.nmt.scoring.off_target import Identifier, train_identifier
 from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
 from cats.nmt.scoring.summarise import Output, summarise
@@ -90,6 +91,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         zero_shot={name: output for name, output in ours.items() if name in zero_shot},
         run=_facts(directory, config, corpus, split, checkpoint),
     )
+    scores = replace(scores, files=hypotheses.digests(run, split, checkpoint))
     write_scores(directory.scores_file(split, checkpoint), scores)
     atomic_write(directory.scores_file(split, checkpoint, "csv"), tables.scores_csv(scores))
     return scores

@@ -67,7 +67,7 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path)
     """
     curves: dict[str, Curve] = {}
     for record in records:
-        alpha = record.get("alpha", {})
+        alpha = {name: value for name, value in record.get("alpha", {}).items() if value is not None}
         total = sum(alpha.values())
         for name, value in alpha.items():
             curves.setdefault(name, []).append((record["step"], value / total if total else 0.0))
@@ -179,7 +179,8 @@ def _draw_curves(axis: Axes, curves: Mapping[str, Curve], scores: Scores) -> Non
     from matplotlib import colormaps
 
     low, middle = ({*scores.members.get(group, ())} for group in ("lores", "midres"))
-    names = sorted(curves, key=lambda name: (scores.pairs[name], name))
+    # A task that is trained on but not scored belongs to no group.
+    names = sorted((name for name in curves if name in scores.pairs), key=lambda name: (scores.pairs[name], name))
     few = len(names) <= _MOST_LABELS
     for title, palette, style, members in (
         ("LoRes", colormaps["YlOrRd"], "-", [name for name in names if name in low]),

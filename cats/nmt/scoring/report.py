@@ -40,15 +40,14 @@ def write(run: Path) -> None:
 
 def verdict(scores: Scores) -> str:
     """One sentence on whether the model beats the nearest-neighbour baseline."""
-    beats = scores.beats_nearest_neighbour
-    if all(better is None for better in beats.values()):
+    gains = {group: gain for group, gain in scores.gains.items() if gain is not None}
+    if not gains:
         return f"Not compared with {_BASELINE}: there is too much training text."
-    below = [group for group, better in beats.items() if better is False]
+    below = [group for group, gain in gains.items() if gain <= 0]
     if not below:
-        beaten = [TITLES[group] for group, better in beats.items() if better]
-        if len(beaten) == len(beats):
+        if len(gains) == len(scores.gains):
             return f"Beats {_BASELINE} in every group."
-        return f"Beats {_BASELINE} in {', '.join(beaten)}; the other groups have no baseline."
+        return f"Beats {_BASELINE} in {', '.join(TITLES[group] for group in gains)}; the other groups have no baseline."
     ours, theirs = scores.model.groups, scores.nearest_neighbour.groups
     chrf = [f"{TITLES[g]} (chrF {ours[g].quality.chrf:.1f} against {theirs[g].quality.chrf:.1f})" for g in below]
     return f"Below the nearest-neighbour baseline in {', '.join(chrf)}: the model is not trained."

@@ -6,7 +6,6 @@ they are, so that files of all versions can be read.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write
+from cats.nmt.files import read_checked_json, write_checked_json
 
+MOST_NATS = 700  # per token: e^700 is near the largest float64
 # The groups of tasks that scores are averaged over, with their titles.
 TITLES = {"all": "All", "lores": "LoRes", "midres": "MidRes", "hires": "HiRes"}
 # The measures of a cell, by their names in scores.json and in their order there.
@@ -53,7 +53,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float | None:
-        return None if self.nll is None else math.exp(self.nll)
+        return None if self.nll is None else math.exp(min(self.nll, MOST_NATS))
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,11 @@ class Scores:
         pairs: training pairs of each task.
         members: names of the tasks of each group.
         headline: stratum that the headline scores are computed on. None: all lines.
-        beats_nearest_neighbour: for each group, whether the model has the higher chrF. None if either score is missing.
         strata: scores of each stratum. Empty if the test lines have none.
         signatures: for each metric of `Quality`, sacreBLEU's signature by task.
         zero_shot: cells of directions without training text, which are not part of the averages.
         run: what was scored.
+        files: the SHA-256 of each file in hyp/, by its name. Empty in files of older versions.
     """
 
     model: SystemScores
@@ -178,11 +178,11 @@ class Scores:
     pairs: dict[str, int]
     members: dict[str, list[str]]
     headline: str | None
-    beats_nearest_neighbour: dict[str, bool | None]
     strata: dict[str, Stratum]
     signatures: dict[str, dict[str, str]]
     zero_shot: dict[str, TaskCell]
     run: RunFacts
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def scored_tasks(self) -> list[str]:
@@ -190,12 +190,17 @@ class Scores:
         return [name for name, cell in self.model.tasks.items() if cell.lines]
 
     @property
+    def gains(self) -> dict[str, float | None]:
+        """For each group, the chrF above that of the nearest-neighbour baseline. None if either is missing."""
+        ours, theirs = self.model.groups, self.nearest_neighbour.groups
+        chrf = {group: (cell.quality.chrf, theirs[group].quality.chrf) for group, cell in ours.items()}
+        return {group: None if a is None or b is None else a - b for group, (a, b) in chrf.items()}
+
+    @property
     def is_below_baseline(self) -> bool:
         """Whether every group's chrF is below that of the nearest-neighbour baseline: the model is not trained."""
-        ours, theirs = self.model.groups, self.nearest_neighbour.groups
-        both = [(ours[group].quality.chrf, theirs[group].quality.chrf) for group in ours if group in theirs]
-        known = [(mine, other) for mine, other in both if mine is not None and other is not None]
-        return bool(known) and all(mine < other for mine, other in known)
+        known = [gain for gain in self.gains.values() if gain is not None]
+        return bool(known) and max(known) < 0
 
     def bleu_tokenizer(self, task: str) -> str | None:
         """The tokenizer that BLEU was computed with, as its signature names it. None: there is no signature."""
@@ -210,7 +215,7 @@ def read_scores(run: Path, name: str = "scores.json") -> Scores:
         UserError: the run is not evaluated, or the file is damaged.
     """
     try:
-        return from_json(json.loads((run / name).read_text(encoding="utf-8")))
+        return from_json(read_checked_json(run / name))
     except FileNotFoundError:
         raise UserError(f"{run} holds no {name}; make it with: cats evaluate {run}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -228,7 +233,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    atomic_write(path, json.dumps(to_json(scores), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_checked_json(path, to_json(scores), indent=2)
 
 
 def to_json(scores: Scores) -> dict[str, Any]:
@@ -246,7 +251,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         },
         "lookup": _system_to_json(scores.nearest_neighbour),
         "headline": scores.headline,
-        "beats_lookup": scores.beats_nearest_neighbour,
+        "beats_lookup": {group: None if gain is None else gain > 0 for group, gain in scores.gains.items()},
         "strata": {
             name: {**_system_to_json(stratum.model), "lookup": _system_to_json(stratum.nearest_neighbour)}
             for name, stratum in scores.strata.items()
@@ -254,6 +259,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "signatures": scores.signatures,
         "zero_shot": {name: _task_to_json(cell) for name, cell in scores.zero_shot.items()},
         **run,
+        "files": scores.files,
     }
 
 
@@ -263,30 +269,35 @@ def from_json(content: Mapping[str, Any]) -> Scores:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
     """
+    model = _system_from_json(content)
+    members = {_text(group): [*map(_text, cell["languages"])] for group, cell in content["groups"].items()}
+    named = {name for names in members.values() for name in names}
+    if not {"all"} <= members.keys() <= TITLES.keys() or not named <= model.tasks.keys():
+        raise ValueError("the groups do not belong to the tasks")
     return Scores(
-        model=_system_from_json(content),
-        nearest_neighbour=_system_from_json(content["lookup"]),
-        pairs={name: cell["pairs"] for name, cell in content["languages"].items()},
-        members={group: list(cell["languages"]) for group, cell in content["groups"].items()},
-        headline=content["headline"],
-        beats_nearest_neighbour=dict(content["beats_lookup"]),
-        strata={
-            name: Stratum(_system_from_json(stratum), _system_from_json(stratum["lookup"]))
-            for name, stratum in content["strata"].items()
+        model=model,
+        nearest_neighbour=_baseline_from_json(content["lookup"], model),
+        pairs={name: _count(cell["pairs"]) for name, cell in content["languages"].items()},
+        members=members,
+        headline=None if content["headline"] is None else _text(content["headline"]),
+        strata={name: _stratum_from_json(stratum, model) for name, stratum in content["strata"].items()},
+        signatures={
+            metric: {name: _text(signature) for name, signature in by_task.items()}
+            for metric, by_task in content["signatures"].items()
         },
-        signatures={metric: dict(by_task) for metric, by_task in content["signatures"].items()},
         zero_shot={name: _task_from_json(cell) for name, cell in content.get("zero_shot", {}).items()},
         run=RunFacts(
-            corpus=content["corpus"],
-            split=content["split"],
-            checkpoint=content["checkpoint"],
-            method=content["method"],
-            temperature=float(content["temperature"]),
-            seed=content["seed"],
-            steps=content["steps"],
-            seconds=content["seconds"],
-            tokens_per_second=content["tokens_per_second"],
+            corpus=_text(content["corpus"]),
+            split=_text(content["split"]),
+            checkpoint=_text(content["checkpoint"]),
+            method=_text(content["method"]),
+            temperature=math.inf if content["temperature"] == "inf" else float(_number(content["temperature"]) or 0),
+            seed=_count(content["seed"]),
+            steps=_count(content["steps"]),
+            seconds=_number(content["seconds"]),
+            tokens_per_second=_number(content["tokens_per_second"]),
         ),
+        files={name: _text(digest) for name, digest in content.get("files", {}).items()},
     )
 
 
@@ -308,13 +319,48 @@ def _system_from_json(content: Mapping[str, Any]) -> SystemScores:
     )
 
 
+def _baseline_from_json(content: Mapping[str, Any], model: SystemScores) -> SystemScores:
+    """The scores of the baseline, with empty cells where it was not computed."""
+    found = _system_from_json(content)
+    return SystemScores(
+        {name: found.tasks.get(name, TaskCell(lines=cell.lines)) for name, cell in model.tasks.items()},
+        {group: found.groups.get(group, Cell()) for group in model.groups},
+    )
+
+
+def _stratum_from_json(content: Mapping[str, Any], whole: SystemScores) -> Stratum:
+    model = _system_from_json(content)
+    if (model.tasks.keys(), model.groups.keys()) != (whole.tasks.keys(), whole.groups.keys()):
+        raise ValueError("a stratum has other tasks or groups")
+    return Stratum(model, _baseline_from_json(content["lookup"], model))
+
+
 def _task_from_json(content: Mapping[str, Any]) -> TaskCell:
-    return TaskCell(*_measures_from_json(content), lines=content["lines"])
+    return TaskCell(*_measures_from_json(content), lines=_count(content["lines"]))
 
 
 def _measures_from_json(content: Mapping[str, Any]) -> tuple[Quality, Likelihood | None, OffTarget | None]:
+    numbers = {name: _number(value) for name, value in content.items() if name in METRICS}
     return (
-        Quality(*(content.get(name) for name in ("bleu", "bleu_13a", "chrf", "chrfpp", "spbleu"))),
-        Likelihood(content["nll"]) if "nll" in content else None,
-        OffTarget(content["off_target"], content["off_target_references"]) if "off_target" in content else None,
+        Quality(*(numbers.get(name) for name in ("bleu", "bleu_13a", "chrf", "chrfpp", "spbleu"))),
+        Likelihood(numbers["nll"]) if "nll" in numbers else None,
+        OffTarget(numbers["off_target"], numbers["off_target_references"]) if "off_target" in numbers else None,
     )
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15):
+        raise ValueError(f"{value!r} is not a score")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")
+    return value

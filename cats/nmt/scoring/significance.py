@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import one_line, read_output
+from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf, chrf_counts
 from cats.nmt.scoring.scores import TITLES, Scores, damaged, read_scores
-from cats.nmt.training.run import RunDirectory
 
 RESAMPLES = 1000  # resamples of the bootstrap
 TRIALS = 10_000  # trials of the randomisation test
@@ -129,7 +128,7 @@ def untrained(first: Path, second: Path) -> list[str]:
     for letter, run, other in (("A", first, second), ("B", second, first)):
         scores, theirs = read_scores(run), read_scores(other).scored_tasks
         names = [name for name in scores.scored_tasks if name in theirs]
-        empty = [name for name in names if not any(map(str.strip, _read_column(run, name, "txt")))]
+        empty = [name for name in names if not any(map(str.strip, hypotheses.read(run, scores, name, "txt")))]
         if empty:
             found.append(f"{letter} is not trained: all its translations of {', '.join(empty)} are empty.")
         elif scores.is_below_baseline:
@@ -231,8 +230,9 @@ def _read(first: Path, second: Path, task: str) -> Lines:
     """A task's test lines from the hyp/ folders of both runs."""
     columns: dict[tuple[Path, str], list[str]] = {}
     for run in (first, second):
+        scores = read_scores(run)
         for suffix in ("src", "ref", "txt"):
-            columns[run, suffix] = _read_column(run, task, suffix)
+            columns[run, suffix] = hypotheses.read(run, scores, task, suffix)
         if len({len(columns[run, suffix]) for suffix in ("src", "ref", "txt")}) > 1:
             raise UserError(
                 f"{run}/hyp: the files of {task} have different line counts; make them again with: cats evaluate {run}"
@@ -241,12 +241,3 @@ def _read(first: Path, second: Path, task: str) -> Lines:
         if columns[first, suffix] != columns[second, suffix]:
             raise UserError(f"the {what} of {task} in {first} and {second} differ: they cannot be compared")
     return Lines(columns[first, "src"], columns[first, "ref"], columns[first, "txt"], columns[second, "txt"])
-
-
-def _read_column(run: Path, task: str, suffix: str) -> list[str]:
-    """The lines of one file in hyp/."""
-    path = RunDirectory(run).hypotheses_file(task, suffix)
-    try:
-        return [*map(one_line, read_output(path))]  # older versions wrote carriage returns
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; make it with: cats evaluate {run}") from None

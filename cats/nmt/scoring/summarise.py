@@ -12,6 +12,7 @@ from cats.nmt.data.corpus import Corpus, Split
 from cats.nmt.scoring import quality
 from cats.nmt.scoring.off_target import Identifier
 from cats.nmt.scoring.scores import (
+    MOST_NATS,
     Cell,
     Likelihood,
     OffTarget,
@@ -22,8 +23,6 @@ from cats.nmt.scoring.scores import (
     SystemScores,
     TaskCell,
 )
-
-_MOST_NATS = 700  # per token: e^700 is near the largest float64, so that a perplexity beyond it is infinite
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def likelihood(nll: np.ndarray) -> Likelihood:
     """Nats per target token over lines, given as (lines, 2) nats and tokens."""
     nats, tokens = nll.sum(0) if len(nll) else (math.nan, 1.0)
     per_token = float(nats / tokens)
-    return Likelihood(per_token if per_token < _MOST_NATS else None)
+    return Likelihood(per_token if per_token < MOST_NATS else None)
 
 
 def summarise(
@@ -107,10 +106,6 @@ def summarise(
         pairs={name: corpus.sizes[name] for name in ours},
         members=members,
         headline=headline,
-        beats_nearest_neighbour={
-            group: _better(cell.quality.chrf, both.nearest_neighbour.groups[group].quality.chrf)
-            for group, cell in model.groups.items()
-        },
         strata=by_stratum,
         signatures=_signatures({name: output.language for name, output in {**ours, **zero_shot}.items()}),
         zero_shot={name: output.cell(None) for name, output in zero_shot.items()},
@@ -150,10 +145,6 @@ def _both_systems(
         for name, cell in model.items()
     }
     return Stratum(SystemScores(model, averages(model, members)), SystemScores(baseline, averages(baseline, members)))
-
-
-def _better(ours: float | None, theirs: float | None) -> bool | None:
-    return None if ours is None or theirs is None else ours > theirs
 
 
 def _signatures(languages: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write, finite_or_none
+from cats.nmt.files import atomic_write, finite_or_none, read_file
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,41 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; empty if there is no such file. A last line cut short by a kill is left out.
 
     Raises:
-        UserError: another line is damaged.
+        UserError: another line is damaged: it is no JSON, or a value in it has a wrong type.
     """
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_file(path).split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            if not _is_record(record):
                 raise ValueError("not a line that training writes")
             records.append(record)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}, line {number}: damaged; remove the line") from None
     return records
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a value from a line has the types that training writes, as far as other modules read them."""
+    if not isinstance(value, dict):
+        return False
+    step, valid = value.get("step"), value.get("valid", {})
+    if type(step) is not int or not 0 <= step < 2**53 or not isinstance(valid, dict):
+        return False
+    tables = (value.get("losses", {}), value.get("alpha", {}), value.get("tokens", {}), valid.get("nll", {}))
+    single = (value.get("seconds", 0.0), valid.get("all"))
+    return (
+        all(isinstance(table, dict) and all(map(_is_number_or_none, table.values())) for table in tables)
+        and all(map(_is_number_or_none, single))
+        and ("tokens" not in value or None not in (value.get("seconds"), *value["tokens"].values()))
+        and isinstance(value.get("diverged", ""), str)
+    )
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300)
 
 
 def divergence(records: Sequence[Mapping[str, Any]]) -> str:

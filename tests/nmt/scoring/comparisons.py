@@ -28,7 +28,8 @@ def finish(run: Run, hypotheses: dict[str, list[str]], chrf: dict[str, float]) -
     (run.path / "hyp").mkdir(parents=True)
     (run.path / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
     for task, lines in hypotheses.items():
-        (run.path / "hyp" / f"test.{task}.txt").write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
+        for suffix, column in ("txt", lines), ("ref", LINES):
+            (run.path / "hyp" / f"test.{task}.{suffix}").write_text("".join(f"{x}\n" for x in column), encoding="utf-8")
     cells = {task: cell(value, 1.0, bleu=10.0, pairs=1) for task, value in chrf.items()}
     members = {"all": ["xa", "xb"], "lores": ["xb"], "hires": ["xa"]}
     means = {group: sum(chrf[name] for name in names) / len(names) for group, names in members.items()}

@@ -103,3 +103,20 @@ def test_a_missing_score_names_the_run(finished):
     path.write_text(json.dumps(scores), encoding="utf-8")
     with pytest.raises(UserError, match=f"{finished[0].path}: a score is missing"):
         compare.summarise(finished)
+
+
+def test_other_test_lines_than_those_of_the_corpus_are_refused(finished):
+    path = finished[0].path / "hyp" / "test.xb.ref"
+    path.write_text(path.read_text().replace("one", "other"))
+    with pytest.raises(UserError, match=rf"{finished[0].path} was scored on other test lines of xb"):
+        compare.summarise(finished)
+
+
+def test_scores_that_lack_a_task_name_the_run(finished):
+    path = finished[1].path / "scores.json"
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    del scores["languages"]["xb"], scores["groups"]["lores"]
+    scores["groups"]["all"]["languages"] = ["xa"]
+    path.write_text(json.dumps(scores), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{finished[1].path}/scores\.json lacks lores, xb; make it again"):
+        compare.summarise(finished)

@@ -26,6 +26,7 @@ from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
+from cats.nmt.files import read_checked_json
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import evaluate, nearest_neighbour, quality
 from cats.nmt.scoring.off_target import train_identifier
@@ -113,7 +114,8 @@ def test_evaluate(folder: Path) -> None:
     evaluated = evaluate.evaluate(run)
     assert evaluated == read_scores(run)
     scores = to_json(evaluated)
-    assert scores == json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    assert scores == read_checked_json(run / "scores.json")
+    assert scores["files"].keys() == {path.name for path in (run / "hyp").iterdir()}
     wanted = {"languages", "groups", "lookup", "method", "seed", "seconds", "tokens_per_second", "strata", "signatures"}
     assert wanted <= scores.keys()
     assert (scores["method"], scores["seed"], scores["corpus"], scores["split"]) == ("cats", 1, "toy", "test")

@@ -19,11 +19,18 @@ def test_pictures_of_a_run_that_diverged(tmp_path: Path) -> None:
     assert png_size(tmp_path / "loss.png")[0] > 0
 
 
+def test_pictures_of_a_task_that_is_not_scored(tmp_path: Path) -> None:
+    lines = [{"step": 10, "losses": {"az": 2.0, "new": 1.0}, "alpha": {"az": 0.5, "new": None}}]
+    plots.draw_loss(lines, scores(), tmp_path / "loss.png")
+    plots.draw_alpha(lines, scores(), tmp_path / "alpha.png")
+    assert png_size(tmp_path / "loss.png")[0] > 0 and png_size(tmp_path / "alpha.png")[0] > 0
+
+
 def test_pictures_of_many_languages_and_of_weights_at_zero(tmp_path: Path) -> None:
     names = [f"l{i:02}" for i in range(30)]
     many = scores(
         languages={name: cell(50.0, pairs=10 + i) for i, name in enumerate(names)},
-        groups={"lores": cell(50.0, languages=names[:20])},
+        groups={"all": cell(50.0, languages=names), "lores": cell(50.0, languages=names[:20])},
     )
     records = [
         {

@@ -10,7 +10,7 @@ import pytest
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import to_toml
 from cats.nmt.scoring import report, tables
-from cats.nmt.scoring.scores import from_json
+from cats.nmt.scoring.scores import Scores, from_json
 from tests.nmt.scoring.samples import baseline, cell, content, png_size, record, scores
 
 
@@ -55,8 +55,13 @@ def test_three_groups(run: Path) -> None:
     assert "LoRes are the languages with fewer training pairs than 130, HiRes those with at least 1,000." in text
 
 
+def against(**chrf: float | None) -> Scores:
+    """The usual scores with this chrF of the baseline. The model has 50.0 in all, 40.0 in lores and 60.04 in hires."""
+    return scores(lookup={"languages": {}, "groups": {group: baseline(value) for group, value in chrf.items()}})
+
+
 def test_no_baseline_at_all() -> None:
-    nothing = scores(beats_lookup={"all": None, "lores": None, "hires": None})
+    nothing = against(all=None, lores=None, hires=None)
     assert report.verdict(nothing).startswith("Not compared with the nearest-neighbour baseline")
 
 
@@ -66,9 +71,9 @@ def test_verdict_names_every_group_that_is_not_trained() -> None:
         "Below the nearest-neighbour baseline in All (chrF 50.0 against 50.0), LoRes (chrF 40.0 against 45.0): "
         "the model is not trained."
     )
-    beaten = scores(beats_lookup={"all": True, "lores": True, "hires": True})
+    beaten = against(all=49.9, lores=39.9, hires=60.0)
     assert report.verdict(beaten).endswith("numbers replaced) in every group.")
-    some = scores(beats_lookup={"all": None, "lores": True, "hires": None})
+    some = against(all=None, lores=39.9, hires=None)
     assert report.verdict(some).endswith("numbers replaced) in LoRes; the other groups have no baseline.")
 
 

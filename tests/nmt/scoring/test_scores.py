@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
-from cats.nmt.scoring import report
-from cats.nmt.scoring.scores import METRICS, read_scores, write_scores
+from cats.nmt.scoring import report, tables
+from cats.nmt.scoring.scores import METRICS, read_scores, to_json, write_scores
 from tests.nmt.scoring.samples import content, scores
 
 
@@ -50,6 +52,7 @@ def complete() -> dict[str, Any]:
         "steps": 200,
         "seconds": None,
         "tokens_per_second": None,
+        "files": {"test.az.txt": "0123abcd"},
     }
 
 
@@ -58,7 +61,9 @@ def test_a_file_is_written_as_it_was_read(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(text, encoding="utf-8")
     found = read_scores(tmp_path)
     write_scores(tmp_path / "again.json", found)
-    assert (tmp_path / "again.json").read_text(encoding="utf-8") == text
+    again = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))
+    assert list(again) == [*complete(), "checksum"] and again.pop("checksum")
+    assert json.dumps(again, indent=2, ensure_ascii=False) + "\n" == text
     assert found.run.temperature == math.inf and found.scored_tasks == ["az"]
     assert found.model.tasks["az"].get("off_target") == 0.25 and found.nearest_neighbour.tasks["az"].get("nll") is None
     assert read_scores(tmp_path, "again.json") == found
@@ -78,6 +83,7 @@ def test_a_run_without_scores(tmp_path: Path) -> None:
         report.write(tmp_path)
     for text in (
         "{",
+        "[" * 100_000,
         "[]",
         "1",
         '{"languages": {}}',
@@ -87,3 +93,46 @@ def test_a_run_without_scores(tmp_path: Path) -> None:
         (tmp_path / "scores.json").write_text(text)
         with pytest.raises(UserError, match=r"scores\.json is damaged"):
             report.write(tmp_path)
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.json", scores())
+    text = (tmp_path / "scores.json").read_text(encoding="utf-8")
+    (tmp_path / "scores.json").write_text(text.replace("60.04", "70.04"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"scores\.json is damaged or of an older version"):
+        read_scores(tmp_path)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to every value in nested dicts and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+SLOW = [pytest.param(value, marks=pytest.mark.slow) for value in (True, -1, 1e300, [], [[]], {"x": 1}, "inf")]
+
+
+@pytest.mark.parametrize("wrong", [None, 10**400, {}, "remove", *SLOW], ids=lambda value: str(value)[:9])
+def test_wrong_values_anywhere_give_one_line_or_a_table(tmp_path: Path, wrong: Any) -> None:
+    """Without a checksum, as in older files: every value is replaced by one of another type, or removed."""
+    for place in places(complete()):
+        changed = complete()
+        *above, last = place
+        part: Any = changed
+        for key in above:
+            part = part[key]
+        if wrong == "remove":
+            del part[last]
+        else:
+            part[last] = wrong
+        (tmp_path / "scores.json").write_text(json.dumps(changed))
+        try:
+            found = read_scores(tmp_path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            continue
+        report.markdown("run", found, {"best": found, "last": found}, [], Config())
+        tables.scores_csv(found)
+        json.dumps(to_json(found), allow_nan=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ pytest.importorskip("sacrebleu")
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import significance
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf
+from cats.nmt.scoring.hypotheses import digests
+from cats.nmt.scoring.scores import read_scores, write_scores
 from cats.nmt.scoring.significance import Counts, compare, paired_tests
 from tests.nmt.scoring.samples import random_lines, worse, write_scored_run
 
@@ -172,7 +175,17 @@ def fewer_tasks(a: Path, b: Path) -> None:
     for run, name in (a, "az"), (b, "be"):
         scores = json.loads((run / "scores.json").read_text())
         del scores["languages"][name]
+        scores["groups"]["all"]["languages"].remove(name)
         (run / "scores.json").write_text(json.dumps(scores))
+
+
+def changed(a: Path, b: Path) -> None:
+    write_scores(b / "scores.json", replace(read_scores(b), files=digests(b, "test", "best")))
+    (b / "hyp" / "test.be.txt").write_text("other\n" * 5)
+
+
+def no_text(a: Path, b: Path) -> None:
+    (b / "hyp" / "test.az.txt").write_bytes(b"\xff\n" * 5)
 
 
 def cut_short(a: Path, b: Path) -> None:
@@ -189,6 +202,8 @@ def cut_short(a: Path, b: Path) -> None:
             lambda a, b: (b / "hyp" / "test.be.src").unlink(),
             "{b}/hyp/test.be.src is missing; make it with: cats evaluate {b}",
         ),
+        (changed, "{b}/hyp/test.be.txt has changed since it was scored; make it again with: cats evaluate {b}"),
+        (no_text, "{b}/hyp/test.az.txt: not UTF-8 (byte 1), so it is not what cats wrote"),
         (lambda a, b: (a / "scores.json").unlink(), "{a} holds no scores.json; make it with: cats evaluate {a}"),
     ],
 )

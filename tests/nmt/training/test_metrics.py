@@ -45,6 +45,36 @@ def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"step": true}',
+        '{"step": -1}',
+        '{"step": 1e3}',
+        '{"step": 1' + "0" * 30 + "}",
+        '{"step": 1, "losses": 4}',
+        '{"step": 1, "losses": {"az": "x"}}',
+        '{"step": 1, "losses": {"az": 1e999}}',
+        '{"step": 1, "alpha": [1]}',
+        '{"step": 1, "alpha": {"az": true}}',
+        '{"step": 1, "tokens": {"az": 3}, "seconds": null}',
+        '{"step": 1, "tokens": {"az": 3}}',
+        '{"step": 1, "tokens": {"az": null}, "seconds": 1}',
+        '{"step": 1, "valid": 3}',
+        '{"step": 1, "valid": {"nll": {"az": {}}}}',
+        '{"step": 1, "diverged": 3}',
+    ],
+    ids=lambda line: line[:40],
+)
+def test_a_line_with_wrong_types(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 10}}\n{line}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged; remove the line$"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
 class Board:
     def __init__(self, folder: str, purge_step: int) -> None:
         self.folder, self.purge_step, self.scalars, self.flushed = folder, purge_step, list[Any](), 0

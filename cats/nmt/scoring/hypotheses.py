@@ -1,0 +1,35 @@
+"""The folder hyp/ of an evaluated run: its files, and whether they are still those that were scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cats.nmt.errors import UserError
+from cats.nmt.files import file_digest, one_line, read_output
+from cats.nmt.scoring.scores import Scores
+from cats.nmt.training.run import RunDirectory
+
+
+def digests(run: Path, split: str, checkpoint: str) -> dict[str, str]:
+    """The SHA-256 of each file of a split, by the name of the file."""
+    found = sorted(RunDirectory(run).hypotheses(checkpoint).glob(f"{split}.*"))
+    return {path.name: file_digest(path) for path in found if path.is_file()}
+
+
+def read(run: Path, scores: Scores, task: str, suffix: str) -> list[str]:
+    """The lines of one file of the best checkpoint on the test split.
+
+    Args:
+        scores: the scores of this checkpoint.
+        suffix: see ``cats.nmt.scoring.evaluate``.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8, or is not the one that was scored.
+    """
+    path = RunDirectory(run).hypotheses_file(task, suffix)
+    try:
+        if scores.files.get(path.name) not in (None, file_digest(path)):
+            raise UserError(f"{path} has changed since it was scored; make it again with: cats evaluate {run}")
+        return [*map(one_line, read_output(path))]  # older versions wrote carriage returns
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; make it with: cats evaluate {run}") from None
