@@ -5,6 +5,7 @@ They step any torch optimizer with a weighted sum of the tasks' gradients, and t
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +22,8 @@ from .agreement import Description, describe_call, describe_settings
 from .distributed import Call, Statistics
 from .gradients import grads_restored_on_error, unscaled
 from .parameters import check_kinds, shared_parameters, trainable_parameters
-from .state import State, noted_if_moved
+from .state import State, base_restored_on_error, noted_if_moved
+from .state_dict import ENTRY, add_entry, check_entry, create_state, creates_state, take_entry
 from .tasks import Losses, Task, describe, numbers_of, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
@@ -45,6 +47,21 @@ def _of_state(name: str) -> Any:
     )
 
 
+def _not_compiled(method: Callable[..., Any]) -> Any:
+    """torch.compile does not compile the method: in a compiled training step it is a graph break.
+
+    ``torch.compiler.disable`` as a decorator would do the same, but it imports the compiler, which is slow.
+    """
+
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(method)(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    return wrapper
+
+
 def _copy_of(numbers: dict[str, Any]) -> dict[str, Any]:
     """A copy of a dict of numbers and of dicts of numbers. copy.deepcopy would take 30 times as long."""
     return {name: dict(value) if isinstance(value, dict) else value for name, value in numbers.items()}
@@ -64,7 +81,8 @@ class MultiTask(Optimizer):
     This is a ``torch.optim.Optimizer``. ``param_groups``, ``state`` and ``defaults`` are those of the base optimizer.
     So learning-rate schedulers, hooks, ``zero_grad``, ``add_param_group`` and checkpoints work as usual. Public
     attributes that this class does not have are the base's, such as ``train()`` and ``eval()`` of a schedule-free
-    optimizer. Proxies, such as those of Lightning and accelerate, share all state with the optimizer.
+    optimizer. Proxies, such as those of Lightning and accelerate, share all state with the optimizer. Inside
+    ``torch.compile``, backward(), step() and zero_grad() are graph breaks.
 
     Args:
         optimizer: the base optimizer. Its ``step()`` must work without a closure, so LBFGS is refused.
@@ -82,7 +100,8 @@ class MultiTask(Optimizer):
         max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
             step is skipped and counted in :attr:`statistics`: parameters, base optimizer, weights and multipliers do
             not change. With one process, the last attempt computes per-task gradients, so that the error can name the
-            task.
+            task. With a GradScaler, skipped steps are not counted here while its scale is above 1 and all losses are
+            finite: the scaler is looking for its scale.
 
     Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch. All
     processes take the same step, for the mean of their losses. If the batches differ in size, each process passes
@@ -177,6 +196,7 @@ class MultiTask(Optimizer):
         period = self.weighting.period
         return period > 0 and (self._own.counts["step"] + 1) % period == 0
 
+    @_not_compiled
     def backward(self, losses: Losses, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
 
@@ -215,6 +235,7 @@ class MultiTask(Optimizer):
                     gathered.add_weighted(tasks, single, weights)
                 own.accumulation = gathered
 
+    @_not_compiled
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps the base optimizer. Every ``weighting.period``-th step then updates the weighting.
 
@@ -231,7 +252,7 @@ class MultiTask(Optimizer):
 
         Raises:
             RuntimeError: backward() was not called since the last step, or a GradScaler was used in backward() or in
-                step(), but not in both.
+                step(), but not in both. Or no parameter has a gradient, because no loss depends on any of them.
             NonFiniteError: this was the ``max_nonfinite``-th consecutive step with a non-finite loss or gradient.
         """
         try:
@@ -249,9 +270,17 @@ class MultiTask(Optimizer):
     def _step(self) -> None:
         own = self._own
         gathered = own.accumulation
+        if gathered is None and creates_state(self.base):
+            create_state(self.base)
+            return
         with self._together("step()"):
             if gathered is None:
                 raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
+            if all(p.grad is None for p in gathered.params):
+                raise RuntimeError(
+                    "no parameter of this optimizer has a gradient: no loss depends on any of them, or other code set "
+                    "p.grad to None after backward()"
+                )
             seen = self._statistics(gathered)
         gathered.free()
         if not seen.finite:
@@ -295,6 +324,12 @@ class MultiTask(Optimizer):
         own = self._own
         own.discard()
         self._remember(gathered, seen)
+        # While all losses are finite, a GradScaler may only be looking for its scale, and will halve it. At a scale of
+        # 1 or less, the gradients themselves are not finite.
+        searching = gathered.scale is not None and gathered.scale.item() > 1 and bool(seen.losses.isfinite().all())
+        if searching:
+            own.count("skipped")
+            return
         own.count("skipped", "nonfinite_in_a_row")
         if own.counts["nonfinite_in_a_row"] >= self.max_nonfinite:
             bad = [self.tasks[n] for n in seen.nonfinite_tasks()]
@@ -333,7 +368,8 @@ class MultiTask(Optimizer):
         * ``step``: the number of steps taken.
         * ``task_gradient_steps``: how many of them computed per-task gradients.
         * ``skipped``: the number of steps that were skipped because a loss or gradient was not finite.
-        * ``nonfinite_in_a_row``: how many steps were skipped since the last step that was taken.
+        * ``nonfinite_in_a_row``: how many steps were skipped since the last step that was taken, without those in
+          which a GradScaler looked for its scale.
         * ``losses``: {task: L_n} of the last step.
         * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients, with ḡ = Σ α_n g_n and α_n as in
           :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
@@ -346,10 +382,26 @@ class MultiTask(Optimizer):
 
     # --- torch.optim.Optimizer --------------------------------------------------------------------------------------
 
-    param_groups = _of_base("param_groups")
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of the base optimizer. The first one has a key more, ``"multitask"``, with the value None.
+
+        torch.distributed.checkpoint keeps settings of groups, but not other entries of a state_dict. It looks here for
+        the names of the settings; state_dict() puts the weights, multipliers and counters there.
+        """
+        groups = self.base.param_groups
+        if groups:
+            groups[0].setdefault(ENTRY, None)
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
     state = _of_base("state")
     defaults = _of_base("defaults")
 
+    @_not_compiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, and everything that backward() has accumulated since the last step()."""
         with self._own.lock:
@@ -368,51 +420,62 @@ class MultiTask(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state_dict, plus an entry ``"multitask"`` with weights, multipliers and counters.
 
-        It holds no gradients, so call it after step(), not between backward() and step().
+        It holds no gradients, so call it after step(), not between backward() and step(). The first parameter group
+        has the same entry as bytes, because torch.distributed.checkpoint drops all entries of a state_dict but
+        ``"state"`` and ``"param_groups"``.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state = self.base.state_dict()
-        state["multitask"] = {
+        add_entry(state, self._entry())
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            state = post_hook(self, state) or state
+        return state
+
+    def _entry(self) -> dict[str, Any]:
+        return {
             "tasks": list(self.tasks),
             "weighting": self.weighting.state_dict(),
             "weights": self._own.weights.clone(),
             "counts": dict(self._own.counts),
             "last": _copy_of(self._own.last),
         }
-        for post_hook in self._optimizer_state_dict_post_hooks.values():
-            state = post_hook(self, state) or state
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned for the same tasks. If it raises, nothing has changed.
 
         Raises:
             ValueError: it is the state of a plain optimizer (load that into ``.base``), or of other tasks, or it does
-                not fit the weighting or the base optimizer.
+                not fit the weighting or the base optimizer, or something is missing or has a wrong type or length.
         """
         state = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state = pre_hook(self, state) or state
-        if "multitask" not in state:
-            raise ValueError("state_dict has no 'multitask' entry: load a plain optimizer's state into .base")
-        own = state.pop("multitask")
-        if tuple(own["tasks"]) != self.tasks:
-            raise ValueError(f"state_dict is for tasks {list(own['tasks'])}, this optimizer has {list(self.tasks)}")
-        before = self.weighting.state_dict()
-        self.weighting.load_state_dict(own["weighting"])
-        try:
+        entry, own = take_entry(state), self._own
+        check_entry(entry, self.tasks, like=self._entry())
+        with own.lock, own.restored_on_error(self.weighting), base_restored_on_error(self.base):
+            self._load_weighting(entry["weighting"])
             self.base.load_state_dict(state)
-        except BaseException:  # all of the state is loaded, or none
-            self.weighting.load_state_dict(before)
-            raise
-        self._own.weights = own["weights"].clone()
-        self._own.counts = dict(own["counts"])
-        self._own.last = _copy_of(own["last"])
-        self._own.accumulation = None
-        self._own.reducer = None  # a new one compares the processes at the next call
+            own.weights = entry["weights"].double()
+            own.counts = {name: entry["counts"][name] for name in own.counts}
+            own.last = _copy_of({name: entry["last"][name] for name in own.last})
+            own.accumulation = None
+            own.reducer = None  # a new one compares the processes at the next call
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def _load_weighting(self, state: dict[str, Any]) -> None:
+        """Loads the weighting's state, and raises ValueError if the weighting does not work with it."""
+        count, name = len(self.tasks), type(self.weighting).__name__
+        try:
+            self.weighting.load_state_dict(state)
+            weights = self._own.weights if self.weighting.needs_gram else self.weighting.weights()
+            fits = weights.shape == (count,) and bool(torch.isfinite(weights).all())
+            _ = self.multipliers
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"state_dict does not fit the weighting {name}: {error!r}") from error
+        if not fits:
+            raise ValueError(f"state_dict does not fit the weighting {name}: it gives the weights {weights.tolist()}")
 
     def __getstate__(self) -> dict[str, Any]:
         # As in torch, hooks are not copied or pickled, nor is the step() that a scheduler wrapped.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .accumulate import Accumulation
 from .distributed import Reducer
@@ -86,6 +87,17 @@ class State:
             if weighting is not None and weights is not None:
                 weighting.load_state_dict(weights)
             raise
+
+
+@contextmanager
+def base_restored_on_error(base: Optimizer) -> Iterator[None]:
+    """If the block raises, the base optimizer has its old state and groups. ``load_state_dict`` makes new ones."""
+    state, groups = base.state, base.param_groups
+    try:
+        yield
+    except BaseException:
+        base.state, base.param_groups = state, groups
+        raise
 
 
 @contextmanager

@@ -35,7 +35,16 @@ def task_gradients(
     gradients: list[Gradient] = []
     for loss, name, retain in zip(losses, names, _needed_again(losses), strict=True):
         value = evaluate(loss, name)
-        gradients.append(gradient(value, seed(value, 1.0, scale), params, retain_graph=retain))
+        try:
+            gradients.append(gradient(value, seed(value, 1.0, scale), params, retain_graph=retain))
+        except RuntimeError as error:
+            if "donated buffer" not in str(error):
+                raise
+            raise RuntimeError(
+                f"loss of {name}: the losses share a compiled graph, and torch.compile lets its backward pass run only "
+                "once: pass each loss as a callable, or set torch._functorch.config.donated_buffer = False before the "
+                "first compilation"
+            ) from error
         values.append(number(value))
         del value  # otherwise its graph would stay alive during the next forward pass
     return values, gradients

@@ -46,6 +46,9 @@ class Gramian(Weighting):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        own = self.state_dict()
+        if {m: list(values) for m, values in own.items()} != {m: list(values) for m, values in state.items()}:
+            raise ValueError(f"the state is not one of the rule {type(self.rule).__name__}: it has {list(state)}")
         if not isinstance(self.rule, nn.Module):
             return
         with torch.no_grad():
@@ -54,4 +57,7 @@ class Gramian(Weighting):
                     if key in module._buffers:
                         module._buffers[key] = None if value is None else value.clone()
                     else:
-                        module.get_parameter(key).copy_(value)
+                        parameter = module.get_parameter(key)
+                        if parameter.shape != value.shape:  # copy_ would broadcast
+                            raise ValueError(f"{key!r} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+                        parameter.copy_(value)

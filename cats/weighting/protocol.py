@@ -83,4 +83,10 @@ class Weighting:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it does not fit this weighting.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, but this is one of another weighting: {list(state)}")

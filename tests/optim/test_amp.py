@@ -74,7 +74,7 @@ def test_grad_scaler_changes_nothing_while_nothing_overflows(base, unscale):
 
 def test_grad_scaler_overflow_skips_and_recovers():
     model = TinyNet()
-    optimizer = cats.CATS(torch.optim.AdamW(model.parameters(), fused=True), TASKS, inner_steps=2, max_nonfinite=100)
+    optimizer = cats.CATS(torch.optim.AdamW(model.parameters(), fused=True), TASKS, inner_steps=2, max_nonfinite=1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-20)
     start = copy.deepcopy(list(model.parameters()))
     skipped = 0
@@ -86,10 +86,46 @@ def test_grad_scaler_overflow_skips_and_recovers():
         if optimizer.statistics["step"] == 0:
             skipped += 1
             assert all(map(torch.equal, model.parameters(), start))
-            assert optimizer.statistics["skipped"] == optimizer.statistics["nonfinite_in_a_row"] == skipped
+            # the scaler looks for its scale, so max_nonfinite does not count these steps
+            assert (optimizer.statistics["skipped"], optimizer.statistics["nonfinite_in_a_row"]) == (skipped, 0)
             assert set(optimizer.alpha.values()) == {1 / 3}
     assert skipped >= 1 and optimizer.statistics["step"] == 8 - skipped
     assert optimizer.statistics["nonfinite_in_a_row"] == 0
+
+
+@pytest.mark.parametrize(("spoil", "skips"), [("loss", 3), ("gradient", 13)])
+def test_grad_scaler_does_not_hide_what_is_not_finite(spoil, skips):
+    """A loss that is not finite counts at once, a gradient only when the scale, 2¹⁰ at first, has come down to 1."""
+    model = TinyNet()
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS, max_nonfinite=3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def take():
+        losses = [model.loss(n) for n in range(3)]
+        zero = (next(model.parameters()) * 0).abs().sum()
+        losses[1] = losses[1] * float("nan") if spoil == "loss" else losses[1] + zero.sqrt()  # its gradient is 0/0
+        optimizer.zero_grad()
+        optimizer.backward(losses, scaler=scaler)
+        scaler.step(optimizer)
+
+    for _ in range(skips - 1):
+        take()
+        scaler.update()
+    with pytest.raises(cats.optim.NonFiniteError, match=r"3 steps in a row.* task 'be'"):
+        take()
+    assert optimizer.statistics["skipped"] == skips
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_no_loss_depends_on_the_parameters(scaled, inner_steps):
+    model, idle = TinyNet(), nn.Linear(2, 2)
+    optimizer = cats.CATS(torch.optim.SGD(idle.parameters(), lr=0.1), TASKS, inner_steps=inner_steps)
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    optimizer.backward([model.loss(n) for n in range(3)], scaler=scaler)
+    with pytest.raises(RuntimeError, match="no loss depends on any of them"):
+        scaler.step(optimizer)
+    assert optimizer.statistics["step"] == 0 and not hasattr(optimizer, "found_inf")
 
 
 def test_grad_scaler_misuse():
