@@ -3,6 +3,8 @@
 // Python handles what this cannot read: subclasses, sparse layouts, a torch without that table.
 #include "tensors.h"
 
+#include "fields.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -58,14 +60,38 @@ int64_t numel(const View& v) {
     return product;
 }
 
-// Fills `out` if `object` is a plain dense tensor of one of the four dtypes.
-bool look(PyObject* object, View* out) {
+const char* address(const View& v) { return static_cast<const char*>(v.data) + v.byte_offset; }
+
+// The bytes from the first element of a tensor to its last. Strides of torch are not negative.
+int64_t extent(const View& v) {
+    int64_t last = 0;
+    for (int d = 0; d < v.ndim; d++) {
+        if (v.shape[d] == 0) return 0;
+        last += (v.shape[d] - 1) * v.strides[d];
+    }
+    return (last + 1) * (v.dtype.bits / 8);
+}
+
+// Fills `out` if `object` is a plain strided tensor of one of the four dtypes.
+bool describe(PyObject* object, View* out) {
     if (Py_TYPE(object) != tensor_type && Py_TYPE(object) != parameter_type) return false;
     if (api->view(object, out) != 0) {
         PyErr_Clear();
         return false;
     }
-    return dtype_index(out->dtype) >= 0 && (out->data != nullptr || numel(*out) == 0);
+    return dtype_index(out->dtype) >= 0;
+}
+
+// `describe`, and whether all elements lie in the tensor's storage. They do not after storage.resize_(), with which FSDP frees
+// memory. `negative`: see Fields.
+bool look(PyObject* object, View* out, bool* negative) {
+    Fields fields;
+    if (!describe(object, out) || !read_fields(object, &fields)) return false;
+    *negative = fields.negative;
+    if (numel(*out) == 0) return true;
+    const uintptr_t start = reinterpret_cast<uintptr_t>(address(*out));
+    return out->data != nullptr && fields.begin != 0 && start >= fields.begin &&
+           int64_t(start - fields.begin) + extent(*out) <= fields.bytes;
 }
 
 bool same_kind(const View& a, const View& b) {
@@ -95,16 +121,6 @@ bool dense(const View& v) {
     return true;
 }
 
-// Whether torch negates this memory when it reads it, which DLPack does not say. An example is x.conj().imag. Such a
-// tensor is dense only if it has one element.
-bool negated(PyObject* object) {
-    PyObject* answer = PyObject_CallMethod(object, "is_neg", nullptr);
-    if (answer == nullptr) PyErr_Clear();
-    const bool plain = answer == Py_False;
-    Py_XDECREF(answer);
-    return !plain;
-}
-
 bool same_strides(const View& a, const View& b) {
     for (int d = 0; d < a.ndim; d++)
         if (a.shape[d] > 1 && a.strides[d] != b.strides[d]) return false;
@@ -124,7 +140,8 @@ bool read_rows(const py::list& rows, std::vector<PyObject**>& out, Py_ssize_t* s
 
 // What was read from the gradients of a call, so that they are read only once.
 struct Views {
-    std::vector<View> of;  // K N views, parameter by parameter; empty for None
+    std::vector<View> of;        // K N views, parameter by parameter; empty for None
+    std::vector<char> negative;  // K N: see Fields
 };
 
 // Finds torch's table of functions. False if there is none; then the functions below return None.
@@ -143,6 +160,7 @@ bool use_torch(py::object torch) {
     parameter_type = reinterpret_cast<PyTypeObject*>(torch.attr("nn").attr("Parameter").ptr());
     const char* names[4] = {"float32", "bfloat16", "float16", "float64"};
     for (int i = 0; i < 4; i++) dtypes[i] = py::object(torch.attr(names[i])).release().ptr();
+    find_fields(torch);
     api = found;
     return true;
 }
@@ -156,15 +174,19 @@ py::object uniform(const py::list& rows) {
     py::list first(size);
     Views views;
     views.of.resize(entries.size() * size_t(size));
-    View* next = views.of.data();
+    views.negative.resize(views.of.size());
+    size_t place = 0;
     Device device = {0, 0};
     for (Py_ssize_t i = 0; i < size; i++) {
         View reference = {};
         PyObject* owner = Py_None;
         for (PyObject** row : entries) {
-            View& view = *next++;
+            const size_t at = place++;
+            View& view = views.of[at];
             if (row[i] == Py_None) continue;
-            if (!look(row[i], &view)) return py::none();
+            bool negative = false;
+            if (!look(row[i], &view, &negative)) return py::none();
+            views.negative[at] = negative;
             if (device.type == 0) device = view.device;
             if (view.device.type != device.type || view.device.id != device.id) return py::none();
             if (owner == Py_None) {
@@ -186,13 +208,14 @@ bool matches(const py::list& first, const py::list& row, bool optional, bool mom
     if (api == nullptr || first.size() != row.size()) return false;
     for (size_t i = 0; i < row.size(); i++) {
         View view, gradient;
+        bool negative;
         PyObject* entry = PyList_GET_ITEM(row.ptr(), Py_ssize_t(i));
         PyObject* owner = PyList_GET_ITEM(first.ptr(), Py_ssize_t(i));
         if (entry == Py_None || owner == Py_None) {
             if (entry != owner || !optional) return false;
             continue;
         }
-        if (!look(entry, &view) || !look(owner, &gradient) || !contiguous(view)) return false;
+        if (!look(entry, &view, &negative) || !describe(owner, &gradient) || !contiguous(view)) return false;
         if (moments) {
             const uint8_t bits = gradient.dtype.bits == 64 ? 64 : 32;
             gradient.dtype = {2, bits, 1};
@@ -201,6 +224,43 @@ bool matches(const py::list& first, const py::list& row, bool optional, bool mom
             return false;
     }
     return true;
+}
+
+// Of a tensor without gaps all its memory, else only its first element: what is certain to be written if it is an output.
+struct Interval {
+    const char *begin, *end;
+    Py_ssize_t row, parameter;
+    Interval(const View& v, Py_ssize_t row_, Py_ssize_t parameter_) : begin(address(v)), row(row_), parameter(parameter_) {
+        end = begin + (dense(v) ? extent(v) : v.dtype.bits / 8);
+    }
+    bool meets(const Interval& other) const { return begin < other.end && other.begin < end; }
+};
+
+// An output that shares memory with a gradient of its parameter or with another output: (row of `written`, parameter, row,
+// parameter) of the two. A row below K is a task, K + r is row r of `written`. None if there is no such output. views: of
+// K rows of gradients. written: R lists of N tensors or None.
+py::object shared(const Views& views, const py::list& written) {
+    std::vector<PyObject**> rows;
+    Py_ssize_t size = 0;
+    if (!read_rows(written, rows, &size) || views.of.size() % size_t(size) != 0) return py::none();
+    const Py_ssize_t tasks = Py_ssize_t(views.of.size()) / size;
+    std::vector<Interval> all;
+    for (Py_ssize_t r = 0; r < Py_ssize_t(rows.size()); r++)
+        for (Py_ssize_t i = 0; i < size; i++) {
+            View view;
+            if (rows[size_t(r)][i] == Py_None || !describe(rows[size_t(r)][i], &view) || numel(view) == 0) continue;
+            all.emplace_back(view, r, i);
+            for (Py_ssize_t n = 0; n < tasks; n++) {
+                const View& gradient = views.of[size_t(i * tasks + n)];
+                if (gradient.data != nullptr && numel(gradient) > 0 && all.back().meets({gradient, n, i}))
+                    return py::make_tuple(r, i, n, i);
+            }
+        }
+    std::sort(all.begin(), all.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+    for (size_t j = 1; j < all.size(); j++)
+        if (all[j].meets(all[j - 1]))
+            return py::make_tuple(all[j].row, all[j].parameter, tasks + all[j - 1].row, all[j - 1].parameter);
+    return py::none();
 }
 
 // The dense parameters (see cats/ops/layout.py). `fallback`: the indices of the others, which go to the reference.
@@ -230,12 +290,15 @@ bool read(const py::list& grads, const py::list& others, int64_t vector_bytes, c
                 complete &= t < tasks;
                 continue;
             }
-            if (known != nullptr && t < tasks)
+            bool negative = false;
+            if (known != nullptr && t < tasks) {
                 views[t] = known->of[size_t(i) * tasks + t];
-            else if (!look(entry, &views[t]))
+                negative = known->negative[size_t(i) * tasks + t];
+            } else if (!look(entry, &views[t], &negative)) {
                 return false;
+            }
             if (t < tasks && first == nullptr) first = &views[t];
-            if (numel(views[t]) == 1) plain &= !negated(entry);
+            plain &= !negative;
         }
         if (first == nullptr || !complete || numel(*first) == 0) continue;
         const bool rows_only = contiguous(*first);
@@ -246,9 +309,9 @@ bool read(const py::list& grads, const py::list& others, int64_t vector_bytes, c
             const View& view = views[t];
             const bool there = view.data != nullptr;
             if (there) plain &= rows_only ? contiguous(view) : same_strides(view, *first);
-            const int64_t address = there ? int64_t(reinterpret_cast<uintptr_t>(view.data)) + int64_t(view.byte_offset) : 0;
-            vectors &= address % vector_bytes == 0;
-            flat.addresses.push_back(address);
+            const int64_t at = there ? int64_t(reinterpret_cast<uintptr_t>(address(view))) : 0;
+            vectors &= at % vector_bytes == 0;
+            flat.addresses.push_back(at);
             if (t >= tasks) kind.push_back(dtype_index(view.dtype));
         }
         if (!plain) {
@@ -333,6 +396,7 @@ void bind_tensors(py::module_& m) {
     m.def("use_torch", &use_torch);
     m.def("uniform", &uniform);
     m.def("matches", &matches);
+    m.def("shared", &shared);
     m.def("flatten", &flatten);
     m.def("works", &works);
 }

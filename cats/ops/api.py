@@ -22,8 +22,11 @@ bits on every run and for every number of threads. If a gradient has a NaN or an
 The operators are not differentiable: they run without autograd, and no result requires grad. torch.compile sees each of
 them as one custom operator, torch.ops.cats.*.
 
+A tensor with torch's negative bit (x.conj().imag) is read and written as torch does. Tensors whose numbers are not in
+memory are refused: a FakeTensor among real ones, a storage that was freed. So is memory that would be written twice.
+
 Raises ValueError or TypeError for invalid arguments, with one line that names the task and the parameter, counted from
-0; and RuntimeError if the backend that was asked for cannot be used.
+0; and RuntimeError if the backend that was asked for cannot be used. Nothing has been written then.
 """
 
 from __future__ import annotations
@@ -34,12 +37,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Grads, Tasks, Weights, scalar
-from .dispatch import backends
+from .checks import Grads, Tasks, Weights
 from .interface import AdamW
 from .library import call
 
-__all__ = ["backends", "combine", "combine_adamw_", "combine_dots", "dots", "gram"]
+__all__ = ["combine", "combine_adamw_", "combine_dots", "dots", "gram"]
 
 
 def combine(
@@ -50,8 +52,8 @@ def combine(
     Returns N tensors with the parameters' shapes and dtypes, None where no task has a gradient. For (R, K) weights it
     returns R such lists. For float32, the error of an element is at most (K + 1) 2^-24 sum_n |w_n g_n|.
 
-    out: the result of an earlier call, to be overwritten; None in it means a new tensor. It must not overlap the
-        gradients.
+    out: the result of an earlier call, to be overwritten; None in it means a new tensor. It must not share memory with
+        the gradients.
     """
     tasks = Tasks(grads)
     matrix, single = tasks.weights(weights)
@@ -157,7 +159,8 @@ def combine_adamw_(
         task has a gradient. Moments are float32, for float64 parameters float64. bfloat16 and float16 parameters are
         updated in float32 with the unrounded combined gradient, and rounded once.
     weights: (K,).
-    step, lr: numbers or tensors of one element. step is the number of this update, which the caller counts from 1.
+    step, lr: numbers or tensors of one element. step is the number of this update, which the caller counts from 1. A
+        step below 1 or a negative lr is a ValueError. On a GPU it is not looked at, and the parameters become NaN.
     found_inf, grad_scale: tensors of one element, as in torch's fused optimizers. The combined gradient is divided by
         grad_scale. If found_inf is not 0, nothing is updated.
 
@@ -172,19 +175,16 @@ def combine_adamw_(
     targets = tasks.tensors("params", params)
     averages = tasks.tensors("exp_avgs", exp_avgs, moments=True)
     squares = tasks.tensors("exp_avg_sqs", exp_avg_sqs, moments=True)
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise ValueError(f"beta1 = {beta1}, beta2 = {beta2}: both must lie in [0, 1)")
-    if not isinstance(step, Tensor) and step < 1:
-        raise ValueError(f"step is {step}, but the first update is number 1")
+    tasks.check_shared([targets, averages, squares], ["params", "exp_avgs", "exp_avg_sqs"])
     settings = AdamW(
-        scalar("step", step),
-        scalar("lr", lr),
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-        None if found_inf is None else scalar("found_inf", found_inf),
-        None if grad_scale is None else scalar("grad_scale", grad_scale),
+        tasks.scalar("step", step),
+        tasks.scalar("lr", lr),
+        float(beta1),
+        float(beta2),
+        float(eps),
+        float(weight_decay),
+        None if found_inf is None else tasks.scalar("found_inf", found_inf),
+        None if grad_scale is None else tasks.scalar("grad_scale", grad_scale),
     )
     dots, sqnorms = call(
         "combine_adamw_",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import dispatch, layout
 
@@ -18,6 +19,7 @@ Grads = Iterable[Iterable[Tensor | None]]
 Weights = Tensor | Iterable[float] | Iterable[Iterable[float]]
 
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_MAX_GROUPS = 1 << 31
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -27,9 +29,11 @@ class Tasks:
     device: torch.device | None = None  # None if there is no gradient
     fast = False  # all gradients are plain tensors, so C++ can check the other arguments too
     direct = False  # call the backend without torch.library; see `library.call`
+    fake: bool | None = None  # whether the gradients are FakeTensors; None if there is no gradient
 
     def __init__(self, grads: Grads) -> None:
-        self.rows: list[list[Any]] = [row if type(row) is list else _row(n, row) for n, row in enumerate(grads)]
+        # Lists of our own keep the tensors: another thread may change the caller's lists while a kernel runs.
+        self.rows: list[list[Any]] = [list(row) if type(row) is list else _row(n, row) for n, row in enumerate(grads)]
         self.count = len(self.rows)  # K
         if self.count == 0:
             raise ValueError("there are no tasks: grads is empty (K = 0)")
@@ -42,7 +46,7 @@ class Tasks:
         if uniform is None:
             self._check_rows()
             return
-        self.rows, self.first, self.fast = uniform, uniform.first, True
+        self.rows, self.first, self.fast, self.fake = uniform, uniform.first, True, False
         for first in uniform.first:
             if first is not None:
                 self.device = first.device
@@ -65,11 +69,14 @@ class Tasks:
                     or g.layout is not torch.strided
                 ):
                     self._take_first_or_raise(n, i, g)
+                else:
+                    self._check_values(f"task {n}, parameter {i}", g)
 
     def _take_first_or_raise(self, n: int, i: int, g: Tensor) -> None:
         """Takes the first gradient of a parameter; raises if a later one differs from it."""
         where = f"task {n}, parameter {i}"
         _check_tensor(where, g, self.device)
+        self._check_values(where, g)
         first = self.first[i]
         if first is None:
             self.first[i], self.device = g, g.device
@@ -82,13 +89,40 @@ class Tasks:
         """The first task that has a gradient for parameter i."""
         return next(n for n, row in enumerate(self.rows) if row[i] is not None)
 
+    def _check_values(self, where: str, t: Tensor) -> None:
+        """Raises if the tensor's values do not exist although those of the gradients do.
+
+        If they are not simply in memory (subclasses of Tensor, torch.func, tensors of zeros), the operator is called
+        through torch.library, which sees to it.
+        """
+        if torch.compiler.is_compiling():
+            return
+        fake = isinstance(t, FakeTensor)
+        if self.fake is None:
+            self.fake = fake
+        elif fake is not self.fake:
+            kinds = (
+                "a FakeTensor, but the gradients are" if fake else "a real tensor, but the gradients before it are not"
+            )
+            raise TypeError(f"{where}: {kinds} real tensors; the tensors of one call must be all real or all fake")
+        if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            self.direct = False
+            return
+        try:
+            complete = t.device.type == "meta" or layout.in_storage(t)
+            in_memory = t.numel() == 0 or t.data_ptr() != 0
+        except (NotImplementedError, RuntimeError):  # a tensor of torch.func has no storage
+            complete, in_memory = True, False
+        if not complete:
+            raise ValueError(f"{where}: its storage is too small for its elements; was it freed by storage.resize_()?")
+        if not in_memory or type(t) not in (Tensor, torch.nn.Parameter):
+            self.direct = False
+
     def tensors(self, name: str, tensors: Iterable[Tensor], *, moments: bool = False) -> list[Tensor]:
         """N tensors to write into, with the gradients' shapes, dtypes (or the dtypes of their moments) and device."""
         row = list(tensors)
         if not (self.fast and layout.matches(self.first, row, moments=moments)):
-            self._check(name, row, _moment_dtype if moments else _same_dtype)
-            for i, t in enumerate(row):
-                _check_writable(f"{name}[{i}]", t)
+            self._check(name, row, _moment_dtype if moments else _same_dtype, written=True)
         return row
 
     def direction(self, direction: Iterable[Tensor | None]) -> list[Tensor | None]:
@@ -112,17 +146,24 @@ class Tasks:
                 rows.append(row)
                 continue
             name = "out" if single else f"out[{r}]"
-            self._check(name, row, _same_dtype, optional=True)
-            for i, t in enumerate(row):
-                if t is not None:
-                    _check_writable(f"{name}[{i}]", t)
+            self._check(name, row, _same_dtype, optional=True, written=True)
             rows.append(
                 [
                     None if first is None else first.new_empty(first.shape) if t is None else t
                     for t, first in zip(row, self.first, strict=True)
                 ]
             )
+        if out is not None:
+            self.check_shared(rows, ["out"] if single else [f"out[{r}]" for r in range(count)])
         return rows
+
+    def check_shared(self, written: list[Any], names: list[str]) -> None:
+        """Raises if a tensor to write into shares memory with a gradient of its parameter or with another of them."""
+        found = layout.shared(self.rows, written)
+        if found is not None:
+            r, i, other, j = found
+            where = f"task {other}, parameter {j}" if other < self.count else f"{names[other - self.count]}[{j}]"
+            raise ValueError(f"{names[r]}[{i}]: shares memory with {where}, so one would overwrite the other")
 
     def _check(
         self,
@@ -130,10 +171,12 @@ class Tasks:
         tensors: Sequence[Tensor | None],
         dtype: Callable[[torch.dtype], torch.dtype] | None,
         optional: bool = False,
+        written: bool = False,
     ) -> None:
         """Raises unless there is one tensor per parameter, like its gradients.
 
         dtype: from the gradients' dtype to the tensor's; None allows any. optional: None is allowed among the tensors.
+        written: the operator writes into the tensors.
         """
         if len(tensors) != self.size:
             raise ValueError(f"{name} has {len(tensors)} entries, but there are {self.size} parameters")
@@ -142,7 +185,11 @@ class Tasks:
                 continue
             where = f"{name}[{i}]"
             _check_tensor(where, t, self.device)
-            if t is None or first is None:
+            assert t is not None
+            self._check_values(where, t)
+            if written:
+                _check_writable(where, t)
+            if first is None:
                 continue
             if t.shape != first.shape:
                 gradient = f"task {self._owner(i)}, parameter {i} has {tuple(first.shape)}"
@@ -158,10 +205,10 @@ class Tasks:
             device = weights.device
             if self.device not in (None, device) and device.type != "cpu":
                 raise ValueError(f"weights are on {device}, but the gradients are on {self.device}")
-            matrix = weights.detach() if weights.requires_grad else weights
+            matrix = self._value("weights", weights)
             if matrix.dtype is not torch.float64:
                 matrix = matrix.double()
-        elif not isinstance(weights, Iterable):
+        elif not isinstance(weights, Iterable) or isinstance(weights, (str, dict, set, frozenset)):
             raise TypeError(f"weights must be numbers, one per task, or a tensor, not {type(weights).__name__}")
         else:
             rows = [list(w) if isinstance(w, Iterable) and not isinstance(w, Tensor) else w for w in weights]
@@ -176,6 +223,28 @@ class Tasks:
             raise ValueError(f"weights has shape {tuple(shape)}, but {self.count} tasks need {needed}")
         return (matrix.unsqueeze(0), True) if len(shape) == 1 else (matrix, False)
 
+    def scalar(self, name: str, value: float | Tensor) -> Tensor:
+        """The number as a tensor without axes."""
+        if not isinstance(value, Tensor):
+            return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        if value.is_complex():
+            raise TypeError(f"{name} must be real, not {value.dtype}")
+        if value.numel() != 1:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, but must have one element")
+        return self._value(name, value).reshape(())
+
+    def _value(self, name: str, t: Tensor) -> Tensor:
+        """The tensor with its values in memory as they are, without autograd."""
+        if t.layout is not torch.strided or t.is_nested or t.is_quantized:
+            raise TypeError(f"{name}: {t.layout} and {t.dtype} are not supported, only dense tensors of numbers")
+        if torch.compiler.is_compiling():
+            return t.detach()
+        if t.device.type == "meta" and self.device not in (None, t.device):
+            raise ValueError(f"{name}: on meta, so it has no value, but the gradients are on {self.device}")
+        self._check_values(name, t)
+        plain = t.detach() if t.requires_grad else t
+        return plain.clone() if plain.is_neg() or plain._is_zerotensor() else plain
+
     def groups(self, groups: Sequence[int] | None) -> list[int]:
         """The group of every parameter; one group if none are given."""
         if groups is None:
@@ -188,16 +257,9 @@ class Tasks:
                 raise TypeError(f"groups[{i}] must be an int, not {type(group).__name__}")
             if group < 0:
                 raise ValueError(f"groups[{i}] is {group}: groups are counted from 0")
+            if group >= _MAX_GROUPS:
+                raise ValueError(f"groups[{i}] is {group}, but must be below {_MAX_GROUPS}")
         return index
-
-
-def scalar(name: str, value: float | Tensor) -> Tensor:
-    """The number as a tensor without axes."""
-    if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
-    if value.numel() != 1:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, but must have one element")
-    return value.detach().reshape(())
 
 
 def _row(n: int, row: Any) -> list[Any]:
@@ -215,8 +277,9 @@ def _is_watched() -> bool:
 def _check_tensor(where: str, t: Any, device: torch.device | None) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{where}: expected a tensor, got {type(t).__name__}")
-    if t.layout is not torch.strided:
-        raise TypeError(f"{where}: {t.layout} is not supported, only dense tensors; for embeddings use sparse=False")
+    if t.layout is not torch.strided or t.is_nested:
+        kind = "nested" if t.is_nested else t.layout
+        raise TypeError(f"{where}: {kind} is not supported, only dense tensors; for embeddings use sparse=False")
     if t.dtype not in _DTYPES:
         raise TypeError(f"{where}: {t.dtype} is not supported, only float32, bfloat16, float16 and float64")
     if device is not None and t.device != device:
@@ -224,8 +287,14 @@ def _check_tensor(where: str, t: Any, device: torch.device | None) -> None:
 
 
 def _check_writable(where: str, t: Tensor) -> None:
-    if any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
-        raise ValueError(f"{where}: an expanded tensor cannot be written into, its elements share memory")
+    """Raises if two elements may share memory, or if there is none: a tensor of zeros can be without."""
+    span = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if stride < span and size > 1:
+            raise ValueError(f"{where}: an expanded tensor cannot be written into, its elements share memory")
+        span += (size - 1) * stride
+    if not torch.compiler.is_compiling() and t._is_zerotensor():
+        raise ValueError(f"{where}: a tensor of zeros without memory cannot be written into; use its clone()")
 
 
 def _same_dtype(dtype: torch.dtype) -> torch.dtype:

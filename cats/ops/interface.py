@@ -46,3 +46,17 @@ class AdamW(NamedTuple):
     weight_decay: float
     found_inf: Tensor | None
     grad_scale: Tensor | None
+
+    def check(self) -> None:
+        """Raises ValueError if no update is defined for them. Tensors on a GPU are not read: the host would wait."""
+        for name, least in ("step", 1), ("lr", 0), ("eps", 0), ("weight_decay", 0):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                if value.device.type != "cpu":
+                    continue
+                value = value.item()
+            if not value >= least:
+                raise ValueError(f"{name} is {value:g}, but must be at least {least}")
+        for name in "beta1", "beta2":
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name):g}, but must lie in [0, 1)")

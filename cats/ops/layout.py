@@ -21,8 +21,9 @@ from .interface import Dtypes, Row
 try:
     from cats import _native
 
-    # Whether the compiled module can read tensors. Otherwise the Python functions below do it, more slowly.
-    _reads_tensors: bool = _native.use_torch(torch)
+    # Whether the compiled module can read tensors. Otherwise the Python functions below do it, more slowly. (A module
+    # that was built from older sources has no `shared`.)
+    _reads_tensors: bool = hasattr(_native, "shared") and _native.use_torch(torch)
 except ImportError:
     _reads_tensors = False
 
@@ -87,7 +88,10 @@ def flatten(grads: Sequence[Row], others: Sequence[Row] = ()) -> Flat:
 
 
 def _flatten(grads: Sequence[Row], others: Sequence[Row]) -> Flat:
-    """`flatten` in Python: for subclasses of Tensor, or without the compiled module."""
+    """`flatten` in Python: for subclasses of Tensor, or without the compiled module.
+
+    Raises ValueError for a tensor without memory: the last check before a kernel uses its address.
+    """
     flat = Flat([], [], [], [], array.array("q"), [])
     for i in range(len(grads[0])):
         column = [row[i] for row in grads]
@@ -100,13 +104,40 @@ def _flatten(grads: Sequence[Row], others: Sequence[Row]) -> Flat:
         if lazy or not (all(t.is_contiguous() for t in tensors) or _one_layout(tensors)):
             flat.fallback.append(i)
             continue
-        addresses = [0 if t is None else t.data_ptr() for t in (*column, *rest)]
+        addresses = [0 if t is None else address(t) for t in (*column, *rest)]
         flat.params.append(i)
         flat.numels.append(first.numel())
         flat.dtypes.append((first.dtype, *(t.dtype for t in rest if t is not None)))
         flat.aligned.append(all(a % VECTOR == 0 for a in addresses))
         flat.pointers.extend(addresses)
     return flat
+
+
+def address(t: Tensor) -> int:
+    """The address of the tensor's memory. Raises ValueError if the memory does not exist or does not hold all of it."""
+    if t.numel() > 0 and (t.data_ptr() == 0 or not in_storage(t)):
+        raise ValueError(
+            f"a tensor of shape {tuple(t.shape)} has no memory: its storage was freed, or it is not a real one"
+        )
+    return t.data_ptr()
+
+
+def in_storage(t: Tensor) -> bool:
+    """Whether all elements lie in the tensor's storage. They do not after storage.resize_(): FSDP frees memory so."""
+    if t.numel() == 0:
+        return True
+    last = t.storage_offset() + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (last + 1) * t.element_size() <= t.untyped_storage().nbytes()
+
+
+def shared(rows: list[list[Any]], written: Sequence[Row]) -> tuple[int, int, int, int] | None:
+    """A tensor of `written` that shares memory with a gradient of its parameter or with another tensor of `written`.
+
+    As (row of written, parameter, row, parameter). A row below K is a task, K + r is row r of `written`. None if there
+    is no such tensor, or if the compiled module has not read the gradients. Of tensors with gaps, only those that begin
+    at the same address are found.
+    """
+    return _native.shared(rows.views, _lists(written)) if isinstance(rows, Uniform) else None
 
 
 def _one_layout(tensors: Sequence[Tensor]) -> bool:

@@ -24,7 +24,11 @@ def call(operator: str, direct: bool, **arguments: Any) -> Any:
 
     direct: only if nothing has to see the operator: no compiler, no tracing, no subclass of Tensor.
     """
-    return getattr(dispatch, operator)(**arguments) if direct else _call_registered(operator, **arguments)
+    if not direct:
+        return _call_registered(operator, **arguments)
+    if "settings" in arguments:
+        arguments["settings"].check()
+    return getattr(dispatch, operator)(**arguments)
 
 
 @torch.no_grad()
@@ -64,6 +68,7 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
             arguments["out"] = _out_rows(arguments["grads"], arguments["out"], len(arguments["weights"]))
         if operator == "combine_adamw_":
             arguments["settings"] = AdamW(*(arguments.pop(name) for name in AdamW._fields))
+            arguments["settings"].check()
         return getattr(dispatch, operator)(**arguments)
 
     _library.impl(operator, torch.no_grad()(implementation), "CompositeExplicitAutograd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -101,3 +102,10 @@ def test_a_default_device_elsewhere_does_not_matter() -> None:
     for a, b in zip(found[0] + list(found[1:]), expected[0] + list(expected[1:]), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(gram, ops.gram(GOOD)) and torch.isfinite(update[0][0]).all()
+
+
+def test_backends_is_a_function_and_a_package() -> None:
+    import cats.ops.backends.native as module
+
+    assert module is importlib.import_module("cats.ops.backends").native
+    assert set(ops.backends()) == {"reference", "native", "triton", "cuda"} and ops.backends()["reference"] is None

@@ -81,6 +81,12 @@ def test_complaints_about_gradients(grads: Any, error: type[Exception], message:
         assert "\n" not in str(caught.value)
 
 
+def state() -> tuple[Any, ...]:
+    """The first five arguments of combine_adamw_."""
+    params, exp_avgs, exp_avg_sqs = ([torch.ones(2), torch.ones(3)] for _ in range(3))
+    return params, GOOD, [1.0, 1.0], exp_avgs, exp_avg_sqs
+
+
 BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "weights too few": (
         lambda: ops.combine(GOOD, [1.0]),
@@ -188,19 +194,19 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "weights has shape (1, 2), but an update takes one combination, (2,)",
     ),
     "step": (
-        lambda: ops.combine_adamw_(GOOD[0], GOOD, [1.0, 1.0], *GOOD, **ADAMW | {"step": 0}),
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"step": 0}),
         ValueError,
-        "step is 0, but the first update is number 1",
+        "step is 0, but must be at least 1",
     ),
     "lr": (
-        lambda: ops.combine_adamw_(GOOD[0], GOOD, [1.0, 1.0], *GOOD, **ADAMW | {"lr": torch.ones(2)}),
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"lr": torch.ones(2)}),
         ValueError,
         "lr has shape (2,), but must have one element",
     ),
     "beta": (
-        lambda: ops.combine_adamw_(GOOD[0], GOOD, [1.0, 1.0], *GOOD, **ADAMW | {"beta1": 1.0}),
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"beta1": 1.0}),
         ValueError,
-        "beta1 = 1.0, beta2 = 0.98: both must lie in [0, 1)",
+        "beta1 is 1, but must lie in [0, 1)",
     ),
     "backend": (
         lambda: ops.gram(GOOD, backend="fastest"),

@@ -1,0 +1,20 @@
+// What torch knows about a plain tensor and DLPack does not say.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+// The storage is the block of memory that a tensor is a part of. `negative`: torch changes the sign of the numbers in memory
+// when it reads and writes them. An example is x.conj().imag.
+struct Fields {
+    bool negative;
+    uintptr_t begin;
+    int64_t bytes;
+};
+
+// Finds how to read the fields. torch: the module.
+void find_fields(const pybind11::object& torch);
+
+// False if the tensor has no storage.
+bool read_fields(PyObject* tensor, Fields* out);

@@ -1,0 +1,282 @@
+"""Tensors that are not what they seem, in every tensor argument of every operator: right, or refused in one line."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from cats import ops
+from cats.ops import dispatch, layout
+from tests.ops.common import Backend
+
+Change = Callable[[Tensor], Tensor]
+ARGUMENTS = {
+    "combine": ("grads", "weights", "out"),
+    "combine_dots": ("grads", "weights", "out"),
+    "dots": ("grads", "direction"),
+    "gram": ("grads",),
+    "combine_adamw_": (
+        *("grads", "weights", "params", "exp_avgs", "exp_avg_sqs"),
+        *("step", "lr", "found_inf", "grad_scale"),
+    ),
+}
+WRITTEN = ("out", "params", "exp_avgs", "exp_avg_sqs")
+CASES = [(operator, name) for operator, names in ARGUMENTS.items() for name in names]
+
+
+def arguments(operator: str, name: str = "", change: Change = lambda t: t) -> dict[str, Any]:
+    """Two tasks, two parameters, all numbers small integers. One tensor of the argument `name` is changed."""
+    all_names = ARGUMENTS[operator]
+    row = [torch.arange(1.0, 5.0), torch.tensor([[3.0, -1.0], [2.0, 5.0]])]
+    tensors: dict[str, Any] = {
+        "grads": [[2 * t for t in row], [t - 4 for t in row]],
+        "weights": torch.tensor([2.0, -3.0], dtype=torch.float64),
+        **{other: [t.clone() for t in row] for other in ("direction", "out", "params", "exp_avgs", "exp_avg_sqs")},
+        **{scalar: torch.tensor(value) for scalar, value in (("step", 2.0), ("lr", 0.5), ("found_inf", 0.0))},
+        "grad_scale": torch.tensor(2.0),
+    }
+    tensors["exp_avg_sqs"] = [t.square() for t in row]
+    found = {other: tensors[other] for other in all_names}
+    if name == "grads":
+        found["grads"][1][0] = change(found["grads"][1][0])
+    elif name and isinstance(found[name], list):
+        found[name][0] = change(found[name][0])
+    elif name:
+        found[name] = change(found[name])
+    if operator == "combine_adamw_":
+        found |= {"beta1": 0.5, "beta2": 0.5, "eps": 1e-8, "weight_decay": 0.25}
+    return found
+
+
+def run(operator: str, found: dict[str, Any], backend: str | None = None) -> list[Tensor]:
+    """The results, and what is in the tensors that were written."""
+    written = [t for name in WRITTEN for t in found.get(name, [])]
+    result = getattr(ops, operator)(**found, backend=backend)
+    numbers: list[Tensor] = []
+    for part in result if isinstance(result, (list, tuple)) else [result]:
+        numbers += part if isinstance(part, list) else [part]
+    return [t.detach().clone() for t in numbers + written]
+
+
+def negative(t: Tensor) -> Tensor:
+    """The same numbers, but in memory with the other sign. Dense, unlike x.conj().imag."""
+    pairs = torch.complex(torch.zeros_like(t, dtype=torch.float64), -t.double())
+    view = pairs.conj().imag if t.dtype == torch.float64 else torch._neg_view(-t)
+    dense = view if t.dtype != torch.float64 else view.as_strided(view.shape, view.stride())
+    assert dense.is_neg() and torch.equal(dense, t)
+    return dense
+
+
+class Plain(Tensor):
+    """A subclass that changes nothing."""
+
+
+def inference(t: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return t.clone()
+
+
+def lazy_clone(t: Tensor) -> Tensor:
+    return torch._lazy_clone(t)  # type: ignore[no-any-return]
+
+
+RIGHT: dict[str, Change] = {
+    "negative bit": negative,
+    "imaginary part": lambda t: torch.complex(torch.zeros_like(t), -t).conj().imag,
+    "subclass": lambda t: t.as_subclass(Plain),  # type: ignore[arg-type]
+    "inference": inference,  # torch forbids to write into it
+    "copy on write": lazy_clone,
+    "parameter": lambda t: torch.nn.Parameter(t),
+    "end of its storage": lambda t: torch.cat([t.new_zeros(3), t.flatten()])[3:].view(t.shape),
+}
+
+
+@pytest.mark.parametrize(("operator", "name"), CASES, ids=lambda v: v)
+def test_the_same_numbers_in_an_unusual_form(backend: Backend, operator: str, name: str) -> None:
+    if backend.device.type != "cpu":
+        pytest.skip("the forms are made on the CPU")
+    expected = run(operator, arguments(operator), backend.name)
+    for kind, change in RIGHT.items():
+        if kind == "inference" and name in WRITTEN:
+            continue
+        found = run(operator, arguments(operator, name, change), backend.name)
+        for a, b in zip(found, expected, strict=True):
+            # Integers: only AdamW rounds, and the reference may compute what the backend otherwise would.
+            torch.testing.assert_close(
+                a.as_subclass(Tensor).resolve_neg(),
+                b,
+                rtol=1e-6 if operator == "combine_adamw_" else 0,
+                atol=0,
+                msg=kind,
+            )
+
+
+@pytest.mark.parametrize(("operator", "name"), [case for case in CASES if case[1] not in WRITTEN], ids=lambda v: v)
+def test_zeros_without_memory_are_zeros(operator: str, name: str) -> None:
+    if name in ("step", "grad_scale"):
+        pytest.skip("it must not be zero")
+    expected = run(operator, arguments(operator, name, torch.zeros_like))
+    lazy = arguments(operator, name, lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype))
+    assert all(torch.equal(a, b) for a, b in zip(run(operator, lazy), expected, strict=True))
+
+
+def cut(size: Callable[[Tensor], int], start: int = 0) -> Change:
+    """A tensor that begins at element `start` of a storage of which `size` bytes are left."""
+
+    def change(t: Tensor) -> Tensor:
+        whole = torch.cat([t.new_zeros(start), t.flatten()])
+        part = whole[start:].view(t.shape)
+        whole.untyped_storage().resize_(size(part))
+        return part
+
+    return change
+
+
+def of_vmap(t: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    torch.vmap(lambda x: (kept.append(x), x)[1])(torch.stack([t, t]))
+    return kept[0]
+
+
+class Wrapper(Tensor):
+    """A subclass without memory, which no operator supports."""
+
+    @staticmethod
+    def __new__(cls, t: Tensor) -> Wrapper:
+        return torch.Tensor._make_wrapper_subclass(cls, t.shape, dtype=t.dtype, device=t.device)  # type: ignore[return-value]
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "cats" in str(function):
+            raise NotImplementedError(f"Wrapper does not support {function}")
+        return function(*args, **(kwargs or {}))
+
+
+REFUSED: dict[str, Change] = {
+    "fake": lambda t: FakeTensorMode().from_tensor(t),
+    "freed": cut(lambda t: 0),
+    "freed, not at its start": cut(lambda t: 0, start=3),
+    "cut": cut(lambda t: t.nbytes - 1),
+    "cut, not at its start": cut(lambda t: t.nbytes, start=1),
+    "meta": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(),
+    "compressed": lambda t: t.view(1, -1).to_sparse_csr(),
+    "mkldnn": lambda t: t.float().flatten().to_mkldnn(),
+    "nested": lambda t: torch.nested.nested_tensor([t.flatten()]),
+    "quantized": lambda t: torch.quantize_per_tensor(t.float(), 1.0, 0, torch.qint8),
+    "complex": lambda t: t + 0j,
+    "batched": of_vmap,
+    "wrapper": Wrapper,
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize(("operator", "name"), CASES, ids=lambda v: v)
+def test_what_has_no_numbers_is_refused_and_nothing_is_written(operator: str, name: str, kind: str) -> None:
+    found, before = arguments(operator, name, REFUSED[kind]), arguments(operator)
+    for backend in "native", "reference":
+        with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)) as caught:
+            run(operator, found, backend)
+        assert str(caught.value) and "\n" not in str(caught.value)
+        for written in WRITTEN:
+            pairs = zip(found.get(written, []), before.get(written, []), strict=True)
+            assert all(torch.equal(a, b) for i, (a, b) in enumerate(pairs) if (written, i) != (name, 0))
+
+
+@pytest.mark.parametrize("operator", ARGUMENTS)
+def test_without_the_compiled_reader_the_same_is_refused(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_reads_tensors", False)
+    for name in ARGUMENTS[operator]:
+        for kind, change in REFUSED.items():
+            with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)):
+                run(operator, arguments(operator, name, change))
+                pytest.fail(kind)
+
+
+@pytest.mark.parametrize(("operator", "name"), [case for case in CASES if case[1] in WRITTEN], ids=lambda v: v)
+def test_what_cannot_be_written_is_refused(operator: str, name: str) -> None:
+    zero = arguments(operator, name, lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype))
+    with pytest.raises(ValueError, match=rf"{name}\[0\]: a tensor of zeros without memory"):
+        run(operator, zero)
+    for view in (lambda t: t[:1].expand(4), lambda t: torch.ones(4).as_strided((2, 2), (1, 1))):
+        found = arguments(operator, name, view)
+        with pytest.raises(ValueError, match=rf"{name}\[0\]: (an expanded tensor|shape)"):
+            run(operator, found)
+    found = arguments(operator)
+    found["grads"][0][0] = found[name][0]
+    with pytest.raises(ValueError, match=rf"{name}\[0\]: shares memory with task 0, parameter 0"):
+        run(operator, found)
+    found = arguments(operator)
+    found[name][0] = found[name][1].view(4)
+    with pytest.raises(ValueError, match="shares memory with"):
+        run(operator, found)
+
+
+@pytest.mark.parametrize("operator", ARGUMENTS)
+def test_all_fake_tensors_have_fake_results(operator: str) -> None:
+    expected = run(operator, arguments(operator))
+    with FakeTensorMode():
+        found = run(operator, arguments(operator))
+    assert all(isinstance(t, FakeTensor) for t in found)
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
+
+
+@pytest.mark.parametrize("operator", ARGUMENTS)
+def test_the_operator_holds_its_tensors(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another thread may change the caller's lists at any time. Here it does so right before the kernel runs.
+    found, expected = arguments(operator), run(operator, arguments(operator))
+    lists = [*found["grads"], *(found[name] for name in (*WRITTEN, "direction") if name in found)]
+    tensors = [weakref.ref(t) for row in lists for t in row]
+    original = getattr(dispatch, operator)
+
+    def replaced(**options: Any) -> Any:
+        for row in lists:
+            row.clear()
+        found["grads"].clear()
+        gc.collect()
+        assert all(tensor() is not None for tensor in tensors)
+        return original(**options)
+
+    monkeypatch.setattr(dispatch, operator, replaced)
+    assert all(torch.equal(a, b) for a, b in zip(run(operator, found), expected, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_threads_and_a_forked_process_get_the_same_numbers() -> None:
+    size, calls = 200_000, 5  # large enough for several threads
+    grads = [[torch.arange(size) % (5 + n) - 2.0] for n in range(3)]
+    states = [[[torch.ones(size)] for _ in range(3)] for _ in range(calls)]
+    outs = [[torch.empty(size)] for _ in range(calls)]
+
+    def results(call: int) -> list[list[float]]:
+        options = {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.0}
+        combined, dots, sqnorms = ops.combine_dots(grads, [1.0, 2.0, -1.0], out=outs[call])
+        params, *moments = states[call]
+        ops.combine_adamw_(params, grads, [1.0, 2.0, -1.0], *moments, **options)  # type: ignore[arg-type]
+        found = [combined[0], dots, sqnorms, ops.gram(grads), ops.dots(grads, combined), params[0], moments[1][0]]
+        return [t.flatten()[:2000].tolist() for t in found]
+
+    expected = results(0)
+    found: list[list[list[float]]] = []
+    threads = [threading.Thread(target=lambda call=call: found.append(results(call))) for call in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 3
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(results(4)), daemon=True)
+    child.start()  # it has none of the threads that its parent has used
+    assert receiver.poll(60) and receiver.recv() == expected
+    child.join()
