@@ -43,6 +43,7 @@ def everything(rank: int, count: int, folder: Path) -> None:
         result: dict[str, Any] = {f"{how}-{calls}": train(rank, count, how, calls) for how, calls in RUNS}
         result |= {"mixed": mixed(rank), "refused": refused(rank)}
         result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
+        result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
     finally:
         dist.destroy_process_group()
     torch.save(result, folder / f"{rank}.pt")
@@ -286,6 +287,62 @@ def test_processes_that_differ_get_the_same_error(found: list[dict[str, Any]], c
     if case == "a loss raises":
         ends = [each["differing"][case]["end"] for each in found]
         assert all(map(torch.equal, *ends))
+
+
+FORMS = ["nested", "flat"]  # the forms of a checkpoint of torch.distributed.checkpoint
+
+
+def small() -> tuple[nn.Module, cats.MultiTask]:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    return model, cats.CATS(torch.optim.AdamW(model.parameters(), lr=0.05), TASKS, inner_steps=2, alpha_lr=0.5)
+
+
+def take_steps(model: nn.Module, optimizer: cats.MultiTask, count: int) -> dict[str, Any]:
+    for step in range(count):
+        optimizer.zero_grad()
+        y = model(torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4) + step)
+        optimizer.backward({task: (y[n] - n).square().mean() for n, task in enumerate(TASKS)})
+        optimizer.step()
+    optimizer.zero_grad()
+    return {"model": model.state_dict(), "alpha": optimizer.alpha, "step": optimizer.statistics["step"]}
+
+
+def optimizer_state(model: nn.Module, optimizer: cats.MultiTask, form: str) -> tuple[dict[str, Any], Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(flatten_optimizer_state_dict=form == "flat")
+    return {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}, options
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """Two processes save in the middle of a run, and go on."""
+    from torch.distributed import checkpoint as dcp
+
+    model, optimizer = small()
+    take_steps(model, optimizer, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dcp.save(optimizer_state(model, optimizer, folder.name)[0], checkpoint_id=folder)
+    return {"folder": str(folder), "before": before, "after": take_steps(model, optimizer, 4)}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("form", FORMS)
+def test_one_process_goes_on_from_a_checkpoint_of_two(found: list[dict[str, Any]], form: str) -> None:
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+    run = found[0]["saved"][form]
+    model, optimizer = small()
+    model.load_state_dict(run["before"])
+    state, options = optimizer_state(model, optimizer, form)
+    dcp.load(state, checkpoint_id=run["folder"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    here = take_steps(model, optimizer, 4)
+    assert here["step"] == run["after"]["step"] == 7
+    assert here["alpha"] == pytest.approx(run["after"]["alpha"], rel=1e-12)  # float64: only the order of sums differs
+    for name, value in run["after"]["model"].items():
+        torch.testing.assert_close(here["model"][name], value, rtol=1e-12, atol=1e-14)
 
 
 def test_the_reducer_is_kept_while_the_number_of_processes_stays() -> None:

@@ -10,17 +10,9 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 import cats
 from tests.optim.common import TASKS, RunningNorm, same, take_step
-
-needs_dcp = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 
 
 class Net(nn.Module):
@@ -49,7 +41,7 @@ def build(net, base="AdamW", rule="cats"):
     return cats.MultiTask(BASES[base](groups), TASKS, weighting)
 
 
-@needs_dcp
+@pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 @pytest.mark.parametrize(
@@ -57,6 +49,13 @@ def build(net, base="AdamW", rule="cats"):
 )
 @pytest.mark.parametrize(("before", "into"), [(0, 0), (3, 0), (3, 2)])
 def test_distributed_checkpoint_continues_bitwise(before, into, base, rule, flat, tmp_path):
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     net, other = Net(), Net()
     optimizer, resumed = build(net, base, rule), build(other, base, rule)

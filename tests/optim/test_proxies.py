@@ -105,6 +105,20 @@ def test_grad_scaler_may_be_given_a_proxy(stand_in):
         assert not hasattr(optimizer, "found_inf") and not hasattr(proxy, "grad_scale")
 
 
+def test_lightnings_own_proxy():
+    proxy_of = pytest.importorskip("lightning.pytorch.core.optimizer").LightningOptimizer
+    problem, plain = Quadratics(), Quadratics()
+    optimizer, reference = build(problem, "cats"), build(plain, "cats")
+    proxy = proxy_of(optimizer)
+    for _ in range(4):
+        proxy.zero_grad()
+        proxy.backward(problem.losses())
+        optimizer.step()
+        take_step(reference, plain.losses())
+        assert torch.equal(problem.theta, plain.theta)
+    assert proxy.alpha == optimizer.alpha == reference.alpha
+
+
 def test_a_deep_copy_of_a_used_optimizer_is_independent():
     problem = Quadratics()
     optimizer = build(problem, "cats")
