@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from .distributed import Reducer, Statistics
 from .engines.losses import Loss
 from .engines.per_task import TaskGradients, task_gradients
 from .engines.weighted import weighted_backward
-from .gradients import add_to_grad, largest
+from .gradients import Gradient, add_to_grad, dense, largest
 from .tasks import Task
 from .weighting import Weighting
+from .weighting.checks import checked_weights
+from .weighting.rounding import precision, without_rounding_noise
 
 
 class Accumulation:
@@ -101,10 +103,11 @@ class Accumulation:
             losses: the single losses.
             weights: (N,) float64 on the CPU, the weights of all tasks.
         """
-        known = weights.tolist()
+        known = self.checked(weights, list(range(len(self.tasks)))).tolist()
         shares = [known[n] / tasks.count(n) for n in tasks]
         with self.reducer.averaged(self.params):
             values = weighted_backward(losses, shares, self.params, scale=self.scale, names=self._names(tasks))
+            self._check_sparse([[p.grad for p in self.params]])
         self._add_losses(tasks, values)
         self._largest = largest(self.params)
 
@@ -118,7 +121,11 @@ class Accumulation:
                 computes new weights for the tasks present.
         """
         self._check_pairs(tasks)
+        if not self.weighting.needs_gram:
+            weights = self.checked(weights, list(range(len(self.tasks))))
         values, gradients = task_gradients(losses, self.params, scale=self.scale, names=self._names(tasks))
+        self._check_sparse(gradients)
+        gradients = [list(map(dense, gradient)) for gradient in gradients]
         self._add_losses(tasks, values)
         with torch.no_grad():
             if self.weighting.needs_gram:
@@ -146,17 +153,28 @@ class Accumulation:
         else:
             self.weighting.load_state_dict(self._state_before_gram)
         if torch.isfinite(gram).all():
-            present = self.weighting.weights_from_gram(gram, losses).detach().to("cpu", torch.float64)
-            if present.shape != losses.shape:
-                raise ValueError(
-                    f"the weighting returned weights of shape {tuple(present.shape)} for {len(losses)} tasks"
-                )
+            shown = without_rounding_noise(gram, precision({p.dtype for p in self.params}))
+            present = self.checked(self.weighting.weights_from_gram(shown, losses), list(self.losses))
         else:  # step() will be skipped, and solvers fail on such a matrix
             present = torch.ones_like(losses)
         self._gradients.weights, self._dots, self._sqnorms = present, gram @ present, gram.diagonal()
         weights = weights.clone()
         weights[list(self.losses)] = present
         return weights
+
+    def checked(self, weights: Any, tasks: list[int]) -> Tensor:
+        """Weights of these tasks, float64 on the CPU. For errors see :func:`cats.weighting.checks.checked_weights`."""
+        exact = all(p.dtype == torch.float64 for p in self.params)
+        limit = torch.finfo(torch.float64 if exact else torch.float32).max
+        return checked_weights(weights, self._names(tasks), limit)
+
+    def _check_sparse(self, gradients: Iterable[Gradient]) -> None:
+        # Most steps of such a weighting may need no per-task gradients, but one of the next steps does.
+        if self.weighting.period and any(g is not None and g.is_sparse for gradient in gradients for g in gradient):
+            raise TypeError(
+                f"a parameter has a sparse gradient, which steps with per-task gradients cannot use, and "
+                f"{type(self.weighting).__name__} needs such steps: use sparse=False in embeddings"
+            )
 
     def _add_losses(self, tasks: list[int], values: list[Tensor]) -> None:
         for n, value in zip(tasks, values, strict=True):

@@ -21,7 +21,7 @@ from torch import distributed as dist
 from . import ops
 from .agreement import Description, compare_parameters, meet
 from .engines.per_task import TaskGradients
-from .gradients import Gradient, add, add_to_grad, take_grads
+from .gradients import Gradient, add, add_to_grad, dense, take_grads
 from .weighting import Weighting
 
 
@@ -296,9 +296,8 @@ def all_reduce_mean(gradient: Gradient, params: Sequence[Tensor]) -> Gradient:
 
 
 def _dense(gradient: Tensor | None, param: Tensor) -> Tensor:
-    if gradient is None:
-        return torch.zeros_like(param)
-    return gradient.to_dense() if gradient.is_sparse else gradient
+    found = dense(gradient)
+    return torch.zeros_like(param) if found is None else found
 
 
 def _in_distributed_data_parallel(params: Sequence[Tensor]) -> bool:

@@ -30,6 +30,11 @@ def add_to_grad(params: Sequence[Tensor], gradient: Gradient, *, alpha: float = 
             p.grad.add_(g, alpha=alpha)
 
 
+def dense(g: Tensor | None) -> Tensor | None:
+    """The gradient as a dense tensor."""
+    return g.to_dense() if g is not None and g.is_sparse else g
+
+
 def take_grads(params: Iterable[Tensor]) -> Gradient:
     """The gradients in ``p.grad``, which is set to None."""
     taken: Gradient = []

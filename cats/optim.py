@@ -89,7 +89,8 @@ class MultiTask(Optimizer):
         tasks: the names of the tasks in a fixed order, each a str or an int; or the number of tasks, which are then
             named 0, 1, ... A set is refused, because its order differs between processes and runs.
         weighting: a :class:`cats.weighting.Weighting`, or a callable that maps a (K, K) Gram matrix to K weights, such
-            as a TorchJD ``Weighting``. It holds state, so every optimizer needs its own.
+            as a TorchJD ``Weighting`` or ``Aggregator``; see :class:`cats.weighting.Gramian`. It holds state, so every
+            optimizer needs its own.
         shared: the parameters from which the weighting's numbers are computed: the inner products and norms of the
             gradients, or their Gram matrix. By default, all parameters. The other parameters (task heads,
             language-specific layers) receive Σ w_n g_n too. Parameters that are added later with add_param_group() are
@@ -218,7 +219,8 @@ class MultiTask(Optimizer):
 
         Raises:
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
-                not a scalar or does not require grad, or a pair is missing.
+                not a scalar or does not require grad, or a pair is missing. The weighting's result is not one finite
+                weight per task. A gradient is sparse, and the weighting needs per-task gradients, now or later.
             RuntimeError: only some of the calls before a step have a scaler. With several processes: they differ, or
                 one of them failed, or the weighting needs a Gram matrix or is ``cross_batch``.
         """

@@ -37,8 +37,13 @@ def evaluate(loss: Loss, name: str) -> Tensor:
 def seed(value: Tensor, weight: float, scale: Tensor | None) -> Tensor:
     """The gradient at which the backward pass of a loss starts: ``weight``, times GradScaler's scale if there is one.
 
-    It has the shape, dtype and device of ``value``.
+    It has the shape, dtype and device of ``value``. A weight that is too small for the dtype is rounded to 0.
+
+    Raises:
+        ValueError: the weight is too large for the dtype.
     """
+    if abs(weight) > torch.finfo(value.dtype).max:
+        raise ValueError(f"the weight {weight:g} is too large for a loss of {value.dtype}")
     start = torch.full_like(value, weight)
     return start if scale is None else start * scale.to(device=value.device, dtype=value.dtype)
 

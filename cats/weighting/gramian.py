@@ -9,17 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from .protocol import Weighting
+from .torchjd_rules import rule_of_gram
+
+# Attributes of a module that state_dict() saves if they have changed. TorchJD's rules keep such state beside buffers.
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
 class Gramian(Weighting):
     """In every step, the weights are ``rule(gram)``.
 
     Args:
-        rule: maps the Gram matrix of the K tasks present, (K, K) float64 on the CPU, to (K,) weights. If it is an
-            ``nn.Module``, as TorchJD's are, its buffers and parameters are saved and restored with the optimizer.
+        rule: maps the Gram matrix of the K tasks present, (K, K) float64 on the CPU, to (K,) weights. The rank of the
+            matrix is that of the gradients: eigenvalues that are only rounding errors of them are 0, up to rounding
+            errors of float64; see :func:`cats.weighting.rounding.without_rounding_noise`. If the rule is an
+            ``nn.Module``, as TorchJD's are, its state is saved and restored with the optimizer: buffers, parameters,
+            and plain attributes that have changed since it was given here. An ``Aggregator`` of TorchJD is replaced by
+            its ``Weighting`` of the Gram matrix.
 
     Raises:
-        TypeError: ``rule`` is not callable.
+        TypeError: ``rule`` is not callable, or it is an object of TorchJD that needs the Jacobian matrix.
     """
 
     needs_gram = True
@@ -29,7 +37,8 @@ class Gramian(Weighting):
             raise TypeError(
                 f"a weighting is a cats.weighting.Weighting or a callable that takes a Gram matrix, got {rule!r}"
             )
-        self.rule = rule
+        self.rule = rule_of_gram(rule)
+        self._initial = self._plain_attributes()
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
         with torch.no_grad():
@@ -39,25 +48,46 @@ class Gramian(Weighting):
         if not isinstance(self.rule, nn.Module):
             return {}
         # rule.state_dict() leaves out buffers that are still None, and then refuses to load them into another rule.
+        plain = self._plain_attributes()
         return {
             name: {key: None if value is None else value.detach().clone() for key, value in module._buffers.items()}
             | {key: value.detach().clone() for key, value in module._parameters.items() if value is not None}
+            | {key: plain[name].get(key) for key, value in self._initial[name].items() if plain[name].get(key) != value}
             for name, module in self.rule.named_modules()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        own = self.state_dict()
-        if {m: list(values) for m, values in own.items()} != {m: list(values) for m, values in state.items()}:
-            raise ValueError(f"the state is not one of the rule {type(self.rule).__name__}: it has {list(state)}")
         if not isinstance(self.rule, nn.Module):
+            if state:
+                raise ValueError(f"the state is that of a module, but the rule is {self.rule!r}")
             return
+        modules = dict(self.rule.named_modules())
+        for name, module in modules.items():
+            tensors = {*module._buffers, *(key for key, value in module._parameters.items() if value is not None)}
+            fits = state.keys() == modules.keys() and tensors <= set(state[name]) <= tensors | set(self._initial[name])
+            if not fits:
+                raise ValueError(f"the state is not one of the rule {type(self.rule).__name__}: it has {list(state)}")
         with torch.no_grad():
-            for name, module in self.rule.named_modules():
-                for key, value in state[name].items():
+            for name, module in modules.items():
+                for key, value in (self._initial[name] | state[name]).items():
                     if key in module._buffers:
                         module._buffers[key] = None if value is None else value.clone()
-                    else:
+                    elif key in module._parameters:
                         parameter = module.get_parameter(key)
                         if parameter.shape != value.shape:  # copy_ would broadcast
                             raise ValueError(f"{key!r} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
                         parameter.copy_(value)
+                    else:
+                        setattr(module, key, value)
+
+    def _plain_attributes(self) -> dict[str, dict[str, Any]]:
+        if not isinstance(self.rule, nn.Module):
+            return {}
+        return {
+            name: {key: value for key, value in vars(module).items() if _is_plain(value)}
+            for name, module in self.rule.named_modules()
+        }
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)

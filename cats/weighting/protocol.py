@@ -68,7 +68,8 @@ class Weighting:
         :meth:`state_dict`.
 
         Args:
-            gram: (K, K) float64 on the CPU, <g_i, g_j>.
+            gram: (K, K) float64 on the CPU, <g_i, g_j>. Its rank is that of the gradients: eigenvalues that are only
+                rounding errors of them are 0, see :func:`cats.weighting.rounding.without_rounding_noise`.
             losses: (K,) float64 on the CPU.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement weights_from_gram()")

@@ -146,3 +146,40 @@ def test_sharded_parameters_are_refused_in_one_process_too(one_process, how):
         if not how.startswith("after"):
             cats.CATS(torch.optim.SGD(model.parameters()), 2)
         optimizer.backward(list(model(torch.ones(3, 4)).sum(0)))
+
+
+def words(sparse, base):
+    torch.manual_seed(0)
+    embedding = nn.Embedding(6, 2, sparse=sparse)
+    return embedding, base(list(embedding.parameters()), lr=0.1)
+
+
+def losses_of(embedding, factor=1.0):
+    rows = embedding(torch.tensor([1, 3]))
+    return [factor * rows.square().sum(), (rows - 1).square().sum()]
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.SparseAdam])
+@pytest.mark.parametrize("weighting", [lambda: cats.weighting.CATS(inner_steps=3), lambda: lambda gram: torch.ones(2)])
+def test_sparse_gradients_are_refused_at_once_if_a_later_step_cannot_use_them(base, weighting):
+    embedding, optimizer = words(True, base)
+    optimizer = cats.MultiTask(optimizer, 2, weighting())
+    with pytest.raises(TypeError, match=r"sparse gradient.*sparse=False in embeddings"):
+        optimizer.backward(losses_of(embedding))
+    assert embedding.weight.grad is None
+
+
+def test_sparse_gradients_with_fixed_weights():
+    embedding, optimizer = words(True, torch.optim.SparseAdam)
+    twin, plain = words(True, torch.optim.SparseAdam)
+    optimizer = cats.MultiTask(optimizer, 2, cats.weighting.Static())
+    for _ in range(3):
+        take_step(optimizer, losses_of(embedding))
+        plain.zero_grad()
+        sum(losses_of(twin)).backward()
+        plain.step()
+    torch.testing.assert_close(embedding.weight, twin.weight)
+    optimizer = cats.MultiTask(optimizer.base, ["az", "be"], cats.weighting.Static(), max_nonfinite=2)
+    take_step(optimizer, losses_of(embedding, float("nan")))
+    with pytest.raises(cats.NonFiniteError, match="of task 'az'"):
+        take_step(optimizer, losses_of(embedding, float("nan")))

@@ -1,0 +1,43 @@
+"""Which objects of TorchJD are rules of the Gram matrix, and which need the Jacobian matrix that no one has here."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from torch import nn
+
+
+def rule_of_gram(rule: Any) -> Any:
+    """The rule itself, or what computes the weights of a TorchJD ``Aggregator`` from the Gram matrix.
+
+    An Aggregator takes the Jacobian matrix, and so do some Weightings. Called with the Gram matrix, they would return
+    numbers without a meaning.
+
+    Raises:
+        TypeError: the rule is an object of TorchJD that has no form for the Gram matrix.
+    """
+    # If nobody has imported it, the rule is not from there. It is not among our dependencies, so it has no types here.
+    torchjd: Any = sys.modules.get("torchjd.aggregation")
+    if torchjd is None or not isinstance(rule, nn.Module):
+        return rule
+    found: Any = rule
+    if isinstance(rule, torchjd.Aggregator):
+        # Only these have a weighting that determines all they do. ConFIG's, for one, does not.
+        found = rule.weighting if isinstance(rule, torchjd.WeightedAggregator) else None
+    if found is not None and getattr(getattr(found, "fn", None), "__name__", "") == "compute_gramian":
+        found = found.weighting  # the aggregators whose weighting first computes the Gram matrix
+    if found is None or any(_wants_jacobian(each) for each in found.modules() if isinstance(each, torchjd.Weighting)):
+        raise TypeError(
+            f"{type(rule).__name__} of TorchJD needs the Jacobian matrix, or two of them, but there is only the "
+            "Gram matrix of the tasks: use a Weighting of the Gram matrix, such as UPGradWeighting or MGDAWeighting"
+        )
+    return found
+
+
+def _wants_jacobian(weighting: nn.Module) -> bool:
+    """Whether ``forward`` is declared to take a ``Matrix``: not a ``PSDMatrix``, nor a Tensor whose rows it counts."""
+    parameters = list(inspect.signature(type(weighting).forward).parameters.values())
+    kind = parameters[1].annotation if len(parameters) > 1 else None
+    return bool(getattr(kind, "__name__", kind) == "Matrix")
