@@ -8,7 +8,8 @@ grads: K sequences (one per task) of N gradients (one per parameter), as autogra
 weights: K numbers, or a tensor of shape (K,), or (R, K) for R combinations in one pass. Weights are not rounded to the
     gradients' dtype. Products and sums are computed in float32 or better (for float64 gradients in float64), and a
     combination is rounded once, at the end. A tensor of weights is on the CPU or on the gradients' device; the host
-    does not wait for it.
+    does not wait for it. With a finite weight beyond float32's normal range (1.2e-38 to 3.4e38), float64 is used for
+    all products; but a weight on a GPU is rounded to float32 then.
 groups: N ints that assign the parameters to groups. Statistics are then computed per group: they have a leading axis of
     length G = max(groups) + 1.
 backend: the name of a backend, which is never replaced by another. None: the environment variable CATS_BACKEND, else on

@@ -10,8 +10,9 @@ the CPU native, reference; on a GPU cuda, triton, reference. The order does not 
 a distributed run choose alike. A default backend proves itself first (cats/ops/self_check.py), and gives way if it
 lacks the operator. A backend asked for by name is not checked and never replaced.
 
-A call goes to the reference as a whole if it has more tasks than a backend takes. Otherwise the backend gets the
-dense parameters and the reference gets the rest (the fallback), and the statistics of both are added.
+A call goes to the reference as a whole if it has more tasks than a backend takes, or weights that float32 cannot hold.
+Otherwise the backend gets the dense parameters and the reference gets the rest (the fallback), and the statistics of
+both are added.
 
 Arguments have been checked. grads: K lists of N tensors or None; weights: (R, K) float64; out: R lists of N tensors,
 None where no task has a gradient; groups: N ints. Statistics always have a leading group axis.
@@ -20,6 +21,7 @@ None where no task has a gradient; groups: N ints. Statistics always have a lead
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -108,15 +110,28 @@ def _run(
     where = device or layout.device_of([arguments[:1]])
     assert where is not None
     defaults = _defaults(where, operator, len(grads))
+    beyond = len(arguments) > 0 and _beyond_float32(arguments[0])
     for name, module in [(asked, _asked_for(asked, where, operator))] if asked else defaults:
         # If no task has a gradient, there is nothing to compute: the reference returns zeros on the weights' device.
-        if device is None or module is reference or not _takes(module, len(grads)):
+        if device is None or module is reference or beyond or not _takes(module, len(grads)):
             continue
         try:
             return _run_in_passes(module, None if asked else name, operator, grads, others, groups, *arguments)
         except _Unproved:
             continue
     return getattr(reference, operator)(grads, others, groups, *arguments)
+
+
+_FLOAT32 = torch.finfo(torch.float32)
+
+
+def _beyond_float32(weights: Tensor) -> bool:
+    """Whether a weight is too large or too small to be a float32 as exact as others: backends multiply in float32.
+
+    Weights on a GPU are not read: the host would wait.
+    """
+    numbers = (abs(w) for row in weights.tolist() for w in row) if weights.device.type == "cpu" else ()
+    return any(w != 0 and not _FLOAT32.tiny <= w <= _FLOAT32.max and math.isfinite(w) for w in numbers)
 
 
 class _Unproved(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, layout
 from .interface import AdamW
 
 Flat = Sequence[Tensor | None]
@@ -64,6 +64,8 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
         flat, tasks = arguments["grads"], arguments.pop("tasks")
         size = len(flat) // tasks
         arguments["grads"] = [flat[start : start + size] for start in range(0, len(flat), size)]
+        if "weights" in arguments:
+            layout.address(arguments["weights"])  # raises if they are not in memory
         if "out" in arguments:
             arguments["out"] = _out_rows(arguments["grads"], arguments["out"], len(arguments["weights"]))
         if operator == "combine_adamw_":

@@ -21,6 +21,8 @@ from tests.ops.common import (
     Grads,
     Shape,
     State,
+    check_combine,
+    check_combine_dots,
     close,
     examples,
     integer_grads,
@@ -89,6 +91,33 @@ def test_sums_do_not_lose_many_small_terms_to_a_large_one(backend: Backend) -> N
     for name, got in ("dots", dots), ("sqnorms", sqnorms), ("gram", backend.gram(grads)):
         close(got, square.expand(got.shape), STATISTICS * square, name)
     close(backend.dots(grads, grads[0]), square.expand(2), STATISTICS * square, "dots with a direction")
+
+
+def test_weights_that_float32_cannot_hold(backend: Backend) -> None:
+    # 1e39 is no float32, and a float32 near 1e-41 has 13 bits.
+    grads = [[1e-30 * g for g in row] for row in backend.normal(3, [(40,), (3, 5)])]
+    grads[1] = [1e35 * g for g in grads[1]]
+    weights = [1e39, 1.2345678e-41, -2.0]
+    check_combine(backend, grads, weights)
+    check_combine_dots(backend, grads, [weights, [1e-46, 0.0, 1.0]])
+    scaled = backend.combine([[1e39 * g.double() for g in row] for row in grads], [1.0, 1.2345678e-80, -2e-39])
+    states = [State(backend, dtype, [(40,), (3, 5)]) for dtype in (torch.float32, torch.float64)]
+    for state in states:
+        given = grads if state is states[0] else [[g.double() for g in row] for row in grads]
+        state.update(given, weights, weight_decay=0.0, eps=1e-3)
+    for a, b, c in zip(*(state.exp_avgs for state in states), scaled, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=0)
+        torch.testing.assert_close(b * 10, c, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("weight", [float("inf"), -float("inf"), float("nan")])
+def test_weights_that_are_not_finite_show(backend: Backend, weight: float) -> None:
+    grads = backend.integers(2, [(40,)])
+    grads[0][0][7] = 0
+    combined = backend.combine(grads, [weight, 1.0])[0].cpu().double()
+    torch.testing.assert_close(
+        combined, weight * grads[0][0].cpu().double() + grads[1][0].cpu().double(), equal_nan=True
+    )
 
 
 # Bits
