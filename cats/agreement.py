@@ -60,14 +60,14 @@ def describe_settings(
 
     Args:
         tasks: the tasks' names in their order.
-        weighting: its public numbers and texts are settings, and its state_dict() must be the same too.
+        weighting: its public attributes are settings, and its state_dict() must be the same too.
         param_groups: the optimizer's. The shapes and dtypes of the parameters are compared, and all other entries.
         other: further values by name.
     """
     described: Description = {"number of tasks": str(len(tasks)), "task": [repr(task) for task in tasks]}
     described["weighting"] = type(weighting).__name__
     for name, value in vars(weighting).items():
-        if not name.startswith("_") and isinstance(value, bool | int | float | str):
+        if not name.startswith("_"):
             described[f"{name} of the weighting"] = _exact(value)
     for name, value in other.items():
         described |= (
@@ -126,11 +126,13 @@ def meet(described: Description, device: torch.device, failure: Exception | None
 
 
 def compare_parameters(params: Sequence[Tensor]) -> None:
-    """Compares the parameters bit by bit, by a checksum of each. Has a host sync.
+    """Compares the parameters bit by bit, by a checksum of each. Has a host sync, unless there are none.
 
     Raises:
         RuntimeError: in all processes, if the checksums differ.
     """
+    if not params:
+        return
     sums = torch.stack([_checksum(p.detach()).to(params[0].device) for p in params])
     both = torch.stack([sums, -sums])
     dist.all_reduce(both, dist.ReduceOp.MAX)
