@@ -54,13 +54,14 @@ def score(path: Path, split: str, *, checkpoint: str = "best", quiet: bool = Fal
     from cats.nmt.training.run import RunDirectory
 
     scores = evaluate(path, split=split, checkpoint=checkpoint, quiet=quiet)
+    directory = RunDirectory(path)
+    reported = split == "test" and directory.scores_file().exists()
+    if reported:
+        report.write(path)  # before anything is printed, which fails if nobody reads it
     if not quiet:
         print(f"\n{scores_table(scores)}\n\n{report.verdict(scores)}")
-    directory = RunDirectory(path)
-    if split == "test" and directory.scores_file().exists():
-        report.write(path)
-        if not quiet and checkpoint == "best":
-            tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
-            print(f"\n{path}: report.md, loss.png, alpha.png, scores.json")
-            print(f"Try it: {translate.example(path, list(scores.model.tasks), tokenizer)}")
+    if reported and not quiet and checkpoint == "best":
+        tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
+        print(f"\n{path}: report.md, loss.png, alpha.png, scores.json")
+        print(f"Try it: {translate.example(path, list(scores.model.tasks), tokenizer)}")
     return scores

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from cats.nmt.config.checks import is_utf8
 from cats.nmt.config.schema import FIELDS, Config
 from cats.nmt.config.toml import apply_overrides, read_config, to_toml
 from cats.nmt.cores import threads_per_process
@@ -128,6 +129,8 @@ def plan(
             raise UserError(f"--{option} {' '.join(map(str, given))}: one is given twice")
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
+    if not is_utf8(str(out)):
+        raise UserError(f"{str(out)!r} is not valid UTF-8; choose another --out")
     threads = threads_per_process(jobs)
     corpora = (
         {Path(data).resolve().name: [f"data.path={data}"]}
@@ -240,7 +243,7 @@ def _error(ended: _Process) -> str:
     ended.errors.close()
     if ended.process.returncode == 0:
         return ""
-    return text.splitlines()[-1] if text else f"exit {ended.process.returncode}"
+    return text.splitlines()[-1].removeprefix("cats: ") if text else f"exit {ended.process.returncode}"
 
 
 def _relevant_settings(config: Config) -> dict[str, object]:

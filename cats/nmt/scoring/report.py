@@ -32,7 +32,8 @@ def write(run: Path) -> None:
     scores = read_scores(run)
     records = read_metrics(directory.metrics_file)
     checkpoints = {"best": scores, **_other_checkpoints(run)}
-    page = markdown(run.resolve().name, scores, checkpoints, records, directory.read_config())
+    name = run.resolve().name.encode("utf-8", "replace").decode()  # a file system also allows other names
+    page = markdown(name, scores, checkpoints, records, directory.read_config())
     atomic_write(directory.report_file, page)
     plots.draw_loss(records, scores, directory.loss_plot)
     plots.draw_alpha(records, scores, directory.alpha_plot)

@@ -92,6 +92,11 @@ def test_bad_arguments_are_refused_before_anything_is_trained(tmp_path, words, m
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'.*a\\udcff' is not valid UTF-8; choose another --out"):
+        planned("--out", f"{tmp_path}/a\udcff")
+
+
 def test_a_run_with_other_settings_is_not_mistaken_for_this_one(corpus, tmp_path):
     words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--methods", "T=1", "--seeds", "1"]
     (run,) = planned(*words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def test_write(run: Path) -> None:
         assert 900 <= width <= 1800 and 400 <= height <= 1000, name
         assert f"({name})" in text
     assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file system that allows any name")
+def test_a_run_whose_name_is_no_text(run: Path, tmp_path: Path) -> None:
+    report.write(run.rename(tmp_path.with_name("other\udcff")))
+    assert (tmp_path.with_name("other\udcff") / "report.md").read_text(encoding="utf-8").startswith("# other?\n")
 
 
 def test_strata_table(run: Path) -> None:
