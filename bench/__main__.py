@@ -15,10 +15,10 @@ import torch
 from .common import results, roofline
 from .common.command import Parser, refuse
 from .common.results import Provenance, provenance
-from .operators import cases, overhead, picture, run, step, tables, targets
+from .operators import cases, host, overhead, picture, run, step, tables, targets
 from .operators.backends import usable
 from .operators.contender import BACKEND
-from .operators.records import OperatorResults, StepResults
+from .operators.records import HostResults, OperatorResults, StepResults
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -36,6 +36,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     kind.add_argument(
         "--step", action="store_true", help="steps of cats.CATS that also update α, on the demo model, instead"
     )
+    kind.add_argument(
+        "--overhead",
+        action="store_true",
+        help="the host's part of a call on a GPU, measured without one, instead: a minute",
+    )
     parser.add_argument(
         "--only", metavar="TEXT", default="", help='measure only cases with this text in their name, such as "dots K=8"'
     )
@@ -51,14 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out: Path | None = options.out or (None if options.only else results.FOLDER)
     if out is not None and not out.is_dir():
         return refuse(f"{out} is not a folder")
-    if options.step and options.only:
-        return refuse("--only chooses cases, but --step has no cases")
+    if options.only and (options.step or options.overhead):
+        return refuse(f"--only chooses cases, but {'--step' if options.step else '--overhead'} has no cases")
     suite = cases.gpu() if options.gpu else cases.quick() if options.quick else cases.cpu()
     if not any(options.only in f"{op} {w.name}" for w in suite for op in w.operators):
         example = f"{suite[0].operators[0]} {suite[0].name!r}"
         return refuse(f"no case has {options.only!r} in its name; a name is, for example, {example}")
     source = provenance("bench", arguments)
-    return measure_step(source, out) if options.step else measure_operators(source, suite, options, out)
+    if options.step:
+        return measure_step(source, out)
+    return measure_host(source, out) if options.overhead else measure_operators(source, suite, options, out)
 
 
 def measure_operators(
@@ -111,6 +118,17 @@ def measure_step(source: Provenance, out: Path | None) -> int:
     print(tables.step_markdown(source, measured), end="")
     if out is not None:
         results.write(out / f"{source.file_stem(device.type, 'step')}.json", source, measured)
+    return 0
+
+
+def measure_host(source: Provenance, out: Path | None) -> int:
+    """Measures and prints the host's part of calls on a GPU. Returns the exit status."""
+    started = time.perf_counter()
+    calls = host.calls()
+    measured = HostResults("cpu", calls, host.evaluate(calls), time.perf_counter() - started)
+    print(tables.host_markdown(source, measured), end="")
+    if out is not None:
+        results.write(out / f"{source.file_stem('cpu', 'overhead')}.json", source, measured)
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from .common.command import Parser, refuse
 from .common.results import Provenance, from_json
 from .operators import tables as operators
-from .operators.records import OperatorResults, StepResults
+from .operators.records import HostResults, OperatorResults, StepResults
 from .trainer import tables as trainer
 from .trainer.records import EndToEndResults, PreparingResults
 
@@ -19,6 +19,7 @@ from .trainer.records import EndToEndResults, PreparingResults
 RESULTS: tuple[tuple[str, Any, Callable[[Provenance, Any], str]], ...] = (
     ("cases", OperatorResults, operators.markdown),
     ("step", StepResults, operators.step_markdown),
+    ("host_calls", HostResults, operators.host_markdown),
     ("contests", EndToEndResults, trainer.end_to_end_markdown),
     ("sizes", PreparingResults, trainer.preparing_markdown),
 )

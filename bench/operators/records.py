@@ -137,6 +137,33 @@ class OperatorResults:
 
 
 @dataclass(frozen=True)
+class HostCall:
+    """The host's part of combine_dots on a GPU, in milliseconds: on a core, and of wall-clock time.
+
+    first_ms: the first call with these shapes, which lists the chunks. reading_ms: the part of cpu_ms in which the
+    gradients are read and checked.
+    """
+
+    tasks: int
+    tensors: int
+    chunks: int
+    first_ms: float
+    cpu_ms: float
+    wall_ms: float
+    reading_ms: float
+
+
+@dataclass(frozen=True)
+class HostResults:
+    """Everything that `python -m bench --overhead` measures."""
+
+    device: str
+    host_calls: list[HostCall]
+    targets: list[TargetResult]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StepBackend:
     """Seconds of backward() and step() with one backend, and how many of these seconds combine_dots takes."""
 

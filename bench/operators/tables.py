@@ -11,7 +11,7 @@ from bench.common.tables import table
 from bench.common.targets import targets_table
 
 from .contender import BACKEND, COMPILED, COMPOSED, EAGER, TORCHJD
-from .records import Case, OperatorResults, StepResults
+from .records import Case, HostResults, OperatorResults, StepResults
 
 BASELINES = (EAGER, COMPILED, TORCHJD)
 
@@ -51,6 +51,23 @@ def markdown(source: Provenance, results: OperatorResults) -> str:
     if results.targets:
         lines += ["", *targets_table(results.targets)]
     return "\n".join(lines) + "\n"
+
+
+def host_markdown(source: Provenance, results: HostResults) -> str:
+    """The tables of `python -m bench --overhead`."""
+    rows = [
+        (
+            str(c.tasks),
+            str(c.tensors),
+            f"{c.chunks:,}",
+            *(f"{ms:.3g}" for ms in (c.cpu_ms, c.wall_ms, c.reading_ms, c.first_ms)),
+        )
+        for c in results.host_calls
+    ]
+    times = ("ms on a core", "ms of wall-clock time", "of these, reading the gradients", "first call, ms")
+    about = "The host's part of combine_dots on a GPU, without the launches; all addresses are new at every call:"
+    lines = [source.heading(results.device), "", about, "", *table(("K", "tensors", "chunks", *times), rows)]
+    return "\n".join([*lines, "", *targets_table(results.targets)]) + "\n"
 
 
 def step_markdown(source: Provenance, results: StepResults) -> str:
