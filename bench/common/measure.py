@@ -16,6 +16,8 @@ Call = Callable[[], object]
 
 SAMPLE_SECONDS = 2e-3  # CPU: the call is repeated until a sample lasts at least this long
 SAMPLE_BYTES = 2**30  # GPU: the call is repeated until a sample moves at least this many bytes
+MOST_AHEAD = 50e-3  # GPU: seconds that it is kept busy at most before a sample
+FASTEST_CLOCK = 2.6e9  # GPU: cycles per second of the fastest ones
 LEAST_ROUNDS, MOST_ROUNDS = 5, 50
 
 
@@ -90,7 +92,10 @@ class DeviceClock:
     """Measures the GPU time of a call, between two CUDA events.
 
     The call is captured in a CUDA graph, so the host's time is not measured ("graph"). A call that cannot be captured
-    runs directly ("events"): if the host is slower than the GPU, its time is part of the result.
+    runs directly ("events"). In both cases the GPU is kept busy before the first event until the host has queued the
+    sample. Otherwise the GPU would pass the first event at once and wait for the first launch, and this wait would be
+    part of the result. Only if the host needs longer than MOST_AHEAD, or more launches than the queue of the GPU holds,
+    is the host's time a part of it.
     """
 
     def __init__(self, call: Call, moved: int) -> None:
@@ -114,15 +119,32 @@ class DeviceClock:
             self.run, self.name = graph.replay, "graph"
         self.run()
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self.cycles = 0
+        self.cycles = busy_cycles(self._queue())
+        torch.cuda.synchronize()
 
-    def sample(self) -> float:
+    def _queue(self) -> float:
+        """Starts the calls between two events. Returns the seconds of the host."""
+        begin = time.perf_counter()
         start, end = self.events
+        if self.cycles:
+            torch.cuda._sleep(self.cycles)
         start.record()
         for _ in range(self.repeats):
             self.run()
         end.record()
+        return time.perf_counter() - begin
+
+    def sample(self) -> float:
+        self._queue()
+        start, end = self.events
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / self.repeats
+
+
+def busy_cycles(host_seconds: float) -> int:
+    """For how many cycles a GPU must be busy until the host, which needs this long, has queued a sample: twice that."""
+    return int(min(2 * host_seconds + 20e-6, MOST_AHEAD) * FASTEST_CLOCK)
 
 
 Clock = WallClock | DeviceClock

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +40,56 @@ class FakeClock(measure.WallClock):
     def sample(self) -> float:
         self.log.append(self.label)
         return self.seconds
+
+
+class FakeCuda:
+    """The parts of torch.cuda that DeviceClock uses, with a log of what is queued."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        fake = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None: ...
+            def record(self) -> None:
+                fake.log.append("event")
+
+            def synchronize(self) -> None: ...
+            def elapsed_time(self, other: Event) -> float:
+                return 3.0
+
+        class Graph:
+            def replay(self) -> None:
+                fake.log.append("replay")
+
+        stream = types.SimpleNamespace(wait_stream=lambda other: None)
+        context: Any = lambda *arguments: contextlib.nullcontext()  # noqa: E731
+        for name, value in {
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": context,
+            "graph": context,
+            "synchronize": lambda: None,
+            "_sleep": lambda cycles: fake.log.append("busy"),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_the_gpu_is_busy_until_a_sample_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without work before it, the first event passes at once, and the first launch is waited for within the sample.
+    cuda = FakeCuda(monkeypatch)
+    clock = measure.DeviceClock(lambda: None, moved=measure.SAMPLE_BYTES // 2)
+    assert clock.name == "graph" and clock.cycles > 0
+    cuda.log.clear()
+    assert clock.sample() == pytest.approx(1.5e-3)
+    assert cuda.log == ["busy", "event", "replay", "replay", "event"]
+
+
+def test_how_long_the_gpu_is_kept_busy() -> None:
+    assert measure.busy_cycles(1e-3) >= 2e-3 * measure.FASTEST_CLOCK
+    assert measure.busy_cycles(10.0) == measure.MOST_AHEAD * measure.FASTEST_CLOCK
 
 
 def test_interleaving_rotates_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
