@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -35,8 +36,8 @@ def task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise TypeError(f"a task's name must be a str or an int, got {name!r}")
-        if names.count(name) > 1:
-            raise ValueError(f"task {name!r} is named twice")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"task {twice[0]!r} is named twice")
     if not names:
         raise ValueError("tasks is empty: at least one task is needed")
     return names

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 100  # the most names that a message lists
+
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and what to do. The exit status is 2."""
@@ -28,4 +30,6 @@ def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> U
     """
     known = list(known)
     prefix = f"{where}: " if where else ""
-    return UserError(f"{prefix}unknown {kind} {name}{nearest(name, known)}; known: {', '.join(known)}")
+    more = f" and {len(known) - _SHOWN:,} more" if len(known) > _SHOWN else ""
+    shown = ", ".join(known[:_SHOWN])
+    return UserError(f"{prefix}unknown {kind} {name}{nearest(name, known)}; known: {shown}{more}")

@@ -125,9 +125,8 @@ def write_checked_json(path: Path, values: dict[str, Any], *, indent: int | None
     atomic_write(path, json.dumps(sealed, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_checked_json(path: Path) -> dict[str, Any]:
-    """The dict that ``write_checked_json`` wrote. Without the key "checksum", as in files of earlier versions, it is
-    returned as it is.
+def read_checked_json(path: Path) -> tuple[dict[str, Any], bool]:
+    """The dict that ``write_checked_json`` wrote, and whether it has a checksum: files of earlier versions have none.
 
     Raises:
         UserError, OSError: see ``open_regular``.
@@ -140,9 +139,10 @@ def read_checked_json(path: Path) -> dict[str, Any]:
             values = None
     if not isinstance(values, dict):
         raise ValueError("not a dict")
-    if CHECKSUM in values and values.pop(CHECKSUM) != _json_checksum(values):
+    checked = CHECKSUM in values
+    if checked and values.pop(CHECKSUM) != _json_checksum(values):
         raise ValueError("the checksum is wrong")
-    return values
+    return values, checked
 
 
 def _json_checksum(values: dict[str, Any]) -> str:
@@ -284,8 +284,12 @@ def line_blocks(stream: IO[bytes], name: str, most: int) -> Iterator[list[str]]:
 
 def cache_folder() -> Path:
     """The folder for results computed from large corpora: $CATS_CACHE, else cats/ in the user's cache folder."""
-    given = os.environ.get("CATS_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cats"
+    if given := os.environ.get("CATS_CACHE"):
+        return Path(given)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cats"
+    except RuntimeError:  # no home folder
+        raise UserError("this user has no home folder to keep results in; set CATS_CACHE to a folder") from None
 
 
 def _direct_target(path: str | os.PathLike[str]) -> str | int | None:

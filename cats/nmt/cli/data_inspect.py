@@ -51,9 +51,10 @@ def table(corpus: Corpus) -> list[list[str]]:
     from cats.nmt.data.corpus import SPLITS
     from cats.nmt.scoring.scores import TITLES
 
+    low = set(corpus.groups["lores"])
     rows = [["task", "group", *SPLITS, "characters/line", "longest"]]
     for task in sorted(corpus.tasks, key=lambda task: (len(task.train), task.name)):
-        group = TITLES["lores" if task.name in corpus.groups["lores"] else "hires"]
+        group = TITLES["lores" if task.name in low else "hires"]
         counts = [f"{len(getattr(task, split)):,}" for split in SPLITS]
         characters = longest = 0
         for pair in task.train if task.train.readable else ():

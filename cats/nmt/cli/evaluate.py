@@ -35,25 +35,30 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME",
         help="models to score: best, last, average or step-N; several are compared (default: best)",
     )
+    parser.add_argument("--data", metavar="DIR", help="where the corpus of the run is now, if it was moved")
 
 
 def run(args: argparse.Namespace) -> None:
     from cats.nmt.scoring.tables import checkpoints_table
 
     names = list(dict.fromkeys(args.checkpoint))
-    scores = {name: score(Path(args.run), args.split, checkpoint=name) for name in names}
+    scores = {name: score(Path(args.run), args.split, checkpoint=name, data=args.data) for name in names}
     if len(scores) > 1:
         print(f"\n{checkpoints_table(scores)}")
 
 
-def score(path: Path, split: str, *, checkpoint: str = "best", quiet: bool = False) -> Scores:
-    """Score a checkpoint, print its table and, for the test set, write the report. Return the scores."""
+def score(path: Path, split: str, *, checkpoint: str = "best", data: str | None = None, quiet: bool = False) -> Scores:
+    """Score a checkpoint, print its table and, for the test set, write the report. Return the scores.
+
+    Args:
+        data: the folder of the run's corpus, if it was moved.
+    """
     from cats.nmt.scoring import report
     from cats.nmt.scoring.evaluate import evaluate
     from cats.nmt.scoring.tables import scores_table
     from cats.nmt.training.run import RunDirectory
 
-    scores = evaluate(path, split=split, checkpoint=checkpoint, quiet=quiet)
+    scores = evaluate(path, split=split, checkpoint=checkpoint, data=data, quiet=quiet)
     directory = RunDirectory(path)
     reported = split == "test" and directory.scores_file().exists()
     if reported:

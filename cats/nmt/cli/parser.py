@@ -25,7 +25,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Return the parsed arguments. The error for an unknown option suggests the nearest known one."""
+        """Return the parsed arguments. The error for an unknown option suggests the nearest known one.
+
+        An empty argument is refused. It usually comes from an unset variable of a script, and as the name of a folder
+        it would mean the current one.
+        """
+        for before, argument in zip(["", *arguments], arguments, strict=False):
+            option, equals, value = argument.partition("=")
+            if argument and not (option.startswith("--") and equals and not value):
+                continue
+            where = option if argument else before if before.startswith("--") else "an argument"
+            self.error(f"{where} is empty: give a value{', or leave the option out' if where[0] == '-' else ''}")
         for argument in arguments:
             option = argument.partition("=")[0]
             if option == "--":

@@ -50,7 +50,11 @@ SHORT = {
 
 def add_arguments(parser: Parser) -> None:
     default = Config()
-    parser.add_argument("--data", metavar="DIR", help="folder of a parallel corpus (default: the built-in corpus)")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of a parallel corpus (default: the built-in corpus); with --resume: where the corpus is now",
+    )
     parser.add_argument(
         "--method", metavar="{cats,static}", help=f"how tasks are weighted (default: {default.method.name})"
     )
@@ -94,7 +98,7 @@ def resumed(args: argparse.Namespace) -> Config:
     """
     from cats.nmt.training.run import RunDirectory
 
-    for name in (*SHORT, "data", "preset", "config", "out", "init_from", "overrides"):
+    for name in (*SHORT, "preset", "config", "out", "init_from", "overrides"):
         if getattr(args, name) is not None:
             option = "set" if name == "overrides" else name.replace("_", "-")
             raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
@@ -102,9 +106,10 @@ def resumed(args: argparse.Namespace) -> Config:
     config = directory.read_config()
     if directory.is_exported:
         raise UserError(
-            f"{directory.path} is an exported model, which cannot be trained further; resume the run itself"
+            f"{directory.path} is an exported model, which cannot be resumed; resume the run itself, or start a new "
+            f"run from it with --init-from {directory.path}"
         )
-    return config
+    return config if args.data is None else replace_settings(config, {"data.path": args.data})
 
 
 def configured(args: argparse.Namespace) -> Config:

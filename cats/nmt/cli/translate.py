@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
     if diverged := directory.divergence():
         print(f"cats: {args.run}: {diverged}; this is the model of {args.checkpoint}.pt", file=sys.stderr)
     config, tokenizer = trained.config, trained.tokenizer
-    directions = [direction(task, tokenizer.languages) for task in directory.task_names()]
+    tagged = set(tokenizer.languages)
+    directions = [direction(task, tagged) for task in directory.task_names()]
     targets = target_languages(directions, tokenizer)
     if args.to not in targets:
         known = ", ".join(targets)

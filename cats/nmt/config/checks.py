@@ -88,15 +88,19 @@ def _checked(name: str, value: Any, prefix: str) -> Any:
     kind, metadata = TYPES[name], FIELDS[name].metadata
     converted = _convert(value, kind)
     if converted is None:
-        shown = value if isinstance(value, str) else format_value(value)
-        raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {shown!r}")
-    if isinstance(converted, str) and not is_utf8(converted):
-        raise UserError(f"{prefix}{name} = {converted!r} is not valid UTF-8")
+        raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {_shown(value)!r}")
+    for text in converted if isinstance(converted, tuple) else (converted,):
+        if isinstance(text, str) and not is_utf8(text):
+            raise UserError(f"{prefix}{name} = {_shown(text)!r} is not valid UTF-8")
+        if isinstance(text, str) and "\0" in text:
+            raise UserError(f"{prefix}{name} contains a NUL character")
     choices, need = metadata["choices"], metadata["need"]
     if choices and converted not in choices:
-        raise UserError(f"{prefix}{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}")
+        raise UserError(
+            f"{prefix}{name} must be one of {', '.join(choices)}, not {_shown(value)!r}{nearest(converted, choices)}"
+        )
     if need and not need.test(converted):
-        raise UserError(f"{prefix}{name} must be {need.text}, not {value}")
+        raise UserError(f"{prefix}{name} must be {need.text}, not {_shown(value)}")
     return converted
 
 
@@ -112,7 +116,10 @@ def _convert(value: Any, kind: Any) -> Any:
         items = tuple(_convert(item, of) for item in value) if isinstance(value, list | tuple) else (None,)
         return None if None in items else items
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return None if math.isnan(value) else float(value)
+        try:
+            return None if math.isnan(value) else float(value)
+        except OverflowError:  # a whole number beyond the largest float
+            return None
     return value if type(value) is kind else None
 
 
@@ -126,6 +133,15 @@ def format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(format_value, value))}]"
     return repr(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as error messages show it."""
+    try:
+        text = value if isinstance(value, str) else format_value(value)
+    except (ValueError, RecursionError):
+        return "a value that is too long to be shown"
+    return text if len(text) <= 100 else f"{text[:100]} .."
 
 
 def _type_name(kind: Any) -> str:

@@ -20,9 +20,19 @@ class Condition:
     test: Callable[[Any], bool]
 
 
-POSITIVE_COUNT = Condition("at least 1", lambda value: value >= 1)
-EVEN = Condition("even and at least 2", lambda value: value >= 2 and value % 2 == 0)
-COUNT = Condition("at least 0", lambda value: value >= 0)
+def between(least: int, most: int) -> Condition:
+    """A number within bounds. The upper one is far above useful values: beyond it, memory or time would run out."""
+    return Condition(f"at least {least} and at most {most:,}", lambda value: least <= value <= most)
+
+
+POSITIVE_COUNT = between(1, 10**9)
+COUNT = between(0, 10**9)
+PAIRS = between(0, 10**12)
+WIDTH = Condition("even, at least 2 and at most 65,536", lambda value: 2 <= value <= 65_536 and value % 2 == 0)
+LAYERS = between(1, 1000)
+TOKENS = between(1, 10**7)  # in one batch
+THREADS = between(0, 1024)
+LENGTH = between(1, 10**6)  # of a line, in tokens
 FINITE = Condition("finite and at least 0", lambda value: 0 <= value < math.inf)
 POSITIVE = Condition("finite and above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_INF = Condition("above 0 (inf is allowed)", lambda value: value > 0)
@@ -103,7 +113,7 @@ class Data:
 class Tokenizer:
     """The tokenizer and the language tags."""
 
-    vocab_size: int = setting(2000, "largest number of pieces of the sentencepiece model", need=POSITIVE_COUNT)
+    vocab_size: int = setting(2000, "largest number of pieces of the sentencepiece model", need=between(1, 10**6))
     per_language: bool = setting(
         False, "train one model of vocab_size pieces per language, and use their union as the vocabulary (MultiDDS)"
     )
@@ -123,7 +133,7 @@ class Tokenizer:
     extend: int = setting(
         0,
         "with train.init_from: largest number of new pieces, for characters that the tokenizer of that run lacks",
-        need=COUNT,
+        need=between(0, 10**6),
     )
     source_tag: str = setting(
         "prepend",
@@ -142,11 +152,11 @@ class Tokenizer:
 class Model:
     """The Transformer."""
 
-    d_model: int = setting(96, "width of the Transformer", need=EVEN)
-    heads: int = setting(4, "attention heads; must divide d_model", need=POSITIVE_COUNT)
-    ffn: int = setting(192, "width of the feed-forward layers", need=POSITIVE_COUNT)
-    encoder_layers: int = setting(2, "encoder layers", need=POSITIVE_COUNT)
-    decoder_layers: int = setting(2, "decoder layers", need=POSITIVE_COUNT)
+    d_model: int = setting(96, "width of the Transformer", need=WIDTH)
+    heads: int = setting(4, "attention heads; must divide d_model", need=between(1, 65_536))
+    ffn: int = setting(192, "width of the feed-forward layers", need=between(1, 10**6))
+    encoder_layers: int = setting(2, "encoder layers", need=LAYERS)
+    decoder_layers: int = setting(2, "decoder layers", need=LAYERS)
     dropout: float = setting(0.1, "dropout after the embeddings and after every sub-layer", need=FRACTION)
     attention_dropout: float = setting(0.0, "dropout on the attention weights", need=FRACTION)
     activation_dropout: float = setting(0.0, "dropout within the feed-forward layers", need=FRACTION)
@@ -164,7 +174,7 @@ class Model:
     max_length: int = setting(
         256,
         "longest side of a training pair in tokens, tag and end included; longer pairs are left out and counted",
-        need=POSITIVE_COUNT,
+        need=LENGTH,
     )
 
 
@@ -193,7 +203,7 @@ class Sampling:
         need=FINITE,
     )
     tasks_per_update: int = setting(0, "number of tasks in an update, drawn by their probabilities; 0: all", need=COUNT)
-    batch_tokens: int = setting(800, "tokens per update, over all tasks", need=POSITIVE_COUNT)
+    batch_tokens: int = setting(800, "tokens per update, over all tasks", need=TOKENS)
     budget: str = setting(
         "target",
         "what batch_tokens counts: target tokens, or padded (sentences times the longest side)",
@@ -267,12 +277,12 @@ class Train:
     betas: tuple[float, float] = setting((0.9, 0.98), "Adam's beta1 and beta2", need=BETAS)
     eps: float = setting(1e-9, "Adam's epsilon", need=POSITIVE)
     weight_decay: float = setting(0.0, "decoupled weight decay (AdamW)", need=FINITE)
-    clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=COUNT)
+    clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=NOT_NEGATIVE)
     seed: int = setting(1, "seed of the parameters, the batches and the dropout", need=SEED)
     accumulate: int = setting(
         1,
         "number of parts that an update's batch is split into; they are computed one after the other, to save memory",
-        need=POSITIVE_COUNT,
+        need=between(1, 10_000),
     )
     precision: str = setting(
         "fp32",
@@ -298,25 +308,27 @@ class Train:
         0, "updates before the reset of train.pretrain or train.restart; train.steps includes them", need=COUNT
     )
     restart: bool = setting(False, "train all tasks from the start, with the same reset as train.pretrain")
-    threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=COUNT)
+    threads: int = setting(
+        0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=between(0, 1024)
+    )
 
 
 @dataclass(frozen=True)
 class Decode:
     """How lines are translated; see ``cats.nmt.model.decode.translations``."""
 
-    beam: int = setting(4, "beam size; 1 is greedy search", need=POSITIVE_COUNT)
+    beam: int = setting(4, "beam size; 1 is greedy search", need=between(1, 1000))
     penalty: str = setting(
         "google",
         "rank hypotheses by log probability / ((5 + length) / 6)^p (google) or / length^p (fairseq)",
         choices=("google", "fairseq"),
     )
     length_penalty: float = setting(1.0, "exponent p of the length penalty", need=FINITE)
-    batch_tokens: int = setting(4000, "source tokens that are translated at a time", need=POSITIVE_COUNT)
+    batch_tokens: int = setting(4000, "source tokens that are translated at a time", need=TOKENS)
     max_length: int = setting(
         1024,
         "largest number of pieces of a line; the rest is not translated and not scored, with a warning",
-        need=POSITIVE_COUNT,
+        need=LENGTH,
     )
     sample: bool = setting(False, "draw translations at random instead of beam search")
     temperature: float = setting(1.0, "sample: divide the logits by this", need=POSITIVE)
@@ -332,12 +344,12 @@ class Evaluate:
     """The groups of tasks whose macro-averages are reported."""
 
     lores_below: int = setting(
-        0, "tasks with fewer training pairs than this are LoRes; 0: with fewer than the mean", need=COUNT
+        0, "tasks with fewer training pairs than this are LoRes; 0: with fewer than the mean", need=PAIRS
     )
     hires_from: int = setting(
         0,
         "tasks with at least this many pairs are HiRes, the rest MidRes; 0: all tasks that are not LoRes are HiRes",
-        need=COUNT,
+        need=PAIRS,
     )
     lores: tuple[str, ...] = setting((), "names of the LoRes tasks; a list for any group replaces the two bounds")
     midres: tuple[str, ...] = setting((), "names of the MidRes tasks")

@@ -7,6 +7,7 @@ Every setting is written with its help line. Reading is strict: an unknown secti
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import types
 from collections.abc import Iterable
@@ -16,6 +17,9 @@ from typing import Any, get_args
 from cats.nmt.config.checks import format_value, replace_settings, suggest_setting
 from cats.nmt.config.schema import FIELDS, SECTIONS, TYPES, Config
 from cats.nmt.errors import UserError, nearest
+from cats.nmt.files import read_file
+
+LARGEST = 1 << 20  # bytes of a configuration: more than a hundred times what cats writes
 
 
 def read_config(path: Path | str, base: Config | None = None) -> Config:
@@ -25,12 +29,20 @@ def read_config(path: Path | str, base: Config | None = None) -> Config:
         UserError: the file cannot be read, is not TOML, or has an unknown section, key or choice, or a wrong type.
     """
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
+        content = read_file(path)
+        if len(content) > LARGEST:
+            raise UserError(f"{path}: {len(content):,} bytes are too many for a configuration; give another file")
+        text = content.decode("utf-8")
+        if any(part.count(".") > 100 for part in re.split("[,\n]", text)):  # tomllib needs minutes for such a key
+            raise RecursionError
+        tables = tomllib.loads(text)
+    except FileNotFoundError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise UserError(f"{path}: lists or tables are nested too deeply") from None
+    except ValueError as error:  # also a number with thousands of digits
         raise UserError(f"{path}: not valid TOML: {error}") from None
     values = {}
     for section, table in tables.items():
@@ -136,5 +148,5 @@ def _parse(text: str, kind: Any) -> Any:
         return [word.strip() for word in text.split(",") if word.strip()]
     try:
         return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from cats.nmt.data.corpus import ENGLISH
 from cats.nmt.data.tokenizer import Tokenizer
@@ -13,10 +13,11 @@ def direction(task: str, targets: Iterable[str]) -> tuple[str, str]:
 
     Both languages may contain hyphens, so `targets`, the known target languages, tell where the second one begins.
     """
-    targets = list(targets)
-    if task in targets:
+    known = targets if isinstance(targets, Set) else set(targets)
+    if task in known:
         return ENGLISH[0], task
-    target = max((t for t in targets if task.endswith(f"-{t}")), key=len, default=task.rpartition("-")[2])
+    ends = [task[i + 1 :] for i, letter in enumerate(task) if letter == "-"]  # the longest first
+    target = next((end for end in ends if end in known), task.rpartition("-")[2])
     return task.removesuffix(f"-{target}"), target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from cats.nmt.config.schema import Evaluate
@@ -26,8 +27,8 @@ def task_groups(sizes: Mapping[str, int], settings: Evaluate) -> dict[str, list[
         for name in named:
             if name not in sizes:
                 raise unknown("task", name, sizes, where="evaluate")
-            if named.count(name) > 1:
-                raise UserError(f"evaluate: {name} is in two groups")
+        if twice := [name for name, count in Counter(named).items() if count > 1]:
+            raise UserError(f"evaluate: {twice[0]} is in two groups")
         return {
             "all": list(sizes),
             **{group: list(names) for group, names in lists.items() if names or group != "midres"},
@@ -35,11 +36,10 @@ def task_groups(sizes: Mapping[str, int], settings: Evaluate) -> dict[str, list[
     bound = settings.lores_below or sum(sizes.values()) / max(1, len(sizes))
     if settings.hires_from and settings.hires_from < bound:
         raise UserError(f"evaluate.hires_from = {settings.hires_from} is below the bound of LoRes, {bound:,.0f} pairs")
-    low = [name for name, size in sizes.items() if size < bound]
-    middle = [name for name, size in sizes.items() if name not in low and size < settings.hires_from]
+    middle = max(bound, settings.hires_from)  # the bound of HiRes
     return {
         "all": list(sizes),
-        "lores": low,
-        **({"midres": middle} if settings.hires_from else {}),
-        "hires": [name for name in sizes if name not in low and name not in middle],
+        "lores": [name for name, size in sizes.items() if size < bound],
+        **({"midres": [n for n, size in sizes.items() if bound <= size < middle]} if settings.hires_from else {}),
+        "hires": [name for name, size in sizes.items() if size >= middle],
     }

@@ -112,7 +112,8 @@ class Mixture:
                 temperature = 1 / inverse if inverse else math.inf
             found = temperature_probabilities(sizes, temperature)
         if phase < 0:
-            found = {task: value if task in self.pretrain else 0.0 for task, value in found.items()}
+            first = set(self.pretrain)
+            found = {task: value if task in first else 0.0 for task, value in found.items()}
             total = sum(found.values())
             found = {task: value / total for task, value in found.items()}
         return list(found.values())

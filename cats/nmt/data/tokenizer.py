@@ -8,7 +8,6 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import sentencepiece
@@ -16,7 +15,7 @@ import sentencepiece
 from cats.nmt.config import schema
 from cats.nmt.data import pieces
 from cats.nmt.errors import UserError, unknown
-from cats.nmt.files import atomic_write
+from cats.nmt.files import atomic_write, read_file
 
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 _LONGEST = 2000  # training lines are cut into parts of at most this many characters
@@ -63,7 +62,8 @@ class Tokenizer:
             language: _OneLanguage(own, self._processor) for language, own in pieces.languages(model).items()
         }
         controls = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
-        self.languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in controls]
+        languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in controls]
+        self._tags = {language: i for i, language in enumerate(languages, start=len(_SPECIALS))}
 
     @classmethod
     def train(
@@ -100,9 +100,7 @@ class Tokenizer:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(
-                    _training_form(part, [*_SPECIALS, *symbols]) for line in lines for part in _parts(line)
-                ),
+                sentence_iterator=(_training_form(part) for line in lines for part in _parts(line)),
                 model_writer=model,
                 model_type="unigram",
                 vocab_size=vocab_size,
@@ -164,8 +162,8 @@ class Tokenizer:
             UserError: the file is missing, or is not a tokenizer with these ids.
         """
         try:
-            tokenizer = cls(Path(path).read_bytes(), tags)
-        except OSError as error:
+            tokenizer = cls(read_file(path), tags)
+        except FileNotFoundError as error:
             raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from error
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path}: not a sentencepiece model") from error
@@ -191,9 +189,14 @@ class Tokenizer:
         return self._processor.get_piece_size()
 
     @property
+    def languages(self) -> list[str]:
+        """The languages that have a tag, in the order of their ids."""
+        return list(self._tags)
+
+    @property
     def first_piece(self) -> int:
         """The first id of a piece; smaller ids are specials and tags."""
-        return len(_SPECIALS) + len(self.languages)
+        return len(_SPECIALS) + len(self._tags)
 
     def pieces(self) -> dict[str, float]:
         """{piece: score} in the order of ids, specials and tags included."""
@@ -213,7 +216,7 @@ class Tokenizer:
     def translates(self, source: str, target: str) -> bool:
         """Whether the tokenizer can encode the sources and targets of a direction."""
         tagged = {target, source} if self.tags.source != "none" and self.tags.of == "source" else {target}
-        return tagged.issubset(self.languages) and (not self._models or {source, target} <= self._models.keys())
+        return tagged <= self._tags.keys() and (not self._models or {source, target} <= self._models.keys())
 
     def tag(self, language: str) -> int:
         """The id of the tag of `language`.
@@ -221,9 +224,9 @@ class Tokenizer:
         Raises:
             UserError: the tokenizer has no tag for this language.
         """
-        if language not in self.languages:
-            raise unknown("language", language, self.languages)
-        return len(_SPECIALS) + self.languages.index(language)
+        if language not in self._tags:
+            raise unknown("language", language, self._tags)
+        return self._tags[language]
 
     def start(self, language: str) -> int:
         """The first input of the decoder, for this target language."""
@@ -293,13 +296,13 @@ def _parts(line: str) -> Iterator[str]:
     yield line
 
 
-def _training_form(line: str, symbols: list[str]) -> str:
+def _training_form(line: str) -> str:
     """`line` with marks that no piece may cross: around digits, and inside text that looks like a control symbol.
 
     Without them, sentencepiece would remove the text of control symbols from the training text, and their characters
-    would be unknown.
+    would be unknown. The text of a tag contains a digit, so it has a mark already.
     """
     line = re.sub(r"\d", f"{_NO_PIECE_ACROSS}\\g<0>{_NO_PIECE_ACROSS}", line.replace(_RESERVED, " "))
-    for symbol in symbols:
+    for symbol in _SPECIALS:
         line = line.replace(symbol, symbol[0] + _NO_PIECE_ACROSS + symbol[1:])
     return line

@@ -61,10 +61,11 @@ def vocabulary_text(corpus: Corpus, temperature: float, most_pairs: int) -> list
     `most_pairs` source lines and as many target lines.
     """
     total = sum(corpus.sizes.values())
+    shares = temperature_probabilities(corpus.sizes, temperature)
     sources: set[str] = set()
     targets: list[str] = []
     for task in corpus.tasks:
-        count = math.ceil(min(total, most_pairs) * temperature_probabilities(corpus.sizes, temperature)[task.name])
+        count = math.ceil(min(total, most_pairs) * shares[task.name])
         step = max(1, len(task.train) // count) if total > most_pairs else 1
         chosen = list(itertools.islice(task.train, 0, None, step))
         sources.update(line for line, _ in chosen)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import Config, Decode
 from cats.nmt.data.corpus import SPLITS, Corpus, Split, StreamedSplit, Task
 from cats.nmt.data.groups import task_groups
@@ -33,7 +34,9 @@ from cats.nmt.training.run import RunDirectory, TrainedModel, set_threads
 MOST_NEIGHBOURS = 200_000
 
 
-def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet: bool = False) -> Scores:
+def evaluate(
+    run: Path, *, split: str = "test", checkpoint: str = "best", data: str | None = None, quiet: bool = False
+) -> Scores:
     """Translates and scores a split; writes scores.json, scores.csv and ``hyp/``.
 
     Each task gets files ``hyp/<split>.<task>.<suffix>`` with a line for each test line:
@@ -53,6 +56,7 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         run: a run directory that `cats.nmt.training.trainer.train` wrote.
         split: train, valid or test.
         checkpoint: best, last, average, or another one of the run's checkpoints/.
+        data: the folder of the run's corpus, if it was moved.
         quiet: no progress bar and no notices. Without a terminal there is never a progress bar.
 
     Returns:
@@ -66,8 +70,8 @@ def evaluate(run: Path, *, split: str = "test", checkpoint: str = "best", quiet:
         raise UserError(f"unknown split '{split}'{nearest(split, SPLITS)}")
     directory = RunDirectory(run)
     trained = directory.load_model(checkpoint)
-    config = trained.config
-    corpus = directory.load_corpus(trained)
+    config = trained.config if data is None else replace_settings(trained.config, {"data.path": data})
+    corpus = directory.load_corpus(config, trained.origin)
     members = task_groups(corpus.sizes, config.evaluate)
     tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]
     # A language may have been added to the corpus after the training.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_file, hard_link
+from cats.nmt.files import atomic_file, hard_link, open_regular
+from cats.nmt.training.origin import Origin
 
 # torch writes a checksum per tensor but does not verify it, so we append one of the whole file. A CRC-32 finds all
 # changes of up to 32 adjacent bits and misses one in 2^32 others; it takes an eighth of the time of SHA-256.
@@ -67,6 +68,10 @@ def load(path: Path) -> dict[str, Any]:
         if not _sealed(path):
             raise ValueError("the checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError("another type")
+    except UserError:  # no regular file
+        raise
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
     except Exception as error:  # torch raises many types for a damaged file: RuntimeError, UnpicklingError, ...
@@ -80,7 +85,7 @@ def _seal(checksum: int) -> bytes:
 
 def _sealed(path: Path) -> bool:
     """Whether the checksum at the end of the file is right."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         left = os.fstat(file.fileno()).st_size - len(_seal(0))
         found = 0
         while left > 0 and (block := file.read(min(left, 1 << 20))):
@@ -119,21 +124,31 @@ def newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
 def average(paths: list[Path]) -> dict[str, Any]:
     """A checkpoint whose model has the mean of the parameters of these checkpoints, computed in float64.
 
+    The rest is that of the first checkpoint.
+
     Raises:
         UserError: a file cannot be read, or belongs to another model or corpus than the first.
     """
-    result: dict[str, Any] = {}
     sums: dict[str, Tensor] = {}
+    first: tuple[Origin, dict[str, Tensor]] | None = None
     for path in paths:
         state = load(path)
         try:
-            like = state["digest"], {name: tensor.shape for name, tensor in state["model"].items()}
+            origin, model = Origin.of_state(state), state["model"]
+            shapes = {name: tensor.shape for name, tensor in model.items()}
         except (AttributeError, KeyError, TypeError):
             raise UserError(f"{path} has no model of a run") from None
-        result = result or state
-        if like != (result["digest"], {name: tensor.shape for name, tensor in result["model"].items()}):
+        first = first or (origin, model)
+        like, other = first
+        if (
+            shapes != {name: tensor.shape for name, tensor in other.items()}
+            or origin.digest != like.digest
+            or (origin.tokenizer and like.tokenizer and origin.tokenizer != like.tokenizer)
+        ):
             raise UserError(f"{path} belongs to another model or corpus than {paths[0]}: they cannot be averaged")
-        for name, tensor in state["model"].items():
+        for name, tensor in model.items():
             sums[name] = sums[name] + tensor if name in sums else tensor.double()
-    model = {name: (total / len(paths)).to(result["model"][name].dtype) for name, total in sums.items()}
-    return {"model": model, "digest": result["digest"]}
+    assert first is not None
+    origin, model = first
+    mean = {name: (total / len(paths)).to(model[name].dtype) for name, total in sums.items()}
+    return {"model": mean, **origin.to_state()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, cast
 
 import torch
@@ -55,6 +56,19 @@ def build_optimizer(
             f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
         )
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights))
+
+
+def check_backend(device: torch.device) -> None:
+    """Uses the operators once if CATS_BACKEND chooses their backend, so that a wrong choice shows before training.
+
+    Raises:
+        UserError: there is no such backend, or it cannot be used here.
+    """
+    if name := os.environ.get("CATS_BACKEND"):
+        try:
+            cats.ops.gram([[torch.zeros(1, device=device)]])
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the environment variable CATS_BACKEND is {name!r}: {error}") from None
 
 
 def _number(value: float | str) -> float | None:

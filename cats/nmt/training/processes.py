@@ -32,7 +32,10 @@ def process_group() -> Iterator[None]:
         return
     if missing := [name for name in TORCHRUN_VARIABLES if name not in os.environ]:
         raise UserError(f"start several processes with torchrun, which also sets {', '.join(missing)}")
-    gpus, place = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    numbers = {name: _number(name) for name in TORCHRUN_VARIABLES if name != "MASTER_ADDR"}
+    if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+        raise UserError(f"RANK = {numbers['RANK']} is not below WORLD_SIZE = {numbers['WORLD_SIZE']}; use torchrun")
+    gpus, place = torch.cuda.device_count(), numbers["LOCAL_RANK"]
     if torch.cuda.is_available():
         if place >= gpus:
             raise UserError(f"process {place} has no GPU: there are {gpus}; give torchrun --nproc-per-node {gpus}")
@@ -44,6 +47,16 @@ def process_group() -> Iterator[None]:
     yield
     # Not in a `finally`: after an error in this process alone, it could wait for the others.
     dist.destroy_process_group()
+
+
+def _number(variable: str) -> int:
+    """The value of an environment variable that torchrun sets."""
+    text = os.environ[variable]
+    if not text.isdecimal() or len(text) > 9:
+        raise UserError(
+            f"the environment variable {variable} is {text!r}, not a number; start the processes with torchrun"
+        )
+    return int(text)
 
 
 def world_size() -> int:

@@ -13,16 +13,18 @@ An exported model is a directory with config.toml, tokenizer.model and model.saf
 
 from __future__ import annotations
 
-import json
 import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor, nn
 
 from cats.nmt.config import schema
+from cats.nmt.config.checks import format_value, replace_settings
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.data.corpus import Corpus
@@ -32,8 +34,9 @@ from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, hard_link, locked
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.training import checkpoint, processes
+from cats.nmt.training import checkpoint, export_file, processes
 from cats.nmt.training.metrics import divergence, read_metrics
+from cats.nmt.training.origin import DEFINING, Origin
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,13 @@ class TrainedModel:
     """A model of a run and what is needed to use it.
 
     model: the model in evaluation mode, on the default device.
-    digest: the digest of the corpus that it was trained on; "" if the file does not say.
+    origin: what it was trained with.
     """
 
     config: Config
     tokenizer: Tokenizer
     model: Transformer
-    digest: str
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,25 @@ class RunDirectory:
             UserError: this is not a run directory, or a file in it is missing or does not match.
         """
         config = self.read_config()
+        path = self.weights_file if self.is_exported else self.checkpoint(name)
+        parameters, origin = self.read_model(name)
+        tokenizer = self.load_tokenizer(config.tokenizer)
+        self.check_files(config, tokenizer, origin, path)
+        model = build_model(config.model, tokenizer)
+        try:
+            model.load_state_dict(with_tied(parameters, model))
+        except (RuntimeError, TypeError, AttributeError):
+            raise self.mismatch(path) from None
+        return TrainedModel(config, tokenizer, model.to(default_device()).eval(), origin)
+
+    def read_model(self, name: str = "best") -> tuple[dict[str, Tensor], Origin]:
+        """The parameters of a checkpoint or of an exported model, and what it was trained with.
+
+        Raises:
+            UserError: there is no such file, or it is damaged.
+        """
         if self.is_exported:
-            tokenizer = self.load_tokenizer(config.tokenizer)
-            model = build_model(config.model, tokenizer)
-            metadata = self.read_weights(model)
-            return TrainedModel(config, tokenizer, model.to(default_device()).eval(), metadata.get("digest", ""))
+            return export_file.read(self.weights_file)
         path = self.checkpoint(name)
         if not path.exists():
             there = sorted(found.stem for found in self.checkpoints.glob("*.pt"))
@@ -168,59 +185,107 @@ class RunDirectory:
                 f"{self.path} has no trained model yet ({path.name}); resume it with: cats train --resume {self.path}"
             )
         state = checkpoint.load(path)
-        tokenizer = self.load_tokenizer(config.tokenizer)
-        model = build_model(config.model, tokenizer)
         try:
-            model.load_state_dict(state["model"])
-        except (KeyError, RuntimeError, TypeError, AttributeError):
+            return dict(state["model"]), Origin.of_state(state)
+        except (KeyError, TypeError, ValueError):
             raise self.mismatch(path) from None
-        return TrainedModel(config, tokenizer, model.to(default_device()).eval(), str(state.get("digest", "")))
 
-    def read_weights(self, model: Transformer) -> dict[str, str]:
-        """Fills a model with the parameters of an exported one, and returns the metadata.
+    def check_files(self, config: Config, tokenizer: Tokenizer, origin: Origin, path: Path) -> None:
+        """Compares config.toml and tokenizer.model with what a model was trained with.
+
+        A changed setting that a trained model does not depend on, such as train.steps, is allowed, with a notice.
+
+        Args:
+            path: the file of the model.
 
         Raises:
-            UserError: the file is damaged, or the model has another shape.
+            UserError: the tokenizer, or a setting that the model depends on, is another one.
         """
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import load_model
+        if origin.tokenizer and tokenizer.digest() != origin.tokenizer:
+            raise UserError(
+                f"{self.tokenizer_file} is not the tokenizer that {path.name} was trained with: it was changed or "
+                "replaced; put the right file there"
+            )
+        changes = origin.changed_settings(config)
+        for name in DEFINING:
+            if name in changes:
+                then, now = changes[name]
+                raise UserError(
+                    f"{self.config_file} has {name} = {format_value(now)}, but {path.name} was trained with "
+                    f"{format_value(then)}; set it back"
+                )
+        if changes and processes.is_main():
+            said = [f"{name} = {format_value(now)} (was {format_value(then)})" for name, (then, now) in changes.items()]
+            print(
+                f"cats: {self.config_file} was changed since {path.name} was written: {', '.join(said)}",
+                file=sys.stderr,
+            )
 
-        path = self.weights_file
+    def check_resumed(self, config: Config, state: dict[str, Any]) -> Origin:
+        """What a run was started with, according to its checkpoint, compared with the files of the directory.
+
+        Raises:
+            UserError: see ``check_files``; or the checkpoint belongs to another version.
+        """
+        path = self.checkpoint("last")
         try:
-            with safe_open(path, "pt") as file:
-                metadata = dict(file.metadata() or {})
-            load_model(model, path)
-        except SafetensorError:
-            raise UserError(f"{path} is damaged or not a safetensors file; export the run again") from None
-        except RuntimeError:
-            raise self.mismatch(path) from None
-        return metadata
+            origin = Origin.of_state(state)
+        except TypeError:
+            raise self.mismatch(path, "; start a new run") from None
+        self.check_files(config, self.load_tokenizer(config.tokenizer), origin, path)
+        return origin
 
-    def load_corpus(self, trained: TrainedModel) -> Corpus:
+    def load_corpus(self, config: Config, origin: Origin) -> Corpus:
         """The corpus that a model of this run was trained on.
 
+        Args:
+            origin: what the model was trained with.
+
         Raises:
-            UserError: the corpus is missing, or it has changed since then.
+            UserError: the corpus is missing, or it is another one.
         """
-        settings = trained.config.data
+        settings = config.data
+        if settings.path and not Path(settings.path).exists():
+            raise UserError(
+                f"{settings.path}: no such folder; if the corpus of {self.path} was moved, give its new folder "
+                "with --data"
+            )
         corpus = load_corpus(settings)
-        if trained.digest != corpus.digest():
-            raise UserError(f"{settings.path or 'the CLDR corpus'} is not what {self.path} was trained on; train again")
+        if not corpus.has_digest(origin.digest):
+            raise UserError(
+                f"{self.path}: the corpus is not the one this run was started on ({settings.path or 'built-in'}: "
+                f"{origin.corpus_difference(corpus)}); give that one with --data, or start a new run"
+            )
         return corpus
 
     def task_names(self) -> list[str]:
         """The names of the tasks that the model was trained on; empty if no file tells them."""
         if self.is_exported:
-            from safetensors import safe_open
-
-            with safe_open(self.weights_file, "pt") as file:
-                return [str(name) for name in json.loads((file.metadata() or {}).get("tasks", "[]"))]
+            return export_file.task_names(self.weights_file)
         records = read_metrics(self.metrics_file)
         return list(dict.fromkeys(name for record in records for name in record.get("alpha", {})))
 
     def divergence(self) -> str:
         """How the training ended, if it diverged; see ``cats.nmt.training.metrics.divergence``."""
         return "" if self.is_exported else divergence(read_metrics(self.metrics_file))
+
+    def record_corpus(self, path: str) -> None:
+        """Sets data.path in config.toml, after the corpus was moved.
+
+        Raises:
+            UserError: config.toml cannot be read or written.
+        """
+        config = self.read_config()
+        if config.data.path != path:
+            self.write_config(replace_settings(config, {"data.path": path}))
+
+    def write_config(self, config: Config) -> None:
+        """Replaces config.toml.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        atomic_write(self.config_file, to_toml(config))
 
     def create(self, config: Config, tokenizer: Tokenizer, state: dict[str, Any]) -> None:
         """Makes the directory of a new run. If that fails, nothing is left behind.
@@ -238,7 +303,7 @@ class RunDirectory:
         try:
             tokenizer.save(self.tokenizer_file)
             checkpoint.save(self.checkpoint("last"), state)
-            atomic_write(self.config_file, to_toml(config))
+            self.write_config(config)
         except BaseException:
             shutil.rmtree(self.checkpoints)
             for path in (self.tokenizer_file, self.config_file):
@@ -293,6 +358,17 @@ class RunDirectory:
             raise UserError(f"{self.path}: another process is training this run; wait for its end")
 
         return locked(self.path, refuse)
+
+
+def with_tied(parameters: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of `model` with all their names. An exported model has those that are tied only once."""
+    first: dict[int, str] = {}
+    found = dict(parameters)
+    for name, tensor in model.state_dict().items():
+        other = first.setdefault(tensor.data_ptr(), name)
+        if other in parameters:
+            found.setdefault(name, parameters[other])
+    return found
 
 
 def load_corpus(settings: schema.Data) -> Corpus:

@@ -30,7 +30,7 @@ from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses
 from cats.nmt.training.memory import out_of_memory_advice
 from cats.nmt.training.metrics import LossRecord, Metrics
-from cats.nmt.training.optimizer import build_optimizer
+from cats.nmt.training.optimizer import build_optimizer, check_backend
 from cats.nmt.training.progress import Progress
 from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
 from cats.nmt.training.schedule import rate_of_update
@@ -76,9 +76,12 @@ class Trainer:
         self.directory, self.device = RunDirectory(out), default_device()
         if processes.world_size() > 1 and config.method.name == "cats" and config.method.cross_batch:
             raise UserError("method.cross_batch works with one process only; leave out method.cross_batch or torchrun")
-        data = load_training_data(config, self.directory, self.device, resume=resume, quiet=self.quiet)
+        check_backend(self.device)
+        saved, problem = self.directory.newest_checkpoint() if resume else ({}, "")
+        started_with = self.directory.check_resumed(config, saved) if resume else None
+        data = load_training_data(config, self.directory, self.device, started_with=started_with, quiet=self.quiet)
         self.tasks, self.training, self.validation = data.tasks, data.training, data.validation
-        self.digest, self.vocab_size = data.digest, data.tokenizer.vocab_size
+        self.origin, self.vocab_size = data.origin, data.tokenizer.vocab_size
         if config.train.patience and not any(map(len, self.validation.shards.values())):
             raise UserError("train.patience needs validation pairs, and the corpus has none")
 
@@ -114,7 +117,9 @@ class Trainer:
             self.directory.create(config, data.tokenizer, self.state([]))
         processes.barrier()
         if resume:
-            self.load()
+            self.load(saved, problem)
+            if processes.is_main():
+                self.directory.record_corpus(config.data.path)
         self.metrics: Metrics | None = None
         if processes.is_main():
             self.metrics = Metrics(self.directory.metrics_file, self.directory.tensorboard, self.step)
@@ -336,7 +341,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),  # empty, except with fp16
-            "digest": self.digest,
+            **self.origin.to_state(),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
@@ -355,18 +360,27 @@ class Trainer:
 
     def save_model(self, better: bool) -> None:
         """Writes the model alone: as best.pt if it is better, and as step-N.pt if `train.keep` asks for it."""
-        state = {"model": self.model.state_dict(), "digest": self.digest, "step": self.step, "best": self.best}
+        state = {
+            "model": self.model.state_dict(),
+            **self.origin.to_state(),
+            "step": self.step,
+            "best": self.best,
+        }
         self.directory.save_model(state, best=better, keep=self.config.train.keep)
 
-    def load(self) -> None:
-        """Continues from the newest checkpoint that can be read. A message is printed if it is not the last one."""
+    def load(self, state: dict[str, Any], problem: str) -> None:
+        """Continues from a checkpoint.
+
+        Args:
+            problem: why it is not the last one, if it is not. It is printed.
+        """
         if processes.is_main():
             remove_temporary_files(self.directory.path)
             remove_temporary_files(self.directory.checkpoints)
-        state, problem = self.directory.newest_checkpoint()
         try:
-            if state["digest"] != self.digest:
-                raise UserError(f"{self.out}: the corpus is not the one this run was started on; start a new run")
+            for name, kind in {"step": int, "waited": int, "seconds": float, "best": float, "logged_at": float}.items():
+                if type(state[name]) is not kind:
+                    raise TypeError(f"{name} has another type")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])

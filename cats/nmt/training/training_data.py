@@ -15,6 +15,7 @@ from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.training import processes, warmstart
+from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory, load_corpus
 
 COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of this length, for fewer shapes to compile
@@ -22,12 +23,12 @@ COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of thi
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run is trained and validated on. digest: the digest of the corpus."""
+    """What a run is trained and validated on. origin: what checkpoints record about it."""
 
     tokenizer: Tokenizer
     training: TokenDataset
     validation: TokenDataset
-    digest: str
+    origin: Origin
 
     @property
     def tasks(self) -> list[str]:
@@ -35,32 +36,35 @@ class TrainingData:
 
 
 def load_training_data(
-    config: Config, run: RunDirectory, device: torch.device, *, resume: bool, quiet: bool
+    config: Config, run: RunDirectory, device: torch.device, *, started_with: Origin | None, quiet: bool
 ) -> TrainingData:
     """Reads and encodes the corpus. With several processes, the main one does it first and the others use its files.
 
     Args:
-        run: with `resume`, the tokenizer is that of this directory.
+        started_with: what the resumed run was started with: its corpus must be the same, and the tokenizer is that of
+            the directory `run`. None for a new run.
         quiet: do not print what was left out of the corpus.
 
     Raises:
         UserError: unusable data or settings, or settings that differ between the processes.
     """
+    new = started_with is None
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
     with processes.main_first():
-        corpus = load_corpus(config.data)
+        corpus = load_corpus(config.data) if started_with is None else run.load_corpus(config, started_with)
         task_groups(corpus.sizes, config.evaluate)  # an unknown name in [evaluate] is an error now, not after training
         directions = {task.name: (task.source, task.target) for task in corpus.tasks}
-        if not resume and not config.train.init_from:  # the tags of an earlier run were checked when it started
+        if new and not config.train.init_from:  # the tags of an earlier run were checked when it started
             _check_tags(encoding.tags, {target for _, target in directions.values()})
-        if resume:
+        if started_with is not None:
             known: Tokenizer | None = run.load_tokenizer(config.tokenizer)
         else:
             known = warmstart.initial_tokenizer(corpus, config, quiet=quiet)
         encoded = training_tokens(corpus, encoding, tokenizer=known, quiet=quiet)
     tokenizer = encoded.tokenizer
     settings = [config.model, config.sampling, config.method, config.train]
-    if not processes.equal_text(f"{corpus.digest()} {tokenizer.digest()} {settings}"):
+    origin = Origin.of(config, corpus, tokenizer)
+    if not processes.equal_text(f"{origin.digest} {origin.tokenizer} {settings}"):
         raise UserError("the processes have different text or settings; give all of them the same")
     most = config.data.valid_pairs or None
     valid_pairs = {task.name: list(task.valid)[:most] for task in corpus.tasks}
@@ -79,7 +83,7 @@ def load_training_data(
         tokenizer,
         TokenDataset(encoded.shards, directions, tokenizer, device, multiple=multiple),
         TokenDataset(validation.shards, directions, tokenizer, device),
-        corpus.digest(),
+        origin,
     )
 
 

@@ -1,11 +1,11 @@
-"""Starts a run from the best model of another one (`train.init_from`): takes over its tokenizer and parameters.
+"""Starts a run from the best model of another one, or from an exported model: takes over tokenizer and parameters.
 
-The tokenizer is extended for new languages and characters. Text that the old one could encode is encoded as before.
+The setting is `train.init_from`. The tokenizer is extended for new languages and characters. Text that the old one
+could encode is encoded as before.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -21,10 +21,8 @@ from cats.nmt.data.prepared import TOKENIZER, is_prepared
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.data.vocabulary import tagged_languages, train_language_tokenizers, vocabulary_text
 from cats.nmt.errors import UserError
-from cats.nmt.training import checkpoint
-from cats.nmt.training.run import RunDirectory
-
-_MAY_CHANGE = ("dropout", "max_length")  # model settings that do not affect the shapes of parameters
+from cats.nmt.training.origin import DEFINING
+from cats.nmt.training.run import RunDirectory, with_tied
 
 
 def initial_tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokenizer | None:
@@ -40,7 +38,8 @@ def initial_tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) ->
     if not config.train.init_from:
         return None
     old = _old_tokenizer(RunDirectory(Path(config.train.init_from)), config)
-    new = [language for language in tagged_languages(corpus, config.tokenizer) if language not in old.languages]
+    known = set(old.languages)
+    new = [language for language in tagged_languages(corpus, config.tokenizer) if language not in known]
     if config.data.path and is_prepared(Path(config.data.path)):
         return _prepared_with(Path(config.data.path), old, config.train.init_from)
     if config.tokenizer.per_language:
@@ -65,22 +64,24 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> N
         UserError: the run has no best checkpoint yet, or it does not match.
     """
     run = RunDirectory(Path(config.train.init_from))
-    path = run.checkpoint("best")
     old = _old_tokenizer(run, config)
     ids = {piece: i for i, piece in enumerate(tokenizer.pieces())}
     rows = torch.tensor([ids[piece] for piece in old.pieces()])
-    state = checkpoint.load(path)
+    parameters, origin = run.read_model()
+    path = run.weights_file if run.is_exported else run.checkpoint("best")
+    run.check_files(run.read_config(), old, origin, path)
+    parameters = with_tied(parameters, model)
     try:
         with torch.no_grad():
             for name, parameter in model.state_dict().items():
-                value = state["model"].pop(name).to(parameter.device)
+                value = parameters.pop(name).to(parameter.device)
                 if parameter.shape != value.shape and len(parameter) == tokenizer.vocab_size:
                     mean = value[old.pad_id + 1 :].mean(0)
                     value = mean.expand_as(parameter).index_copy(0, rows.to(parameter.device), value)
                 if parameter.shape != value.shape:
                     raise ValueError(name)
                 parameter.copy_(value)
-        if state["model"]:
+        if parameters:
             raise ValueError("more parameters than the model has")
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise run.mismatch(path) from error
@@ -89,10 +90,7 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> N
 def _old_tokenizer(run: RunDirectory, config: Config) -> Tokenizer:
     """The tokenizer of the old run, which must have the configured model and tags."""
     there = run.read_config("train.init_from: ")
-    model = [field.name for field in dataclasses.fields(config.model)]
-    names = [f"model.{name}" for name in model if not any(part in name for part in _MAY_CHANGE)]
-    names += [f"tokenizer.{key}" for key in ("per_language", "source_tag", "target_tag", "tag_of")]
-    for name in names:
+    for name in DEFINING:
         section, key = name.split(".")
         theirs, ours = (getattr(getattr(c, section), key) for c in (there, config))
         if theirs != ours:

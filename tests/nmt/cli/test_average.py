@@ -62,3 +62,15 @@ def test_average_of_the_newest_models(
     message = refused("translate", run, "--to", "az", "--checkpoint", "lst")
     there = "average, best, last, previous, step-20, step-30"
     assert message == f"{run} has no checkpoint 'lst' (did you mean last?); there are {there}"
+
+
+def test_average_of_runs_on_raw_and_prepared_text(trained: Path, tmp_path: Path) -> None:
+    """One text has one digest, wherever it is."""
+    prepared = tmp_path / "prepared"
+    assert main(["data", "prepare", str(trained / "toy"), "--out", str(prepared), "--processes", "1", *SET]) == 0
+    other = tmp_path / "run"
+    few = ["--set", "train.steps=1"]
+    assert main(["train", "--data", str(prepared), "--out", str(other), "--quiet", *SET, *few]) == 0
+    files = [str(run / "checkpoints" / "best.pt") for run in (other, trained / "run")]
+    assert main(["average", str(other), "--checkpoints", *files]) == 0
+    assert main(["evaluate", str(other), "--checkpoint", "average", "--data", str(trained / "toy")]) == 0

@@ -20,10 +20,10 @@ def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: 
     def full(*arguments: Any) -> NoReturn:
         raise UserError("the disk is full")
 
-    from cats.nmt.training import export
+    from cats.nmt.training import export_file
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "to_toml", full)
+        patch.setattr(export_file, "write", full)
         assert main(["export", str(run), str(tmp_path / "out")]) == 2
     assert list((tmp_path / "out").iterdir()) == []
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
@@ -42,16 +42,18 @@ def test_export(
     assert main(["translate", str(out), "--to", "az", "--from", "en", "--input", source]) == 0
     assert capfd.readouterr() == ((run / "hyp" / "test.az.txt").read_text(encoding="utf-8"), "")
     assert RunDirectory(out).task_names() == ["az", "be"]
-    assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be trained further")
+    assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be resumed")
     shutil.rmtree(run)  # the exported model works without the run; with the corpus it can be scored too
     assert evaluate.evaluate(out).model.tasks.keys() == {"az", "be"}
 
     assert refused("export", out, out) == f"{out} exists already; choose another folder"
     weights = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(weights[:1000])
-    damaged = f"{out}/model.safetensors is damaged or not a safetensors file; export the run again"
+    damaged = f"{out}/model.safetensors is damaged or not an exported model; export the run again"
     assert refused("translate", out, "--to", "az") == damaged
     (out / "model.safetensors").write_bytes(weights)
     text = (out / "config.toml").read_text(encoding="utf-8")
     (out / "config.toml").write_text(text.replace("ffn = 32", "ffn = 64"), encoding="utf-8")
-    assert "model.safetensors does not match" in refused("translate", out, "--to", "az")
+    assert "has model.ffn = 64, but model.safetensors was trained with 32; set it back" in refused(
+        "translate", out, "--to", "az"
+    )

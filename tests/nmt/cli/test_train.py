@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
+import torch
+
 from cats import info
 from cats.nmt.cli import train
 from cats.nmt.cli.main import main
@@ -25,6 +28,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import FIELDS, Config
 from cats.nmt.config.toml import read_config
+from cats.nmt.training import checkpoint
 from tests.nmt.cli.common import SET, TINY, write_toy
 
 
@@ -122,9 +126,78 @@ def test_bad_corpora_leave_no_run_directory(tmp_path: Path, refused: Callable[..
 
 
 def test_resume_keeps_the_settings(trained: Path, refused: Callable[..., str]) -> None:
-    for option in (["--steps", "3"], ["--data", "x"], ["--set", "train.lr=1"], ["--out", "x"]):
+    for option in (["--steps", "3"], ["--set", "train.lr=1"], ["--out", "x"]):
         expected = f"--resume keeps the settings of the run: leave out {option[0]}, or start a new run"
         assert refused("train", "--resume", trained / "run", *option) == expected
+
+
+def test_a_corpus_that_was_moved(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """--data tells both commands where it is, and --resume remembers it. The digest guards against another corpus."""
+    toy, run, moved = tmp_path / "toy", tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(trained / "toy", toy)
+    arguments = ["train", "--data", str(toy), "--out", str(run), "--quiet", *SET, "--set", "train.steps=2"]
+    assert main(arguments) == 0
+    toy.rename(moved)
+    (run / "config.toml").write_text((run / "config.toml").read_text().replace("steps = 2\n", "steps = 3\n"))
+    expected = f"{toy}: no such folder; if the corpus of {run} was moved, give its new folder with --data"
+    for command in (["evaluate", str(run)], ["train", "--resume", str(run)]):
+        assert main(command) == 2
+        notice, error = capfd.readouterr().err.splitlines()
+        assert notice.endswith("pt was written: train.steps = 3 (was 2)") and error == f"cats: {expected}"
+    assert main(["evaluate", str(run), "--data", str(moved)]) == 0
+    assert f'path = "{toy}"' in (run / "config.toml").read_text()
+    assert main(["train", "--resume", str(run), "--data", str(moved), "--quiet"]) == 0
+    assert read_config(run / "config.toml").data.path == str(moved)
+    assert main(["evaluate", str(run)]) == 0
+    (moved / "train.en-be.be").write_text("X\n" * 20)
+    shutil.copytree(trained / "toy", toy)
+    assert main(["evaluate", str(run), "--data", str(toy)]) == 0
+    capfd.readouterr()
+    assert main(["evaluate", str(run)]) == 2
+    assert "the corpus is not the one this run was started on" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--resume", "--data", "--init-from", "--preset", "--config", "--steps"])
+def test_empty_arguments_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], option: str
+) -> None:
+    """As the name of a folder, an empty one would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    expected = f"{option} is empty: give a value, or leave the option out; see cats train --help"
+    for arguments in ([f"{option}="], [option, ""], ["--quiet", f"{option}=", "--out=x"]):
+        assert refused("train", *arguments) == expected
+    assert refused("evaluate", "") == "an argument is empty: give a value; see cats evaluate --help"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"CATS_BACKEND": "bogus"}, "the environment variable CATS_BACKEND is 'bogus': there is no backend 'bogus'"),
+        ({"CATS_BACKEND": "cuda"}, "the environment variable CATS_BACKEND is 'cuda': backend 'cuda' cannot be used"),
+        ({"WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE is 'two', not a number; start the processes with"),
+        ({"RANK": "2"}, "RANK = 2 is not below WORLD_SIZE = 2; use torchrun"),
+        ({"LOCAL_RANK": "-1"}, "the environment variable LOCAL_RANK is '-1', not a number"),
+        ({"MASTER_PORT": "9" * 5000}, "the environment variable MASTER_PORT is"),
+    ],
+)
+def test_environment_variables_with_wrong_values(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+    variables: dict[str, str],
+    message: str,
+) -> None:
+    if "CATS_BACKEND" not in variables:
+        usual = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+        variables = usual | variables
+    elif torch.cuda.is_available() and variables["CATS_BACKEND"] == "cuda":
+        pytest.skip("CUDA can be used here")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert refused("train", "--data", trained / "toy", "--out", tmp_path / "run", *SET).startswith(message)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_config_file_with_options_beside_it(trained: Path) -> None:
@@ -150,6 +223,13 @@ def test_init_from_takes_the_model_settings_of_the_run(
     assert kept.model == read_config(trained / "run" / "config.toml").model != Config().model
     assert "has model.ffn = 32, not 64" in refused(*arguments[:-3], "--out", run / "x", "--set", "model.ffn=64")
     assert "is not a run directory" in refused("train", "--init-from", tmp_path / "absent")
+
+    # An exported model is the same start.
+    assert main(["export", str(trained / "run"), str(tmp_path / "model")]) == 0
+    arguments[2], arguments[6] = tmp_path / "model", tmp_path / "other"
+    assert main([str(argument) for argument in [*arguments, *few]]) == 0
+    one, other = (checkpoint.load(folder / "checkpoints" / "last.pt")["model"] for folder in (run, tmp_path / "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
     assert "leave out --init-from" in refused("train", "--resume", run, "--init-from", run)
 
 

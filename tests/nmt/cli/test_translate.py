@@ -170,7 +170,10 @@ def test_translate_bad_languages_and_bad_text(
 ) -> None:
     message = f"{run} does not translate to 'aze' (did you mean az?); known: az, be"
     assert refused("translate", run, "--to", "aze") == message
-    assert refused("translate", run, "--to", "az", "--beam", "0") == "decode.beam must be at least 1, not 0"
+    assert (
+        refused("translate", run, "--to", "az", "--beam", "0")
+        == "decode.beam must be at least 1 and at most 1,000, not 0"
+    )
     monkeypatch.setattr(sys, "stdin", Input(b"alpha\nal\xffpha\necho\n"))
     assert main(["translate", str(run), "--to", "az"]) == 2
     out, err = capfd.readouterr()

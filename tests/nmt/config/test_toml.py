@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 
 import pytest
 
 from cats.nmt.config.checks import replace_settings
-from cats.nmt.config.schema import FIELDS, Config, Train
+from cats.nmt.config.schema import FIELDS, TYPES, Config, Train
 from cats.nmt.config.toml import apply_overrides, describe, read_config, to_toml
 from cats.nmt.errors import UserError
 
@@ -83,7 +84,7 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
         ("[train]\nlr = true", r"train\.lr needs a number, not 'true'"),
         ("[train]\nlr = nan", r"train\.lr needs a number"),
         ("[train]\nlr = inf", r"train\.lr must be finite and above 0"),
-        ("[train]\nsteps = 0", r"train\.steps must be at least 1, not 0"),
+        ("[train]\nsteps = 0", r"train\.steps must be at least 1 and at most 1,000,000,000, not 0"),
         ("[train]\nseed = -1", r"train\.seed must be between"),
         ("[train]\nbetas = [0.9]", r"train\.betas must be two numbers"),
         ("[train]\nbetas = [0.9, 1.0]", r"train\.betas must be two numbers"),
@@ -101,7 +102,7 @@ def test_left_out_settings_keep_their_defaults(tmp_path):
             "[model]\nd_model = 130",
             r"model\.d_model = 130 is not a multiple of model\.heads = 4",
         ),
-        ("[model]\nd_model = 63\nheads = 3", r"model\.d_model must be even and at least 2, not 63"),
+        ("[model]\nd_model = 63\nheads = 3", r"model\.d_model must be even, at least 2 and at most 65,536, not 63"),
         ("[method]\nname = 'Static'", r"\(did you mean static\?\)"),
         (
             "[method]\nweights = 'token'",
@@ -197,3 +198,53 @@ def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
 def test_ranges_that_span_settings_see_all_changes_at_once():
     config = apply_overrides(Config(), ["model.heads=3", "model.d_model=96"])
     assert (config.model.heads, config.model.d_model) == (3, 96)
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nsteps = " + "[" * 100_000, "config.toml: lists or tables are nested too deeply"),
+        ("[a" + ".a" * 100_000 + "]\n", "config.toml: "),
+        (f"[train]\nsteps = {HUGE}", "config.toml: not valid TOML: "),
+        (f"[train]\nsteps = 0x{HUGE}", "train.steps must be at least 1 and at most 1,000,000,000, not a value that is"),
+        (f"[train]\nlr = 0x{HUGE}", "train.lr needs a number, not 'a value that is too long to be shown'"),
+        (f"[train]\ninit_from = [0x{HUGE}]", "train.init_from needs a string, not 'a value that is too long"),
+        ("#" * (1 << 20) + "\n", "config.toml: 1,048,577 bytes are too many for a configuration"),
+        ('[data]\npath = "a\\u0000b"', "data.path contains a NUL character"),
+        ('[data]\ntasks = ["a\\u0000b"]', "data.tasks contains a NUL character"),
+        ("[decode]\nbeam = 1001", "decode.beam must be at least 1 and at most 1,000, not 1001"),
+        ("[train]\nthreads = 1025", "train.threads must be at least 0 and at most 1,024, not 1025"),
+        ("[train]\nsteps = 1979-05-27", "train.steps needs a whole number, not 'datetime.date(1979, 5, 27)'"),
+    ],
+)
+def test_deep_huge_and_absurd_values_are_refused(tmp_path, text, message):
+    with pytest.raises(UserError) as error:
+        read_config(written(tmp_path, text))
+    assert message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.betas=" + "[" * 100_000,
+        f"train.steps={HUGE}",
+        f"train.lr={HUGE}",
+        f"train.betas=[0x{HUGE}, 1]",
+        "train.lr=1e999",
+    ],
+)
+def test_absurd_overrides_are_refused(override):
+    with pytest.raises(UserError) as error:
+        apply_overrides(Config(), [override])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_every_number_has_bounds():
+    """No whole number beyond any useful one is accepted."""
+    for name, kind in TYPES.items():
+        if kind is int:
+            with pytest.raises(UserError, match=rf"{re.escape(name)} must be"):
+                replace_settings(Config(), {name: 10**13})

@@ -404,6 +404,7 @@ def test_a_changed_index_is_noticed(corpus, cache, tmp_path):
         ('"kept": 40', '"kept": 41'),
         ('"name": "corpus"', '"name": "other"'),
         ('"zero_shot": []', '"zero": []'),
+        ('"checksum": ', '"checksun": '),
     ):
         assert old in text
         index.write_text(text.replace(old, new))

@@ -32,7 +32,8 @@ from cats.nmt.scoring import evaluate, nearest_neighbour, quality
 from cats.nmt.scoring.off_target import train_identifier
 from cats.nmt.scoring.scores import read_scores, to_json
 from cats.nmt.training import checkpoint
-from cats.nmt.training.run import RunDirectory, TrainedModel
+from cats.nmt.training.origin import Origin
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train
 from tests.nmt.cli.common import TINY
 
@@ -165,9 +166,9 @@ def test_zero_shot_directions_and_long_training_text(
     before = to_json(evaluate.evaluate(run))
     load = RunDirectory.load_corpus
 
-    def with_more(run: RunDirectory, trained: TrainedModel) -> Any:
+    def with_more(run: RunDirectory, config: Config, origin: Origin) -> Any:
         tests = [Task(f"xa-{t}", "xa", t, Split([], []), Split([], []), split(4, 9)) for t in ("xb", "xz")]
-        return dataclasses.replace(load(run, trained), zero_shot=tests)
+        return dataclasses.replace(load(run, config, origin), zero_shot=tests)
 
     monkeypatch.setattr(RunDirectory, "load_corpus", with_more)
     monkeypatch.setattr(evaluate, "MOST_NEIGHBOURS", 30)
@@ -207,7 +208,7 @@ def test_what_cannot_be_evaluated(folder: Path) -> None:
     refused(run, r"unknown split 'tset' \(did you mean test\?\)", split="tset")
     config = (run / "config.toml").read_text(encoding="utf-8")
     (run / "config.toml").write_text(config.replace("d_model = 16", "d_model = 32"), encoding="utf-8")
-    refused(run, r"best\.pt does not match .*config\.toml")
+    refused(run, r"config\.toml has model\.d_model = 32, but best\.pt was trained with 16; set it back")
     (run / "config.toml").write_text(config, encoding="utf-8")
 
     with (
@@ -215,12 +216,12 @@ def test_what_cannot_be_evaluated(folder: Path) -> None:
         (folder / "toy" / "train.en-xa.xa").open("a") as target,
     ):
         source.write("alpha\n"), target.write("ALPHA\n")
-    refused(run, r"toy is not what .*run was trained on")
+    refused(run, r"run: the corpus is not the one this run was started on")
 
     path = run / "checkpoints" / "best.pt"
     state = checkpoint.load(path)
     checkpoint.save(path, {"model": state["model"]})
-    refused(run, r"toy is not what .*run was trained on")
+    refused(run, r"run: the corpus is not the one this run was started on")
     checkpoint.save(path, {"model": "weights"})
     refused(run, r"best\.pt does not match .*config\.toml")
     checkpoint.save(path, state)

@@ -155,7 +155,7 @@ def test_a_run_of_two_processes_resumes_with_one(folder: Path, tmp_path: Path) -
     ("variables", "message"),
     [
         ({}, "torchrun, which also sets RANK, MASTER_ADDR, MASTER_PORT"),
-        ({"RANK": "7", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "the processes cannot connect: "),
+        ({"RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}, "the processes cannot connect: "),
     ],
 )
 def test_processes_that_torchrun_did_not_start(

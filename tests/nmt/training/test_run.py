@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 
+from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.toml import read_config
+from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
+from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train
-from tests.nmt.common import metrics, settings
+from tests.nmt.common import metrics, settings, write_toy_corpus
 
 
 def test_the_run_directory(corpus, tmp_path):
@@ -93,9 +99,150 @@ def test_damaged_metrics_are_named(corpus, tmp_path, line):
         train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
 
 
-def test_a_changed_corpus_is_noticed(corpus, tmp_path):
-    train(settings(corpus), tmp_path / "run", quiet=True)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the corpus toy/ and the run run/. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_toy_corpus(folder / "toy")
+    train(settings(folder / "toy", "train.steps=2", "train.validate_every=1"), folder / "run", quiet=True)
+    return folder
+
+
+def changed_text(corpus: Path) -> None:
     path = corpus / "train.en-xa.xa"
     path.write_text(path.read_text(encoding="utf-8").replace("alpha", "omega"), encoding="utf-8")
-    with pytest.raises(UserError, match="not the one this run was started on"):
-        train(settings(corpus), tmp_path / "run", resume=True, quiet=True)
+
+
+def another_language(corpus: Path) -> None:
+    for split in ("train", "valid", "test"):
+        for side in ("en", "xc"):
+            (corpus / f"{split}.en-xc.{side}").write_text("nothing that the tokenizer knows: яюэ\n", encoding="utf-8")
+
+
+def a_language_less(corpus: Path) -> None:
+    for path in corpus.glob("*xb*"):
+        path.unlink()
+
+
+def fewer_pairs(corpus: Path) -> None:
+    for side in ("en", "xb"):
+        path = corpus / f"train.en-xb.{side}"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:30]))
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (changed_text, "its tasks and their sizes are the same, but its text differs"),
+        (another_language, "xc is new"),
+        (a_language_less, "xb is missing"),
+        (fewer_pairs, "xb has 30 train pairs instead of 40"),
+    ],
+)
+def test_a_changed_corpus_is_noticed(trained, tmp_path, change, difference):
+    """The difference is named, before the text is encoded. Both --resume and cats evaluate look at it."""
+    shutil.copytree(trained / "toy", tmp_path / "toy")
+    change(tmp_path / "toy")
+    config = replace_settings(read_config(trained / "run" / "config.toml"), {"data.path": str(tmp_path / "toy")})
+    expected = (
+        f"{trained / 'run'}: the corpus is not the one this run was started on ({tmp_path / 'toy'}: {difference}); "
+        "give that one with --data, or start a new run"
+    )
+    with pytest.raises(UserError) as error:
+        train(config, trained / "run", resume=True, quiet=True)
+    assert str(error.value) == expected
+    model = RunDirectory(trained / "run").load_model()
+    with pytest.raises(UserError) as error:
+        RunDirectory(trained / "run").load_corpus(config, model.origin)
+    assert str(error.value) == expected
+
+
+def test_a_run_of_an_earlier_version(trained, tmp_path):
+    """Its checkpoints hold an older digest of the corpus, and nothing about the other files."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    older = read_corpus(trained / "toy").older_digest()
+    for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
+        state = checkpoint.load(path)
+        for name in ("corpus", "tokenizer", "settings"):
+            del state[name]
+        checkpoint.save(path, {**state, "digest": older})
+    run = RunDirectory(tmp_path / "run")
+    model = run.load_model()
+    assert model.origin == Origin(older) and run.load_corpus(model.config, model.origin).sizes == {"xa": 200, "xb": 40}
+    train(settings(trained / "toy", "train.steps=3"), tmp_path / "run", resume=True, quiet=True)
+    assert Origin.of_state(checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")).corpus == {
+        "xa": [200, 20, 20],
+        "xb": [40, 20, 20],
+    }
+
+
+def edited(run: Path, old: str, new: str) -> None:
+    text = (run / "config.toml").read_text(encoding="utf-8")
+    assert old in text
+    (run / "config.toml").write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "then"),
+    [
+        ("heads = 2", "heads = 4", "model.heads = 4, but best.pt was trained with 2"),
+        (
+            'source_tag = "prepend"',
+            'source_tag = "none"',
+            'tokenizer.source_tag = "none", but best.pt was trained',
+        ),
+        ("target_tag = false", "target_tag = true", "tokenizer.target_tag = true, but best.pt was trained with false"),
+    ],
+)
+def test_a_setting_that_the_model_depends_on(trained, tmp_path, old, new, then):
+    """The parameters have the same shapes, so nothing else would notice it."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    edited(tmp_path / "run", old, new)
+    with pytest.raises(UserError, match=re.escape(f"config.toml has {then}")):
+        RunDirectory(tmp_path / "run").load_model()
+    with pytest.raises(UserError, match=re.escape(f"config.toml has {then}".replace("best", "last"))):
+        train(read_config(tmp_path / "run" / "config.toml"), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_other_settings_may_be_changed(trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    edited(tmp_path / "run", "beam = 4", "beam = 5")
+    assert RunDirectory(tmp_path / "run").load_model().config.decode.beam == 5
+    expected = (
+        f"cats: {tmp_path / 'run' / 'config.toml'} was changed since best.pt was written: decode.beam = 5 (was 4)\n"
+    )
+    assert capsys.readouterr().err == expected
+
+
+def test_another_tokenizer_is_noticed(trained, tmp_path):
+    """Also one with the same number of pieces."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    file = tmp_path / "run" / "tokenizer.model"
+    file.write_bytes(file.read_bytes().replace(b"\n\x08\n\x01a\x15", b"\n\x08\n\x01q\x15"))
+    assert file.read_bytes() != (trained / "run" / "tokenizer.model").read_bytes()
+    for use in (RunDirectory(tmp_path / "run").load_model, partial(resumed, tmp_path / "run")):
+        with pytest.raises(UserError, match=r"model is not the tokenizer that (best|last)\.pt was trained with"):
+            use()
+
+
+def resumed(run: Path) -> None:
+    train(read_config(run / "config.toml"), run, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "tokenizer.model", "checkpoints/best.pt"])
+def test_what_is_no_regular_file_is_refused(trained, tmp_path, name):
+    """A pipe would be waited for."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(UserError, match=r"is not a (regular file|run directory)"):
+        RunDirectory(tmp_path / "run").load_model() if "best" in name else resumed(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "value"), [("step", "x"), ("step", True), ("best", None), ("waited", 1.5)])
+def test_a_checkpoint_with_a_wrong_type(trained, tmp_path, name, value):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    checkpoint.save(path, {**checkpoint.load(path), name: value})
+    with pytest.raises(UserError, match=r"last\.pt does not match"):
+        resumed(tmp_path / "run")

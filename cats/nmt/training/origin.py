@@ -1,0 +1,89 @@
+"""What a model was trained with. Checkpoints and exported models record it, so that changed files are noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cats.nmt.config.schema import FIELDS, Config, Model
+from cats.nmt.data.corpus import SPLITS, Corpus
+from cats.nmt.data.tokenizer import Tokenizer
+
+_HARMLESS = ("dropout", "max_length")  # model settings that a trained model does not depend on
+# The settings that decide what the parameters of a model mean.
+DEFINING = [
+    *(f"model.{f.name}" for f in dataclasses.fields(Model) if not any(part in f.name for part in _HARMLESS)),
+    *(f"tokenizer.{name}" for name in ("per_language", "source_tag", "target_tag", "tag_of")),
+]
+_SHOWN = 5  # the most differences that a message lists
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was trained with. Checkpoints of earlier versions have only the first field: the others are empty.
+
+    digest: the digest of the corpus.
+    corpus: {task: [training pairs, validation pairs, test pairs]}.
+    tokenizer: the digest of the tokenizer.
+    settings: {"section.key": value}.
+    """
+
+    digest: str = ""
+    corpus: dict[str, list[int]] = field(default_factory=dict)
+    tokenizer: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Origin:
+        return cls(corpus.digest(), corpus.counts, tokenizer.digest(), settings_of(config))
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Origin:
+        """That of a checkpoint, or of an exported model.
+
+        Raises:
+            TypeError: a field has another type.
+        """
+        found = {f.name: state[f.name] for f in dataclasses.fields(cls) if f.name in state}
+        for name, value in found.items():
+            if not isinstance(value, str if name in ("digest", "tokenizer") else dict):
+                raise TypeError(f"{name} has another type")
+        return cls(**found)
+
+    def to_state(self) -> dict[str, Any]:
+        """The fields, to be stored in a checkpoint."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def changed_settings(self, config: Config) -> dict[str, tuple[Any, Any]]:
+        """{setting: (its value then, its value now)} of the settings that differ. The corpus may have been moved."""
+        now = settings_of(config)
+        known = {name: value for name, value in self.settings.items() if name in now and name != "data.path"}
+        return {name: (then, now[name]) for name, then in known.items() if then != now[name]}
+
+    def corpus_difference(self, corpus: Corpus) -> str:
+        """In what a corpus differs from that of this model."""
+        if not self.corpus:
+            return "its text differs"
+        now = corpus.counts
+        found = [f"{name} is new" for name in now if name not in self.corpus]
+        found += [f"{name} is missing" for name in self.corpus if name not in now]
+        for name in sorted(self.corpus.keys() & now.keys()):
+            for split, before, after in zip(SPLITS, self.corpus[name], now[name], strict=False):
+                if before != after:
+                    found.append(f"{name} has {after:,} {split} pairs instead of {before:,}")
+        if not found:
+            return "its tasks and their sizes are the same, but its text differs"
+        more = f" and {len(found) - _SHOWN} more differences" if len(found) > _SHOWN else ""
+        return ", ".join(found[:_SHOWN]) + more
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """{"section.key": value} of all settings, as JSON has them: lists instead of tuples."""
+    values = {}
+    for name in FIELDS:
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values
