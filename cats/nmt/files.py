@@ -125,8 +125,11 @@ def write_checked_json(path: Path, values: dict[str, Any], *, indent: int | None
     atomic_write(path, json.dumps(sealed, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_checked_json(path: Path) -> tuple[dict[str, Any], bool]:
-    """The dict that ``write_checked_json`` wrote, and whether it has a checksum: files of earlier versions have none.
+def read_checked_json(path: Path, *, required: bool | str = False) -> dict[str, Any]:
+    """The dict that ``write_checked_json`` wrote. Files of earlier versions have no checksum.
+
+    Args:
+        required: refuse a file without a checksum, or one that has this key, which earlier versions did not write.
 
     Raises:
         UserError, OSError: see ``open_regular``.
@@ -139,10 +142,10 @@ def read_checked_json(path: Path) -> tuple[dict[str, Any], bool]:
             values = None
     if not isinstance(values, dict):
         raise ValueError("not a dict")
-    checked = CHECKSUM in values
-    if checked and values.pop(CHECKSUM) != _json_checksum(values):
+    checked = CHECKSUM in values or (required in values if isinstance(required, str) else required)
+    if checked and values.pop(CHECKSUM, "") != _json_checksum(values):
         raise ValueError("the checksum is wrong")
-    return values, checked
+    return values
 
 
 def _json_checksum(values: dict[str, Any]) -> str:

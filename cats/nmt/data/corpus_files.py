@@ -270,9 +270,7 @@ def _scan(reader: PairReader, swapped: bool, test: Split, pair: str) -> _Scan:
     key = hashlib.sha256(json.dumps([_SCAN_VERSION, files, swapped, pair, list(test)]).encode("ascii")).hexdigest()
     cached = cache_folder() / "scans" / f"{key}.json"
     try:
-        known, checked = read_checked_json(cached)
-        if checked:
-            return _Scan(**known)
+        return _Scan(**read_checked_json(cached, required=True))
     except (OSError, ValueError, TypeError, UserError):  # not there, or damaged
         pass
     digest, older, reasons, seen, wanted = PairsDigest(), hashlib.sha256(), Counter[str](), set(), set(test)

@@ -85,8 +85,8 @@ def encode_block(folder: Path, task: str, number: int, direction: tuple[str, str
 def block_is_done(folder: Path, name: str) -> bool:
     """Whether a block was encoded, and its files are as ``encode_block`` wrote them."""
     try:
-        mark, checked = read_checked_json(folder / f"{name}.json")
-        return checked and all(file_digest(folder / file) == mark[FILES][file] for file in Shard.file_names(name))
+        mark = read_checked_json(folder / f"{name}.json", required=True)
+        return all(file_digest(folder / file) == mark[FILES][file] for file in Shard.file_names(name))
     except (OSError, KeyError, TypeError, ValueError, UserError):
         return False
 

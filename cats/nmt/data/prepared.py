@@ -135,12 +135,12 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, was changed, or has another format.
     """
     try:
-        index, checked = read_checked_json(path)
+        index = read_checked_json(path, required=FILES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError:
-        index, checked = {}, False
-    if index.get("format") != FORMAT or (FILES in index and not checked):
+        index = {}
+    if index.get("format") != FORMAT:
         raise UserError(f"{path}: damaged or made by another version of cats; remove the folder and prepare again")
     return index
 

@@ -196,7 +196,7 @@ def test_long_training_text_is_read_on_each_pass(tmp_path, monkeypatch):
     assert corpus.digest() == read_corpus(tmp_path / "corpus").digest() == held.digest()
     # What was found is cached until a file changes.
     (memo,) = (tmp_path / "cache" / "scans").iterdir()
-    write_checked_json(memo, {**read_checked_json(memo)[0], "pairs": 7})
+    write_checked_json(memo, {**read_checked_json(memo), "pairs": 7})
     assert read_corpus(tmp_path / "corpus").sizes == {"az": 7}
     put(tmp_path / "corpus" / "train.en-az.az", "az train 0\nother\naz train 2\n")
     changed = read_corpus(tmp_path / "corpus")

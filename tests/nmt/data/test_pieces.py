@@ -202,7 +202,7 @@ def test_a_folder_that_is_older_than_a_setting(corpus: Path, tmp_path: Path) -> 
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
     prepare(load_corpus(config.data), encoding, tmp_path / "prepared", quiet=True)
     index = tmp_path / "prepared" / INDEX
-    content, _ = read_checked_json(index)
+    content = read_checked_json(index)
     del content["settings"]["tokenizer.per_language"]
     write_checked_json(index, content)
     assert read_prepared(tmp_path / "prepared", encoding).shards
