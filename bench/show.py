@@ -12,6 +12,8 @@ from .common.command import Parser, refuse
 from .common.results import Provenance, from_json
 from .operators import tables as operators
 from .operators.records import HostResults, OperatorResults, StepResults
+from .tasks import tables as tasks
+from .tasks.records import WeightingResults
 from .trainer import tables as trainer
 from .trainer.records import EndToEndResults, PreparingResults
 
@@ -21,6 +23,7 @@ RESULTS: tuple[tuple[str, Any, Callable[[Provenance, Any], str]], ...] = (
     ("step", StepResults, operators.step_markdown),
     ("host_calls", HostResults, operators.host_markdown),
     ("contests", EndToEndResults, trainer.end_to_end_markdown),
+    ("trainings", WeightingResults, tasks.markdown),
     ("sizes", PreparingResults, trainer.preparing_markdown),
 )
 

@@ -27,8 +27,8 @@ def judge(target: str, backend: str, value: float, bound: float, at_most: bool, 
     return TargetResult(target, backend, value, bound, at_most, met, worst)
 
 
-def targets_table(results: Sequence[TargetResult]) -> list[str]:
-    """The lines of a Markdown table, one row a target."""
+def targets_table(results: Sequence[TargetResult], of: str = "backend") -> list[str]:
+    """The lines of a Markdown table, one row a target. of: what was measured; the head of the second column."""
     rows = [
         (
             t.target,
@@ -40,4 +40,4 @@ def targets_table(results: Sequence[TargetResult]) -> list[str]:
         )
         for t in results
     ]
-    return table(("target", "backend", "reached", "target value", "", "worst case"), rows)
+    return table(("target", of, "reached", "target value", "", "worst case"), rows)
