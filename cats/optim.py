@@ -5,7 +5,6 @@ They step any torch optimizer with a weighted sum of the tasks' gradients, and t
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,49 +21,16 @@ from .agreement import Description, describe_call, describe_settings
 from .distributed import Call, Statistics
 from .gradients import grads_restored_on_error, unscaled
 from .parameters import check_kinds, shared_parameters, trainable_parameters
-from .state import State, base_restored_on_error, noted_if_moved
-from .state_dict import ENTRY, add_entry, check_entry, create_state, creates_state, take_entry
+from .state import State, base_restored_on_error, copy_of, noted_if_moved
+from .state_dict import ENTRY, add_entry, create_state, creates_state, load_entry, take_entry
 from .tasks import Losses, Task, describe, numbers_of, split_losses, task_names
 from .weighting import Weighting
 from .weighting import cats as defaults
+from .wrapping import attribute_of, not_compiled
 
 
 class NonFiniteError(RuntimeError):
     """Too many consecutive steps had a non-finite loss or gradient. The message names the tasks."""
-
-
-def _of_base(name: str) -> Any:
-    """A property that reads and writes an attribute of the base optimizer."""
-    return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value))
-
-
-def _of_state(name: str) -> Any:
-    """A property that reads, writes and deletes an attribute of the shared :class:`State`."""
-    return property(
-        lambda self: getattr(self._own, name),
-        lambda self, value: setattr(self._own, name, value),
-        lambda self: delattr(self._own, name),
-    )
-
-
-def _not_compiled(method: Callable[..., Any]) -> Any:
-    """torch.compile does not compile the method: in a compiled training step it is a graph break.
-
-    ``torch.compiler.disable`` as a decorator would do the same, but it imports the compiler, which is slow.
-    """
-
-    @functools.wraps(method)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(method)(*args, **kwargs)
-        return method(*args, **kwargs)
-
-    return wrapper
-
-
-def _copy_of(numbers: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a dict of numbers and of dicts of numbers. copy.deepcopy would take 30 times as long."""
-    return {name: dict(value) if isinstance(value, dict) else value for name, value in numbers.items()}
 
 
 class MultiTask(Optimizer):
@@ -136,8 +102,8 @@ class MultiTask(Optimizer):
     # Tells GradScaler that step() unscales the gradients and skips non-finite steps itself. step() checks for
     # non-finite numbers anyway, so this saves a host sync.
     _step_supports_amp_scaling = True
-    grad_scale = _of_state("grad_scale")
-    found_inf = _of_state("found_inf")
+    grad_scale = attribute_of("_own", "grad_scale")
+    found_inf = attribute_of("_own", "found_inf")
 
     def __init__(
         self,
@@ -197,7 +163,7 @@ class MultiTask(Optimizer):
         period = self.weighting.period
         return period > 0 and (self._own.counts["step"] + 1) % period == 0
 
-    @_not_compiled
+    @not_compiled
     def backward(self, losses: Losses, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
 
@@ -237,7 +203,7 @@ class MultiTask(Optimizer):
                     gathered.add_weighted(tasks, single, weights)
                 own.accumulation = gathered
 
-    @_not_compiled
+    @not_compiled
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps the base optimizer. Every ``weighting.period``-th step then updates the weighting.
 
@@ -380,7 +346,7 @@ class MultiTask(Optimizer):
 
         ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
         """
-        return {**self._own.counts, **_copy_of(self._own.last)}
+        return {**self._own.counts, **copy_of(self._own.last)}
 
     # --- torch.optim.Optimizer --------------------------------------------------------------------------------------
 
@@ -400,10 +366,10 @@ class MultiTask(Optimizer):
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         self.base.param_groups = groups
 
-    state = _of_base("state")
-    defaults = _of_base("defaults")
+    state = attribute_of("base", "state")
+    defaults = attribute_of("base", "defaults")
 
-    @_not_compiled
+    @not_compiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, and everything that backward() has accumulated since the last step()."""
         with self._own.lock:
@@ -429,19 +395,10 @@ class MultiTask(Optimizer):
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         state = self.base.state_dict()
-        add_entry(state, self._entry())
+        add_entry(state, self.tasks, self.weighting, self._own)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state = post_hook(self, state) or state
         return state
-
-    def _entry(self) -> dict[str, Any]:
-        return {
-            "tasks": list(self.tasks),
-            "weighting": self.weighting.state_dict(),
-            "weights": self._own.weights.clone(),
-            "counts": dict(self._own.counts),
-            "last": _copy_of(self._own.last),
-        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned for the same tasks. If it raises, nothing has changed.
@@ -454,30 +411,13 @@ class MultiTask(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state = pre_hook(self, state) or state
         entry, own = take_entry(state), self._own
-        check_entry(entry, self.tasks, like=self._entry())
         with own.lock, own.restored_on_error(self.weighting), base_restored_on_error(self.base):
-            self._load_weighting(entry["weighting"])
+            load_entry(entry, self.tasks, self.weighting, own)
             self.base.load_state_dict(state)
-            own.weights = entry["weights"].double()
-            own.counts = {name: entry["counts"][name] for name in own.counts}
-            own.last = _copy_of({name: entry["last"][name] for name in own.last})
             own.accumulation = None
             own.reducer = None  # a new one compares the processes at the next call
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-    def _load_weighting(self, state: dict[str, Any]) -> None:
-        """Loads the weighting's state, and raises ValueError if the weighting does not work with it."""
-        count, name = len(self.tasks), type(self.weighting).__name__
-        try:
-            self.weighting.load_state_dict(state)
-            weights = self._own.weights if self.weighting.needs_gram else self.weighting.weights()
-            fits = weights.shape == (count,) and bool(torch.isfinite(weights).all())
-            _ = self.multipliers
-        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"state_dict does not fit the weighting {name}: {error!r}") from error
-        if not fits:
-            raise ValueError(f"state_dict does not fit the weighting {name}: it gives the weights {weights.tolist()}")
 
     def __getstate__(self) -> dict[str, Any]:
         # As in torch, hooks are not copied or pickled, nor is the step() that a scheduler wrapped.

@@ -89,6 +89,11 @@ class State:
             raise
 
 
+def copy_of(numbers: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a dict of numbers and of dicts of numbers. copy.deepcopy would take 30 times as long."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in numbers.items()}
+
+
 @contextmanager
 def base_restored_on_error(base: Optimizer) -> Iterator[None]:
     """If the block raises, the base optimizer has its old state and groups. ``load_state_dict`` makes new ones."""

@@ -17,12 +17,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .gradients import largest
+from .state import State, copy_of
+from .tasks import Task
+from .weighting import Weighting
 
 ENTRY = "multitask"
 
 
-def add_entry(state: dict[str, Any], entry: dict[str, Any]) -> None:
+def add_entry(state: dict[str, Any], tasks: Sequence[Task], weighting: Weighting, own: State) -> None:
     """Adds the entry to the base optimizer's state_dict, in both places."""
+    entry = {
+        "tasks": list(tasks),
+        "weighting": weighting.state_dict(),
+        "weights": own.weights.clone(),
+        "counts": dict(own.counts),
+        "last": copy_of(own.last),
+    }
     file = io.BytesIO()
     torch.save(_plain(entry), file)
     first, *others = state["param_groups"]
@@ -47,37 +57,65 @@ def take_entry(state: dict[str, Any]) -> dict[str, Any]:
     return _plain(entry)
 
 
-def check_entry(entry: Any, tasks: Sequence[str | int], like: dict[str, Any]) -> None:
-    """Checks all of the entry but the weighting's own state.
-
-    Args:
-        tasks: the names of the optimizer's tasks.
-        like: an entry of this optimizer. All its numbers must be in the other one.
+def load_entry(entry: Any, tasks: Sequence[Task], weighting: Weighting, own: State) -> None:
+    """Loads the entry into the weighting and into the optimizer's own state. If it raises, they may be half loaded.
 
     Raises:
         ValueError: it is for other tasks, or something is missing or has a wrong type or length.
     """
     if not isinstance(entry, Mapping):
         raise ValueError(f"state_dict: 'multitask' must be a dict, got {type(entry).__name__}")
-    missing = [name for name in like if name not in entry]
-    if missing:
-        raise ValueError(f"state_dict: 'multitask' has no {missing[0]!r}")
-    if not isinstance(entry["tasks"], list | tuple) or tuple(entry["tasks"]) != tuple(tasks):
-        raise ValueError(f"state_dict is for tasks {entry['tasks']!r}, this optimizer has {list(tasks)}")
-    weights, counts, last = entry["weights"], entry["counts"], entry["last"]
-    if not isinstance(weights, Tensor) or weights.shape != (len(tasks),) or not weights.is_floating_point():
-        got = f"{weights.dtype} of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
-        raise ValueError(f"state_dict: 'weights' must be {len(tasks)} floating-point numbers, one per task, got {got}")
-    for name in like["counts"]:
-        value = counts.get(name) if isinstance(counts, Mapping) else None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"state_dict: 'counts' needs an integer {name!r} of at least 0, got {value!r}")
-    for name, own in like["last"].items():
-        value = last.get(name) if isinstance(last, Mapping) else None
-        numbers = list(value.values()) if isinstance(value, Mapping) else [value]
-        if isinstance(value, Mapping) != isinstance(own, dict) or not all(isinstance(x, int | float) for x in numbers):
-            kind = "a number for each task" if isinstance(own, dict) else "a number"
-            raise ValueError(f"state_dict: {name!r} in 'last' must be {kind}, got {value!r}")
+    for name in ("tasks", "weighting", "weights", "counts", "last"):
+        if name not in entry:
+            raise ValueError(f"state_dict: 'multitask' has no {name!r}")
+    names = entry["tasks"]
+    if not isinstance(names, list | tuple) or tuple(names) != tuple(tasks):
+        raise ValueError(f"state_dict is for tasks {names!r}, this optimizer has {list(tasks)}")
+    own.weights = _weights(entry["weights"], len(tasks))
+    own.counts = {name: _count(entry["counts"], name) for name in own.counts}
+    own.last = {name: _last(entry["last"], name, like) for name, like in own.last.items()}
+    _load_weighting(entry["weighting"], len(tasks), weighting)
+
+
+def _weights(value: Any, count: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.shape != (count,) or not value.is_floating_point():
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"state_dict: 'weights' must be {count} floating-point numbers, one per task, got {got}")
+    if not value.isfinite().all():
+        raise ValueError(f"state_dict: 'weights' must be finite, got {value.tolist()}")
+    return value.to(torch.float64, copy=True)
+
+
+def _count(counts: Any, name: str) -> int:
+    value = counts.get(name) if isinstance(counts, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"state_dict: 'counts' needs an integer {name!r} of at least 0, got {value!r}")
+    return value
+
+
+def _last(last: Any, name: str, like: Any) -> Any:
+    """A number, or numbers for tasks, as ``like`` is."""
+    value = last.get(name) if isinstance(last, Mapping) else None
+    numbers = list(value.values()) if isinstance(value, Mapping) else [value]
+    if isinstance(value, Mapping) != isinstance(like, dict) or not all(isinstance(x, int | float) for x in numbers):
+        kind = "a number for each task" if isinstance(like, dict) else "a number"
+        raise ValueError(f"state_dict: {name!r} in 'last' must be {kind}, got {value!r}")
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _load_weighting(state: Any, count: int, weighting: Weighting) -> None:
+    """Loads the weighting's state, and raises ValueError if the weighting does not work with it."""
+    name, numbers = type(weighting).__name__, []
+    try:
+        weighting.load_state_dict(state)
+        numbers = [value for value in weighting.multipliers.values() if isinstance(value, Tensor)]
+        if not weighting.needs_gram:
+            numbers.append(weighting.weights())
+        fits = all(x.shape == (count,) and bool(x.isfinite().all()) for x in numbers)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"state_dict does not fit the weighting {name}: {error!r}") from error
+    if not fits:
+        raise ValueError(f"state_dict does not fit the weighting {name}: it gives {[x.tolist() for x in numbers]}")
 
 
 def creates_state(base: Optimizer) -> bool:

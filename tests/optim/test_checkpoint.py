@@ -124,6 +124,7 @@ def changed(entry, path, value):
         (["weights"], torch.ones(2, dtype=torch.float64), r"3 floating-point numbers.*float64 of shape \(2,\)"),
         (["weights"], torch.ones(3, dtype=torch.int64), "3 floating-point numbers"),
         (["weights"], [1.0, 1.0, 1.0], "3 floating-point numbers"),
+        (["weights"], torch.tensor([1.0, 1.0, math.inf]), r"must be finite, got \[1.0, 1.0, inf\]"),
         (["weights"], ..., "has no 'weights'"),
         (["tasks"], 3, "is for tasks 3"),
         (["tasks"], TASKS[:2], "is for tasks"),
@@ -138,7 +139,7 @@ def changed(entry, path, value):
         (["weighting"], {}, "simplex"),
         (["weighting"], 7, "CATS"),
         (["weighting", "a"], torch.zeros(2, dtype=torch.float64), "'a'"),
-        (["weighting", "a"], torch.full((3,), math.nan, dtype=torch.float64), "it gives the weights"),
+        (["weighting", "a"], torch.full((3,), math.nan, dtype=torch.float64), "it gives"),
         (["weighting", "a"], "zero", "'a'"),
     ],
 )
