@@ -226,12 +226,12 @@ bool matches(const py::list& first, const py::list& row, bool optional, bool mom
     return true;
 }
 
-// Of a tensor without gaps all its memory, else only its first element: what is certain to be written if it is an output.
+// The memory that a tensor is certain to use: all of it if it has no gaps, else its first element.
 struct Interval {
     const char *begin, *end;
     Py_ssize_t row, parameter;
     Interval(const View& v, Py_ssize_t row_, Py_ssize_t parameter_) : begin(address(v)), row(row_), parameter(parameter_) {
-        end = begin + (dense(v) ? extent(v) : v.dtype.bits / 8);
+        end = begin + (contiguous(v) || dense(v) ? extent(v) : v.dtype.bits / 8);
     }
     bool meets(const Interval& other) const { return begin < other.end && other.begin < end; }
 };

@@ -154,14 +154,18 @@ class Tasks:
                 ]
             )
         if out is not None:
-            self.check_shared(rows, ["out"] if single else [f"out[{r}]" for r in range(count)])
+            self.check_shared(rows, ("out",) if single else None)
         return rows
 
-    def check_shared(self, written: list[Any], names: list[str]) -> None:
-        """Raises if a tensor to write into shares memory with a gradient of its parameter or with another of them."""
+    def check_shared(self, written: list[Any], names: Sequence[str] | None) -> None:
+        """Raises if a tensor to write into shares memory with a gradient of its parameter or with another of them.
+
+        names: of the rows of `written`; None: they are the rows of out.
+        """
         found = layout.shared(self.rows, written)
         if found is not None:
             r, i, other, j = found
+            names = names or [f"out[{r}]" for r in range(len(written))]
             where = f"task {other}, parameter {j}" if other < self.count else f"{names[other - self.count]}[{j}]"
             raise ValueError(f"{names[r]}[{i}]: shares memory with {where}, so one would overwrite the other")
 
@@ -235,6 +239,8 @@ class Tasks:
 
     def _value(self, name: str, t: Tensor) -> Tensor:
         """The tensor with its values in memory as they are, without autograd."""
+        if self.fake is False and layout.is_plain(t):
+            return t.detach() if t.requires_grad else t
         if t.layout is not torch.strided or t.is_nested or t.is_quantized:
             raise TypeError(f"{name}: {t.layout} and {t.dtype} are not supported, only dense tensors of numbers")
         if torch.compiler.is_compiling():

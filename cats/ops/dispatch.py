@@ -122,7 +122,7 @@ def _run(
     return getattr(reference, operator)(grads, others, groups, *arguments)
 
 
-_FLOAT32 = torch.finfo(torch.float32)
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def _beyond_float32(weights: Tensor) -> bool:
@@ -130,8 +130,11 @@ def _beyond_float32(weights: Tensor) -> bool:
 
     Weights on a GPU are not read: the host would wait.
     """
-    numbers = (abs(w) for row in weights.tolist() for w in row) if weights.device.type == "cpu" else ()
-    return any(w != 0 and not _FLOAT32.tiny <= w <= _FLOAT32.max and math.isfinite(w) for w in numbers)
+    for row in weights.tolist() if weights.is_cpu else ():
+        for w in row:
+            if not _SMALLEST <= abs(w) <= _LARGEST and w != 0 and math.isfinite(w):
+                return True
+    return False
 
 
 class _Unproved(Exception):

@@ -49,14 +49,17 @@ class AdamW(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError if no update is defined for them. Tensors on a GPU are not read: the host would wait."""
-        for name, least in ("step", 1), ("lr", 0), ("eps", 0), ("weight_decay", 0):
-            value = getattr(self, name)
-            if isinstance(value, Tensor):
-                if value.device.type != "cpu":
-                    continue
-                value = value.item()
-            if not value >= least:
+        step = self.step.item() if self.step.is_cpu else 1
+        lr = self.lr.item() if self.lr.is_cpu else 0
+        for name, value, least in (
+            ("step", step, 1),
+            ("lr", lr, 0),
+            ("beta1", self.beta1, 0),
+            ("beta2", self.beta2, 0),
+            ("eps", self.eps, 0),
+            ("weight_decay", self.weight_decay, 0),
+        ):
+            if not value >= least:  # true for NaN, too
                 raise ValueError(f"{name} is {value:g}, but must be at least {least}")
-        for name in "beta1", "beta2":
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name):g}, but must lie in [0, 1)")
+        if self.beta1 >= 1 or self.beta2 >= 1:
+            raise ValueError(f"beta1 is {self.beta1:g} and beta2 is {self.beta2:g}, but both must be below 1")

@@ -130,6 +130,11 @@ def in_storage(t: Tensor) -> bool:
     return (last + 1) * t.element_size() <= t.untyped_storage().nbytes()
 
 
+def is_plain(t: Tensor) -> bool:
+    """Whether the tensor is known to be a plain float tensor, with the numbers in memory as they are."""
+    return _reads_tensors and _native.uniform([[t]]) is not None and not t.is_neg()
+
+
 def shared(rows: list[list[Any]], written: Sequence[Row]) -> tuple[int, int, int, int] | None:
     """A tensor of `written` that shares memory with a gradient of its parameter or with another tensor of `written`.
 

@@ -206,7 +206,52 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "beta": (
         lambda: ops.combine_adamw_(*state(), **ADAMW | {"beta1": 1.0}),
         ValueError,
-        "beta1 is 1, but must lie in [0, 1)",
+        "beta1 is 1 and beta2 is 0.98, but both must be below 1",
+    ),
+    "step tensor": (
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"step": torch.zeros(())}),
+        ValueError,
+        "step is 0, but must be at least 1",
+    ),
+    "step nan": (
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"step": float("nan")}),
+        ValueError,
+        "step is nan, but must be at least 1",
+    ),
+    "lr negative": (
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"lr": torch.tensor(-0.5)}),
+        ValueError,
+        "lr is -0.5, but must be at least 0",
+    ),
+    "eps": (
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"eps": -1e-8}),
+        ValueError,
+        "eps is -1e-08, but must be at least 0",
+    ),
+    "weight decay": (
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"weight_decay": float("nan")}),
+        ValueError,
+        "weight_decay is nan, but must be at least 0",
+    ),
+    "beta negative": (
+        lambda: ops.combine_adamw_(*state(), **ADAMW | {"beta2": torch.tensor(-0.5)}),
+        ValueError,
+        "beta2 is -0.5, but must be at least 0",
+    ),
+    "weights without order": (
+        lambda: ops.combine(GOOD, {0.5, 1.5}),
+        TypeError,
+        "weights must be numbers, one per task, or a tensor, not set",
+    ),
+    "weights by name": (
+        lambda: ops.combine(GOOD, {0: 0.5, 1: 1.5}),
+        TypeError,
+        "weights must be numbers, one per task, or a tensor, not dict",
+    ),
+    "groups huge": (
+        lambda: ops.gram(GOOD, groups=[0, 2**70]),
+        ValueError,
+        f"groups[1] is {2**70}, but must be below {2**31}",
     ),
     "backend": (
         lambda: ops.gram(GOOD, backend="fastest"),

@@ -19,6 +19,8 @@ from cats import ops
 from cats.ops import dispatch, layout
 from tests.ops.common import Backend
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch calls some of these tensors experimental
+
 Change = Callable[[Tensor], Tensor]
 ARGUMENTS = {
     "combine": ("grads", "weights", "out"),
