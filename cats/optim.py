@@ -20,6 +20,7 @@ from .accumulate import Accumulation
 from .agreement import Description, describe_call, describe_settings
 from .distributed import Call, Statistics
 from .gradients import grads_restored_on_error, unscaled
+from .ops.dispatch import choices
 from .parameters import check_kinds, shared_parameters, trainable_parameters
 from .state import State, base_restored_on_error, copy_of, noted_if_moved
 from .state_dict import ENTRY, add_entry, create_state, creates_state, load_entry, take_entry
@@ -484,6 +485,7 @@ class MultiTask(Optimizer):
             weight=self.alpha,
             multiplier=self.multipliers,
             count=self._own.counts,
+            kernels=self.backend or choices(params[0].device.type),
         )
 
     def _known_weights(self) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 import cats
 from cats import agreement
+from cats.ops import self_check
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -39,11 +40,16 @@ def test_differences_are_named_with_the_first_process_of_each_value() -> None:
     assert "5 (0 in process 0, 5 in process 1) and 4 more:" in agreement._differences(many)
 
 
-def test_descriptions_are_exact_and_the_same_for_equal_objects() -> None:
+def test_descriptions_are_exact_and_the_same_for_equal_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     def described(**options: object) -> agreement.Description:
         base = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.1))
         return cats.CATS(base, ["az", "be"], **options)._describe_settings()  # type: ignore[arg-type]
 
     assert agreement._digest(described()) == agreement._digest(described())
     assert described() != described(epsilon=math.nextafter(1e-3, 1)) != described(epsilon=1e-3)
+    here = described()
+    wrong = self_check.Kernel("native", "gram", torch.device("cpu"), (torch.float32,), True, 2)
+    monkeypatch.setattr(self_check, "_found", {wrong: "the Gram matrix is wrong"})
+    assert described() != here  # one process computes with other kernels than the others
+    assert described(backend="reference")["kernels"] == "'reference'"
     assert agreement._exact([math.nan, object(), {"a": (1, None)}]) == "[nan, object, {a: [1, None]}]"

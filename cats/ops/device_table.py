@@ -128,20 +128,23 @@ def _geometry(flat: layout.Flat, tasks: int, groups: Sequence[int], device: torc
     sizes = tuple(flat.params), tuple(flat.numels), tuple(flat.dtypes), tuple(flat.aligned)
     key = (tasks, *sizes, tuple(groups), device)
     capturing = on_gpu and torch.cuda.is_current_stream_capturing()
+    place = key, stream
     with _lock:
-        found = _captured.get(key) or _recent.get((key, stream))
+        found = _recent.get(place)
+        if found is not None:
+            _recent.move_to_end(place)
+        elif _captured:
+            found = _captured.get(key)
         if capturing and found is None:
             found = next((geometry for (other, _), geometry in _recent.items() if other == key), None)
         if capturing and found is not None:
             _captured[key] = found
-        if found is not None:
-            if (key, stream) in _recent:
-                _recent.move_to_end((key, stream))
-            return found
+    if found is not None:
+        return found
     made = _make(flat, tasks, groups, device, upload)
     if not capturing:  # otherwise its memory is the graph's
         with _lock:
-            _recent[key, stream] = made
+            _recent[place] = made
             if len(_recent) > _RECENT:
                 _recent.popitem(last=False)
     return made
