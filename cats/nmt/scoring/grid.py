@@ -23,6 +23,7 @@ from cats.nmt.config.toml import apply_overrides, read_config, to_toml
 from cats.nmt.cores import threads_per_process
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.files import atomic_write
+from cats.nmt.training.progress import tell
 
 if TYPE_CHECKING:
     from cats.nmt.training.run import RunDirectory
@@ -208,11 +209,11 @@ def _execute(waiting: list[Run], working: list[_Process], jobs: int) -> None:
             if error := _error(each):
                 if not interrupted:
                     failed.append(f"{each.run.path}: {error}")
-                    print(f"[{done}/{count}] failed: {failed[-1]}", file=sys.stderr)
+                    tell(f"[{done}/{count}] failed: {failed[-1]}")
             else:
-                print(f"[{done}/{count}] {each.run.path}: {time.monotonic() - each.began:.0f} s", file=sys.stderr)
+                tell(f"[{done}/{count}] {each.run.path}: {time.monotonic() - each.began:.0f} s")
     if interrupted:
-        print("cats: stopped; the same command continues from here", file=sys.stderr)
+        tell("cats: stopped; the same command continues from here")
         raise KeyboardInterrupt
     if failed:
         raise UserError(f"{len(failed)} of {count} runs failed; the first: {failed[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -43,8 +44,17 @@ class Progress:
         self.bar.set_postfix_str(facts)
         if self.lines and (now or time.monotonic() - self.last_line_at > LINE_EVERY):
             left = duration(seconds / step * (self.steps - step))
-            print(f"update {step:,} of {self.steps:,}: {facts}, {left} left", file=sys.stderr)
+            tell(f"update {step:,} of {self.steps:,}: {facts}, {left} left")
             self.last_line_at = time.monotonic()
+
+
+def tell(text: str) -> None:
+    """Prints a line on standard error. If that fails, hours of work go on all the same.
+
+    It fails if standard error is a log file on a full disk, or a pipe that nobody reads any more.
+    """
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

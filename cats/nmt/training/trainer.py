@@ -31,7 +31,7 @@ from cats.nmt.training.losses import Losses, TaskLosses
 from cats.nmt.training.memory import out_of_memory_advice
 from cats.nmt.training.metrics import LossRecord, Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend
-from cats.nmt.training.progress import Progress
+from cats.nmt.training.progress import Progress, tell
 from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
 from cats.nmt.training.schedule import rate_of_update
 from cats.nmt.training.signals import deferred_interrupts
@@ -166,10 +166,7 @@ class Trainer:
                     progress.bar.close()
                     self.interrupt()
         if self.stopped_early and not self.quiet:
-            print(
-                f"stopped after update {self.step}: no improvement in {self.bad_validations} validations",
-                file=sys.stderr,
-            )
+            tell(f"stopped after update {self.step}: no improvement in {self.bad_validations} validations")
 
     def update(self) -> None:
         """One iteration of Algorithm 1: an inner or an outer step."""
@@ -256,7 +253,7 @@ class Trainer:
         """
         processes.barrier()  # the main process is still writing; when one process ends, torchrun ends the others
         if processes.is_main():
-            print(f"cats: stopped after update {self.step}; to resume: cats train --resume {self.out}", file=sys.stderr)
+            tell(f"cats: stopped after update {self.step}; to resume: cats train --resume {self.out}")
         raise KeyboardInterrupt
 
     # ---- logging and validation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 
 import pytest
@@ -48,3 +50,14 @@ def test_a_bar_on_a_terminal_and_nothing_if_quiet(
             shown.say(1, 1.0, "loss 7.500", now=True)
         err = capsys.readouterr().err
         assert ("loss 7.500" in err and "\r" in err and "update" not in err) if not quiet else err == ""
+
+
+def test_a_log_on_a_full_disk_does_not_stop_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with Progress(0, 10, quiet=False) as shown:
+        shown.update()
+        shown.say(1, 1.0, "loss 7.500", now=True)
