@@ -25,7 +25,7 @@ STEPS = 7
 WAIT = timedelta(minutes=1)
 
 
-RUNS = [("softmax", 1), ("lagrangian", 2), ("shared", 2), ("static", 1)]
+RUNS = [("proximal", 1), ("softmax", 2), ("lagrangian", 2), ("shared", 2), ("static", 1)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,10 @@ def optimizer_of(model: Model, how: str) -> cats.MultiTask:
     base = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
     if how == "static":
         return cats.MultiTask(base, TASKS, cats.weighting.Static([1.0, 2.0, 0.5]))
-    options: dict[str, Any] = {"lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3}}
+    options: dict[str, Any] = {
+        "lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3},
+        "softmax": {"simplex": "softmax", "loss_term": True},
+    }
     shared = [*model.body.parameters()] if how == "shared" else None
     return cats.CATS(base, TASKS, inner_steps=2, shared=shared, **options.get(how, {"loss_term": True}))
 
