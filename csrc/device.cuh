@@ -201,6 +201,19 @@ CATS_DEVICE void load_gradients(const int64_t* addresses, const Place& at, uint4
     }
 }
 
+// COUNT times 16 bytes of a tensor that is not a gradient; zero for elements that are not valid.
+template <class T, int COUNT> CATS_DEVICE void load_raw(int64_t address, const Place& at, uint4 (&raw)[COUNT]) {
+    if (at.whole) {
+        const auto elements = reinterpret_cast<const typename T::Element*>(address) + at.index;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) raw[i] = load_once(reinterpret_cast<const uint4*>(elements) + i);
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            raw[i] = load_part<T>(address, {at.index + i * T::WIDTH, at.valid - i * T::WIDTH, false});
+    }
+}
+
 // COUNT numbers of a tensor that is not a gradient; zero for elements that are not valid.
 template <class T, int COUNT, class S> CATS_DEVICE void load(int64_t address, const Place& at, S (&values)[COUNT]) {
     typedef typename T::Element Element;

@@ -159,8 +159,10 @@ SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu", "write.cu"]
 
 # Part of a kernel's name -> threads that run on a multiprocessor at a time.
 THREADS = {
-    "ELi2ELi1ELb": 5 * 256,
-    "ELi4ELi1ELb": 4 * 256,
+    "ELi2ELi1ELb0": 5 * 256,
+    "ELi4ELi1ELb0": 4 * 256,
+    "ELi2ELi1ELb1": 2 * 256,
+    "ELi4ELi1ELb1": 2 * 256,
     "ELi8ELi1ELb": 512,
     "ELi8ELi4ELb": 256,
     "gram_small_kernel": 256,
@@ -225,12 +227,13 @@ def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
     for source in ("combine.cu", "combine_half.cu"):
         for text in re.split(r"\.visible \.entry ", compiled[source][1])[1:]:
             if match := re.search(r"combine_kernelINS_\d+(\w+?)ELi(\d)ELi(\d)ELb(\d)", text.split("(")[0]):
-                registers = re.findall(r"ld\.global\.cs\.v4\.u32\s+\{(%r\d+)", text)
-                first = re.search(r"ld\.global\.cs\.v4.*ld\.global\.cs\.v4", text, re.DOTALL)
-                assert first and "fma" not in first[0]
-                found[match.groups()] = len(registers)
-    assert len(found) == 4 * 5
-    assert all(count == int(cap) for (_, cap, _, _), count in found.items())
+                wide = "ld.global.cs.v4.u32"
+                found[match.groups()] = text.count(wide), re.split("fma.rn", text, maxsplit=1)[0].count(wide)
+    assert len(found) == 4 * 7
+    for (dtype, cap, _, update), (loads, first) in found.items():
+        # With an update, also a parameter's elements and its moments. With up to four gradients, they come first, too.
+        state = 0 if update == "0" else 5 if "16" in dtype else 3
+        assert (loads, first) == (int(cap) + state, int(cap) + (state if cap < "8" else 0)), (dtype, cap, update)
 
     # gram with matrix units: eight loads for each of a warp's pairs of blocks, all of them before the first product.
     found = {}
