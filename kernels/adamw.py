@@ -14,6 +14,7 @@ from cats.ops.interface import AdamW
 
 from . import common
 from .common import (
+    STAGES,
     combination,
     load,
     load_tasks,
@@ -46,28 +47,31 @@ def _tile(
     first, present, scale, state, settings, update, dots, norms, at, length,
     SCALED: tl.constexpr, MASKED: tl.constexpr, PARAM: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Updates one tile of the parameter and its moments. Returns the accumulators with the tile's statistics added."""
+    """Updates one tile of the parameter and its moments. Returns the accumulators with the tile's statistics added.
+
+    All loads come first, so that none waits for the arithmetic on the others. Without `update` nothing is stored; a
+    branch would keep the compiler from starting the loads of the next tiles.
+    """
     grads = load_tasks(first, present, at, length, MASKED, COMPUTE)
+    param = load(state[0], at, length, MASKED, COMPUTE)
+    exp_avg = load(state[1], at, length, MASKED, COMPUTE)
+    exp_avg_sq = load(state[2], at, length, MASKED, COMPUTE)
     combined = combination(grads, scale)
     dots += products(grads, combined)
     norms += squares(grads)
-    if update:
-        decay, step_size, correction, rate1, beta2, rate2, eps, grad_scale = settings
-        param = load(state[0], at, length, MASKED, COMPUTE)
-        exp_avg = load(state[1], at, length, MASKED, COMPUTE)
-        exp_avg_sq = load(state[2], at, length, MASKED, COMPUTE)
-        ones = tl.full(combined.shape, 1, COMPUTE)
-        grad = _divide(combined, ones * grad_scale) if SCALED else combined
-        # As in torch.lerp: from the nearer end.
-        difference = grad - exp_avg
-        near = tl.fma(ones * rate1, difference, exp_avg)
-        exp_avg = tl.where(rate1 < 0.5, near, tl.fma(ones * (rate1 - 1), difference, grad))
-        exp_avg_sq = tl.fma(rate2 * grad, grad, beta2 * exp_avg_sq)
-        denominator = _divide(_sqrt(exp_avg_sq), ones * correction) + eps
-        param = param * decay + _divide(exp_avg * -step_size, denominator)
-        store(state[0], at, length, param, MASKED, PARAM)
-        store(state[1], at, length, exp_avg, MASKED, COMPUTE)
-        store(state[2], at, length, exp_avg_sq, MASKED, COMPUTE)
+    decay, step_size, correction, rate1, beta2, rate2, eps, grad_scale = settings
+    ones = tl.full(combined.shape, 1, COMPUTE)
+    grad = _divide(combined, ones * grad_scale) if SCALED else combined
+    # As in torch.lerp: from the nearer end.
+    difference = grad - exp_avg
+    near = tl.fma(ones * rate1, difference, exp_avg)
+    exp_avg = tl.where(rate1 < 0.5, near, tl.fma(ones * (rate1 - 1), difference, grad))
+    exp_avg_sq = tl.fma(rate2 * grad, grad, beta2 * exp_avg_sq)
+    denominator = _divide(_sqrt(exp_avg_sq), ones * correction) + eps
+    param = param * decay + _divide(exp_avg * -step_size, denominator)
+    store(state[0], at, length, param, MASKED, PARAM, update)
+    store(state[1], at, length, exp_avg, MASKED, COMPUTE, update)
+    store(state[2], at, length, exp_avg_sq, MASKED, COMPUTE, update)
     return dots, norms
 
 
@@ -109,7 +113,7 @@ def adamw_kernel(
     full = length // size
     inner = offsets(LANES, WIDTH)
     for run in range(0, full, RUN):
-        for tile in range(run, tl.minimum(run + RUN, full)):
+        for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
             at = tl.cast(tile, tl.int64) * size + inner
             dots, norms = _tile(
                 first, present, scale, state, settings, update, dots, norms, at, length,
@@ -172,4 +176,4 @@ def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tu
 
 def options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of adamw_kernel and the launch options."""
-    return common.constants(tasks, [dtype], aligned)
+    return common.constants(tasks, [dtype], aligned, others=3)

@@ -13,6 +13,7 @@ from cats.ops.device_table import DevicePieces
 
 from . import common
 from .common import (
+    STAGES,
     combination,
     load_tasks,
     load_weights,
@@ -80,7 +81,7 @@ def combine_kernel(
     full = length // size
     inner = offsets(LANES, WIDTH)
     for run in range(0, full, RUN):
-        for tile in range(run, tl.minimum(run + RUN, full)):
+        for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
             at = tl.cast(tile, tl.int64) * size + inner
             dots, norms = _tile(
                 first, present, scales, outs, dots, norms, at, length, RESULTS, STATISTICS, False, DTYPE, COMPUTE

@@ -43,28 +43,33 @@ class Tile(NamedTuple):
 
 WARPS = 4
 REGISTERS = 168  # per thread, so that three programs share a multiprocessor's 65536
+# The loop over tiles is a pipeline with this many stages: the next two tiles are on their way into shared memory while
+# the arithmetic of one is done. So at least eight vectors per thread are always in flight.
+STAGES = tl.constexpr(3)
 
 
-def tile(tasks: int, dtype: torch.dtype, aligned: bool) -> Tile:
-    """The tile for this number of tasks, dtype and alignment.
+def tile(tasks: int, dtype: torch.dtype, aligned: bool, others: int = 0) -> Tile:
+    """The tile for this number of tasks, dtype and alignment, in a kernel that updates `others` more tensors.
 
-    It depends only on these three, so the bits of the results do too.
+    It depends on nothing else, so the bits of the results do neither.
 
     A thread holds at most 32 registers of gradients, so several programs share a multiprocessor, and the arithmetic of
     some hides the loads of others. 32 registers are eight vectors of float32, or four of the other dtypes, whose
-    elements or accumulators need more. A thread holds at most two vectors per task, because combine_adamw_ needs
-    registers for three more tensors. If there are more tasks than vectors, they are spread over the threads. Without
-    alignment a vector is one element.
+    elements or accumulators need more. With other tensors there are registers for four. A thread holds at most two
+    vectors per task. If there are more tasks than vectors, they are spread over the threads. Without alignment a vector
+    is one element.
     """
     rows = triton.next_power_of_2(tasks)
     threads = 32 * WARPS
-    vectors = 8 if dtype is torch.float32 or not aligned else 4
+    vectors = 8 if (dtype is torch.float32 and not others) or not aligned else 4
     return Tile(rows, min(vectors * threads // rows, 2 * threads), VECTOR // dtype.itemsize if aligned else 1)
 
 
-def constants(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
+def constants(
+    tasks: int, dtypes: Sequence[torch.dtype], aligned: bool, others: int = 0
+) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments that all kernels over tiles have, and the launch options."""
-    rows, lanes, width = tile(tasks, dtypes[0], aligned)
+    rows, lanes, width = tile(tasks, dtypes[0], aligned, others)
     wide = torch.float64 in dtypes
     return {
         "TASKS": tasks,
@@ -159,11 +164,11 @@ def load(first, at, length, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def store(first, at, length, values, MASKED: tl.constexpr, DTYPE: tl.constexpr):
+def store(first, at, length, values, MASKED: tl.constexpr, DTYPE: tl.constexpr, wanted=True):
+    mask = wanted
     if MASKED:
-        tl.store(first + at, narrow(values, DTYPE), mask=at < length)
-    else:
-        tl.store(first + at, narrow(values, DTYPE))
+        mask = (at < length) & wanted
+    tl.store(first + at, narrow(values, DTYPE), mask=mask)
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from cats.ops.device_table import DevicePieces
 
 from . import common
 from .common import (
+    STAGES,
     load,
     load_tasks,
     locate,
@@ -44,7 +45,7 @@ def dots_kernel(
     sums = tl.zeros([ROWS], tl.float64)
     for run in range(0, full, RUN):
         lanes = tl.zeros([ROWS, LANES], COMPUTE)
-        for tile in range(run, tl.minimum(run + RUN, full)):
+        for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
             at = tl.cast(tile, tl.int64) * size + inner
             vector = load(direction, at, length, False, COMPUTE)
             lanes += products(load_tasks(first, present, at, length, False, COMPUTE), vector)

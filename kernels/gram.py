@@ -24,7 +24,7 @@ from torch import Tensor
 from cats.ops.device_table import DevicePieces
 
 from . import common
-from .common import INTERPRETED, locate, offsets, pointers, store_statistic, task_pointers, widen
+from .common import INTERPRETED, STAGES, locate, offsets, pointers, store_statistic, task_pointers, widen
 
 UNROLLED = 8
 BLOCK = 64  # at most this many tasks in a block; more tasks form two blocks, with products inside and between them
@@ -87,7 +87,7 @@ def gram_kernel(
     inner = offsets(LANES, WIDTH)
     for run in range(0, full, RUN):
         lanes = zeros
-        for tile in range(run, tl.minimum(run + RUN, full)):
+        for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
             at = tl.cast(tile, tl.int64) * size + inner
             lanes = _add_pairs(firsts, present, lanes, at, length, TASKS, False)
         sums = _flush(lanes, sums, TASKS, SQUARE)
@@ -248,8 +248,8 @@ def blocks_options(
     """The constexpr arguments of gram_blocks_kernel and the launch options, for a GPU of this major capability.
 
     Prefetching needs registers. With two blocks of float32 there are enough only from capability 9, where the matrix
-    units read their operands from shared memory. Without alignment there are never enough. The result does not depend
-    on prefetching.
+    units read their operands from shared memory. Without alignment there are never enough, and the compiler must be
+    told that it may use all: it would rather spill a few and run another program. The result depends on neither.
     """
     rows, count, length, warps = blocks(tasks, dtype, aligned)
     crowded = (dtype is torch.float32 and count == 2 and capability < 9) or not aligned
@@ -263,7 +263,7 @@ def blocks_options(
         "PRECISION": "tf32x3" if dtype is torch.float32 and not INTERPRETED.value else "ieee",
         "DTYPE": common.TYPES[dtype],
         "ALIGNED": aligned,
-    }, {"num_warps": warps, "num_stages": 1 if crowded else 3}
+    }, {"num_warps": warps, "num_stages": 1 if crowded else 3, **({} if aligned else {"maxnreg": 255})}
 
 
 REDUCE_OPTIONS = {"SLOTS": 128, "COLUMNS": 32}, {"num_warps": 8}
