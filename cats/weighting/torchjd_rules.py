@@ -22,13 +22,17 @@ def rule_of_gram(rule: Any) -> Any:
     torchjd: Any = sys.modules.get("torchjd.aggregation")
     if torchjd is None or not isinstance(rule, nn.Module):
         return rule
+    # Old versions do not have all of these names. Nothing is an instance of the empty tuple.
+    aggregators, weighted, weightings = (
+        getattr(torchjd, name, ()) for name in ("Aggregator", "WeightedAggregator", "Weighting")
+    )
     found: Any = rule
-    if isinstance(rule, torchjd.Aggregator):
+    if isinstance(rule, aggregators):
         # Only these have a weighting that determines all they do. ConFIG's, for one, does not.
-        found = rule.weighting if isinstance(rule, torchjd.WeightedAggregator) else None
-    if found is not None and getattr(getattr(found, "fn", None), "__name__", "") == "compute_gramian":
+        found = rule.weighting if isinstance(rule, weighted) else None
+    if isinstance(found, weightings) and getattr(getattr(found, "fn", None), "__name__", "") == "compute_gramian":
         found = found.weighting  # the aggregators whose weighting first computes the Gram matrix
-    if found is None or any(_wants_jacobian(each) for each in found.modules() if isinstance(each, torchjd.Weighting)):
+    if found is None or any(_wants_jacobian(each) for each in found.modules() if isinstance(each, weightings)):
         raise TypeError(
             f"{type(rule).__name__} of TorchJD needs the Jacobian matrix, or two of them, but there is only the "
             "Gram matrix of the tasks: use a Weighting of the Gram matrix, such as UPGradWeighting or MGDAWeighting"
