@@ -277,6 +277,17 @@ def test_a_task_at_its_floor_is_reported_once():
             update([1.0, 100.0])
 
 
+def test_a_small_prior_is_not_a_floor():
+    weighting = CATS(prior=[1e6, 1.0, 0.0])
+    weighting.start(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(150):
+            v = torch.tensor([1.0, 2.0, 1.0]).double()
+            weighting.update(torch.ones(3).double(), v, None, range(3))
+    assert 0 < weighting.weights()[1] < 1e-5
+
+
 @pytest.mark.parametrize("simplex", ["softmax", "lagrangian"])
 def test_a_multiplier_without_bound_is_reported_once(simplex):
     weighting = CATS(simplex=simplex, alpha_lr=0.0, multiplier_lr=1.0)

@@ -30,8 +30,6 @@ CROSS_BATCH = False
 REDUCTION: Reduction = "sum"
 
 PATIENCE = 100  # a weight that stays at its floor, or a multiplier that grows, for so many updates is worth a warning
-NEAR_FLOOR = 1.2  # a weight below this many times its floor counts as at its floor
-TINY = 1e-3  # where there is no floor: a weight below this share of an equal weight counts as at its floor
 LARGE, HUGE = 1e3, 1e6  # growing multipliers are reported above LARGE; weights and multipliers above HUGE at once
 
 
@@ -164,9 +162,8 @@ class CATS(Weighting):
     # --- warnings: a task that is given up, a multiplier that runs away. Each is given once. ----------------------
 
     def _warn_of_collapse(self, present: list[int]) -> None:
-        alpha, floor = self.weights() / self.scale, self._form.floor()
-        threshold = torch.clamp(NEAR_FLOOR * floor, min=TINY / len(alpha))
-        low = (alpha <= threshold)[present] & (len(alpha) > 1)
+        alpha = self.weights() / self.scale
+        low = (alpha < self._form.hardly_trained())[present]
         self._at_floor[present] = (self._at_floor[present] + 1) * low
         for n in (self._at_floor >= PATIENCE).nonzero()[:, 0].tolist():
             change = {

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+NEAR_FLOOR = 1.2  # a weight below this many times its floor counts as at its floor
+TINY = 1e-3  # so does a weight below this share of its prior (without a prior: of an equal weight)
+
 
 class Form(Protocol):
     """What the three forms have in common. N is the number of tasks, K the number of tasks in a batch.
@@ -30,8 +33,8 @@ class Form(Protocol):
     def weights(self) -> Tensor:
         """``scale`` · α, (N,) float64 on the CPU."""
 
-    def floor(self) -> Tensor:
-        """The smallest value that each α_n can have, (N,)."""
+    def hardly_trained(self) -> Tensor:
+        """Weights below these count as at their lower bound, (N,)."""
 
     def update(self, losses: Tensor | None, v: Tensor, present: list[int]) -> None:
         """Updates α and the multipliers.
@@ -101,8 +104,8 @@ class Proximal:
     def weights(self) -> Tensor:
         return self._relative() * (self.scale / self._tasks)
 
-    def floor(self) -> Tensor:
-        return self._floor * self.prior
+    def hardly_trained(self) -> Tensor:
+        return max(NEAR_FLOOR * self._floor, TINY) * self.prior
 
     def update(self, losses: Tensor | None, v: Tensor, present: list[int]) -> None:
         alpha = (self._relative() / self._tasks)[present]
@@ -163,8 +166,8 @@ class Softmax:
         relative = powers / powers.mean()  # N s: exactly 1 for all tasks if all a_n are equal
         return (relative + self._floor * (1 - relative)) * (self.scale / self._tasks)
 
-    def floor(self) -> Tensor:
-        return torch.full_like(self._a, self._floor / self._tasks)
+    def hardly_trained(self) -> Tensor:
+        return torch.full_like(self._a, max(NEAR_FLOOR * self._floor, TINY) / self._tasks)
 
     def update(self, losses: Tensor | None, v: Tensor, present: list[int]) -> None:
         a, s = self._a[present], torch.softmax(self._a, dim=0)[present]
@@ -218,8 +221,8 @@ class Lagrangian:
     def weights(self) -> Tensor:
         return self._alpha.clone()
 
-    def floor(self) -> Tensor:
-        return torch.full_like(self._alpha, self.epsilon)
+    def hardly_trained(self) -> Tensor:
+        return torch.full_like(self._alpha, max(NEAR_FLOOR * self.epsilon, TINY / len(self._alpha)))
 
     def update(self, losses: Tensor | None, v: Tensor, present: list[int]) -> None:
         alpha, lambda_n, excess = self._alpha[present], self._lambda_n[present], self._alpha.sum() - 1
