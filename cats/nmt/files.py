@@ -53,7 +53,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def output_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     with atomic_file(os.path.realpath(path)) as file:
         yield file
 
@@ -315,7 +315,7 @@ def _direct_target(path: str | os.PathLike[str]) -> str | int | None:
     return None if stat.S_ISREG(mode) else name
 
 
-def _unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
+def unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
     """The error to raise for a file that cannot be written."""
     if error.errno in _FULL:
         return UserError(f"{path}: the disk is full; free some space and start again")

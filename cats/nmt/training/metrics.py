@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write, finite_or_none, read_file
+from cats.nmt.files import atomic_write, finite_or_none, read_file, unwritable
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,17 @@ class Metrics:
             self.board = SummaryWriter(str(tensorboard), purge_step=keep_until + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite_or_none(record), allow_nan=False) + "\n")
+        """Appends a line.
+
+        Raises:
+            UserError: the disk is full, or the file cannot be written.
+        """
+        line = json.dumps(finite_or_none(record), allow_nan=False) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
         if self.board is not None:
             for name, value in _numbers(record):
                 if name != "step":

@@ -75,6 +75,14 @@ def test_a_line_with_wrong_types(tmp_path: Path, line: str) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    metrics = started(tmp_path, 0)
+    metrics.path = Path("/dev/full")
+    with pytest.raises(UserError, match=r"^/dev/full: the disk is full"):
+        metrics.write({"step": 10})
+
+
 class Board:
     def __init__(self, folder: str, purge_step: int) -> None:
         self.folder, self.purge_step, self.scalars, self.flushed = folder, purge_step, list[Any](), 0
