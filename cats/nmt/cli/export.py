@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
     from cats.nmt.training.run import RunDirectory
 
     directory, out = RunDirectory(Path(args.run)), Path(args.dir)
-    trained, tasks = directory.load_model(args.checkpoint), directory.task_names()
+    trained = directory.load_model(args.checkpoint)
+    tasks = directory.task_names(trained.origin)
     export.write(out, trained, tasks)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     print(f"Try it: {translate.example(out, tasks, trained.tokenizer)}")

@@ -127,6 +127,8 @@ def _open_streams() -> None:
 
 
 def _fail(message: str) -> int:
+    # A message may quote a file. Its control characters would break the line, or move the cursor of a terminal.
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     with contextlib.suppress(OSError):  # nobody reads standard error any more
         print(f"cats: {message}", file=sys.stderr)
     return 2

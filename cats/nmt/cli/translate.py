@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"cats: {args.run}: {diverged}; this is the model of {args.checkpoint}.pt", file=sys.stderr)
     config, tokenizer = trained.config, trained.tokenizer
     tagged = set(tokenizer.languages)
-    directions = [direction(task, tagged) for task in directory.task_names()]
+    directions = [direction(task, tagged) for task in directory.task_names(trained.origin)]
     targets = target_languages(directions, tokenizer)
     if args.to not in targets:
         known = ", ".join(targets)

@@ -29,7 +29,7 @@ POSITIVE_COUNT = between(1, 10**9)
 COUNT = between(0, 10**9)
 PAIRS = between(0, 10**12)
 WIDTH = Condition("even, at least 2 and at most 65,536", lambda value: 2 <= value <= 65_536 and value % 2 == 0)
-LAYERS = between(1, 1000)
+LAYERS = between(1, 200)
 TOKENS = between(1, 10**7)  # in one batch
 THREADS = between(0, 1024)
 LENGTH = between(1, 10**6)  # of a line, in tokens

@@ -66,7 +66,7 @@ def vocabulary_text(corpus: Corpus, temperature: float, most_pairs: int) -> list
     targets: list[str] = []
     for task in corpus.tasks:
         count = math.ceil(min(total, most_pairs) * shares[task.name])
-        step = max(1, len(task.train) // count) if total > most_pairs else 1
+        step = max(1, len(task.train) // max(1, count)) if total > most_pairs else 1
         chosen = list(itertools.islice(task.train, 0, None, step))
         sources.update(line for line, _ in chosen)
         targets += itertools.islice(itertools.cycle(line for _, line in chosen), count)

@@ -17,6 +17,8 @@ from cats.nmt.files import one_line
 from cats.nmt.model.search import Hypothesis, beam_search, sample
 from cats.nmt.model.transformer import Transformer
 
+_MOST_LOGITS = 1 << 28  # in a batch: 1 GiB
+
 
 class Translation(NamedTuple):
     """A translation of one line and its score: see ``beam_search``, or ``sample``. The text is one line, too."""
@@ -72,9 +74,10 @@ def translations(
     result = [[Hypothesis([], 0.0)] for _ in lines]
     was_training = model.training
     model.eval()
+    most = _MOST_LOGITS // (tokenizer.vocab_size * (1 if settings.sample else settings.beam))  # lines in a batch
     try:
         while order:
-            size = max(1, settings.batch_tokens // len(encoded[order[0]]))
+            size = max(1, min(settings.batch_tokens // len(encoded[order[0]]), most))
             batch, order = order[:size], order[size:]
             rows = pad([encoded[i] for i in batch], tokenizer.pad_id, device)
             limits = torch.tensor([2 * len(encoded[i]) + 10 for i in batch], device=device)

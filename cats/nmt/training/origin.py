@@ -52,6 +52,11 @@ class Origin:
                 raise TypeError(f"{name} has another type")
         return cls(**found)
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that the model was trained on; the zero-shot directions have no training pairs."""
+        return [name for name, counts in self.corpus.items() if counts[0]]
+
     def to_state(self) -> dict[str, Any]:
         """The fields, to be stored in a checkpoint."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

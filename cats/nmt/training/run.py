@@ -258,8 +258,14 @@ class RunDirectory:
             )
         return corpus
 
-    def task_names(self) -> list[str]:
-        """The names of the tasks that the model was trained on; empty if no file tells them."""
+    def task_names(self, origin: Origin | None = None) -> list[str]:
+        """The names of the tasks that the model was trained on; empty if no file tells them.
+
+        Args:
+            origin: what the model was trained with, if it is known. Models of earlier versions do not name the tasks.
+        """
+        if origin is not None and origin.tasks:
+            return origin.tasks
         if self.is_exported:
             return export_file.task_names(self.weights_file)
         records = read_metrics(self.metrics_file)

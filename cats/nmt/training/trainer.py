@@ -28,7 +28,7 @@ from cats.nmt.training import processes, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses
-from cats.nmt.training.memory import out_of_memory_advice
+from cats.nmt.training.memory import check_memory, out_of_memory_advice
 from cats.nmt.training.metrics import LossRecord, Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend
 from cats.nmt.training.progress import Progress, tell
@@ -85,6 +85,7 @@ class Trainer:
         if config.train.patience and not any(map(len, self.validation.shards.values())):
             raise UserError("train.patience needs validation pairs, and the corpus has none")
 
+        check_memory(config, self.vocab_size, processes.world_size(), self.device)
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, data.tokenizer, checkpoint_activations=config.train.checkpoint_activations)
         self.model = model.to(self.device)

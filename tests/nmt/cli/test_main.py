@@ -176,3 +176,8 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "run", raising(KeyboardInterrupt()))
     assert main(["info"]) == 130
+
+
+def test_control_characters_are_escaped(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """They would break the line of an error, or move the cursor of a terminal."""
+    assert "a\\nb\\x1b[2J\\u2028ə" in refused("evaluate", f"{tmp_path}/a\nb\x1b[2J\u2028ə")

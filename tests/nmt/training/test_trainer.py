@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -171,3 +172,23 @@ def test_every_preset_trains(corpus, tmp_path, name):
     train(config, tmp_path / "run", quiet=True)
     (record,) = (each for each in metrics(tmp_path / "run") if "losses" in each)
     assert all(map(math.isfinite, record["losses"].values())) and final_state(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.d_model=65536", r"the model, with at least [0-9,]+ parameters, needs more than [0-9,]+ GiB of memory"),
+        ("model.ffn=1000000 model.d_model=4096", r"lower model\.d_model, model\.ffn or layers$"),
+        (
+            "sampling.batch_tokens=10000000 model.d_model=4096",
+            r"a batch of 10,000,000 tokens needs more than .*lower",
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_training(corpus, tmp_path, monkeypatch, change, message):
+    pages = (32 << 30) // os.sysconf("SC_PAGE_SIZE")
+    sysconf = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_PHYS_PAGES" else sysconf(name))
+    with pytest.raises(UserError, match=message):
+        train(settings(corpus, *change.split()), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
