@@ -206,7 +206,7 @@ class MultiTask(Optimizer):
 
     @not_compiled
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Steps the base optimizer. Every ``weighting.period``-th step then updates the weighting.
+        """Steps the base optimizer. Every ``weighting.period``-th step also updates the weighting.
 
         If a loss or gradient is not finite, the step is skipped and counted; see ``max_nonfinite``.
 
@@ -238,18 +238,11 @@ class MultiTask(Optimizer):
 
     def _step(self) -> None:
         own = self._own
-        gathered = own.accumulation
-        if gathered is None and creates_state(self.base):
-            create_state(self.base)
+        if own.accumulation is None and creates_state(self.base):
+            create_state(self.base)  # torch.distributed.checkpoint wants moments to save or to load into
             return
         with self._together("step()"):
-            if gathered is None:
-                raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
-            if all(p.grad is None for p in gathered.params):
-                raise RuntimeError(
-                    "no parameter of this optimizer has a gradient: no loss depends on any of them, or other code set "
-                    "p.grad to None after backward()"
-                )
+            gathered = self._gathered_gradients()
             seen = self._statistics(gathered)
         gathered.free()
         if not seen.finite:
@@ -265,6 +258,17 @@ class MultiTask(Optimizer):
             self._remember(gathered, seen)
             own.count("step", *["task_gradient_steps"] * gathered.per_task, nonfinite_in_a_row=0)
             own.accumulation = None
+
+    def _gathered_gradients(self) -> Accumulation:
+        gathered = self._own.accumulation
+        if gathered is None:
+            raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
+        if all(p.grad is None for p in gathered.params):
+            raise RuntimeError(
+                "no parameter of this optimizer has a gradient: no loss depends on any of them, or other code set "
+                "p.grad to None after backward()"
+            )
+        return gathered
 
     def _statistics(self, gathered: Accumulation) -> Statistics:
         """The numbers of this step, on the host. This is the only host sync."""

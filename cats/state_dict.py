@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,13 +45,16 @@ def take_entry(state: dict[str, Any]) -> dict[str, Any]:
     """The entry, with all its tensors on the CPU. ``state`` becomes a state_dict for the base optimizer.
 
     Raises:
-        ValueError: there is none, because it is the state of a plain optimizer.
+        ValueError: there is none, because it is the state of a plain optimizer. Or it is damaged.
     """
     entry = state.pop(ENTRY, None)
     groups = [dict(group) for group in state.get("param_groups", [])]
     packed = [group.pop(ENTRY, None) for group in groups]
     if entry is None and packed and isinstance(packed[0], bytes):
-        entry = torch.load(io.BytesIO(packed[0]), map_location="cpu", weights_only=True)
+        try:
+            entry = torch.load(io.BytesIO(packed[0]), map_location="cpu", weights_only=True)
+        except (EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError("state_dict: the entry 'multitask' of the first parameter group is damaged") from error
     if entry is None:
         raise ValueError("state_dict has no 'multitask' entry: load a plain optimizer's state into .base")
     state["param_groups"] = groups

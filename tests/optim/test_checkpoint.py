@@ -180,6 +180,16 @@ def test_a_weighting_without_state_refuses_that_of_another():
     check_refused(optimizer, bad, "Static has no state")
 
 
+@pytest.mark.parametrize("damage", [b"", b"not a file of torch", None])
+def test_a_damaged_second_copy_is_refused(damage):
+    optimizer = build(Net())
+    bad = optimizer.state_dict()
+    del bad["multitask"]
+    packed = bad["param_groups"][0]["multitask"]
+    bad["param_groups"][0]["multitask"] = packed[: len(packed) // 2] if damage is None else damage
+    check_refused(optimizer, bad, "of the first parameter group is damaged")
+
+
 def test_a_base_that_fails_after_it_has_loaded_is_restored():
     class Fragile(torch.optim.AdamW):
         def load_state_dict(self, state_dict):
