@@ -38,6 +38,7 @@ class Accumulation:
         backend: the backend of :mod:`cats.ops`, or None.
 
     Attributes:
+        calls: the number of backward() calls.
         losses: {task index: loss, 0-d float64 on the device}, in the order of the tasks.
         weights: (N,) float64 on the CPU, the weights of all tasks in ḡ. None before per-task gradients are combined.
         scale: GradScaler's scale, 0-d, if a scaler is used.
@@ -59,6 +60,7 @@ class Accumulation:
         self.weighting = weighting
         self.reducer = reducer
         self.per_task = per_task
+        self.calls = 0
         self.losses: dict[int, Tensor] = {}
         self.weights: Tensor | None = None
         self.scale: Tensor | None = None
@@ -92,6 +94,7 @@ class Accumulation:
         if scaler is not None and scaled:
             self.scale = self._gradients.scale = scaler.scale(torch.ones((), device=self.params[0].device))
         self.reducer.check(tasks, self.params, self.weighting)
+        self.calls += 1
         if self.per_task and self._gradients.shared == 0:
             raise ValueError("no shared parameter requires grad")
 

@@ -24,6 +24,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 def describe_call(
     name: str,
     counts: Mapping[str, int],
+    gathered: int,
     per_task: bool,
     param_groups: Sequence[Mapping[str, Any]],
     scale: Tensor | None,
@@ -33,6 +34,7 @@ def describe_call(
     Args:
         name: "backward()" or "step()".
         counts: the optimizer's numbers of steps.
+        gathered: the number of backward() calls whose gradients this step has so far. Zeroing gradients discards them.
         per_task: whether the call computes per-task gradients.
         param_groups: the optimizer's. A learning rate on a GPU is not read, because that would be a host sync.
         scale: GradScaler's scale. It is read, so this must not be given where a host sync would cost time.
@@ -41,6 +43,7 @@ def describe_call(
     rates = [group.get("lr") for group in param_groups]
     return {
         "call": f"{name} of step {counts['step'] + 1}",
+        "backward() calls gathered": str(gathered),
         "skipped steps": str(counts["skipped"]),
         "per-task gradients": "computed" if per_task else "not computed",
         "scale of the GradScaler": _exact(scale),

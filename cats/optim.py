@@ -466,16 +466,17 @@ class MultiTask(Optimizer):
         """A context manager for "backward()" or "step()", in which all processes must do the same."""
         own = self._own
         own.reducer = distributed.reducer(own.reducer)
+        first = next(p for group in self.param_groups for p in group["params"])
+        return own.reducer.together(
+            Call(own.counts["step"] + 1, first.device, lambda: self._describe_call(call), self._describe_settings)
+        )
+
+    def _describe_call(self, call: str) -> Description:
+        own = self._own
+        calls = 0 if own.accumulation is None else own.accumulation.calls
         # Reading the scale is a host sync. step() has one anyway.
         scale = own.accumulation.scale if own.accumulation is not None and call == "step()" else None
-        return own.reducer.together(
-            Call(
-                own.counts["step"] + 1,
-                next(p.device for group in self.param_groups for p in group["params"]),
-                lambda: describe_call(call, own.counts, self.needs_task_gradients, self.param_groups, scale),
-                self._describe_settings,
-            )
-        )
+        return describe_call(call, own.counts, calls, self.needs_task_gradients, self.param_groups, scale)
 
     def _describe_settings(self) -> Description:
         ids = None if self._shared is None else {id(p) for p in self._shared}

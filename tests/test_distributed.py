@@ -206,6 +206,7 @@ DIFFERING = {
     "state loaded": (3, r"call \(backward\(\) of step 2 in process 0, backward\(\) of step 3 in process 1\)"),
     "weighting loaded": (3, r"multiplier lambda_c \(0.0 in process 0"),
     "one more backward()": (3, r"call \(backward\(\) of step 3 in process 0, step\(\) of step 3 in process 1\)"),
+    "zero_grad()": (3, r"backward\(\) calls gathered \(0 in process 0, 1 in process 1\)"),
     "step() before backward()": (3, "process 0 failed with RuntimeError: step\\(\\) before backward"),
     "scale": (3, r"scale of the GradScaler \(2.0 in process 0, 4.0 in process 1\)"),
     "a loss raises": (3, "process 0 failed with ZeroDivisionError: no rows"),
@@ -262,7 +263,9 @@ def differing(rank: int, case: str) -> dict[str, Any]:
         try:
             if not (case == "step() before backward()" and step == 3 and rank == 0):
                 optimizer.backward(losses(step), scaler=scaler)
-            if case == "one more backward()" and step == 3 and rank == 0:
+            if case == "zero_grad()" and step == 3 and rank == 0:
+                optimizer.zero_grad()
+            if step == 3 and (case == "zero_grad()" or (case == "one more backward()" and rank == 0)):
                 optimizer.backward(losses(step))
             scaler.step(optimizer)
         except (RuntimeError, ValueError, ZeroDivisionError) as error:
@@ -272,7 +275,9 @@ def differing(rank: int, case: str) -> dict[str, Any]:
         else:
             saved = saved or optimizer.state_dict()
     unchanged = all(map(torch.equal, model.parameters(), before))
-    unchanged &= case in ("one more backward()", "scale") or all(p.grad is None for p in model.parameters())
+    unchanged &= case in ("one more backward()", "scale", "zero_grad()") or all(
+        p.grad is None for p in model.parameters()
+    )
     if case == "a loss raises":
         optimizer.backward(losses(1))
         optimizer.step()
