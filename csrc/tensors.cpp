@@ -138,10 +138,12 @@ bool read_rows(const py::list& rows, std::vector<PyObject**>& out, Py_ssize_t* s
     return !out.empty() && *size > 0;
 }
 
-// What was read from the gradients of a call, so that they are read only once.
+// What was read from the gradients of a call, so that they are read only once: for 23,000 gradients (92 tasks), reading the
+// shapes and strides again, which are in torch's objects, would take milliseconds.
 struct Views {
     std::vector<View> of;        // K N views, parameter by parameter; empty for None
     std::vector<char> negative;  // K N: see Fields
+    std::vector<char> in_order;  // K N: whether it is contiguous
 };
 
 // Finds torch's table of functions. False if there is none; then the functions below return None.
@@ -175,6 +177,7 @@ py::object uniform(const py::list& rows) {
     Views views;
     views.of.resize(entries.size() * size_t(size));
     views.negative.resize(views.of.size());
+    views.in_order.resize(views.of.size());
     size_t place = 0;
     Device device = {0, 0};
     for (Py_ssize_t i = 0; i < size; i++) {
@@ -187,6 +190,7 @@ py::object uniform(const py::list& rows) {
             bool negative = false;
             if (!look(row[i], &view, &negative)) return py::none();
             views.negative[at] = negative;
+            views.in_order[at] = contiguous(view);
             if (device.type == 0) device = view.device;
             if (view.device.type != device.type || view.device.id != device.id) return py::none();
             if (owner == Py_None) {
@@ -233,6 +237,8 @@ struct Interval {
     Interval(const View& v, Py_ssize_t row_, Py_ssize_t parameter_) : begin(address(v)), row(row_), parameter(parameter_) {
         end = begin + (contiguous(v) || dense(v) ? extent(v) : v.dtype.bits / 8);
     }
+    Interval(const char* begin_, int64_t bytes, Py_ssize_t row_, Py_ssize_t parameter_)
+        : begin(begin_), end(begin_ + bytes), row(row_), parameter(parameter_) {}
     bool meets(const Interval& other) const { return begin < other.end && other.begin < end; }
 };
 
@@ -250,10 +256,15 @@ py::object shared(const Views& views, const py::list& written) {
             View view;
             if (rows[size_t(r)][i] == Py_None || !describe(rows[size_t(r)][i], &view) || numel(view) == 0) continue;
             all.emplace_back(view, r, i);
+            const int64_t elements = numel(view);  // of the gradients, too
             for (Py_ssize_t n = 0; n < tasks; n++) {
-                const View& gradient = views.of[size_t(i * tasks + n)];
-                if (gradient.data != nullptr && numel(gradient) > 0 && all.back().meets({gradient, n, i}))
-                    return py::make_tuple(r, i, n, i);
+                const size_t at = size_t(i * tasks + n);
+                const View& gradient = views.of[at];
+                if (gradient.data == nullptr) continue;
+                const Interval there = views.in_order[at]
+                                           ? Interval{address(gradient), elements * (gradient.dtype.bits / 8), n, i}
+                                           : Interval{gradient, n, i};
+                if (all.back().meets(there)) return py::make_tuple(r, i, n, i);
             }
         }
     std::sort(all.begin(), all.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
@@ -279,6 +290,7 @@ bool read(const py::list& grads, const py::list& others, int64_t vector_bytes, c
     if (!read_rows(others, entries, &size) && !others.empty()) return false;
     if (known != nullptr && known->of.size() != tasks * size_t(size)) return false;
     std::vector<View> views(entries.size());
+    std::vector<char> in_order(entries.size());
     std::vector<int> kind;
     for (Py_ssize_t i = 0; i < size; i++) {
         const View* first = nullptr;
@@ -294,21 +306,24 @@ bool read(const py::list& grads, const py::list& others, int64_t vector_bytes, c
             if (known != nullptr && t < tasks) {
                 views[t] = known->of[size_t(i) * tasks + t];
                 negative = known->negative[size_t(i) * tasks + t];
-            } else if (!look(entry, &views[t], &negative)) {
+                in_order[t] = known->in_order[size_t(i) * tasks + t];
+            } else if (look(entry, &views[t], &negative)) {
+                in_order[t] = contiguous(views[t]);
+            } else {
                 return false;
             }
             if (t < tasks && first == nullptr) first = &views[t];
             plain &= !negative;
         }
         if (first == nullptr || !complete || numel(*first) == 0) continue;
-        const bool rows_only = contiguous(*first);
+        const bool rows_only = in_order[size_t(first - views.data())];
         if (!rows_only) plain &= dense(*first);
         kind.assign(1, dtype_index(first->dtype));
         const size_t begin = flat.addresses.size();
         for (size_t t = 0; t < entries.size(); t++) {
             const View& view = views[t];
             const bool there = view.data != nullptr;
-            if (there) plain &= rows_only ? contiguous(view) : same_strides(view, *first);
+            if (there) plain &= rows_only ? in_order[t] != 0 : same_strides(view, *first);
             const int64_t at = there ? int64_t(reinterpret_cast<uintptr_t>(address(view))) : 0;
             vectors &= at % vector_bytes == 0;
             flat.addresses.push_back(at);

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import mmap
 import statistics
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 from unittest import mock
 
@@ -86,12 +88,29 @@ def calls(rounds: int = 40, tasks: Sequence[int] = TASKS, shapes: Sequence[Seque
     return [case.summary() for case in cases]
 
 
+def _gradients(tasks: int, shapes: Sequence[torch.Size]) -> list[list[list[torch.Tensor]]]:
+    """SETS of gradients for the tasks, all at addresses of their own.
+
+    As on a GPU, only the objects that describe a tensor are in the memory that the host works with, one after the
+    other. The numbers are in a block of memory that is never touched, where the gradients of a parameter overlap.
+    """
+    step = 64  # bytes between the first elements of two gradients of a parameter
+    begins = [0, *accumulate(4 * shape.numel() + step * tasks * SETS for shape in shapes)]
+    memory = mmap.mmap(-1, begins[-1] + step)
+
+    def gradient(i: int, place: int) -> torch.Tensor:
+        begin = (begins[i] + step - 1) // step * step
+        flat = torch.frombuffer(memory, dtype=torch.float32, count=shapes[i].numel(), offset=begin + step * place)
+        return flat.view(shapes[i])
+
+    return [[[gradient(i, s * tasks + n) for i in range(len(shapes))] for n in range(tasks)] for s in range(SETS)]
+
+
 class _Case:
     """combine_dots for one number of tasks, and its times."""
 
     def __init__(self, tasks: int, shapes: Sequence[Sequence[int]]) -> None:
-        # Memory that is not touched is not committed, so these gradients may be larger than the machine's memory.
-        self.sets = [[[torch.empty(list(s)) for s in shapes] for _ in range(tasks)] for _ in range(SETS)]
+        self.sets = _gradients(tasks, [torch.Size(s) for s in shapes])
         self.out = [torch.empty(list(s)) for s in shapes]
         self.weights = torch.full((tasks,), 1 / tasks, dtype=torch.float64)
         device_table._recent.clear()
