@@ -165,7 +165,7 @@ class Tokenizer:
             tokenizer = cls(read_file(path), tags)
         except FileNotFoundError as error:
             raise UserError(f"{path}: the tokenizer cannot be read ({error.strerror})") from error
-        except (RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{path}: not a sentencepiece model") from error
         specials = tuple(map(tokenizer._processor.id_to_piece, range(min(len(_SPECIALS), tokenizer.vocab_size))))
         if specials != _SPECIALS:
