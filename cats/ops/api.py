@@ -20,8 +20,8 @@ backend: the name of a backend, which is never replaced by another. None: the en
 Statistics (dot products, squared norms, Gram matrices) are float64 tensors on the gradients' device. They have the same
 bits on every run and for every number of threads. If a gradient has a NaN or an infinity, its statistics do too.
 
-The operators are not differentiable: they run without autograd, and no result requires grad. torch.compile sees each of
-them as one custom operator, torch.ops.cats.*.
+The operators are not differentiable: they run without autograd, no result requires grad, and to torch.func results are
+constants. torch.compile sees each of them as one custom operator, torch.ops.cats.*.
 
 A tensor with torch's negative bit (x.conj().imag) is read and written as torch does. Tensors whose numbers are not in
 memory are refused: a FakeTensor among real ones, a storage that was freed. So is memory that would be written twice.
@@ -161,7 +161,8 @@ def combine_adamw_(
         updated in float32 with the unrounded combined gradient, and rounded once.
     weights: (K,).
     step, lr: numbers or tensors of one element. step is the number of this update, which the caller counts from 1. A
-        step below 1 or a negative lr is a ValueError. On a GPU it is not looked at, and the parameters become NaN.
+        step below 1 or a negative lr is a ValueError. On a GPU they are not looked at: such a step makes the parameters
+        NaN.
     found_inf, grad_scale: tensors of one element, as in torch's fused optimizers. The combined gradient is divided by
         grad_scale. If found_inf is not 0, nothing is updated.
 

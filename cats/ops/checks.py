@@ -46,10 +46,10 @@ class Tasks:
         if uniform is None:
             self._check_rows()
             return
-        self.rows, self.first, self.fast, self.fake = uniform, uniform.first, True, False
+        self.rows, self.first, self.fast = uniform, uniform.first, True
         for first in uniform.first:
             if first is not None:
-                self.device = first.device
+                self.device, self.fake = first.device, False
                 self.direct = self.device.type in dispatch.DEFAULTS and not _is_watched()
                 break
 
@@ -101,10 +101,8 @@ class Tasks:
         if self.fake is None:
             self.fake = fake
         elif fake is not self.fake:
-            kinds = (
-                "a FakeTensor, but the gradients are" if fake else "a real tensor, but the gradients before it are not"
-            )
-            raise TypeError(f"{where}: {kinds} real tensors; the tensors of one call must be all real or all fake")
+            kinds = ("a FakeTensor", "real tensors") if fake else ("a real tensor", "FakeTensors")
+            raise TypeError(f"{where}: {kinds[0]}, but the gradients are {kinds[1]}")
         if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
             self.direct = False
             return

@@ -97,3 +97,10 @@ def test_shapes_are_known_without_data() -> None:
     assert [[None if t is None else tuple(t.shape) for t in row] for row in combined] == [[*SHAPES[:4], None]] * 2
     assert (dots.shape, sqnorms.shape, dots.dtype, dots.device.type) == ((2, 2, 3), (2, 3), torch.float64, "meta")
     assert ops.gram(grads).shape == (3, 3)
+
+
+def test_freed_weights_are_refused_here_too() -> None:
+    weights = torch.ones(1, 3, dtype=torch.float64)
+    weights.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory: its storage was freed"):
+        torch.ops.cats.combine([g for row in make() for g in row], 3, weights, flat_out(1), None)
