@@ -4,8 +4,7 @@
 
 namespace cats {
 
-constexpr int COLUMNS = 8;   // values per block of threads: 64 bytes of a chunk's partial sums
-constexpr int LINES = 128;   // chunks that it adds at a time
+constexpr int THREADS = 1024;  // per block
 
 struct ReduceArguments {
     const int64_t *order, *bounds;
@@ -32,19 +31,36 @@ CATS_DEVICE int64_t lower_bound(const int64_t* order, int64_t from, int64_t to, 
 
 CATS_DEVICE void put(double* place, double total, bool add) { *place = add ? *place + total : total; }
 
-// Grid: (values / COLUMNS, groups).
-static __global__ void __launch_bounds__(COLUMNS* LINES) reduce_kernel(ReduceArguments a) {
+// Grid: (groups, values / COLUMNS). A block adds COLUMNS values of a group's chunks. Its threads hold THREADS sums of each:
+// chunk number i of the group belongs to sum i % THREADS. The sums are added in halves. So the order of the additions does
+// not depend on COLUMNS, and all loads of a thread are independent.
+template <int COLUMNS> __global__ void __launch_bounds__(THREADS) reduce_kernel(ReduceArguments a) {
+    constexpr int LINES = THREADS / COLUMNS;
     double* totals = reinterpret_cast<double*>(shared_memory());  // (LINES, COLUMNS)
     const int column = threadIdx.x % COLUMNS, line = threadIdx.x / COLUMNS;
-    const int v = blockIdx.x * COLUMNS + column;
-    const int64_t group = blockIdx.y;
-    const int64_t from = lower_bound(a.order, a.bounds[group], a.bounds[group + 1], a.first);
-    const int64_t to = lower_bound(a.order, from, a.bounds[group + 1], a.first + a.count);
-    double total = 0;
-    if (v < a.values) {
-#pragma unroll 8
-        for (int64_t i = from + line; i < to; i += LINES) total += a.partials[(a.order[i] - a.first) * a.values + v];
+    const int v = blockIdx.y * COLUMNS + column;
+    const int64_t group = blockIdx.x;
+    int64_t from = a.bounds[group], to = a.bounds[group + 1];
+    if (a.first > 0 || a.count < a.bounds[gridDim.x]) {  // not all chunks: this group's are not known without a search
+        from = lower_bound(a.order, from, to, a.first);
+        to = lower_bound(a.order, from, to, a.first + a.count);
     }
+    double sums[COLUMNS];
+#pragma unroll
+    for (int j = 0; j < COLUMNS; ++j) sums[j] = 0;
+    if (v < a.values) {
+#pragma unroll(8 / COLUMNS)
+        for (int64_t i = from + line; i < to; i += THREADS) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS; ++j)
+                if (i + j * LINES < to) sums[j] += a.partials[(a.order[i + j * LINES] - a.first) * a.values + v];
+        }
+    }
+#pragma unroll
+    for (int half = COLUMNS / 2; half > 0; half /= 2)
+#pragma unroll
+        for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+    double total = sums[0];
     totals[threadIdx.x] = total;
     for (int half = LINES / 2; half > 0; half /= 2) {
         barrier();
@@ -67,8 +83,10 @@ static __global__ void __launch_bounds__(COLUMNS* LINES) reduce_kernel(ReduceArg
 }
 
 static void launch_reduce(const ReduceArguments& a, int64_t groups, int64_t stream) {
-    const dim3 grid(unsigned((a.values + COLUMNS - 1) / COLUMNS), unsigned(groups));
-    launch(reduce_kernel, grid, COLUMNS * LINES, COLUMNS * LINES * sizeof(double), stream, a);
+    // Few values: one per block, so that more multiprocessors work. Many: four, so that 32 bytes are read together.
+    const int columns = a.values < 64 ? 1 : 4;
+    const dim3 grid(unsigned(groups), unsigned((a.values + columns - 1) / columns));
+    launch(columns == 1 ? reduce_kernel<1> : reduce_kernel<4>, grid, THREADS, THREADS * sizeof(double), stream, a);
 }
 
 // Every block of threads processes an equal part of both.

@@ -214,8 +214,8 @@ def reduce_kernel(
     COLUMNS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Sums over the chunks of a group in the order of the table: (G, SPLIT) to left, the other statistics to right."""
-    group = tl.program_id(1)
-    statistics = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    group = tl.program_id(0)
+    statistics = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = statistics < TOTAL
     begin = tl.load(bounds + group)
     end = tl.load(bounds + group + 1)
@@ -284,7 +284,7 @@ def reduce(partials: Tensor, geometry: Geometry, groups: int, split: int) -> tup
         return partials.new_zeros(groups, split), partials.new_zeros(groups, total - split)
     left, right = partials.new_empty(groups, split), partials.new_empty(groups, total - split)
     blocks, options = reduce_options(total)
-    grid = (triton.cdiv(total, blocks["COLUMNS"]), groups)
+    grid = (groups, triton.cdiv(total, blocks["COLUMNS"]))  # only the first may be larger than 65535
     arguments = (partials, geometry.chunk_count, geometry.order, geometry.bounds, left, right)
     launch(reduce_kernel, grid, partials.device, *arguments, SPLIT=split, TOTAL=total, **blocks, **options)
     return left, right

@@ -211,8 +211,8 @@ def reduce_slots_kernel(
     SIZE: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Sums over the slots of a group, in order: (G, SIZE)."""
-    group = tl.program_id(1)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    group = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     first = _first_slot(bounds, group, per_slot)
     chunks = tl.load(bounds + group + 1) - tl.load(bounds + group)
     end = first + tl.cdiv(chunks, per_slot)
@@ -303,7 +303,7 @@ def _blocks(pieces: DevicePieces) -> Tensor:
         common.launch(gram_blocks_kernel, (len(partials),), device, *arguments, **constants, **launch)
     result = partials.new_empty(groups, size, size)
     tiles, launch = REDUCE_OPTIONS
-    grid = (size * size // tiles["COLUMNS"], groups)
+    grid = (groups, size * size // tiles["COLUMNS"])
     arguments = (partials, geometry.bounds, per_slot, result)
     common.launch(reduce_slots_kernel, grid, device, *arguments, SIZE=size * size, **tiles, **launch)
     upper = result[:, :tasks, :tasks].triu()

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -266,6 +267,15 @@ def test_tiles(kernels: Any, dtype: torch.dtype, aligned: bool) -> None:
             assert (block.count - 1) * block.rows < tasks <= block.count * block.rows
             assert block.length * dtype.itemsize <= 8 * 32  # a step of the matrix unit takes 32 bytes of a row
             assert block.length % 16 == 0 and block.warps in (1, 2, 4, 8)
+
+
+def test_a_grid_of_many_groups_can_be_launched(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # CUDA allows 2^31 - 1 blocks in the first dimension of a grid, and 65535 in the others.
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(kernels("common"), "launch", lambda kernel, grid, *arguments, **options: grids.append(grid))
+    geometry = types.SimpleNamespace(chunk_count=1, order=None, bounds=None)
+    kernels("common").reduce(torch.zeros(256, 1, dtype=torch.float64), geometry, 70_000, 128)
+    assert grids and all(size <= 65535 for grid in grids for size in grid[1:])
 
 
 @pytest.mark.parametrize("operator", ["combine", "gram"])
