@@ -98,7 +98,8 @@ def curve(run: Path) -> list[float]:
 def right(run: Path, split: str) -> dict[str, float]:
     """{task: share of the lines that greedy search translates correctly}."""
     trained = RunDirectory(run).load_model("last")
-    corpus, tokenizer, model = RunDirectory(run).load_corpus(trained), trained.tokenizer, trained.model
+    corpus = RunDirectory(run).load_corpus(trained.config, trained.origin)
+    tokenizer, model = trained.tokenizer, trained.model
     shares = {}
     for task in corpus.tasks:
         pairs = list(getattr(task, split))

@@ -16,7 +16,7 @@ pytest.importorskip("sentencepiece")
 from cats.nmt.config.toml import read_config
 from cats.nmt.errors import UserError
 from cats.nmt.training.trainer import Trainer, train
-from tests.nmt.common import assert_same_runs, final_state, metrics, short, write_short_corpus
+from tests.nmt.common import assert_same, assert_same_runs, final_state, metrics, short, write_short_corpus
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_the_restart_is_pretraining_on_all_tasks(corpus: Path, tmp_path: Path) -
     """train.restart, and train.pretrain with all tasks, give the same run."""
     for name, way in (("all", "train.pretrain=xb,xa"), ("restart", "train.restart=true")):
         train(short(corpus, "train.pretrain_steps=21", way), tmp_path / name, quiet=True)
-    assert_same_runs(tmp_path / "all", tmp_path / "restart")
+    one, other = (final_state(tmp_path / name) for name in ("all", "restart"))
+    assert metrics(tmp_path / "all") == metrics(tmp_path / "restart")
+    assert_same({**one, "settings": None}, {**other, "settings": None})  # only these differ
 
 
 @pytest.mark.parametrize(
