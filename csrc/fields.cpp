@@ -86,6 +86,20 @@ void find_fields(const py::object& torch) {
     }
 }
 
+void fetch_fields(PyObject* object, int level) {
+#ifdef __GNUC__
+    if (!places.found) return;
+    const uint64_t address = reinterpret_cast<uintptr_t>(object);
+    if (level == 0) return __builtin_prefetch(object);
+    const uint64_t tensor = word(address, places.tensor);
+    if (level == 1) {
+        for (size_t line = 0; line < TENSOR_BYTES; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(tensor) + line);
+    } else {
+        __builtin_prefetch(reinterpret_cast<const char*>(word(tensor, places.storage)));
+    }
+#endif
+}
+
 bool read_fields(PyObject* object, Fields* out) {
     if (places.found) {
         const uint64_t tensor = word(reinterpret_cast<uintptr_t>(object), places.tensor), storage = word(tensor, places.storage);

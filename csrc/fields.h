@@ -16,5 +16,10 @@ struct Fields {
 // Finds how to read the fields. torch: the module.
 void find_fields(const pybind11::object& torch);
 
+// Asks the processor for the memory that read_fields will read. level 0: of the Python object; then 1: of the tensor, and
+// 2: of its storage, each a little later, because the address of one is in the memory of the one before. `object` must be a
+// tensor for the levels 1 and 2. Does nothing if the places of the fields are unknown.
+void fetch_fields(PyObject* object, int level);
+
 // False if the tensor has no storage.
 bool read_fields(PyObject* tensor, Fields* out);

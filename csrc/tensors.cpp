@@ -72,9 +72,11 @@ int64_t extent(const View& v) {
     return (last + 1) * (v.dtype.bits / 8);
 }
 
+bool is_plain(PyObject* object) { return Py_TYPE(object) == tensor_type || Py_TYPE(object) == parameter_type; }
+
 // Fills `out` if `object` is a plain strided tensor of one of the four dtypes.
 bool describe(PyObject* object, View* out) {
-    if (Py_TYPE(object) != tensor_type && Py_TYPE(object) != parameter_type) return false;
+    if (!is_plain(object)) return false;
     if (api->view(object, out) != 0) {
         PyErr_Clear();
         return false;
@@ -92,6 +94,14 @@ bool look(PyObject* object, View* out, bool* negative) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(address(*out));
     return out->data != nullptr && fields.begin != 0 && start >= fields.begin &&
            int64_t(start - fields.begin) + extent(*out) <= fields.bytes;
+}
+
+// Starts to load what `look` will read of the entries after row[i]. With many tasks, most of its time is waiting for memory.
+void fetch_ahead(PyObject** row, Py_ssize_t i, Py_ssize_t size) {
+    constexpr Py_ssize_t STEP = 8;
+    if (i + 3 * STEP < size) fetch_fields(row[i + 3 * STEP], 0);
+    if (i + 2 * STEP < size && is_plain(row[i + 2 * STEP])) fetch_fields(row[i + 2 * STEP], 1);
+    if (i + STEP < size && is_plain(row[i + STEP])) fetch_fields(row[i + STEP], 2);
 }
 
 bool same_kind(const View& a, const View& b) {
@@ -178,30 +188,33 @@ py::object uniform(const py::list& rows) {
     views.of.resize(entries.size() * size_t(size));
     views.negative.resize(views.of.size());
     views.in_order.resize(views.of.size());
-    size_t place = 0;
+    std::vector<View> references(static_cast<size_t>(size));
+    std::vector<PyObject*> owners(static_cast<size_t>(size), Py_None);
     Device device = {0, 0};
-    for (Py_ssize_t i = 0; i < size; i++) {
-        View reference = {};
-        PyObject* owner = Py_None;
-        for (PyObject** row : entries) {
-            const size_t at = place++;
-            View& view = views.of[at];
+    // Task by task: the gradients of a task were made one after the other, so they lie close together.
+    const size_t tasks = entries.size();
+    for (size_t n = 0; n < tasks; n++) {
+        PyObject** row = entries[n];
+        for (Py_ssize_t i = 0; i < size; i++) {
+            fetch_ahead(row, i, size);
             if (row[i] == Py_None) continue;
+            const size_t at = size_t(i) * tasks + n;
+            View& view = views.of[at];
             bool negative = false;
             if (!look(row[i], &view, &negative)) return py::none();
             views.negative[at] = negative;
             views.in_order[at] = contiguous(view);
             if (device.type == 0) device = view.device;
             if (view.device.type != device.type || view.device.id != device.id) return py::none();
-            if (owner == Py_None) {
-                owner = row[i];
-                reference = view;
-            } else if (!same_kind(view, reference)) {
+            if (owners[size_t(i)] == Py_None) {
+                owners[size_t(i)] = row[i];
+                references[size_t(i)] = view;
+            } else if (!same_kind(view, references[size_t(i)])) {
                 return py::none();
             }
         }
-        first[size_t(i)] = py::reinterpret_borrow<py::object>(owner);
     }
+    for (size_t i = 0; i < size_t(size); i++) first[i] = py::reinterpret_borrow<py::object>(owners[i]);
     return py::make_tuple(first, std::move(views));
 }
 
