@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cats import ops, weighting
-from cats.optim import CATS, MultiTask, NonFiniteError
+from cats.multitask import MultiTask, NonFiniteError
+from cats.optim import CATS
 
 __version__ = "0.1.0"
 __all__ = ["CATS", "MultiTask", "NonFiniteError", "__version__", "ops", "weighting"]

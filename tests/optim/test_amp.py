@@ -111,7 +111,7 @@ def test_grad_scaler_does_not_hide_what_is_not_finite(spoil, skips):
     for _ in range(skips - 1):
         take()
         scaler.update()
-    with pytest.raises(cats.optim.NonFiniteError, match=r"3 steps in a row.* task 'be'"):
+    with pytest.raises(cats.NonFiniteError, match=r"3 steps in a row.* task 'be'"):
         take()
     assert optimizer.statistics["skipped"] == skips
 

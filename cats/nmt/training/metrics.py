@@ -24,7 +24,7 @@ class LossRecord:
         lr: the learning rate of the last update.
         alpha: {task: weight}.
         multipliers: {name: value} of the weighting's multipliers.
-        dots, sqnorms, skipped: see ``cats.optim.MultiTask.statistics``. dots and sqnorms may be None.
+        dots, sqnorms, skipped: see ``cats.MultiTask.statistics``. dots and sqnorms may be None.
         tokens: {task: target tokens since the last such line}.
         tokens_per_second: target tokens of all tasks per second of training since the last such line.
         seconds: seconds of training so far.

@@ -1,0 +1,497 @@
+"""The optimizer cats.MultiTask takes one loss per task, and steps any torch optimizer with weighted gradients."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import distributed, ops
+from . import weighting as weightings
+from .accumulate import Accumulation
+from .agreement import Description, describe_call, describe_settings
+from .distributed import Call, Statistics
+from .gradients import grads_restored_on_error, unscaled
+from .ops.dispatch import choices
+from .parameters import check_kinds, shared_parameters, trainable_parameters
+from .state import State, base_restored_on_error, copy_of, noted_if_moved
+from .state_dict import ENTRY, add_entry, create_state, creates_state, load_entry, take_entry
+from .tasks import Losses, Task, describe, split_losses, task_names
+from .weighting import Weighting
+from .wrapping import attribute_of, not_compiled
+
+
+class NonFiniteError(RuntimeError):
+    """Too many consecutive steps had a non-finite loss or gradient. The message names the tasks."""
+
+
+class MultiTask(Optimizer):
+    """Any torch optimizer, stepped with a weighted sum of per-task gradients.
+
+    In each step, K of the N tasks take part. Task n has the loss L_n, the gradient g_n and the weight w_n. The base
+    optimizer steps with ḡ = Σ w_n g_n. Then the weighting may change the weights::
+
+        optimizer = cats.MultiTask(torch.optim.AdamW(model.parameters()), ["az", "be"], cats.weighting.Static([1, 2]))
+        optimizer.zero_grad()
+        optimizer.backward({"az": loss_az, "be": loss_be})  # instead of loss.backward()
+        optimizer.step()
+
+    This is a ``torch.optim.Optimizer``. ``param_groups``, ``state`` and ``defaults`` are those of the base optimizer.
+    So learning-rate schedulers, hooks, ``zero_grad``, ``add_param_group`` and checkpoints work as usual. Public
+    attributes that this class does not have are the base's, such as ``train()`` and ``eval()`` of a schedule-free
+    optimizer. Proxies, such as those of Lightning and accelerate, share all state with the optimizer. Inside
+    ``torch.compile``, backward(), step() and zero_grad() are graph breaks.
+
+    Args:
+        optimizer: the base optimizer. Its ``step()`` must work without a closure, so LBFGS is refused.
+        tasks: the names of the tasks in a fixed order, each a str or an int; or the number of tasks, which are then
+            named 0, 1, ... A set is refused, because its order differs between processes and runs.
+        weighting: a :class:`cats.weighting.Weighting`, or a callable that maps a (K, K) Gram matrix to K weights, such
+            as a TorchJD ``Weighting`` or ``Aggregator``; see :class:`cats.weighting.Gramian`. It holds state, so every
+            optimizer needs its own.
+        shared: the parameters from which the weighting's numbers are computed: the inner products and norms of the
+            gradients, or their Gram matrix. By default, all parameters. The other parameters (task heads,
+            language-specific layers) receive Σ w_n g_n too. Parameters that are added later with add_param_group() are
+            shared only if ``shared`` is None.
+        engine: how the per-task gradients are computed. The only value is "auto". It keeps the K gradients in memory
+            and reads them once, or twice for weightings that need the Gram matrix.
+        backend: the backend of :mod:`cats.ops` to use. If None, one is chosen.
+        max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
+            step is skipped and counted in :attr:`statistics`: parameters, base optimizer, weights and multipliers do
+            not change. With one process, the last attempt computes per-task gradients, so that the error can name the
+            task. With a GradScaler, skipped steps are not counted here while its scale is above 1 and all losses are
+            finite: the scaler is looking for its scale.
+
+    Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch. All
+    processes take the same step, for the mean of their losses. If the batches differ in size, each process passes
+    ``local_sum_of_losses / global_size * world_size``, where ``global_size`` counts the examples or tokens of all
+    processes. The rules are:
+
+    * Do not wrap the model in DistributedDataParallel.
+    * All processes must call backward() the same number of times. A process without examples calls ``backward({})``.
+    * Tasks and their order, settings, learning rates, weights, multipliers, counters and the parameters must be the
+      same in all processes. They are compared: what may change most easily in every call; the rest and the values of
+      the parameters in the first call, after load_state_dict(), and in steps 2, 4, 8, ..., 64, 100, 200, 300, ... If
+      they differ, or if one process fails in backward() or before the base optimizer's step, all processes raise a
+      RuntimeError that says why. A process that dies is noticed only by the timeout of ``torch.distributed``.
+    * Weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more than one
+      all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
+    * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
+
+    Only parameters of the base optimizer receive gradients. Steps that compute per-task gradients write to ``p.grad``
+    directly, so post-accumulate-grad hooks do not run. In graphs with functions written in Python, such as activation
+    checkpointing with ``use_reentrant=True``, gradients come from a plain backward pass. Then these hooks run, and
+    other parameters that such a function uses inside get gradients too.
+
+    step() has one host sync: it reads the losses, the inner products, the norms, and whether all of them are finite.
+    Weightings that need the Gram matrix have another host sync in each backward().
+
+    Raises:
+        TypeError, ValueError: an argument is not as described above, or a parameter is complex.
+        RuntimeError: ``backend`` cannot be used here, or a parameter is sharded.
+    """
+
+    # Tells GradScaler that step() unscales the gradients and skips non-finite steps itself. step() checks for
+    # non-finite numbers anyway, so this saves a host sync.
+    _step_supports_amp_scaling = True
+    grad_scale = attribute_of("_own", "grad_scale")
+    found_inf = attribute_of("_own", "found_inf")
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        tasks: int | Iterable[Task],
+        weighting: Weighting | Callable[[Tensor], Tensor],
+        *,
+        shared: Iterable[Tensor] | None = None,
+        engine: str = "auto",
+        backend: str | None = None,
+        max_nonfinite: int = 20,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer instance, got {describe(optimizer)}")
+        if isinstance(optimizer, MultiTask):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__} already; pass its base optimizer")
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise TypeError(f"{type(optimizer).__name__} needs a closure in every step(), which is not supported")
+        if getattr(weighting, "needs_gram", False) and getattr(weighting, "cross_batch", False):
+            raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
+        if engine != "auto":
+            raise ValueError(f"engine={engine!r} does not exist; available: 'auto'")
+        if backend is not None:
+            usable = ops.backends()  # checked now, because the first step that uses the backend may come late
+            if backend not in usable:
+                raise ValueError(f"there is no backend {backend!r}; the backends are {', '.join(usable)}")
+            if usable[backend] is not None:
+                raise RuntimeError(f"backend {backend!r} cannot be used here: {usable[backend]}")
+        if isinstance(max_nonfinite, bool) or not isinstance(max_nonfinite, int) or max_nonfinite < 1:
+            raise ValueError(f"max_nonfinite must be an integer of at least 1, got {max_nonfinite!r}")
+        check_kinds(optimizer.param_groups)
+        self.base = optimizer
+        self.tasks = task_names(tasks)
+        self.weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
+        self.weighting.names = self.tasks
+        self.weighting.start(len(self.tasks))
+        self.backend = backend
+        self.max_nonfinite = max_nonfinite
+        self._shared = None if shared is None else shared_parameters(shared, self.param_groups)
+        self._own = State(len(self.tasks))  # after this, no method assigns to an attribute of self: see State
+        # Optimizer.__init__ would make new param_groups. This part of it only sets up hooks and profiling.
+        super().__setstate__({})
+
+    # --- one step of Algorithm 1 ----------------------------------------------------------------------------------
+
+    @property
+    def needs_task_gradients(self) -> bool:
+        """Whether the next backward() computes per-task gradients. If not, it differentiates the weighted loss once."""
+        if self._own.accumulation is not None:
+            return self._own.accumulation.per_task
+        last_attempt = 0 < self._own.counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
+        return self._weighting_due or (last_attempt and distributed.reducer().names_nonfinite_task)
+
+    @property
+    def _weighting_due(self) -> bool:
+        period = self.weighting.period
+        return period > 0 and (self._own.counts["step"] + 1) % period == 0
+
+    @not_compiled
+    def backward(self, losses: Losses, *, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
+
+        Several calls before step() accumulate, as in torch: the losses of a task are added, and so are its gradients.
+        The inner products and norms are those of the sums, so the result is the same as for one large batch. A batch
+        may have any subset of the tasks. The weights are not renormalised over the subset. To discard the gradients so
+        far, call this optimizer's zero_grad() or set every ``p.grad`` to None. Other code that sets ``p.grad`` to zero
+        in place does not discard them.
+
+        If it raises, or is interrupted, ``p.grad`` and what the earlier calls accumulated are as before.
+
+        Args:
+            losses: {task: loss}, or a sequence of N losses. A loss is a floating-point scalar tensor that requires
+                grad, or a callable without arguments that returns one. With callables, only one task's graph is in
+                memory at a time. Losses given as tensors may share a graph. If the weighting is ``cross_batch`` and
+                :attr:`needs_task_gradients` is true, each task needs a pair of losses, from two independent halves of
+                its batch. The loss of the task is then their mean.
+            scaler: the GradScaler, if you use one. Pass unscaled losses, then call ``scaler.step(optimizer)``.
+
+        Raises:
+            TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
+                not a scalar or does not require grad, or a pair is missing. The weighting's result is not one finite
+                weight per task. A gradient is sparse, and the weighting needs per-task gradients, now or later.
+            RuntimeError: only some of the calls before a step have a scaler. With several processes: they differ, or
+                one of them failed, or the weighting needs a Gram matrix or is ``cross_batch``.
+        """
+        own, weighting = self._own, self.weighting
+        with own.lock, self._together("backward()"):
+            tasks, single = split_losses(losses, self.tasks, pairs=weighting.cross_batch)
+            gathered, weights = self._open_accumulation(), self._known_weights()
+            changes = weighting if weighting.needs_gram else None
+            with own.restored_on_error(changes), grads_restored_on_error(gathered.params):
+                gathered.check(tasks, scaler)
+                if gathered.per_task:  # g_n = ∇L_n and ḡ = Σ α_n g_n, and for the update of α: <g_n, ḡ>
+                    gathered.add_per_task(tasks, single, weights)
+                else:  # ḡ = ∇ Σ α_n L_n
+                    gathered.add_weighted(tasks, single, weights)
+                own.accumulation = gathered
+
+    @not_compiled
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps the base optimizer. Every ``weighting.period``-th step also updates the weighting.
+
+        If a loss or gradient is not finite, the step is skipped and counted; see ``max_nonfinite``.
+
+        If another error is raised, or the call is interrupted, then parameters, ``p.grad``, weights, multipliers and
+        counters are as before, and step() may be called again. There is one exception: the base optimizer's own step()
+        may fail half-way. Its parameters and its state are not copied in every step, because that would cost too much.
+        The error then has a note that says that parameters have changed.
+
+        Args:
+            closure: clears the gradients, calls :meth:`backward` and returns what step() should return. It is called
+                once.
+
+        Raises:
+            RuntimeError: backward() was not called since the last step, or a GradScaler was used in backward() or in
+                step(), but not in both. Or no parameter has a gradient, because no loss depends on any of them.
+            NonFiniteError: this was the ``max_nonfinite``-th consecutive step with a non-finite loss or gradient.
+        """
+        try:
+            result = None
+            if closure is not None:
+                with torch.enable_grad():
+                    result = closure()
+            with self._own.lock:
+                self._step()
+        except BaseException:
+            self._own.forget_scaler()
+            raise
+        return result
+
+    def _step(self) -> None:
+        own = self._own
+        if own.accumulation is None and creates_state(self.base):
+            create_state(self.base)  # torch.distributed.checkpoint wants moments to save or to load into
+            return
+        with self._together("step()"):
+            gathered = self._gathered_gradients()
+            seen = self._statistics(gathered)
+        gathered.free()
+        if not seen.finite:
+            self._skip(gathered, seen)
+            return
+        due = self._weighting_due and gathered.per_task
+        params, changes = gathered.params, self.weighting if due else None
+        with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params):
+            # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
+            if due:  # α descends and λ ascends on Eq. 4
+                self.weighting.update(seen.losses, seen.dots / self.weighting.scale, seen.sqnorms, seen.tasks)
+            self.base.step()  # θ moves along ḡ
+            self._remember(gathered, seen)
+            own.count("step", *["task_gradient_steps"] * gathered.per_task, nonfinite_in_a_row=0)
+            own.accumulation = None
+
+    def _gathered_gradients(self) -> Accumulation:
+        gathered = self._own.accumulation
+        if gathered is None:
+            raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
+        if all(p.grad is None for p in gathered.params):
+            raise RuntimeError(
+                "no parameter of this optimizer has a gradient: no loss depends on any of them, or other code set "
+                "p.grad to None after backward()"
+            )
+        return gathered
+
+    def _statistics(self, gathered: Accumulation) -> Statistics:
+        """The numbers of this step, on the host. This is the only host sync."""
+        found_inf = getattr(self._own, "found_inf", None)
+        if (found_inf is None) != (gathered.scale is None):
+            raise RuntimeError(
+                "with a GradScaler, call optimizer.backward(losses, scaler=scaler) with unscaled losses, "
+                "and then scaler.step(optimizer)"
+            )
+        return gathered.statistics(found_inf)
+
+    def _remember(self, gathered: Accumulation, seen: Statistics) -> None:
+        """Keeps the numbers of this step for :attr:`statistics`, and the weights that came from its Gram matrix."""
+        last: dict[str, Any] = {"losses": self._named(seen.tasks, seen.losses)}
+        if gathered.per_task:
+            assert gathered.weights is not None
+            scale = self.weighting.scale
+            last["dots"] = self._named(seen.tasks, seen.dots / scale)
+            last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
+            last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item() / scale**2
+            if self.weighting.needs_gram and seen.finite:
+                self._own.weights = gathered.weights
+        self._own.last = {**self._own.last, **last}
+
+    def _skip(self, gathered: Accumulation, seen: Statistics) -> None:
+        own = self._own
+        own.discard()
+        self._remember(gathered, seen)
+        # While all losses are finite, a GradScaler may only be looking for its scale, and will halve it. At a scale of
+        # 1 or less, the gradients themselves are not finite.
+        searching = gathered.scale is not None and gathered.scale.item() > 1 and bool(seen.losses.isfinite().all())
+        if searching:
+            own.count("skipped")
+            return
+        own.count("skipped", "nonfinite_in_a_row")
+        if own.counts["nonfinite_in_a_row"] >= self.max_nonfinite:
+            bad = [self.tasks[n] for n in seen.nonfinite_tasks()]
+            present = [self.tasks[n] for n in seen.tasks]
+            where = "of task " + ", ".join(map(repr, bad)) if bad else f"of the combination of tasks {present}"
+            raise NonFiniteError(
+                f"{own.counts['nonfinite_in_a_row']} steps in a row had a non-finite loss or gradient, "
+                f"the last one {where}; losses: {own.last['losses']}"
+            )
+
+    # --- weights and statistics -------------------------------------------------------------------------------------
+
+    @property
+    def alpha(self) -> dict[Task, float]:
+        """{task: weight α_n} of all tasks. If the weighting needs the Gram matrix: the weights of the last step.
+
+        With ``reduction="sum"``, :class:`CATS` multiplies the gradients by N α_n; this is α_n.
+        """
+        return self._named(range(len(self.tasks)), self._known_weights() / self.weighting.scale)
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """{name: value} of the weighting's multipliers. If there is one per task, its name is like ``lambda_n[az]``."""
+        named: dict[str, float] = {}
+        for name, value in self.weighting.multipliers.items():
+            if isinstance(value, Tensor):
+                named |= {f"{name}[{task}]": v for task, v in zip(self.tasks, value.tolist(), strict=True)}
+            else:
+                named[name] = value
+        return named
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Counters and numbers of the last step, as a new dict. Reading them causes no host sync.
+
+        * ``step``: the number of steps taken.
+        * ``task_gradient_steps``: how many of them computed per-task gradients.
+        * ``skipped``: the number of steps that were skipped because a loss or gradient was not finite.
+        * ``nonfinite_in_a_row``: how many steps were skipped since the last step that was taken, without those in
+          which a GradScaler looked for its scale.
+        * ``losses``: {task: L_n} of the last step.
+        * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients, with ḡ = Σ α_n g_n and α_n as in
+          :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
+        * ``sqnorms``: {task: ‖g_n‖²} of the same step. With several processes, nan.
+        * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
+
+        ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
+        """
+        return {**self._own.counts, **copy_of(self._own.last)}
+
+    # --- torch.optim.Optimizer --------------------------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of the base optimizer. The first one has a key more, ``"multitask"``, with the value None.
+
+        torch.distributed.checkpoint keeps settings of groups, but not other entries of a state_dict. It looks here for
+        the names of the settings; state_dict() puts the weights, multipliers and counters there.
+        """
+        groups = self.base.param_groups
+        if groups:
+            groups[0].setdefault(ENTRY, None)
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    state = attribute_of("base", "state")
+    defaults = attribute_of("base", "defaults")
+
+    @not_compiled
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, and everything that backward() has accumulated since the last step()."""
+        with self._own.lock:
+            self.base.zero_grad(set_to_none)
+            self._own.discard()
+            self._own.forget_scaler()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.base.add_param_group(param_group)
+        try:
+            check_kinds(self.param_groups)
+        except (TypeError, RuntimeError):
+            self.param_groups.pop()
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state_dict, plus an entry ``"multitask"`` with weights, multipliers and counters.
+
+        It holds no gradients, so call it after step(), not between backward() and step(). The first parameter group
+        has the same entry as bytes, because torch.distributed.checkpoint drops all entries of a state_dict but
+        ``"state"`` and ``"param_groups"``.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state = self.base.state_dict()
+        add_entry(state, self.tasks, self.weighting, self._own)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            state = post_hook(self, state) or state
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned for the same tasks. If it raises, nothing has changed.
+
+        Raises:
+            ValueError: it is the state of a plain optimizer (load that into ``.base``), or of other tasks, or it does
+                not fit the weighting or the base optimizer, or something is missing or has a wrong type or length.
+        """
+        state = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state = pre_hook(self, state) or state
+        entry, own = take_entry(state), self._own
+        with own.lock, own.restored_on_error(self.weighting), base_restored_on_error(self.base):
+            load_entry(entry, self.tasks, self.weighting, own)
+            self.base.load_state_dict(state)
+            own.accumulation = None
+            own.reducer = None  # a new one compares the processes at the next call
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As in torch, hooks are not copied or pickled, nor is the step() that a scheduler wrapped.
+        return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
+
+    def __getattr__(self, name: str) -> Any:
+        # What this class does not have is the base's, such as train() and eval() of a schedule-free optimizer. Private
+        # names are not: copy and pickle look for some of them while there is no base yet.
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.base, name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self.tasks)}, {type(self.weighting).__name__}) over {self.base!r}"
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_gathered(self) -> bool:
+        """Whether backward() was called since the last step(). Other code may have dropped all gradients since."""
+        gathered = self._own.accumulation
+        return gathered is not None and any(p.grad is not None for p in gathered.params)
+
+    def _open_accumulation(self) -> Accumulation:
+        """The accumulation of the backward() calls since the last step(), or a new one if there were none."""
+        own = self._own
+        if own.accumulation is not None and self._has_gathered:
+            return own.accumulation.copy()  # a copy, because the call may fail
+        own.discard()  # other code may have set all its gradients to None
+        assert own.reducer is not None  # backward() has made it
+        return Accumulation(
+            *trainable_parameters(self.param_groups, self._shared),
+            self.tasks,
+            weighting=self.weighting,
+            reducer=own.reducer,
+            per_task=self.needs_task_gradients,
+            backend=self.backend,
+        )
+
+    def _together(self, call: str) -> AbstractContextManager[None]:
+        """A context manager for "backward()" or "step()", in which all processes must do the same."""
+        own = self._own
+        own.reducer = distributed.reducer(own.reducer)
+        first = next(p for group in self.param_groups for p in group["params"])
+        return own.reducer.together(
+            Call(own.counts["step"] + 1, first.device, lambda: self._describe_call(call), self._describe_settings)
+        )
+
+    def _describe_call(self, call: str) -> Description:
+        own = self._own
+        calls = 0 if own.accumulation is None else own.accumulation.calls
+        # Reading the scale is a host sync. step() has one anyway.
+        scale = own.accumulation.scale if own.accumulation is not None and call == "step()" else None
+        return describe_call(call, own.counts, calls, self.needs_task_gradients, self.param_groups, scale)
+
+    def _describe_settings(self) -> Description:
+        ids = None if self._shared is None else {id(p) for p in self._shared}
+        params = [p for group in self.param_groups for p in group["params"]]
+        return describe_settings(
+            self.tasks,
+            self.weighting,
+            self.param_groups,
+            max_nonfinite=self.max_nonfinite,
+            shared_parameters="all" if ids is None else [i for i, p in enumerate(params) if id(p) in ids],
+            weight=self.alpha,
+            multiplier=self.multipliers,
+            count=self._own.counts,
+            kernels=self.backend or choices(params[0].device.type),
+        )
+
+    def _known_weights(self) -> Tensor:
+        """The weights of all tasks, (N,), before this step's gradients are known."""
+        return self._own.weights if self.weighting.needs_gram else self.weighting.weights()
+
+    def _named(self, tasks: Iterable[int], values: Tensor) -> dict[Task, float]:
+        return {self.tasks[n]: v for n, v in zip(tasks, values.tolist(), strict=True)}
