@@ -37,6 +37,12 @@ class CATS(MultiTask):
     a floor, and does not depend on the common scale of the losses. The text of the paper gives Algorithm 1, Eq. 4 and
     the start α = 1, λ = 0, but no value for any setting below.
 
+    On 18 small problems (bench/README.md) the default is nowhere worse than equal weights beyond noise, and has 3 to 5
+    times less error where one of several regression tasks is noisy. A task that stays hard or noisy after the others
+    are solved gets less weight although no other task gains by it, and is then learned more slowly: 1.5 times the error
+    of equal weights on average in one of the problems, and up to 3.8 times. A smaller ``strength`` or a larger
+    ``floor`` limits this. ``strength=1`` gains more with noisy tasks, but costs up to 1.9 times where all are alike.
+
     Args:
         optimizer, tasks, shared, engine, backend, max_nonfinite: as in :class:`MultiTask`.
         inner_steps: m, the number of steps of θ per update of α.
