@@ -166,8 +166,8 @@ def load(first, at, length, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
 @triton.jit
 def store(first, at, length, values, MASKED: tl.constexpr, DTYPE: tl.constexpr, wanted=True):
     mask = wanted
-    if MASKED:
-        mask = (at < length) & wanted
+    if MASKED:  # not `& wanted`: Triton's interpreter cannot spread a bool over a tile
+        mask = at < tl.where(wanted, length, 0)
     tl.store(first + at, narrow(values, DTYPE), mask=mask)
 
 

@@ -86,7 +86,10 @@ def test_recomputed_layers_change_nothing(corpus, tmp_path):
     for name, more in (("kept", []), ("recomputed", ["train.checkpoint_activations=true"])):
         train(settings(corpus, *more), tmp_path / name, quiet=True)
     assert metrics(tmp_path / "kept") == metrics(tmp_path / "recomputed")
-    assert_same(final_state(tmp_path / "kept"), final_state(tmp_path / "recomputed"))
+    kept, recomputed = (final_state(tmp_path / name) for name in ("kept", "recomputed"))
+    for state in (kept, recomputed):
+        del state["settings"]  # they differ in train.checkpoint_activations
+    assert_same(kept, recomputed)
 
 
 @pytest.mark.slow
