@@ -207,15 +207,20 @@ def _mark_written(*rows: Row) -> None:
 # The choice
 
 
-_modules: dict[str, ModuleType] = {}  # the backends that were imported, by path
+# What importing a backend gave, by path. Failures are kept, too: Python would execute the module again at every call.
+_modules: dict[str, ModuleType | str] = {}
 
 
 def _load(name: str) -> ModuleType | str:
-    """The backend's module, or the reason why it cannot be used here."""
+    """The backend's module, or the reason why it cannot be used here. Both stay the same for the whole process."""
     path = BACKENDS[name]
     known = _modules.get(path)
-    if known is not None:
-        return known
+    if known is None:
+        known = _modules[path] = _import(name, path)
+    return known
+
+
+def _import(name: str, path: str) -> ModuleType | str:
     try:
         module = importlib.import_module(path)
     except ImportError as error:
@@ -224,7 +229,6 @@ def _load(name: str) -> ModuleType | str:
         lack = f"there is no module {path}"
     else:
         if any(hasattr(module, operator) for operator in OPERATORS):
-            _modules[path] = module
             return module
         lack = f"module {path} has no {', '.join(OPERATORS)}"
     return f"this version of cats has no {name} backend ({lack})"

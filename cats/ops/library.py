@@ -49,6 +49,12 @@ def _call_registered(
 
 _library = torch.library.Library("cats", "DEF")
 
+# torch.compile(mode="reduce-overhead") must not capture the operators in its CUDA graphs: device tables and self-checks
+# outlive a call, but the memory of a graph does not. torch 2.6 does not have the tag for this.
+_TAGS = tuple(
+    tag for name in ("pt2_compliant_tag", "cudagraph_unsafe") if (tag := getattr(torch.Tag, name, None)) is not None
+)
+
 
 def _define(schema: str, fake: Callable[..., Any]) -> None:
     """Registers cats::<schema>: the operator of `cats.ops.dispatch` for all devices, and `fake` for the shapes.
@@ -56,7 +62,7 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
     CompositeExplicitAutograd is the key for one implementation on all devices, without a derivative.
     """
     operator = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.define(schema, tags=_TAGS)
     names = [argument.name for argument in getattr(torch.ops.cats, operator).default._schema.arguments]
 
     def implementation(*values: Any) -> Any:

@@ -76,6 +76,7 @@ def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.Monke
         "this version of cats has no native backend"
         " (module cats.elsewhere has no combine, combine_dots, dots, gram, combine_adamw_)"
     )
+    monkeypatch.setattr(dispatch, "_modules", {})  # as in a new process
     module.LIMITS = Limits()  # type: ignore[attr-defined]
     module.split = lambda grads, others, groups, takes: ((grads, others, groups), [])  # type: ignore[attr-defined]
     for name in dispatch.OPERATORS:
@@ -184,6 +185,20 @@ def test_a_default_that_cannot_be_used_gives_way(no_native: None) -> None:
         "reference; not native: this version of cats has no native backend"
     )
     assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+
+
+def test_a_backend_that_cannot_be_imported_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    log = tmp_path / "log"
+    code = f"open({str(log)!r}, 'a').write('x')\nraise ImportError('not here')\n"
+    (tmp_path / "cats_tried.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(dispatch, "_modules", {})
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", "cats_tried")
+    monkeypatch.setitem(dispatch.DEFAULTS, "cpu", ("cuda",))
+    for _ in range(3):
+        assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+        assert ops.backends()["cuda"] == "not here"
+    assert log.read_text() == "x"
 
 
 def test_a_backend_gives_its_own_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

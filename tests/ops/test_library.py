@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cats import ops
+from cats.ops import dispatch
 from tests.ops.small import ADAMW, SHAPES, WEIGHTS, make
 
 
@@ -89,6 +90,12 @@ def test_compiled_code_writes_into_out(backend: str) -> None:
         dots, sqnorms = compiled(grads, weights, out)
         assert torch.equal(dots, expected[1]) and torch.equal(sqnorms, expected[2])
         assert all(a is b is None or torch.equal(a, b) for a, b in zip(out, expected[0], strict=True))
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch does not have the tag")
+def test_inductor_leaves_the_operators_out_of_its_cuda_graphs() -> None:
+    for name in dispatch.OPERATORS:
+        assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.cats, name).default.tags, name
 
 
 def test_shapes_are_known_without_data() -> None:

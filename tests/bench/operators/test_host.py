@@ -8,6 +8,7 @@ import torch
 from bench.operators import host
 from bench.operators.records import HostCall
 from cats import ops
+from cats.ops import dispatch
 
 
 def test_calls_without_launches() -> None:
@@ -21,7 +22,8 @@ def test_calls_without_launches() -> None:
 def test_everything_but_the_launches_happens() -> None:
     grads = [[torch.ones(5), torch.ones(2, 3)] for _ in range(3)]
     with host.cuda_without_launches():
-        combined, dots, sqnorms = ops.combine_dots(grads, [1.0, 2.0, 3.0], backend="cuda")
+        assert dispatch.explain_default("cpu") == "cuda"
+        combined, dots, sqnorms = ops.combine_dots(grads, [1.0, 2.0, 3.0])
         assert ops.gram(grads, backend="cuda").shape == (3, 3)
     assert [t.shape for t in combined] == [(5,), (2, 3)] and dots.shape == sqnorms.shape == (3,)
 
