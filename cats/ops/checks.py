@@ -131,7 +131,11 @@ class Tasks:
         return row
 
     def out(self, out: Sequence[Any] | None, count: int, single: bool) -> list[list[Tensor | None]]:
-        """R rows of N tensors to write into: those given, else new ones; None where no task has a gradient."""
+        """R rows of N tensors to write into: those given, else new ones; None where no task has a gradient.
+
+        A new tensor has the strides of the first gradient if these have no gaps (channels_last), so that the parameter
+        is a dense piece. Otherwise it is dense with its axes in the same order.
+        """
         if out is None:
             given: list[list[Any]] = [[None] * self.size for _ in range(count)]
         else:
@@ -147,7 +151,7 @@ class Tasks:
             self._check(name, row, _same_dtype, optional=True, written=True)
             rows.append(
                 [
-                    None if first is None else first.new_empty(first.shape) if t is None else t
+                    None if first is None else torch.empty_like(first) if t is None else t
                     for t, first in zip(row, self.first, strict=True)
                 ]
             )

@@ -43,10 +43,12 @@ def _call_registered(
         arguments["out"] = [t for row in out for t in row if t is not None]
     if settings is not None:
         arguments.update(zip(AdamW._fields, settings, strict=True))
-    flat = [g for row in grads for g in row]
-    return getattr(torch.ops.cats, operator)(grads=flat, tasks=len(grads), **arguments)
+    arguments.update(grads=[g for row in grads for g in row], tasks=len(grads))
+    # By position: torch.compile refuses tensors that are not contiguous in an argument that is named `out`.
+    return getattr(torch.ops.cats, operator)(*[arguments[name] for name in _names[operator]])
 
 
+_names: dict[str, list[str]] = {}  # of the arguments of every operator, in order
 _library = torch.library.Library("cats", "DEF")
 
 # torch.compile(mode="reduce-overhead") must not capture the operators in its CUDA graphs: device tables and self-checks
@@ -63,7 +65,9 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
     """
     operator = schema.partition("(")[0]
     _library.define(schema, tags=_TAGS)
-    names = [argument.name for argument in getattr(torch.ops.cats, operator).default._schema.arguments]
+    names = _names[operator] = [
+        argument.name for argument in getattr(torch.ops.cats, operator).default._schema.arguments
+    ]
 
     def implementation(*values: Any) -> Any:
         arguments = dict(zip(names, values, strict=True))

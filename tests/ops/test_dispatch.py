@@ -151,6 +151,22 @@ def test_a_backend_gets_the_dense_parameters_and_the_reference_the_rest(monkeypa
     assert combined[0]._version > 0 and combined[1]._version > version  # autograd notices both
 
 
+def test_results_have_the_strides_of_dense_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(Limits())
+    use(recorder, monkeypatch)
+    last = torch.arange(48.0).view(2, 2, 3, 4).contiguous(memory_format=torch.channels_last)
+    turned, gaps, expanded = torch.arange(6.0).view(2, 3).T, torch.ones(3, 8)[:, ::2], torch.ones(1, 3).expand(4, 3)
+    given = [last, turned, gaps, expanded]
+    combined, *_ = ops.combine_dots([given, [2 * t for t in given]], [1.0, 2.0])
+    assert recorder.pieces == [[0, 1]]  # the others have no dense gradients
+    assert [t.stride() for t in combined] == [last.stride(), turned.stride(), (4, 1), (3, 1)]
+    assert all(torch.equal(t, 5 * g) for t, g in zip(combined, given, strict=True))
+    fake = ops.combine([[t.to("meta") for t in given]], [1.0])
+    assert [t.stride() for t in fake[:2]] == [last.stride(), turned.stride()]
+    ops.combine([given], [1.0], out=combined)
+    assert all(torch.equal(t, g) for t, g in zip(combined, given, strict=True))
+
+
 def test_limits_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     short, wide = torch.ones(2, dtype=torch.bfloat16), torch.ones(3, dtype=torch.float64)
     limits = Limits(

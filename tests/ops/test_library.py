@@ -98,6 +98,15 @@ def test_inductor_leaves_the_operators_out_of_its_cuda_graphs() -> None:
         assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.cats, name).default.tags, name
 
 
+def test_compiled_results_have_the_strides_of_the_gradients() -> None:
+    torch.compiler.reset()
+    last = torch.arange(48.0).view(2, 2, 3, 4).contiguous(memory_format=torch.channels_last)
+    grads = [[last, torch.ones(1, 3).expand(4, 3)]] * 2
+    compiled = torch.compile(lambda grads: ops.combine(grads, [1.0, 2.0]), backend="aot_eager", fullgraph=True)
+    for got, expected in zip(compiled(grads), ops.combine(grads, [1.0, 2.0]), strict=True):
+        assert torch.equal(got, expected) and got.stride() == expected.stride()
+
+
 def test_shapes_are_known_without_data() -> None:
     grads = [[None if g is None else g.to("meta") for g in row] for row in make()]
     combined, dots, sqnorms = ops.combine_dots(grads, torch.empty(2, 3, device="meta"), groups=[0, 0, 1, 0, 0])
