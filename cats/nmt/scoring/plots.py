@@ -58,7 +58,8 @@ def draw_loss(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) 
 def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) -> None:
     """Draws each task's share of the sum of α over the updates, and the share of uniform weights as a dotted line.
 
-    The scale is logarithmic unless a weight is 0.
+    The curves are running means: with a prior of token shares, α follows what is in each batch. The scale is
+    logarithmic unless a weight is 0.
 
     Args:
         records: the lines of metrics.jsonl.
@@ -71,6 +72,7 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path)
         total = sum(alpha.values())
         for name, value in alpha.items():
             curves.setdefault(name, []).append((record["step"], value / total if total else 0.0))
+    curves = {name: _smooth(points) for name, points in curves.items()}
     figure, (axis,) = new_figure(1)
     _draw_curves(axis, curves, scores)
     uniform = 1 / max(1, len(curves))
@@ -78,7 +80,7 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path)
     if curves and all(value > 0 for points in curves.values() for _, value in points):
         _set_log_scale(axis, uniform)
     axis.set_xlabel("update")
-    axis.set_ylabel("α, share of the total")
+    axis.set_ylabel("α, share of the total (running mean)")
     axis.set_title(f"task weights, method {scores.run.method}", loc="left", color=_INK)
     _label_ends(axis)
     _draw_legend(axis, scores, dotted="uniform")
@@ -165,7 +167,7 @@ def _set_log_scale(axis: Axes, uniform: float) -> None:
 
 
 def _smooth(points: Curve) -> Curve:
-    """Running mean. The window is 1/20 of the curve, because the loss on the few tokens of one update is noisy."""
+    """Running mean. The window is 1/20 of the curve, because what is in the few tokens of one update is noisy."""
     half = len(points) // 40
     sums = np.concatenate([[0.0], np.cumsum([value for _, value in points])])
     at = np.arange(len(points))
