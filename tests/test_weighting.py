@@ -328,14 +328,52 @@ def test_a_state_that_does_not_fit_changes_nothing(simplex):
     one = CATS(simplex=simplex)
     one.start(3)
     good = one.state_dict()
-    for name, value in good.items():
-        bad = [None, "x"] if name == "simplex" else [None, "x", torch.zeros(4)]
-        for wrong in bad:
-            with pytest.raises(ValueError, match="simplex" if name == "simplex" else name):
-                one.load_state_dict({**good, name: wrong})
+    for name in good.keys() - {"reduction"}:
+        wrong = [None, "x"] if name == "simplex" else [None, "x", torch.zeros(4)]
+        wrong += [torch.tensor([2.0, -1.0, 1.0])] if name == "prior" else []
+        for value in wrong:
+            with pytest.raises(ValueError, match=name):
+                one.load_state_dict({**good, name: value})
             assert repr(one.state_dict()) == repr(good), (name, value)
         with pytest.raises(ValueError, match=name):
             one.load_state_dict({key: other for key, other in good.items() if key != name})
+
+
+def test_states_of_earlier_versions_had_the_mean():
+    """They have no "reduction"; with a sum, the same weights would give larger gradients."""
+    older = {"simplex": "softmax", "lambda_c": 0.5, "a": torch.tensor([0.1, 0.2]).double()}
+    for reduction in ("mean", "sum"):
+        weighting = CATS(simplex="softmax", reduction=reduction)
+        weighting.start(2)
+        if reduction == "mean":
+            weighting.load_state_dict(older)
+            assert weighting.weights().sum() == pytest.approx(1)
+        else:
+            with pytest.raises(ValueError, match=r"make the optimizer with simplex='softmax', reduction='mean'"):
+                weighting.load_state_dict(older)
+    lagrangian = CATS(simplex="lagrangian")
+    lagrangian.start(2)
+    state = lagrangian.state_dict()
+    del state["reduction"]
+    lagrangian.load_state_dict(state)  # this form never had one
+
+
+def test_a_prior_comes_back_bit_for_bit():
+    for seed in range(50):
+        shares = torch.rand(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        one, two = CATS(prior=shares), CATS()
+        one.start(5)
+        two.start(5)
+        two.load_state_dict(one.state_dict())
+        assert torch.equal(one.weights(), two.weights()) and torch.equal(one.prior, two.prior)
+
+
+def test_a_task_without_prior_has_no_weight_however_large_its_a():
+    weighting = CATS(strength=200.0, prior=[0.0, 1.0], reduction="mean")
+    weighting.start(2)
+    for _ in range(50):
+        weighting.update(torch.ones(2).double(), torch.tensor([-100.0, 1.0]).double(), None, range(2))
+    assert weighting.weights().tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -359,6 +397,15 @@ def test_a_state_that_does_not_fit_changes_nothing(simplex):
 def test_cats_refuses_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         CATS(**options)
+
+
+def test_cats_refuses_what_is_no_number():
+    for name in ("alpha_lr", "floor", "strength", "epsilon"):
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            CATS(**{name: "x"})
+    weighting = CATS(prior=["a", "b"])
+    with pytest.raises(ValueError, match="prior needs one number"):
+        weighting.start(2)
 
 
 def test_static():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,7 @@ class CATS(Weighting):
         prior: π, a number for each task; None: uniform. Only the ratios matter. Only for ``simplex="proximal"``.
 
     Raises:
+        TypeError: a number is something else.
         ValueError: an option has a value that is not allowed, or does not exist for this ``simplex``.
     """
 
@@ -72,9 +74,12 @@ class CATS(Weighting):
         multiplier_lr = MULTIPLIER_LR[simplex] if multiplier_lr is None else multiplier_lr
         given_floor = floor
         floor = FLOOR[simplex] if floor is None else floor
-        numbers = {"alpha_lr": alpha_lr, "multiplier_lr": multiplier_lr, "epsilon": epsilon, "strength": strength}
+        numbers: dict[str, object] = {"alpha_lr": alpha_lr, "multiplier_lr": multiplier_lr}
+        numbers |= {"epsilon": epsilon, "strength": strength, "floor": floor}
         for name, value in numbers.items():
-            if not 0 <= value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"CATS: {name} must be a number, got {value!r}")
+            if not 0 <= float(value) < float("inf"):
                 raise ValueError(f"CATS: {name} must be a finite number of at least 0, got {value!r}")
         if simplex == "proximal" and alpha_lr > 1:
             raise ValueError(f"CATS: alpha_lr must be at most 1 with simplex='proximal', got {alpha_lr!r}")
@@ -111,9 +116,8 @@ class CATS(Weighting):
                 else Lagrangian(tasks, **rates)
             )
         self.scale = self._form.scale
-        self._at_floor = torch.zeros(
-            tasks, dtype=torch.int64, device="cpu"
-        )  # updates in a row that each weight was at its floor
+        # Updates in a row that each weight was at its floor.
+        self._at_floor = torch.zeros(tasks, dtype=torch.int64, device="cpu")
         self._growing: dict[str, int] = {}  # updates in a row that each multiplier grew
         self._warned: set[str] = set()
 
@@ -150,12 +154,17 @@ class CATS(Weighting):
         return self._form.multipliers
 
     def state_dict(self) -> dict[str, Any]:
-        return {"simplex": self.simplex, **self._form.state_dict()}
+        return {"simplex": self.simplex, "reduction": self.reduction, **self._form.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("simplex") != self.simplex:
+        reduction = state.get("reduction", "mean")  # earlier versions had only the mean
+        given = {"simplex": state.get("simplex"), "reduction": reduction}
+        # The lagrangian form has no reduction.
+        if given["simplex"] != self.simplex or (self.simplex != "lagrangian" and reduction != self.reduction):
+            wanted = ", ".join(f"{name}={value!r}" for name, value in given.items())
             raise ValueError(
-                f"CATS: the state is for simplex={state.get('simplex')!r}, but this weighting has {self.simplex!r}"
+                f"CATS: the state is for {wanted}, but this weighting has simplex={self.simplex!r}, "
+                f"reduction={self.reduction!r}; to load it, make the optimizer with {wanted}"
             )
         self._form.load_state_dict(state)
 

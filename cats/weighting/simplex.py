@@ -64,8 +64,8 @@ class Proximal:
     so without the floor (ρ = 0) the stationary point is α_n ∝ π_n exp(−κ r_n). Eq. 3 of the paper is the case κ → ∞;
     its bound α_n ≥ ε is the floor ρ π_n here.
 
-    With the loss term, log Σ α_n L_n is added to F, so the step is β κ (2 − r_n − L_n / Σ α_m L_m). The term is left
-    out where Σ α_m L_m is not positive.
+    With the loss term, log Σ α_n L_n is added to F, so the step is β κ (2 − r_n − L_n / Σ α_m L_m), with the last term
+    clipped like r_n. It is left out where Σ α_m L_m is not positive.
 
     Only the K tasks of a batch move their a_n; α is renormalised over them for the update. An update without a
     direction (‖ḡ‖² is not positive) changes nothing.
@@ -97,7 +97,8 @@ class Proximal:
 
     def _relative(self) -> Tensor:
         """N α. It is exactly 1 for all tasks if π is uniform and all a_n are equal."""
-        tilted = self._prior * torch.exp(self._a - self._a[self._prior > 0].max())
+        known = self._prior > 0
+        tilted = torch.where(known, self._prior * torch.exp(self._a - self._a[known].max()), 0.0)
         softmax = tilted / tilted.mean()  # N times the softmax
         return softmax + self._floor * (self._prior - softmax)
 
@@ -119,11 +120,12 @@ class Proximal:
         self._a = _replaced(self._a, present, moved)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"a": self._a.clone(), "prior": self.prior}
+        return {"a": self._a.clone(), "prior": self._prior.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         a, prior = _numbers(state, "a", self._a), _numbers(state, "prior", self._a)
-        self._a, self.prior = a, prior
+        shares_of(prior, self._tasks)  # checks it
+        self._a, self._prior = a, prior  # as it was saved: a division could change the last bit
 
 
 def _shares(values: Tensor, alpha: Tensor) -> Tensor | None:
@@ -280,7 +282,10 @@ def shares_of(numbers: Sequence[float] | Tensor, tasks: int) -> Tensor:
     Raises:
         ValueError: there are not N numbers, one is negative or not finite, or all are 0.
     """
-    shares = torch.as_tensor(numbers, dtype=torch.float64, device="cpu").detach().clone()
+    try:
+        shares = torch.as_tensor(numbers, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError):
+        raise ValueError(f"CATS: prior needs one number for each of the {tasks} tasks, got {numbers!r}") from None
     if shares.shape != (tasks,):
         raise ValueError(f"CATS: prior needs one number for each of the {tasks} tasks, got {numbers!r}")
     if not torch.isfinite(shares).all() or (shares < 0).any() or not 0 < shares.sum() < torch.inf:

@@ -39,7 +39,7 @@ def test_a_common_factor_of_all_losses_changes_nothing():
 @pytest.mark.parametrize("inner_steps", [1, 100])
 @pytest.mark.parametrize("simplex", ["proximal", "softmax", "lagrangian"])
 def test_equal_weights_give_the_gradient_of_the_sum_bit_for_bit(simplex, inner_steps):
-    """Where α has not moved. With per-task gradients, the sums over tasks have the same order as in autograd here."""
+    """Where α has not moved and autograd adds the tasks: a step without per-task gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
     x = torch.randn(32, 8)
@@ -48,6 +48,7 @@ def test_equal_weights_give_the_gradient_of_the_sum_bit_for_bit(simplex, inner_s
     sum(loss() for loss in losses).backward()
     expected = [p.grad.clone() for p in model.parameters()]
     optimizer.zero_grad()
+    assert optimizer.weighting.weights().tolist() == [1.0] * 3
     optimizer.backward([loss() for loss in losses])
     for p, q in zip(model.parameters(), expected, strict=True):
         if inner_steps == 100:
@@ -116,6 +117,6 @@ def test_warnings_name_the_task(inner_steps):
     optimizer = cats.CATS(
         torch.optim.SGD(problem.params, lr=0.0), TASKS, simplex="softmax", inner_steps=inner_steps, alpha_lr=50.0
     )
-    with pytest.warns(UserWarning, match=r"task 'a?b?e?g?[zel]?' has been at its lower bound for 100 updates"):
+    with pytest.warns(UserWarning, match=r"task '(az|be|gl)' has been at its lower bound for 100 updates"):
         for _ in range(120 * inner_steps):
             take_step(optimizer, problem.losses())
