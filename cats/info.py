@@ -85,6 +85,9 @@ def check() -> Iterator[tuple[str, bool]]:
     results = check_all.run(pending)
     for (backend, device, operator), each in groupby(results, key=lambda c: (c.backend, c.device, c.operator)):
         group = list(each)
+        if reason := group[0].unsuited:
+            yield f"  {backend:<8} {device:<8} {operator:<15} not usable: {reason}", False
+            continue
         times = [1e3 * c.seconds for c in group]
         cells = f"{len(group):>6} {statistics.median(times):>12.1f} {max(times):>12.1f}"
         yield f"  {backend:<8} {device:<8} {operator:<15} {cells}", False

@@ -486,7 +486,7 @@ class MultiTask(Optimizer):
             weight=self.alpha,
             multiplier=self.multipliers,
             count=self._own.counts,
-            kernels=self.backend or choices(params[0].device.type),
+            kernels=self.backend or choices(params[0].device),
         )
 
     def _known_weights(self) -> Tensor:

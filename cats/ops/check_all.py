@@ -3,7 +3,7 @@
 A fault on a GPU makes CUDA unusable in its process, and a fault in compiled code ends the process. So checks run in a
 child process. If it ends or its GPU is lost, the other checks go on in a new one.
 
-`python -m cats.ops.check_all` is the child: a line of JSON with a check for each line that it reads.
+`main` is the child: it answers every line of JSON with a check by one with the result.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -32,7 +30,10 @@ PATIENCE = 300.0  # seconds for one check: enough to compile a kernel on a busy 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A check, and its result: what is wrong (None: nothing), and how long it took, with compilation."""
+    """A check, and its result: what is wrong (None: nothing), and how long it took, with compilation.
+
+    unsuited: why the backend cannot be used for the operator on this device. Then nothing was checked.
+    """
 
     backend: str
     device: str
@@ -41,6 +42,7 @@ class Check:
     tasks: int
     aligned: bool
     reason: str | None = None
+    unsuited: str | None = None
     seconds: float = 0.0
 
     @property
@@ -89,11 +91,11 @@ def run(pending: Sequence[Check]) -> Iterator[Check]:
 
 def _child(waiting: Sequence[Check]) -> Iterator[Check]:
     """The results of one child process: of all checks, or up to the one that made it unusable."""
-    folder = str(Path(__file__).resolve().parents[2])
-    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # The child searches modules where this process does, in the same order. `python -m` would begin with the working
+    # directory, whose files may have the names of modules.
+    code = f"import sys; sys.path[:] = sys.argv[1:]; from {__package__} import check_all; check_all.main()"
     process = subprocess.Popen(
-        [sys.executable, "-m", f"{__package__}.check_all"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        [sys.executable, "-c", code, *sys.path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -121,8 +123,9 @@ def _child(waiting: Sequence[Check]) -> Iterator[Check]:
                 yield dataclasses.replace(check, reason=_end(status, errors), seconds=time.perf_counter() - started)
                 return
             result = json.loads(line)
-            yield dataclasses.replace(check, reason=result["reason"], seconds=result["seconds"])
-            if result["lost"]:
+            lost = result.pop("lost")
+            yield dataclasses.replace(check, **result)
+            if lost:
                 return
     finally:
         process.kill()
@@ -145,15 +148,13 @@ def main() -> None:
         started = time.perf_counter()
         module = dispatch.load(check.backend)
         kernel = self_check.Kernel(check.backend, check.operator, device, check.dtypes, check.aligned, check.tasks)
-        reason = dispatch.unsuited(module, device, check.operator) or self_check.check(module, kernel, check.tasks)
+        unsuited = dispatch.unsuited(module, device, check.operator)
+        reason = None if unsuited else self_check.check(module, kernel, check.tasks)
         seconds, lost = time.perf_counter() - started, False
         if reason is not None and device.type == "cuda":
             try:
                 torch.cuda.synchronize(device)
             except RuntimeError:
                 lost = True
-        print(json.dumps({"reason": reason, "seconds": seconds, "lost": lost}), file=output, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        result = {"reason": reason, "unsuited": unsuited, "seconds": seconds, "lost": lost}
+        print(json.dumps(result), file=output, flush=True)

@@ -295,30 +295,36 @@ def backends() -> dict[str, str | None]:
 
 
 def explain_default(device_type: str) -> str:
-    """The backend for calls that name none, and why the backends that are preferred to it cannot be used."""
+    """The backend for calls that name none, and why the backends that are preferred to it cannot be used.
+
+    What the current GPU lacks is known only if CUDA is initialised, which this does not do.
+    """
+    device = torch.device(device_type)
+    if device_type == "cuda" and torch.cuda.is_initialized():
+        device = torch.device("cuda", torch.cuda.current_device())
     reasons: list[str] = []
     for name in DEFAULTS.get(device_type, ()):
-        reason = unsuited(_load(name), torch.device(device_type))
+        reason = unsuited(_load(name), device)
         if reason is None:
             return "; ".join([name, *reasons])
         reasons.append(f"not {name}: {reason}")
     return "; ".join(["reference", *reasons])
 
 
-def choices(device_type: str) -> str:
+def choices(device: torch.device) -> str:
     """What decides which backend computes a call, as text: it must be the same in all processes that train one model.
 
-    The text names the backends that can be used on this type of device, in order, and the kernels that have failed
-    their check in this process. It changes only when a check fails.
+    device: of the gradients. The text names the backends that can be used on it, in order, and the kernels that have
+    failed their check in this process. It changes only when a check fails.
     """
     asked = os.environ.get("CATS_BACKEND")
     if asked:
         return f"{asked} for all"
-    module = {name: _load(name) for name in DEFAULTS.get(device_type, ())}
-    usable = [name for name in module if unsuited(module[name], torch.device(device_type)) is None]
+    module = {name: _load(name) for name in DEFAULTS.get(device.type, ())}
+    usable = [name for name in module if unsuited(module[name], device) is None]
     failed = sorted(
         f"not {kernel.backend} for {kernel.operator} of {', '.join(map(str, kernel.dtypes))}, {kernel.tasks} tasks"
         for kernel in self_check.failures()
-        if kernel.device.type == device_type
+        if kernel.device.type == device.type
     )
     return "; ".join([", ".join([*usable, "reference"]), *dict.fromkeys(failed)])

@@ -120,11 +120,19 @@ def failures() -> dict[Kernel, str]:
 
 
 def check(module: ModuleType, kernel: Kernel, tasks: int) -> str | None:
-    """What is wrong with the results for this number of tasks; None if they are right. Waits for the device."""
+    """What is wrong with the results for this number of tasks; None if they are right. Waits for the device.
+
+    Raises what says nothing about the backend: that memory is short, and the error of an earlier kernel on the device.
+    """
+    if kernel.device.type == "cuda":
+        torch.cuda.synchronize(kernel.device)  # raises the errors of earlier kernels
     with torch.inference_mode(False), torch.no_grad():
         try:
             return _Check(kernel, tasks).run(module)
         except Exception as error:
+            # Drivers and compilers have no type for it.
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error):
+                raise
             lines = str(error).strip().splitlines()
             return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +28,28 @@ def test_a_process_that_ends_takes_only_one_check_with_it() -> None:
         None,
     ]
     assert all(check.seconds > 0 for check in found)
+
+
+def test_the_child_searches_modules_where_this_process_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if reason := reasons()["native"]:
+        pytest.skip(reason)
+    (tmp_path / "json.py").write_text("raise ImportError('not the json of the standard library')\n")
+    monkeypatch.chdir(tmp_path)
+    assert [
+        check.reason for check in check_all.run([check_all.Check("native", "cpu", "gram", "float32", 2, True)])
+    ] == [None]
+
+
+def test_an_unsuited_backend_has_not_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if reason := reasons()["native"]:
+        pytest.skip(reason)
+    check = check_all.Check("native", "meta", "gram", "float32", 2, True)
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(dataclasses.asdict(check))))
+    check_all.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["reason"] is None and result["unsuited"] == "it works only on cpu" and not result["lost"]
 
 
 def test_signals_have_names() -> None:

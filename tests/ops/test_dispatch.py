@@ -203,6 +203,20 @@ def test_a_default_that_cannot_be_used_gives_way(no_native: None) -> None:
     assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
 
 
+def test_what_a_gpu_lacks_counts_where_the_choice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Recorder(Limits(devices=("cuda",)))
+    module.lacks = lambda device: "it is too old" if device.index == 0 else None  # type: ignore[attr-defined]
+    use(module, monkeypatch)
+    monkeypatch.setitem(dispatch.DEFAULTS, "cuda", ("native",))
+    assert dispatch.choices(torch.device("cuda", 0)) == "reference"
+    assert dispatch.choices(torch.device("cuda", 1)) == "native, reference"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert dispatch.explain_default("cuda") == "native"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert dispatch.explain_default("cuda") == "reference; not native: it is too old"
+
+
 def test_a_backend_that_cannot_be_imported_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     log = tmp_path / "log"
     code = f"open({str(log)!r}, 'a').write('x')\nraise ImportError('not here')\n"

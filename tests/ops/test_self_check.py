@@ -38,6 +38,7 @@ def kernel(operator: str, dtype: torch.dtype = torch.float32, tasks: int = 3) ->
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process."""
     monkeypatch.setattr(self_check, "_found", {})
+    monkeypatch.setattr(dispatch, "_modules", {})
     monkeypatch.delenv("CATS_SELF_CHECK", raising=False)
     monkeypatch.delenv("CATS_BACKEND", raising=False)
 
@@ -118,7 +119,7 @@ def wrong(fresh: None, native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def test_a_wrong_default_is_replaced_with_one_warning(wrong: ModuleType) -> None:
-    assert dispatch.choices("cpu") == "native, reference"
+    assert dispatch.choices(CPU) == "native, reference"
     with pytest.warns(RuntimeWarning, match=r"'native' failed its check and is not used for gram of float32") as seen:
         assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]
     assert len(seen) == 1
@@ -128,7 +129,37 @@ def test_a_wrong_default_is_replaced_with_one_warning(wrong: ModuleType) -> None
         assert ops.combine_dots(GOOD, [1.0, 1.0])[2].tolist() == [5.0, 5.0]  # the other operators stay
     assert [(k.operator, k.tasks) for k in self_check.failures()] == [("gram", 2)]
     assert len(self_check._found) == 2
-    assert dispatch.choices("cpu") == "native, reference; not native for gram of torch.float32, 2 tasks"
+    assert dispatch.choices(CPU) == "native, reference; not native for gram of torch.float32, 2 tasks"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("Triton Error: out of memory")]
+)
+def test_short_memory_is_not_a_failed_check(
+    wrong: ModuleType, native: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def gram(pieces: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(wrong, "gram", gram)
+    with pytest.raises(type(error)):
+        ops.gram(GOOD)
+    assert not self_check._found
+    monkeypatch.setattr(wrong, "gram", native.gram)
+    assert ops.gram(GOOD).tolist() == [[5.0, 5.0], [5.0, 5.0]]  # checked again, and right
+    assert set(self_check._found.values()) == {None}
+
+
+def test_an_earlier_error_on_the_device_is_not_a_failed_check(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronize(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    pieces = types.SimpleNamespace(device=torch.device("cuda", 0), kinds=[((torch.float32,), True)])
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        self_check.passes(ModuleType("never called"), "cuda", "gram", 3, pieces)
+    assert not self_check._found
 
 
 def test_a_backend_asked_for_is_neither_checked_nor_replaced(
@@ -137,7 +168,7 @@ def test_a_backend_asked_for_is_neither_checked_nor_replaced(
     assert ops.gram(GOOD, backend="native").tolist() == [[6.0, 6.0], [6.0, 6.0]]
     monkeypatch.setenv("CATS_BACKEND", "native")
     assert ops.gram(GOOD).tolist() == [[6.0, 6.0], [6.0, 6.0]]
-    assert not self_check._found and dispatch.choices("cpu") == "native for all"
+    assert not self_check._found and dispatch.choices(CPU) == "native for all"
 
 
 def test_checks_can_be_switched_off(wrong: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

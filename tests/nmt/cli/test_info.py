@@ -39,6 +39,10 @@ def test_info_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert main(["info", "--check"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.partition("against float64: 3")[2].splitlines()]
     assert lines[2:] == [["cuda", "cuda:0", "dots", "2", "2.0", "2.0"], ["cuda", "cuda:0", "gram", "1", "2.0", "2.0"]]
+    pending[2] = dataclasses.replace(pending[2], unsuited="this GPU has 7.5")
+    assert main(["info", "--check"]) == 0
+    out = capsys.readouterr().out
+    assert " ".join(out.split()).endswith("cuda cuda:0 gram not usable: this GPU has 7.5") and "wrong" not in out
     pending[1] = dataclasses.replace(pending[1], reason="the dots: 2 of 6 numbers are wrong")
     assert main(["info", "--check"]) == 2
     out, err = capsys.readouterr()
