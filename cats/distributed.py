@@ -223,10 +223,10 @@ class Replicated:
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
     ) -> tuple[Tensor | None, None]:
-        self._meet(gathered.params)
         part: Gradient = [None] * len(gathered.params)
-        if gradients:
+        if gradients:  # before the meeting, because this needs memory for a whole gradient and may fail
             part = ops.combine(gradients, weights[tasks], backend=gathered.backend)
+        self._meet(gathered.params)
         part = all_reduce_mean(part, gathered.params)
         gathered.add(tasks, gradients)
         gathered.combined = part if gathered.combined is None else add(gathered.combined, part)

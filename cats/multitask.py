@@ -78,7 +78,8 @@ class MultiTask(Optimizer):
       same in all processes. They are compared: what may change most easily in every call; the rest and the values of
       the parameters in the first call, after load_state_dict(), and in steps 2, 4, 8, ..., 64, 100, 200, 300, ... If
       they differ, or if one process fails in backward() or before the base optimizer's step, all processes raise a
-      RuntimeError that says why. A process that dies is noticed only by the timeout of ``torch.distributed``.
+      RuntimeError that says why. A process that dies, or runs out of memory while it averages gradients, is noticed
+      only by the timeout of ``torch.distributed``.
     * Weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more than one
       all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
@@ -86,7 +87,8 @@ class MultiTask(Optimizer):
     Only parameters of the base optimizer receive gradients. Steps that compute per-task gradients write to ``p.grad``
     directly, so post-accumulate-grad hooks do not run. In graphs with functions written in Python, such as activation
     checkpointing with ``use_reentrant=True``, gradients come from a plain backward pass. Then these hooks run, and
-    other parameters that such a function uses inside get gradients too.
+    other parameters that such a function uses inside get gradients too. The graph of a model under ``torch.compile``
+    consists of such functions.
 
     step() has one host sync: it reads the losses, the inner products, the norms, and whether all of them are finite.
     Weightings that need the Gram matrix have another host sync in each backward().
@@ -132,8 +134,8 @@ class MultiTask(Optimizer):
                 raise RuntimeError(f"backend {backend!r} cannot be used here: {usable[backend]}")
         if isinstance(max_nonfinite, bool) or not isinstance(max_nonfinite, int) or max_nonfinite < 1:
             raise ValueError(f"max_nonfinite must be an integer of at least 1, got {max_nonfinite!r}")
-        check_kinds(optimizer.param_groups)
         self.base = optimizer
+        check_kinds(self.param_groups)
         self.tasks = task_names(tasks)
         self.weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
         self.weighting.names = self.tasks
@@ -184,8 +186,9 @@ class MultiTask(Optimizer):
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
                 not a scalar or does not require grad, or a pair is missing. The weighting's result is not one finite
                 weight per task. A gradient is sparse, and the weighting needs per-task gradients, now or later.
-            RuntimeError: only some of the calls before a step have a scaler. With several processes: they differ, or
-                one of them failed, or the weighting needs a Gram matrix or is ``cross_batch``.
+            RuntimeError: only some of the calls before a step have a scaler. The last step() failed and was neither
+                called again nor followed by zero_grad(). With several processes: they differ, or one of them failed, or
+                the weighting needs a Gram matrix or is ``cross_batch``.
         """
         own, weighting = self._own, self.weighting
         with own.lock, self._together("backward()"):
@@ -209,7 +212,7 @@ class MultiTask(Optimizer):
         If another error is raised, or the call is interrupted, then parameters, ``p.grad``, weights, multipliers and
         counters are as before, and step() may be called again. There is one exception: the base optimizer's own step()
         may fail half-way. Its parameters and its state are not copied in every step, because that would cost too much.
-        The error then has a note that says that parameters have changed.
+        The error then has a note that says that they have changed. Changes through ``.data`` are not noticed.
 
         Args:
             closure: clears the gradients, calls :meth:`backward` and returns what step() should return. It is called
@@ -246,7 +249,7 @@ class MultiTask(Optimizer):
             return
         due = self._weighting_due and gathered.per_task
         params, changes = gathered.params, self.weighting if due else None
-        with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params):
+        with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params, self.base):
             # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
             if due:  # α descends and λ ascends on Eq. 4
                 self.weighting.update(seen.losses, seen.dots / self.weighting.scale, seen.sqnorms, seen.tasks)
@@ -360,7 +363,7 @@ class MultiTask(Optimizer):
         """
         groups = self.base.param_groups
         if groups:
-            groups[0].setdefault(ENTRY, None)
+            groups[0][ENTRY] = None  # a plain optimizer that has loaded our state_dict has the bytes here
         return groups
 
     @param_groups.setter
@@ -376,7 +379,6 @@ class MultiTask(Optimizer):
         with self._own.lock:
             self.base.zero_grad(set_to_none)
             self._own.discard()
-            self._own.forget_scaler()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.base.add_param_group(param_group)
@@ -425,6 +427,8 @@ class MultiTask(Optimizer):
         return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
 
     def __getattr__(self, name: str) -> Any:
+        if hasattr(type(self), name):  # a property raised AttributeError: it does so again, with its own message
+            return object.__getattribute__(self, name)
         # What this class does not have is the base's, such as train() and eval() of a schedule-free optimizer. Private
         # names are not: copy and pickle look for some of them while there is no base yet.
         if name.startswith("_") or "base" not in self.__dict__:
@@ -448,6 +452,7 @@ class MultiTask(Optimizer):
         if own.accumulation is not None and self._has_gathered:
             return own.accumulation.copy()  # a copy, because the call may fail
         own.discard()  # other code may have set all its gradients to None
+        own.forget_scaler()  # left over if a pre-hook of step() raised; torch runs those hooks before step()
         assert own.reducer is not None  # backward() has made it
         return Accumulation(
             *trainable_parameters(self.param_groups, self._shared),
@@ -462,9 +467,10 @@ class MultiTask(Optimizer):
         """A context manager for "backward()" or "step()", in which all processes must do the same."""
         own = self._own
         own.reducer = distributed.reducer(own.reducer)
-        first = next(p for group in self.param_groups for p in group["params"])
+        devices = (p.device for group in self.param_groups for p in group["params"])
+        device = next(devices, torch.device("cpu"))  # backward() refuses an optimizer without parameters, inside
         return own.reducer.together(
-            Call(own.counts["step"] + 1, first.device, lambda: self._describe_call(call), self._describe_settings)
+            Call(own.counts["step"] + 1, device, lambda: self._describe_call(call), self._describe_settings)
         )
 
     def _describe_call(self, call: str) -> Description:

@@ -106,15 +106,30 @@ def base_restored_on_error(base: Optimizer) -> Iterator[None]:
 
 
 @contextmanager
-def noted_if_moved(params: Sequence[Tensor]) -> Iterator[None]:
-    """If the block raises after it changed a parameter, the error gets a note that says so."""
-    versions = [p._version for p in params]
+def noted_if_moved(params: Sequence[Tensor], base: Optimizer) -> Iterator[None]:
+    """If the block raises after it changed a parameter or the base optimizer's state, the error gets a note about it.
+
+    Changes are seen by the version that torch counts for each tensor. It does not count changes through ``.data``.
+    """
+    before = _versions(params, base)
     try:
         yield
     except BaseException as error:
-        if [p._version for p in params] != versions:
+        if _versions(params, base) != before:
             error.add_note(
-                "The base optimizer had changed parameters when this happened. They and its state may be half-way "
+                "The base optimizer had changed parameters or its state when this happened. They may be half-way "
                 "between two steps: load a checkpoint to go on."
             )
         raise
+
+
+def _versions(params: Sequence[Tensor], base: Optimizer) -> list[Any]:
+    """What differs after a change of the parameters or of the base optimizer's state. No host sync."""
+    versions: list[Any] = [p._version for p in params]
+    for values in base.state.values():
+        for value in values.values() if isinstance(values, dict) else [values]:
+            if isinstance(value, Tensor):
+                versions.append((id(value), value._version))
+            else:
+                versions.append(value if isinstance(value, int | float) else id(value))
+    return versions

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -210,6 +212,7 @@ DIFFERING = {
     "step() before backward()": (3, "process 0 failed with RuntimeError: step\\(\\) before backward"),
     "scale": (3, r"scale of the GradScaler \(2.0 in process 0, 4.0 in process 1\)"),
     "a loss raises": (3, "process 0 failed with ZeroDivisionError: no rows"),
+    "out of memory": (3, "process 0 failed with OutOfMemoryError: no memory for the combination"),
     "unknown task": (3, "process 0 failed with ValueError: unknown task 'xy'"),
 }
 
@@ -223,7 +226,7 @@ def differing(rank: int, case: str) -> dict[str, Any]:
     optimizer = cats.CATS(
         base,
         tasks.get(case, ["az", "be"]),
-        inner_steps=2 + rank * (case == "inner_steps"),
+        inner_steps=2 + rank * (case == "inner_steps") + (case == "out of memory"),
         alpha_lr=1.0 + rank * (case == "alpha_lr"),
         simplex="softmax",
         shared=[[model.weight, model.bias][rank]] if case == "shared" else None,
@@ -259,10 +262,12 @@ def differing(rank: int, case: str) -> dict[str, Any]:
                 state["multitask"]["weighting"] = other.state_dict()["multitask"]["weighting"]
                 optimizer.load_state_dict(state)
         before = [p.detach().clone() for p in model.parameters()]
+        full = patch.object(cats.ops, "combine", side_effect=torch.OutOfMemoryError("no memory for the combination"))
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0 * (1 + rank), enabled=case == "scale" and step == 3)
         try:
             if not (case == "step() before backward()" and step == 3 and rank == 0):
-                optimizer.backward(losses(step), scaler=scaler)
+                with full if case == "out of memory" and step == 3 and rank == 0 else nullcontext():
+                    optimizer.backward(losses(step), scaler=scaler)
             if case == "zero_grad()" and step == 3 and rank == 0:
                 optimizer.zero_grad()
             if step == 3 and (case == "zero_grad()" or (case == "one more backward()" and rank == 0)):
@@ -270,7 +275,8 @@ def differing(rank: int, case: str) -> dict[str, Any]:
             scaler.step(optimizer)
         except (RuntimeError, ValueError, ZeroDivisionError) as error:
             said = f"process {rank} failed with {type(error).__name__}: {error}"
-            message = said if case in ("step() before backward()", "a loss raises", "unknown task") else str(error)
+            alone = ("step() before backward()", "a loss raises", "out of memory", "unknown task")
+            message = said if case in alone else str(error)
             break
         else:
             saved = saved or optimizer.state_dict()

@@ -4,7 +4,7 @@
 a function uses inside its own backward pass is not in the graph, so its gradient is left out, or torch raises. This
 concerns ``torch.utils.checkpoint(use_reentrant=True)``, its relatives in other libraries, and reversible layers. For
 graphs with functions written in Python there is therefore a plain backward pass, and the gradients are taken from
-``p.grad``.
+``p.grad``. What ``torch.compile`` makes is such a function too, although it has no backward pass of its own inside.
 """
 
 from __future__ import annotations

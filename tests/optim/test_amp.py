@@ -72,6 +72,19 @@ def test_grad_scaler_changes_nothing_while_nothing_overflows(base, unscale):
     assert scaler.get_scale() == 2.0**12
 
 
+def test_a_post_hook_of_step_may_clear_the_gradients():
+    model = TinyNet()
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS)
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for _ in range(2):
+        optimizer.backward([model.loss(n) for n in range(3)], scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(p.grad is None for p in model.parameters())
+    assert optimizer.statistics["step"] == 2 and not hasattr(optimizer, "found_inf")
+
+
 def test_grad_scaler_overflow_skips_and_recovers():
     model = TinyNet()
     optimizer = cats.CATS(torch.optim.AdamW(model.parameters(), fused=True), TASKS, inner_steps=2, max_nonfinite=1)

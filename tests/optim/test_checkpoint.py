@@ -105,6 +105,16 @@ def test_the_groups_of_the_base_have_one_key_more():
     assert optimizer.param_groups[0]["multitask"] is None
 
 
+def test_a_plain_optimizer_that_has_loaded_the_second_copy_loses_it():
+    """Otherwise repr() and everything else that prints groups would show it."""
+    params = list(Net().parameters())
+    plain = torch.optim.SGD(params, lr=0.1)
+    plain.load_state_dict(cats.CATS(torch.optim.SGD(params, lr=0.1), 2).state_dict())
+    assert isinstance(plain.param_groups[0]["multitask"], bytes)
+    optimizer = cats.CATS(plain, 2)
+    assert plain.param_groups[0]["multitask"] is None and len(repr(optimizer)) < 1000
+
+
 def changed(entry, path, value):
     """A copy of the state_dict's entry with another value at a path, or without it if the value is Ellipsis."""
     entry = copy.deepcopy(entry)

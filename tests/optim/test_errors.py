@@ -99,6 +99,26 @@ def test_cross_batch_wants_pairs_where_it_needs_them():
         optimizer.backward([[loss] * 3 for loss in problem.losses()])
 
 
+def test_no_parameters():
+    optimizer = cats.CATS(torch.optim.SGD([{"params": []}], lr=0.1), TASKS)
+    with pytest.raises(ValueError, match="no parameter of the optimizer requires grad"):
+        optimizer.backward([leaf(), leaf(), leaf()])
+    with pytest.raises(RuntimeError, match=r"step\(\) before backward\(\)"):
+        optimizer.step()
+
+
+def test_an_attribute_error_inside_a_property_keeps_its_message():
+    class Own(cats.CATS):
+        @property
+        def progress(self):
+            return self.alpha.progres
+
+    with pytest.raises(AttributeError, match="'dict' object has no attribute 'progres'"):
+        _ = Own(sgd(), TASKS).progress
+    with pytest.raises(AttributeError, match="'SGD' object has no attribute 'progress'"):
+        _ = cats.CATS(sgd(), TASKS).progress
+
+
 def test_nothing_to_train():
     problem = Quadratics()
     optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, inner_steps=1, shared=[problem.bias])

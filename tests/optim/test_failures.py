@@ -199,6 +199,37 @@ def test_a_base_optimizer_that_fails_half_way_says_so(foreach):
     assert same(optimizer.state_dict()["multitask"], before)
 
 
+@pytest.mark.parametrize("change", ["a moment", "a new entry", "a number", "nothing"])
+def test_a_base_optimizer_that_fails_between_its_state_and_the_parameters_says_so(change):
+    class Fragile(torch.optim.SGD):
+        broken = False
+
+        def step(self, closure=None):
+            if not self.broken:
+                super().step()
+                self.state[problem.weight]["steps"] = 1
+                return
+            state = self.state[problem.weight]
+            if change == "a moment":
+                torch._foreach_mul_([state["momentum_buffer"]], 0.9)
+            elif change == "a new entry":
+                state["largest"] = torch.ones(2)
+            elif change == "a number":
+                state["steps"] += 1
+            raise torch.OutOfMemoryError
+
+    problem = Quadratics()
+    optimizer = build(problem, "per task", lambda params: Fragile(params, lr=0.1, momentum=0.9))
+    take_step(optimizer, problem.losses())
+    optimizer.base.broken = True
+    before = problem.theta
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        take_step(optimizer, problem.losses())
+    assert torch.equal(problem.theta, before)
+    notes = getattr(caught.value, "__notes__", [])
+    assert not notes if change == "nothing" else "its state" in notes[0]
+
+
 def test_a_closure_that_fails_leaves_no_scale_behind():
     problem = Quadratics(dtype=torch.float32)
     optimizer = build(problem, "per task")
