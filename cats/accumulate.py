@@ -156,7 +156,10 @@ class Accumulation:
         else:
             self.weighting.load_state_dict(self._state_before_gram)
         if torch.isfinite(gram).all():
-            shown = without_rounding_noise(gram, precision({p.dtype for p in self.params}))
+            tolerance = self.weighting.tolerance
+            if tolerance is None:
+                tolerance = len(gram) * precision({p.dtype for p in self.params})
+            shown = without_rounding_noise(gram, tolerance)
             present = self.checked(self.weighting.weights_from_gram(shown, losses), list(self.losses))
         else:  # step() will be skipped, and solvers fail on such a matrix
             present = torch.ones_like(losses)

@@ -52,8 +52,8 @@ class MultiTask(Optimizer):
         tasks: the names of the tasks in a fixed order, each a str or an int; or the number of tasks, which are then
             named 0, 1, ... A set is refused, because its order differs between processes and runs.
         weighting: a :class:`cats.weighting.Weighting`, or a callable that maps a (K, K) Gram matrix to K weights, such
-            as a TorchJD ``Weighting`` or ``Aggregator``; see :class:`cats.weighting.Gramian`. It holds state, so every
-            optimizer needs its own.
+            as a TorchJD ``Weighting`` or ``Aggregator``; see :class:`cats.weighting.Gramian`, also for its
+            ``tolerance``, which matters under autocast. It holds state, so every optimizer needs its own.
         shared: the parameters from which the weighting's numbers are computed: the inner products and norms of the
             gradients, or their Gram matrix. By default, all parameters. The other parameters (task heads,
             language-specific layers) receive Σ w_n g_n too. Parameters that are added later with add_param_group() are

@@ -29,6 +29,8 @@ class Weighting:
             halves of its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
         scale: :meth:`weights` are this many times the weights α_n that the optimizer reports. With another scale than
             1, ḡ is Σ α_n g_n in :meth:`update` and in the statistics, and ``scale`` times that in ``p.grad``.
+        tolerance: if ``needs_gram``, which eigenvalues of the Gram matrix count as rounding errors, see
+            :class:`cats.weighting.Gramian`.
         names: the names of the tasks, for messages. The optimizer sets them before :meth:`start`.
     """
 
@@ -36,6 +38,7 @@ class Weighting:
     period: int = 1
     cross_batch: bool = False
     scale: float = 1.0
+    tolerance: float | None = None
     names: Sequence[str | int] = ()
 
     def start(self, tasks: int) -> None:
