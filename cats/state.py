@@ -126,7 +126,7 @@ def noted_if_moved(params: Sequence[Tensor], base: Optimizer) -> Iterator[None]:
 def _versions(params: Sequence[Tensor], base: Optimizer) -> list[Any]:
     """What differs after a change of the parameters or of the base optimizer's state. No host sync."""
     versions: list[Any] = [p._version for p in params]
-    for values in base.state.values():
+    for values in [*base.state.values(), *base.param_groups]:  # some optimizers count steps in their groups
         for value in values.values() if isinstance(values, dict) else [values]:
             if isinstance(value, Tensor):
                 versions.append((id(value), value._version))

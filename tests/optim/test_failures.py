@@ -199,7 +199,7 @@ def test_a_base_optimizer_that_fails_half_way_says_so(foreach):
     assert same(optimizer.state_dict()["multitask"], before)
 
 
-@pytest.mark.parametrize("change", ["a moment", "a new entry", "a number", "nothing"])
+@pytest.mark.parametrize("change", ["a moment", "a new entry", "a number", "a group", "nothing"])
 def test_a_base_optimizer_that_fails_between_its_state_and_the_parameters_says_so(change):
     class Fragile(torch.optim.SGD):
         broken = False
@@ -216,6 +216,8 @@ def test_a_base_optimizer_that_fails_between_its_state_and_the_parameters_says_s
                 state["largest"] = torch.ones(2)
             elif change == "a number":
                 state["steps"] += 1
+            elif change == "a group":
+                self.param_groups[0]["steps"] = 1
             raise torch.OutOfMemoryError
 
     problem = Quadratics()
