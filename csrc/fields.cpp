@@ -6,6 +6,7 @@
 // are used.
 #include "fields.h"
 
+#include <exception>
 #include <vector>
 
 namespace py = pybind11;
@@ -41,8 +42,14 @@ Places find_places(const py::object& torch) {
     const py::object empty = torch.attr("empty"), keys_of = torch.attr("_C").attr("_dispatch_keys");
     const auto sample = [&](int size, const char* dtype) { return empty(size, py::arg("dtype") = torch.attr(dtype), py::arg("device") = "cpu"); };
     const py::object plain = sample(7, "float32");
-    const std::vector<py::object> samples = {plain, plain[py::slice(2, 6, 1)], torch.attr("_neg_view")(sample(300, "float32")),
-                                             torch.attr("nn").attr("Parameter")(sample(5, "float64")), sample(0, "float16")};
+    // The memory of the last one is not torch's own.
+    const py::object foreign = torch.attr("from_numpy")(py::module_::import("numpy").attr("zeros")(9));
+    const std::vector<py::object> samples = {plain,
+                                             plain[py::slice(2, 6, 1)],
+                                             torch.attr("_neg_view")(sample(300, "float32")),
+                                             torch.attr("nn").attr("Parameter")(sample(5, "float64")),
+                                             sample(0, "float16"),
+                                             foreign};
     std::vector<uint64_t> objects, tensors, keys, storages, begins, sizes;
     for (const py::object& t : samples) {
         const py::object storage = t.attr("untyped_storage")();
@@ -55,7 +62,7 @@ Places find_places(const py::object& torch) {
     }
     Places p;
     p.negative_bit = keys[2] ^ keys[0];
-    p.found = find(objects, tensors, size_t(Py_TYPE(plain.ptr())->tp_basicsize), &p.tensor) &&
+    p.found = p.negative_bit != 0 && find(objects, tensors, size_t(Py_TYPE(plain.ptr())->tp_basicsize), &p.tensor) &&
               find(tensors, keys, TENSOR_BYTES, &p.keys) && find(tensors, storages, TENSOR_BYTES, &p.storage) &&
               find(storages, begins, STORAGE_BYTES, &p.begin) && find(storages, sizes, STORAGE_BYTES, &p.bytes);
     return p;
@@ -81,7 +88,7 @@ void find_fields(const py::object& torch) {
     nbytes = method("UntypedStorage", "nbytes");
     try {
         places = find_places(torch);
-    } catch (py::error_already_set&) {  // another torch, whose objects do not have these names
+    } catch (const std::exception&) {  // another torch, whose objects do not have these names or types
         places.found = false;
     }
 }

@@ -247,12 +247,13 @@ def blocks_options(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of gram_blocks_kernel and the launch options, for a GPU of this major capability.
 
-    Prefetching needs registers. With two blocks of float32 there are enough only from capability 9, where the matrix
-    units read their operands from shared memory. Without alignment there are never enough, and the compiler must be
-    told that it may use all: it would rather spill a few and run another program. The result depends on neither.
+    Prefetching needs registers. With two blocks of float32 there are enough only for capabilities 9 and 10, whose
+    matrix units read their operands from shared memory; those of 8 and 12 do not. Without alignment there are never
+    enough, and the compiler must be told that it may use all: it would rather spill a few and run another program. The
+    result depends on neither.
     """
     rows, count, length, warps = blocks(tasks, dtype, aligned)
-    crowded = (dtype is torch.float32 and count == 2 and capability < 9) or not aligned
+    crowded = (dtype is torch.float32 and count == 2 and capability not in (9, 10)) or not aligned
     return {
         "TASKS": tasks,
         "ROWS": rows,

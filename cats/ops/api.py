@@ -25,6 +25,8 @@ constants. torch.compile sees each of them as one custom operator, torch.ops.cat
 
 A tensor with torch's negative bit (x.conj().imag) is read and written as torch does. Tensors whose numbers are not in
 memory are refused: a FakeTensor among real ones, a storage that was freed. So is memory that would be written twice.
+That a tensor to write into shares memory with the gradient of another parameter is not checked: then the results are
+undefined.
 
 Raises ValueError or TypeError for invalid arguments, with one line that names the task and the parameter, counted from
 0; and RuntimeError if the backend that was asked for cannot be used. Nothing has been written then.

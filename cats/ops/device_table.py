@@ -118,7 +118,7 @@ _Key = tuple[object, ...]
 _recent: OrderedDict[tuple[_Key, int], Geometry] = OrderedDict()
 _RECENT = 16  # a training loop alternates between a few
 _captured: dict[_Key, Geometry] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # not a Lock: the garbage collector may run code that calls an operator
 
 
 def _geometry(flat: layout.Flat, tasks: int, groups: Sequence[int], device: torch.device, upload: Upload) -> Geometry:
@@ -130,13 +130,13 @@ def _geometry(flat: layout.Flat, tasks: int, groups: Sequence[int], device: torc
     capturing = on_gpu and torch.cuda.is_current_stream_capturing()
     place = key, stream
     with _lock:
-        found = _recent.get(place)
+        found = _recent.pop(place, None)
         if found is not None:
-            _recent.move_to_end(place)
+            _recent[place] = found  # as the last
         elif _captured:
             found = _captured.get(key)
         if capturing and found is None:
-            found = next((geometry for (other, _), geometry in _recent.items() if other == key), None)
+            found = next((geometry for (other, _), geometry in list(_recent.items()) if other == key), None)
         if capturing and found is not None:
             _captured[key] = found
     if found is not None:
@@ -145,7 +145,7 @@ def _geometry(flat: layout.Flat, tasks: int, groups: Sequence[int], device: torc
     if not capturing:  # otherwise its memory is the graph's
         with _lock:
             _recent[place] = made
-            if len(_recent) > _RECENT:
+            while len(_recent) > _RECENT:
                 _recent.popitem(last=False)
     return made
 

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -80,7 +81,12 @@ def why_no_machine_code(capability: tuple[int, int], toolkit: int) -> str | None
 
 
 def why_no_compiler() -> str | None:
-    """Why Triton cannot compile the C code with which it starts kernels; None if it can."""
+    """Why Triton cannot compile the C code with which it starts kernels; None if it can.
+
+    On Windows, Triton brings a compiler and the headers.
+    """
+    if sys.platform == "win32":
+        return None
     if os.environ.get("CC") is None and not any(map(shutil.which, ("gcc", "clang"))):
         return "Triton needs a C compiler to start kernels, and there is no gcc and no clang: install one, or set CC"
     scheme = sysconfig.get_default_scheme()

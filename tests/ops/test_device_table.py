@@ -221,3 +221,10 @@ def test_tables_on_a_gpu(name: str) -> None:
     chunks, members = decode(found.geometry)
     assert found.pointers.tolist() == [[row[i].data_ptr() for row in grads] for i in range(2)]
     assert [count for _, _, count in chunks] == [8192, 8192, 3616, 3] and members == [[0, 1, 2], [3]]
+
+
+def test_code_of_the_garbage_collector_may_call_operators() -> None:
+    # It may run in the thread that holds the lock.
+    with device_table._lock:
+        assert device_table._lock.acquire(blocking=False)
+        device_table._lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,23 @@ def test_what_has_nothing_to_do_is_in_neither_part(flatten: Flatten) -> None:
     assert flat.pointers.tolist() == [address(a), 0, address(a), 0, address(b), address(b)]
     nothing = flatten([[None, torch.ones(0)]] * 2)
     assert nothing.params == nothing.fallback == nothing.pointers.tolist() == [] and nothing.by_dtypes() == {}
+
+
+@pytest.mark.parametrize("keys", ["text", 0], ids=["not a number", "no negative bit"])
+def test_another_torch_is_read_by_its_methods(monkeypatch: pytest.MonkeyPatch, keys: Any) -> None:
+    """If torch's objects are not as csrc/fields.cpp expects, tensors are still read, and right."""
+    if not layout._reads_tensors:
+        pytest.skip("no compiled module, or this torch has no DLPack exchange API")
+    t = torch.arange(1.0, 6.0)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch._C, "_dispatch_keys", lambda tensor: SimpleNamespace(raw_repr=lambda: keys))
+            assert layout._native.use_torch(torch)
+        grads = [[t], [torch._neg_view(t)]]
+        assert ops.gram(grads).tolist() == [[55.0, -55.0], [-55.0, 55.0]]
+        assert ops.combine(grads, [1.0, 3.0])[0].tolist() == (-2 * t).tolist()
+    finally:
+        layout._native.use_torch(torch)
 
 
 BASE = torch.arange(120.0).view(4, 5, 6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 import sysconfig
 import types
 from pathlib import Path
@@ -80,6 +82,23 @@ def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (tmp_path / "Python.h").unlink()
     reason = nvidia.why_no_compiler()
     assert reason is not None and "no " + str(tmp_path / "Python.h") in reason
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert nvidia.why_no_compiler() is None  # Triton brings its own
+
+
+def test_triton_may_be_given_a_compiler(machine: Any, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    triton, common = pytest.importorskip("triton"), importlib.import_module("cats.kernels.common")
+    if not hasattr(triton, "knobs"):
+        pytest.skip("this Triton takes no function that compiles")
+    path = root / "cats" / "ops" / "backends" / "triton.py"
+    machine()
+    monkeypatch.setattr(common, "INTERPRETED", types.SimpleNamespace(value=False))
+    monkeypatch.setattr(nvidia, "why_no_compiler", lambda: "there is no compiler")
+    monkeypatch.setattr(nvidia, "why_too_old", lambda *arguments: None)
+    with pytest.raises(ImportError, match="there is no compiler"):
+        load("cats.ops.backends.tried", path)
+    monkeypatch.setattr(triton.knobs.build, "impl", lambda *arguments: "")
+    assert load("cats.ops.backends.tried", path).LIMITS.tasks == 128
 
 
 def test_the_cuda_backend_says_why_and_does_not_initialise(

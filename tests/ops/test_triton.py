@@ -278,6 +278,11 @@ def test_a_grid_of_many_groups_can_be_launched(kernels: Any, monkeypatch: pytest
     assert grids and all(size <= 65535 for grid in grids for size in grid[1:])
 
 
+def test_gram_prefetches_where_matrix_units_read_shared_memory(kernels: Any) -> None:
+    options = [kernels("gram").blocks_options(128, torch.float32, True, capability)[1] for capability in (8, 9, 10, 12)]
+    assert [launch["num_stages"] for launch in options] == [1, 3, 3, 1]
+
+
 @pytest.mark.parametrize("operator", ["combine", "gram"])
 def test_elements_beyond_2_to_the_31(kernels: Any, operator: str) -> None:
     # 32-bit offsets would wrap around to addresses before the tensors. On a CPU, memory that is not touched is not

@@ -1,10 +1,12 @@
 """The operators in CUDA C++ (csrc/*.cu), for tensors on NVIDIA GPUs with compute capability 8.0 (A100) or later.
 
-Every operator reads the gradients once. All kernels are launched on the current stream of the gradients' device, and
-nothing waits for the device, so calls can be captured in a CUDA graph. Numbers of the host (addresses, weights,
-settings) reach the device as arguments of kernels. A call launches one kernel for every combination of dtypes and
-alignments among the parameters, which reads the addresses and the chunks of cats/ops/device_table.py, and one kernel
-that adds the chunks' sums in a fixed order.
+Every operator reads the gradients once. Only combinations with more rows of weights read them again: for every MAX_ROWS
+rows, or with more than MAX_ROWS_TASKS tasks for every row. All kernels are launched on the current stream of the
+gradients' device, and nothing waits for the device, so calls can be captured in a CUDA graph. Numbers of the host
+(addresses, weights, settings) reach the device as arguments of kernels that write them to its memory. After these, each
+reading of the gradients launches one kernel for every combination of dtypes and alignments among the parameters, which
+reads the addresses and the chunks of cats/ops/device_table.py, and one kernel that adds the chunks' sums in a fixed
+order. If the sums need more than WORKSPACE bytes, there are several ranges of chunks, each with kernels of its own.
 """
 
 from __future__ import annotations

@@ -34,10 +34,20 @@ def _too_old() -> str | None:
     return nvidia.why_too_old(1000 * major + 10 * minor, "Triton compiles with")
 
 
+def _no_compiler() -> str | None:
+    """Why Triton cannot compile C code. None also if the user has given it a function of their own for that."""
+    try:
+        if triton.knobs.build.impl is not None:
+            return None
+    except AttributeError:  # an older Triton
+        pass
+    return nvidia.why_no_compiler()
+
+
 if not common.INTERPRETED.value:
     if lack := nvidia.why_no_device():
         raise ImportError(f"{lack} (with TRITON_INTERPRET=1 in the environment, kernels run in Triton's interpreter)")
-    if lack := nvidia.why_no_compiler() or _too_old():
+    if lack := _no_compiler() or _too_old():
         raise ImportError(lack)
 
 __all__ = ["LIMITS", "combine", "combine_adamw_", "combine_dots", "dots", "gram", "split"]
