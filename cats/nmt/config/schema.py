@@ -32,7 +32,7 @@ WIDTH = Condition("even, at least 2 and at most 65,536", lambda value: 2 <= valu
 LAYERS = between(1, 200)
 TOKENS = between(1, 10**7)  # in one batch
 THREADS = between(0, 1024)
-LENGTH = between(1, 10**6)  # of a line, in tokens
+LENGTH = between(1, 10**9)  # of a line, in tokens; a very large one is how to say "no limit"
 FINITE = Condition("finite and at least 0", lambda value: 0 <= value < math.inf)
 POSITIVE = Condition("finite and above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_INF = Condition("above 0 (inf is allowed)", lambda value: value > 0)
@@ -133,7 +133,7 @@ class Tokenizer:
     extend: int = setting(
         0,
         "with train.init_from: largest number of new pieces, for characters that the tokenizer of that run lacks",
-        need=between(0, 10**6),
+        need=COUNT,
     )
     source_tag: str = setting(
         "prepend",
@@ -308,9 +308,7 @@ class Train:
         0, "updates before the reset of train.pretrain or train.restart; train.steps includes them", need=COUNT
     )
     restart: bool = setting(False, "train all tasks from the start, with the same reset as train.pretrain")
-    threads: int = setting(
-        0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=between(0, 1024)
-    )
+    threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=THREADS)
 
 
 @dataclass(frozen=True)
@@ -324,7 +322,7 @@ class Decode:
         choices=("google", "fairseq"),
     )
     length_penalty: float = setting(1.0, "exponent p of the length penalty", need=FINITE)
-    batch_tokens: int = setting(4000, "source tokens that are translated at a time", need=TOKENS)
+    batch_tokens: int = setting(4000, "source tokens that are translated at a time", need=POSITIVE_COUNT)
     max_length: int = setting(
         1024,
         "largest number of pieces of a line; the rest is not translated and not scored, with a warning",

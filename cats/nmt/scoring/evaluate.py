@@ -69,7 +69,7 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"unknown split '{split}'{nearest(split, SPLITS)}")
     directory = RunDirectory(run)
-    trained = directory.load_model(checkpoint)
+    trained = directory.load_model(checkpoint, quiet=quiet)
     config = trained.config if data is None else replace_settings(trained.config, {"data.path": data})
     corpus = directory.load_corpus(config, trained.origin)
     members = task_groups(corpus.sizes, config.evaluate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
 from cats.nmt.training import export_file
+from cats.nmt.training.origin import settings_of
 from cats.nmt.training.run import RunDirectory, TrainedModel
 
 
@@ -31,8 +33,10 @@ def write(out: Path, trained: TrainedModel, tasks: list[str]) -> None:
     try:
         trained.tokenizer.save(files.tokenizer_file)
         files.write_config(trained.config)
+        # The settings of this config.toml, which may have been changed since the training.
+        origin = dataclasses.replace(trained.origin, settings=settings_of(trained.config))
         # Written last: a folder that has this file is complete.
-        export_file.write(files.weights_file, dict(weights.values()), trained.origin, tasks)
+        export_file.write(files.weights_file, dict(weights.values()), origin, tasks)
     except BaseException:
         for path in (files.tokenizer_file, files.config_file):
             path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ DEFINING = [
     *(f"model.{f.name}" for f in dataclasses.fields(Model) if not any(part in f.name for part in _HARMLESS)),
     *(f"tokenizer.{name}" for name in ("per_language", "source_tag", "target_tag", "tag_of")),
 ]
+_OFTEN_CHANGED = ("train.", "decode.", "evaluate.")  # sections that say nothing about a trained model
 _SHOWN = 5  # the most differences that a message lists
 
 
@@ -66,6 +67,11 @@ class Origin:
         now = settings_of(config)
         known = {name: value for name, value in self.settings.items() if name in now and name != "data.path"}
         return {name: (then, now[name]) for name, then in known.items() if then != now[name]}
+
+    @staticmethod
+    def is_often_changed(name: str) -> bool:
+        """Whether a setting matters only for further training, or for how the model is used."""
+        return name.startswith(_OFTEN_CHANGED) or "dropout" in name
 
     def corpus_difference(self, corpus: Corpus) -> str:
         """In what a corpus differs from that of this model."""

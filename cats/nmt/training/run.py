@@ -147,8 +147,11 @@ class RunDirectory:
         """
         return Tokenizer.load(self.tokenizer_file, Tags.from_settings(settings))
 
-    def load_model(self, name: str = "best") -> TrainedModel:
+    def load_model(self, name: str = "best", *, quiet: bool = False) -> TrainedModel:
         """The model of a checkpoint. An exported model has only one, so there ``name`` is ignored.
+
+        Args:
+            quiet: no notice of changed settings.
 
         Raises:
             UserError: this is not a run directory, or a file in it is missing or does not match.
@@ -157,7 +160,7 @@ class RunDirectory:
         path = self.weights_file if self.is_exported else self.checkpoint(name)
         parameters, origin = self.read_model(name)
         tokenizer = self.load_tokenizer(config.tokenizer)
-        self.check_files(config, tokenizer, origin, path)
+        self.check_files(config, tokenizer, origin, path, quiet=quiet)
         model = build_model(config.model, tokenizer)
         try:
             model.load_state_dict(with_tied(parameters, model))
@@ -190,13 +193,24 @@ class RunDirectory:
         except (KeyError, TypeError, ValueError):
             raise self.mismatch(path) from None
 
-    def check_files(self, config: Config, tokenizer: Tokenizer, origin: Origin, path: Path) -> None:
+    def check_files(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        origin: Origin,
+        path: Path,
+        *,
+        resuming: bool = False,
+        quiet: bool = False,
+    ) -> None:
         """Compares config.toml and tokenizer.model with what a model was trained with.
 
-        A changed setting that a trained model does not depend on, such as train.steps, is allowed, with a notice.
+        A changed setting that a trained model does not depend on is allowed, with a notice. One of training or
+        decoding, such as decode.beam, is noticed only when the training is resumed.
 
         Args:
             path: the file of the model.
+            quiet: no notice.
 
         Raises:
             UserError: the tokenizer, or a setting that the model depends on, is another one.
@@ -214,15 +228,20 @@ class RunDirectory:
                     f"{self.config_file} has {name} = {format_value(now)}, but {path.name} was trained with "
                     f"{format_value(then)}; set it back"
                 )
-        if changes and processes.is_main():
+        if not resuming:
+            changes = {name: values for name, values in changes.items() if not origin.is_often_changed(name)}
+        if changes and not quiet and processes.is_main():
             said = [f"{name} = {format_value(now)} (was {format_value(then)})" for name, (then, now) in changes.items()]
             print(
                 f"cats: {self.config_file} was changed since {path.name} was written: {', '.join(said)}",
                 file=sys.stderr,
             )
 
-    def check_resumed(self, config: Config, state: dict[str, Any]) -> Origin:
+    def check_resumed(self, config: Config, state: dict[str, Any], *, quiet: bool) -> Origin:
         """What a run was started with, according to its checkpoint, compared with the files of the directory.
+
+        Args:
+            quiet: no notice of changed settings.
 
         Raises:
             UserError: see ``check_files``; or the checkpoint belongs to another version.
@@ -232,7 +251,8 @@ class RunDirectory:
             origin = Origin.of_state(state)
         except TypeError:
             raise self.mismatch(path, "; start a new run") from None
-        self.check_files(config, self.load_tokenizer(config.tokenizer), origin, path)
+        tokenizer = self.load_tokenizer(config.tokenizer)
+        self.check_files(config, tokenizer, origin, path, resuming=True, quiet=quiet)
         return origin
 
     def load_corpus(self, config: Config, origin: Origin) -> Corpus:

@@ -9,6 +9,7 @@ numbers of threads and processes. On a GPU it does so only if torch's kernels ar
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -78,10 +79,12 @@ class Trainer:
             raise UserError("method.cross_batch works with one process only; leave out method.cross_batch or torchrun")
         check_backend(self.device)
         saved, problem = self.directory.newest_checkpoint() if resume else ({}, "")
-        started_with = self.directory.check_resumed(config, saved) if resume else None
+        started_with = self.directory.check_resumed(config, saved, quiet=self.quiet) if resume else None
         data = load_training_data(config, self.directory, self.device, started_with=started_with, quiet=self.quiet)
         self.tasks, self.training, self.validation = data.tasks, data.training, data.validation
         self.origin, self.vocab_size = data.origin, data.tokenizer.vocab_size
+        if started_with is not None:  # a run keeps its digest: cats average compares those of its checkpoints
+            self.origin = dataclasses.replace(data.origin, digest=started_with.digest)
         if config.train.patience and not any(map(len, self.validation.shards.values())):
             raise UserError("train.patience needs validation pairs, and the corpus has none")
 
@@ -90,7 +93,7 @@ class Trainer:
         model = build_model(config.model, data.tokenizer, checkpoint_activations=config.train.checkpoint_activations)
         self.model = model.to(self.device)
         if config.train.init_from and not resume:
-            warmstart.copy_parameters(self.model, data.tokenizer, config)
+            warmstart.copy_parameters(self.model, data.tokenizer, config, quiet=self.quiet)
         if config.train.compile:
             check_compiler(self.device)
             self.model.compile_layers()

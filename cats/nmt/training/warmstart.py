@@ -53,12 +53,15 @@ def initial_tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) ->
     return Tokenizer(pieces.insert(old.serialized(), old.first_piece, tags, text), old.tags)
 
 
-def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> None:
+def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config, *, quiet: bool) -> None:
     """Copies the parameters of the run `train.init_from` into the model.
 
     The embedding of a new piece becomes the mean of the old embeddings (Hewitt, 2021, Initializing new word embeddings
     for pretrained language models). Its logit is then the mean of the old logits, so it is never the largest, and
     greedy translations into the old languages stay the same. With random embeddings, some of them would change.
+
+    Args:
+        quiet: no notice of changed settings of that run.
 
     Raises:
         UserError: the run has no best checkpoint yet, or it does not match.
@@ -69,7 +72,7 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config) -> N
     rows = torch.tensor([ids[piece] for piece in old.pieces()])
     parameters, origin = run.read_model()
     path = run.weights_file if run.is_exported else run.checkpoint("best")
-    run.check_files(run.read_config(), old, origin, path)
+    run.check_files(run.read_config(), old, origin, path, quiet=quiet)
     parameters = with_tied(parameters, model)
     try:
         with torch.no_grad():

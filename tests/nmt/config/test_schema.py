@@ -7,6 +7,7 @@ import inspect
 
 import cats
 from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides
 
 
 def test_the_trainers_defaults_for_cats_are_the_librarys():
@@ -16,3 +17,8 @@ def test_the_trainers_defaults_for_cats_are_the_librarys():
     assert {name: library[name] for name in ours if name in library} == {
         name: value for name, value in ours.items() if name not in ("name", "weights")
     }
+
+
+def test_a_very_large_limit_means_no_limit():
+    names = ("model.max_length", "decode.max_length", "decode.batch_tokens", "tokenizer.extend")
+    apply_overrides(Config(), ["train.init_from=run", *(f"{name}={10**9}" for name in names)])

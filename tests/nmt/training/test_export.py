@@ -17,7 +17,7 @@ from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import export, export_file
-from cats.nmt.training.origin import Origin
+from cats.nmt.training.origin import Origin, settings_of
 from cats.nmt.training.run import RunDirectory, TrainedModel, with_tied
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel"]
@@ -36,7 +36,7 @@ def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
         assert len(list(file.keys())) == len(model.state_dict()) - 1
     parameters, origin = RunDirectory(tmp_path / "model").read_model()
-    assert origin == Origin("d")
+    assert origin == Origin("d", settings=settings_of(Config()))
     other.load_state_dict(with_tied(parameters, other))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 

@@ -17,7 +17,7 @@ from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.toml import read_config
 from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.errors import UserError
-from cats.nmt.training import checkpoint
+from cats.nmt.training import checkpoint, export
 from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train
@@ -170,10 +170,10 @@ def test_a_run_of_an_earlier_version(trained, tmp_path):
     model = run.load_model()
     assert model.origin == Origin(older) and run.load_corpus(model.config, model.origin).sizes == {"xa": 200, "xb": 40}
     train(settings(trained / "toy", "train.steps=3"), tmp_path / "run", resume=True, quiet=True)
-    assert Origin.of_state(checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")).corpus == {
-        "xa": [200, 20, 20],
-        "xb": [40, 20, 20],
-    }
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    origin = Origin.of_state(checkpoint.load(last))
+    assert origin.corpus == {"xa": [200, 20, 20], "xb": [40, 20, 20]} and origin.digest == older
+    checkpoint.average([tmp_path / "run" / "checkpoints" / "best.pt", last])
 
 
 def edited(run: Path, old: str, new: str) -> None:
@@ -206,12 +206,23 @@ def test_a_setting_that_the_model_depends_on(trained, tmp_path, old, new, then):
 
 def test_other_settings_may_be_changed(trained, tmp_path, capsys):
     shutil.copytree(trained / "run", tmp_path / "run")
-    edited(tmp_path / "run", "beam = 4", "beam = 5")
-    assert RunDirectory(tmp_path / "run").load_model().config.decode.beam == 5
-    expected = (
-        f"cats: {tmp_path / 'run' / 'config.toml'} was changed since best.pt was written: decode.beam = 5 (was 4)\n"
-    )
+    run = RunDirectory(tmp_path / "run")
+    edited(run.path, "beam = 4", "beam = 5")
+    assert run.load_model().config.decode.beam == 5
+    assert capsys.readouterr().err == ""
+    for quiet in True, False:
+        run.check_resumed(run.read_config(), run.newest_checkpoint()[0], quiet=quiet)
+    expected = f"cats: {run.config_file} was changed since last.pt was written: decode.beam = 5 (was 4)\n"
     assert capsys.readouterr().err == expected
+
+    edited(run.path, "max_ratio = 0.0", "max_ratio = 2.0")
+    for quiet in True, False:
+        model = run.load_model(quiet=quiet)
+    expected = f"cats: {run.config_file} was changed since best.pt was written: data.max_ratio = 2.0 (was 0.0)\n"
+    assert capsys.readouterr().err == expected
+    export.write(tmp_path / "model", model, ["xa", "xb"])
+    RunDirectory(tmp_path / "model").load_model()
+    assert capsys.readouterr().err == ""  # these are the settings that it was exported with
 
 
 def test_another_tokenizer_is_noticed(trained, tmp_path):
