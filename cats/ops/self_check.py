@@ -4,7 +4,8 @@ A kernel can be wrong on a machine that nobody has tried: another driver, anothe
 use of a :class:`Kernel` by default, its results must lie within the bounds that `cats.ops` promises. This takes
 milliseconds, with Triton also the time to compile the kernel, which the call needs anyway. If the check fails, there is
 one warning, and the next backend computes. CATS_SELF_CHECK=0 in the environment skips all checks. A backend that is
-asked for by name is not checked, because it is never replaced. `cats info --check` runs all checks.
+asked for by name is not checked, because it is never replaced. `cats info --check` checks all operators of all
+backends, for some numbers of tasks.
 
 While a CUDA graph is captured, nothing can be checked, because a check waits for the device. A kernel that has not
 proved itself by then is not used. The call before the capture, which torch asks for anyway, checks it.
@@ -32,6 +33,9 @@ SIZES = (2_100, 130, 7)  # elements of the parameters: a whole tile of every ker
 GROUPS = (1, 0, 1)
 ADAMW: dict[str, float] = {"beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.1}
 STEP, LR = 3, 1e-2
+# found_inf and grad_scale of updates: not given, or as torch.amp.GradScaler gives them, with and without an overflow.
+Scaling = tuple[float, float]
+SCALING: tuple[Scaling | None, ...] = (None, (0.0, 4.0), (1.0, 4.0))
 
 # Relative errors. Those of float64 have room for the order of the sums.
 STATISTICS = {torch.float64: 1e-12}
@@ -48,11 +52,11 @@ class Kernel(NamedTuple):
     device: torch.device
     dtypes: Dtypes  # of a parameter's gradients, then of each of its other tensors
     aligned: bool
-    tasks: int  # up to this many: a power of two
+    tasks: int  # there may be a kernel for each number of tasks, as in Triton
 
     def __str__(self) -> str:
         dtypes = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in self.dtypes))
-        return f"{self.operator} of {dtypes}, up to {self.tasks} tasks, on {self.device}"
+        return f"{self.operator} of {dtypes}, {self.tasks} tasks, on {self.device}"
 
 
 _found: dict[Kernel, str | None] = {}  # None: the kernel is right; else what was wrong
@@ -65,17 +69,12 @@ def passes(module: ModuleType, name: str, operator: str, tasks: int, pieces: Any
     name: of the backend. pieces: as the backend's `split` made them.
     """
     return not enabled() or all(
-        _passes(module, Kernel(name, operator, pieces.device, dtypes, aligned, bucket(tasks)), tasks)
+        _passes(module, Kernel(name, operator, pieces.device, dtypes, aligned, tasks))
         for dtypes, aligned in pieces.kinds
     )
 
 
-def bucket(tasks: int) -> int:
-    """The number of tasks rounded up to a power of two. Kernels differ from bucket to bucket."""
-    return 1 << max(1, (tasks - 1).bit_length())
-
-
-def _passes(module: ModuleType, kernel: Kernel, tasks: int) -> bool:
+def _passes(module: ModuleType, kernel: Kernel) -> bool:
     if kernel in _found:
         return _found[kernel] is None
     with _lock:
@@ -89,11 +88,11 @@ def _passes(module: ModuleType, kernel: Kernel, tasks: int) -> bool:
                 stacklevel=2,
             )
             return False
-        reason = _found[kernel] = check(module, kernel, tasks)
+        reason = _found[kernel] = check(module, kernel)
     if reason is not None:
         warnings.warn(
             f"backend {kernel.backend!r} failed its check and is not used for {kernel}: {reason} "
-            "(`cats info --check` runs all checks)",
+            "(`cats info --check` checks all operators)",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -119,8 +118,8 @@ def failures() -> dict[Kernel, str]:
     return {kernel: reason for kernel, reason in list(_found.items()) if reason is not None}
 
 
-def check(module: ModuleType, kernel: Kernel, tasks: int) -> str | None:
-    """What is wrong with the results for this number of tasks; None if they are right. Waits for the device.
+def check(module: ModuleType, kernel: Kernel) -> str | None:
+    """What is wrong with the results; None if they are right. Waits for the device.
 
     Raises what says nothing about the backend: that memory is short, and the error of an earlier kernel on the device.
     """
@@ -128,7 +127,7 @@ def check(module: ModuleType, kernel: Kernel, tasks: int) -> str | None:
         torch.cuda.synchronize(kernel.device)  # raises the errors of earlier kernels
     with torch.inference_mode(False), torch.no_grad():
         try:
-            return _Check(kernel, tasks).run(module)
+            return _Check(kernel).run(module)
         except Exception as error:
             # Drivers and compilers have no type for it.
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error):
@@ -143,8 +142,9 @@ class _Check:
     The host computes with numpy, and without matrix products: for these sizes the threads of a BLAS take longer.
     """
 
-    def __init__(self, kernel: Kernel, tasks: int) -> None:
-        self.kernel, self.tasks, self.dtype = kernel, tasks, kernel.dtypes[0]
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.dtype = kernel, kernel.dtypes[0]
+        self.tasks = tasks = kernel.tasks
         self.generator = torch.Generator("cpu").manual_seed(0)
         self.rows = [self.tensors(self.dtype) for _ in range(tasks)]
         self.grads: list[list[Tensor | None]] = [list(row) for row in self.rows]
@@ -170,6 +170,10 @@ class _Check:
         return found
 
     def run(self, module: ModuleType) -> str | None:
+        cases = SCALING if self.kernel.operator == "combine_adamw_" else (None,)
+        return next(filter(None, (self.run_case(module, scaling) for scaling in cases)), None)
+
+    def run_case(self, module: ModuleType, scaling: Scaling | None) -> str | None:
         kernel = self.kernel
         operator, dtypes = kernel.operator, kernel.dtypes
         weights = torch.from_numpy(self.weights)
@@ -178,7 +182,11 @@ class _Check:
         if operator == "combine_adamw_":
             others = [self.tensors(dtypes[1]), self.tensors(dtypes[2]), self.tensors(dtypes[3], positive=True)]
             step, lr = (torch.tensor(float(x), dtype=torch.float64, device="cpu") for x in (STEP, LR))
-            arguments = [weights, AdamW(step, lr, **ADAMW, found_inf=None, grad_scale=None)]
+            found_inf, grad_scale = (
+                None if x is None else torch.tensor(x, dtype=torch.float32, device=kernel.device)
+                for x in scaling or (None, None)
+            )
+            arguments = [weights, AdamW(step, lr, **ADAMW, found_inf=found_inf, grad_scale=grad_scale)]
         elif operator == "dots":
             others = [self.tensors(dtypes[1])]
         elif operator in ("combine", "combine_dots"):
@@ -191,9 +199,11 @@ class _Check:
             return f"it leaves the parameters {fallback} to another backend"
         statistics = getattr(module, operator)(pieces, *arguments)
         found = [t.detach().cpu().numpy() for t in statistics or ()]
-        return self.compare(found, before, [wide(row) for row in others])
+        return self.compare(found, before, [wide(row) for row in others], scaling)
 
-    def compare(self, found: Sequence[Array], before: Sequence[Array], after: Sequence[Array]) -> str | None:
+    def compare(
+        self, found: Sequence[Array], before: Sequence[Array], after: Sequence[Array], scaling: Scaling | None
+    ) -> str | None:
         operator = self.kernel.operator
         if operator == "gram":
             return differs("the Gram matrix", found[0], *self.products(self.matrix))
@@ -201,7 +211,7 @@ class _Check:
             expected, allowed = self.products(before[0][None])
             return differs("the dots", found[0], expected[..., 0], allowed[..., 0])
         if operator == "combine_adamw_":
-            wrong = self.compare_update(before, after)
+            wrong = self.compare_update(before, after, scaling)
         else:
             allowed = self.allowed + rounding(self.dtype, self.combined)
             wrong = differs("the combination", np.stack(after), self.combined, allowed)
@@ -215,10 +225,13 @@ class _Check:
             "the squared norms", found[1], squares, self.relative * squares
         )
 
-    def compare_update(self, before: Sequence[Array], after: Sequence[Array]) -> str | None:
+    def compare_update(self, before: Sequence[Array], after: Sequence[Array], scaling: Scaling | None) -> str | None:
         """AdamW in float64. The update is smooth: the second moments are at least 0.5."""
         param, average, square = before
-        grad, error = self.combined[0], self.allowed[0]
+        found_inf, grad_scale = scaling or (0.0, 1.0)
+        if found_inf:
+            return differs("what must not be updated", np.stack(after), np.stack(before), np.zeros_like(before))
+        grad, error = self.combined[0] / grad_scale, self.allowed[0] / grad_scale
         beta1, beta2 = ADAMW["beta1"], ADAMW["beta2"]
         average = beta1 * average + (1 - beta1) * grad
         square = beta2 * square + (1 - beta2) * grad**2

@@ -31,7 +31,7 @@ def dtypes_of(operator: str, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
 
 
 def kernel(operator: str, dtype: torch.dtype = torch.float32, tasks: int = 3) -> self_check.Kernel:
-    return self_check.Kernel("native", operator, CPU, dtypes_of(operator, dtype), True, self_check.bucket(tasks))
+    return self_check.Kernel("native", operator, CPU, dtypes_of(operator, dtype), True, tasks)
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def native() -> ModuleType:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_right_kernels_pass(native: ModuleType, dtype: torch.dtype) -> None:
     for operator, tasks in itertools.product(dispatch.OPERATORS, (1, 2, 8, 33)):
-        assert self_check.check(native, kernel(operator, dtype, tasks), tasks) is None, operator
+        assert self_check.check(native, kernel(operator, dtype, tasks)) is None, operator
     several = kernel("combine_dots", dtype)._replace(dtypes=(dtype,) * 4)
-    assert self_check.check(native, several, 3) is None
+    assert self_check.check(native, several) is None
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -71,7 +71,7 @@ def test_right_kernels_pass_on_every_backend(backend: Backend, aligned: bool) ->
     cases += [("combine_adamw_", torch.float32, 2), ("gram", torch.bfloat16, 12)]
     for operator, dtype, tasks in cases if aligned else cases[:3]:
         each = kernel(operator, dtype, tasks)._replace(device=backend.device, aligned=aligned)
-        assert self_check.check(module, each, tasks) is None, operator
+        assert self_check.check(module, each) is None, operator
 
 
 def wrong_kernels(native: ModuleType) -> Iterator[tuple[str, str, Callable[..., Any]]]:
@@ -91,6 +91,12 @@ def wrong_kernels(native: ModuleType) -> Iterator[tuple[str, str, Callable[..., 
     yield "one number is lost", "gram", changed("gram", lambda s: (s[0] * (torch.arange(9) != 5).view(3, 3),))
     yield "another step", "combine_adamw_", lambda p, w, s: native.combine_adamw_(p, w, s._replace(step=s.step + 1))
     yield "another beta", "combine_adamw_", lambda p, w, s: native.combine_adamw_(p, w, s._replace(beta2=0.99))
+    for ignored in ("found_inf", "grad_scale"):
+
+        def ignores(p: Any, w: Any, settings: Any, name: str = ignored) -> Any:
+            return native.combine_adamw_(p, w, settings._replace(**{name: None}))
+
+        yield f"{ignored} is ignored", "combine_adamw_", ignores
     yield "an error", "gram", lambda pieces: 1 / 0
 
 
@@ -99,7 +105,7 @@ def test_wrong_kernels_are_found(native: ModuleType) -> None:
         module = ModuleType("wrong")
         module.LIMITS, module.split = native.LIMITS, native.split  # type: ignore[attr-defined]
         setattr(module, operator, function)
-        reason = self_check.check(module, kernel(operator), 3)
+        reason = self_check.check(module, kernel(operator))
         assert reason is not None and "\n" not in reason, what
 
 
@@ -217,7 +223,7 @@ def test_the_callers_modes_do_not_matter(fresh: None, native: ModuleType) -> Non
             assert ops.dots(GOOD, GOOD[0]).tolist() == [5.0, 5.0]
     torch.set_default_dtype(torch.float64)
     try:
-        assert self_check.check(native, kernel("combine_dots"), 3) is None
+        assert self_check.check(native, kernel("combine_dots")) is None
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(reason is None for reason in self_check._found.values()) and len(self_check._found) == 2
@@ -227,7 +233,7 @@ def test_the_callers_modes_do_not_matter(fresh: None, native: ModuleType) -> Non
 def test_nothing_is_checked_while_a_graph_is_captured(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("never called")
     pieces = types.SimpleNamespace(device=torch.device("cuda", 0), kinds=[((torch.float32,), True)])
-    each = self_check.Kernel("cuda", "gram", pieces.device, (torch.float32,), True, 4)
+    each = self_check.Kernel("cuda", "gram", pieces.device, (torch.float32,), True, 3)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.warns(RuntimeWarning, match="call the operator once before the capture"):
         assert not self_check.passes(module, "cuda", "gram", 3, pieces)
@@ -257,10 +263,19 @@ def test_the_order_of_the_defaults() -> None:
     assert dispatch._order("xpu", "gram", 2) == ()
 
 
-def test_buckets() -> None:
-    assert [self_check.bucket(tasks) for tasks in (1, 2, 3, 4, 5, 8, 9, 32, 33, 128)] == [
-        2, 2, 4, 4, 8, 8, 16, 32, 64, 128,
-    ]  # fmt: skip
+def test_every_number_of_tasks_is_checked(
+    wrong: ModuleType, native: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if there were a kernel for each, of which one is wrong.
+    def gram(pieces: Any) -> Any:
+        (found,) = native.gram(pieces)
+        return (found + (found.shape[-1] == 3),)
+
+    monkeypatch.setattr(wrong, "gram", gram)
+    grads = [[torch.ones(2)]] * 4
+    assert ops.gram(grads).tolist() == [[2.0] * 4] * 4
+    with pytest.warns(RuntimeWarning, match="gram of float32, 3 tasks"):
+        assert ops.gram(grads[:3]).tolist() == [[2.0] * 3] * 3
 
 
 @pytest.mark.gpu
