@@ -295,6 +295,14 @@ def cache_folder() -> Path:
         raise UserError("this user has no home folder to keep results in; set CATS_CACHE to a folder") from None
 
 
+def is_cached(path: Path) -> bool:
+    """Whether a file or folder is below the cache folder, where users put nothing themselves."""
+    try:
+        return cache_folder() in path.parents
+    except UserError:  # there is none
+        return False
+
+
 def _direct_target(path: str | os.PathLike[str]) -> str | int | None:
     """What to open to write to an output directly: a name, or a descriptor. None: a regular file, to be replaced."""
     name = str(Path(path))

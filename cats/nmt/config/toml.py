@@ -20,20 +20,35 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import read_file
 
 LARGEST = 1 << 20  # bytes of a configuration: more than a hundred times what cats writes
+MOST_DOTS = 100  # in a key; tomllib needs minutes for a key with 100,000
+
+# Comments and strings of TOML, closed or not.
+_NO_KEYS = re.compile(
+    r"""  \#[^\n]*+
+    | "{3} (?: \\. | [^"\\] | "(?!"") )*+ (?:"{3,5})?
+    | '{3} (?: [^'] | '(?!'') )*+ (?:'{3,5})?
+    | " (?: \\. | [^"\\\n] )*+ "?
+    | ' [^'\n]*+ '?
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
-def read_config(path: Path | str, base: Config | None = None) -> Config:
+def read_config(path: Path | str, base: Config | None = None, *, stream: bool = False) -> Config:
     """Reads a TOML file. Settings that are not in it are taken from `base`, or are the defaults.
+
+    Args:
+        stream: it may also be a pipe, such as /dev/stdin.
 
     Raises:
         UserError: the file cannot be read, is not TOML, or has an unknown section, key or choice, or a wrong type.
     """
     try:
-        content = read_file(path)
+        content = _read_stream(path) if stream else read_file(path)
         if len(content) > LARGEST:
-            raise UserError(f"{path}: {len(content):,} bytes are too many for a configuration; give another file")
+            raise UserError(f"{path}: more than {LARGEST:,} bytes are too many for a configuration; give another file")
         text = content.decode("utf-8")
-        if any(part.count(".") > 100 for part in re.split("[,\n]", text)):  # tomllib needs minutes for such a key
+        if any(part.count(".") > MOST_DOTS for part in re.split("[,\n]", _NO_KEYS.sub("", text))):
             raise RecursionError
         tables = tomllib.loads(text)
     except FileNotFoundError as error:
@@ -54,6 +69,22 @@ def read_config(path: Path | str, base: Config | None = None) -> Config:
             raise UserError(f"{path}: '{section}' is a section: write [{section}] and its settings below")
         values.update({f"{section}.{key}": value for key, value in table.items()})
     return replace_settings(base or Config(), values, where=str(path))
+
+
+def _read_stream(path: Path | str) -> bytes:
+    """The content of a file or a pipe, up to one byte more than the largest configuration.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def presets() -> dict[str, Path]:
@@ -80,7 +111,7 @@ def read_settings(preset: str | None, path: Path | str | None) -> Config:
         UserError: see `read_preset` and `read_config`.
     """
     config = Config() if preset is None else read_preset(preset)
-    return read_config(path, config) if path else config
+    return read_config(path, config, stream=True) if path else config
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:

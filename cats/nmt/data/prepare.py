@@ -33,6 +33,7 @@ from cats.nmt.data.prepared import (
     is_prepared,
     read_json,
     read_prepared,
+    say_unverified,
     token_files,
     verify,
 )
@@ -44,6 +45,7 @@ from cats.nmt.files import (
     atomic_file,
     cache_folder,
     file_digest,
+    is_cached,
     locked,
     remove_temporary_files,
     write_checked_json,
@@ -122,11 +124,11 @@ def prepare(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        other = "set CATS_CACHE to another" if cache_folder() in folder.parents else "choose another folder"
+        other = "set CATS_CACHE to another" if is_cached(folder) else "choose another folder"
         raise UserError(f"{folder}: cannot be created ({error.strerror}); {other}") from error
     with locked(folder, lambda: print(f"{folder}: waiting for another process that prepares it", file=sys.stderr)):
         remove_temporary_files(folder)
-        if not _begin(folder, made_with):
+        if not _begin(folder, made_with, corpus):
             return
         begun = read_json(folder / UNFINISHED)
         if FILES in begun:
@@ -163,17 +165,20 @@ def prepare(
         (folder / UNFINISHED).unlink()
 
 
-def _begin(folder: Path, made_with: dict[str, Any]) -> bool:
+def _begin(folder: Path, made_with: dict[str, Any], corpus: Corpus) -> bool:
     """Records which corpus and settings the folder is made from. Returns False if the folder is finished."""
     finished, unfinished = folder / INDEX, folder / UNFINISHED
     if finished.exists() or unfinished.exists():
         there = read_json(finished if finished.exists() else unfinished)
-        if finished.exists() and FILES not in there:
-            raise UserError(f"{folder}: prepared by an earlier version, without checksums; remove it and prepare again")
-        if {key: there.get(key) for key in made_with} != made_with:
+        same = all(there.get(key) == value for key, value in made_with.items() if key != "corpus")
+        if not same or not corpus.has_digest(there.get("corpus", "")):
             raise UserError(f"{folder}: prepared from another corpus or with other settings; choose another folder")
         if finished.exists():
+            if FILES not in there:
+                say_unverified(folder)
             return False
+        if there["corpus"] != made_with["corpus"]:
+            raise UserError(f"{folder}: begun by an earlier version of cats; remove it and prepare again")
     elif any(folder.iterdir()):
         raise UserError(f"{folder}: the folder is not empty; choose another")
     else:

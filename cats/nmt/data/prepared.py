@@ -14,6 +14,7 @@ and a notice says that they were not verified.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from cats.nmt.data.encode import EncodedCorpus, EncodingSettings
 from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError, unknown
-from cats.nmt.files import file_digest, read_checked_json
+from cats.nmt.files import file_digest, is_cached, read_checked_json
 
 INDEX = "prepared.json"
 TOKENIZER = "tokenizer.model"
@@ -59,7 +60,7 @@ def read_prepared(folder: Path, settings: EncodingSettings, tokenizer: Tokenizer
             if there != value:
                 raise UserError(
                     f"{folder}: prepared with {name}={there}, not {value}; "
-                    f"give --set {name}={there}, or prepare the text again"
+                    f"give --set {name}={there}, or {again(folder)}"
                 )
         wanted = set(settings.data.tasks)
         entries = [entry for entry in index["tasks"] if not wanted or entry["name"] in wanted]
@@ -67,28 +68,25 @@ def read_prepared(folder: Path, settings: EncodingSettings, tokenizer: Tokenizer
         verify(folder, index, [TOKENIZER, *(file for name in names for file in token_files(name))])
         own = Tokenizer.load(folder / TOKENIZER, settings.tags)
         if tokenizer is not None and tokenizer.digest() != own.digest():
-            raise UserError(f"{folder}: prepared with another tokenizer than that of the run; prepare the text again")
+            raise UserError(f"{folder}: prepared with another tokenizer than that of the run; {again(folder)}")
         shards = {entry["name"]: _open_shard(folder, entry, own.vocab_size, FILES in index) for entry in entries}
         left_out = {entry["name"]: dict(entry["left_out"]) for entry in entries if entry["left_out"]}
     return EncodedCorpus(own, shards, left_out)
 
 
-def read_prepared_corpus(folder: Path, names: tuple[str, ...] = ()) -> Corpus:
+def read_prepared_corpus(folder: Path, names: tuple[str, ...] = (), *, quiet: bool = False) -> Corpus:
     """The corpus of a prepared folder. The number of its training pairs is known, but their text is not available.
 
     Args:
         names: the tasks to read; empty: all.
+        quiet: do not say that a folder of an earlier version is not verified.
 
     Raises:
         UserError: an unknown task, no task with training text, or a file is missing or damaged.
     """
     index = read_json(folder / INDEX)
-    if FILES not in index:
-        print(
-            f"cats: {folder} was prepared by an earlier version, without checksums: its files are not verified; "
-            "prepare the text again to have them verified",
-            file=sys.stderr,
-        )
+    if FILES not in index and not quiet:
+        say_unverified(folder)
     with _consistent(folder):
         entries = [*index["tasks"], *index["zero_shot"]]
         known = {entry["name"] for entry in entries}
@@ -102,6 +100,21 @@ def read_prepared_corpus(folder: Path, names: tuple[str, ...] = ()) -> Corpus:
             raise UserError(f"{folder}: there is no training text for {', '.join(names)}")
         zero_shot = [task for task in tasks if not isinstance(task.train, StreamedSplit)]
         return Corpus(index["name"], trained, list(index["notices"]), zero_shot)
+
+
+@functools.cache
+def say_unverified(folder: Path) -> None:
+    """Says, once per process, that a folder of an earlier version has no checksums."""
+    print(
+        f"cats: {folder} was prepared by an earlier version, without checksums: its files are not verified; "
+        "prepare the text again to have them verified",
+        file=sys.stderr,
+    )
+
+
+def again(folder: Path) -> str:
+    """What to do about a folder that cannot be used. One in the cache was not made by the user."""
+    return f"remove {folder} and start again" if is_cached(folder) else "prepare the text again"
 
 
 def verify(folder: Path, index: dict[str, Any], names: list[str]) -> None:
@@ -118,9 +131,9 @@ def verify(folder: Path, index: dict[str, Any], names: list[str]) -> None:
         try:
             same = file_digest(folder / name) == index[FILES].get(name)
         except OSError as error:
-            raise UserError(f"{folder / name}: cannot be read ({error.strerror}); prepare the text again") from None
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror}); {again(folder)}") from None
         if not same:
-            raise UserError(f"{folder / name}: changed since it was prepared; prepare the text again")
+            raise UserError(f"{folder / name}: changed since it was prepared; {again(folder)}")
 
 
 def token_files(task: str) -> list[str]:
@@ -141,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError:
         index = {}
     if index.get("format") != FORMAT:
-        raise UserError(f"{path}: damaged or made by another version of cats; remove the folder and prepare again")
+        raise UserError(f"{path}: damaged or made by another version of cats; remove the folder and start again")
     return index
 
 
@@ -151,7 +164,7 @@ def _consistent(folder: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / INDEX}: damaged; remove the folder and prepare again") from error
+        raise UserError(f"{folder / INDEX}: damaged; remove the folder and start again") from error
 
 
 def _open_shard(folder: Path, entry: dict[str, Any], vocab_size: int, verified: bool) -> Shard:
@@ -160,9 +173,9 @@ def _open_shard(folder: Path, entry: dict[str, Any], vocab_size: int, verified: 
     try:
         shard = Shard.open(folder / TRAIN, name)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{folder}: the tokens of {name} are missing or damaged; prepare the text again") from error
+        raise UserError(f"{folder}: the tokens of {name} are missing or damaged; {again(folder)}") from error
     if len(shard) != entry["kept"] or not shard.fits(vocab_size) or not (verified or shard.is_consistent(vocab_size)):
-        raise UserError(f"{folder}: the tokens of {name} do not match {INDEX}; prepare the text again")
+        raise UserError(f"{folder}: the tokens of {name} do not match {INDEX}; {again(folder)}")
     return shard
 
 
@@ -175,7 +188,7 @@ def _read_task(folder: Path, index: dict[str, Any], entry: dict[str, Any]) -> Ta
         if len(found) != entry[name]:
             raise UserError(
                 f"{folder / TEXT}: {entry['name']} has {len(found)} {name} pairs instead of {entry[name]}; "
-                "prepare the text again"
+                f"{again(folder)}"
             )
         return found
 

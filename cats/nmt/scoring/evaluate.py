@@ -71,7 +71,7 @@ def evaluate(
     directory = RunDirectory(run)
     trained = directory.load_model(checkpoint, quiet=quiet)
     config = trained.config if data is None else replace_settings(trained.config, {"data.path": data})
-    corpus = directory.load_corpus(config, trained.origin)
+    corpus = directory.load_corpus(config, trained.origin, quiet=quiet)
     members = task_groups(corpus.sizes, config.evaluate)
     tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]
     # A language may have been added to the corpus after the training.

@@ -255,11 +255,12 @@ class RunDirectory:
         self.check_files(config, tokenizer, origin, path, resuming=True, quiet=quiet)
         return origin
 
-    def load_corpus(self, config: Config, origin: Origin) -> Corpus:
+    def load_corpus(self, config: Config, origin: Origin, *, quiet: bool = False) -> Corpus:
         """The corpus that a model of this run was trained on.
 
         Args:
             origin: what the model was trained with.
+            quiet: see ``load_corpus``.
 
         Raises:
             UserError: the corpus is missing, or it is another one.
@@ -270,7 +271,7 @@ class RunDirectory:
                 f"{settings.path}: no such folder; if the corpus of {self.path} was moved, give its new folder "
                 "with --data"
             )
-        corpus = load_corpus(settings)
+        corpus = load_corpus(settings, quiet=quiet)
         if not corpus.has_digest(origin.digest):
             raise UserError(
                 f"{self.path}: the corpus is not the one this run was started on ({settings.path or 'built-in'}: "
@@ -397,8 +398,11 @@ def with_tied(parameters: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     return found
 
 
-def load_corpus(settings: schema.Data) -> Corpus:
+def load_corpus(settings: schema.Data, *, quiet: bool = False) -> Corpus:
     """The corpus that the settings name: a folder of text, a prepared folder, or the one generated from CLDR.
+
+    Args:
+        quiet: do not say that a prepared folder of an earlier version is not verified. Only the main process says it.
 
     Raises:
         UserError: the folder is missing, or its files are unusable.
@@ -406,7 +410,7 @@ def load_corpus(settings: schema.Data) -> Corpus:
     if settings.path:
         folder = Path(settings.path)
         if is_prepared(folder):
-            return read_prepared_corpus(folder, settings.tasks)
+            return read_prepared_corpus(folder, settings.tasks, quiet=quiet or not processes.is_main())
         return read_corpus(folder, settings.source, settings.direction, settings.tasks)
     from cats.nmt.data.cldr.generate import generate  # imported here because it needs Babel
 

@@ -43,7 +43,7 @@ def load_training_data(
     Args:
         started_with: what the resumed run was started with: its corpus must be the same, and the tokenizer is that of
             the directory `run`. None for a new run.
-        quiet: do not print what was left out of the corpus.
+        quiet: print no notices about the corpus.
 
     Raises:
         UserError: unusable data or settings, or settings that differ between the processes.
@@ -51,7 +51,10 @@ def load_training_data(
     new = started_with is None
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
     with processes.main_first():
-        corpus = load_corpus(config.data) if started_with is None else run.load_corpus(config, started_with)
+        if started_with is None:
+            corpus = load_corpus(config.data, quiet=quiet)
+        else:
+            corpus = run.load_corpus(config, started_with, quiet=quiet)
         task_groups(corpus.sizes, config.evaluate)  # an unknown name in [evaluate] is an error now, not after training
         directions = {task.name: (task.source, task.target) for task in corpus.tasks}
         if new and not config.train.init_from:  # the tags of an earlier run were checked when it started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import tomllib
 
@@ -11,7 +12,7 @@ import pytest
 
 from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import FIELDS, TYPES, Config, Train
-from cats.nmt.config.toml import apply_overrides, describe, read_config, to_toml
+from cats.nmt.config.toml import apply_overrides, describe, read_config, read_settings, to_toml
 from cats.nmt.errors import UserError
 
 
@@ -200,6 +201,43 @@ def test_ranges_that_span_settings_see_all_changes_at_once():
     assert (config.model.heads, config.model.d_model) == (3, 96)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# " + "." * 110 + "\n[data]\npath = '/c'",
+        '[data]\npath = "/c"  # ' + "." * 110,
+        '[data]\npath = "/c"\n[train]\ninit_from = "' + 'a\\".' * 110 + '"',
+        "[data]\npath = '/c'\n[train]\ninit_from = '" + 'a".' * 110 + "'",
+        '[data]\npath = "/c"\n[train]\ninit_from = """' + 'a"".' * 110 + '"""""',
+        "[data]\npath = '/c'\n[train]\ninit_from = '''" + "a''.#" * 110 + "'''''",
+    ],
+)
+def test_dots_in_comments_and_strings_are_no_keys(tmp_path, text):
+    assert read_config(written(tmp_path, text)).data.path == "/c"
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "a = '#' # '\n", 'a = """"""""\n', "a = '''#\n''''\n", 'a = "\\""\n', "a = '\\'\n"],
+)
+def test_dots_in_keys_are_counted_after_comments_and_strings(tmp_path, before):
+    with pytest.raises(UserError, match="nested too deeply"):
+        read_config(written(tmp_path, before + '"x"' + ".a" * 101 + " = 1"))
+
+
+def test_a_configuration_from_a_pipe(tmp_path):
+    """--config <(..) and --config /dev/stdin. What is too long is not read to its end."""
+    reader, writer = os.pipe()
+    os.write(writer, b"[train]\nsteps = 7\n")
+    os.close(writer)
+    assert read_settings(None, f"/dev/fd/{reader}").train.steps == 7
+    os.close(reader)
+    with pytest.raises(UserError, match="/dev/zero: more than 1,048,576 bytes"):
+        read_settings(None, "/dev/zero")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_settings(None, tmp_path)
+
+
 HUGE = "9" * 5000
 
 
@@ -212,7 +250,7 @@ HUGE = "9" * 5000
         (f"[train]\nsteps = 0x{HUGE}", "train.steps must be at least 1 and at most 1,000,000,000, not a value that is"),
         (f"[train]\nlr = 0x{HUGE}", "train.lr needs a number, not 'a value that is too long to be shown'"),
         (f"[train]\ninit_from = [0x{HUGE}]", "train.init_from needs a string, not 'a value that is too long"),
-        ("#" * (1 << 20) + "\n", "config.toml: 1,048,577 bytes are too many for a configuration"),
+        ("#" * (1 << 20) + "\n", "config.toml: more than 1,048,576 bytes are too many for a config"),
         ('[data]\npath = "a\\u0000b"', "data.path contains a NUL character"),
         ('[data]\ntasks = ["a\\u0000b"]', "data.tasks contains a NUL character"),
         ("[decode]\nbeam = 1001", "decode.beam must be at least 1 and at most 1,000, not 1001"),

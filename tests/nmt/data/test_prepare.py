@@ -386,6 +386,18 @@ def test_every_changed_file_is_named(corpus, cache, tmp_path, change):
         read()
 
 
+def test_damage_in_the_cache_is_reported(corpus, cache, tmp_path):
+    """Nobody prepared this folder, so nobody can prepare it again."""
+    config = settings(corpus)
+    training_tokens(load_corpus(config.data), encoding(config), quiet=True)
+    (folder,) = (cache / "prepared").iterdir()
+    file = folder / "train" / "xa.tokens.npy"
+    file.write_bytes(turned(file.read_bytes()))
+    message = f"{file}: changed since it was prepared; remove {folder} and start again"
+    with pytest.raises(UserError, match=re.escape(message)):
+        training_tokens(load_corpus(config.data), encoding(config), quiet=True)
+
+
 def test_swapped_files_are_noticed(corpus, cache, tmp_path):
     make(corpus, tmp_path / "out")
     files = [tmp_path / "out" / "train" / f"{task}.tokens.npy" for task in ("xa", "xb")]
@@ -424,14 +436,24 @@ def older(folder: Path) -> dict[str, Any]:
 
 
 def test_a_folder_of_an_earlier_version(corpus, cache, tmp_path, capsys):
-    """It is read, with a notice, and its tokens are looked at instead. It is not continued."""
+    """It is read, with one notice, and its tokens are looked at instead. Unless it is finished, it cannot be used."""
     make(corpus, tmp_path / "out")
-    older(tmp_path / "out")
+    index = older(tmp_path / "out")
+    index["corpus"] = load_corpus(settings(corpus).data).older_digest()
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(index))
     config = settings(tmp_path / "out")
-    assert load_corpus(config.data).sizes == {"xa": 900, "xb": 230, "xc": 40}
-    assert "out was prepared by an earlier version, without checksums" in capsys.readouterr().err
+    assert load_corpus(config.data, quiet=True).sizes == {"xa": 900, "xb": 230, "xc": 40}
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        load_corpus(config.data)
+    make(corpus, tmp_path / "out")
+    notice = capsys.readouterr().err
+    assert notice.count("\n") == 1 and "out was prepared by an earlier version, without checksums" in notice
     assert len(read_prepared(tmp_path / "out", encoding(config)).shards) == 3
-    fails("prepared by an earlier version, without checksums; remove it and prepare again", corpus, tmp_path / "out")
+    fails("prepared from another corpus or with other settings", corpus, tmp_path / "out", "model.max_length=9")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "making.json").write_text(json.dumps(index))
+    fails("begun: begun by an earlier version of cats; remove it and prepare again", corpus, tmp_path / "begun")
     tokens, offsets = (tmp_path / "out" / "train" / f"xa.{part}.npy" for part in ("tokens", "offsets"))
     for file, change in (
         (tokens, lambda array: np.where(np.arange(len(array)) == 5, 60_000, array).astype(array.dtype)),
