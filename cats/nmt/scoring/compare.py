@@ -222,7 +222,7 @@ def _chrf_counts(scores: Mapping[Run, Scores], corpus: Corpus) -> dict[str, dict
     """The chrF counts of the runs of one set, from their translations: {method: {seed: {task: (clusters, ..)}}}.
 
     Raises:
-        UserError: a run was scored on other text than that of the corpus.
+        UserError: a run was scored on other text than that of the corpus, or its translations were changed.
     """
     lines = {task.name: task.test.rows(corpus.headline) for task in corpus.tasks}
     tasks = [task for task in corpus.tasks if lines[task.name]]
@@ -236,10 +236,15 @@ def _chrf_counts(scores: Mapping[Run, Scores], corpus: Corpus) -> dict[str, dict
         counts = {}
         for task in tasks:
             translations, references = (hypotheses.read(run.path, found, task.name, part) for part in ("txt", "ref"))
-            if references != [*map(one_line, task.test.target)] or len(translations) != len(references):
+            if references != [*map(one_line, task.test.target)]:
                 raise UserError(
-                    f"{run.path} was scored on other test lines of {task.name} than those of the corpus; "
-                    f"score it again with: cats evaluate {run.path}"
+                    f"{run.path} was scored on other test lines of {task.name} than those of the corpus, which has "
+                    "changed since these runs; restore it, or give another --out"
+                )
+            if len(translations) != len(references):
+                raise UserError(
+                    f"{run.directory.hypotheses_file(task.name, 'txt')} has {len(translations):,} lines instead of "
+                    f"{len(references):,}: it was changed; make it again with: cats evaluate {run.path}"
                 )
             chosen = lines[task.name]
             counts[task.name] = cluster_counts(

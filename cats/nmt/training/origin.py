@@ -76,7 +76,10 @@ class Origin:
     def corpus_difference(self, corpus: Corpus) -> str:
         """In what a corpus differs from that of this model."""
         if not self.corpus:
-            return "its text differs"
+            return (
+                "its text differs, or only its form: the version that this run was started with recorded raw text and "
+                "prepared text differently"
+            )
         now = corpus.counts
         found = [f"{name} is new" for name in now if name not in self.corpus]
         found += [f"{name} is missing" for name in self.corpus if name not in now]

@@ -108,7 +108,16 @@ def test_a_missing_score_names_the_run(finished):
 def test_other_test_lines_than_those_of_the_corpus_are_refused(finished):
     path = finished[0].path / "hyp" / "test.xb.ref"
     path.write_text(path.read_text().replace("one", "other"))
-    with pytest.raises(UserError, match=rf"{finished[0].path} was scored on other test lines of xb"):
+    message = rf"{finished[0].path} was scored on other test lines of xb .* restore it, or give another --out"
+    with pytest.raises(UserError, match=message):
+        compare.summarise(finished)
+
+
+def test_translations_of_other_lines_are_refused(finished):
+    path = finished[0].path / "hyp" / "test.xb.txt"
+    path.write_text(path.read_text() + "more\n")
+    message = r"test\.xb\.txt has 7 lines instead of 6: it was changed; make it again with: cats evaluate "
+    with pytest.raises(UserError, match=message):
         compare.summarise(finished)
 
 

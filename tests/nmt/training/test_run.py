@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("sentencepiece")
 
 from cats.nmt.config.checks import replace_settings
+from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import read_config
 from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.errors import UserError
@@ -174,6 +175,16 @@ def test_a_run_of_an_earlier_version(trained, tmp_path):
     origin = Origin.of_state(checkpoint.load(last))
     assert origin.corpus == {"xa": [200, 20, 20], "xb": [40, 20, 20]} and origin.digest == older
     checkpoint.average([tmp_path / "run" / "checkpoints" / "best.pt", last])
+
+
+def test_a_run_of_an_earlier_version_on_text_in_another_form(trained, tmp_path):
+    """What it recorded does not tell whether the text differs."""
+    config = replace_settings(Config(), {"data.path": str(trained / "toy")})
+    message = (
+        r"differs, or only its form: .* recorded raw text and prepared text differently\); give that one with --data"
+    )
+    with pytest.raises(UserError, match=message):
+        RunDirectory(trained / "run").load_corpus(config, Origin("older"))
 
 
 def edited(run: Path, old: str, new: str) -> None:
