@@ -166,9 +166,9 @@ def test_zero_shot_directions_and_long_training_text(
     before = to_json(evaluate.evaluate(run))
     load = RunDirectory.load_corpus
 
-    def with_more(run: RunDirectory, config: Config, origin: Origin) -> Any:
+    def with_more(run: RunDirectory, config: Config, origin: Origin, *, quiet: bool) -> Any:
         tests = [Task(f"xa-{t}", "xa", t, Split([], []), Split([], []), split(4, 9)) for t in ("xb", "xz")]
-        return dataclasses.replace(load(run, config, origin), zero_shot=tests)
+        return dataclasses.replace(load(run, config, origin, quiet=quiet), zero_shot=tests)
 
     monkeypatch.setattr(RunDirectory, "load_corpus", with_more)
     monkeypatch.setattr(evaluate, "MOST_NEIGHBOURS", 30)
