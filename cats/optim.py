@@ -38,7 +38,7 @@ class CATS(MultiTask):
     the start α = 1, λ = 0, but no value for any setting below.
 
     On 18 small problems (bench/README.md) the default has 3 to 5 times less error than equal weights where one of
-    several regression tasks is noisy, and 1.1 to 1.2 times their error where all tasks are alike. A task that stays
+    several regression tasks is noisy, and 1.0 to 1.2 times their error where all tasks are alike. A task that stays
     hard or noisy after the others are solved gets less weight although no other task gains by it, and is then learned
     more slowly: 1.5 times the error of equal weights on average in one of the problems, and up to 3.8 times. A smaller
     ``strength`` or a larger ``floor`` limits this. ``strength=1`` gains more with noisy tasks, but costs up to 1.9
