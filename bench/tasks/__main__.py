@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(f"--seeds must be 2 to {MOST_SEEDS}, not {options.seeds}")
     if options.jobs < 1:
         return refuse(f"--jobs must be at least 1, not {options.jobs}")
+    if not options.out.is_dir():
+        return refuse(f"{options.out} is not a folder")
     methods = [name for name in METHODS if name in (REFERENCE, *options.methods)]
     source = provenance("bench.tasks", arguments)
     found = run(names, methods, options.seeds, options.jobs)

@@ -63,6 +63,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--methods", "adam"], "there is no method 'adam'"),
         (["--seeds", "1"], "--seeds must be 2 to 10, not 1"),
         (["--jobs", "0"], "--jobs must be at least 1, not 0"),
+        (["--out", "no/such/folder"], "no/such/folder is not a folder"),
     ],
 )
 def test_wrong_arguments(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
