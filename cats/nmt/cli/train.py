@@ -28,7 +28,7 @@ examples:
   cats train --config runs/NAME/config.toml         repeat a run
   cats train --resume runs/NAME                     continue after Ctrl-C or a crash, bit for bit
   cats train --init-from runs/NAME --data more      fine-tune the best model of a run
-  torchrun --nproc-per-node 8 -m cats train ..      8 processes, one per GPU
+  torchrun --nproc-per-node 8 -m cats train ..      8 processes, one per GPU; --max-restarts survives their death
 """
 EPILOG = """\
 settings for --set and --config, with their defaults:
@@ -73,15 +73,21 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     require_trainer("training")
     from cats.nmt.training import processes
+    from cats.nmt.training.run import RunDirectory
     from cats.nmt.training.trainer import train
 
-    config = resumed(args) if args.resume else configured(args)
+    config, resume = (resumed(args), True) if args.resume else (configured(args), False)
     with processes.process_group():
-        if args.resume:
+        if resume:
             path = Path(args.resume)
         else:
             path = Path(processes.broadcast_text(str(new_run(args.out, config)) if processes.is_main() else ""))
-        train(config, path, resume=bool(args.resume), quiet=args.quiet)
+            # The main process looks, because it is also the one that makes the directory.
+            if processes.any_process(processes.is_main() and RunDirectory(path).is_started):
+                config, resume = RunDirectory(path).read_config(), True
+                if processes.is_main() and not args.quiet:
+                    print(f"cats: started again by torchrun; continuing {path}", file=sys.stderr)
+        train(config, path, resume=resume, quiet=args.quiet)
         try:
             if processes.is_main():
                 score(path, "test", quiet=args.quiet)
@@ -121,17 +127,18 @@ def configured(args: argparse.Namespace) -> Config:
 
 
 def new_run(out: str | None, config: Config) -> Path:
-    """Return the directory of a new run: `out`, which must be new or empty, or an unused name in runs/."""
-    if out is not None:
-        from cats.nmt.training.run import RunDirectory
+    """Return the directory of a new run: `out`, which must be new or empty, or an unused name in runs/.
 
+    If torchrun has restarted the processes, it is the directory that they made before.
+    """
+    from cats.nmt.training.run import RunDirectory
+
+    if out is not None:
         path = Path(out)
         if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
-        if not is_free(path):
-            resume = (
-                f", or resume it with: cats train --resume {path}" if RunDirectory(path).config_file.is_file() else ""
-            )
+        if not is_free(path) and not RunDirectory(path).is_of_job():
+            resume = f", or resume it with: cats train --resume {path}" if RunDirectory(path).is_started else ""
             raise UserError(f"{path} exists already; choose another --out{resume}")
         return path
     data = config.data
@@ -140,7 +147,7 @@ def new_run(out: str | None, config: Config) -> Path:
     temperature = "" if default else f"-T{config.sampling.temperature:g}"
     name = f"{corpus}-{config.method.name}{temperature}-seed{config.train.seed}"
     path, count = Path("runs", name), 1
-    while path.exists():
+    while path.exists() and not RunDirectory(path).is_of_job():
         count += 1
         path = Path("runs", f"{name}-{count}")
     return path

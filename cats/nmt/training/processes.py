@@ -40,13 +40,42 @@ def process_group() -> Iterator[None]:
         if place >= gpus:
             raise UserError(f"process {place} has no GPU: there are {gpus}; give torchrun --nproc-per-node {gpus}")
         torch.cuda.set_device(place)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(
+            backend,
+            timeout=TIMEOUT,
+            store=_store_of_this_start(numbers["MASTER_PORT"]),
+            rank=numbers["RANK"],
+            world_size=numbers["WORLD_SIZE"],
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes cannot connect: {str(error).partition(chr(10))[0]}") from error
     yield
     # Not in a `finally`: after an error in this process alone, it could wait for the others.
     dist.destroy_process_group()
+
+
+def job() -> bytes:
+    """The id of the torchrun job, which is the same after a restart of its processes; empty if there is none.
+
+    torchrun makes one up for one machine. For several machines it is the option --rdzv-id, whose default is "none".
+    """
+    found = os.fsencode(os.environ.get("TORCHELASTIC_RUN_ID", ""))
+    return b"" if found == b"none" else found
+
+
+def _store_of_this_start(port: int) -> dist.Store | None:
+    """The part of torchrun's store that belongs to this start of the processes. None: torch chooses the store.
+
+    torchrun keeps one store for all its restarts (pytorch issue 135712). So processes would find the addresses of those
+    that were killed, and fail to connect. On several machines, every torchrun counts its own restarts, so the count
+    does not tell the starts apart.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, timeout=TIMEOUT)
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
 
 
 def _number(variable: str) -> int:

@@ -7,6 +7,7 @@
     scores.json       the scores of an evaluated run; scores.csv has the same numbers
     hyp/              its translations
     report.md         its report, with loss.png and alpha.png
+    torchrun-id       the id of the torchrun job that started the run, if there was one
 
 An exported model is a directory with config.toml, tokenizer.model and model.safetensors.
 """
@@ -32,7 +33,7 @@ from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, hard_link, locked
+from cats.nmt.files import atomic_write, hard_link, locked, read_file, remove_temporary_files
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, export_file, processes
 from cats.nmt.training.metrics import divergence, read_metrics
@@ -66,6 +67,11 @@ class RunDirectory:
     @property
     def tokenizer_file(self) -> Path:
         return self.path / "tokenizer.model"
+
+    @property
+    def job_file(self) -> Path:
+        """The id of the torchrun job that started the run."""
+        return self.path / "torchrun-id"
 
     @property
     def metrics_file(self) -> Path:
@@ -119,6 +125,15 @@ class RunDirectory:
         return self.path / "alpha.png"
 
     @property
+    def is_started(self) -> bool:
+        """Whether this is the directory of a run, or of an exported model."""
+        return self.config_file.is_file()
+
+    def is_of_job(self) -> bool:
+        """Whether the torchrun job of this process started the run, before torchrun restarted its processes."""
+        return processes.job() != b"" and self.job_file.is_file() and read_file(self.job_file) == processes.job()
+
+    @property
     def is_exported(self) -> bool:
         return self.weights_file.is_file()
 
@@ -131,7 +146,7 @@ class RunDirectory:
         Raises:
             UserError: this is not a run directory, or its config.toml is damaged.
         """
-        if not self.config_file.is_file():
+        if not self.is_started:
             raise UserError(f"{where}{self.path} is not a run directory: it has no {self.config_file.name}")
         return read_config(self.config_file)
 
@@ -317,7 +332,8 @@ class RunDirectory:
     def create(self, config: Config, tokenizer: Tokenizer, state: dict[str, Any]) -> None:
         """Makes the directory of a new run. If that fails, nothing is left behind.
 
-        config.toml is written last: a directory that has one can be resumed.
+        config.toml is written last: a directory that has one can be resumed. The id of the torchrun job is written
+        first: if the processes are killed before the last file, the restarted ones make the directory again.
 
         Args:
             state: the checkpoint before the first update.
@@ -326,18 +342,26 @@ class RunDirectory:
             UserError: the disk is full, or the directory cannot be written.
         """
         made = not self.path.exists()
-        self.checkpoints.mkdir(parents=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=self.is_of_job())
         try:
+            if processes.job():
+                atomic_write(self.job_file, processes.job())
+            self.remove_temporary_files()
             tokenizer.save(self.tokenizer_file)
             checkpoint.save(self.checkpoint("last"), state)
             self.write_config(config)
         except BaseException:
             shutil.rmtree(self.checkpoints)
-            for path in (self.tokenizer_file, self.config_file):
+            for path in (self.tokenizer_file, self.config_file, self.job_file):
                 path.unlink(missing_ok=True)
             if made:
                 self.path.rmdir()
             raise
+
+    def remove_temporary_files(self) -> None:
+        """Removes what a killed process left of the files that it was writing."""
+        for folder in (self.path, self.checkpoints):
+            remove_temporary_files(folder)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes last.pt; the one before it becomes previous.pt.

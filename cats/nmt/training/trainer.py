@@ -23,7 +23,6 @@ from torch import nn
 import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
-from cats.nmt.files import remove_temporary_files
 from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
@@ -376,8 +375,7 @@ class Trainer:
             problem: why it is not the last one, if it is not. It is printed.
         """
         if processes.is_main():
-            remove_temporary_files(self.directory.path)
-            remove_temporary_files(self.directory.checkpoints)
+            self.directory.remove_temporary_files()
         try:
             for name, kind in {"step": int, "waited": int, "seconds": float, "best": float, "logged_at": float}.items():
                 if type(state[name]) is not kind:

@@ -169,6 +169,27 @@ def test_processes_that_torchrun_did_not_start(
         pass
 
 
+@pytest.mark.parametrize(
+    ("groups", "shared", "separate"), [("1", "True", True), ("2", "True", False), ("1", "False", False)]
+)
+def test_restarted_processes_find_no_addresses_of_killed_ones(
+    monkeypatch: pytest.MonkeyPatch, groups: str, shared: str, separate: bool
+) -> None:
+    """torchrun on one machine: each start of the processes has its own part of the store. Otherwise torch decides."""
+    server = dist.TCPStore("localhost", 0, is_master=True)
+    variables = {"GROUP_WORLD_SIZE": groups, "TORCHELASTIC_USE_AGENT_STORE": shared, "MASTER_ADDR": "localhost"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stores = []
+    for count in "0", "1":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        if store := processes._store_of_this_start(server.port):
+            assert not store.check(["address"])
+            store.set("address", count)
+            stores.append(store)
+    assert len(stores) == 2 * separate
+
+
 @pytest.mark.slow
 def test_torchrun(folder: Path, tmp_path: Path) -> None:
     """From the command line: Ctrl-C saves, the run resumes, and only one process prints and makes a run directory."""
