@@ -27,6 +27,7 @@ def flatten(
 def works(
     grads: Rows, others: Rows, groups: list[int], threads: int, views: Views | None
 ) -> tuple[list[tuple[Work, tuple[dtype, ...], list[int]]], list[int]] | None: ...
+def row_matrices(x: Tensor, y: Tensor, rows: Tensor) -> bool: ...
 def use_openmp(library: str) -> bool: ...
 
 class Instructions:
@@ -67,4 +68,19 @@ def combine_adamw(
     dots: int,
     sqnorms: int,
 ) -> None: ...
+def row_dots(
+    x: int,
+    x_stride: int,
+    y: int,
+    y_stride: int,
+    owners: int,
+    count: int,
+    width: int,
+    tasks: int,
+    type: int,
+    y_is_float: bool,
+    threads: int,
+    result: int,
+) -> None: ...
+def first_outside(owners: int, count: int, tasks: int) -> int: ...
 def traffic(source: int, source_bytes: int, target: int, target_bytes: int, in_place: bool, threads: int) -> None: ...

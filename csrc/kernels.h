@@ -26,6 +26,23 @@ struct AdamW {
 // float64 parameters. weights: (K). dots, sqnorms: (groups, K).
 void combine_adamw(const Work& work, const double* weights, const AdamW& options, double* dots, double* sqnorms);
 
+// Two matrices of `count` rows of `width` elements, and the task of every row; -1: none.
+struct RowDots {
+    const void *x, *y;
+    int64_t x_stride, y_stride;  // elements from a row to the next
+    const int64_t* owners;
+    int64_t count, width, tasks;
+    Type type;        // of x, and of y unless y_is_float
+    bool y_is_float;  // y is float32
+    int threads;      // at most
+};
+
+// dots: (tasks). All owners must be below `tasks`.
+void row_dots(const RowDots& problem, double* dots);
+
+// The first of these that is neither -1 nor a task; -1 if there is none.
+int64_t first_outside(const int64_t* owners, int64_t count, int64_t tasks);
+
 // Reads and writes this many bytes, in one stream each and with almost no arithmetic, to measure the memory's speed. With
 // `in_place` the target is also read, as an optimizer does with its state.
 uint64_t traffic(const char* source, int64_t source_bytes, char* target, int64_t target_bytes, bool in_place, int threads);

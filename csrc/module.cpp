@@ -61,6 +61,16 @@ PYBIND11_MODULE(_native, m) {
         combine_adamw(work.work, doubles(weights), {step_size, decay, beta1, beta2, eps, correction, grad_scale, skip},
                       doubles(dots), doubles(sqnorms));
     });
+    m.def("row_dots", [](uintptr_t x, int64_t x_stride, uintptr_t y, int64_t y_stride, uintptr_t owners, int64_t count, int64_t width,
+                         int64_t tasks, int type, bool y_is_float, int threads, uintptr_t result) {
+        py::gil_scoped_release release;
+        row_dots({reinterpret_cast<const void*>(x), reinterpret_cast<const void*>(y), x_stride, y_stride,
+                  reinterpret_cast<const int64_t*>(owners), count, width, tasks, static_cast<Type>(type), y_is_float, threads},
+                 doubles(result));
+    });
+    m.def("first_outside", [](uintptr_t owners, int64_t count, int64_t tasks) {
+        return first_outside(reinterpret_cast<const int64_t*>(owners), count, tasks);
+    });
     m.def("traffic", [](uintptr_t source, int64_t source_bytes, uintptr_t target, int64_t target_bytes, bool in_place, int threads) {
         py::gil_scoped_release release;
         traffic(reinterpret_cast<const char*>(source), source_bytes, reinterpret_cast<char*>(target), target_bytes, in_place, threads);

@@ -84,17 +84,19 @@ bool describe(PyObject* object, View* out) {
     return dtype_index(out->dtype) >= 0;
 }
 
-// `describe`, and whether all elements lie in the tensor's storage. They do not after storage.resize_(), with which FSDP frees
-// memory. `negative`: see Fields.
-bool look(PyObject* object, View* out, bool* negative) {
+// Whether all elements lie in the tensor's storage. They do not after storage.resize_(), with which FSDP frees memory.
+// `negative`: see Fields.
+bool in_storage(PyObject* object, const View& view, bool* negative) {
     Fields fields;
-    if (!describe(object, out) || !read_fields(object, &fields)) return false;
+    if (!read_fields(object, &fields)) return false;
     *negative = fields.negative;
-    if (numel(*out) == 0) return true;
-    const uintptr_t start = reinterpret_cast<uintptr_t>(address(*out));
-    return out->data != nullptr && fields.begin != 0 && start >= fields.begin &&
-           int64_t(start - fields.begin) + extent(*out) <= fields.bytes;
+    if (numel(view) == 0) return true;
+    const uintptr_t start = reinterpret_cast<uintptr_t>(address(view));
+    return view.data != nullptr && fields.begin != 0 && start >= fields.begin &&
+           int64_t(start - fields.begin) + extent(view) <= fields.bytes;
 }
+
+bool look(PyObject* object, View* out, bool* negative) { return describe(object, out) && in_storage(object, *out, negative); }
 
 // Starts to load what `look` will read of the entries after row[i]. With many tasks, most of its time is waiting for memory.
 void fetch_ahead(PyObject** row, Py_ssize_t i, Py_ssize_t size) {
@@ -417,6 +419,24 @@ py::object works(const py::list& grads, const py::list& others, const py::list& 
     return py::make_tuple(result, ints(flat.fallback));
 }
 
+// Whether these are plain tensors with their numbers in memory: x and y two matrices of one shape, of any of the four dtypes,
+// and rows one int64 for every row, all on one device. False means only that Python must check.
+bool row_matrices(const py::object& x, const py::object& y, const py::object& rows) {
+    View a, b, c;
+    bool negative[3];
+    if (api == nullptr || !look(x.ptr(), &a, &negative[0]) || !look(y.ptr(), &b, &negative[1])) return false;
+    if (!is_plain(rows.ptr()) || api->view(rows.ptr(), &c) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    if (a.ndim != 2 || b.ndim != 2 || c.ndim != 1 || !std::equal(a.shape, a.shape + 2, b.shape) || c.shape[0] != a.shape[0])
+        return false;
+    if (c.dtype.code != 0 || c.dtype.bits != 64 || !in_storage(rows.ptr(), c, &negative[2])) return false;
+    for (const View* v : {&b, &c})
+        if (v->device.type != a.device.type || v->device.id != a.device.id) return false;
+    return !negative[0] && !negative[1];
+}
+
 }  // namespace
 
 void bind_tensors(py::module_& m) {
@@ -427,4 +447,5 @@ void bind_tensors(py::module_& m) {
     m.def("shared", &shared);
     m.def("flatten", &flatten);
     m.def("works", &works);
+    m.def("row_matrices", &row_matrices);
 }

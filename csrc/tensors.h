@@ -16,5 +16,5 @@ struct OwnedWork {
     OwnedWork(OwnedWork&&) = default;  // does not move the addresses in memory
 };
 
-// The functions of cats._native that look at tensors: use_torch, uniform, matches, shared, flatten, works.
+// The functions of cats._native that look at tensors: use_torch, uniform, matches, shared, flatten, works, row_matrices.
 void bind_tensors(pybind11::module_& m);

@@ -23,13 +23,46 @@ _MAX_GROUPS = 1 << 31
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Tasks:
+class _Values:
+    """Whether the values of the tensors of a call exist, and where."""
+
+    direct = False  # call the backend without torch.library; see `library.call`
+    fake: bool | None = None  # whether the tensors are FakeTensors; None if none has been seen
+    first_ones = "the gradients"  # the tensors that all others are compared with
+
+    def _check_values(self, where: str, t: Tensor) -> None:
+        """Raises if the tensor's values do not exist although those of the first ones do.
+
+        If they are not simply in memory (subclasses of Tensor, torch.func, tensors of zeros), the operator is called
+        through torch.library, which sees to it.
+        """
+        if torch.compiler.is_compiling():
+            return
+        fake = isinstance(t, FakeTensor)
+        if self.fake is None:
+            self.fake = fake
+        elif fake is not self.fake:
+            kinds = ("a FakeTensor", "real tensors") if fake else ("a real tensor", "FakeTensors")
+            raise TypeError(f"{where}: {kinds[0]}, but {self.first_ones} are {kinds[1]}")
+        if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            self.direct = False
+            return
+        try:
+            complete = t.device.type == "meta" or layout.in_storage(t)
+            in_memory = t.numel() == 0 or t.data_ptr() != 0
+        except (NotImplementedError, RuntimeError):  # a tensor of torch.func has no storage
+            complete, in_memory = True, False
+        if not complete:
+            raise ValueError(f"{where}: its storage is too small for its elements; was it freed by storage.resize_()?")
+        if not in_memory or type(t) not in (Tensor, torch.nn.Parameter):
+            self.direct = False
+
+
+class Tasks(_Values):
     """The gradients of all tasks, checked, and the checks of the arguments that belong to them."""
 
     device: torch.device | None = None  # None if there is no gradient
     fast = False  # all gradients are plain tensors, so C++ can check the other arguments too
-    direct = False  # call the backend without torch.library; see `library.call`
-    fake: bool | None = None  # whether the gradients are FakeTensors; None if there is no gradient
 
     def __init__(self, grads: Grads) -> None:
         # Lists of our own keep the tensors: another thread may change the caller's lists while a kernel runs.
@@ -88,33 +121,6 @@ class Tasks:
     def _owner(self, i: int) -> int:
         """The first task that has a gradient for parameter i."""
         return next(n for n, row in enumerate(self.rows) if row[i] is not None)
-
-    def _check_values(self, where: str, t: Tensor) -> None:
-        """Raises if the tensor's values do not exist although those of the gradients do.
-
-        If they are not simply in memory (subclasses of Tensor, torch.func, tensors of zeros), the operator is called
-        through torch.library, which sees to it.
-        """
-        if torch.compiler.is_compiling():
-            return
-        fake = isinstance(t, FakeTensor)
-        if self.fake is None:
-            self.fake = fake
-        elif fake is not self.fake:
-            kinds = ("a FakeTensor", "real tensors") if fake else ("a real tensor", "FakeTensors")
-            raise TypeError(f"{where}: {kinds[0]}, but the gradients are {kinds[1]}")
-        if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            self.direct = False
-            return
-        try:
-            complete = t.device.type == "meta" or layout.in_storage(t)
-            in_memory = t.numel() == 0 or t.data_ptr() != 0
-        except (NotImplementedError, RuntimeError):  # a tensor of torch.func has no storage
-            complete, in_memory = True, False
-        if not complete:
-            raise ValueError(f"{where}: its storage is too small for its elements; was it freed by storage.resize_()?")
-        if not in_memory or type(t) not in (Tensor, torch.nn.Parameter):
-            self.direct = False
 
     def tensors(self, name: str, tensors: Iterable[Tensor], *, moments: bool = False) -> list[Tensor]:
         """N tensors to write into, with the gradients' shapes, dtypes (or the dtypes of their moments) and device."""
@@ -268,6 +274,44 @@ class Tasks:
             if group >= _MAX_GROUPS:
                 raise ValueError(f"groups[{i}] is {group}, but must be below {_MAX_GROUPS}")
         return index
+
+
+class RowMatrices(_Values):
+    """The arguments of row_dots, checked. The entries of `rows` are not: reading them may mean waiting for a device."""
+
+    first_ones = "the other arguments"
+
+    def __init__(self, x: Tensor, y: Tensor, rows: Tensor, tasks: int) -> None:
+        if not isinstance(tasks, (int, torch.SymInt)) or isinstance(tasks, bool):
+            raise TypeError(f"tasks must be an int, the number of tasks, not {type(tasks).__name__}")
+        if tasks < 1:
+            raise ValueError(f"tasks is {tasks}, but there must be at least one task")
+        if isinstance(rows, Tensor) and rows.dtype is torch.int32:
+            rows = rows.long()
+        self.rows = rows
+        if not torch.compiler.is_compiling() and layout.row_matrices(x, y, rows):
+            self.direct = x.device.type in dispatch.DEFAULTS and not _is_watched()
+        else:
+            self._check(x, y, rows)
+
+    def _check(self, x: Tensor, y: Tensor, rows: Tensor) -> None:
+        for name, t in ("x", x), ("y", y):
+            _check_tensor(name, t, None)
+            self._check_values(name, t)
+            if t.dim() != 2:
+                raise ValueError(f"{name} has shape {tuple(t.shape)}, but must be a matrix, (rows, width)")
+        if x.shape != y.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}, but y has {tuple(y.shape)}")
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"rows: expected a tensor, the task of every row, got {type(rows).__name__}")
+        if rows.dtype is not torch.int64 or rows.layout is not torch.strided:
+            raise TypeError(f"rows: {rows.layout} and {rows.dtype} are not supported, only dense int64 and int32")
+        if rows.shape != x.shape[:1]:
+            raise ValueError(f"rows has shape {tuple(rows.shape)}, but x has {len(x)} rows")
+        self._check_values("rows", rows)
+        for name, t in ("y", y), ("rows", rows):
+            if t.device != x.device:
+                raise ValueError(f"{name} is on {t.device}, but x is on {x.device}")
 
 
 def _row(n: int, row: Any) -> list[Any]:

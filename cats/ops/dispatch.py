@@ -1,7 +1,8 @@
 """Which backend computes a call, and what the reference computes instead.
 
-A backend is a module in cats/ops/backends. It has some or all of the five operators; `LIMITS`, what it takes; and
+A backend is a module in cats/ops/backends. It has some or all of the six operators; `LIMITS`, what it takes; and
 `split`, which makes the dense pieces of memory that its operators take (from cats/ops/layout.py or device_table.py).
+row_dots alone takes two matrices, not gradients: its pieces are those of `layout.row_pieces` for every backend.
 The reference has no `split`: its operators take the tensors themselves. A backend that cannot work here raises
 ImportError with the reason when it is imported.
 
@@ -34,7 +35,7 @@ from . import layout, self_check
 from .backends import reference
 from .interface import AdamW, Row
 
-OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_")
+OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_", "row_dots")
 BACKENDS = {name: f"{__package__}.backends.{name}" for name in ("reference", "native", "triton", "cuda")}
 # Device type -> backends for calls that name none, in this order, then the reference.
 DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("cuda", "triton")}
@@ -93,6 +94,25 @@ def combine_adamw_(
     return dots, sqnorms
 
 
+def row_dots(x: Tensor, y: Tensor, rows: Tensor, tasks: int, backend: str | None) -> Tensor:
+    """(tasks,): by task, the sum of the inner products of the rows of x and y, both (R, W). rows: (R,) int64.
+
+    Raises:
+        ValueError: an entry of `rows` on the CPU is neither -1 nor a task.
+    """
+    if rows.is_cpu and (r := layout.first_outside(rows, tasks)) >= 0:
+        raise ValueError(f"rows[{r}] is {int(rows[r])}, but must be a task from 0 to {tasks - 1}, or -1 for none")
+    for name, module in _candidates("row_dots", backend, x.device, tasks):
+        if x.numel() == 0:
+            continue
+        pieces = layout.row_pieces(x, y, rows, tasks)
+        # The kernels depend on the number of tasks at most by the power of two above it.
+        if name is None or self_check.passes(module, name, "row_dots", 1 << (tasks - 1).bit_length(), pieces):
+            result: Tensor = module.row_dots(pieces)
+            return result
+    return reference.row_dots(x, y, rows, tasks)
+
+
 def _run(
     operator: str,
     backend: str | None,
@@ -105,18 +125,16 @@ def _run(
 
     arguments: the weights, if the operator has them, and the settings of AdamW.
     """
-    asked = backend or os.environ.get("CATS_BACKEND")
     device = layout.device_of(grads)
     where = device or layout.device_of([arguments[:1]])
     assert where is not None
-    defaults = _defaults(where, operator, len(grads))
     beyond = len(arguments) > 0 and _beyond_float32(arguments[0])
-    for name, module in [(asked, _asked_for(asked, where, operator))] if asked else defaults:
+    for name, module in _candidates(operator, backend, where, len(grads)):
         # If no task has a gradient, there is nothing to compute: the reference returns zeros on the weights' device.
-        if device is None or module is reference or beyond or not _takes(module, len(grads)):
+        if device is None or beyond:
             continue
         try:
-            return _run_in_passes(module, None if asked else name, operator, grads, others, groups, *arguments)
+            return _run_in_passes(module, name, operator, grads, others, groups, *arguments)
         except _Unproved:
             continue
     return getattr(reference, operator)(grads, others, groups, *arguments)
@@ -205,6 +223,17 @@ def _mark_written(*rows: Row) -> None:
 
 
 # The choice
+
+
+def _candidates(
+    operator: str, backend: str | None, device: torch.device, tasks: int
+) -> Iterator[tuple[str | None, ModuleType]]:
+    """The backends to try before the reference, in order. One that was asked for has no name: it proves nothing."""
+    asked = backend or os.environ.get("CATS_BACKEND")
+    defaults = _defaults(device, operator, tasks)
+    for name, module in [(None, _asked_for(asked, device, operator))] if asked else defaults:
+        if module is not reference and _takes(module, tasks):
+            yield name, module
 
 
 # What importing a backend gave, by path. Failures are kept, too: Python would execute the module again at every call.

@@ -22,10 +22,11 @@ try:
     from cats import _native
 
     # Whether the compiled module can read tensors. Otherwise the Python functions below do it, more slowly. (A module
-    # that was built from older sources has no `shared`.)
+    # that was built from older sources has no `shared` or no `row_matrices`.)
     _reads_tensors: bool = hasattr(_native, "shared") and _native.use_torch(torch)
+    _reads_matrices: bool = _reads_tensors and hasattr(_native, "row_matrices")
 except ImportError:
-    _reads_tensors = False
+    _reads_tensors = _reads_matrices = False
 
 VECTOR = 16  # bytes that a kernel loads at once if every address of a parameter is a multiple of it
 TYPES = {
@@ -244,6 +245,59 @@ def matches(first: Row, row: Row, *, optional: bool = False, moments: bool = Fal
     None. If the result is False, the tensors may still be right: then the slower checks in Python are needed.
     """
     return _reads_tensors and _native.matches(first, row, optional, moments)
+
+
+class RowPieces(NamedTuple):
+    """Two matrices of R rows and the task of every row, as the kernels of row_dots take them."""
+
+    x: Tensor  # (R, W): the elements of a row are neighbours
+    y: Tensor  # the same, with the dtype of x, or float32 if that of x has 16 bits
+    rows: Tensor  # (R,) int64, contiguous
+    tasks: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every row begins at a multiple of VECTOR."""
+        x, y = self.x, self.y
+        return (x.data_ptr() | y.data_ptr() | x.stride(0) * x.itemsize | y.stride(0) * y.itemsize) % VECTOR == 0
+
+    @property
+    def kinds(self) -> list[tuple[Dtypes, bool]]:
+        return [((self.x.dtype, self.y.dtype), self.aligned)]
+
+
+def row_pieces(x: Tensor, y: Tensor, rows: Tensor, tasks: int) -> RowPieces:
+    """The matrices without a copy, unless the elements of a row have gaps or no kernel takes the two dtypes."""
+    if x.dtype is not y.dtype:
+        if x.dtype is torch.float32:
+            x, y = y, x
+        if y.dtype is not torch.float32 or x.dtype is torch.float64:
+            common = torch.promote_types(x.dtype, y.dtype)
+            x, y = x.to(common), y.to(common)
+    return RowPieces(_dense_rows(x), _dense_rows(y), rows.contiguous(), tasks)
+
+
+def _dense_rows(t: Tensor) -> Tensor:
+    if (t.shape[1] > 1 and t.stride(1) != 1) or t.is_neg() or t._is_zerotensor():
+        return t.clone(memory_format=torch.contiguous_format)
+    return t
+
+
+def row_matrices(x: Tensor, y: Tensor, rows: Tensor) -> bool:
+    """Whether these are plain tensors, as row_dots takes them. If not, the slower checks in Python are needed."""
+    return _reads_matrices and _native.row_matrices(x, y, rows)
+
+
+def first_outside(rows: Tensor, tasks: int) -> int:
+    """The first position in `rows`, (R,) int64 on the CPU, that has neither -1 nor a task; -1 if there is none."""
+    if _reads_matrices and rows.is_contiguous():
+        return _native.first_outside(rows.data_ptr(), rows.numel(), tasks)
+    outside = ((rows < -1) | (rows >= tasks)).nonzero()
+    return int(outside[0]) if len(outside) else -1
 
 
 def device_of(rows: Sequence[Row]) -> torch.device | None:

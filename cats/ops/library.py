@@ -32,20 +32,22 @@ def call(operator: str, direct: bool, **arguments: Any) -> Any:
 
 
 @torch.no_grad()
-def _call_registered(
-    operator: str,
-    grads: Sequence[Flat],
-    out: Sequence[Flat] | None = None,
-    settings: AdamW | None = None,
-    **arguments: Any,
-) -> Any:
+def _call_registered(operator: str, **arguments: Any) -> Any:
+    if "grads" in arguments:
+        arguments = _flattened(**arguments)
+    # By position: torch.compile refuses tensors that are not contiguous in an argument that is named `out`.
+    return getattr(torch.ops.cats, operator)(*[arguments[name] for name in _names[operator]])
+
+
+def _flattened(
+    grads: Sequence[Flat], out: Sequence[Flat] | None = None, settings: AdamW | None = None, **arguments: Any
+) -> dict[str, Any]:
+    """The arguments as they are in the schemas."""
     if out is not None:
         arguments["out"] = [t for row in out for t in row if t is not None]
     if settings is not None:
         arguments.update(zip(AdamW._fields, settings, strict=True))
-    arguments.update(grads=[g for row in grads for g in row], tasks=len(grads))
-    # By position: torch.compile refuses tensors that are not contiguous in an argument that is named `out`.
-    return getattr(torch.ops.cats, operator)(*[arguments[name] for name in _names[operator]])
+    return arguments | {"grads": [g for row in grads for g in row], "tasks": len(grads)}
 
 
 _names: dict[str, list[str]] = {}  # of the arguments of every operator, in order
@@ -71,11 +73,13 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
 
     def implementation(*values: Any) -> Any:
         arguments = dict(zip(names, values, strict=True))
-        flat, tasks = arguments["grads"], arguments.pop("tasks")
-        size = len(flat) // tasks
-        arguments["grads"] = [flat[start : start + size] for start in range(0, len(flat), size)]
-        if "weights" in arguments:
-            layout.address(arguments["weights"])  # raises if they are not in memory
+        for name in "weights", "x", "y", "rows":
+            if name in arguments:
+                layout.address(arguments[name])  # raises if they are not in memory
+        if "grads" in arguments:
+            flat, tasks = arguments["grads"], arguments.pop("tasks")
+            size = len(flat) // tasks
+            arguments["grads"] = [flat[start : start + size] for start in range(0, len(flat), size)]
         if "out" in arguments:
             arguments["out"] = _out_rows(arguments["grads"], arguments["out"], len(arguments["weights"]))
         if operator == "combine_adamw_":
@@ -130,4 +134,8 @@ _define(
     " Tensor(c!)[] exp_avg_sqs, Tensor step, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
     " Tensor? found_inf, Tensor? grad_scale, int[] groups, str? backend) -> (Tensor, Tensor)",
     _fake_statistics,
+)
+_define(
+    "row_dots(Tensor x, Tensor y, Tensor rows, SymInt tasks, str? backend) -> Tensor",
+    lambda x, tasks, **rest: _empty([x], (tasks,)),
 )

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .interface import AdamW, Dtypes
+from .layout import RowPieces
 
 SIZES = (2_100, 130, 7)  # elements of the parameters: a whole tile of every kernel and its end, and less than one
 GROUPS = (1, 0, 1)
@@ -127,7 +128,7 @@ def check(module: ModuleType, kernel: Kernel) -> str | None:
         torch.cuda.synchronize(kernel.device)  # raises the errors of earlier kernels
     with torch.inference_mode(False), torch.no_grad():
         try:
-            return _Check(kernel).run(module)
+            return _row_dots(module, kernel) if kernel.operator == "row_dots" else _Check(kernel).run(module)
         except Exception as error:
             # Drivers and compilers have no type for it.
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error):
@@ -253,6 +254,31 @@ class _Check:
         """(G, K, R) inner products of the gradients with the rows of (R, P), and the allowed errors."""
         left, other = np.sqrt(norms(self.matrix)), np.sqrt(norms(right))
         return by_group(self.matrix, right), self.relative * left[:, :, None] * other[:, None, :]
+
+
+def _row_dots(module: ModuleType, kernel: Kernel) -> str | None:
+    """What is wrong with row_dots, of long rows and of many short ones. The tasks are mixed; some rows have none."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    tasks, relative = kernel.tasks, STATISTICS.get(kernel.dtypes[0], 2e-6)
+    for count, width, stride in (9, 2_100, 2_104), (2 * tasks + 130, 8, 8):
+        first = 0 if kernel.aligned else 1
+        shape, columns = (count, stride + first * 8), slice(first, first + width)
+        left, right = (
+            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(kernel.device, dtype)[
+                :, columns
+            ]
+            for dtype in kernel.dtypes
+        )
+        owners = torch.randint(-1, tasks, (count,), generator=generator, device="cpu")
+        found = module.row_dots(RowPieces(left, right, owners.to(kernel.device), tasks))
+        x, y = (matrix.cpu().double().numpy() for matrix in (left, right))
+        own = owners.numpy() == np.arange(tasks)[:, None]  # (K, R)
+        dots, lengths, widths = (np.einsum("rw,rw->r", a, b) for a, b in ((x, y), (x, x), (y, y)))
+        expected, squares, others = (np.where(own, values, 0.0).sum(1) for values in (dots, lengths, widths))
+        wrong = differs("the sums", found.cpu().numpy(), expected, relative * np.sqrt(squares * others))
+        if wrong is not None:
+            return wrong
+    return None
 
 
 def inner(left: Array, right: Array) -> Array:

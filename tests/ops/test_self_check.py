@@ -97,6 +97,13 @@ def wrong_kernels(native: ModuleType) -> Iterator[tuple[str, str, Callable[..., 
             return native.combine_adamw_(p, w, settings._replace(**{name: None}))
 
         yield f"{ignored} is ignored", "combine_adamw_", ignores
+    yield (
+        "the last row is lost",
+        "row_dots",
+        lambda p: native.row_dots(p._replace(rows=p.rows.clone().index_fill_(0, torch.tensor([-1]), -1))),
+    )
+    yield "rows without a task count", "row_dots", lambda p: native.row_dots(p._replace(rows=p.rows.clamp(min=0)))
+    yield "two tasks are swapped", "row_dots", changed("row_dots", lambda s: s.flip(0))
     yield "an error", "gram", lambda pieces: 1 / 0
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..compiled import why_missing
 from ..interface import AdamW, Limits
-from ..layout import HostPieces, host_pieces
+from ..layout import TYPES, HostPieces, RowPieces, host_pieces
 
 try:
     from cats import _native
@@ -90,6 +90,18 @@ def combine_adamw_(pieces: HostPieces, weights: Tensor, settings: AdamW) -> tupl
     for work, _, _ in pieces.works:
         _native.combine_adamw(work, weights.data_ptr(), *options, dots.data_ptr(), sqnorms.data_ptr())
     return dots, sqnorms
+
+
+def row_dots(pieces: RowPieces) -> Tensor:
+    """(K,): the inner products of the rows of two matrices, added by task."""
+    x, y, rows, tasks = pieces
+    result = torch.zeros(tasks, dtype=torch.float64, device="cpu")
+    count, width = x.shape
+    left, right = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
+    kind = TYPES[x.dtype], y.dtype is torch.float32
+    sizes = count, width, tasks
+    _native.row_dots(*left, *right, rows.data_ptr(), *sizes, *kind, torch.get_num_threads(), result.data_ptr())
+    return result
 
 
 def _zeros(pieces: HostPieces, *shape: int) -> Tensor:
