@@ -93,7 +93,7 @@ class Accumulation:
             raise RuntimeError("pass the GradScaler to every backward() between two steps, or to none of them")
         if scaler is not None and scaled:
             self.scale = self._gradients.scale = scaler.scale(torch.ones((), device=self.params[0].device))
-        self.reducer.check(tasks, self.params, self.weighting)
+        self.reducer.check(tasks, self.params, self.weighting, per_task=self.per_task)
         self.calls += 1
         if self.per_task and self._gradients.shared == 0:
             raise ValueError("no shared parameter requires grad")
@@ -108,8 +108,16 @@ class Accumulation:
         """
         known = self.checked(weights, list(range(len(self.tasks)))).tolist()
         shares = [known[n] / tasks.count(n) for n in tasks]
-        with self.reducer.averaged(self.params):
-            values = weighted_backward(losses, shares, self.params, scale=self.scale, names=self._names(tasks))
+        with self.reducer.averaged(self.params) as before_last_pass:
+            values = weighted_backward(
+                losses,
+                shares,
+                self.params,
+                scale=self.scale,
+                names=self._names(tasks),
+                whole=self.reducer.whole_backward,
+                before_last_pass=before_last_pass,
+            )
             self._check_sparse([[p.grad for p in self.params]])
         self._add_losses(tasks, values)
         self._largest = largest(self.params)
@@ -126,7 +134,13 @@ class Accumulation:
         self._check_pairs(tasks)
         if not self.weighting.needs_gram:
             weights = self.checked(weights, list(range(len(self.tasks))))
-        values, gradients = task_gradients(losses, self.params, scale=self.scale, names=self._names(tasks))
+        values, gradients = task_gradients(
+            losses,
+            self.params,
+            scale=self.scale,
+            names=self._names(tasks),
+            whole=self.reducer.whole_backward,
+        )
         self._check_sparse(gradients)
         gradients = [list(map(dense, gradient)) for gradient in gradients]
         self._add_losses(tasks, values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -99,7 +100,9 @@ def _exact(value: Any) -> str:
     return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 
-def meet(described: Description, device: torch.device, failure: Exception | None, *, wish: bool) -> bool:
+def meet(
+    described: Description, device: torch.device, failure: Exception | None, *, wish: bool, group: Any = None
+) -> bool:
     """One all-reduce of four numbers in which the processes compare their description, and tell whether one failed.
 
     Args:
@@ -107,6 +110,7 @@ def meet(described: Description, device: torch.device, failure: Exception | None
         device: where the all-reduce takes place.
         failure: the error that this process will raise, or None.
         wish: something that this process wants all to do.
+        group: the process group of the processes. None: the default group.
 
     Returns:
         whether any process has the wish.
@@ -116,20 +120,25 @@ def meet(described: Description, device: torch.device, failure: Exception | None
     """
     digest = _digest(described)
     numbers = torch.tensor([failure is not None, wish, digest, -digest], dtype=torch.float64, device=device)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group)
     failed, wished, largest, smallest = numbers.tolist()
     if failed:
-        errors = _gather("" if failure is None else f"{type(failure).__name__}: {failure}", device)
+        errors = _gather("" if failure is None else f"{type(failure).__name__}: {failure}", device, group)
         others = [f"process {rank} failed with {error}" for rank, error in enumerate(errors) if error]
         if failure is None:
             raise RuntimeError(f"{'; '.join(others)}; no process has changed its parameters or p.grad")
     elif largest != -smallest:
-        raise RuntimeError(_differences([json.loads(text) for text in _gather(json.dumps(described), device)]))
+        raise RuntimeError(_differences([json.loads(text) for text in _gather(json.dumps(described), device, group)]))
     return bool(wished)
 
 
-def compare_parameters(params: Sequence[Tensor]) -> None:
+def compare_parameters(params: Sequence[Tensor], group: Any = None, *, part: int = 0, parts: int = 1) -> None:
     """Compares the parameters bit by bit, by a checksum of each. Has a host sync, unless there are none.
+
+    Args:
+        params: the parameters, or the shards of them that this process has.
+        group: the process group of the processes. None: the default group.
+        part, parts: which shards these are, and of how many. Processes with the same shards are compared.
 
     Raises:
         RuntimeError: in all processes, if the checksums differ.
@@ -137,15 +146,24 @@ def compare_parameters(params: Sequence[Tensor]) -> None:
     if not params:
         return
     sums = torch.stack([_checksum(p.detach()).to(params[0].device) for p in params])
-    both = torch.stack([sums, -sums])
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    differing = (both[0] != -both[1]).nonzero()[:, 0].tolist()
+    both = torch.full((2, parts, len(params)), -math.inf, dtype=torch.float64, device=sums.device)
+    both[:, part] = torch.stack([sums, -sums])
+    dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
+    differing = (both[0] != -both[1]).any(dim=0).nonzero()[:, 0].tolist()
     if differing:
         raise RuntimeError(
             f"the parameters differ between processes, in {len(differing)} of {len(params)} tensors (the first one has "
             f"shape {tuple(params[differing[0]].shape)}): start all processes from the same seed or checkpoint, and "
             "change parameters in all of them alike"
         )
+
+
+def checksum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """One number for all the tensors, 0-d float64 on ``device``."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for k, each in enumerate(tensors):
+        total = (total + (k + 1) * _checksum(each.detach()).to(device).remainder(2**32)).remainder(2**52)
+    return total
 
 
 def _checksum(values: Tensor) -> Tensor:
@@ -182,15 +200,15 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
 
 
-def _gather(text: str, device: torch.device) -> list[str]:
+def _gather(text: str, device: torch.device, group: Any) -> list[str]:
     """The texts of all processes, in their order."""
     data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     length = torch.tensor([len(data)], device=device)
-    lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, length)
+    lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(lengths, length, group=group)
     sizes = [int(each) for each in lengths]
     padded = data.new_zeros(max(sizes))
     padded[: len(data)] = data
     texts = [torch.zeros_like(padded) for _ in sizes]
-    dist.all_gather(texts, padded)
+    dist.all_gather(texts, padded, group=group)
     return [bytes(each[:size].tolist()).decode() for each, size in zip(texts, sizes, strict=True)]

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 Gradient: TypeAlias = list[Tensor | None]
+
+
+def is_sharded(t: Tensor) -> bool:
+    """Whether it is a DTensor, of which this process may have only a part."""
+    # This module takes long to import. If nobody has imported it, there are no such tensors.
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(t, tensors.DTensor)
+
+
+def local(t: Any) -> Tensor:
+    """The part of a DTensor that this process has. Other tensors are returned as they are."""
+    return t.to_local() if is_sharded(t) else t
 
 
 def add(total: Gradient, new: Gradient) -> Gradient:
@@ -19,20 +32,33 @@ def add(total: Gradient, new: Gradient) -> Gradient:
 
 @torch.no_grad()
 def add_to_grad(params: Sequence[Tensor], gradient: Gradient, *, alpha: float = 1.0) -> None:
-    """``p.grad += alpha * g``. A parameter without ``p.grad`` gets g itself; ``alpha`` must be 1 then."""
+    """``p.grad += alpha * g``. A parameter without ``p.grad`` gets g itself; ``alpha`` must be 1 then.
+
+    Of a sharded parameter, g is the part of this process.
+    """
     for p, g in zip(params, gradient, strict=True):
         if g is None:
             continue
         if p.grad is None:
             # Fused optimizers read the gradient with the parameter's strides. backward() gives it these strides too.
-            p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            here = local(p)
+            p.grad = _sharded_like(p, g if g.stride() == here.stride() else torch.empty_like(here).copy_(g))
         else:
-            p.grad.add_(g, alpha=alpha)
+            local(p.grad).add_(g, alpha=alpha)
+
+
+def _sharded_like(p: Any, g: Tensor) -> Tensor:
+    """g as the part of a DTensor, if p is one."""
+    if not is_sharded(p):
+        return g
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(g, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
 def dense(g: Tensor | None) -> Tensor | None:
-    """The gradient as a dense tensor."""
-    return g.to_dense() if g is not None and g.is_sparse else g
+    """The gradient as a dense tensor. Of a DTensor, the part of this process."""
+    return None if g is None else g.to_dense() if g.is_sparse else local(g)
 
 
 def take_grads(params: Iterable[Tensor]) -> Gradient:
@@ -46,8 +72,11 @@ def take_grads(params: Iterable[Tensor]) -> Gradient:
 
 @torch.no_grad()
 def largest(params: Sequence[Tensor]) -> Tensor:
-    """max |p.grad| over all parameters, 0-d on their device. It is not finite if any element is not. No host sync."""
-    grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in params if p.grad is not None]
+    """max |p.grad| over all parameters, 0-d on their device. It is not finite if any element is not. No host sync.
+
+    Of sharded parameters, it is over the parts of this process.
+    """
+    grads = [p.grad.coalesce().values() if p.grad.is_sparse else local(p.grad) for p in params if p.grad is not None]
     if any(g.is_cuda for g in grads):
         return torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))
     # On the CPU it costs nothing to start a kernel per tensor, and aminmax is ten times as fast as the norm.
@@ -83,7 +112,7 @@ def unscaled(params: Sequence[Tensor], scale: Tensor | None) -> Iterator[None]:
 def _multiply(params: Sequence[Tensor], factor: Tensor) -> None:
     for p in params:
         if p.grad is not None:
-            p.grad.mul_(factor.to(p.grad.device))
+            local(p.grad).mul_(factor.to(p.grad.device))
 
 
 @contextmanager

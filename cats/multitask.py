@@ -15,7 +15,7 @@ from . import distributed, ops
 from . import weighting as weightings
 from .accumulate import Accumulation
 from .agreement import Description, describe_call, describe_settings
-from .distributed import Call, Statistics
+from .distributed import Call, Communication, Reducer, Statistics
 from .gradients import grads_restored_on_error, unscaled
 from .ops.dispatch import choices
 from .parameters import check_kinds, shared_parameters, trainable_parameters
@@ -66,22 +66,37 @@ class MultiTask(Optimizer):
             not change. With one process, the last attempt computes per-task gradients, so that the error can name the
             task. With a GradScaler, skipped steps are not counted here while its scale is above 1 and all losses are
             finite: the scaler is looking for its scale.
+        process_group: the processes that train together, see below. None: the default group of ``torch.distributed``.
+        communication_dtype: the dtype in which replicas all-reduce gradients. None: that of the parameters.
+            torch.bfloat16 halves the bytes of float32. Then the gradient of each process, and each sum of two of them
+            on the way, has a relative rounding error of up to 2⁻⁸.
 
     Several processes: if ``torch.distributed`` is initialised, each process passes the losses of its own batch. All
     processes take the same step, for the mean of their losses. If the batches differ in size, each process passes
     ``local_sum_of_losses / global_size * world_size``, where ``global_size`` counts the examples or tokens of all
-    processes. The rules are:
+    processes. What each process holds:
 
-    * Do not wrap the model in DistributedDataParallel.
-    * All processes must call backward() the same number of times. A process without examples calls ``backward({})``.
+    * A replica of the plain model. A step all-reduces ḡ and K numbers. In steps without per-task gradients, ḡ is
+      all-reduced in buckets while the backward pass goes on, unless there are functions written in Python in the graph.
+    * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
+      pass the losses of the same tasks in the same order. FullyShardedDataParallel and other DTensors are refused.
+    * A replica in DistributedDataParallel. Steps that compute per-task gradients are refused. The others evaluate all
+      losses of a call, callables too, and then run one backward pass. Parameters that are not in the optimizer get
+      gradients too, as with ``fully_shard``. If ``p.grad`` differs between the processes when step() is called, because
+      it was not averaged, step() raises.
+
+    The rules are:
+
+    * All processes must call backward() the same number of times. A process without examples calls ``backward({})``,
+      or with a wrapped model passes ``0 * model(x).sum()`` for some x.
     * Tasks and their order, settings, learning rates, weights, multipliers, counters and the parameters must be the
       same in all processes. They are compared: what may change most easily in every call; the rest and the values of
       the parameters in the first call, after load_state_dict(), and in steps 2, 4, 8, ..., 64, 100, 200, 300, ... If
       they differ, or if one process fails in backward() or before the base optimizer's step, all processes raise a
-      RuntimeError that says why. A process that dies, or runs out of memory while it averages gradients, is noticed
-      only by the timeout of ``torch.distributed``.
-    * Weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more than one
-      all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
+      RuntimeError that says why. A process that dies, or fails while a wrapped model waits for it, is noticed only by
+      the timeout of ``torch.distributed``.
+    * With replicas, weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more
+      than one all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
     Only parameters of the base optimizer receive gradients. Steps that compute per-task gradients write to ``p.grad``
@@ -95,7 +110,7 @@ class MultiTask(Optimizer):
 
     Raises:
         TypeError, ValueError: an argument is not as described above, or a parameter is complex.
-        RuntimeError: ``backend`` cannot be used here, or a parameter is sharded.
+        RuntimeError: ``backend`` cannot be used here, or a parameter is sharded in a way that is not supported.
     """
 
     # Tells GradScaler that step() unscales the gradients and skips non-finite steps itself. step() checks for
@@ -114,6 +129,8 @@ class MultiTask(Optimizer):
         engine: str = "auto",
         backend: str | None = None,
         max_nonfinite: int = 20,
+        process_group: Any = None,
+        communication_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer instance, got {describe(optimizer)}")
@@ -134,6 +151,7 @@ class MultiTask(Optimizer):
                 raise RuntimeError(f"backend {backend!r} cannot be used here: {usable[backend]}")
         if isinstance(max_nonfinite, bool) or not isinstance(max_nonfinite, int) or max_nonfinite < 1:
             raise ValueError(f"max_nonfinite must be an integer of at least 1, got {max_nonfinite!r}")
+        communication = Communication(process_group, communication_dtype)
         self.base = optimizer
         check_kinds(self.param_groups)
         self.tasks = task_names(tasks)
@@ -142,6 +160,7 @@ class MultiTask(Optimizer):
         self.weighting.start(len(self.tasks))
         self.backend = backend
         self.max_nonfinite = max_nonfinite
+        self._communication = communication
         self._shared = None if shared is None else shared_parameters(shared, self.param_groups)
         self._own = State(len(self.tasks))  # after this, no method assigns to an attribute of self: see State
         # Optimizer.__init__ would make new param_groups. This part of it only sets up hooks and profiling.
@@ -155,7 +174,7 @@ class MultiTask(Optimizer):
         if self._own.accumulation is not None:
             return self._own.accumulation.per_task
         last_attempt = 0 < self._own.counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
-        return self._weighting_due or (last_attempt and distributed.reducer().names_nonfinite_task)
+        return self._weighting_due or (last_attempt and self._reducer().names_nonfinite_task)
 
     @property
     def _weighting_due(self) -> bool:
@@ -345,7 +364,7 @@ class MultiTask(Optimizer):
         * ``losses``: {task: L_n} of the last step.
         * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients, with ḡ = Σ α_n g_n and α_n as in
           :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
-        * ``sqnorms``: {task: ‖g_n‖²} of the same step. With several processes, nan.
+        * ``sqnorms``: {task: ‖g_n‖²} of the same step. With replicas in several processes, nan.
         * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
 
         ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
@@ -466,12 +485,16 @@ class MultiTask(Optimizer):
     def _together(self, call: str) -> AbstractContextManager[None]:
         """A context manager for "backward()" or "step()", in which all processes must do the same."""
         own = self._own
-        own.reducer = distributed.reducer(own.reducer)
+        own.reducer = self._reducer()
         devices = (p.device for group in self.param_groups for p in group["params"])
         device = next(devices, torch.device("cpu"))  # backward() refuses an optimizer without parameters, inside
         return own.reducer.together(
             Call(own.counts["step"] + 1, device, lambda: self._describe_call(call), self._describe_settings)
         )
+
+    def _reducer(self) -> Reducer:
+        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        return distributed.reducer(params, self._communication, self._own.reducer)
 
     def _describe_call(self, call: str) -> Description:
         own = self._own

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -45,7 +46,8 @@ class CATS(MultiTask):
     times where all are alike.
 
     Args:
-        optimizer, tasks, shared, engine, backend, max_nonfinite: as in :class:`MultiTask`.
+        optimizer, tasks, shared, engine, backend, max_nonfinite, process_group, communication_dtype: as in
+            :class:`MultiTask`.
         inner_steps: m, the number of steps of θ per update of α.
         alpha_lr: the learning rate of α. "proximal": β, the share of the way to its target that a_n goes in each
             update, at most 1. "softmax": of the logits a. None: 0.1 for "proximal", 1 for "softmax", 1e-3 for
@@ -108,6 +110,8 @@ class CATS(MultiTask):
         engine: str = "auto",
         backend: str | None = None,
         max_nonfinite: int = 20,
+        process_group: Any = None,
+        communication_dtype: torch.dtype | None = None,
     ) -> None:
         tasks = task_names(tasks)
         weighting = weightings.CATS(
@@ -124,7 +128,15 @@ class CATS(MultiTask):
             cross_batch=cross_batch,
         )
         super().__init__(
-            optimizer, tasks, weighting, shared=shared, engine=engine, backend=backend, max_nonfinite=max_nonfinite
+            optimizer,
+            tasks,
+            weighting,
+            shared=shared,
+            engine=engine,
+            backend=backend,
+            max_nonfinite=max_nonfinite,
+            process_group=process_group,
+            communication_dtype=communication_dtype,
         )
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .gradients import is_sharded
 from .tasks import describe
 
 
@@ -53,11 +54,11 @@ def trainable_parameters(
 
 
 def check_kinds(param_groups: Sequence[dict[str, Any]]) -> None:
-    """Refuses parameters that require grad and cannot be trained: complex ones, and those that are sharded.
+    """Refuses parameters that require grad and cannot be trained: complex ones, and some that are sharded.
 
     Raises:
         TypeError: a parameter is complex.
-        RuntimeError: a parameter is sharded, by FullyShardedDataParallel or as a DTensor.
+        RuntimeError: a parameter is sharded by FullyShardedDataParallel, or in another way than fully_shard does it.
     """
     for i, group in enumerate(param_groups):
         for j, p in enumerate(group["params"]):
@@ -66,17 +67,19 @@ def check_kinds(param_groups: Sequence[dict[str, Any]]) -> None:
                     f"parameter {j} of group {i} ({describe(p)}) is {p.dtype}, which is not supported: train its "
                     "torch.view_as_real(), and use torch.view_as_complex() in the model"
                 )
-            if p.requires_grad and _is_sharded(p):
-                raise RuntimeError(
-                    f"parameter {j} of group {i} ({describe(p)}) is sharded (DTensor or FullyShardedDataParallel), "
-                    "which is not supported: give every process a whole replica of the model"
-                )
+            if p.requires_grad and (how := _unsupported_shards(p)):
+                raise RuntimeError(f"parameter {j} of group {i} ({describe(p)}) {how}")
 
 
-def _is_sharded(param: Tensor) -> bool:
-    # These modules take long to import. If nobody has imported them, there are no such parameters.
-    tensors = sys.modules.get("torch.distributed.tensor")
-    if tensors is not None and isinstance(param, tensors.DTensor):
-        return True
+def _unsupported_shards(p: Any) -> str | None:
+    """What an error says about a parameter that is sharded in a way that is not supported."""
+    if is_sharded(p):
+        # fully_shard splits one dimension, and may replicate that in another dimension of the device mesh.
+        *others, last = p.placements
+        if last.is_shard() and len(others) < 2 and all(other.is_replicate() for other in others):
+            return None
+        return f"is a DTensor with placements {p.placements}, which is not supported: shard with fully_shard alone"
     # FullyShardedDataParallel marks its flat parameters, and the original ones if it keeps them.
-    return "torch.distributed.fsdp" in sys.modules and getattr(param, "_fsdp_flattened", False)
+    if "torch.distributed.fsdp" in sys.modules and getattr(p, "_fsdp_flattened", False):
+        return "is sharded by FullyShardedDataParallel, which is not supported: use fully_shard"
+    return None

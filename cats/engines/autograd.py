@@ -5,11 +5,13 @@ a function uses inside its own backward pass is not in the graph, so its gradien
 concerns ``torch.utils.checkpoint(use_reentrant=True)``, its relatives in other libraries, and reversible layers. For
 graphs with functions written in Python there is therefore a plain backward pass, and the gradients are taken from
 ``p.grad``. What ``torch.compile`` makes is such a function too, although it has no backward pass of its own inside.
+Wrappers that reduce gradients by hooks (DistributedDataParallel, fully_shard) need a plain backward pass of the whole
+graph in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,24 +20,39 @@ from torch import Tensor
 from cats.gradients import Gradient, take_grads
 
 
-def add_gradients(roots: Sequence[Tensor], seeds: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+def add_gradients(
+    roots: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    params: Sequence[Tensor],
+    *,
+    whole: bool = False,
+    before: Callable[[bool], None] | None = None,
+) -> None:
     """Adds the gradient of Σ seed · root to ``p.grad``. The graph is freed.
 
     Other leaves get no gradient, except those that only a Python function's own backward pass uses.
+
+    Args:
+        whole: whether this is a plain backward pass in any case, in which other leaves get gradients too.
+        before: called before the backward pass, with whether it writes to each ``p.grad`` only once.
     """
-    leaves = _leaves_of_python_functions(roots)
+    leaves = [] if whole else _leaves_of_python_functions(roots)
+    if before is not None:
+        before(leaves is None)
     if leaves is None:
         torch.autograd.backward(roots, seeds, inputs=params)
     else:
         _backward(roots, seeds, params, leaves, retain_graph=False)
 
 
-def gradient(root: Tensor, seed: Tensor, params: Sequence[Tensor], *, retain_graph: bool) -> Gradient:
+def gradient(
+    root: Tensor, seed: Tensor, params: Sequence[Tensor], *, retain_graph: bool, whole: bool = False
+) -> Gradient:
     """The gradient of seed · root: one tensor per parameter, or None where it does not depend on the parameter.
 
-    ``p.grad`` does not change. Other leaves get no gradient, with the exception above.
+    ``p.grad`` does not change. Other leaves get no gradient, with the exception above. ``whole`` is as above.
     """
-    leaves = _leaves_of_python_functions([root])
+    leaves = [] if whole else _leaves_of_python_functions([root])
     if leaves is None:
         return list(torch.autograd.grad(root, params, seed, retain_graph=retain_graph, allow_unused=True))
     before = take_grads(params)

@@ -17,7 +17,12 @@ from .losses import Loss, evaluate, number, seed
 
 
 def task_gradients(
-    losses: Sequence[Loss], params: Sequence[Tensor], *, scale: Tensor | None = None, names: Sequence[str]
+    losses: Sequence[Loss],
+    params: Sequence[Tensor],
+    *,
+    scale: Tensor | None = None,
+    names: Sequence[str],
+    whole: bool = False,
 ) -> tuple[list[Tensor], list[Gradient]]:
     """The values of the losses, 0-d float64, and one gradient per loss. ``p.grad`` is not touched.
 
@@ -30,13 +35,15 @@ def task_gradients(
             where the loss does not depend on the parameter.
         scale: GradScaler's scale, 0-d. The gradients are multiplied by it; the returned values are not.
         names: the names of the losses in error messages.
+        whole: whether each gradient comes from a plain backward pass of the whole graph, in which other leaves get
+            gradients too.
     """
     values: list[Tensor] = []
     gradients: list[Gradient] = []
     for loss, name, retain in zip(losses, names, _needed_again(losses), strict=True):
         value = evaluate(loss, name)
         try:
-            gradients.append(gradient(value, seed(value, 1.0, scale), params, retain_graph=retain))
+            gradients.append(gradient(value, seed(value, 1.0, scale), params, retain_graph=retain, whole=whole))
         except RuntimeError as error:
             if "donated buffer" not in str(error):
                 raise

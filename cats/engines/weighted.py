@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ def weighted_backward(
     *,
     scale: Tensor | None = None,
     names: Sequence[str],
+    whole: bool = False,
+    before_last_pass: Callable[[bool], None] | None = None,
 ) -> list[Tensor]:
     """Adds the gradient of Σ w_n L_n to ``p.grad`` and returns the values of the losses, 0-d float64.
 
@@ -29,18 +31,23 @@ def weighted_backward(
         params: the parameters that receive gradients. Others get none.
         scale: GradScaler's scale, 0-d. The gradients are multiplied by it; the returned values are not.
         names: the names of the losses in error messages.
+        whole: whether all losses, callables too, share one plain backward pass of the whole graph. Then other leaves
+            get gradients too.
+        before_last_pass: called before the last backward pass, with whether it writes to each ``p.grad`` only once.
     """
     values, roots, seeds = [], [], []
-    for loss, weight, name in zip(losses, weights, names, strict=True):
+    together = [whole or not callable(loss) for loss in losses]
+    for i, (loss, weight, name) in enumerate(zip(losses, weights, names, strict=True)):
         value = evaluate(loss, name)
         start = seed(value, weight, scale)
         values.append(number(value))
-        if callable(loss):
-            add_gradients([value], [start], params)
-            del value  # otherwise its graph would stay alive during the next forward pass
-        else:
+        if together[i]:
             roots.append(value)
             seeds.append(start)
+        else:
+            is_last = i == len(losses) - 1 and not any(together)
+            add_gradients([value], [start], params, before=before_last_pass if is_last else None)
+            del value  # otherwise its graph would stay alive during the next forward pass
     if roots:
-        add_gradients(roots, seeds, params)
+        add_gradients(roots, seeds, params, whole=whole, before=before_last_pass)
     return values

@@ -96,7 +96,9 @@ def test_a_backward_pass_that_raises(weighting, gathered):
 @pytest.mark.parametrize("weighting", ["weighted", "per task"])
 @pytest.mark.usefixtures("one_of_many")
 def test_a_loss_that_raises_in_one_of_several_processes(weighting, gathered, monkeypatch):
-    monkeypatch.setattr(distributed, "reducer", lambda current=None: current or distributed.Replicated())
+    monkeypatch.setattr(
+        distributed, "reducer", lambda params, communication, current: current or distributed.Replicated(communication)
+    )
     check_backward(weighting, gathered, lambda problem: raising(ZeroDivisionError()), ZeroDivisionError)
 
 

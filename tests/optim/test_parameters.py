@@ -128,24 +128,31 @@ def one_process(tmp_path):
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
-@pytest.mark.parametrize("how", ["fully_shard", "FullyShardedDataParallel", "after the optimizer was made"])
-def test_sharded_parameters_are_refused_in_one_process_too(one_process, how):
+@pytest.mark.parametrize("how", ["FullyShardedDataParallel", "DTensor", "after the optimizer was made"])
+def test_shards_that_are_not_of_fully_shard_are_refused_in_one_process_too(one_process, how):
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    def replace(placements):
+        mesh = init_device_mesh("cpu", (1,) * len(placements))
+        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, placements))
 
     model = nn.Linear(4, 2)
+    expected = "parameter 0 of group 0 .* is a DTensor with placements .*shard with fully_shard alone"
     if how == "FullyShardedDataParallel":
+        expected = "parameter 0 of group 0 .* is sharded by FullyShardedDataParallel.*use fully_shard"
         model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
-    elif how == "fully_shard":
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    elif how == "DTensor":
+        replace([Shard(0), Shard(1)])  # tensor parallel in one dimension of the mesh
     else:
         optimizer = cats.CATS(torch.optim.SGD(model.parameters()), 2)
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        replace([Replicate()])
         optimizer.param_groups[0]["params"] = list(model.parameters())  # as accelerate does
-    with pytest.raises(RuntimeError, match=r"parameter 0 of group 0 \(.*\) is sharded.*whole replica"):
+    with pytest.raises(RuntimeError, match=expected):
         if not how.startswith("after"):
             cats.CATS(torch.optim.SGD(model.parameters()), 2)
-        optimizer.backward(list(model(torch.ones(3, 4)).sum(0)))
+        optimizer.backward([model.bias.sum(), model.bias.square().sum()])
 
 
 def words(sparse, base):

@@ -1,4 +1,4 @@
-"""Several processes give the same result as one. These are real processes with gloo on the CPU."""
+"""Replicas give the same result as one process. These are real processes with gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,17 +13,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 import cats
 from cats import distributed
+from tests.distributed.common import STEPS, TASKS, Model, batch, needs_gloo, optimizer_of, results_of
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-
-TASKS = ["az", "be", "cs"]
-ROWS = {"az": 5, "be": 1, "cs": 8}  # be has one row, so only one process has it
-STEPS = 7
-WAIT = timedelta(minutes=1)
+pytestmark = needs_gloo
 
 
 RUNS = [("proximal", 1), ("softmax", 2), ("lagrangian", 2), ("shared", 2), ("static", 1)]
@@ -33,58 +27,15 @@ RUNS = [("proximal", 1), ("softmax", 2), ("lagrangian", 2), ("shared", 2), ("sta
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of both processes. They are started once for all tests, because starting them takes longest."""
-    folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(everything, (2, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return results_of(everything, 2, tmp_path_factory.mktemp("processes"))
 
 
-def everything(rank: int, count: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count, timeout=WAIT)
-    try:
-        result: dict[str, Any] = {f"{how}-{calls}": train(rank, count, how, calls) for how, calls in RUNS}
-        result |= {"mixed": mixed(rank), "refused": refused(rank)}
-        result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
-        result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
-    finally:
-        dist.destroy_process_group()
-    torch.save(result, folder / f"{rank}.pt")
-
-
-class Model(nn.Module):
-    """A layer of all tasks, a layer that only cs uses, and one that no task uses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.body, self.head = nn.Linear(4, 3).double(), nn.Linear(3, 3).double()
-        self.idle = nn.Linear(2, 2).double()
-
-    def loss(self, x: Tensor, y: Tensor, task: str) -> Tensor:
-        hidden = self.body(x).tanh()
-        return (((self.head(hidden) if task == "cs" else hidden) - y) ** 2).sum()
-
-
-def batch(step: int) -> dict[str, tuple[Tensor, Tensor]]:
-    draw = torch.Generator().manual_seed(step)
-    tasks = {"cs"} if step == 3 else {"az", "cs"} if step == 4 else set(TASKS)  # in step 3 one process has no rows
-    return {
-        t: (torch.randn(n, 4, generator=draw).double(), torch.randn(n, 3, generator=draw).double())
-        for t, n in ROWS.items()
-        if t in tasks
-    }
-
-
-def optimizer_of(model: Model, how: str) -> cats.MultiTask:
-    base = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
-    if how == "static":
-        return cats.MultiTask(base, TASKS, cats.weighting.Static([1.0, 2.0, 0.5]))
-    options: dict[str, Any] = {
-        "lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3},
-        "softmax": {"simplex": "softmax", "loss_term": True},
-    }
-    shared = [*model.body.parameters()] if how == "shared" else None
-    return cats.CATS(base, TASKS, inner_steps=2, shared=shared, **options.get(how, {"loss_term": True}))
+def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {f"{how}-{calls}": train(rank, count, how, calls) for how, calls in RUNS}
+    result |= {"mixed": mixed(rank), "refused": refused(rank)}
+    result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
+    result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
+    return result
 
 
 def train(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
@@ -101,7 +52,7 @@ def train(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
                 if step == 3:
                     mine = [i for i in range(len(x)) if rank == 0 and i % calls == call]
                 if mine:
-                    losses[task] = count / len(x) * model.loss(x[mine], y[mine], task)
+                    losses[task] = count / len(x) * model(x[mine], y[mine], task)
             if losses or count > 1:
                 optimizer.backward(losses)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -157,17 +108,15 @@ def test_a_step_is_taken_by_all_or_none(found: list[dict[str, Any]]) -> None:
 
 
 def refused(rank: int) -> dict[str, str]:
-    def message(make: Callable[[Model], cats.MultiTask], wrap: bool = False, differ: bool = False) -> str:
+    def message(make: Callable[[Model], cats.MultiTask], differ: bool = False) -> str:
         model = Model()
         if differ and rank:
             with torch.no_grad():
                 model.body.weight[0, 0] += 1e-9
-        wrapped = nn.parallel.DistributedDataParallel(model) if wrap else model
         optimizer = make(model)
         with pytest.raises(RuntimeError) as error:
-            optimizer.backward({"az": model.loss(*batch(0)["az"], "az")})
+            optimizer.backward({"az": model(*batch(0)["az"], "az")})
         assert all(p.grad is None for p in model.parameters())
-        del wrapped
         return str(error.value)
 
     def sgd(model: Model) -> torch.optim.Optimizer:
@@ -177,7 +126,6 @@ def refused(rank: int) -> dict[str, str]:
         return torch.ones(len(matrix))
 
     return {
-        "wrapped": message(lambda m: cats.CATS(sgd(m), TASKS), wrap=True),
         "different": message(lambda m: cats.CATS(sgd(m), TASKS), differ=True),
         "gram": message(lambda m: cats.MultiTask(sgd(m), TASKS, gram)),
         "halves": message(lambda m: cats.CATS(sgd(m), TASKS, cross_batch=True)),
@@ -187,7 +135,6 @@ def refused(rank: int) -> dict[str, str]:
 def test_processes_that_would_diverge_are_refused(found: list[dict[str, Any]]) -> None:
     for each in found:
         said = each["refused"]
-        assert "wrapped in DistributedDataParallel" in said["wrapped"] and "model.module" in said["wrapped"]
         assert "the parameters differ between processes" in said["different"]
         assert said["gram"] == "a weighting that needs the Gram matrix is not supported with several processes"
         assert said["halves"] == "cross_batch is not supported with several processes"
@@ -360,9 +307,10 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(found: list[dict[str, Any]
 
 
 def test_the_reducer_is_kept_while_the_number_of_processes_stays() -> None:
-    first = distributed.reducer()
-    assert isinstance(first, distributed.Local) and distributed.reducer(first) is first
-    assert isinstance(distributed.reducer(distributed.Replicated()), distributed.Local)
+    alone = distributed.Communication()
+    first = distributed.reducer([], alone)
+    assert isinstance(first, distributed.Local) and distributed.reducer([], alone, first) is first
+    assert isinstance(distributed.reducer([], alone, distributed.Replicated(alone)), distributed.Local)
 
 
 def test_tasks_with_numbers_that_are_not_finite() -> None:

@@ -1,0 +1,134 @@
+"""The mean of a gradient over the processes, all-reduced in buckets while the backward pass goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from cats.gradients import Gradient, dense
+
+from .communication import Communication
+
+BUCKET_BYTES = 25 * 2**20  # as in DistributedDataParallel
+
+
+class BucketedMean:
+    """The mean over the processes of one gradient, where a parameter without one counts as zero.
+
+    A bucket is a flat copy of the gradients of some parameters, and it is all-reduced as soon as it is complete. The
+    buckets have the same order in all processes, that of the parameters from the last to the first, so that the order
+    of the all-reduces is the same too. A bucket that lacks a gradient waits for :meth:`finish`, and so do the later
+    ones.
+
+    A bucket has one number more per parameter: whether it has a gradient. A parameter that has none in any process
+    gets none. One more number tells whether a process failed.
+
+    Args:
+        params: the parameters. Memory for all buckets is allocated here.
+        communication: the processes, and the dtype of the buckets.
+    """
+
+    def __init__(self, params: Sequence[Tensor], communication: Communication) -> None:
+        self._params = params
+        self._communication = communication
+        self._buckets = [_Bucket(chosen, params, communication.dtype) for chosen in _chosen(params)]
+        self._place = {i: (bucket, k) for bucket in self._buckets for k, i in enumerate(bucket.params)}
+
+    @contextmanager
+    def filled_by_backward(self) -> Iterator[None]:
+        """Inside, a backward pass fills the buckets from ``p.grad``, where each gradient must be written only once."""
+
+        def fill(i: int, p: Tensor) -> None:
+            bucket, k = self._place[i]
+            if bucket.has[k]:  # its all-reduce may have started
+                raise RuntimeError(f"parameter {i} received two gradients in one backward pass")
+            self.put(i, p.grad)
+            self._start_complete()
+
+        hooks = [p.register_post_accumulate_grad_hook(lambda p, i=i: fill(i, p)) for i, p in enumerate(self._params)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def put(self, i: int, gradient: Tensor | None) -> None:
+        """Copies the gradient of parameter i into its bucket, unless it is there."""
+        bucket, k = self._place[i]
+        if gradient is not None and not bucket.has[k]:
+            bucket.parts[k].view(gradient.shape).copy_(dense(gradient))
+            bucket.has[k] = True
+
+    def _start_complete(self) -> None:
+        for bucket in self._buckets:
+            if not all(bucket.has):
+                break
+            bucket.start(self._communication, failed=False)
+
+    @torch.no_grad()
+    def finish(self, *, failed: bool = False) -> Gradient | None:
+        """The mean, or None if a process failed. Has one host sync.
+
+        Args:
+            failed: whether this process failed. It takes part all the same, because the others wait for it.
+        """
+        for bucket in self._buckets:
+            bucket.start(self._communication, failed=failed)
+        for bucket in self._buckets:
+            bucket.work.wait()
+        device = self._params[0].device
+        holders = torch.cat([bucket.holders.to(device, torch.float32) for bucket in self._buckets]).tolist()
+        result: Gradient = [None] * len(self._params)
+        for bucket in self._buckets:
+            count = len(bucket.params)
+            *found, failures = holders[: count + 1]
+            del holders[: count + 1]
+            if failures:
+                return None
+            means = bucket.flat.to(self._params[bucket.params[0]].dtype).div_(self._communication.size)
+            for i, some, part in zip(bucket.params, found, means.split(bucket.sizes)[:count], strict=True):
+                result[i] = part.view(self._params[i].shape) if some else None
+        return result
+
+
+class _Bucket:
+    """The gradients of some parameters of one dtype and device."""
+
+    def __init__(self, chosen: list[int], params: Sequence[Tensor], dtype: torch.dtype | None) -> None:
+        first = params[chosen[0]]
+        self.params = chosen
+        self.sizes = [*(params[i].numel() for i in chosen), len(chosen) + 1]
+        self.flat = torch.empty(sum(self.sizes), dtype=dtype or first.dtype, device=first.device)
+        *self.parts, self.holders = self.flat.split(self.sizes)
+        self.has = [False] * len(chosen)
+        self.work: Any = None  # the all-reduce, once it has started
+
+    @torch.no_grad()
+    def start(self, communication: Communication, *, failed: bool) -> None:
+        """Starts the all-reduce, unless it has started."""
+        if self.work is None:
+            for part, has in zip(self.parts, self.has, strict=True):
+                if not has:
+                    part.zero_()
+            self.holders.copy_(torch.tensor([*self.has, failed], dtype=self.flat.dtype))
+            self.work = dist.all_reduce(self.flat, group=communication.group, async_op=True)
+
+
+def _chosen(params: Sequence[Tensor]) -> list[list[int]]:
+    """The parameters of each bucket."""
+    chosen: list[list[int]] = []
+    open_buckets: dict[tuple[torch.dtype, torch.device], tuple[list[int], int]] = {}
+    for i in reversed(range(len(params))):
+        key = params[i].dtype, params[i].device
+        bucket, size = open_buckets.get(key, ([], 0))
+        if not bucket:
+            chosen.append(bucket)
+        bucket.append(i)
+        size += params[i].numel() * params[i].element_size()
+        open_buckets[key] = ([], 0) if size >= BUCKET_BYTES else (bucket, size)
+    return chosen

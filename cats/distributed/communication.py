@@ -1,0 +1,52 @@
+"""The processes that train together, and the dtype in which they exchange gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+class Communication:
+    """The processes among which gradients are averaged.
+
+    Args:
+        group: their process group. None: the default group of torch.distributed, whenever that is initialised.
+        dtype: the dtype in which replicas exchange gradients: torch.bfloat16, or None for that of the parameters.
+
+    Raises:
+        TypeError: ``group`` is not a process group.
+        ValueError: this process is not in it, or ``dtype`` is another one.
+    """
+
+    def __init__(self, group: Any = None, dtype: torch.dtype | None = None) -> None:
+        if group is not None and dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("this process is not in process_group")
+        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"process_group must be a process group of torch.distributed, got {type(group).__name__}")
+        if dtype not in (None, torch.bfloat16):
+            raise ValueError(f"communication_dtype must be torch.bfloat16 or None, got {dtype}")
+        self.group = group
+        self.dtype = dtype
+
+    # A copy of an optimizer trains with the same processes. A group cannot be pickled, and torch says so.
+    def __deepcopy__(self, memo: dict[int, Any]) -> Communication:
+        return self
+
+    @property
+    def size(self) -> int:
+        """The number of processes: 1 if torch.distributed is not in use."""
+        return dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
+
+    @property
+    def ranks(self) -> list[int]:
+        """The global ranks of the processes, in their order."""
+        return dist.get_process_group_ranks(self.group)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum over the processes, in a new tensor."""
+        result = numbers.clone()
+        dist.all_reduce(result, group=self.group)
+        return result

@@ -1,0 +1,125 @@
+"""What a reducer does, and what it exchanges with the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cats.agreement import Description
+from cats.engines.per_task import TaskGradients
+from cats.gradients import Gradient
+from cats.weighting import Weighting
+
+# Called before the last backward pass of a call. The argument tells whether that pass writes each gradient once.
+BeforeLastPass: TypeAlias = Callable[[bool], None]
+
+
+@dataclass
+class Statistics:
+    """The numbers of one step over all processes: (K,) float64 on the CPU, for the K tasks that took part."""
+
+    tasks: list[int]  # indices, ascending
+    losses: Tensor
+    dots: Tensor  # <g_n, ḡ>. dots and sqnorms are valid only if the step computed per-task gradients.
+    sqnorms: Tensor  # ‖g_n‖², or nan if they are not known.
+    sqnorms_known: bool
+    finite: bool  # whether all these numbers and the combined gradient are finite
+
+    def nonfinite_tasks(self) -> list[int]:
+        """The tasks whose loss is not finite or, if norms are known, whose gradient is not."""
+        seen = self.losses + self.sqnorms if self.sqnorms_known else self.losses
+        return [n for n, finite in zip(self.tasks, torch.isfinite(seen).tolist(), strict=True) if not finite]
+
+
+@dataclass
+class Call:
+    """What a process does next, for the comparison with the other processes.
+
+    Attributes:
+        step: the number of the step, from 1.
+        device: where small all-reduces take place.
+        describe: what all processes compare in every call. It must be cheap.
+        describe_settings: what they compare now and then.
+    """
+
+    step: int
+    device: torch.device
+    describe: Callable[[], Description]
+    describe_settings: Callable[[], Description]
+
+
+class Reducer(Protocol):
+    """How gradients and numbers are combined over the processes.
+
+    Attributes:
+        names_nonfinite_task: whether per-task gradients show which task has a non-finite gradient.
+        whole_backward: whether hooks of a wrapper around the model (DistributedDataParallel, fully_shard) reduce the
+            gradients. They need one backward pass through the whole graph of all losses of a call.
+    """
+
+    @property
+    def names_nonfinite_task(self) -> bool: ...
+
+    @property
+    def whole_backward(self) -> bool: ...
+
+    def together(self, call: Call) -> AbstractContextManager[None]:
+        """A context manager for a call that all processes must make. If one of them fails inside, all raise.
+
+        Inside, the methods below compare the processes before they exchange anything whose size could differ.
+
+        Raises:
+            RuntimeError: another process failed, or makes another call, or the processes differ.
+        """
+
+    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
+        """Checks the arguments of a backward() call: the tasks of its losses, the parameters and the weighting.
+
+        Args:
+            per_task: whether the call computes per-task gradients.
+
+        Raises:
+            ValueError: losses are missing.
+            RuntimeError: the parameters or the weighting are not supported.
+        """
+
+    def averaged(self, params: Sequence[Tensor]) -> AbstractContextManager[BeforeLastPass]:
+        """A context manager. Gradients added to ``p.grad`` inside are averaged over the processes at the end.
+
+        It gives a function that must be called before the last backward pass, if there is any.
+        """
+
+    def combine(
+        self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Adds per-task gradients to those gathered, and updates the part of ``p.grad`` that is their combination ḡ.
+
+        With several processes, ḡ is the mean over them.
+
+        Args:
+            gathered: the gradients of earlier calls.
+            tasks: the index of the task of each new gradient.
+            gradients: the new gradients. The list is emptied.
+            weights: (N,) float64 on the CPU, the weights of all tasks.
+
+        Returns:
+            <g_n, ḡ> and ‖g_n‖² of all gradients gathered in this process, (K,) float64 on the device, or None if they
+            are not known.
+        """
+
+    def statistics(
+        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
+    ) -> Statistics:
+        """Combines the numbers of all processes and reads them back to the host, with one host sync.
+
+        Args:
+            losses: {task index: loss, 0-d float64}, ascending.
+            dots, sqnorms: as :meth:`combine` returned them. None at steps without per-task gradients.
+            largest: 0-d on the device, max |p.grad|. If it is not finite, no process steps.
+            count: the number N of tasks.
+        """

@@ -1,0 +1,108 @@
+"""The reducer for a model that is wrapped in DistributedDataParallel."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from cats.agreement import checksum
+from cats.engines.per_task import TaskGradients
+from cats.gradients import Gradient, dense
+from cats.weighting import Weighting
+
+from .communication import Communication
+from .interface import BeforeLastPass, Statistics
+from .processes import Processes
+
+
+class Wrapped(Processes):
+    """Replicas in DistributedDataParallel, which averages the gradients in a plain backward pass.
+
+    It does so once per parameter and forward pass, so a call is one backward pass over all losses. Whether p.grad is
+    averaged is not visible in it: after a second backward pass, or under no_sync(), it silently is not. So the
+    processes compare a checksum of p.grad at each step.
+    """
+
+    whole_backward = True
+
+    def __init__(self, communication: Communication) -> None:
+        super().__init__(communication)
+        self._checksum: Tensor | None = None  # of p.grad after the last backward() call, 0-d
+
+    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
+        if per_task:
+            raise RuntimeError(
+                "the model is wrapped in DistributedDataParallel, which does not see per-task gradients: use "
+                'engine="one_pass", or train the module itself (model.module) without the wrapper'
+            )
+        if self.communication.dtype is not None:
+            raise RuntimeError(
+                "communication_dtype has no effect in DistributedDataParallel: register "
+                "torch.distributed.algorithms.ddp_comm_hooks.default_hooks.bf16_compress_hook with it"
+            )
+        if not tasks:
+            raise ValueError(
+                "with DistributedDataParallel each process needs a loss in each backward(): a process without examples "
+                "passes 0 * model(input).sum() for some input"
+            )
+        if not self._compared:
+            self._check_wrappers(params)
+
+    def _check_wrappers(self, params: Sequence[Tensor]) -> None:
+        wrapped: set[int] = set()
+        for wrapper in _wrappers():
+            ids = {id(p) for p in wrapper.parameters()}
+            if any(id(p) in ids for p in params):
+                wrapped |= ids
+                if dist.get_process_group_ranks(wrapper.process_group) != self.communication.ranks:
+                    raise RuntimeError("process_group is not that of DistributedDataParallel: pass the same group")
+        outside = [i for i, p in enumerate(params) if id(p) not in wrapped]
+        if outside:
+            raise RuntimeError(
+                f"{len(outside)} of {len(params)} trained parameters are not in DistributedDataParallel, and the "
+                f"others are (the first one has shape {tuple(params[outside[0]].shape)}): wrap all of them, or none"
+            )
+
+    @contextmanager
+    def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
+        def before_last_pass(once: bool) -> None:
+            self._meet(params)
+
+        yield before_last_pass
+        self._checksum = checksum([g for g in (dense(p.grad) for p in params) if g is not None], params[0].device)
+
+    def combine(
+        self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        raise AssertionError("check() refuses per-task gradients")
+
+    def statistics(
+        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
+    ) -> Statistics:
+        assert self._checksum is not None, "averaged() has set it"
+        name = (
+            "the checksum of p.grad, which DistributedDataParallel averages (only in the first backward pass after a "
+            "forward pass through it, and not under no_sync())"
+        )
+        self._meet([], **{name: str(self._checksum.item())})
+        return self._sum(losses, dots, sqnorms, largest, count, copies=self.communication.size)
+
+
+def in_distributed_data_parallel(params: Sequence[Tensor]) -> bool:
+    """Whether any living DistributedDataParallel has one of these parameters."""
+    ours = {id(p) for p in params}
+    return any(id(p) in ours for wrapper in _wrappers() for p in wrapper.parameters())
+
+
+def _wrappers() -> list[nn.parallel.DistributedDataParallel]:
+    """All living DistributedDataParallel objects.
+
+    The optimizer gets parameters, not the model, and a parameter does not tell which modules hold it. So this looks
+    through all objects that the garbage collector knows. ``isinstance`` would ask each of them for ``__class__``, which
+    runs code of unrelated objects such as proxies. ``type()`` does not.
+    """
+    return [each for each in gc.get_objects() if issubclass(type(each), nn.parallel.DistributedDataParallel)]

@@ -1,0 +1,326 @@
+"""Models in DistributedDataParallel and fully_shard: the result of one process, or a clear error."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+import cats
+from tests.distributed.common import STEPS, TASKS, Model, batch, needs_gloo, optimizer_of, results_of
+
+pytestmark = needs_gloo
+
+# The wrapper, the weighting, the number of backward() calls per step, and whether losses are callables.
+RUNS = [
+    ("ddp", "static", 1, False),
+    ("ddp", "static", 2, True),
+    ("fsdp", "proximal", 1, True),
+    ("fsdp", "proximal", 2, False),
+    ("fsdp", "shared", 1, False),
+    ("fsdp", "static", 1, True),
+    ("hybrid", "softmax", 2, True),
+]
+DDP = functools.partial(nn.parallel.DistributedDataParallel, find_unused_parameters=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return results_of(everything, 4, tmp_path_factory.mktemp("processes"))
+
+
+def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {run_name(run): train(rank, count, *run) for run in RUNS}
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    pair = pairs[rank // 2]
+    result["pair"] = train(rank % 2, 2, "group", "proximal", 2, True, group=pair)
+    result |= {
+        "traps": {case: trap(rank, case) for case in TRAPS},
+        "refused": {case: refused(rank, case, pair) for case in REFUSED},
+        "scaled": scaled(rank),
+        "nonfinite": nonfinite(rank),
+        "stranger": stranger(pairs[1 - rank // 2]),
+    }
+    return result
+
+
+def run_name(run: tuple[Any, ...]) -> str:
+    return "-".join(map(str, run))
+
+
+def mesh_of(how: str) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if how == "hybrid":
+        return init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def sharded(model: nn.Module, how: str = "fsdp") -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = mesh_of(how)
+    for module in model.children():
+        fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def whole(t: Any) -> Tensor:
+    return (t.full_tensor() if hasattr(t, "full_tensor") else t).detach()
+
+
+def train(
+    place: int, count: int, wrapper: str, how: str, calls: int, lazy: bool, *, group: Any = None
+) -> dict[str, Any]:
+    """A run in one of the processes, with its own rows. A task's loss is the mean over the rows of all processes.
+
+    A process without rows of a task passes a loss of 0, because the wrappers wait for it.
+    """
+    bare = Model()
+    model = DDP(bare) if wrapper == "ddp" else sharded(bare, wrapper) if wrapper in ("fsdp", "hybrid") else bare
+    optimizer = optimizer_of(bare, how, process_group=group)
+    history: list[dict[str, Any]] = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for call in range(calls):
+
+            def loss(x: Tensor, y: Tensor, task: str, call: int = call, step: int = step) -> Tensor:
+                mine = [i for i in range(len(x)) if i % count == place and (i // count) % calls == call]
+                if step == 3:  # one process has all rows
+                    mine = [i for i in range(len(x)) if place == 0 and i % calls == call]
+                factor = count / len(x) if mine else 0.0
+                return factor * model(x[mine or [0]], y[mine or [0]], task)
+
+            losses = {
+                task: functools.partial(loss, x, y, task) if lazy else loss(x, y, task)
+                for task, (x, y) in sorted(batch(step).items())
+            }
+            optimizer.backward(losses)
+        nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+        optimizer.step()
+        history.append(optimizer.statistics)
+    return {
+        "model": {name: whole(p) for name, p in bare.named_parameters()},
+        "alpha": optimizer.alpha,
+        "history": history,
+        "idle": bare.idle.weight.grad is None,
+    }
+
+
+@pytest.mark.parametrize("run", [*RUNS, ("pair", "proximal", 2, True)], ids=run_name)
+def test_wrapped_models_are_one(found: list[dict[str, Any]], run: tuple[str, str, int, bool]) -> None:
+    """Batches of different sizes, a process without rows; shards of different sizes, and some that are empty."""
+    wrapper, how, calls, lazy = run
+    expected = train(0, 1, "none", how, calls, lazy)
+    for each in (found_by_rank["pair" if wrapper == "pair" else run_name(run)] for found_by_rank in found):
+        assert each["idle"]
+        for name, value in expected["model"].items():  # float64: only the order of the sums differs
+            torch.testing.assert_close(each["model"][name], value, rtol=1e-10, atol=1e-12)
+        assert each["alpha"] == pytest.approx(expected["alpha"], rel=1e-9)
+        for ours, theirs in zip(each["history"], expected["history"], strict=True):
+            for name in "losses", "dots", "sqnorm":
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-9, nan_ok=True)
+            if wrapper in ("fsdp", "hybrid"):  # reduced gradients of all tasks exist
+                assert ours["sqnorms"] == pytest.approx(theirs["sqnorms"], rel=1e-9)
+
+
+# What one step does to a parameter, at learning rate 1 with gradient 2 (r + 1) in process r, or what the error says.
+# The mean over four processes is 5.
+TRAPS: dict[str, float | str] = {
+    "one backward() with two forwards": 15.0,  # the second one with twice the input
+    "no_sync() for all but the last": 15.0,
+    "no_sync() around the backward pass only": 5.0,  # it has no effect there
+    "parameters of others in the model": 5.0,
+    "no_sync() for the last": r"checksum of p.grad, which DistributedDataParallel averages .*not under no_sync",
+    "two forwards, then two backward()": r"checksum of p.grad, which DistributedDataParallel averages",
+    "the module itself": r"checksum of p.grad, which DistributedDataParallel averages",
+}
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: float) -> Tensor:
+        return 2 * x * self.w + self.other
+
+
+def trap(rank: int, case: str) -> float | str:
+    model = Product()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    params = [model.w] if case == "parameters of others in the model" else list(model.parameters())
+    optimizer = cats.MultiTask(torch.optim.SGD(params, lr=1.0), ["az", "be"], cats.weighting.Static([1, 1]))
+    x = rank + 1.0
+    if case == "one backward() with two forwards":
+        optimizer.backward({"az": ddp(x), "be": ddp(2 * x)})
+    elif case.startswith("no_sync() for"):
+        for k in range(2):
+            with ddp.no_sync() if (k == 0) == (case == "no_sync() for all but the last") else nullcontext():
+                optimizer.backward({"az": ddp((k + 1) * x)})
+    elif case == "two forwards, then two backward()":
+        first, second = ddp(x), ddp(2 * x)
+        optimizer.backward({"az": first})
+        optimizer.backward({"be": second})
+    elif case == "the module itself":
+        optimizer.backward({"az": model(x)})
+    else:
+        loss = ddp(x)
+        with ddp.no_sync() if case == "no_sync() around the backward pass only" else nullcontext():
+            optimizer.backward({"az": loss})
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)
+    return 1.0 - model.w.item()
+
+
+@pytest.mark.parametrize("case", TRAPS)
+def test_traps_of_distributed_data_parallel(found: list[dict[str, Any]], case: str) -> None:
+    for each in found:
+        expected, got = TRAPS[case], each["traps"][case]
+        if isinstance(expected, float):
+            assert got == expected
+        else:
+            assert re.search(expected, str(got)), got
+
+
+REFUSED = {
+    "per-task gradients": r'DistributedDataParallel.* does not see per-task gradients: use engine="one_pass"',
+    "no loss": r"with DistributedDataParallel each process needs a loss|process 3 failed with ValueError: with Dist",
+    "a part wrapped": r"1 of 2 trained parameters are not in DistributedDataParallel.*wrap all of them, or none",
+    "another group": "process_group is not that of DistributedDataParallel",
+    "bf16 in ddp": "register torch.distributed.algorithms.*bf16_compress_hook",
+    "bf16 in fsdp": "use MixedPrecisionPolicy",
+    "other tasks": r"tasks with a loss, which with fully_shard \(\[0, 1\] in process 0, \[0\] in process 3\)",
+    "other order": r"tasks with a loss, which with fully_shard \(\[0, 1\] in process 0, \[1, 0\] in process 3\)",
+    "a part sharded": r"a trained parameter of shape \(1,\) is not sharded by fully_shard",
+    "not by fully_shard": r"a trained parameter of shape \(8, 4\) is not sharded by fully_shard",
+    "other mesh": "process_group does not have the processes of the device mesh",
+    "replicas differ": r"the parameters differ between processes, in 1 of 6 tensors",
+}
+
+
+def refused(rank: int, case: str, pair: Any) -> str:
+    """The error of a call, after which nothing has changed."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.manual_seed(0)
+    model: nn.Module = Model()
+    options: dict[str, Any] = {"communication_dtype": torch.bfloat16} if case.startswith("bf16") else {}
+    inner_steps, names = 1 if case == "per-task gradients" else 5, ["az", "be"]
+    wrapped: Callable[..., Tensor] = model
+    if case in ("per-task gradients", "no loss", "bf16 in ddp"):
+        wrapped = DDP(model)
+    elif case == "a part wrapped":
+        model = Product()
+        inside = nn.ParameterList([model.w])
+        wrapped = nn.parallel.DistributedDataParallel(inside)
+    elif case == "another group":
+        wrapped, options = DDP(model), {"process_group": pair}
+    elif case == "a part sharded":
+        from torch.distributed.fsdp import fully_shard
+
+        model = Product()
+        wrapped = fully_shard(model, mesh=mesh_of("fsdp"), ignored_params={model.other})
+    elif case == "not by fully_shard":
+        model = nn.Linear(4, 8, bias=False)
+        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh_of("fsdp"), [Shard(0)]))
+    else:
+        if case == "replicas differ" and rank >= 2:
+            with torch.no_grad():
+                model.body.weight[0, 0] += 1e-9  # type: ignore[index, union-attr]
+        wrapped = sharded(model, "hybrid" if case == "replicas differ" else "fsdp")
+        options |= {"process_group": pair} if case == "other mesh" else {}
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS, inner_steps=inner_steps, **options)
+    if case in ("other tasks", "other order") and rank == 3:
+        names = ["az"] if case == "other tasks" else ["be", "az"]
+    x, y = batch(0)["az"]
+
+    def loss(task: str) -> Tensor:
+        assert case == "no loss", "refused before the first forward pass"
+        return wrapped(x, y, task)
+
+    losses = {} if case == "no loss" and rank == 3 else {task: functools.partial(loss, task) for task in names}
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        optimizer.backward(losses)
+    assert all(p.grad is None for p in model.parameters())
+    return str(error.value)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_exact_is_refused(found: list[dict[str, Any]], case: str) -> None:
+    for each in found:
+        assert re.search(REFUSED[case], each["refused"][case]), each["refused"][case]
+
+
+def scaled(rank: int) -> dict[str, Any]:
+    """Sharded parameters with a GradScaler, which sees an infinite gradient in the shard of one process."""
+    results: dict[str, Any] = {}
+    for scale in 1.0, 64.0:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 8, bias=False)
+        sharded(model)
+        optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), ["az", "be"], inner_steps=2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        for step in range(5):
+            optimizer.zero_grad()
+            y = model(torch.linspace(-1, 1, 4)[None] + rank)
+            factor = torch.ones(8)
+            if step == 2:
+                factor[0] = math.inf
+            optimizer.backward({"az": (factor * y).square().mean(), "be": (y - 1).square().mean()}, scaler=scaler)
+            if step == 3:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        results[str(scale)] = whole(model.weight)
+        results[f"skipped-{scale}"] = optimizer.statistics["skipped"]
+        results[f"sqnorms-{scale}"] = optimizer.statistics["sqnorms"]
+    return results
+
+
+def test_a_grad_scaler_with_sharded_parameters(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        run = each["scaled"]
+        assert run["skipped-1.0"] == run["skipped-64.0"] == 1
+        # The scale is a power of two, so scaling changes no bit.
+        assert torch.equal(run["1.0"], run["64.0"]) and torch.equal(run["1.0"], found[0]["scaled"]["1.0"])
+        assert run["sqnorms-1.0"] == run["sqnorms-64.0"]
+
+
+def nonfinite(rank: int) -> str:
+    """One process has an infinite loss. All name the task, because all have a shard of its gradient."""
+    model = nn.Linear(4, 8)
+    sharded(model)
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS[:2], max_nonfinite=1)
+    y = model(torch.ones(1, 4))
+    with pytest.raises(cats.NonFiniteError) as error:
+        optimizer.backward({"az": y.sum(), "be": y.mean() * (math.inf if rank == 2 else 1.0)})
+        optimizer.step()
+    return str(error.value)
+
+
+def test_a_task_that_is_not_finite_is_named(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert "the last one of task 'be'" in each["nonfinite"]
+
+
+def stranger(group: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        cats.CATS(torch.optim.SGD([nn.Parameter(torch.ones(1))]), 2, process_group=group)
+    return str(error.value)
+
+
+def test_a_group_without_this_process(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert each["stranger"] == "this process is not in process_group"
