@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,9 +13,11 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 import cats
 from cats import distributed
+from cats.distributed import buckets
 from tests.distributed.common import STEPS, TASKS, Model, batch, needs_gloo, optimizer_of, results_of
 
 pytestmark = needs_gloo
@@ -35,6 +37,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     result |= {"mixed": mixed(rank), "refused": refused(rank)}
     result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
     result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
+    result |= {"traffic": {str(k): traffic(rank, k) for k in (1, 2)}, "overlap": overlap(rank), "half": half(rank)}
     return result
 
 
@@ -161,6 +164,7 @@ DIFFERING = {
     "a loss raises": (3, "process 0 failed with ZeroDivisionError: no rows"),
     "out of memory": (3, "process 0 failed with OutOfMemoryError: no memory for the combination"),
     "unknown task": (3, "process 0 failed with ValueError: unknown task 'xy'"),
+    "a backward pass raises": (3, "process 0 failed with ZeroDivisionError: no gradient"),
 }
 
 
@@ -184,9 +188,14 @@ def differing(rank: int, case: str) -> dict[str, Any]:
     def fails() -> Tensor:
         raise ZeroDivisionError("no rows")
 
+    def fails_backward(gradient: Tensor) -> None:
+        raise ZeroDivisionError("no gradient")
+
     def losses(step: int) -> dict[str, Any]:
         y = model(torch.full((3, 4), float(step + rank)))
         first = fails if case == "a loss raises" and step == 3 and rank == 0 else (y[:, 0] - 1).square().mean()
+        if case == "a backward pass raises" and step == 3 and rank == 0:
+            y.register_hook(fails_backward)
         name = "xy" if case == "unknown task" and step == 3 and rank == 0 else "az"
         return {name: first, "be": (y[:, 1] + 2).square().mean()}
 
@@ -222,7 +231,13 @@ def differing(rank: int, case: str) -> dict[str, Any]:
             scaler.step(optimizer)
         except (RuntimeError, ValueError, ZeroDivisionError) as error:
             said = f"process {rank} failed with {type(error).__name__}: {error}"
-            alone = ("step() before backward()", "a loss raises", "out of memory", "unknown task")
+            alone = (
+                "step() before backward()",
+                "a loss raises",
+                "out of memory",
+                "unknown task",
+                "a backward pass raises",
+            )
             message = said if case in alone else str(error)
             break
         else:
@@ -231,7 +246,7 @@ def differing(rank: int, case: str) -> dict[str, Any]:
     unchanged &= case in ("one more backward()", "scale", "zero_grad()") or all(
         p.grad is None for p in model.parameters()
     )
-    if case == "a loss raises":
+    if case in ("a loss raises", "a backward pass raises"):
         optimizer.backward(losses(1))
         optimizer.step()
     return {"step": step, "message": message, "unchanged": unchanged, "end": [*model.parameters()]}
@@ -245,9 +260,123 @@ def test_processes_that_differ_get_the_same_error(found: list[dict[str, Any]], c
         assert told["step"] == step and told["unchanged"]
         assert re.search(message, told["message"]), told["message"]
         assert "\n" not in told["message"]
-    if case == "a loss raises":
+    if case in ("a loss raises", "a backward pass raises"):
         ends = [each["differing"][case]["end"] for each in found]
         assert all(map(torch.equal, *ends))
+
+
+def layers() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    model.register_parameter("idle", nn.Parameter(torch.ones(5)))
+    return model, torch.linspace(-1, 1, 12).reshape(3, 4)
+
+
+def traffic(rank: int, inner_steps: int) -> list[tuple[str, int]]:
+    """The collectives of the third step, and how many numbers each has. Step 3 does not compare all settings."""
+    model, x = layers()
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS, inner_steps=inner_steps)
+    seen: list[tuple[str, int]] = []
+
+    def counted(name: str) -> Any:
+        original = getattr(dist, name)
+
+        def wrapper(tensor: Any, *args: Any, **options: Any) -> Any:
+            seen.append((name, tensor.numel() if isinstance(tensor, Tensor) else -1))
+            return original(tensor, *args, **options)
+
+        return patch.object(dist, name, wrapper)
+
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        y = model(x + rank)
+        with ExitStack() as patches:
+            for name in ["all_reduce", "all_gather", "reduce_scatter_tensor", "broadcast"] if step == 3 else []:
+                patches.enter_context(counted(name))
+            optimizer.backward({"az": y.square().mean(), "be": y[:, 0].mean(), "cs": y[:, 1].exp().mean()})
+            optimizer.step()
+    return seen
+
+
+def test_a_step_all_reduces_one_gradient_and_k_numbers(found: list[dict[str, Any]]) -> None:
+    model, _ = layers()
+    count, size = len(list(model.parameters())), sum(p.numel() for p in model.parameters())
+    for each in found:
+        for inner_steps in "1", "2":  # step 3 has per-task gradients, or has none
+            assert [tuple(one) for one in each["traffic"][inner_steps]] == [
+                ("all_reduce", 4),  # do all make the same call?
+                ("all_reduce", size + count + 1),  # the gradient; who has which part of it, and did any fail?
+                ("all_reduce", 4),
+                ("all_reduce", 4 * (len(TASKS) + 1)),  # losses, inner products, norms
+            ]
+
+
+def overlap(rank: int) -> dict[str, Any]:
+    """The order of events in two calls, where a bucket is one parameter. In the second, process 1 has no loss."""
+    model, x = layers()
+    optimizer = cats.MultiTask(torch.optim.SGD(model.parameters(), lr=0.1), ["az", "be"], cats.weighting.Static([1, 2]))
+    seen: list[str] = []
+    original = dist.all_reduce
+
+    def noted(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        if options.get("async_op"):
+            seen.append(f"all-reduce of {tensor.numel()}")
+        return original(tensor, *args, **options)
+
+    model[0].weight.register_hook(lambda gradient: seen.append("the first weight"))
+    calls: list[list[str]] = []
+    with patch.object(dist, "all_reduce", noted), patch.object(buckets, "BUCKET_BYTES", 4):
+        for losses in (
+            # Two backward passes: the gradients are final in the second one. Then one pass.
+            {"az": lambda: model(x).square().mean(), "be": lambda: (model(x + rank) - 1).square().mean()},
+            {} if rank else {"az": model(2 * x).square().mean()},
+        ):
+            seen.clear()
+            optimizer.backward(losses)
+            calls.append(list(seen))
+    return {"calls": calls, "grads": [p.grad for p in model.parameters()]}
+
+
+def test_the_all_reduce_overlaps_the_backward_pass(found: list[dict[str, Any]]) -> None:
+    sizes = [4, 18, 10, 66, 10], [34, 7]  # the buckets of other parameters; that of the first weight, and the idle one
+    starts = [[f"all-reduce of {size}" for size in some] for some in sizes]
+    whole = [*starts[0], "the first weight", *starts[1]]
+    assert found[0]["overlap"]["calls"] == [["the first weight", *whole], whole]
+    assert found[1]["overlap"]["calls"] == [["the first weight", *whole], [*starts[0], *starts[1]]]
+    model, x = layers()
+    for rank in range(2):
+        (model(x).square().mean() / 2).backward()
+        (model(x + rank) - 1).square().mean().backward()
+    (model(2 * x).square().mean() / 2).backward()
+    for each in found:
+        for p, grad in zip(model.parameters(), each["overlap"]["grads"], strict=True):
+            torch.testing.assert_close(grad, p.grad)
+
+
+def half(rank: int) -> list[Tensor | None]:
+    """The gradients of steps without and with per-task gradients, exchanged in bfloat16."""
+    model, x = layers()
+    base = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = cats.CATS(base, ["az"], inner_steps=2, communication_dtype=torch.bfloat16)
+    grads: list[Tensor | None] = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        optimizer.backward({"az": model(x + rank).square().mean()})
+        optimizer.step()
+        grads += [p.grad for p in model.parameters()]
+    return grads
+
+
+def test_gradients_exchanged_in_bfloat16(found: list[dict[str, Any]]) -> None:
+    model, x = layers()
+    ours = [torch.autograd.grad(model(x + r).square().mean(), [*model.parameters()], allow_unused=True) for r in (0, 1)]
+    for each in found:
+        for got, one, other in zip(each["half"], ours[0] * 2, ours[1] * 2, strict=True):
+            assert (got is None) == (one is None)
+            if one is not None:  # each gradient is rounded to 8 bits, and so is their sum
+                assert got.dtype == torch.float32
+                assert ((got - (one + other) / 2).abs() <= 2**-8 * (one.abs() + other.abs()) + 1e-30).all()
+                assert torch.equal(got, got.bfloat16().float())
 
 
 FORMS = ["nested", "flat"]  # the forms of a checkpoint of torch.distributed.checkpoint
