@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cats.nmt.cli.options import given
 from cats.nmt.cli.parser import Parser
-from cats.nmt.config.schema import Config, Data
+from cats.nmt.config.schema import FIELDS, Config, Data
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
 
@@ -20,11 +20,14 @@ the Unicode CLDR, in English and in each language of a set.
 
 def add_arguments(parser: Parser) -> None:
     default = Data()
+    languages, sizes = (
+        "{" + ",".join(FIELDS[f"data.{name}"].metadata["choices"]) + "}" for name in ("languages", "sizes")
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder to write to")
     parser.add_argument(
-        "--languages", metavar="{related,diverse,wmt}", help=f"set of target languages (default: {default.languages})"
+        "--languages", metavar=languages, help=f"set of target languages (default: {default.languages})"
     )
-    parser.add_argument("--sizes", metavar="{ted,wmt}", help=f"training pairs per language (default: {default.sizes})")
+    parser.add_argument("--sizes", metavar=sizes, help=f"training pairs per language (default: {default.sizes})")
     parser.add_argument("--seed", metavar="S", help=f"random seed (default: {default.seed})")
 
 

@@ -81,13 +81,13 @@ class Data:
     )
     languages: str = setting(
         "related",
-        "built-in corpus: target languages (related and diverse: those of TED-8; wmt: those of WMT-10)",
-        choices=("related", "diverse", "wmt"),
+        "built-in corpus: target languages (related and diverse: those of TED-8; wmt: WMT-10; opus100: 92 of OPUS-100)",
+        choices=("related", "diverse", "wmt", "opus100"),
     )
     sizes: str = setting(
         "ted",
-        "built-in corpus: training pairs per language (ted: ratios up to 10 to 1; wmt: one very large language)",
-        choices=("ted", "wmt"),
+        "built-in corpus: pairs per language (ted: ratios up to 10 to 1; wmt: one very large; opus100: as OPUS-100)",
+        choices=("ted", "wmt", "opus100"),
     )
     source: str = setting(
         "en", "the language that all tasks have in common; en also stands for eng, en_XX and eng_Latn"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.cldr.generate import LANGUAGES, SIZES, UNSEEN, Lines, draft, generate
+from cats.nmt.data.cldr.generate import UNSEEN, Lines, draft, generate
 from cats.nmt.data.cldr.phrases import COUNTS, TEMPLATES, Atom, Phrase, Template
+from cats.nmt.data.cldr.sets import LANGUAGES, LEXICON_SETS, SIZES
 from cats.nmt.data.corpus import SPLITS, Corpus
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import nearest_neighbour
@@ -20,9 +21,9 @@ from cats.nmt.scoring import nearest_neighbour
 sacrebleu = pytest.importorskip("sacrebleu")
 localedata = pytest.importorskip("babel.localedata")
 
-from cats.nmt.data.cldr.writer import LEXICON_SIZE, Writer, lexicon  # noqa: E402  (needs Babel)
+from cats.nmt.data.cldr.writer import LEXICON_SIZE, Writer, lexicon, repertoire  # noqa: E402  (needs Babel)
 
-CODES = sorted({code for codes in LANGUAGES.values() for code in codes})
+CODES = sorted({code for name in LEXICON_SETS for code in LANGUAGES[name]})
 OPEN_KINDS = ("territory", "language", "currency", "unit")
 # The text of (related, ted, seed 1). It is frozen: what was measured on this corpus was measured on this text. Runs of
 # earlier versions recorded the older digest.
@@ -55,7 +56,8 @@ def corpus(arguments: tuple[str, str]) -> Corpus:
 def drafts(arguments, names, writers) -> dict[str, Lines]:
     languages, sizes = arguments
     counts = dict(zip(LANGUAGES[languages], SIZES[sizes][languages], strict=True))
-    return draft(names, counts, writers["en"].write, 1)
+    repertoires = {code: repertoire(writers[code], names) for code in counts}
+    return draft(names, repertoires, counts, writers["en"].write, 1)
 
 
 # What the corpus is
@@ -357,6 +359,8 @@ def test_processes_agree_and_seeds_do_not():
         ),
         (("related", "tedd"), r"data\.sizes: no set 'tedd' \(did you mean ted\?\); choose from ted, wmt"),
         (("", "ted"), r"data\.languages: no set ''; choose from"),
+        (("opus100", "ted"), r"data\.languages = opus100 needs data\.sizes = opus100, not ted"),
+        (("related", "opus100"), r"data\.languages = related needs data\.sizes = ted or wmt, not opus100"),
     ],
 )
 def test_unknown_sets(arguments, message):

@@ -14,37 +14,21 @@ text of all languages. The test lines have one of three strata:
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cats.nmt.data.cldr.phrases import TEMPLATES, Entity, Phrase, Template
+from cats.nmt.data.cldr.phrases import TEMPLATES, Entity, Phrase, Repertoire, Template
+from cats.nmt.data.cldr.sets import LANGUAGES, LEXICON_SETS, SIZES
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.errors import UserError, nearest
 
-LANGUAGES = {
-    "related": ("az", "be", "gl", "sk", "tr", "ru", "pt", "cs"),
-    "diverse": ("bs", "mr", "hi", "mk", "el", "bg", "fr", "ko"),
-    "wmt": ("kk", "vi", "tr", "ja", "nl", "it", "ar", "ro", "hi", "de"),
-}
-# Training pairs of each language, in the order of LANGUAGES. "ted": from 10 to 1, ranked as in the TED talks corpus.
-# "wmt": the proportions of the WMT corpus with one very large language; there, the numbers are millions:
-# 0.1 0.1 0.2 0.2 0.2 0.3 0.3 0.6 0.8 27.8.
-SIZES = {
-    "ted": {
-        "related": (150, 120, 200, 500, 1000, 1200, 1000, 700),
-        "diverse": (120, 150, 200, 500, 700, 1000, 1000, 1200),
-        "wmt": (120, 120, 200, 200, 200, 300, 460, 1000, 1200, 1200),
-    },
-    "wmt": {
-        "related": (100, 100, 200, 200, 300, 600, 800, 27800),
-        "diverse": (100, 100, 200, 200, 300, 600, 800, 27800),
-        "wmt": (100, 100, 200, 200, 200, 300, 300, 600, 800, 27800),
-    },
-}
 NEW_PAIR, SEEN_SKELETON, UNSEEN_ENTITY = "new-pair", "seen-skeleton", "unseen-entity"
 VALID_LINES = 100
 TEST_LINES = {NEW_PAIR: 260, SEEN_SKELETON: 80, UNSEEN_ENTITY: 80}
+MANY = 50  # in a set with more languages than this, each has a fifth of these lines: results are averages over groups
 
 # Kinds with at least this many names are open: their names have skewed frequencies. Others (months, days) are uniform.
 OPEN_KIND = 40
@@ -63,28 +47,32 @@ class Lines:
 
 
 def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> Corpus:
-    """The corpus of a set of languages ("related", "diverse", "wmt") with a set of sizes ("ted", "wmt").
+    """The corpus of a set of languages ("related", "diverse", "wmt", "opus100") with a set of sizes ("ted", "wmt",
+    "opus100"). The sizes and the languages of OPUS-100 go together only with each other.
 
     The same arguments give the same corpus on every machine. ``Split.meta`` of the test and validation lines is
     (stratum, template). Validation lines are new-pair lines with other combinations than the test. No English line is
     in two splits, not even of different languages.
 
     Raises:
-        UserError: unknown set of languages or sizes, or Babel is not installed.
+        UserError: unknown set of languages or sizes, two that do not go together, or Babel is not installed.
     """
     for what, value, known in (("languages", languages, LANGUAGES), ("sizes", sizes, SIZES)):
         if value not in known:
             raise UserError(f"data.{what}: no set {value!r}{nearest(value, known)}; choose from {', '.join(known)}")
+    if languages not in SIZES[sizes]:
+        fitting = " or ".join(name for name, counts in SIZES.items() if languages in counts)
+        raise UserError(f"data.languages = {languages} needs data.sizes = {fitting}, not {sizes}")
     try:
-        from cats.nmt.data.cldr.writer import Writer, lexicon
+        from cats.nmt.data.cldr.writer import Writer, lexicon, repertoire
     except ModuleNotFoundError as error:
         if error.name != "babel":
             raise
         raise UserError("the built-in corpus needs Babel; install it with: pip install 'cats-optim[nmt]'") from error
-    # The lexicon covers the languages of all sets, so that all sets have the same lexicon.
-    everywhere = sorted({"en", *(code for codes in LANGUAGES.values() for code in codes)})
-    writers = {code: Writer(code) for code in everywhere}
     counts = dict(zip(LANGUAGES[languages], SIZES[sizes][languages], strict=True))
+    everywhere = sorted({"en", *(code for name in LEXICON_SETS for code in LANGUAGES[name])})
+    writers = {code: Writer(code) for code in {*everywhere, *counts}}
+    names = lexicon([writers[code] for code in everywhere])
 
     def split(code: str, lines: Mapping[str, Sequence[Phrase]]) -> Split:
         phrases = [(stratum, phrase) for stratum, part in lines.items() for phrase in part]
@@ -94,35 +82,42 @@ def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> C
             [(stratum, phrase.template.name) for stratum, phrase in phrases],
         )
 
+    repertoires = {code: repertoire(writers[code], names) for code in counts}
     tasks = []
-    for code, lines in draft(lexicon(list(writers.values())), counts, writers["en"].write, seed).items():
+    for code, lines in draft(names, repertoires, counts, writers["en"].write, seed).items():
         train, valid = split(code, {"": lines.train}), split(code, {NEW_PAIR: lines.valid})
         tasks.append(Task(code, "en", code, Split(train.source, train.target), valid, split(code, lines.test)))
     return Corpus(f"cldr-{languages}-{sizes}-{seed}", tasks)
 
 
 def draft(
-    lexicon: Mapping[str, Sequence[str]], counts: Mapping[str, int], english: Callable[[Phrase], str], seed: int
+    lexicon: Mapping[str, Sequence[str]],
+    repertoires: Mapping[str, Repertoire],
+    counts: Mapping[str, int],
+    english: Callable[[Phrase], str],
+    seed: int,
 ) -> dict[str, Lines]:
     """The phrases of each language.
 
     Args:
         lexicon: {kind: names}, the most frequent first.
-        counts: {language: training pairs}.
+        repertoires: {language: what it can write}.
+        counts: {language: training pairs}, in the same order.
         english: writes a phrase in English; two phrases with the same English text count as equal.
         seed: the seed of all random choices.
     """
-    sampler = _PhraseSampler(lexicon, list(counts), english, seed)
+    sampler = _PhraseSampler(lexicon, repertoires, english, seed)
     train = sampler.train(counts)
-    valid = {code: sampler.new_pairs(code, "valid", VALID_LINES) for code in counts}
+    fewer = 5 if len(counts) > MANY else 1
+    valid = {code: sampler.new_pairs(code, "valid", VALID_LINES // fewer) for code in counts}
     return {
         code: Lines(
             train[code],
             valid[code],
             {
-                NEW_PAIR: sampler.new_pairs(code, "test", TEST_LINES[NEW_PAIR]),
-                SEEN_SKELETON: sampler.seen_skeletons(code, train[code], TEST_LINES[SEEN_SKELETON]),
-                UNSEEN_ENTITY: sampler.unseen_entities(code, TEST_LINES[UNSEEN_ENTITY]),
+                NEW_PAIR: sampler.new_pairs(code, "test", TEST_LINES[NEW_PAIR] // fewer),
+                SEEN_SKELETON: sampler.seen_skeletons(code, train[code], TEST_LINES[SEEN_SKELETON] // fewer),
+                UNSEEN_ENTITY: sampler.unseen_entities(code, TEST_LINES[UNSEEN_ENTITY] // fewer),
             },
         )
         for code in counts
@@ -133,16 +128,22 @@ class _PhraseSampler:
     """Draws the phrases of all languages and splits. It remembers which English lines are used in which split."""
 
     def __init__(
-        self, lexicon: Mapping[str, Sequence[str]], codes: Sequence[str], english: Callable[[Phrase], str], seed: int
+        self,
+        lexicon: Mapping[str, Sequence[str]],
+        repertoires: Mapping[str, Repertoire],
+        english: Callable[[Phrase], str],
+        seed: int,
     ) -> None:
         self._lexicon = lexicon
+        self._repertoires = repertoires
         self._english = english
         self._seed = seed
         self._split: dict[str, str] = {}  # {English line: the split it is in}
         self._seen: dict[str, set[Entity]] = {}  # {language: entities of its training lines}
+        self._templates: dict[str, list[Template]] = {}  # {language: templates of its training lines}
         # {(template, kind): {split: names that the template may have there, in all languages}}
         self._names: dict[tuple[str, str], dict[str, list[str]]] = {}
-        self._unseen: dict[str, set[Entity]] = {code: set() for code in codes}
+        self._unseen: dict[str, set[Entity]] = {code: set() for code in repertoires}
         self._frequency: dict[str, dict[str, float]] = {}
         for kind, names in lexicon.items():
             shuffled = list(names)
@@ -153,8 +154,10 @@ class _PhraseSampler:
                 name: 1.0 if uniform else 1.0 / (rank + FLATNESS) for rank, name in enumerate(names)
             }
             if not uniform:
-                for i, code in enumerate(codes):
-                    self._unseen[code] |= {(kind, name) for name in shuffled[i * UNSEEN : (i + 1) * UNSEEN]}
+                for i, (code, repertoire) in enumerate(repertoires.items()):
+                    own = [(kind, name) for name in shuffled if (kind, name) in repertoire.entities]
+                    if len(own) >= OPEN_KIND:
+                        self._unseen[code] |= {own[j % len(own)] for j in range(i * UNSEEN, (i + 1) * UNSEEN)}
 
     def train(self, counts: Mapping[str, int]) -> dict[str, list[Phrase]]:
         """The training phrases of every language.
@@ -167,35 +170,45 @@ class _PhraseSampler:
         def propose(template: Template) -> Phrase | None:
             return template.draw(rng, lambda kind: self._pick(rng, kind, self._names[template.name, kind]["train"]))
 
-        pool = self._fill(TEMPLATES, 3 * max(counts.values()) // 2, propose)
+        needed = max(int(count / self._writable(code)) for code, count in counts.items())
+        pool = self._fill(TEMPLATES, 3 * needed // 2, propose)
         lines: dict[str, list[Phrase]] = {}
         for code, count in counts.items():
+            usable = self._repertoires[code].entities - self._unseen[code]
+            templates = list(self._repertoires[code].templates)
             rest: dict[str, list[Phrase]] = {template.name: [] for template in TEMPLATES}
             for phrase in pool:
-                if not self._unseen[code].intersection(phrase.entities):
+                if usable.issuperset(phrase.entities):
                     rest[phrase.template.name].append(phrase)
             rng = self._rng("train", code)
+            if count < len(templates):
+                rng.shuffle(templates)
             for phrases in rest.values():
                 rng.shuffle(phrases)
 
             def take(template: Template, rest: dict[str, list[Phrase]] = rest) -> Phrase | None:
                 return rest[template.name].pop() if rest[template.name] else None
 
-            lines[code] = self._fill(TEMPLATES, count, take)
+            lines[code] = self._fill(templates, count, take)
             rng.shuffle(lines[code])
             self._seen[code] = {entity for phrase in lines[code] for entity in phrase.entities}
+            trained = {phrase.template for phrase in lines[code]}
+            self._templates[code] = [template for template in TEMPLATES if template in trained]
         for phrases in lines.values():
             self._split.update((self._english(phrase), "train") for phrase in phrases)
         return lines
 
     def new_pairs(self, code: str, split: str, count: int) -> list[Phrase]:
-        """Phrases whose names are all held out for their template, and are in other training lines of the language."""
+        """Phrases whose names are all held out for their template, and are in other training lines of the language.
+
+        Their templates are in its training lines, too.
+        """
         rng = self._rng(split, NEW_PAIR, code)
         names = {
             key: [name for name in parts[split] if (key[1], name) in self._seen[code]]
             for key, parts in self._names.items()
         }
-        templates = [t for t in TEMPLATES if all(names[t.name, kind] for kind in t.kinds)]
+        templates = [t for t in self._templates[code] if all(names[t.name, kind] for kind in t.kinds)]
 
         def propose(template: Template) -> Phrase | None:
             return template.draw(rng, lambda kind: self._pick(rng, kind, names[template.name, kind]))
@@ -224,7 +237,9 @@ class _PhraseSampler:
             {kind: [name for name in names if (kind, name) in entities] for kind, names in self._lexicon.items()}
             for entities in (self._unseen[code] & elsewhere, self._seen[code])
         )
-        templates = [template for template in TEMPLATES if any(unseen[kind] for kind in template.kinds)]
+        templates = [
+            t for t in self._templates[code] if any(unseen[kind] for kind in t.kinds) and all(known[k] for k in t.kinds)
+        ]
 
         def propose(template: Template) -> Phrase | None:
             unseen_slot = rng.choice([i for i, kind in enumerate(template.kinds) if unseen[kind]])
@@ -234,6 +249,13 @@ class _PhraseSampler:
             )
 
         return self._remember("test", self._fill(templates, count, propose, "test"))
+
+    def _writable(self, code: str) -> float:
+        """The share of all phrases that a language can write: 1 if it has all templates and names."""
+        repertoire = self._repertoires[code]
+        own = Counter(kind for kind, _ in repertoire.entities)
+        share = {kind: own[kind] / len(names) for kind, names in self._lexicon.items()}
+        return sum(math.prod(share[kind] for kind in t.kinds) for t in repertoire.templates) / len(TEMPLATES)
 
     def _hold_out(self, kind: str, names: list[str]) -> None:
         """For each template with this kind, holds out a quarter of the names for the test and an eighth for validation.

@@ -153,3 +153,11 @@ TEMPLATES = tuple(
         ("", "span"),
     )
 )
+
+
+@dataclass(frozen=True)
+class Repertoire:
+    """What a language can write: the templates that it has all patterns of, and the entities that it has names for."""
+
+    templates: tuple[Template, ...]
+    entities: frozenset[Entity]

@@ -12,9 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from babel import Locale, localedata
+from babel.core import get_global
 from babel.dates import parse_pattern
 
-from cats.nmt.data.cldr.phrases import COUNTS, Atom, Phrase
+from cats.nmt.data.cldr.phrases import COUNTS, DATES, TEMPLATES, Atom, Entity, Phrase, Repertoire, Template
 
 LEXICON_SIZE = 60
 
@@ -67,10 +68,18 @@ _FIELDS = (
     "date_formats",
     "datetime_formats",
     "datetime_skeletons",
+    "days",
     "interval_formats",
     "list_patterns",
     "months",
 )
+# The patterns that an atom is written with, as the keys that lead to them. All dates also need the names of the months.
+_PATTERNS: dict[str, list[tuple[str, ...]]] = {
+    "day": [("datetime_skeletons", "MMMMd")],
+    "date": [("date_formats", "long")],
+    "weekday": [("date_formats", "full"), ("days", "format", "wide")],
+    "moment": [("datetime_skeletons", "MMMMd"), ("datetime_formats", "long")],
+}
 
 
 class Writer:
@@ -78,9 +87,8 @@ class Writer:
 
     def __init__(self, language: str) -> None:
         self._locale = Locale.parse(language)
-        # The data of the language itself, without what it inherits from the root locale.
-        own = localedata.load(language, merge_inherited=False)
-        self._data: dict[str, Any] = {field: _plain(own[field]) for field in _FIELDS if field in own}
+        own = _own_data(language)
+        self._data: dict[str, Any] = {field: _plain(own.get(field, {})) for field in _FIELDS}
         self._texts: dict[Atom, str] = {}
 
     def write(self, phrase: Phrase) -> str:
@@ -89,6 +97,17 @@ class Writer:
             if atom not in self._texts:
                 self._texts[atom] = self._atom(atom)
         return _clean(self._join(phrase.template.join, [self._texts[atom] for atom in phrase.atoms]))
+
+    def can_write(self, template: Template) -> bool:
+        """Whether the language has the patterns of a template. It may lack names; see `repertoire`."""
+        patterns = [path for atom in template.atoms for path in _PATTERNS.get(atom, [])]
+        if any(atom in DATES for atom in template.atoms):
+            patterns.append(("months", "format", "wide"))
+        if template.join == "or":  # the root locale writes it like "and"
+            patterns.append(("list_patterns", "or", "2"))
+        if "span" in template.atoms and len(_find(self._data, ("interval_formats", "yMMMM", "M")) or []) != 2:
+            return False  # missing, or Babel could not divide it into its two dates
+        return all(_find(self._data, path) for path in patterns)
 
     def name(self, kind: str, key: str) -> str | None:
         """A name of the entity that no other entity has. None if the language has no name for it."""
@@ -142,8 +161,8 @@ class Writer:
                 day, hour, minute = atom.numbers
                 text = self._date("MMMMd", month=int(first), day=day)
                 time = self._date("Hm", month=1, day=1, hour=hour, minute=minute)
-                joined: str = self._data["datetime_formats"]["long"].format(time, text)
-                return joined
+                pattern: str = self._data["datetime_formats"]["long"]
+                return pattern.replace("'", "").format(time, text)  # words in it are quoted: {1} 'kl'. {0}
             case "span":
                 opening, closing = self._data["interval_formats"]["yMMMM"]["M"]
                 return "".join(
@@ -159,9 +178,10 @@ class Writer:
             span: str = self._data["interval_formats"].get(None, "{0} – {1}").format(*texts)
             return span
         lists = self._data["list_patterns"]
-        own, standard = lists["or" if join == "or" else "standard"], lists["standard"]
+        standard = lists.get("standard", {})
+        own = lists["or"] if join == "or" else standard
         if len(texts) == 2:
-            pair: str = own["2"].format(*texts)
+            pair: str = own.get("2", "{0}, {1}").format(*texts)
             return pair
         text: str = own.get("end", "{0}, {1}").format(*texts[-2:])
         for position in reversed(range(len(texts) - 2)):
@@ -236,6 +256,42 @@ def lexicon(writers: Sequence[Writer]) -> dict[str, list[str]]:
             chosen[kind].append(key)
         del chosen[kind][LEXICON_SIZE:]
     return chosen
+
+
+def repertoire(writer: Writer, names: Mapping[str, Sequence[str]]) -> Repertoire:
+    """What a language can write with the names of a lexicon {kind: names}.
+
+    If it has the same name for two entities, only the first is taken.
+    """
+    found: dict[tuple[str, str], Entity] = {}
+    for kind, keys in names.items():
+        for key in keys:
+            if (text := writer.name(kind, key)) is not None:
+                found.setdefault((kind, text), (kind, key))
+    kinds = {kind for kind, _ in found}
+    return Repertoire(
+        tuple(t for t in TEMPLATES if kinds.issuperset(t.kinds) and writer.can_write(t)), frozenset(found.values())
+    )
+
+
+def _own_data(language: str) -> dict[str, Any]:
+    """The data of a language, with what it inherits from a language (nn from no), but not from the root locale."""
+    parent = get_global("parent_exceptions").get(language, "root")
+    data = {} if parent == "root" else _own_data(parent)
+    # Babel keeps what it loads under the name of the language, whether or not it has merged what is inherited.
+    localedata._cache.pop(language, None)
+    own = localedata.load(language, merge_inherited=False)
+    localedata._cache.pop(language, None)
+    localedata.merge(data, own)
+    return data
+
+
+def _find(data: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """What is at the end of a path of keys, or None."""
+    value: Any = data
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _plain(value: Any) -> Any:
