@@ -42,11 +42,16 @@ METHODS: dict[str, list[str]] = {
     "cats": ["method.name=cats"],
 }
 # Languages, sizes and number of updates of each set. At T=1 the updates are 40 epochs of the small sets, and 3 epochs
-# of wmt, which has one language with far more text than the others.
+# of wmt, which has one language with far more text than the others. opus100 also needs a larger vocabulary and larger
+# batches, and has three groups: the settings of preset opus100-cldr.
 SETS: dict[str, list[str]] = {
     "ted": ["data.languages=related", "data.sizes=ted", "train.steps=2700"],
     "diverse": ["data.languages=diverse", "data.sizes=ted", "train.steps=2700"],
     "wmt": ["data.languages=wmt", "data.sizes=wmt", "train.steps=1300"],
+    "opus100": [
+        *("data.languages=opus100", "data.sizes=opus100", "tokenizer.vocab_size=4000", "sampling.batch_tokens=3000"),
+        *("train.steps=1500", "evaluate.lores_below=200", "evaluate.hires_from=1800"),
+    ],
 }
 
 

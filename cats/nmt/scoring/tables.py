@@ -23,6 +23,7 @@ _MORE = {
     "off_target": ("off-target %", 1),
     "off_target_references": ("references %", 1),
 }
+_MOST_COLUMNS = 12  # a comparison of more languages has a row for each, in place of a column
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,13 @@ def _set_tables(name: str, result: SetResult) -> list[str]:
             "",
         ]
     lines += ["chrF by language:", ""]
-    lines += _plain(["method", *tasks])
+    rows = [["method", *tasks]]
     for method, scores in result.methods.items():
-        lines.append(_line([method, *(_spread(scores.languages[task].chrf, 1) for task in tasks)]))
+        rows.append([method, *(_spread(scores.languages[task].chrf, 1) for task in tasks)])
+    if len(tasks) > _MOST_COLUMNS:
+        rows = [list(row) for row in zip(*rows, strict=True)]
+        rows[0][0] = "language"
+    lines += [*_plain(rows[0]), *map(_line, rows[1:])]
     return [*lines, ""]
 
 

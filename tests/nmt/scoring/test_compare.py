@@ -43,6 +43,21 @@ def test_middle_groups_are_in_the_tables(finished):
     assert "| method | All NLL | LoRes NLL | MidRes NLL | All chrF |" in tables.comparison_tables(summary)
 
 
+def test_many_languages_have_a_row_each(finished, monkeypatch):
+    summary = compare.summarise(finished)
+    low, high = "0.0 ± 0.0", "100.0 ± 0.0"
+
+    def by_language() -> list[list[str]]:
+        _, _, after = tables.comparison_tables(summary).partition("chrF by language:\n\n")
+        rows = [line.strip("| ").split(" | ") for line in after.partition("\n\n")[0].splitlines()]
+        return [rows[0], *rows[2:]]
+
+    assert by_language() == [["method", "xb", "xa"], ["T=1", low, high], ["T=5", high, low], ["cats", high, high]]
+    monkeypatch.setattr(tables, "_MOST_COLUMNS", 1)
+    heading = ["language", "T=1", "T=5", "cats"]
+    assert by_language() == [heading, ["xb", low, high, high], ["xa", high, low, high]]
+
+
 def test_regret_is_against_the_best_temperature_of_each_group(finished):
     summary = compare.summarise(finished)
     regret = summary.regret

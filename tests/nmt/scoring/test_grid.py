@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.config.toml import apply_overrides, read_config, to_toml
+from cats.nmt.config.toml import apply_overrides, read_config, read_preset, to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import grid
 from tests.nmt.scoring.comparisons import LINES, finish, planned
@@ -26,6 +27,14 @@ def test_the_plan_compares_like_with_like(tmp_path):
     assert ted["cats"].sampling == ted["uniform"].sampling == ted["tokens"].sampling  # weightings use the same sampler
     assert ted["T=5"].sampling.temperature == 5
     assert len({(c.model, c.train, c.tokenizer, c.data, c.sampling.batch_tokens) for c in ted.values()}) == 1
+
+
+def test_the_set_opus100_has_the_settings_of_its_preset(tmp_path):
+    words = ["--out", str(tmp_path), "--sets", "opus100", "--methods", "T=5", "cats", "--seeds", "1"]
+    preset = apply_overrides(read_preset("opus100-cldr"), ["method.name=static", *grid.METHODS["T=5"]])
+    static, cats = (run.config for run in planned(*words))
+    assert dataclasses.replace(static, train=preset.train) == preset and static.train.steps == preset.train.steps
+    assert cats.data == preset.data and cats.evaluate == preset.evaluate
 
 
 def test_the_runs_share_the_cores_of_this_process(tmp_path, monkeypatch):
