@@ -34,6 +34,14 @@ void cuda_combine_adamw(int64_t pointers, int64_t width, int64_t chunks, int64_t
 void cuda_gram(int64_t pointers, int64_t width, int64_t chunks, int64_t first, int64_t count, int64_t type,
                int64_t aligned, int64_t tasks, int64_t partials, int64_t stream);
 
+// The inner products of the rows of x and y, (count, width), added by task. A stride is the number of elements from a row to
+// the next. x has this type, y the same or, with y_is_float, float32. aligned: every row begins at a multiple of 16 bytes.
+// owners: int64, the task of every row; rows of other numbers are left out. A block of threads takes `rows` rows.
+// partials: float64, (ceil(count / rows), tasks), the sums of every block.
+void cuda_row_dots(int64_t x, int64_t x_stride, int64_t y, int64_t y_stride, int64_t owners, int64_t count, int64_t width,
+                   int64_t rows, int64_t type, int64_t y_is_float, int64_t aligned, int64_t tasks, int64_t partials,
+                   int64_t stream);
+
 // Adds the sums of the chunks first ... first + count - 1 by group, in the order of the list `order`. `bounds` says where
 // each group begins in it. The first `split` values are written to `left`, (groups, split), the others to
 // `right`, (groups, values - split). With add, they are added to what is there.

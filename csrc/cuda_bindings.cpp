@@ -14,6 +14,7 @@ void bind_cuda(pybind11::module_& m) {
     m.def("cuda_gram", &cuda_gram, Release());
     m.def("cuda_reduce", &cuda_reduce, Release());
     m.def("cuda_reduce_gram", &cuda_reduce_gram, Release());
+    m.def("cuda_row_dots", &cuda_row_dots, Release());
     m.def("cuda_traffic", &cuda_traffic, pybind11::arg("source"), pybind11::arg("source_bytes"),
           pybind11::arg("target"), pybind11::arg("target_bytes"), pybind11::arg("stream"), Release());
     m.def("cuda_write", &cuda_write, Release());

@@ -7,6 +7,7 @@
 #include "cuda_bindings.cpp"
 #include "gram.cu"
 #include "reduce.cu"
+#include "row_dots.cu"
 #include "write.cu"
 
 // target[i] = i of the next thread in the block. Without a barrier it is whatever the shared memory holds.

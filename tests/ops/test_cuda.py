@@ -151,10 +151,33 @@ def test_traffic_writes_what_it_says(emulator: Any) -> None:
     assert not target[:70_000].any() and target[70_000:].all() and source.all()
 
 
+@pytest.mark.parametrize("together", [1, 3, 64])
+def test_row_dots_in_any_blocks_of_rows(
+    backend: Backend, emulator: Any, emulated: Any, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    # Teams of 1, 16 and 32 threads; a part of a row for each team, and several.
+    monkeypatch.setattr(emulated, "rows_together", lambda count, width: together)
+    for width in (3, 64, 4104):
+        (x, y), rows = backend.integers(1, [(70, width)] * 2)[0], torch.arange(70) % 5 - 1
+        normal, results = backend.normal(1, [(70, width)])[0][0], []
+        expected = torch.stack([(x.double() * y.double())[rows == n].sum() for n in range(4)])
+        for order in (0, 1, 2):
+            emulator.set_order(order)
+            assert torch.equal(backend.row_dots(x, y, rows, 4), expected)
+            results.append(backend.row_dots(normal, y, rows, 4))
+        emulator.set_order(0)
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_blocks_of_rows_are_for_large_gpus(emulated: Any) -> None:
+    sizes = [(500, 64), (500, 32_768), (32_768, 64), (32_768, 1024), (32_768, 32_768), (1 << 20, 64), (1, 1)]
+    assert [emulated.rows_together(*size) for size in sizes] == [4, 1, 32, 32, 4, 64, 4]
+
+
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_80,code=[sm_80,sm_90]"]
 
 
-SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu", "write.cu"]
+SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu", "row_dots.cu", "write.cu"]
 
 
 # Part of a kernel's name -> threads that run on a multiprocessor at a time.
@@ -170,6 +193,7 @@ THREADS = {
     "ELi3EEEvNS_13GramArguments": 2 * 224,
     "ELi6EEEvNS_13GramArguments": 2 * 192,
     "reduce_kernel": 1024,
+    "row_dots_kernel": 10 * 128,
     "traffic_kernel": 1024,
     "prepare_adamw_kernel": 1,
     "write_kernel": 256,
@@ -234,6 +258,15 @@ def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
         # With an update, also a parameter's elements and its moments. With up to four gradients, they come first, too.
         state = 0 if update == "0" else 5 if "16" in dtype else 3
         assert (loads, first) == (int(cap) + state, int(cap) + (state if cap < "8" else 0)), (dtype, cap, update)
+
+    # row_dots: of each matrix, 16 bytes for each of four places, or the same number of elements for each of two.
+    found = {}
+    for text in re.split(r"\.visible \.entry ", compiled["row_dots.cu"][1])[1:]:
+        if match := re.search(r"row_dots_kernelINS_\d+(\w+?)E(S1_|NS_\d+Float32)", text.split("(")[0]):
+            found[match[1], match[2] == "S1_"] = text.count(wide), re.split("fma.rn", text, maxsplit=1)[0].count(wide)
+    assert len(found) == 6
+    for (dtype, same_dtype), (loads, first) in found.items():
+        assert loads == (8 if same_dtype else 6) and first == (2 if dtype == "Float64" else loads), (dtype, same_dtype)
 
     # gram with matrix units: eight loads for each of a warp's pairs of blocks, all of them before the first product.
     found = {}
@@ -350,6 +383,33 @@ def test_same_bits_as_in_the_emulator(cuda: Backend, emulator: Any, request: pyt
             torch.testing.assert_close(left, right, rtol=STATISTICS, atol=STATISTICS * 366)
         else:
             assert torch.equal(left, right)
+
+
+@pytest.mark.gpu
+def test_row_dots_on_streams_and_in_graphs(cuda: Backend) -> None:
+    (x, y), rows = cuda.normal(1, [(5000, 700)] * 2)[0], torch.arange(5000, device="cuda") % 9 - 1
+    expected = cuda.row_dots(x, y, rows, 8)
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert cuda.row_dots(x, y, rows, 8).shape == (8,)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    copy, stream = torch.zeros_like(x), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # work that does not wait for this on the stream reads zeros
+        found = cuda.row_dots(copy.copy_(x), y, rows, 8)
+    stream.synchronize()
+    assert torch.equal(found, expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = cuda.row_dots(copy, y, rows, 8)
+    for factor in (2, 0.5):
+        copy.copy_(x * factor)
+        graph.replay()
+        assert torch.equal(captured, expected * factor)
+    assert all(torch.equal(cuda.row_dots(x, y, rows, 8), expected) for _ in range(20))
 
 
 @pytest.mark.gpu

@@ -68,8 +68,9 @@ def test_right_kernels_pass_on_every_backend(backend: Backend, aligned: bool) ->
     module = dispatch._load(backend.name)
     assert not isinstance(module, str)
     cases = [("combine_dots", torch.bfloat16, 3), ("gram", torch.float32, 3), ("dots", torch.float32, 3)]
+    cases += [("row_dots", torch.bfloat16, 3)]
     cases += [("combine_adamw_", torch.float32, 2), ("gram", torch.bfloat16, 12)]
-    for operator, dtype, tasks in cases if aligned else cases[:3]:
+    for operator, dtype, tasks in cases if aligned else cases[:4]:
         each = kernel(operator, dtype, tasks)._replace(device=backend.device, aligned=aligned)
         assert self_check.check(module, each) is None, operator
 

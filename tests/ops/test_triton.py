@@ -28,11 +28,12 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 TASKS = (1, 2, 3, 5, 8, 16, 33, 92, 128)
 # Shared memory that one program can have, in bytes: CUDA C++ Programming Guide, technical specifications.
 SHARED = {80: 163 << 10, 90: 227 << 10}
 POINTERS = {
-    **dict.fromkeys(("table", "chunks", "order", "bounds"), "*i64"),
+    **dict.fromkeys(("table", "chunks", "order", "bounds", "owners"), "*i64"),
     **dict.fromkeys(("weights", "partials", "scalars", "found_inf", "grad_scale", "left", "right", "result"), "*fp64"),
 }
 
@@ -56,6 +57,7 @@ def grid(tasks: tuple[int, ...], capabilities: tuple[int, ...], operators: tuple
 
 
 OPERATORS = ("combine", "combine_dots", "combine_dots of 2", "dots", "combine_adamw_", "combine_adamw_ scaled", "gram")
+ROW_DOTS = ("row_dots", "row_dots narrow", "row_dots with float32")
 REDUCTIONS = [Case(name, count, "float64", 90) for name in ("reduce", "reduce_slots") for count in (2, 128)]
 # Small and large tiles, one and several tasks per thread, one and two blocks, padded or not.
 QUICK = [
@@ -63,13 +65,15 @@ QUICK = [
       for d in ("float32", "bfloat16")),
     *(Case(op, k, d, 80) for op in ("combine_dots", "gram") for k, d in ((8, "bfloat16"), (128, "float32"))),
     *(Case(op, 16, "float32", 90) for op in ("combine", "combine_dots of 2", "dots", "combine_adamw_ scaled")),
+    *(Case(op, 92, "bfloat16", 90) for op in ROW_DOTS),
+    Case("row_dots", 8, "float32", 80),
     Case("combine_dots", 8, "float32", 90, False),
     Case("gram", 8, "float32", 90, False),
     Case("combine_dots", 8, "float64", 90),
     Case("combine_dots", 8, "float16", 90),
     *REDUCTIONS,
 ]  # fmt: skip
-FULL = [*grid(TASKS, (80, 90), OPERATORS), *REDUCTIONS]
+FULL = [*grid(TASKS, (80, 90), OPERATORS), *grid((1, 8, 128), (80, 90), ROW_DOTS), *REDUCTIONS]
 
 
 # In the process that compiles
@@ -77,8 +81,9 @@ FULL = [*grid(TASKS, (80, 90), OPERATORS), *REDUCTIONS]
 
 def configuration(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     """The kernel, its constexpr arguments and its launch options, from the functions that the launchers call."""
-    common, combine, dots, adamw, gram = (
-        importlib.import_module(f"cats.kernels.{name}") for name in ("common", "combine", "dots", "adamw", "gram")
+    common, combine, dots, adamw, gram, row_dots = (
+        importlib.import_module(f"cats.kernels.{name}")
+        for name in ("common", "combine", "dots", "adamw", "gram", "row_dots")
     )
     dtype = DTYPES[case.dtype]
     if case.operator.startswith("combine_adamw_"):
@@ -92,6 +97,9 @@ def configuration(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         return combine.combine_kernel, constants | absent, options
     if case.operator == "dots":
         return dots.dots_kernel, *dots.options(case.tasks, (dtype, dtype), case.aligned)
+    if case.operator in ROW_DOTS:
+        width = 64 if "narrow" in case.operator else 4096
+        return row_dots.row_dots_kernel, *row_dots.options(width, case.tasks, row_dtypes(case), case.aligned)
     if case.operator == "reduce":
         constants, options = common.reduce_options(2 * case.tasks)
         return common.reduce_kernel, {"SPLIT": case.tasks, "TOTAL": 2 * case.tasks, **constants}, options
@@ -103,6 +111,12 @@ def configuration(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     return gram.gram_blocks_kernel, *gram.blocks_options(case.tasks, dtype, case.aligned, case.capability // 10)
 
 
+def row_dtypes(case: Case) -> tuple[torch.dtype, torch.dtype]:
+    """Of the two matrices of row_dots: a 16-bit one may come with a float32 one."""
+    dtype = DTYPES[case.dtype]
+    return dtype, torch.float32 if "with float32" in case.operator and dtype.itemsize == 2 else dtype
+
+
 def compiled(case: Case) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -110,7 +124,8 @@ def compiled(case: Case) -> dict[str, Any]:
 
     kernel, constants, options = configuration(case)
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
+    pointers = {name: f"*{SHORT[dtype]}" for name, dtype in zip("xy", row_dtypes(case), strict=True)} | POINTERS
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
     # As in a launch: torch's memory is aligned, and integers are not specialised.
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
@@ -310,3 +325,14 @@ def test_elements_beyond_2_to_the_31(kernels: Any, operator: str) -> None:
         expected = torch.tensor([[[1.0, 2.0], [2.0, 4.0]]], dtype=torch.float64, device=device) * length
         assert torch.equal(kernels("gram")._unrolled(pieces), expected)
         assert torch.equal(kernels("gram")._blocks(pieces), expected)
+
+
+def test_a_program_takes_several_tiles_of_rows(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = kernels("row_dots")
+    monkeypatch.setattr(module, "PROGRAMS", 2)
+    device = torch.device("cpu" if kernels("common").INTERPRETED.value else "cuda")
+    x = (torch.arange(150.0)[:, None] * torch.ones(64)).to(device)
+    rows = torch.arange(150) % 4 - 1
+    pieces = importlib.import_module("cats.ops.layout").row_pieces(x, torch.ones_like(x), rows.to(device), 3)
+    found = module.row_dots(pieces)
+    assert found.tolist() == [64.0 * int(torch.arange(150)[rows == n].sum()) for n in range(3)]

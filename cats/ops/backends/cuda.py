@@ -22,7 +22,7 @@ from .. import nvidia
 from ..compiled import why_missing
 from ..device_table import DevicePieces, Launch, device_pieces
 from ..interface import AdamW, Limits
-from ..layout import TYPES
+from ..layout import TYPES, RowPieces
 
 try:
     from cats import _native
@@ -116,6 +116,31 @@ def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tu
             arguments = weights.data_ptr(), constants, beta1, beta2, eps
             _kernels.cuda_combine_adamw(*common, *arguments, partials, work.stream)
     return statistics
+
+
+def row_dots(pieces: RowPieces) -> Tensor:
+    """(K,): the inner products of the rows of two matrices, added by task."""
+    x, y, rows, tasks = pieces
+    count, width = x.shape
+    together = rows_together(count, width)
+    with torch.cuda.device(x.device):
+        # The sums of every block of threads. torch adds them in an order that depends on the shape alone.
+        partials = torch.empty(-(-count // together), tasks, dtype=torch.float64, device=x.device)
+        left, right = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
+        sizes, kind = (count, width, together), (TYPES[x.dtype], y.dtype is torch.float32, pieces.aligned)
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        _kernels.cuda_row_dots(*left, *right, rows.data_ptr(), *sizes, *kind, tasks, partials.data_ptr(), stream)
+        return partials.sum(0)
+
+
+def rows_together(count: int, width: int) -> int:
+    """How many rows a block of threads takes: enough to keep it busy, and so few that there are blocks for a large GPU.
+
+    It depends on the sizes alone, so the order of the sums does.
+    """
+    least = max(1, min(4, 8192 // width))
+    most = max(least, min(64, 131_072 // width))
+    return max(least, min(most, count // 1024))
 
 
 def _combine(work: _Pass, weights: Tensor, statistics: bool) -> tuple[Tensor, Tensor]:
