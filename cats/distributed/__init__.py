@@ -18,7 +18,7 @@ from .interface import BeforeLastPass, Call, Reducer, Statistics
 from .local import Local
 from .replicated import Replicated
 from .sharded import Sharded
-from .wrapped import Wrapped, in_distributed_data_parallel
+from .wrapped import Wrapped, wrappers_of
 
 __all__ = [
     "BeforeLastPass",
@@ -42,4 +42,5 @@ def reducer(params: Sequence[Tensor], communication: Communication, current: Red
         return current if isinstance(current, Local) else Local()
     if isinstance(current, Replicated | Wrapped):
         return current
-    return (Wrapped if in_distributed_data_parallel(params) else Replicated)(communication)
+    wrappers = wrappers_of(params)
+    return Wrapped(communication, wrappers) if wrappers else Replicated(communication)

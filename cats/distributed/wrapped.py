@@ -29,8 +29,9 @@ class Wrapped(Processes):
 
     whole_backward = True
 
-    def __init__(self, communication: Communication) -> None:
+    def __init__(self, communication: Communication, wrappers: list[nn.parallel.DistributedDataParallel]) -> None:
         super().__init__(communication)
+        self._wrappers = wrappers  # until they are checked
         self._checksum: Tensor | None = None  # of p.grad after the last backward() call, 0-d
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
@@ -49,23 +50,21 @@ class Wrapped(Processes):
                 "with DistributedDataParallel each process needs a loss in each backward(): a process without examples "
                 "passes 0 * model(input).sum() for some input"
             )
-        if not self._compared:
+        if self._wrappers:
             self._check_wrappers(params)
 
     def _check_wrappers(self, params: Sequence[Tensor]) -> None:
-        wrapped: set[int] = set()
-        for wrapper in _wrappers():
-            ids = {id(p) for p in wrapper.parameters()}
-            if any(id(p) in ids for p in params):
-                wrapped |= ids
-                if dist.get_process_group_ranks(wrapper.process_group) != self.communication.ranks:
-                    raise RuntimeError("process_group is not that of DistributedDataParallel: pass the same group")
+        for wrapper in self._wrappers:
+            if dist.get_process_group_ranks(wrapper.process_group) != self.communication.ranks:
+                raise RuntimeError("process_group is not that of DistributedDataParallel: pass the same group")
+        wrapped = {id(p) for wrapper in self._wrappers for p in wrapper.parameters()}
         outside = [i for i, p in enumerate(params) if id(p) not in wrapped]
         if outside:
             raise RuntimeError(
                 f"{len(outside)} of {len(params)} trained parameters are not in DistributedDataParallel, and the "
                 f"others are (the first one has shape {tuple(params[outside[0]].shape)}): wrap all of them, or none"
             )
+        self._wrappers.clear()
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
@@ -92,17 +91,13 @@ class Wrapped(Processes):
         return self._sum(losses, dots, sqnorms, largest, count, copies=self.communication.size)
 
 
-def in_distributed_data_parallel(params: Sequence[Tensor]) -> bool:
-    """Whether any living DistributedDataParallel has one of these parameters."""
-    ours = {id(p) for p in params}
-    return any(id(p) in ours for wrapper in _wrappers() for p in wrapper.parameters())
-
-
-def _wrappers() -> list[nn.parallel.DistributedDataParallel]:
-    """All living DistributedDataParallel objects.
+def wrappers_of(params: Sequence[Tensor]) -> list[nn.parallel.DistributedDataParallel]:
+    """All living DistributedDataParallel objects that have one of these parameters.
 
     The optimizer gets parameters, not the model, and a parameter does not tell which modules hold it. So this looks
     through all objects that the garbage collector knows. ``isinstance`` would ask each of them for ``__class__``, which
     runs code of unrelated objects such as proxies. ``type()`` does not.
     """
-    return [each for each in gc.get_objects() if issubclass(type(each), nn.parallel.DistributedDataParallel)]
+    ours = {id(p) for p in params}
+    wrappers = [each for each in gc.get_objects() if issubclass(type(each), nn.parallel.DistributedDataParallel)]
+    return [each for each in wrappers if any(id(p) in ours for p in each.parameters())]

@@ -49,6 +49,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
         "scaled": scaled(rank),
         "nonfinite": nonfinite(rank),
         "stranger": stranger(pairs[1 - rank // 2]),
+        "checkpoints": checkpoints(rank, pairs, folder / "checkpoints"),
     }
     return result
 
@@ -324,3 +325,83 @@ def stranger(group: Any) -> str:
 def test_a_group_without_this_process(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert each["stranger"] == "this process is not in process_group"
+
+
+def checkpoints(rank: int, pairs: list[Any], folder: Path) -> dict[str, Any] | None:
+    """Two processes train and save their shards, then one with the whole parameters, and then four."""
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict as dcp_state
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    groups = {2: pairs[0], 1: dist.new_group([0]), 4: None}
+    # async_save talks to the other processes while they train, so it needs a group of its own.
+    savers = {2: dist.new_group([0, 1]), 1: dist.new_group([0])}
+    meshes = {count: DeviceMesh("cpu", list(range(count))) for count in (2, 4)}
+    result = None
+    before: Path | None = None
+    for count, group in groups.items():
+        if rank < count:
+            model, optimizer = small(group)
+            if count > 1:
+                fully_shard(model, mesh=meshes[count])
+                optimizer = build_small(model, group)
+            names = list(dict(model.named_parameters()))
+
+            def state(model: nn.Module = model, optimizer: cats.MultiTask = optimizer) -> dict[str, Any]:
+                return {
+                    "model": dcp_state.get_model_state_dict(model),
+                    "optimizer": dcp_state.get_optimizer_state_dict(model, optimizer),
+                }
+
+            if before is not None:
+                read = state()
+                dcp.load(read, checkpoint_id=before, process_group=group)
+                dcp_state.set_model_state_dict(model, read["model"])
+                dcp_state.set_optimizer_state_dict(model, optimizer, read["optimizer"])
+            take_steps(model, optimizer, 3)
+            result = {name: whole(p) for name, p in zip(names, model.parameters(), strict=True)}
+            result |= {"alpha": optimizer.alpha, "statistics": optimizer.statistics}
+            if count in savers:
+                saved = dcp.async_save(
+                    state(), checkpoint_id=folder / str(count), process_group=savers[count], no_dist=count == 1
+                )
+                take_steps(model, optimizer, 1)  # must not change what is saved
+                saved.result()
+        dist.barrier()
+        before = folder / str(count)
+    return result
+
+
+def small(group: Any = None) -> tuple[nn.Module, cats.MultiTask]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    return model, build_small(model, group)
+
+
+def build_small(model: nn.Module, group: Any = None) -> cats.MultiTask:
+    base = torch.optim.AdamW(model.parameters(), lr=0.05)
+    return cats.CATS(base, TASKS, inner_steps=2, alpha_lr=0.5, process_group=group)
+
+
+def take_steps(model: nn.Module, optimizer: cats.MultiTask, count: int) -> None:
+    """All processes have the same rows."""
+    for _ in range(count):
+        step = optimizer.statistics["step"]
+        y = model(torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4) + step)
+        optimizer.backward({task: (y[:, n] - n).square().mean() for n, task in enumerate(TASKS)})
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_two_processes_save_and_one_and_four_go_on(found: list[dict[str, Any]]) -> None:
+    model, optimizer = small()
+    take_steps(model, optimizer, 9)
+    for each in found:
+        run = each["checkpoints"]
+        assert run["statistics"]["step"] == 9 and run["statistics"]["task_gradient_steps"] == 4
+        # float64: only the order of the sums differs
+        assert run["alpha"] == pytest.approx(optimizer.alpha, rel=1e-12)
+        assert run["statistics"]["sqnorms"] == pytest.approx(optimizer.statistics["sqnorms"], rel=1e-12)
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(run[name], value.detach(), rtol=1e-12, atol=1e-14)
