@@ -1,1 +1,5 @@
-"""From losses to gradients: one backward pass of the weighted loss, or one gradient per task."""
+"""From losses to gradients, and to the numbers <g_n, ḡ>. See ``engine`` of :class:`cats.MultiTask`."""
+
+from .rows import rows
+
+__all__ = ["rows"]

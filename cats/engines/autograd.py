@@ -25,10 +25,11 @@ def add_gradients(
     seeds: Sequence[Tensor],
     params: Sequence[Tensor],
     *,
+    retain_graph: bool = False,
     whole: bool = False,
     before: Callable[[bool], None] | None = None,
 ) -> None:
-    """Adds the gradient of Σ seed · root to ``p.grad``. The graph is freed.
+    """Adds the gradient of Σ seed · root to ``p.grad``. The graph is freed, unless ``retain_graph``.
 
     Other leaves get no gradient, except those that only a Python function's own backward pass uses.
 
@@ -40,9 +41,9 @@ def add_gradients(
     if before is not None:
         before(leaves is None)
     if leaves is None:
-        torch.autograd.backward(roots, seeds, inputs=params)
+        torch.autograd.backward(roots, seeds, inputs=params, retain_graph=retain_graph)
     else:
-        _backward(roots, seeds, params, leaves, retain_graph=False)
+        _backward(roots, seeds, params, leaves, retain_graph=retain_graph)
 
 
 def gradient(

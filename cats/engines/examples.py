@@ -1,0 +1,75 @@
+"""Losses per example or token, and the task of each: the form that needs one forward pass for all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .losses import Loss
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The losses of a mixed batch.
+
+    Attributes:
+        loss: (B, ...) with a graph, or a callable without arguments that returns it.
+        ids: (B,), or more of the loss's leading dimensions: int64, the index of the task of each entry, -1 for none.
+        tasks: the indices in ``ids``, ascending, without -1.
+        count: the number N of all tasks.
+        mean: whether the loss L_n of task n is the mean of its entries, or their sum.
+    """
+
+    loss: Loss
+    ids: Tensor
+    tasks: list[int]
+    count: int
+    mean: bool
+
+    def evaluate(self) -> Tensor:
+        """The losses. A callable is called.
+
+        Raises:
+            TypeError: not a tensor.
+            ValueError: its leading dimensions are not those of ``ids``, it is not floating-point or has no graph.
+        """
+        value = self.loss() if callable(self.loss) else self.loss
+        if not isinstance(value, Tensor):
+            raise TypeError(f"losses with tasks=: expected a tensor, got {type(value).__name__}")
+        if not value.is_floating_point() or value.shape[: self.ids.dim()] != self.ids.shape:
+            raise ValueError(
+                f"losses with tasks= of shape {tuple(self.ids.shape)}: expected a float tensor of shape "
+                f"({', '.join(map(str, self.ids.shape))}, ...), got {tuple(value.shape)}, {value.dtype}"
+            )
+        if not value.requires_grad:
+            raise ValueError("the losses do not require grad (computed under no_grad, or detached?)")
+        return value
+
+    def seed(self, value: Tensor, weights: Sequence[float], scale: Tensor | None) -> Tensor:
+        """The gradient of Σ w_n L_n by ``value``, times GradScaler's scale. weights: N numbers."""
+        table = torch.tensor([*weights, 0.0], dtype=torch.float64, device="cpu").to(value.device)
+        ids = self._ids(value)
+        table = (table / self._entries(value, ids)).to(value.dtype)
+        seed = table[ids]  # -1 takes the last number, 0
+        seed = seed.view(*seed.shape, *[1] * (value.dim() - seed.dim())).expand_as(value)
+        return seed if scale is None else seed * scale.to(device=value.device, dtype=value.dtype)
+
+    def values(self, value: Tensor) -> list[Tensor]:
+        """The loss of each of ``tasks``, 0-d float64."""
+        ids = self._ids(value)
+        entries = value.detach().double().reshape(*ids.shape, -1).sum(-1)
+        sums = entries.new_zeros(self.count + 1).index_add_(0, ids.flatten() % (self.count + 1), entries.flatten())
+        return list((sums / self._entries(value, ids))[self.tasks])
+
+    def _ids(self, value: Tensor) -> Tensor:
+        return self.ids.to(value.device)
+
+    def _entries(self, value: Tensor, ids: Tensor) -> Tensor | float:
+        """(N + 1,) the number of entries of each task, or 1 for sums."""
+        if not self.mean:
+            return 1.0
+        per_id = value.numel() // max(ids.numel(), 1)
+        return torch.bincount(ids.flatten() % (self.count + 1), minlength=self.count + 1).clamp(min=1) * per_id

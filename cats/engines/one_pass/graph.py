@@ -1,0 +1,160 @@
+"""Where an autograd graph uses parameters: the nodes that read them, and the views in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+Node: TypeAlias = Any  # torch.autograd.graph.Node, without the attributes that C++ nodes have
+
+
+@dataclass(frozen=True)
+class Input:
+    """A parameter as an input of a node. ``views`` lead from the parameter to the input, each with its output's number."""
+
+    param: int
+    views: tuple[tuple[Node, int], ...]
+
+    def view(self, x: Tensor) -> Tensor:
+        """``x``, of the parameter's shape, as the node sees it."""
+        for node, output in self.views:
+            x = VIEWS[node.name()](node, x, output)
+        return x
+
+
+@dataclass(eq=False)
+class Use:
+    """A node that reads one or more parameters, directly or through views of them."""
+
+    node: Node
+    inputs: dict[int, Input]  # by the number of the node's input
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the node's output, and of the gradient δ that it receives."""
+        return tuple(self.node._input_metadata[0].shape)
+
+    @property
+    def only_parameters(self) -> bool:
+        """Whether all inputs that have a gradient are parameters, or views of them."""
+        parents = self.node.next_functions
+        return all(parent is None or i in self.inputs for i, (parent, _) in enumerate(parents))
+
+    @property
+    def params(self) -> set[int]:
+        return {source.param for source in self.inputs.values()}
+
+
+@dataclass
+class Graph:
+    """What the graph of some losses does with the parameters.
+
+    Attributes:
+        uses: in the order of the forward pass.
+        batch_norm: whether there is a batch normalisation in training mode.
+        compiled, reentrant: whether parts of the graph come from torch.compile, or from reentrant checkpoints.
+    """
+
+    uses: list[Use] = field(default_factory=list)
+    batch_norm: bool = False
+    compiled: bool = False
+    reentrant: bool = False
+
+
+def find_uses(roots: Sequence[Tensor], params: Sequence[Tensor]) -> Graph:
+    """Walks the graph of ``roots`` and lists every node that reads one of ``params``. No use is left out.
+
+    A parameter is a leaf of the graph, so every use of it is an edge from a node to the leaf's node. Only functions
+    written in Python can use a parameter out of sight, in a backward pass of their own.
+    """
+    number = {id(p): i for i, p in enumerate(params)}
+    graph, sources = Graph(), dict[tuple[Node, int], Input | None]()
+
+    def source(node: Node, output: int) -> Input | None:
+        """The parameter that this output of the node is, or is a view of."""
+        key = (node, output)
+        if key not in sources:
+            found = None
+            if not node.next_functions:
+                i = number.get(id(getattr(node, "variable", None)))
+                found = None if i is None else Input(i, ())
+            elif node.name() in VIEWS:
+                parent, nr = node.next_functions[0]
+                above = None if parent is None else source(parent, nr)
+                found = None if above is None else Input(above.param, (*above.views, (node, output)))
+            sources[key] = found
+        return sources[key]
+
+    seen: set[Node] = {None}
+    stack: list[Node] = [root.grad_fn for root in roots]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = node.name()
+        if isinstance(node, BackwardCFunction):
+            graph.compiled |= name.startswith("CompiledFunction")
+            graph.reentrant |= name.startswith("CheckpointFunction")
+        graph.batch_norm |= "BatchNorm" in name and bool(getattr(node, "_saved_training", True))
+        inputs = {}
+        for i, (parent, nr) in enumerate(node.next_functions):
+            if parent is None:
+                continue
+            stack.append(parent)
+            found = source(parent, nr)
+            if found is not None:
+                inputs[i] = found
+        if inputs and name not in VIEWS:
+            graph.uses.append(Use(node, inputs))
+    graph.uses.sort(key=lambda use: use.node._sequence_nr())
+    return graph
+
+
+def signed(value: int) -> int:
+    """A saved dimension or index: C++ shows -1 as 2⁶⁴ - 1."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _reshape(node: Node, x: Tensor, output: int) -> Tensor:
+    return x.reshape(node._input_metadata[output].shape)
+
+
+def _convert(node: Node, x: Tensor, output: int) -> Tensor:
+    return x.to(device=node._input_metadata[output].device, dtype=node._input_metadata[output].dtype)
+
+
+def _slice(node: Node, x: Tensor, output: int) -> Tensor:
+    first, last, step = (signed(v) for v in (node._saved_start, node._saved_end, node._saved_step))
+    return cast(Tensor, torch.ops.aten.slice(x, signed(node._saved_dim), first, last, step))
+
+
+# How a node that only rearranges or converts its input treats another tensor of the input's shape. Output nr. `output`.
+VIEWS: dict[str, Callable[[Node, Tensor, int], Tensor]] = {
+    "AliasBackward0": lambda node, x, output: x,
+    "CloneBackward0": lambda node, x, output: x,
+    "PermuteBackward0": lambda node, x, output: x.permute([signed(d) for d in node._saved_dims]),
+    "ReshapeAliasBackward0": _reshape,
+    "SelectBackward0": lambda node, x, output: x.select(signed(node._saved_dim), signed(node._saved_index)),
+    "SliceBackward0": _slice,
+    "SplitBackward0": lambda node, x, output: x.split(node._saved_split_size, signed(node._saved_dim))[output],
+    "SplitWithSizesBackward0": lambda node, x, output: x.split(node._saved_split_sizes, signed(node._saved_dim))[output],
+    "SqueezeBackward0": _reshape,
+    "SqueezeBackward1": _reshape,
+    "TBackward0": lambda node, x, output: x.t(),
+    "ToCopyBackward0": _convert,
+    "TransposeBackward0": lambda node, x, output: x.transpose(signed(node._saved_dim0), signed(node._saved_dim1)),
+    "UnbindBackward0": lambda node, x, output: x.unbind(signed(node._saved_dim))[output],
+    "UnsafeViewBackward0": _reshape,
+    "UnsqueezeBackward0": _reshape,
+    "ViewBackward0": _reshape,
+}

@@ -1,0 +1,239 @@
+"""One backward pass of the weighted loss that also gives <g_n, ḡ> of all tasks.
+
+The gradient ḡ = Σ w_n g_n of a parameter is a sum over the rows t of the layers that use it. δ_t, the gradient of a
+layer's output, has the factor w_n of the task n of its row. So a layer's share of <g_n, ḡ> is the sum of <δ_t, y'_t>
+over the rows t of task n, divided by w_n, where y' is the derivative of the output along ḡ (derivatives.py).
+
+That needs the final ḡ of the layer's parameters: after the last use of each in the backward pass, or later if more
+backward() calls or other processes add to it. Until then the layer's data and δ are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cats import ops
+from cats.engines.autograd import add_gradients
+from cats.engines.pending import UnsupportedError
+from cats.gradients import Gradient
+
+from .batch import Batch
+from .derivatives import DERIVATIVES, Derivative
+from .graph import Use
+from .placement import Placement, Sample, as_rows
+from .plan import Planner
+
+_BY_ROWS = {"AddmmBackward0", "MmBackward0"}  # nodes whose derivative can be computed for some of the rows alone
+
+
+class OnePass:
+    """The engine, which remembers how the rows of each layer are placed.
+
+    Args:
+        share: if given, <g_n, ḡ> is estimated from this share of the rows of Linear layers, without bias. ḡ is exact.
+        backend: the backend of :mod:`cats.ops`, or None.
+    """
+
+    def __init__(self, share: float | None, backend: str | None) -> None:
+        self.share, self.backend = share, backend
+        self._planner = Planner()
+
+    def backward(
+        self,
+        batch: Batch,
+        weights: Sequence[float],
+        params: Sequence[Tensor],
+        shared: int,
+        *,
+        names: Sequence[str],
+        scale: Tensor | None,
+        immediate: bool,
+    ) -> LayerDots:
+        """Adds ḡ to ``p.grad``.
+
+        Args:
+            weights: N numbers.
+            params: the parameters that require grad, the shared ones first. names: for error messages.
+            shared: how many of them enter <g_n, ḡ>.
+            scale: GradScaler's scale, 0-d, by which ``batch.seeds`` are multiplied.
+            immediate: whether ``p.grad`` is None before and ḡ is final after this call. Then a layer's data are freed
+                during the backward pass.
+
+        Raises:
+            UnsupportedError: see :meth:`Planner.plan`. Nothing has changed then. Or a parameter got its gradient out of
+                sight; then gradients have been added.
+        """
+        plan = self._planner.plan(batch, params[:shared], names)
+        missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
+        dots = LayerDots(batch, weights, params[:shared], plan.others, missing, scale, self.backend)
+        recorder = _Recorder(plan.uses, dots, params[:shared] if immediate else [], self.share, self._planner.plans)
+        seen = {i for use in plan.uses for i in use.params} | set(plan.others)
+        unseen = [i for i, p in enumerate(params[:shared]) if i not in seen and p.grad is None]
+        try:
+            retain = bool(plan.others or missing)
+            add_gradients(batch.roots, batch.seeds(weights), params, retain_graph=retain)
+        finally:
+            recorder.remove()
+        for i in unseen:
+            if params[i].grad is not None:
+                raise UnsupportedError(
+                    f"engine one_pass: {names[i]} got a gradient from a function that uses it out of sight of autograd: "
+                    "use engine='per_task'"
+                )
+        if immediate:
+            dots.finish()
+        return dots
+
+
+class LayerDots:
+    """<g_n, ḡ> of the tasks of one backward() call: what was computed so far, and the layers that wait for ḡ.
+
+    Attributes:
+        waiting: {use: (δ as rows, the task of each row, the factor of each task or None, the derivative)}.
+        complete: whether everything was computed during the backward pass, with the final ḡ.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        weights: Sequence[float],
+        params: Sequence[Tensor],
+        others: list[int],
+        missing: list[int],
+        scale: Tensor | None,
+        backend: str | None,
+    ) -> None:
+        self.batch, self.weights, self.params = batch, weights, params
+        self.others, self.missing = others, missing
+        self.scale, self.backend = scale, backend
+        self.waiting: dict[Use, Record] = {}
+        self.complete = False
+        self._sums = torch.zeros(batch.total, dtype=torch.float64, device=params[0].device)
+
+    def add(self, use: Use, record: Record, direction: Callable[[int], Tensor | None]) -> None:
+        """Adds the share of one layer. direction: gives ḡ of a parameter by its number."""
+        tangents = {}
+        for i, source in use.inputs.items():
+            found = direction(source.param)
+            tangents[i] = source.view(torch.zeros_like(self.params[source.param]) if found is None else found)
+        self._sums += record.dots(tangents, self.batch.total, self.backend).to(self._sums.device)
+
+    def finish(self) -> None:
+        """Adds the shares of the layers that still wait. ḡ is in ``p.grad``."""
+        with torch.no_grad():
+            for use, record in self.waiting.items():
+                self.add(use, record, lambda i: self.params[i].grad)
+        self.waiting.clear()
+        self.complete = True
+
+    def dots(self, direction: Gradient) -> tuple[dict[int, Tensor], None]:
+        """See :class:`cats.engines.pending.Pending`."""
+        with torch.no_grad():
+            if not self.complete:
+                self._sums.zero_()
+                for use, record in self.waiting.items():
+                    self.add(use, record, direction.__getitem__)
+        return self._by_task(direction), None
+
+    def _by_task(self, direction: Gradient) -> dict[int, Tensor]:
+        scale = 1.0 if self.scale is None else self.scale.double().to(self._sums.device)
+        result = {}
+        for n in self.batch.tasks:
+            if n in self.missing:
+                total = self._from_gradient(n, range(len(self.params)), direction)
+            else:
+                total = self._sums[n] / self.weights[n]
+                if self.others:
+                    total = total + self._from_gradient(n, self.others, direction)
+            result[n] = total / scale**2
+        return result
+
+    def _from_gradient(self, task: int, chosen: Sequence[int], direction: Gradient) -> Tensor:
+        """Σ <g_n, ḡ> over some parameters, from their gradients of the task."""
+        seeds = self.batch.seeds([float(n == task) for n in range(self.batch.total)])
+        params = [self.params[i] for i in chosen]
+        gradient = torch.autograd.grad(self.batch.roots, params, seeds, retain_graph=True, allow_unused=True)
+        return ops.dots([list(gradient)], [direction[i] for i in chosen], backend=self.backend)[0]
+
+
+class Record:
+    """A use of parameters in the backward pass: the gradient δ of its output, and how its output depends on them."""
+
+    def __init__(self, delta: Tensor, tasks: Tensor, factor: Tensor | None, dim: int, derivative: Derivative) -> None:
+        self.delta, self.tasks, self.factor, self.dim, self.derivative = delta, tasks, factor, dim, derivative
+
+    def dots(self, tangents: dict[int, Tensor], total: int, backend: str | None) -> Tensor:
+        """(total,) float64: for each task, the sum of <δ_t, y'_t> over its rows."""
+        y = self.derivative(tangents)
+        if y.shape != self.delta.shape:
+            y = y.expand_as(self.delta)
+        x, y = as_rows(self.delta, self.dim), as_rows(y, self.dim)
+        sums = _row_dots(x, y, self.tasks, total)
+        return sums if self.factor is None else sums * self.factor
+
+
+def _row_dots(x: Tensor, y: Tensor, rows: Tensor, total: int) -> Tensor:
+    each = (x * y).sum(-1, dtype=torch.float64)
+    return torch.zeros(total + 1, dtype=torch.float64, device=x.device).index_add_(0, rows % (total + 1), each)[:total]
+
+
+class _Recorder:
+    """Hooks that record the uses in the backward pass. If ``final`` parameters are given, it finishes them there too."""
+
+    def __init__(
+        self, uses: dict[Use, Placement], dots: LayerDots, final: Sequence[Tensor], share: float | None, seed: int
+    ) -> None:
+        self.uses, self.dots, self.share = uses, dots, share
+        self.params = final
+        self._lists: dict[Any, Tensor] = {}
+        self._samples: dict[Any, Sample] = {}
+        self._random = torch.Generator().manual_seed(seed)
+        self._uses_of: dict[int, list[Use]] = {}
+        self._open = {use: len(use.params) for use in uses}  # how many of its parameters have no final ḡ yet
+        self._hooks: list[Any] = [use.node.register_prehook(self._record(use)) for use in uses]
+        for use in uses if final else ():
+            for i in use.params:
+                self._uses_of.setdefault(i, []).append(use)
+        self._hooks += [final[i].register_post_accumulate_grad_hook(self._finish(i)) for i in self._uses_of]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _record(self, use: Use) -> Callable[[tuple[Tensor | None, ...]], None]:
+        def record(gradients: tuple[Tensor | None, ...]) -> None:
+            delta = gradients[0]
+            if delta is None:
+                return
+            with torch.no_grad():
+                self.dots.waiting[use] = self._read(use, self.uses[use], delta.detach())
+
+        return record
+
+    def _read(self, use: Use, placement: Placement, delta: Tensor) -> Record:
+        key = (placement, delta.shape[placement.dim], delta.device)
+        if key not in self._lists:
+            self._lists[key] = placement.tasks(delta.shape, self.dots.batch.lists).to(delta.device)
+        tasks, factor = self._lists[key], None
+        _, capture = DERIVATIVES[use.name]
+        if self.share is None or use.name not in _BY_ROWS or placement.dim != 0:
+            return Record(delta, tasks, factor, placement.dim, capture(use.node, use.inputs.keys(), lambda x: x))
+        if key not in self._samples:
+            self._samples[key] = Sample(tasks, self.dots.batch.total, self.share, self._random)
+        sample = self._samples[key]
+        derivative = capture(use.node, use.inputs.keys(), lambda x: x.index_select(0, sample.index))
+        return Record(delta.index_select(0, sample.index), sample.tasks, sample.factor, 0, derivative)
+
+    def _finish(self, param: int) -> Callable[[Tensor], None]:
+        def finish(_: Tensor) -> None:
+            for use in self._uses_of[param]:
+                self._open[use] -= 1
+                if self._open[use] == 0 and use in self.dots.waiting:
+                    with torch.no_grad():
+                        self.dots.add(use, self.dots.waiting.pop(use), lambda i: self.params[i].grad)
+
+        return finish
