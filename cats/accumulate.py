@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from .distributed import Reducer, Statistics
-from .engines.losses import Loss
+from .engines.choose import Engines
+from .engines.examples import Examples
+from .engines.losses import TaskLosses
+from .engines.pending import Pending, UnsupportedError
 from .engines.per_task import TaskGradients, task_gradients
 from .engines.weighted import weighted_backward
-from .gradients import Gradient, add_to_grad, dense, largest
+from .gradients import Gradient, add, add_to_grad, dense, grads_restored_on_error, largest, take_grads
 from .tasks import Task
 from .weighting import Weighting
 from .weighting.checks import checked_weights
@@ -32,13 +35,19 @@ class Accumulation:
         params: the parameters that require grad, the shared ones first.
         shared: how many of them are shared. Only these enter dots, norms and the Gram matrix.
         tasks: the names of all N tasks.
+        names: the names of the parameters in error messages.
         weighting: the optimizer's weighting. If it needs the Gram matrix, it computes the weights here.
         reducer: combines gradients and numbers over the processes.
-        per_task: whether to compute one gradient per task. If not, one backward pass of the weighted loss is enough.
+        engines: computes <g_n, ḡ>.
+        outer: whether <g_n, ḡ> is needed. If not, the backward pass of the weighted loss is enough.
+        due: whether the weighting needs it. If not, it is to show which task has a gradient that is not finite.
         backend: the backend of :mod:`cats.ops`, or None.
 
     Attributes:
         calls: the number of backward() calls.
+        engine: the name of the engine, after the first call of an outer step.
+        numbers_known: whether <g_n, ḡ> is known. It is not if the number of backward() calls is another one than in the
+            step before, and the engine has freed what it needs.
         losses: {task index: loss, 0-d float64 on the device}, in the order of the tasks.
         weights: (N,) float64 on the CPU, the weights of all tasks in ḡ. None before per-task gradients are combined.
         scale: GradScaler's scale, 0-d, if a scaler is used.
@@ -50,16 +59,24 @@ class Accumulation:
         shared: int,
         tasks: Sequence[Task],
         *,
+        names: Sequence[str],
         weighting: Weighting,
         reducer: Reducer,
-        per_task: bool,
+        engines: Engines,
+        outer: bool,
+        due: bool,
         backend: str | None,
     ) -> None:
         self.params = params
         self.tasks = tasks
+        self.names = names
         self.weighting = weighting
         self.reducer = reducer
-        self.per_task = per_task
+        self.engines = engines
+        self.engine: str | None = None
+        self.outer = outer
+        self.due = due
+        self.numbers_known = False
         self.calls = 0
         self.losses: dict[int, Tensor] = {}
         self.weights: Tensor | None = None
@@ -67,6 +84,9 @@ class Accumulation:
         self._gradients = TaskGradients(params, shared, cross_batch=weighting.cross_batch, backend=backend)
         self._dots: Tensor | None = None  # (K,) float64 on the device
         self._sqnorms: Tensor | None = None  # (K,) float64 on the device
+        self._pending: list[Pending] = []  # what calls of an engine with one backward pass left, until ḡ is final
+        self._lost = False  # whether this is not there any more
+        self._own: Gradient | None = None  # ḡ, if ``p.grad`` also holds gradients of other code
         self._largest = torch.zeros((), device=params[0].device)  # max |p.grad|, 0-d
         self._state_before_gram: dict[str, Any] | None = None  # the weighting's state before it saw a Gram matrix
         self._freed = False
@@ -76,13 +96,14 @@ class Accumulation:
         twin = copy.copy(self)
         twin.losses = dict(self.losses)
         twin._gradients = self._gradients.copy()
+        twin._pending = list(self._pending)
         return twin
 
-    def check(self, tasks: list[int], scaler: torch.amp.GradScaler | None) -> None:
-        """Checks that losses of these tasks can be added, and takes the scale of the GradScaler.
+    def check(self, losses: TaskLosses | Examples, scaler: torch.amp.GradScaler | None) -> None:
+        """Checks that these losses can be added, chooses the engine, and takes the scale of the GradScaler.
 
         Raises:
-            ValueError: there are no losses, or per-task gradients are due and no shared parameter requires grad.
+            ValueError: there are no losses, or <g_n, ḡ> is due and no shared parameter requires grad.
             RuntimeError: earlier losses had a scaler and these have none, or the other way round. Or the reducer does
                 not support the parameters or the weighting. Or a step() that failed has freed the K gradients.
         """
@@ -93,67 +114,148 @@ class Accumulation:
             raise RuntimeError("pass the GradScaler to every backward() between two steps, or to none of them")
         if scaler is not None and scaled:
             self.scale = self._gradients.scale = scaler.scale(torch.ones((), device=self.params[0].device))
-        self.reducer.check(tasks, self.params, self.weighting, per_task=self.per_task)
         self.calls += 1
-        if self.per_task and self._gradients.shared == 0:
+        if self.outer and self.engine is None:
+            self.engine = self._choose(losses)
+        self._check_reducer(losses)
+        if self.outer and self._gradients.shared == 0:
             raise ValueError("no shared parameter requires grad")
 
-    def add_weighted(self, tasks: list[int], losses: list[Loss], weights: Tensor) -> None:
+    def add_weighted(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
         """Adds the gradient of Σ w_n L_n to ``p.grad``, in one backward pass.
 
         Args:
-            tasks: the index of the task of each loss. The loss of a task with two halves is their mean.
-            losses: the single losses.
+            losses: those of this call.
             weights: (N,) float64 on the CPU, the weights of all tasks.
         """
         known = self.checked(weights, list(range(len(self.tasks)))).tolist()
-        shares = [known[n] / tasks.count(n) for n in tasks]
         with self.reducer.averaged(self.params) as before_last_pass:
             values = weighted_backward(
                 losses,
-                shares,
+                known,
                 self.params,
                 scale=self.scale,
-                names=self._names(tasks),
                 whole=self.reducer.whole_backward,
                 before_last_pass=before_last_pass,
             )
             self._check_sparse([[p.grad for p in self.params]])
-        self._add_losses(tasks, values)
+        self._add_losses(losses.tasks, values)
         self._largest = largest(self.params)
 
-    def add_per_task(self, tasks: list[int], losses: list[Loss], weights: Tensor) -> None:
-        """Forms one gradient g_n per task and adds Σ w_n g_n to ``p.grad``.
+    def add_outer(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+        """The same, and <g_n, ḡ> too. Some engines know ‖g_n‖² or the Gram matrix as well.
 
         Args:
-            tasks: the index of the task of each loss. With ``cross_batch`` each task must have two losses.
-            losses: the single losses.
+            losses: those of this call. With ``cross_batch`` each task must have two.
             weights: (N,) float64 on the CPU, the weights of all tasks. If the weighting needs the Gram matrix, it
                 computes new weights for the tasks present.
         """
-        self._check_pairs(tasks)
+        self._check_pairs(losses.tasks)
+        try:
+            if self.engine == "one_pass":
+                losses = self.engines.evaluated(losses)
+            with grads_restored_on_error(self.params):
+                self._add_by_engine(losses, weights)
+        except UnsupportedError as error:
+            self.engines.refuse(error)
+            self.engine = self._choose(losses)
+            self._check_reducer(losses)
+            if self.calls == 1:
+                self._add_by_engine(losses, weights)
+            else:  # what earlier calls left cannot be added to the numbers of another engine
+                self.numbers_known, self._pending, self._lost = False, [], True
+                self.add_weighted(losses, weights)
+        self._largest = largest(self.params)
+
+    def _add_by_engine(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+        if self.engine == "per_task":
+            self._add_per_task(losses, weights)
+        elif self._lost:
+            self.numbers_known = False
+            self.add_weighted(losses, weights)
+        else:
+            self._add_in_one_backward(losses, self.checked(weights, list(range(len(self.tasks)))))
+
+    def _add_in_one_backward(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+        """One backward pass for ḡ. <g_n, ḡ> is computed as soon as ḡ is final, from what every call leaves pending."""
+        assert self.engine is not None
+        if self.calls == 1 and any(p.grad is not None for p in self.params):
+            self._own = [None] * len(self.params)  # gradients of other code are not part of ḡ
+        others = None if self._own is None else take_grads(self.params)
+        last = self.engines.calls_per_step  # the number of the last call, if this step is like the one before
+        with self.reducer.averaged(self.params) as before_last_pass:
+            values, pending = self.engines.backward(
+                self.engine,
+                losses,
+                weights.tolist(),
+                self.params,
+                self._gradients.shared,
+                names=self.names,
+                scale=self.scale,
+                immediate=last == self.calls == 1 and not self.reducer.averages,
+                whole=self.reducer.whole_backward,
+                before_last_pass=before_last_pass,
+            )
+            self._check_sparse([[p.grad for p in self.params]])
+        if self._own is not None and others is not None:
+            new = take_grads(self.params)
+            self._own = add(self._own, new)
+            for p, g in zip(self.params, add(others, new), strict=True):
+                p.grad = g
+        self._add_losses(losses.tasks, values)
+        self.weights = weights
+        self._pending.append(pending)
+        self.numbers_known = last is None or self.calls == last
+        if self.numbers_known:
+            self._compute_dots()
+        if self.calls == last:  # frees graphs and activations. A further call makes the numbers unknown.
+            self._pending, self._lost = [], True
+
+    def _compute_dots(self) -> None:
+        direction = [p.grad for p in self.params] if self._own is None else self._own
+        dots: dict[int, Tensor] = {}
+        sqnorms: dict[int, Tensor] | None = None
+        for pending in self._pending:
+            found, sqnorms = pending.dots(direction)
+            for n, value in found.items():
+                dots[n] = dots[n] + value if n in dots else value
+        device = self.params[0].device
+        if dots:
+            self._dots = torch.stack([dots[n].to(device) for n in self.losses])
+            # Norms of parts do not add up to the norm of the whole.
+            norms = sqnorms if len(self._pending) == 1 else None
+            self._sqnorms = None if norms is None else torch.stack([norms[n].to(device) for n in self.losses])
+
+    def _check_reducer(self, losses: TaskLosses | Examples) -> None:
+        per_task = self.outer and self.engine == "per_task"
+        self.reducer.check(losses.tasks, self.params, self.weighting, per_task=per_task)
+
+    def _choose(self, losses: TaskLosses | Examples) -> str:
+        if not self.due:
+            return "per_task"
+        return self.engines.choose(
+            losses, self.params, halves=self.weighting.cross_batch, gram=self.weighting.needs_gram
+        )
+
+    def _add_per_task(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+        """One gradient g_n per task, and ḡ = Σ w_n g_n of them."""
         if not self.weighting.needs_gram:
             weights = self.checked(weights, list(range(len(self.tasks))))
-        values, gradients = task_gradients(
-            losses,
-            self.params,
-            scale=self.scale,
-            names=self._names(tasks),
-            whole=self.reducer.whole_backward,
-        )
+        values, gradients = task_gradients(losses, self.params, scale=self.scale, whole=self.reducer.whole_backward)
         self._check_sparse(gradients)
         gradients = [list(map(dense, gradient)) for gradient in gradients]
-        self._add_losses(tasks, values)
+        self._add_losses(losses.tasks, values)
         with torch.no_grad():
             if self.weighting.needs_gram:
                 self._gradients.take_back()
-                self._gradients.add(tasks, gradients)
+                self._gradients.add(losses.tasks, gradients)
                 self.weights = self._weigh_by_gram(weights)
                 add_to_grad(self.params, self._gradients.combination())
             else:
                 self.weights = weights
-                self._dots, self._sqnorms = self.reducer.combine(self._gradients, tasks, gradients, weights)
-        self._largest = largest(self.params)
+                combine = self.reducer.combine
+                self._dots, self._sqnorms = combine(self._gradients, losses.tasks, gradients, weights)
+        self.numbers_known = True
 
     def _weigh_by_gram(self, weights: Tensor) -> Tensor:
         """The weights of all tasks, after new ones were computed from the Gram matrix of the tasks present.
@@ -226,7 +328,8 @@ class Accumulation:
     def free(self) -> None:
         """Frees the K gradients, so that the base optimizer can use their memory. The numbers stay."""
         self._gradients.free()
-        self._freed = self.per_task
+        self._pending = []
+        self._freed = self.outer
 
     def discard(self) -> None:
         """Restores the state that the weighting had before it saw these gradients."""

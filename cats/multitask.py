@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import distributed, ops
@@ -16,12 +16,17 @@ from . import weighting as weightings
 from .accumulate import Accumulation
 from .agreement import Description, describe_call, describe_settings
 from .distributed import Call, Communication, Reducer, Statistics
+from .engines.choose import NAMES as ENGINES
+from .engines.choose import Engines
+from .engines.examples import Examples
+from .engines.losses import Loss, TaskLosses
+from .engines.rows import rows_forgotten
 from .gradients import grads_restored_on_error, unscaled
 from .ops.dispatch import choices
-from .parameters import check_kinds, shared_parameters, trainable_parameters
+from .parameters import check_kinds, parameter_names, shared_parameters, trainable_parameters
 from .state import State, base_restored_on_error, copy_of, noted_if_moved
 from .state_dict import ENTRY, add_entry, create_state, creates_state, load_entry, take_entry
-from .tasks import Losses, Task, describe, split_losses, task_names
+from .tasks import Losses, Task, describe, split_examples, split_losses, task_names
 from .weighting import Weighting
 from .wrapping import attribute_of, not_compiled
 
@@ -58,8 +63,21 @@ class MultiTask(Optimizer):
             gradients, or their Gram matrix. By default, all parameters. The other parameters (task heads,
             language-specific layers) receive Σ w_n g_n too. Parameters that are added later with add_param_group() are
             shared only if ``shared`` is None.
-        engine: how the per-task gradients are computed. The only value is "auto". It keeps the K gradients in memory
-            and reads them once, or twice for weightings that need the Gram matrix.
+        engine: how the numbers <g_n, ḡ> are computed at the steps that update the weighting. All engines are exact.
+            :attr:`statistics` says which one was used, and why.
+            "per_task": one backward pass per task. K gradients are in memory. It knows ‖g_n‖² and the Gram matrix too.
+            "one_pass": one backward pass, and one more matrix product per Linear layer, for any number of tasks. No
+            per-task gradient is formed, so ‖g_n‖² is nan. It needs to know the task of each row: pass ``tasks`` to
+            backward(), and see :func:`cats.engines.rows`. It walks the autograd graph and finds every use of a
+            parameter. For parameters that are used in ways that it does not know, it computes their gradients task by
+            task. Examples of different tasks must not meet, as in batch normalisation: masked backward passes check
+            that in the first such step, and again now and then. Compiled models are refused, unless the losses are a
+            callable: then these steps run without compiled code. If the number of backward() calls differs from that
+            of the step before, the numbers may not be known; then the weighting is not updated in this step.
+            "auto": "one_pass" with ``tasks``, if the model allows it, otherwise "per_task".
+        rows: with "one_pass", the share of the rows of each task from which <g_n, ḡ> is estimated in Linear layers,
+            without bias; ḡ stays exact. None: all.
+        model: the module whose parameters are optimised. It gives them names in error messages.
         backend: the backend of :mod:`cats.ops` to use. If None, one is chosen.
         max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
             step is skipped and counted in :attr:`statistics`: parameters, base optimizer, weights and multipliers do
@@ -127,6 +145,8 @@ class MultiTask(Optimizer):
         *,
         shared: Iterable[Tensor] | None = None,
         engine: str = "auto",
+        rows: float | None = None,
+        model: nn.Module | None = None,
         backend: str | None = None,
         max_nonfinite: int = 20,
         process_group: Any = None,
@@ -141,8 +161,19 @@ class MultiTask(Optimizer):
             raise TypeError(f"{type(optimizer).__name__} needs a closure in every step(), which is not supported")
         if getattr(weighting, "needs_gram", False) and getattr(weighting, "cross_batch", False):
             raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
-        if engine != "auto":
-            raise ValueError(f"engine={engine!r} does not exist; available: 'auto'")
+        if engine not in ENGINES:
+            raise ValueError(f"engine={engine!r} does not exist; available: {', '.join(map(repr, ENGINES))}")
+        needs = [name for name in ("needs_gram", "cross_batch") if getattr(weighting, name, False)]
+        if needs and engine not in ("auto", "per_task"):
+            raise ValueError(
+                f"engine={engine!r} does not compute what a weighting with {needs[0]} needs: use 'per_task'"
+            )
+        if rows is not None and not (isinstance(rows, float) and 0 < rows <= 1):
+            raise ValueError(f"rows must be a share of the rows in (0, 1], such as 0.25, got {rows!r}")
+        if rows is not None and engine not in ("auto", "one_pass"):
+            raise ValueError(f"rows={rows} is for engine='one_pass', not {engine!r}")
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}")
         if backend is not None:
             usable = ops.backends()  # checked now, because the first step that uses the backend may come late
             if backend not in usable:
@@ -162,6 +193,7 @@ class MultiTask(Optimizer):
         self.max_nonfinite = max_nonfinite
         self._communication = communication
         self._shared = None if shared is None else shared_parameters(shared, self.param_groups)
+        self._engines = Engines(engine, None if rows == 1 else rows, backend, model)
         self._own = State(len(self.tasks))  # after this, no method assigns to an attribute of self: see State
         # Optimizer.__init__ would make new param_groups. This part of it only sets up hooks and profiling.
         super().__setstate__({})
@@ -172,7 +204,7 @@ class MultiTask(Optimizer):
     def needs_task_gradients(self) -> bool:
         """Whether the next backward() computes per-task gradients. If not, it differentiates the weighted loss once."""
         if self._own.accumulation is not None:
-            return self._own.accumulation.per_task
+            return self._own.accumulation.outer
         last_attempt = 0 < self._own.counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
         return self._weighting_due or (last_attempt and self._reducer().names_nonfinite_task)
 
@@ -182,7 +214,14 @@ class MultiTask(Optimizer):
         return period > 0 and (self._own.counts["step"] + 1) % period == 0
 
     @not_compiled
-    def backward(self, losses: Losses, *, scaler: torch.amp.GradScaler | None = None) -> None:
+    def backward(
+        self,
+        losses: Losses | Loss,
+        *,
+        tasks: Tensor | Sequence[Task] | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
 
         Several calls before step() accumulate, as in torch: the losses of a task are added, and so are its gradients.
@@ -199,27 +238,35 @@ class MultiTask(Optimizer):
                 memory at a time. Losses given as tensors may share a graph. If the weighting is ``cross_batch`` and
                 :attr:`needs_task_gradients` is true, each task needs a pair of losses, from two independent halves of
                 its batch. The loss of the task is then their mean.
+                With ``tasks``: the losses of a mixed batch, per example or token: a tensor (B, ...), or a callable that
+                returns one. This form needs one forward pass for all tasks, and the engine "one_pass" one backward
+                pass.
+            tasks: the task of each entry of the losses: (B,) integer, or as many of their leading dimensions as there
+                are: the index of the task in the order of :attr:`tasks`, or -1 for an entry that does not count, such
+                as padding. Or a sequence of B names. On a GPU, the host waits for a tensor of indices.
+            reduction: with ``tasks``, whether L_n is the "mean" of the entries of task n, or their "sum".
             scaler: the GradScaler, if you use one. Pass unscaled losses, then call ``scaler.step(optimizer)``.
 
         Raises:
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
-                not a scalar or does not require grad, or a pair is missing. The weighting's result is not one finite
-                weight per task. A gradient is sparse, and the weighting needs per-task gradients, now or later.
+                not a scalar or does not require grad, or a pair is missing. ``tasks`` do not fit the losses. The
+                weighting's result is not one finite weight per task. A gradient is sparse, and the weighting needs
+                per-task gradients, now or later.
             RuntimeError: only some of the calls before a step have a scaler. The last step() failed and was neither
                 called again nor followed by zero_grad(). With several processes: they differ, or one of them failed, or
                 the weighting needs a Gram matrix or is ``cross_batch``.
         """
         own, weighting = self._own, self.weighting
-        with own.lock, self._together("backward()"):
-            tasks, single = split_losses(losses, self.tasks, pairs=weighting.cross_batch)
+        with own.lock, rows_forgotten(), self._together("backward()"):
+            split = self._split(losses, tasks, reduction)
             gathered, weights = self._open_accumulation(), self._known_weights()
             changes = weighting if weighting.needs_gram else None
             with own.restored_on_error(changes), grads_restored_on_error(gathered.params):
-                gathered.check(tasks, scaler)
-                if gathered.per_task:  # g_n = ∇L_n and ḡ = Σ α_n g_n, and for the update of α: <g_n, ḡ>
-                    gathered.add_per_task(tasks, single, weights)
+                gathered.check(split, scaler)
+                if gathered.outer:  # ḡ = ∇ Σ α_n L_n, and for the update of α: <g_n, ḡ>
+                    gathered.add_outer(split, weights)
                 else:  # ḡ = ∇ Σ α_n L_n
-                    gathered.add_weighted(tasks, single, weights)
+                    gathered.add_weighted(split, weights)
                 own.accumulation = gathered
 
     @not_compiled
@@ -263,10 +310,11 @@ class MultiTask(Optimizer):
             gathered = self._gathered_gradients()
             seen = self._statistics(gathered)
         gathered.free()
+        self._engines.calls_per_step = gathered.calls
         if not seen.finite:
             self._skip(gathered, seen)
             return
-        due = self._weighting_due and gathered.per_task
+        due = self._weighting_due and gathered.numbers_known
         params, changes = gathered.params, self.weighting if due else None
         with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params, self.base):
             # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
@@ -274,7 +322,7 @@ class MultiTask(Optimizer):
                 self.weighting.update(seen.losses, seen.dots / self.weighting.scale, seen.sqnorms, seen.tasks)
             self.base.step()  # θ moves along ḡ
             self._remember(gathered, seen)
-            own.count("step", *["task_gradient_steps"] * gathered.per_task, nonfinite_in_a_row=0)
+            own.count("step", *["task_gradient_steps"] * gathered.outer, nonfinite_in_a_row=0)
             own.accumulation = None
 
     def _gathered_gradients(self) -> Accumulation:
@@ -301,11 +349,12 @@ class MultiTask(Optimizer):
     def _remember(self, gathered: Accumulation, seen: Statistics) -> None:
         """Keeps the numbers of this step for :attr:`statistics`, and the weights that came from its Gram matrix."""
         last: dict[str, Any] = {"losses": self._named(seen.tasks, seen.losses)}
-        if gathered.per_task:
+        if gathered.numbers_known:
             assert gathered.weights is not None
             scale = self.weighting.scale
             last["dots"] = self._named(seen.tasks, seen.dots / scale)
             last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
+            last |= {"engine": self._engines.name, "engine_reason": self._engines.reason}
             last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item() / scale**2
             if self.weighting.needs_gram and seen.finite:
                 self._own.weights = gathered.weights
@@ -364,8 +413,11 @@ class MultiTask(Optimizer):
         * ``losses``: {task: L_n} of the last step.
         * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients, with ḡ = Σ α_n g_n and α_n as in
           :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
-        * ``sqnorms``: {task: ‖g_n‖²} of the same step. With replicas in several processes, nan.
+        * ``sqnorms``: {task: ‖g_n‖²} of the same step. nan where the engine does not know it, and with replicas in
+          several processes.
         * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
+
+        * ``engine``, ``engine_reason``: the engine of the last step with per-task numbers, and why it was chosen.
 
         ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
         """
@@ -459,6 +511,17 @@ class MultiTask(Optimizer):
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
+    def _split(
+        self, losses: Losses | Loss, tasks: Tensor | Sequence[Task] | None, reduction: str
+    ) -> TaskLosses | Examples:
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        if tasks is not None:
+            if self.weighting.cross_batch:
+                raise ValueError("a weighting with cross_batch needs {task: pair of losses}, not tasks=")
+            return split_examples(losses, tasks, self.tasks, mean=reduction == "mean")
+        return split_losses(losses, self.tasks, pairs=self.weighting.cross_batch)
+
     @property
     def _has_gathered(self) -> bool:
         """Whether backward() was called since the last step(). Other code may have dropped all gradients since."""
@@ -474,11 +537,14 @@ class MultiTask(Optimizer):
         own.forget_scaler()  # left over if a pre-hook of step() raised; torch runs those hooks before step()
         assert own.reducer is not None  # backward() has made it
         return Accumulation(
-            *trainable_parameters(self.param_groups, self._shared),
+            *(found := trainable_parameters(self.param_groups, self._shared)),
             self.tasks,
+            names=parameter_names(found[0], self.param_groups, self._engines.model),
+            engines=self._engines,
             weighting=self.weighting,
             reducer=own.reducer,
-            per_task=self.needs_task_gradients,
+            outer=self.needs_task_gradients,
+            due=self._weighting_due,
             backend=self.backend,
         )
 

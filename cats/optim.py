@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import weighting as weightings
@@ -46,7 +46,7 @@ class CATS(MultiTask):
     times where all are alike.
 
     Args:
-        optimizer, tasks, shared, engine, backend, max_nonfinite, process_group, communication_dtype: as in
+        optimizer, tasks, shared, engine, rows, model, backend, max_nonfinite, process_group, communication_dtype: as in
             :class:`MultiTask`.
         inner_steps: m, the number of steps of θ per update of α.
         alpha_lr: the learning rate of α. "proximal": β, the share of the way to its target that a_n goes in each
@@ -108,6 +108,8 @@ class CATS(MultiTask):
         cross_batch: bool = defaults.CROSS_BATCH,
         shared: Iterable[Tensor] | None = None,
         engine: str = "auto",
+        rows: float | None = None,
+        model: nn.Module | None = None,
         backend: str | None = None,
         max_nonfinite: int = 20,
         process_group: Any = None,
@@ -133,6 +135,8 @@ class CATS(MultiTask):
             weighting,
             shared=shared,
             engine=engine,
+            rows=rows,
+            model=model,
             backend=backend,
             max_nonfinite=max_nonfinite,
             process_group=process_group,

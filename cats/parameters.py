@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .gradients import is_sharded
 from .tasks import describe
@@ -51,6 +51,19 @@ def trainable_parameters(
     ids = {id(p) for p in shared}
     first, rest = [p for p in params if id(p) in ids], [p for p in params if id(p) not in ids]
     return [*first, *rest], len(first)
+
+
+def parameter_names(
+    params: Sequence[Tensor], param_groups: Sequence[dict[str, Any]], model: nn.Module | None
+) -> list[str]:
+    """Names for error messages: those of the model, or of optimizers made from named_parameters(), or a place."""
+    names: dict[int, str] = {}
+    for i, group in enumerate(param_groups):
+        known = group.get("param_names") or [f"parameter {j} of group {i}" for j in range(len(group["params"]))]
+        names |= {id(p): name for p, name in zip(group["params"], known, strict=True)}
+    if model is not None:
+        names |= {id(p): name for name, p in model.named_parameters()}
+    return [f"{names[id(p)]} {tuple(p.shape)}" for p in params]
 
 
 def check_kinds(param_groups: Sequence[dict[str, Any]]) -> None:

@@ -41,7 +41,10 @@ class State:
         self.reducer: Reducer | None = None
         self.weights: Tensor = torch.full((tasks,), 1 / tasks, dtype=torch.float64, device="cpu")
         self.counts = {"step": 0, "task_gradient_steps": 0, "skipped": 0, "nonfinite_in_a_row": 0}
-        self.last: dict[str, Any] = {"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan}
+        self.last: dict[str, Any] = {
+            **{"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan},
+            **{"engine": "", "engine_reason": ""},
+        }
         self.lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:

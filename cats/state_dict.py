@@ -98,8 +98,12 @@ def _count(counts: Any, name: str) -> int:
 
 
 def _last(last: Any, name: str, like: Any) -> Any:
-    """A number, or numbers for tasks, as ``like`` is."""
+    """A number, a text, or numbers for tasks, as ``like`` is. A text may be missing."""
     value = last.get(name) if isinstance(last, Mapping) else None
+    if isinstance(like, str):
+        if not isinstance(value, str | None):
+            raise ValueError(f"state_dict: {name!r} in 'last' must be a text, got {value!r}")
+        return value or ""
     numbers = list(value.values()) if isinstance(value, Mapping) else [value]
     if isinstance(value, Mapping) != isinstance(like, dict) or not all(isinstance(x, int | float) for x in numbers):
         kind = "a number for each task" if isinstance(like, dict) else "a number"

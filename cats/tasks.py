@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
-from .engines.losses import Loss
+from .engines.examples import Examples
+from .engines.losses import Loss, TaskLosses
 
 Task: TypeAlias = str | int
 TaskLoss: TypeAlias = Loss | tuple[Loss, Loss] | list[Loss]
@@ -43,7 +45,7 @@ def task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
     return names
 
 
-def split_losses(losses: Losses, names: Sequence[Task], *, pairs: bool) -> tuple[list[int], list[Loss]]:
+def split_losses(losses: Losses | Loss, names: Sequence[Task], *, pairs: bool) -> TaskLosses:
     """The single losses, and for each of them the index of its task.
 
     Args:
@@ -69,7 +71,8 @@ def split_losses(losses: Losses, names: Sequence[Task], *, pairs: bool) -> tuple
         items = list(enumerate(losses))
     else:
         raise TypeError(f"losses must be {{task: loss}} or a sequence of losses, got {describe(losses)}")
-    tasks, single = [], []
+    tasks: list[int] = []
+    single: list[Loss] = []
     for n, loss in items:
         parts = list(loss) if isinstance(loss, tuple | list) else [loss]
         if isinstance(loss, tuple | list) and not (pairs and len(parts) == 2):
@@ -77,7 +80,39 @@ def split_losses(losses: Losses, names: Sequence[Task], *, pairs: bool) -> tuple
             raise ValueError(f"loss of task {names[n]!r}: expected {expected}, got {len(parts)} of them")
         tasks += [n] * len(parts)
         single += parts
-    return tasks, single
+    return TaskLosses(tasks, single, [f"task {names[n]!r}" for n in tasks])
+
+
+def split_examples(losses: Any, ids: Any, names: Sequence[Task], *, mean: bool) -> Examples:
+    """The losses of a mixed batch, with the task of each entry.
+
+    Args:
+        losses: a tensor (B, ...), or a callable that returns one.
+        ids: the task of each entry: an integer tensor of indices into ``names``, -1 for entries of no task, or a
+            sequence of B names. A tensor on a GPU makes the host wait for it.
+
+    Raises:
+        TypeError: losses are not a tensor or callable, or ids are neither of the above.
+        ValueError: an index or name of no task.
+    """
+    if not isinstance(losses, Tensor) and not callable(losses):
+        raise TypeError(f"with tasks=, losses must be a tensor or a callable that returns one, got {describe(losses)}")
+    if isinstance(ids, Sequence) and not isinstance(ids, str):
+        index = {name: n for n, name in enumerate(names)}
+        for name in ids:
+            if name not in index:
+                raise ValueError(f"tasks=: unknown task {name!r}; the tasks are {list(names)}")
+        ids = torch.tensor([index[name] for name in ids], dtype=torch.int64)
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"tasks= must be an integer tensor or a sequence of task names, got {describe(ids)}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.dim() == 0:
+        raise TypeError(f"tasks= must be an integer tensor (B,), got {tuple(ids.shape)} {ids.dtype}")
+    ids = ids.detach().long()
+    present = ids.unique().tolist()
+    for n in present:
+        if not -1 <= n < len(names):
+            raise ValueError(f"tasks= has the index {n}, but there are {len(names)} tasks")
+    return Examples(losses, ids, [n for n in present if n >= 0], len(names), mean)
 
 
 def numbers_of(values: Mapping[Any, float] | Sequence[float], names: Sequence[Task], what: str) -> Sequence[float]:

@@ -58,12 +58,16 @@ class Reducer(Protocol):
 
     Attributes:
         names_nonfinite_task: whether per-task gradients show which task has a non-finite gradient.
+        averages: whether gradients in ``p.grad`` are averaged after the backward pass, and so are not final in it.
         whole_backward: whether hooks of a wrapper around the model (DistributedDataParallel, fully_shard) reduce the
             gradients. They need one backward pass through the whole graph of all losses of a call.
     """
 
     @property
     def names_nonfinite_task(self) -> bool: ...
+
+    @property
+    def averages(self) -> bool: ...
 
     @property
     def whole_backward(self) -> bool: ...

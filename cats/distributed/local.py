@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -19,6 +20,7 @@ class Local:
     """One process: there is nothing to reduce."""
 
     names_nonfinite_task = True
+    averages = False
     whole_backward = False
 
     def together(self, call: Call) -> AbstractContextManager[None]:
@@ -49,6 +51,8 @@ class Local:
         ]
         host = torch.cat([t.to(largest.device, torch.float64, non_blocking=True) for t in parts]).cpu()
         values, v, squares, _ = host.split([len(t) for t in parts])
+        if sqnorms is None:
+            squares = torch.full_like(values, math.nan)
         return Statistics(
             list(losses), values, v, squares, sqnorms_known=sqnorms is not None, finite=bool(torch.isfinite(host).all())
         )

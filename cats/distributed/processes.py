@@ -25,6 +25,7 @@ class Processes:
     """
 
     names_nonfinite_task = False
+    averages = True
     whole_backward = False
 
     def __init__(self, communication: Communication) -> None:

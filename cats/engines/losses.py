@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 Loss: TypeAlias = Tensor | Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class TaskLosses:
+    """One loss per task. If a task has two, of two halves of its batch, its loss is their mean.
+
+    Attributes:
+        tasks: the index of the task of each loss.
+        losses: scalar tensors with a graph, or callables that return one.
+        names: the name of each loss in error messages.
+    """
+
+    tasks: list[int]
+    losses: list[Loss]
+    names: list[str]
+
+    def shares(self, weights: Sequence[float]) -> list[float]:
+        """The factor of each loss in Σ w_n L_n. weights: of all N tasks."""
+        return [weights[n] / self.tasks.count(n) for n in self.tasks]
 
 
 def evaluate(loss: Loss, name: str) -> Tensor:

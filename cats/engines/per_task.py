@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ from cats import ops
 from cats.gradients import Gradient, add, add_to_grad
 
 from .autograd import gradient
-from .losses import Loss, evaluate, number, seed
+from .examples import Examples
+from .losses import Loss, TaskLosses, evaluate, number, seed
 
 
 def task_gradients(
-    losses: Sequence[Loss],
+    losses: TaskLosses | Examples,
     params: Sequence[Tensor],
     *,
     scale: Tensor | None = None,
-    names: Sequence[str],
     whole: bool = False,
 ) -> tuple[list[Tensor], list[Gradient]]:
     """The values of the losses, 0-d float64, and one gradient per loss. ``p.grad`` is not touched.
@@ -30,31 +31,51 @@ def task_gradients(
     last loss that needs it.
 
     Args:
-        losses: tensors or callables, see :func:`cats.engines.losses.evaluate`, which also lists the errors.
+        losses: see :func:`cats.engines.losses.evaluate` and :meth:`Examples.evaluate`, which also list the errors.
         params: the parameters to differentiate by. A gradient has one tensor per parameter, in this order, or None
             where the loss does not depend on the parameter.
         scale: GradScaler's scale, 0-d. The gradients are multiplied by it; the returned values are not.
-        names: the names of the losses in error messages.
         whole: whether each gradient comes from a plain backward pass of the whole graph, in which other leaves get
             gradients too.
     """
+    if isinstance(losses, Examples):
+        return _gradients_of_examples(losses, params, scale, whole)
     values: list[Tensor] = []
     gradients: list[Gradient] = []
-    for loss, name, retain in zip(losses, names, _needed_again(losses), strict=True):
+    for loss, name, retain in zip(losses.losses, losses.names, _needed_again(losses.losses), strict=True):
         value = evaluate(loss, name)
-        try:
+        with _compiled_graph_named(f"loss of {name}"):
             gradients.append(gradient(value, seed(value, 1.0, scale), params, retain_graph=retain, whole=whole))
-        except RuntimeError as error:
-            if "donated buffer" not in str(error):
-                raise
-            raise RuntimeError(
-                f"loss of {name}: the losses share a compiled graph, and torch.compile lets its backward pass run only "
-                "once: pass each loss as a callable, or set torch._functorch.config.donated_buffer = False before the "
-                "first compilation"
-            ) from error
         values.append(number(value))
         del value  # otherwise its graph would stay alive during the next forward pass
     return values, gradients
+
+
+def _gradients_of_examples(
+    losses: Examples, params: Sequence[Tensor], scale: Tensor | None, whole: bool
+) -> tuple[list[Tensor], list[Gradient]]:
+    value = losses.evaluate()
+    gradients = []
+    for n in losses.tasks:
+        start = losses.seed(value, [float(n == m) for m in range(losses.count)], scale)
+        with _compiled_graph_named("losses with tasks="):
+            retain = n != losses.tasks[-1]
+            gradients.append(gradient(value, start, params, retain_graph=retain, whole=whole))
+    return losses.values(value), gradients
+
+
+@contextmanager
+def _compiled_graph_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{what}: the losses share a compiled graph, and torch.compile lets its backward pass run only "
+            "once: pass each loss as a callable, or set torch._functorch.config.donated_buffer = False before the "
+            "first compilation"
+        ) from error
 
 
 def _needed_again(losses: Sequence[Loss]) -> list[bool]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -54,10 +55,14 @@ def rows(*ids: Tensor) -> AbstractContextManager[None]:
 
 
 def known_rows() -> list[Tensor]:
-    """What :func:`rows` was given in this thread since the last call of :func:`forget_rows`."""
+    """What :func:`rows` was given in this thread since the last backward()."""
     return list(_known.lists)
 
 
-def forget_rows() -> None:
-    """Called at the end of every backward()."""
-    _known.lists.clear()
+@contextmanager
+def rows_forgotten() -> Iterator[None]:
+    """Around every backward(): at its end, what :func:`rows` was given is forgotten."""
+    try:
+        yield
+    finally:
+        _known.lists.clear()

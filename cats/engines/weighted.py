@@ -7,45 +7,52 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from .autograd import add_gradients
-from .losses import Loss, evaluate, number, seed
+from .examples import Examples
+from .losses import TaskLosses, evaluate, number, seed
 
 
 def weighted_backward(
-    losses: Sequence[Loss],
+    losses: TaskLosses | Examples,
     weights: Sequence[float],
     params: Sequence[Tensor],
     *,
     scale: Tensor | None = None,
-    names: Sequence[str],
     whole: bool = False,
     before_last_pass: Callable[[bool], None] | None = None,
 ) -> list[Tensor]:
-    """Adds the gradient of Σ w_n L_n to ``p.grad`` and returns the values of the losses, 0-d float64.
+    """Adds the gradient of Σ w_n L_n to ``p.grad``. Returns the values of the losses, 0-d float64, as ``losses.tasks``.
 
     Losses given as tensors share one backward pass. Each callable has a backward pass of its own, after which its
     graph is freed.
 
     Args:
-        losses: tensors or callables, see :func:`cats.engines.losses.evaluate`, which also lists the errors.
-        weights: one number w_n per loss.
+        losses: see :func:`cats.engines.losses.evaluate` and :meth:`Examples.evaluate`, which also list the errors.
+        weights: the numbers w_n of all N tasks.
         params: the parameters that receive gradients. Others get none.
         scale: GradScaler's scale, 0-d. The gradients are multiplied by it; the returned values are not.
-        names: the names of the losses in error messages.
         whole: whether all losses, callables too, share one plain backward pass of the whole graph. Then other leaves
             get gradients too.
         before_last_pass: called before the last backward pass, with whether it writes to each ``p.grad`` only once.
     """
-    values, roots, seeds = [], [], []
-    together = [whole or not callable(loss) for loss in losses]
-    for i, (loss, weight, name) in enumerate(zip(losses, weights, names, strict=True)):
+    roots: list[Tensor] = []
+    seeds: list[Tensor] = []
+    if isinstance(losses, Examples):
+        value = losses.evaluate()
+        seeds = [losses.seed(value, weights, scale)]
+        add_gradients([value], seeds, params, whole=whole, before=before_last_pass)
+        return losses.values(value)
+    values = []
+    together = [whole or not callable(loss) for loss in losses.losses]
+    shares = losses.shares(weights)
+    for i, (loss, share, name) in enumerate(zip(losses.losses, shares, losses.names, strict=True)):
         value = evaluate(loss, name)
-        start = seed(value, weight, scale)
+        start = seed(value, share, scale)
         values.append(number(value))
         if together[i]:
             roots.append(value)
             seeds.append(start)
         else:
-            is_last = i == len(losses) - 1 and not any(together)
+            is_last = i == len(together) - 1 and not any(together)
             add_gradients([value], [start], params, before=before_last_pass if is_last else None)
             del value  # otherwise its graph would stay alive during the next forward pass
     if roots:

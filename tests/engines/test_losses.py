@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from cats.engines.losses import evaluate
+from cats.engines.losses import TaskLosses, evaluate
 from cats.engines.per_task import task_gradients
 from cats.engines.weighted import weighted_backward
 from tests.engines.common import params_of
@@ -39,11 +39,11 @@ def test_callables_keep_one_graph_alive(form):
         seen.append(len(alive))
         return Probe.apply(w).square().sum()
 
-    names = ["a", "b", "c"]
+    losses = TaskLosses([0, 1, 2], [loss] * 3, ["a", "b", "c"])
     if form == "weighted":
-        weighted_backward([loss] * 3, [1.0, 2.0, 3.0], [w], names=names)
+        weighted_backward(losses, [1.0, 2.0, 3.0], [w])
     else:
-        task_gradients([loss] * 3, [w], names=names)
+        task_gradients(losses, [w])
     assert seen == [0, 0, 0]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cats.engines import per_task
 from cats.engines.per_task import combine_dots_across, task_gradients
-from tests.engines.common import params_of
+from tests.engines.common import by_task, params_of
 
 
 def test_task_gradients_of_tensors_that_share_a_graph():
@@ -15,7 +15,7 @@ def test_task_gradients_of_tensors_that_share_a_graph():
     x = torch.arange(3.0, dtype=torch.float64)
     z = torch.tanh(w @ x)
     losses = [(z * head_a).sum(), (z * head_b).square().sum()]
-    values, grads = task_gradients(losses, [w, head_a, head_b, frozen], names=["a", "b"])
+    values, grads = task_gradients(by_task(losses), [w, head_a, head_b, frozen])
     assert [v.item() for v in values] == [loss.item() for loss in losses]
     assert all(v.dtype == torch.float64 and not v.requires_grad for v in values)
     assert grads[0][2] is None and grads[1][1] is None and grads[0][3] is None
@@ -36,7 +36,7 @@ def test_graphs_are_kept_only_for_a_later_loss_that_shares_them():
     kept = []
     for loss in losses:  # the hook runs during the backward pass of the loss
         loss.register_hook(lambda grad: kept.append(torch._C._autograd._get_current_graph_task_keep_graph()))
-    _, grads = task_gradients(losses, [w, v], names=list("abcd"))
+    _, grads = task_gradients(by_task(losses), [w, v])
     assert kept == [True, False, False, False]
     ew = (w * v).exp().detach()
     expected = [[2 * w, None], [v * ew, w * ew], [2 * w * v, w.square()], [None, 2 * v]]
@@ -54,8 +54,8 @@ def test_losses_of_a_compiled_model():
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     x, params = torch.randn(2, 5, 4), list(model.parameters())
     compiled = torch.compile(model)
-    _, grads = task_gradients([compiled(b).square().mean() for b in x], params, names=["a", "b"])
-    _, plain = task_gradients([model(b).square().mean() for b in x], params, names=["a", "b"])
+    _, grads = task_gradients(by_task([compiled(b).square().mean() for b in x]), params)
+    _, plain = task_gradients(by_task([model(b).square().mean() for b in x]), params)
     for row, other in zip(grads, plain, strict=True):
         torch.testing.assert_close(row, other)
 
@@ -64,14 +64,14 @@ def test_callables_and_tensors_mixed():
     (w,) = params_of(3)
     z = w.square()
     losses = [z.sum(), lambda: w.sum(), (2 * z).sum(), lambda: (3 * w).sum()]
-    _, grads = task_gradients(losses, [w], names=list("abcd"))
+    _, grads = task_gradients(by_task(losses), [w])
     expected = [2 * w, torch.ones_like(w), 4 * w, torch.full_like(w, 3)]
     assert all(torch.equal(g[0], e) for g, e in zip(grads, expected, strict=True))
 
 
 def test_a_loss_of_shape_one_passes():
     (w,) = params_of(1)
-    assert task_gradients([w * 2], [w], names=["a"])[0][0].shape == ()
+    assert task_gradients(by_task([w * 2]), [w])[0][0].shape == ()
 
 
 def flat(gradient):

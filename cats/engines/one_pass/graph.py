@@ -15,7 +15,7 @@ Node: TypeAlias = Any  # torch.autograd.graph.Node, without the attributes that 
 
 @dataclass(frozen=True)
 class Input:
-    """A parameter as an input of a node. ``views`` lead from the parameter to the input, each with its output's number."""
+    """A parameter as an input of a node. ``views`` lead from it to the input: nodes, and which output of each."""
 
     param: int
     views: tuple[tuple[Node, int], ...]
@@ -45,9 +45,8 @@ class Use:
 
     @property
     def only_parameters(self) -> bool:
-        """Whether all inputs that have a gradient are parameters, or views of them."""
-        parents = self.node.next_functions
-        return all(parent is None or i in self.inputs for i, (parent, _) in enumerate(parents))
+        """Whether the node multiplies parameters with each other, or views of them, and has no data."""
+        return len(self.inputs) == len(self.node.next_functions) > 1
 
     @property
     def params(self) -> set[int]:
@@ -138,6 +137,10 @@ def _slice(node: Node, x: Tensor, output: int) -> Tensor:
     return cast(Tensor, torch.ops.aten.slice(x, signed(node._saved_dim), first, last, step))
 
 
+def _split_with_sizes(node: Node, x: Tensor, output: int) -> Tensor:
+    return x.split(node._saved_split_sizes, signed(node._saved_dim))[output]
+
+
 # How a node that only rearranges or converts its input treats another tensor of the input's shape. Output nr. `output`.
 VIEWS: dict[str, Callable[[Node, Tensor, int], Tensor]] = {
     "AliasBackward0": lambda node, x, output: x,
@@ -147,7 +150,7 @@ VIEWS: dict[str, Callable[[Node, Tensor, int], Tensor]] = {
     "SelectBackward0": lambda node, x, output: x.select(signed(node._saved_dim), signed(node._saved_index)),
     "SliceBackward0": _slice,
     "SplitBackward0": lambda node, x, output: x.split(node._saved_split_size, signed(node._saved_dim))[output],
-    "SplitWithSizesBackward0": lambda node, x, output: x.split(node._saved_split_sizes, signed(node._saved_dim))[output],
+    "SplitWithSizesBackward0": _split_with_sizes,
     "SqueezeBackward0": _reshape,
     "SqueezeBackward1": _reshape,
     "TBackward0": lambda node, x, output: x.t(),

@@ -68,16 +68,14 @@ class Planner:
         for use in uses:
             if not found[use]:
                 where = ", ".join(names[i] for i in sorted(use.params))
-                why = "batch normalisation in training mode" if graph.batch_norm else "batch statistics or a shared loss"
+                why = "batch normalisation in training" if graph.batch_norm else "batch statistics or a shared loss"
                 raise UnsupportedError(
                     f"engine one_pass: examples of different tasks meet in the layer of {where}, for example by {why}, "
                     "or its rows are not those of tasks= and cats.engines.rows(): use engine='per_task'"
                 )
         return Plan({use: found[use][0] for use in uses}, sorted(others))
 
-    def _placements(
-        self, uses: Sequence[Use], batch: Batch, params: Sequence[Tensor]
-    ) -> list[tuple[Placement, ...]]:
+    def _placements(self, uses: Sequence[Use], batch: Batch, params: Sequence[Tensor]) -> list[tuple[Placement, ...]]:
         """For each use the placements that are possible. If there are several, they say the same of this batch."""
         lengths = tuple(map(len, batch.lists))
         if len(batch.tasks) == 1:  # every row that matters is this task's
@@ -88,7 +86,8 @@ class Planner:
             for key, use in zip(keys, uses, strict=True)
         ]
         check = self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0
-        if not check and all(placements and _agree(placements, use, batch) for placements, use in zip(known, uses, strict=True)):
+        clear = all(len(found) > 0 and _agree(found, use, batch) for found, use in zip(known, uses, strict=True))
+        if clear and not check:
             return known
         found = masked_gradients_show(uses, batch, params)
         for key, (placements, seen) in zip(keys, found, strict=True):

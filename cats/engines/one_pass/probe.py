@@ -18,6 +18,7 @@ from .batch import Batch
 from .graph import Use
 from .placement import Placement, candidates
 
+
 def masks(tasks: Sequence[int]) -> list[set[int]]:
     """Sets of tasks such that for any two tasks i ≠ j one of the sets has i, but not j. As few as possible (Sperner).
 
@@ -41,7 +42,7 @@ class Evidence:
         self.seen = False  # whether any row received a gradient
 
     def add(self, delta: Tensor, allowed: Tensor) -> None:
-        """delta: the gradient of the output. allowed: (N + 1,) bool, whether rows of a task, or of none, may have one."""
+        """delta: the gradient of the output. allowed: (N + 1,) bool: whether rows of task n, or none, may have one."""
         nonzero = delta != 0  # nan too
         for placement in list(self.possible):
             others = [d for d in range(delta.dim()) if d != placement.dim]

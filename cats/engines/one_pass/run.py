@@ -18,7 +18,6 @@ from torch import Tensor
 
 from cats import ops
 from cats.engines.autograd import add_gradients
-from cats.engines.pending import UnsupportedError
 from cats.gradients import Gradient
 
 from .batch import Batch
@@ -52,6 +51,8 @@ class OnePass:
         names: Sequence[str],
         scale: Tensor | None,
         immediate: bool,
+        whole: bool,
+        before_last_pass: Callable[[bool], None],
     ) -> LayerDots:
         """Adds ḡ to ``p.grad``.
 
@@ -62,10 +63,11 @@ class OnePass:
             scale: GradScaler's scale, 0-d, by which ``batch.seeds`` are multiplied.
             immediate: whether ``p.grad`` is None before and ḡ is final after this call. Then a layer's data are freed
                 during the backward pass.
+            whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
         Raises:
-            UnsupportedError: see :meth:`Planner.plan`. Nothing has changed then. Or a parameter got its gradient out of
-                sight; then gradients have been added.
+            UnsupportedError: see :meth:`Planner.plan`. Nothing has changed then.
+            RuntimeError: a parameter got its gradient from a function that uses it out of sight of autograd.
         """
         plan = self._planner.plan(batch, params[:shared], names)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
@@ -75,14 +77,15 @@ class OnePass:
         unseen = [i for i, p in enumerate(params[:shared]) if i not in seen and p.grad is None]
         try:
             retain = bool(plan.others or missing)
-            add_gradients(batch.roots, batch.seeds(weights), params, retain_graph=retain)
+            seeds = batch.seeds(weights)
+            add_gradients(batch.roots, seeds, params, retain_graph=retain, whole=whole, before=before_last_pass)
         finally:
             recorder.remove()
         for i in unseen:
             if params[i].grad is not None:
-                raise UnsupportedError(
-                    f"engine one_pass: {names[i]} got a gradient from a function that uses it out of sight of autograd: "
-                    "use engine='per_task'"
+                raise RuntimeError(
+                    f"engine one_pass: {names[i]} got a gradient from a function that uses it out of sight of "
+                    "autograd: use engine='per_task'"
                 )
         if immediate:
             dots.finish()
@@ -182,7 +185,7 @@ def _row_dots(x: Tensor, y: Tensor, rows: Tensor, total: int) -> Tensor:
 
 
 class _Recorder:
-    """Hooks that record the uses in the backward pass. If ``final`` parameters are given, it finishes them there too."""
+    """Hooks that record the uses in the backward pass. With ``final`` parameters, they also compute the dots there."""
 
     def __init__(
         self, uses: dict[Use, Placement], dots: LayerDots, final: Sequence[Tensor], share: float | None, seed: int

@@ -1,0 +1,184 @@
+"""Which engine computes <g_n, ḡ> for the losses at hand, and how it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from cats.gradients import is_sharded
+
+from . import one_pass
+from .examples import Examples
+from .losses import TaskLosses, evaluate, number, seed
+from .one_pass import OnePass
+from .pending import Pending, UnsupportedError
+from .rows import known_rows
+
+NAMES = ("auto", "per_task", "two_pass", "one_pass", "forward_mode")
+_GIB = 2**30
+
+
+_log = logging.getLogger("cats")
+
+
+class Engines:
+    """The engine of one optimizer: the one that was asked for, or the one that fits best.
+
+    Args:
+        asked: one of ``NAMES``.
+        share: the share of the rows from which one_pass estimates <g_n, ḡ>. None: all.
+        backend: the backend of :mod:`cats.ops`, or None.
+        model: the model, for the names of parameters in error messages.
+
+    Attributes:
+        name, reason: of the last choice.
+        calls_per_step: how many backward() calls the last step had. None before the first step.
+    """
+
+    def __init__(self, asked: str, share: float | None, backend: str | None, model: nn.Module | None) -> None:
+        self.asked, self.model = asked, model
+        self.name, self.reason = asked, "asked for"
+        self.calls_per_step: int | None = None
+        self._one_pass = OnePass(share, backend)
+        self._refused: str | None = None  # why one_pass could not be used
+
+    def choose(self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool) -> str:
+        """The name of the engine for the losses of a step. The log says it, whenever it is another one.
+
+        Args:
+            params: the parameters that require grad.
+            halves, gram: whether the weighting needs two losses per task, or the Gram matrix.
+        """
+        name, reason = self.asked, "asked for"
+        if self.asked == "auto":
+            name, reason = self._best(losses, params, halves=halves, gram=gram)
+        if name != self.name and self.asked == "auto":
+            _log.info("engine %s: %s", name, reason)
+        self.name, self.reason = name, reason
+        return name
+
+    def _best(
+        self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool
+    ) -> tuple[str, str]:
+        if gram or halves:
+            return "per_task", "the weighting needs " + ("the Gram matrix" if gram else "two losses per task")
+        tensors = isinstance(losses, TaskLosses) and not any(map(callable, losses.losses))
+        reason = ""
+        if any(map(is_sharded, params)):
+            reason = "the parameters are sharded; "
+        elif isinstance(losses, Examples) or (tensors and known_rows()):
+            if self._refused is None:
+                return "one_pass", "the tasks of the rows are known"
+            reason = f"one_pass was refused ({self._refused}); "
+        elif tensors and len(losses.tasks) > 1:
+            reason = "the tasks of the rows are not known (tasks= of backward() tells them); "
+        count = len(set(losses.tasks))
+        needed = count * sum(p.numel() * p.element_size() for p in params)
+        free = free_memory(params[0].device)
+        reason += f"{count} gradients take {needed / _GIB:.2g} GiB, and {free / _GIB:.2g} GiB are free"
+        return "per_task", reason
+
+    def evaluated(self, losses: TaskLosses | Examples) -> TaskLosses | Examples:
+        """The losses for one_pass, with a tensor instead of a callable."""
+        if isinstance(losses, Examples) and callable(losses.loss):
+            with _uncompiled():
+                return dataclasses.replace(losses, loss=losses.evaluate())
+        return losses
+
+    def refuse(self, error: UnsupportedError) -> None:
+        """From now on, "auto" does not choose one_pass. If one_pass was asked for by name, this raises the error."""
+        if self.asked != "auto":
+            raise error
+        self._refused = str(error).removeprefix("engine one_pass: ").partition(": use ")[0]
+
+    def backward(
+        self,
+        name: str,
+        losses: TaskLosses | Examples,
+        weights: Sequence[float],
+        params: Sequence[Tensor],
+        shared: int,
+        *,
+        names: Sequence[str],
+        scale: Tensor | None,
+        immediate: bool,
+        whole: bool,
+        before_last_pass: Callable[[bool], None],
+    ) -> tuple[list[Tensor], Pending]:
+        """Adds ḡ to ``p.grad`` in one backward pass.
+
+        Args:
+            name: of an engine other than "per_task".
+            weights: of all N tasks.
+            params: the parameters that require grad, the shared ones first. names: for error messages.
+            shared: how many of them enter <g_n, ḡ>.
+            scale: GradScaler's scale, 0-d.
+            immediate: whether ``p.grad`` is None now, and ḡ is final after this call.
+            whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
+
+        Returns:
+            the values of the losses, 0-d float64, and what gives <g_n, ḡ> when ḡ is final.
+
+        Raises:
+            UnsupportedError: the engine cannot be used for these losses. Nothing has changed.
+        """
+        if any(map(is_sharded, params)):
+            raise UnsupportedError("engine one_pass: the parameters are sharded: use engine='per_task'")
+        batch, values = _batch(losses, len(weights), scale)
+        batch.lists.extend(each.to(params[0].device).long() for each in known_rows())
+        pending = self._one_pass.backward(
+            batch,
+            weights,
+            params,
+            shared,
+            names=names,
+            scale=scale,
+            immediate=immediate,
+            whole=whole,
+            before_last_pass=before_last_pass,
+        )
+        return values, pending
+
+
+def _batch(losses: TaskLosses | Examples, total: int, scale: Tensor | None) -> tuple[one_pass.Batch, list[Tensor]]:
+    if isinstance(losses, Examples):
+        examples, value = losses, losses.evaluate()
+        ids = losses.ids.flatten().to(value.device)
+        batch = one_pass.Batch([value], lambda w: [examples.seed(value, w, scale)], losses.tasks, total, [ids])
+        return batch, losses.values(value)
+    given = losses
+    if any(map(callable, losses.losses)):
+        raise UnsupportedError(
+            "engine one_pass needs one graph for all tasks: pass losses per example with tasks=, or scalar losses with "
+            "cats.engines.rows()"
+        )
+    roots = [evaluate(loss, name) for loss, name in zip(losses.losses, losses.names, strict=True)]
+
+    def seeds(weights: Sequence[float]) -> list[Tensor]:
+        return [seed(root, share, scale) for root, share in zip(roots, given.shares(weights), strict=True)]
+
+    return one_pass.Batch(roots, seeds, sorted(set(losses.tasks)), total, []), list(map(number, roots))
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """Runs compiled models without their compiled code, which hides their layers."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes long, and nothing is compiled then
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes that can still be allocated there."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2**63 - 1

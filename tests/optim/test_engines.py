@@ -1,0 +1,192 @@
+"""The engines inside the optimizer: the same numbers as per_task, over one or more backward() calls."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cats
+
+K, B, T, V = 3, 7, 4, 11
+IDS = torch.tensor([0, 2, 1, 0, 2, 2, 0])
+
+
+class Tiny(nn.Module):
+    """An embedding tied with the output, Linear layers, a norm, and a position added."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(V, 6)
+        self.position = nn.Parameter(torch.randn(T, 6))
+        self.layers = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Dropout(dropout), nn.Linear(9, 6))
+        self.norm = nn.LayerNorm(6)
+        self.double()
+
+    def forward(self, x):
+        h = self.embedding(x) + self.position
+        return F.linear(self.norm(h + self.layers(h)), self.embedding.weight)
+
+
+def losses_of(model, x, y):
+    return F.cross_entropy(model(x).transpose(1, 2), y, reduction="none")  # (B, T)
+
+
+def data(seed=1, batch=B):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(V, (2, batch, T), generator=generator)
+
+
+def optimizer(model, engine, **settings):
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    return cats.CATS(base, K, inner_steps=1, alpha_lr=0.5, engine=engine, model=model, **settings)
+
+
+def numbers(opt):
+    return {name: dict(opt.statistics[name]) for name in ("losses", "dots")} | {"alpha": opt.alpha}
+
+
+def assert_same(a, b, rtol=1e-10):
+    for name, values in a.items():
+        assert list(values) == list(b[name])
+        assert list(values.values()) == pytest.approx(list(b[name].values()), rel=rtol, abs=1e-12)
+
+
+def train(engine, steps=4, calls=(1, 1, 1, 1), **settings):
+    model = Tiny()
+    opt = optimizer(model, engine, **settings)
+    seen = []
+    for step in range(steps):
+        x, y = data(step)
+        opt.zero_grad()
+        for part in torch.arange(B).tensor_split(calls[step]):
+            opt.backward(losses_of(model, x[part], y[part]), tasks=IDS[part])
+        opt.step()
+        seen.append(numbers(opt))
+    return model, opt, seen
+
+
+@pytest.mark.parametrize("calls", [(1, 1, 1, 1), (2, 2, 2, 2)], ids=["one call", "two calls"])
+def test_one_pass_gives_the_numbers_of_per_task(calls):
+    expected, _, numbers_expected = train("per_task", calls=calls)
+    model, opt, seen = train("one_pass", calls=calls)
+    for a, b in zip(seen, numbers_expected, strict=True):
+        assert_same(a, b)
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert opt.statistics["engine"] == "one_pass"
+
+
+def test_per_task_with_ids_is_per_task_with_one_loss_per_task():
+    model, x, y = Tiny(), *data()
+    opt, other = optimizer(model, "per_task"), optimizer(model, "per_task")
+    opt.backward(losses_of(model, x, y), tasks=IDS)
+    ids = opt.param_groups[0]["params"][0].grad.clone()
+    opt.zero_grad()
+    loss = losses_of(model, x, y)
+    other.backward([loss[n == IDS].mean() for n in range(K)])
+    torch.testing.assert_close(other.param_groups[0]["params"][0].grad, ids)
+
+
+def test_auto_takes_one_pass_and_says_why(caplog):
+    with caplog.at_level(logging.INFO, "cats"):
+        _, opt, _ = train("auto")
+    assert opt.statistics["engine"] == "one_pass" and "rows" in opt.statistics["engine_reason"]
+    assert [record.message for record in caplog.records] == ["engine one_pass: the tasks of the rows are known"]
+
+
+def test_another_number_of_calls_makes_the_numbers_unknown_once():
+    _, _, seen = train("one_pass", calls=(1, 2, 2, 2))
+    assert seen[1]["alpha"] == seen[0]["alpha"] and seen[1]["dots"] == seen[0]["dots"]  # not updated
+    _, _, expected = train("per_task", calls=(1, 2, 2, 2))
+    assert set(seen[3]["dots"]) == set(expected[3]["dots"]) and seen[3]["alpha"] != seen[1]["alpha"]
+
+
+def test_gradients_of_other_code_are_no_part_of_the_numbers():
+    model, x, y = Tiny(), *data()
+    seen = []
+    for engine in ("per_task", "one_pass"):
+        opt = optimizer(model, engine)
+        opt.zero_grad()
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        for part in torch.arange(B).tensor_split(2):
+            opt.backward(losses_of(model, x[part], y[part]), tasks=IDS[part])
+        grads = [p.grad.clone() for p in model.parameters()]
+        for group in opt.param_groups:
+            group["lr"] = 0.0
+        opt.step()
+        seen.append((numbers(opt), grads))
+    assert_same(seen[0][0], seen[1][0])
+    for a, b in zip(seen[0][1], seen[1][1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_batch_normalisation_is_refused_by_name_and_auto_takes_per_task():
+    x, y = data()
+
+    class Mixing(Tiny):
+        def forward(self, x):
+            h = self.embedding(x)
+            return F.linear(F.batch_norm(h.flatten(0, 1), None, None, training=True).view_as(h), self.embedding.weight)
+
+    model = Mixing()
+    with pytest.raises(RuntimeError, match=r"embedding.weight.*batch normalisation"):
+        optimizer(model, "one_pass").backward(losses_of(model, x, y), tasks=IDS)
+    assert all(p.grad is None for p in model.parameters())
+    opt = optimizer(model, "auto")
+    opt.backward(losses_of(model, x, y), tasks=IDS)
+    opt.step()
+    assert opt.statistics["engine"] == "per_task" and "batch normalisation" in opt.statistics["engine_reason"]
+
+
+def test_rows_of_another_number_need_rows():
+    model, x, y = nn.Embedding(V, 6).double(), *data()
+    keep = torch.arange(B * T) % 3 != 0
+    ids = IDS.repeat_interleave(T)[keep]
+    opt = optimizer(model, "one_pass")
+
+    def loss():
+        return F.cross_entropy(
+            model(x.flatten()[keep]) @ torch.ones(6, V).double(), y.flatten()[keep], reduction="none"
+        )
+
+    def by_example():
+        return torch.zeros(B).double().index_add(0, torch.arange(B).repeat_interleave(T)[keep], loss())
+
+    with cats.engines.rows(ids):
+        opt.backward(by_example(), tasks=IDS)
+    opt.step()
+    assert opt.statistics["engine"] == "one_pass"
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "match"),
+    [
+        (torch.tensor([0, 1]), ValueError, r"shape \(2,\).*\(7, 4\)"),
+        (torch.tensor([0.0] * B), TypeError, "integer"),
+        (torch.tensor([3] * B), ValueError, "index 3.*3 tasks"),
+        (["x"] * B, ValueError, "unknown task 'x'"),
+        ("az", TypeError, "str"),
+    ],
+)
+def test_tasks_that_are_refused(ids, error, match):
+    model, x, y = Tiny(), *data()
+    with pytest.raises(error, match=match):
+        optimizer(model, "auto").backward(losses_of(model, x, y), tasks=ids)
+
+
+def test_entries_of_no_task_do_not_count():
+    model, x, y = Tiny(), *data()
+    ids = IDS[:, None].expand(B, T).clone()
+    ids[:, 2:] = -1
+    opt, other = optimizer(model, "per_task"), optimizer(model, "per_task")
+    opt.backward(losses_of(model, x, y), tasks=ids)
+    grad = model.position.grad.clone()
+    opt.zero_grad()
+    other.backward(losses_of(model, x, y)[:, :2], tasks=IDS)
+    torch.testing.assert_close(model.position.grad, grad)
