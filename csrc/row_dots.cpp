@@ -18,15 +18,33 @@ template <class T, class S> __attribute__((noinline)) double inner_in_double(con
     typedef typename Arithmetic<T>::Scalar C;
     double sum = 0;
     for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t here = std::min<int64_t>(LANES, count - i);
+        T a[LANES] = {};
+        S b[LANES] = {};
         C left[LANES], right[LANES];
-        store(left, load(x + i));
-        store(right, load(y + i));
+        std::memcpy(a, x + i, size_t(here) * sizeof(T));
+        std::memcpy(b, y + i, size_t(here) * sizeof(S));
+        store(left, load(a));
+        store(right, load(b));
         for (int64_t j = 0; j < LANES; j++) sum += double(left[j]) * double(right[j]);
     }
     return sum;
 }
 
-// <x, y> for `count` elements (whole vectors, at most MAX_BLOCK). A lane of an accumulator adds at most 19 products in a row.
+template <class T> static inline bool all_zero_to(const T* end, int64_t count) {
+    return all_zero(end - count, count / LANES * LANES) && all_zero(end - LANES, LANES);
+}
+
+// The vector that ends at `end`, with zeros before its last `count` elements.
+template <class T> CATS_INLINE typename Arithmetic<T>::Lanes load_end(const T* end, int64_t count) {
+    typedef typename Arithmetic<T>::Lanes V;
+    typedef decltype(V() < V()) Mask;
+    const V numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const Mask wanted = numbers >= typename Arithmetic<T>::Scalar(LANES - count);
+    return reinterpret<V>(reinterpret<Mask>(load(end - LANES)) & wanted);
+}
+
+// <x, y> for LANES ... MAX_BLOCK + LANES - 1 elements. A lane of an accumulator adds at most 19 products in a row.
 template <class T, class S> CATS_INLINE double inner_block(const T* x, const S* y, int64_t count) {
     typedef typename Arithmetic<T>::Lanes V;
     constexpr int PARALLEL = sizeof(typename Arithmetic<T>::Scalar) == 4 ? 4 : 2;  // independent additions
@@ -35,12 +53,14 @@ template <class T, class S> CATS_INLINE double inner_block(const T* x, const S* 
     int64_t i = 0;
     for (; i + PARALLEL * LANES <= count; i += PARALLEL * LANES)
         for (int j = 0; j < PARALLEL; j++) d[j] += load(x + i + j * LANES) * load(y + i + j * LANES);
-    for (; i < count; i += LANES) d[0] += load(x + i) * load(y + i);
+    for (; i + LANES <= count; i += LANES) d[0] += load(x + i) * load(y + i);
+    if (i < count) d[1] += load_end(x + count, count - i) * load_end(y + count, count - i);
     for (int half = PARALLEL / 2; half > 0; half /= 2)
         for (int j = 0; j < half; j++) d[j] += d[j + half];
     const double dot = sum(d[0]);
     if (sizeof(V) == sizeof(Double16Lanes)) return dot;
-    if (std::isfinite(dot) && (std::fabs(dot) >= SMALLEST_DOT || (dot == 0 && (all_zero(x, count) || all_zero(y, count)))))
+    if (std::isfinite(dot) && (std::fabs(dot) >= SMALLEST_DOT ||
+                               (dot == 0 && (all_zero_to(x + count, count) || all_zero_to(y + count, count)))))
         return dot;
     typedef typename Arithmetic<T>::Portable P;
     typedef typename Arithmetic<S>::Portable Q;
@@ -48,17 +68,17 @@ template <class T, class S> CATS_INLINE double inner_block(const T* x, const S* 
 }
 
 template <class T, class S> CATS_INLINE double inner(const T* x, const S* y, int64_t count) {
-    double total = 0;
-    const int64_t whole = count / LANES * LANES;
-    for (int64_t i = 0; i < whole; i += MAX_BLOCK) total += inner_block(x + i, y + i, std::min(MAX_BLOCK, whole - i));
-    if (whole < count) {
+    if (count < LANES) {
         T left[LANES] = {};
         S right[LANES] = {};
-        std::memcpy(left, x + whole, size_t(count - whole) * sizeof(T));
-        std::memcpy(right, y + whole, size_t(count - whole) * sizeof(S));
-        total += inner_block(left, right, LANES);
+        std::memcpy(left, x, size_t(count) * sizeof(T));
+        std::memcpy(right, y, size_t(count) * sizeof(S));
+        return inner_block(left, right, LANES);
     }
-    return total;
+    double total = 0;
+    int64_t i = 0;
+    for (; count - i >= MAX_BLOCK + LANES; i += MAX_BLOCK) total += inner_block(x + i, y + i, MAX_BLOCK);
+    return total + inner_block(x + i, y + i, count - i);
 }
 
 template <class T, class S> CATS_INLINE void run(const Job& job) {
