@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -73,3 +74,63 @@ def optimizer_of(model: Model, how: str, process_group: Any = None) -> cats.Mult
     shared = [*model.body.parameters()] if how == "shared" else None
     options = options.get(how, {"loss_term": True})
     return cats.CATS(base, TASKS, inner_steps=2, shared=shared, process_group=process_group, **options)
+
+
+def whole(t: Any) -> Tensor:
+    return (t.full_tensor() if hasattr(t, "full_tensor") else t).detach()
+
+
+def train(
+    place: int,
+    count: int,
+    how: str,
+    calls: int,
+    *,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    lazy: bool = False,
+    group: Any = None,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Any]:
+    """A run in one of the processes, with its own rows. A task's loss is the mean over the rows of all processes.
+
+    A process without rows of a task has no loss of it. With a wrapper it passes a loss of 0, because wrappers wait.
+
+    Args:
+        place, count: of this process.
+        how: see :func:`optimizer_of`.
+        calls: the number of backward() calls per step.
+        wrap: puts a wrapper around the model.
+        lazy: whether losses are callables.
+    """
+    bare = Model().to(dtype)
+    model = bare if wrap is None else wrap(bare)
+    optimizer = optimizer_of(bare, how, group)
+    history: list[dict[str, Any]] = []
+
+    def loss(x: Tensor, y: Tensor, task: str, mine: list[int]) -> Tensor:
+        rows = mine or [0]
+        return (count / len(x) if mine else 0.0) * model(x[rows].to(dtype), y[rows].to(dtype), task)
+
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for call in range(calls):
+            losses: dict[str, Any] = {}
+            for task, (x, y) in batch(step).items():
+                mine = [i for i in range(len(x)) if i % count == place and (i // count) % calls == call]
+                if step == 3:  # one process has all rows
+                    mine = [i for i in range(len(x)) if place == 0 and i % calls == call]
+                if mine or wrap:
+                    later = functools.partial(loss, x, y, task, mine)
+                    losses[task] = later if lazy else later()
+            if losses or count > 1:
+                optimizer.backward(losses)
+        nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+        optimizer.step()
+        history.append({k: v for k, v in optimizer.statistics.items() if k in ("losses", "dots", "sqnorms", "sqnorm")})
+    return {
+        "model": {name: whole(p) for name, p in bare.named_parameters()},
+        "alpha": optimizer.alpha,
+        "multipliers": optimizer.multipliers,
+        "history": history,
+        "idle": bare.idle.weight.grad is None,
+    }

@@ -18,7 +18,7 @@ from torch import distributed as dist
 import cats
 from cats import distributed
 from cats.distributed import buckets
-from tests.distributed.common import STEPS, TASKS, Model, batch, needs_gloo, optimizer_of, results_of
+from tests.distributed.common import TASKS, Model, batch, needs_gloo, results_of, train
 
 pytestmark = needs_gloo
 
@@ -39,35 +39,6 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
     result |= {"traffic": {str(k): traffic(rank, k) for k in (1, 2)}, "overlap": overlap(rank), "half": half(rank)}
     return result
-
-
-def train(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
-    """A run in one of the processes, with its own rows. A task's loss is the mean over the rows of all processes."""
-    model = Model()
-    optimizer = optimizer_of(model, how)
-    history: list[dict[str, Any]] = []
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        for call in range(calls):
-            losses = {}
-            for task, (x, y) in batch(step).items():
-                mine = [i for i in range(len(x)) if i % count == rank and (i // count) % calls == call]
-                if step == 3:
-                    mine = [i for i in range(len(x)) if rank == 0 and i % calls == call]
-                if mine:
-                    losses[task] = count / len(x) * model(x[mine], y[mine], task)
-            if losses or count > 1:
-                optimizer.backward(losses)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        history.append({k: v for k, v in optimizer.statistics.items() if k in ("losses", "dots", "sqnorm")})
-    return {
-        "model": model.state_dict(),
-        "alpha": optimizer.alpha,
-        "multipliers": optimizer.multipliers,
-        "history": history,
-        "idle": model.idle.weight.grad is None,
-    }
 
 
 @pytest.mark.parametrize(("how", "calls"), RUNS)
