@@ -24,6 +24,7 @@ class _SmoothedLoss(torch.autograd.Function):
         """wrong: the target probability that smoothing gives to each of the V - 1 wrong tokens."""
         log_p = torch.log_softmax(logits, dim=-1)
         ctx.save_for_backward(log_p, targets)
+        ctx.save_for_forward(log_p, targets)
         ctx.wrong = wrong
         nll = -log_p.gather(-1, targets[:, None]).squeeze(-1)
         smoothed = (1 - wrong * logits.shape[-1]) * nll - wrong * log_p.sum(-1) if wrong else nll.clone()
@@ -33,13 +34,22 @@ class _SmoothedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        return _SmoothedLoss._derivative(ctx).mul_(grad[:, None]), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
+        return torch.linalg.vecdot(_SmoothedLoss._derivative(ctx), tangent), None
+
+    @staticmethod
+    def _derivative(ctx: Any) -> Tensor:
+        """Row i is the derivative of the i-th smoothed loss by its logits: the softmax minus the target probability."""
         log_p, targets = ctx.saved_tensors
         right = 1 - ctx.wrong * log_p.shape[-1]  # target probability of the right token minus that of a wrong one
         result = log_p.exp()
         if ctx.wrong:
             result -= ctx.wrong
         result.scatter_add_(-1, targets[:, None], result.new_full((len(targets), 1), -right))
-        return result.mul_(grad[:, None]), None, None
+        return result
 
 
 def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from cats.nmt.model.loss import token_losses
 
@@ -41,9 +42,13 @@ def test_no_smoothing_is_the_nll():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient(smoothing: float):
     logits, targets = data()
-    assert torch.autograd.gradcheck(lambda x: token_losses(x, targets, smoothing)[0], logits.requires_grad_())
+    check = torch.autograd.gradcheck
+    assert check(lambda x: token_losses(x, targets, smoothing)[0], logits.requires_grad_(), check_forward_ad=True)
 
 
-def test_the_nll_carries_no_gradient():
+def test_the_nll_carries_no_gradient_and_no_tangent():
     logits, targets = data()
     assert not token_losses(logits.requires_grad_(), targets, 0.1)[1].requires_grad
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits.detach(), torch.ones_like(logits))
+        assert forward_ad.unpack_dual(token_losses(dual, targets, 0.1)[1]).tangent is None
