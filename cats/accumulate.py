@@ -207,16 +207,16 @@ class Accumulation:
         self._pending.append(pending)
         self.numbers_known = last is None or self.calls == last
         if self.numbers_known:
-            self._compute_dots()
+            self._compute_dots(last=self.calls == last)
         if self.calls == last:  # frees graphs and activations. A further call makes the numbers unknown.
             self._pending, self._lost = [], True
 
-    def _compute_dots(self) -> None:
+    def _compute_dots(self, *, last: bool) -> None:
         direction = [p.grad for p in self.params] if self._own is None else self._own
         dots: dict[int, Tensor] = {}
         sqnorms: dict[int, Tensor] | None = None
         for pending in self._pending:
-            found, sqnorms = pending.dots(direction)
+            found, sqnorms = pending.dots(direction, last=last)
             for n, value in found.items():
                 dots[n] = dots[n] + value if n in dots else value
         device = self.params[0].device
@@ -234,7 +234,11 @@ class Accumulation:
         if not self.due:
             return "per_task"
         return self.engines.choose(
-            losses, self.params, halves=self.weighting.cross_batch, gram=self.weighting.needs_gram
+            losses,
+            self.params,
+            halves=self.weighting.cross_batch,
+            gram=self.weighting.needs_gram,
+            alone=not self.reducer.averages,
         )
 
     def _add_per_task(self, losses: TaskLosses | Examples, weights: Tensor) -> None:

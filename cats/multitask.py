@@ -72,12 +72,25 @@ class MultiTask(Optimizer):
             parameter. For parameters that are used in ways that it does not know, it computes their gradients task by
             task. Examples of different tasks must not meet, as in batch normalisation: masked backward passes check
             that in the first such step, and again now and then. Compiled models are refused, unless the losses are a
-            callable: then these steps run without compiled code. If the number of backward() calls differs from that
-            of the step before, the numbers may not be known; then the weighting is not updated in this step.
-            "auto": "one_pass" with ``tasks``, if the model allows it, otherwise "per_task".
+            callable: then these steps run without compiled code.
+            "two_pass": one backward pass for ḡ, then one task's gradient after the other, of which one at a time is in
+            memory. It takes about twice the time of "per_task". It knows ‖g_n‖², unless there are several calls.
+            "forward_mode": one backward pass for ḡ, then one forward pass that computes the derivative of every loss
+            along ḡ, for any number of tasks. ‖g_n‖² is nan. Losses must be callables. Both passes avoid fused attention
+            and compiled code. Functions without a derivative in forward mode are refused by name. The first numbers of
+            each task are compared with those of its gradient.
+            "auto": "one_pass" with ``tasks``, if the model allows it. Otherwise "per_task", or with one process
+            "two_pass" if K gradients would take more than half of the free memory.
+            "two_pass" and "forward_mode" evaluate a callable again, with the same random numbers of torch, the same
+            autocast and the same buffers of ``model``, and check that the loss is the same. A callable should have no
+            other effects.
+            If the number of backward() calls of a step differs from that of the step before, engines other than
+            "per_task" may not know the numbers; then the weighting is not updated in this step.
         rows: with "one_pass", the share of the rows of each task from which <g_n, ḡ> is estimated in Linear layers,
             without bias; ḡ stays exact. None: all.
-        model: the module whose parameters are optimised. It gives them names in error messages.
+        model: the module whose parameters are optimised. It gives them names in error messages. When "two_pass" and
+            "forward_mode" evaluate callables again, they restore its buffers, such as the running statistics of batch
+            normalisation.
         backend: the backend of :mod:`cats.ops` to use. If None, one is chosen.
         max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
             step is skipped and counted in :attr:`statistics`: parameters, base optimizer, weights and multipliers do

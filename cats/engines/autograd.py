@@ -11,7 +11,9 @@ graph in any case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -86,22 +88,72 @@ def _set_grads(params: Sequence[Tensor], grads: Gradient) -> None:
         p.grad = grad
 
 
-def _leaves_of_python_functions(roots: Sequence[Tensor]) -> list[Tensor] | None:
-    """The leaves of the graph if there are functions written in Python in it, otherwise None."""
+def nodes(roots: Sequence[Tensor]) -> Iterator[Any]:
+    """All nodes of the graph of the roots, each once."""
     seen: set[Any] = {None}
     stack: list[Any] = [root.grad_fn for root in roots]
-    leaves: list[Tensor] = []
-    found = False
     while stack:
         node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack += [parent for parent, _ in node.next_functions]
+
+
+def needed_again(roots: Sequence[Tensor | None]) -> list[bool]:
+    """For each root, whether a later one shares a part of its graph. None stands for a loss that has no graph yet.
+
+    Keeping every graph would cost memory. Compiled models refuse it too: their backward pass reuses the buffers of the
+    graph.
+    """
+    later: set[Any] = set()  # the graph nodes of the losses that come later
+    needed = []
+    for root in reversed(roots):
+        own: set[Any] = set()
+        shares = False
+        stack: list[Any] = [] if root is None else [root.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node in later:
+                shares = True
+            # A node without inputs accumulates into a leaf: it saves nothing, and all losses share it.
+            elif node is not None and node not in own and node.next_functions:
+                own.add(node)
+                stack += [parent for parent, _ in node.next_functions]
+        later |= own
+        needed.append(shares)
+    return needed[::-1]
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Runs compiled models without their compiled code, whose graph hides their layers and has no tangents."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes long, and nothing is compiled then
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def compiled_graphs_explained(what: str) -> Iterator[None]:
+    """Says what to do where the graph of a compiled model would have to be kept, which torch refuses."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{what}: torch.compile lets the backward pass of a graph run only once, and this step needs it "
+            "again: pass each loss as a callable, or set torch._functorch.config.donated_buffer = False before the "
+            "first compilation"
+        ) from error
+
+
+def _leaves_of_python_functions(roots: Sequence[Tensor]) -> list[Tensor] | None:
+    """The leaves of the graph if there are functions written in Python in it, otherwise None."""
+    leaves: list[Tensor] = []
+    found = False
+    for node in nodes(roots):
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             found = True
-        parents = node.next_functions
-        if parents:
-            stack += [parent for parent, _ in parents]
-        elif hasattr(node, "variable"):
+        if not node.next_functions and hasattr(node, "variable"):
             leaves.append(node.variable)
     return leaves if found else None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +13,14 @@ from torch import Tensor, nn
 from cats.gradients import is_sharded
 
 from . import one_pass
+from .autograd import uncompiled
 from .examples import Examples
+from .forward_mode import ForwardMode
 from .losses import TaskLosses, evaluate, number, seed
 from .one_pass import OnePass
 from .pending import Pending, UnsupportedError
 from .rows import known_rows
+from .two_pass import TwoPass
 
 NAMES = ("auto", "per_task", "two_pass", "one_pass", "forward_mode")
 _GIB = 2**30
@@ -35,7 +36,7 @@ class Engines:
         asked: one of ``NAMES``.
         share: the share of the rows from which one_pass estimates <g_n, ḡ>. None: all.
         backend: the backend of :mod:`cats.ops`, or None.
-        model: the model, for the names of parameters in error messages.
+        model: the model, for the names of parameters in error messages, and to restore its buffers.
 
     Attributes:
         name, reason: of the last choice.
@@ -47,25 +48,32 @@ class Engines:
         self.name, self.reason = asked, "asked for"
         self.calls_per_step: int | None = None
         self._one_pass = OnePass(share, backend)
-        self._refused: str | None = None  # why one_pass could not be used
+        self._repeating: dict[str, TwoPass | ForwardMode] = {
+            "two_pass": TwoPass(backend, model),
+            "forward_mode": ForwardMode(backend, model),
+        }
+        self._refused: dict[str, str] = {}  # {name: why this engine could not be used}
 
-    def choose(self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool) -> str:
+    def choose(
+        self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool, alone: bool
+    ) -> str:
         """The name of the engine for the losses of a step. The log says it, whenever it is another one.
 
         Args:
             params: the parameters that require grad.
             halves, gram: whether the weighting needs two losses per task, or the Gram matrix.
+            alone: whether this is the only process. Several choose the same engine, so none looks at its free memory.
         """
         name, reason = self.asked, "asked for"
         if self.asked == "auto":
-            name, reason = self._best(losses, params, halves=halves, gram=gram)
+            name, reason = self._best(losses, params, halves=halves, gram=gram, alone=alone)
         if name != self.name and self.asked == "auto":
             _log.info("engine %s: %s", name, reason)
         self.name, self.reason = name, reason
         return name
 
     def _best(
-        self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool
+        self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool, alone: bool
     ) -> tuple[str, str]:
         if gram or halves:
             return "per_task", "the weighting needs " + ("the Gram matrix" if gram else "two losses per task")
@@ -74,29 +82,33 @@ class Engines:
         if any(map(is_sharded, params)):
             reason = "the parameters are sharded; "
         elif isinstance(losses, Examples) or (tensors and known_rows()):
-            if self._refused is None:
+            if "one_pass" not in self._refused:
                 return "one_pass", "the tasks of the rows are known"
-            reason = f"one_pass was refused ({self._refused}); "
+            reason = f"one_pass was refused ({self._refused['one_pass']}); "
         elif tensors and len(losses.tasks) > 1:
             reason = "the tasks of the rows are not known (tasks= of backward() tells them); "
         count = len(set(losses.tasks))
         needed = count * sum(p.numel() * p.element_size() for p in params)
         free = free_memory(params[0].device)
         reason += f"{count} gradients take {needed / _GIB:.2g} GiB, and {free / _GIB:.2g} GiB are free"
+        if alone and 2 * needed > free and not any(map(is_sharded, params)):
+            if "two_pass" not in self._refused:
+                return "two_pass", reason
+            reason += f"; two_pass was refused ({self._refused['two_pass']})"
         return "per_task", reason
 
     def evaluated(self, losses: TaskLosses | Examples) -> TaskLosses | Examples:
         """The losses for one_pass, with a tensor instead of a callable."""
         if isinstance(losses, Examples) and callable(losses.loss):
-            with _uncompiled():
+            with uncompiled():
                 return dataclasses.replace(losses, loss=losses.evaluate())
         return losses
 
     def refuse(self, error: UnsupportedError) -> None:
-        """From now on, "auto" does not choose one_pass. If one_pass was asked for by name, this raises the error."""
+        """From now on, "auto" does not choose this engine. If it was asked for by name, this raises the error."""
         if self.asked != "auto":
             raise error
-        self._refused = str(error).removeprefix("engine one_pass: ").partition(": use ")[0]
+        self._refused[self.name] = str(error).removeprefix(f"engine {self.name}: ").partition(": use ")[0]
 
     def backward(
         self,
@@ -130,7 +142,16 @@ class Engines:
             UnsupportedError: the engine cannot be used for these losses. Nothing has changed.
         """
         if any(map(is_sharded, params)):
-            raise UnsupportedError("engine one_pass: the parameters are sharded: use engine='per_task'")
+            raise UnsupportedError(f"engine {name}: the parameters are sharded: use engine='per_task'")
+        if name in self._repeating:
+            if whole:
+                raise UnsupportedError(
+                    f"engine {name}: the model is wrapped in DistributedDataParallel, which allows one forward and one "
+                    "backward pass per step: use engine='one_pass', or train the module itself (model.module)"
+                )
+            return self._repeating[name].backward(
+                losses, weights, params, shared, scale=scale, before_last_pass=before_last_pass
+            )
         batch, values = _batch(losses, len(weights), scale)
         batch.lists.extend(each.to(params[0].device).long() for each in known_rows())
         pending = self._one_pass.backward(
@@ -167,18 +188,15 @@ def _batch(losses: TaskLosses | Examples, total: int, scale: Tensor | None) -> t
     return one_pass.Batch(roots, seeds, sorted(set(losses.tasks)), total, []), list(map(number, roots))
 
 
-def _uncompiled() -> AbstractContextManager[None]:
-    """Runs compiled models without their compiled code, which hides their layers."""
-    if "torch._dynamo" not in sys.modules:  # importing it takes long, and nothing is compiled then
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
-
-
 def free_memory(device: torch.device) -> int:
     """The bytes that can still be allocated there."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):  # with what the system would take from its file cache
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     return 2**63 - 1

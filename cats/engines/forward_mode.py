@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from cats.gradients import Gradient, dense
 
-from .autograd import nodes
+from .autograd import nodes, uncompiled
 from .examples import Examples
 from .losses import TaskLosses
 from .pending import UnsupportedError
@@ -58,6 +57,7 @@ class ForwardMode:
         shared: int,
         *,
         scale: Tensor | None = None,
+        before_last_pass: Callable[[bool], None] | None = None,
     ) -> tuple[list[Tensor], Tangents]:
         """Adds the gradient of Σ w_n L_n to ``p.grad``. Returns the values, as ``losses.tasks``, and the dots to come.
 
@@ -71,6 +71,7 @@ class ForwardMode:
             params: the parameters that receive gradients, the shared ones first. Others get none.
             shared: how many of them are shared. Only these enter dots.
             scale: GradScaler's scale, 0-d. The gradients are multiplied by it; losses and dots are not.
+            before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
         Raises:
             TypeError, ValueError: as :func:`cats.engines.weighted.weighted_backward`.
@@ -86,7 +87,7 @@ class ForwardMode:
                 )
         repeats = Repeats(losses, params, engine="forward_mode", model=self.model, check=_check_graph)
         with _differentiable_kernels():
-            values = weighted_backward(repeats.noting, weights, params, scale=scale)
+            values = weighted_backward(repeats.noting, weights, params, scale=scale, before_last_pass=before_last_pass)
         exact = InnerProducts(params, shared, scale, self.backend)
         named = dict(zip(losses.tasks, values, strict=True))
         return values, Tangents(repeats, named, params[:shared], scale, exact, self._verified)
@@ -112,9 +113,11 @@ class Tangents:
 
         Raises:
             UnsupportedError: a callable uses a function without a derivative in forward mode, computes gradients
-                itself, or has hooks or functions whose gradients are not derivatives.
-            RuntimeError: a callable did not give the loss that it gave at first.
+                itself, has hooks or functions whose gradients are not derivatives, or did not give the loss that it
+                gave at first.
         """
+        if not self._values:
+            return {}, None
         vector = [dense(d) for d in direction[: len(self._shared)]]
         factor = _factor(self._shared, vector)
         unscaled = factor if self._scale is None else factor * self._scale.double()
@@ -239,8 +242,7 @@ def _differentiable_kernels() -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
         torch.backends.mha.set_fastpath_enabled(False)
-        if "torch._dynamo" in sys.modules:  # importing it is slow, and without it nothing is compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         yield
 
 

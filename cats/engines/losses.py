@@ -71,3 +71,8 @@ def seed(value: Tensor, weight: float, scale: Tensor | None) -> Tensor:
 def number(value: Tensor) -> Tensor:
     """The value of a loss without its graph: 0-d float64, on the same device."""
     return value.detach().double().reshape(())
+
+
+def square(scale: Tensor | None) -> Tensor | float:
+    """The factor by which inner products of gradients are too large, if the gradients are multiplied by ``scale``."""
+    return 1.0 if scale is None else scale.double() ** 2

@@ -16,11 +16,12 @@ class Pending(Protocol):
     What is needed until then, such as graphs or activations, is freed with this object.
     """
 
-    def dots(self, direction: Gradient) -> tuple[dict[int, Tensor], dict[int, Tensor] | None]:
+    def dots(self, direction: Gradient, *, last: bool) -> tuple[dict[int, Tensor], dict[int, Tensor] | None]:
         """The numbers of the tasks of this call, over the shared parameters. It may be called several times.
 
         Args:
             direction: ḡ, one tensor or None per parameter. If a GradScaler is used, ḡ is scaled.
+            last: whether this is the last call of this method, so that graphs can be freed.
 
         Returns:
             {task index: <g_n, ḡ>} and {task index: ‖g_n‖²}, 0-d float64 on the device, of unscaled gradients. The

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +11,9 @@ from torch import Tensor
 from cats import ops
 from cats.gradients import Gradient, add, add_to_grad
 
-from .autograd import gradient
+from .autograd import compiled_graphs_explained, gradient, needed_again
 from .examples import Examples
-from .losses import Loss, TaskLosses, evaluate, number, seed
+from .losses import TaskLosses, evaluate, number, seed, square
 
 
 def task_gradients(
@@ -42,9 +40,10 @@ def task_gradients(
         return _gradients_of_examples(losses, params, scale, whole)
     values: list[Tensor] = []
     gradients: list[Gradient] = []
-    for loss, name, retain in zip(losses.losses, losses.names, _needed_again(losses.losses), strict=True):
+    retained = needed_again([loss if isinstance(loss, Tensor) else None for loss in losses.losses])
+    for loss, name, retain in zip(losses.losses, losses.names, retained, strict=True):
         value = evaluate(loss, name)
-        with _compiled_graph_named(f"loss of {name}"):
+        with compiled_graphs_explained(f"loss of {name}"):
             gradients.append(gradient(value, seed(value, 1.0, scale), params, retain_graph=retain, whole=whole))
         values.append(number(value))
         del value  # otherwise its graph would stay alive during the next forward pass
@@ -58,49 +57,10 @@ def _gradients_of_examples(
     gradients = []
     for n in losses.tasks:
         start = losses.seed(value, [float(n == m) for m in range(losses.count)], scale)
-        with _compiled_graph_named("losses with tasks="):
+        with compiled_graphs_explained("losses with tasks="):
             retain = n != losses.tasks[-1]
             gradients.append(gradient(value, start, params, retain_graph=retain, whole=whole))
     return losses.values(value), gradients
-
-
-@contextmanager
-def _compiled_graph_named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "donated buffer" not in str(error):
-            raise
-        raise RuntimeError(
-            f"{what}: the losses share a compiled graph, and torch.compile lets its backward pass run only "
-            "once: pass each loss as a callable, or set torch._functorch.config.donated_buffer = False before the "
-            "first compilation"
-        ) from error
-
-
-def _needed_again(losses: Sequence[Loss]) -> list[bool]:
-    """For each loss, whether a later one shares a part of its graph.
-
-    Keeping every graph would cost memory. Compiled models refuse it too: their backward pass reuses the buffers of the
-    graph.
-    """
-    later: set[Any] = set()  # the graph nodes of the losses that come later
-    needed = []
-    for loss in reversed(losses):
-        own: set[Any] = set()
-        shares = False
-        stack: list[Any] = [loss.grad_fn] if isinstance(loss, Tensor) else []
-        while stack:
-            node = stack.pop()
-            if node in later:
-                shares = True
-            # A node without inputs accumulates into a leaf: it saves nothing, and all losses share it.
-            elif node is not None and node not in own and node.next_functions:
-                own.add(node)
-                stack += [parent for parent, _ in node.next_functions]
-        later |= own
-        needed.append(shares)
-    return needed[::-1]
 
 
 class TaskGradients:
@@ -174,25 +134,21 @@ class TaskGradients:
         assert self.weights is not None
         form = combine_dots_across if self.halves == 2 else combine_dots
         combined, dots, sqnorms = form(self._all(), self.weights, self.shared, backend=self.backend)
-        return combined, dots / self._square(), sqnorms / self._square()
+        return combined, dots / square(self.scale), sqnorms / square(self.scale)
 
     def dots(self, direction: Gradient) -> Tensor:
         """<g_n, direction> of the shared parameters, (K,) float64. ``direction`` is scaled as the gradients are."""
-        return ops.dots(self._all_shared(), direction[: self.shared], backend=self.backend) / self._square()
+        return ops.dots(self._all_shared(), direction[: self.shared], backend=self.backend) / square(self.scale)
 
     def gram(self) -> Tensor:
         """<g_i, g_j> of the shared parameters, (K, K) float64."""
-        return ops.gram(self._all_shared(), backend=self.backend) / self._square()
+        return ops.gram(self._all_shared(), backend=self.backend) / square(self.scale)
 
     def _all(self) -> list[Gradient]:
         return [row for rows in self.rows.values() for row in rows]
 
     def _all_shared(self) -> list[Gradient]:
         return [row[: self.shared] for row in self._all()]
-
-    def _square(self) -> Tensor | float:
-        """The factor by which inner products of scaled gradients are too large."""
-        return 1.0 if self.scale is None else self.scale.double() ** 2
 
 
 def combine_dots(

@@ -81,7 +81,8 @@ class Repeats:
             if getattr(node, "_saved_training", False) and getattr(node, "_saved_running_mean", None) is not None:
                 raise UnsupportedError(
                     f"engine {self._engine}: {name}: the callable is evaluated twice, and the running statistics of "
-                    "its batch norm would move twice: pass model= to the optimizer, so that they can be restored"
+                    "its batch norm would move twice: pass model= to the optimizer, which then restores them, or use "
+                    "engine='per_task'"
                 )
 
     def again(
@@ -95,7 +96,7 @@ class Repeats:
             skip: tasks. Callables that have no other tasks are left out.
 
         Raises:
-            RuntimeError: a loss is not what it was.
+            UnsupportedError: a loss is not what it was.
         """
         seen: list[tuple[str, Tensor, Tensor, float]] = []
         with self._buffers.restored():
@@ -111,7 +112,21 @@ class Repeats:
                     visit(term, value)
                     del value  # otherwise its graph would stay alive during the next forward pass
         if seen:
-            _check_same(*zip(*seen, strict=True))
+            self._check_same(*zip(*seen, strict=True))
+
+    def _check_same(
+        self, names: Sequence[str], first: Sequence[Tensor], second: Sequence[Tensor], tolerances: Sequence[float]
+    ) -> None:
+        device = first[0].device
+        pairs = torch.stack([torch.stack([x.to(device) for x in numbers]) for numbers in (first, second)]).T.tolist()
+        for name, (before, after), tolerance in zip(names, pairs, tolerances, strict=True):
+            if abs(before - after) > tolerance * abs(before):
+                raise UnsupportedError(
+                    f"engine {self._engine}: {name}: it was {before:.7g} at first and {after:.7g} when its callable "
+                    "was evaluated again. A callable must compute the same both times. torch's random numbers and the "
+                    "buffers of model= are restored, but not the random numbers of Python, numpy or a torch.Generator, "
+                    "the position of an iterator, or train() and eval(). If that cannot be: use engine='per_task'"
+                )
 
 
 class _Moment:
@@ -172,21 +187,6 @@ class _Buffers:
             module._buffers[name] = buffer
             if buffer is not None and values is not None:
                 buffer.copy_(values)
-
-
-def _check_same(
-    names: Sequence[str], first: Sequence[Tensor], second: Sequence[Tensor], tolerances: Sequence[float]
-) -> None:
-    device = first[0].device
-    pairs = torch.stack([torch.stack([x.to(device) for x in numbers]) for numbers in (first, second)]).T.tolist()
-    for name, (before, after), tolerance in zip(names, pairs, tolerances, strict=True):
-        if abs(before - after) > tolerance * abs(before):
-            raise RuntimeError(
-                f"{name}: it was {before:.7g} at first and {after:.7g} when its callable was evaluated again. "
-                "A callable must compute the same both times. torch's random numbers and the buffers of model= are "
-                "restored, but not the random numbers of Python, numpy or a torch.Generator, the position of an "
-                "iterator, or train() and eval()"
-            )
 
 
 def _random_state(devices: set[torch.device]) -> dict[torch.device, Tensor]:

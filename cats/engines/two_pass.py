@@ -6,7 +6,7 @@ computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ class TwoPass:
         shared: int,
         *,
         scale: Tensor | None = None,
+        before_last_pass: Callable[[bool], None] | None = None,
     ) -> tuple[list[Tensor], TaskByTask]:
         """Adds the gradient of Σ w_n L_n to ``p.grad``. Returns the values, as ``losses.tasks``, and the dots to come.
 
@@ -52,6 +53,7 @@ class TwoPass:
             params: the parameters that receive gradients, the shared ones first. Others get none.
             shared: how many of them are shared. Only these enter dots and norms.
             scale: GradScaler's scale, 0-d. The gradients are multiplied by it; losses, dots and norms are not.
+            before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
         Raises:
             TypeError, ValueError: as :func:`cats.engines.weighted.weighted_backward`.
@@ -60,7 +62,9 @@ class TwoPass:
             RuntimeError: a loss given as a tensor has the graph of a compiled model.
         """
         repeats = Repeats(losses, params, engine="two_pass", model=self.model)
-        values = weighted_backward(repeats.noting, weights, params, scale=scale, retain_graph=True)
+        values = weighted_backward(
+            repeats.noting, weights, params, scale=scale, retain_graph=True, before_last_pass=before_last_pass
+        )
         measure = InnerProducts(params, shared, scale, self.backend)
         return values, TaskByTask(terms(losses), repeats, dict(zip(losses.tasks, values, strict=True)), measure)
 
@@ -78,7 +82,7 @@ class TaskByTask:
         """See :class:`cats.engines.pending.Pending`.
 
         Raises:
-            RuntimeError: a callable did not give the loss that it gave at first.
+            UnsupportedError: a callable did not give the loss that it gave at first.
         """
         dots: dict[int, Tensor] = {}
         sqnorms: dict[int, Tensor] = {}

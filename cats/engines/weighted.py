@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .autograd import add_gradients
+from .autograd import add_gradients, compiled_graphs_explained
 from .examples import Examples
 from .losses import TaskLosses, evaluate, number, seed
 
@@ -17,6 +17,7 @@ def weighted_backward(
     params: Sequence[Tensor],
     *,
     scale: Tensor | None = None,
+    retain_graph: bool = False,
     whole: bool = False,
     before_last_pass: Callable[[bool], None] | None = None,
 ) -> list[Tensor]:
@@ -30,6 +31,7 @@ def weighted_backward(
         weights: the numbers w_n of all N tasks.
         params: the parameters that receive gradients. Others get none.
         scale: GradScaler's scale, 0-d. The gradients are multiplied by it; the returned values are not.
+        retain_graph: whether to keep the graphs of losses given as tensors.
         whole: whether all losses, callables too, share one plain backward pass of the whole graph. Then other leaves
             get gradients too.
         before_last_pass: called before the last backward pass, with whether it writes to each ``p.grad`` only once.
@@ -39,7 +41,9 @@ def weighted_backward(
     if isinstance(losses, Examples):
         value = losses.evaluate()
         seeds = [losses.seed(value, weights, scale)]
-        add_gradients([value], seeds, params, whole=whole, before=before_last_pass)
+        retain_graph = retain_graph and not callable(losses.loss)
+        with compiled_graphs_explained("losses with tasks="):
+            add_gradients([value], seeds, params, retain_graph=retain_graph, whole=whole, before=before_last_pass)
         return losses.values(value)
     values = []
     together = [whole or not callable(loss) for loss in losses.losses]
@@ -56,5 +60,6 @@ def weighted_backward(
             add_gradients([value], [start], params, before=before_last_pass if is_last else None)
             del value  # otherwise its graph would stay alive during the next forward pass
     if roots:
-        add_gradients(roots, seeds, params, whole=whole, before=before_last_pass)
+        with compiled_graphs_explained("losses given as tensors"):
+            add_gradients(roots, seeds, params, retain_graph=retain_graph, whole=whole, before=before_last_pass)
     return values

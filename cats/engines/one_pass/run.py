@@ -133,7 +133,7 @@ class LayerDots:
         self.waiting.clear()
         self.complete = True
 
-    def dots(self, direction: Gradient) -> tuple[dict[int, Tensor], None]:
+    def dots(self, direction: Gradient, *, last: bool) -> tuple[dict[int, Tensor], None]:
         """See :class:`cats.engines.pending.Pending`."""
         with torch.no_grad():
             if not self.complete:
