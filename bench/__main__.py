@@ -68,9 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return measure_host(source, out) if options.overhead else measure_operators(source, suite, options, out)
 
 
-def measure_operators(
-    source: Provenance, suite: list[cases.Workload], options: argparse.Namespace, out: Path | None
-) -> int:
+def measure_operators(source: Provenance, suite: cases.Suite, options: argparse.Namespace, out: Path | None) -> int:
     """Measures and prints the cases of a suite. Returns the exit status."""
     started = time.perf_counter()
     device = torch.device("cuda" if options.gpu else "cpu")

@@ -17,6 +17,7 @@ STREAMING = ("combine", "combine_dots", "dots", "combine_adamw_")  # memory-boun
 OPERATORS = (*STREAMING, "gram")
 # Methods whose weights depend on the Gram matrix read the gradients twice: first gram, then combine.
 TWO_PASSES = "gram, combine"
+ROW_DOTS = "row_dots"  # of two matrices instead of gradients: bench/operators/rows.py
 
 ADAMW: dict[str, Any] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.01}
 
@@ -56,22 +57,52 @@ class Workload:
         return f"K={self.tasks} P={self.elements:.3g} {dtype} {self.layout}".replace("e+0", "e")
 
 
+@dataclass(frozen=True)
+class RowsWorkload:
+    """Two matrices of `count` rows. The rows of a task are neighbours, or the tasks are `mixed`."""
+
+    tasks: int
+    count: int
+    width: int
+    dtype: torch.dtype = torch.float32
+    mixed: bool = False
+    operators: tuple[str, ...] = (ROW_DOTS,)
+    compiled: tuple[str, ...] = (ROW_DOTS,)
+
+    @property
+    def layout(self) -> str:
+        return "mixed rows" if self.mixed else "rows"
+
+    @property
+    def elements(self) -> int:
+        return self.count * self.width
+
+    @property
+    def name(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"K={self.tasks} {self.count}x{self.width} {dtype} {self.layout}"
+
+
 def flat(tasks: int, elements: float, **options: Any) -> Workload:
     """A workload of one parameter; options: other fields of Workload."""
     return Workload(tasks, [[int(elements)]], **options)
 
 
-def quick() -> list[Workload]:
+Suite = Sequence[Workload | RowsWorkload]
+
+
+def quick() -> Suite:
     """Takes two minutes on two cores."""
     return [
         flat(8, 4e6, operators=(*OPERATORS, TWO_PASSES), compiled=("combine_dots",)),
         flat(2, 1e7, operators=("combine_dots",)),
         flat(32, 1e6, operators=("combine_dots", "gram")),
         flat(8, 4e6, dtype=torch.bfloat16, operators=("combine_dots",)),
+        RowsWorkload(8, 4096, 1024),
     ]
 
 
-def cpu() -> list[Workload]:
+def cpu() -> Suite:
     """Every operator, several K and P, and every dtype. Takes ten minutes on two cores."""
     return [
         flat(2, 1e7, compiled=STREAMING),
@@ -97,12 +128,17 @@ def cpu() -> list[Workload]:
             compiled=("combine_dots",),
             layout="transformer-base",
         ),
+        RowsWorkload(8, 512, 128),
+        RowsWorkload(8, 4096, 512),
+        RowsWorkload(92, 4096, 2048),
+        RowsWorkload(92, 4096, 2048, mixed=True),
+        RowsWorkload(8, 1024, 8192, dtype=torch.bfloat16),
     ]
 
 
-def gpu() -> list[Workload]:
+def gpu() -> Suite:
     """Gradients of 1 GiB or more, so that no cache can keep them between calls."""
-    suite = []
+    suite: list[Workload | RowsWorkload] = []
     for dtype in (torch.float32, torch.bfloat16):
         for tasks in (2, 8, 32, 64, 92, 128):
             elements = 2**30 // (tasks * dtype.itemsize)
@@ -114,6 +150,9 @@ def gpu() -> list[Workload]:
                 compiled = ("combine", "combine_dots")
             suite.append(flat(tasks, elements, dtype=dtype, operators=operators, compiled=compiled))
         suite.append(Workload(8, transformer_base(), dtype, layout="transformer-base"))
+        for width in (512, 4096):
+            count = 2**30 // (2 * width * dtype.itemsize)
+            suite += [RowsWorkload(8, count, width, dtype), RowsWorkload(92, count, width, dtype, mixed=True)]
     suite += [flat(8, elements, operators=STREAMING) for elements in (2**26, 2**27)]  # for the linear fit
     return suite
 

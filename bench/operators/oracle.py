@@ -39,6 +39,7 @@ REQUIRED = {
     "gram": ("gram",),
     "gram, combine": ("gram", "combined"),
     "combine_adamw_": ("dots", "sqnorms", "state"),
+    "row_dots": ("dots",),
 }
 
 
@@ -83,11 +84,11 @@ class Oracle:
                 exact, bound = self.along, self.norms * self.along_norm.sqrt()
             else:
                 exact, bound = self.gram @ self.problem.weights, self.norms * norm
-            found["dots"] = _worst(outcome.dots, exact, SUM_BOUND * bound)
+            found["dots"] = worst(outcome.dots, exact, SUM_BOUND * bound)
         if outcome.sqnorms is not None:
-            found["sqnorms"] = _worst(outcome.sqnorms, self.norms**2, SUM_BOUND * self.norms**2)
+            found["sqnorms"] = worst(outcome.sqnorms, self.norms**2, SUM_BOUND * self.norms**2)
         if outcome.gram is not None:
-            found["gram"] = _worst(outcome.gram, self.gram, SUM_BOUND * torch.outer(self.norms, self.norms))
+            found["gram"] = worst(outcome.gram, self.gram, SUM_BOUND * torch.outer(self.norms, self.norms))
         if outcome.state:
             found["state"] = self._state()
         return found
@@ -110,7 +111,7 @@ class Oracle:
         if self._narrow:
             bound = bound + self._rounding(self.combined.abs() + bound)
         return max(
-            _worst(t.view(-1), exact, limit)
+            worst(t.view(-1), exact, limit)
             for t, exact, limit in zip(tensors, self._split(self.combined), self._split(bound), strict=True)
         )
 
@@ -134,7 +135,7 @@ class Oracle:
         params, averages, squares = problem.state
         unit = torch.finfo(averages[0].dtype).eps / 2
         lr, b1, b2, eps, decay = (ADAMW[k] for k in ("lr", "beta1", "beta2", "eps", "weight_decay"))
-        worst = 0.0
+        largest = 0.0
         gradients, slack = self._split(self.combined), self._split(self._element_bound())
         for i, (g, error) in enumerate(zip(gradients, slack, strict=True)):
             p, m, v = (tensors[i].double().view(-1) for tensors in (params, averages, squares))
@@ -151,11 +152,11 @@ class Oracle:
             if self._narrow:
                 p_bound += self._rounding(p_new.abs() + p_bound)
             for mine, exact, bound in zip(after, (p_new, m_new, v_new), (p_bound, m_bound, v_bound), strict=True):
-                worst = max(worst, _worst(mine[i].view(-1), exact, bound))
-        return worst
+                largest = max(largest, worst(mine[i].view(-1), exact, bound))
+        return largest
 
 
-def _worst(result: Tensor, exact: Tensor, bound: Tensor) -> float:
+def worst(result: Tensor, exact: Tensor, bound: Tensor) -> float:
     """max |result - exact| / bound. Infinite for NaN and infinities, and for an error where the bound is 0."""
     error = (result.double() - exact).abs()
     ratio = torch.where(error == 0, 0.0, error / bound)

@@ -13,12 +13,13 @@ import torch
 from bench.common import measure, roofline
 from bench.common.measure import Unavailable
 
-from . import backends
+from . import backends, rows
 from .baselines import compiled, eager, torchjd
-from .cases import Problem, Workload
+from .cases import Problem, RowsWorkload, Suite, Workload
 from .contender import BACKEND, COMPILED, TORCHJD, Contender
 from .oracle import REQUIRED, Oracle
 from .records import Case, LinearFit, Measured, Refused, Roofline
+from .rows import RowsOracle, RowsProblem
 
 PROBE = "roofline"  # the name of the memory probe among the clocks
 
@@ -37,14 +38,16 @@ class _Checked:
     extra_bytes: int | None
 
 
-def check(operator: str, contender: Contender, problem: Problem, oracle: Oracle) -> tuple[float, float]:
+def check(
+    operator: str, contender: Contender, problem: Problem | RowsProblem, oracle: Oracle | RowsOracle
+) -> tuple[float, float]:
     """The largest error of a contender's first result, as a multiple of its bound, and the seconds of that call.
 
     Raises:
         WrongResult: a backend's result exceeds its bound or lacks a part, or a baseline computes something else.
     """
     problem.poison()
-    if operator == "combine_adamw_":
+    if operator == "combine_adamw_" and isinstance(problem, Problem):
         problem.reset_state()
     start = time.perf_counter()
     outcome = contender.run()
@@ -62,7 +65,13 @@ def check(operator: str, contender: Contender, problem: Problem, oracle: Oracle)
     return max(errors.values()), seconds
 
 
-def run_case(operator: str, problem: Problem, oracle: Oracle, peak: dict[str, float], budget: float) -> Case:
+def run_case(
+    operator: str,
+    problem: Problem | RowsProblem,
+    oracle: Oracle | RowsOracle,
+    peak: dict[str, float],
+    budget: float,
+) -> Case:
     """Measures all contenders of an operator on a problem, for about `budget` seconds."""
     workload, device = problem.workload, problem.device
     least = problem.work(operator)
@@ -122,8 +131,11 @@ def run_case(operator: str, problem: Problem, oracle: Oracle, peak: dict[str, fl
     )
 
 
-def contenders(operator: str, problem: Problem, refused: list[Refused]) -> Iterator[Contender]:
+def contenders(operator: str, problem: Problem | RowsProblem, refused: list[Refused]) -> Iterator[Contender]:
     """Backends, then eager, compiled and TorchJD baselines. Appends to `refused` what is unavailable, and why."""
+    if isinstance(problem, RowsProblem):
+        yield from rows.contenders(problem)
+        return
     yield from backends.contenders(operator, problem)
     yield from eager.contenders(operator, problem)
     if operator in problem.workload.compiled:
@@ -138,18 +150,26 @@ def contenders(operator: str, problem: Problem, refused: list[Refused]) -> Itera
         refused.append(Refused("TorchJD", TORCHJD, str(reason)))
 
 
-def run_suite(
-    suite: list[Workload], device: torch.device, only: str, budget: float, peak: dict[str, float]
-) -> list[Case]:
+@torch.no_grad()
+def prepare(
+    workload: Workload | RowsWorkload, device: torch.device
+) -> tuple[Problem, Oracle] | tuple[RowsProblem, RowsOracle]:
+    """The tensors of a workload, and its exact results."""
+    if isinstance(workload, RowsWorkload):
+        matrices = RowsProblem(workload, device)
+        return matrices, RowsOracle(matrices)
+    problem = Problem(workload, device)
+    return problem, Oracle(problem)
+
+
+def run_suite(suite: Suite, device: torch.device, only: str, budget: float, peak: dict[str, float]) -> list[Case]:
     """Measures the cases with `only` in their name. Prints a line for each on standard error."""
     cases = []
     for workload in suite:
         operators = [op for op in workload.operators if only in f"{op} {workload.name}"]
         if not operators:
             continue
-        problem = Problem(workload, device)
-        with torch.no_grad():
-            oracle = Oracle(problem)
+        problem, oracle = prepare(workload, device)
         for operator in operators:
             start = time.perf_counter()
             with torch.no_grad():

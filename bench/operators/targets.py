@@ -80,7 +80,7 @@ class Target:
 
 BOTH = ("float32", "bfloat16")
 SINGLE_PASS = ("combine", "combine_dots", "dots", "combine_adamw_")
-EVERY = (*SINGLE_PASS, "gram", "gram, combine")
+EVERY = (*SINGLE_PASS, "gram", "gram, combine", "row_dots")
 ANY = ("float32", "bfloat16", "float16", "float64")
 
 TARGETS = (
@@ -98,6 +98,9 @@ TARGETS = (
         (2, 32),
         1e7,
     ),
+    Target("cpu", "row_dots: of the roofline", 0.9, of_roofline, ("row_dots",), elements=1e6, layout="rows"),
+    Target("cpu", "row_dots: × best eager", 1, against(EAGER), ("row_dots",), dtypes=BOTH, layout=None),
+    Target("cpu", "row_dots: × best compiled", 1, against(COMPILED), ("row_dots",), dtypes=BOTH, layout=None),
     Target("cpu", "gram, K = 8…32: × G @ G.T, stacked already", 4, against_stacked, ("gram",), (8, 32), 1e7),
     Target("cuda", "single passes, K = 2…64: of the roofline", 0.92, of_roofline, SINGLE_PASS, (2, 64), 0, BOTH),
     Target("cuda", "single passes, K = 92, 128: of the roofline", 0.85, of_roofline, SINGLE_PASS, (92, 128), 0, BOTH),
@@ -112,6 +115,8 @@ TARGETS = (
         dtypes=BOTH,
         layout="transformer-base",
     ),
+    Target("cuda", "row_dots: of the roofline", 0.85, of_roofline, ("row_dots",), dtypes=BOTH, layout=None),
+    Target("cuda", "row_dots: × best compiled", 1, against(COMPILED), ("row_dots",), dtypes=BOTH, layout=None),
     Target("cuda", "× best eager", 3, against(EAGER), (*SINGLE_PASS, "gram"), dtypes=BOTH),
     Target("cuda", "× best compiled", 1, against(COMPILED), (*SINGLE_PASS, "gram"), dtypes=BOTH),
     Target("cuda", "gradients to combined gradient: × TorchJD", 3, against(TORCHJD), EVERY, dtypes=BOTH),

@@ -125,9 +125,10 @@ def row_dots(x: Tensor, y: Tensor, rows: Tensor, tasks: int) -> Tensor:
     """(tasks,): by task, the sum of the inner products of the rows of x and y, both (R, W). rows: (R,) int64."""
     total = torch.zeros(tasks, dtype=torch.float64, device=x.device)
     numbers = torch.arange(tasks, device=x.device).unsqueeze(1)
-    # Blocks are bounded as those of gradients are, for the same reasons.
-    columns = min(max(1, x.shape[1]), _CPU_COLUMNS if x.device.type == "cpu" else _MATRIX)
-    count = max(1, min(_CPU_COLUMNS, _MATRIX // max(columns, tasks)))
+    # On a CPU, blocks that stay in a cache: new memory would cost more time than the arithmetic.
+    limit, most = (1 << 18, _CPU_COLUMNS) if x.device.type == "cpu" else (_MATRIX, _MATRIX)
+    columns = min(max(1, x.shape[1]), most)
+    count = max(1, min(most, limit // max(columns, tasks)))
     for left, right, owners in zip(x.split(count), y.split(count), rows.split(count), strict=True):
         dots = torch.zeros(len(left), dtype=torch.float64, device=x.device)
         for a, b in zip(left.split(columns, 1), right.split(columns, 1), strict=True):
