@@ -10,6 +10,7 @@ from torch import nn
 
 import cats
 from cats.engines import choose
+from cats.engines.losses import TaskLosses
 
 TASKS = ["az", "be", "gl"]
 ENGINES = ["two_pass", "forward_mode"]
@@ -141,6 +142,16 @@ def test_auto_falls_back_if_a_callable_cannot_be_repeated(monkeypatch):
     opt.step()
     assert opt.statistics["engine"] == "per_task" and "two_pass was refused" in opt.statistics["engine_reason"]
     assert opt.statistics["dots"] == {0: pytest.approx(3 * len(calls) ** 2)}
+
+
+@engines
+def test_wrapped_models_are_refused(engine):
+    w = nn.Parameter(torch.ones(3))
+    losses = TaskLosses([0], [lambda: w.sum()], ["task 0"])
+    found = choose.Engines(engine, None, None, None)
+    options = {"names": ["w"], "scale": None, "immediate": False, "whole": True, "before_last_pass": lambda once: None}
+    with pytest.raises(RuntimeError, match=f"engine {engine}: the model is wrapped in DistributedDataParallel"):
+        found.backward(engine, losses, [1.0], [w], 1, **options)
 
 
 def test_free_memory():

@@ -56,13 +56,13 @@ class TaskLosses:
         result = {task: self.dataset.target_tokens({task: rows}) / count for task, rows in indices.items()}
         return dict.fromkeys(indices, sum(result.values())) if self.over_all_tokens else result
 
-    def joint(self, part: Part, normalizers: Mapping[str, float]) -> dict[str, Tensor]:
+    def joint(self, part: Part, normalizers: Mapping[str, float], *, log: bool = True) -> dict[str, Tensor]:
         """{task: loss} from one forward pass of all tasks."""
         tokens = {task: self.dataset.target_tokens({task: rows}) for task, rows in part.indices.items()}
         batch = self.dataset.batch(part.indices) if part.built is None else part.built
         with autocast(self.precision, self.dataset.device):
             sums = loss_sums(self.model, batch, tokens, self.smoothing)
-        for task, (_, nll) in sums.items():
+        for task, (_, nll) in sums.items() if log else ():
             self.log.add(task, nll, tokens[task])
         return {task: smoothed / normalizers[task] for task, (smoothed, _) in sums.items()}
 
@@ -91,7 +91,14 @@ class TaskLosses:
         return [losses for losses in result if losses]
 
     def _lazy(self, task: str, rows: np.ndarray, normalizer: float) -> LazyLoss:
-        return lambda: self.joint(Part({task: rows}), {task: normalizer})[task]
+        called = False
+
+        def loss() -> Tensor:
+            nonlocal called
+            log, called = not called, True  # the optimizer may compute a loss again, when memory is short
+            return self.joint(Part({task: rows}), {task: normalizer}, log=log)[task]
+
+        return loss
 
 
 def loss_sums(

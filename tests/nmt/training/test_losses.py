@@ -53,6 +53,22 @@ def test_a_batch_in_parts_gives_the_same_update(corpus, tmp_path, float64, metho
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_losses_that_are_computed_twice_are_logged_once(corpus, tmp_path, monkeypatch):
+    trainers = []
+    for memory in (2**60, 0):
+        monkeypatch.setattr("cats.engines.choose.free_memory", lambda device, memory=memory: memory)
+        config = settings(corpus, "method.inner_steps=2", "model.dropout=0.3")
+        trainers.append(Trainer(config, tmp_path / str(memory), resume=False, quiet=True))
+        for _ in range(4):
+            trainers[-1].update()
+        trainers[-1].loss_log.read()
+    plain, short = trainers
+    assert (plain.optimizer.statistics["engine"], short.optimizer.statistics["engine"]) == ("per_task", "two_pass")
+    for task, (nats, tokens) in plain.loss_log.sums.items():
+        assert short.loss_log.sums[task] == pytest.approx([nats, tokens], rel=1e-5)
+    assert short.optimizer.alpha == pytest.approx(plain.optimizer.alpha, rel=1e-4)
+
+
 def test_cross_batch_with_single_sentences_leaves_a_clear_message(corpus, tmp_path):
     config = settings(corpus, "method.cross_batch=true", "method.inner_steps=1", "sampling.batch_tokens=5")
     with pytest.raises(UserError, match=r"needs two sentences of a task .* raise sampling\.batch_tokens"):
