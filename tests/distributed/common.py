@@ -70,6 +70,8 @@ def optimizer_of(model: Model, how: str, process_group: Any = None) -> cats.Mult
     options: dict[str, Any] = {
         "lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3},
         "softmax": {"simplex": "softmax", "loss_term": True},
+        "two_pass": {"engine": "two_pass", "loss_term": True},
+        "forward_mode": {"engine": "forward_mode", "loss_term": True},
     }
     shared = [*model.body.parameters()] if how == "shared" else None
     options = options.get(how, {"loss_term": True})

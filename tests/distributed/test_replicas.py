@@ -24,6 +24,7 @@ pytestmark = needs_gloo
 
 
 RUNS = [("proximal", 1), ("softmax", 2), ("lagrangian", 2), ("shared", 2), ("static", 1)]
+RUNS += [("two_pass", 2), ("forward_mode", 2)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = {f"{how}-{calls}": train(rank, count, how, calls) for how, calls in RUNS}
+    result: dict[str, Any] = {f"{how}-{calls}": run(rank, count, how, calls) for how, calls in RUNS}
     result |= {"mixed": mixed(rank), "refused": refused(rank)}
     result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
     result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
@@ -41,10 +42,14 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     return result
 
 
+def run(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
+    return train(rank, count, how, calls, lazy=how == "forward_mode")
+
+
 @pytest.mark.parametrize(("how", "calls"), RUNS)
 def test_two_processes_are_one(found: list[dict[str, Any]], how: str, calls: int) -> None:
     """Batches of different sizes, a task in one process only, a process without losses, two backward() calls a step."""
-    expected = train(0, 1, how, calls)
+    expected = run(0, 1, how, calls)
     both = [each[f"{how}-{calls}"] for each in found]
     for each in both:
         assert each["idle"]  # None stays None, otherwise AdamW would decay the weight
