@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -199,12 +199,16 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class _AsInBackward(TorchFunctionMode):
-    """Keeps tangents from where backward passes do not go: what runs under no_grad, and the padding of embeddings."""
+    """Keeps tangents from where backward passes do not go: what runs under no_grad, and the padding of embeddings.
+
+    And it gives them to nn.LSTM on the CPU, whose kernel in oneDNN has none.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        with _without_onednn() if func is torch.lstm else nullcontext():
+            result = func(*args, **(kwargs or {}))
         if func is torch._C._set_grad_enabled:
             torch._C._set_fwd_grad_enabled(args[0])
         elif func is F.embedding:
@@ -216,6 +220,16 @@ class _AsInBackward(TorchFunctionMode):
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         torch._C._set_fwd_grad_enabled(True)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
 
 
 def _embedding_arguments(

@@ -99,6 +99,10 @@ def test_layers_whose_fused_kernels_have_no_tangents():
     dot = dots_of(lambda: layer(x).square().mean(), *layer.parameters())
     torch.testing.assert_close(dot, sum(p.grad.square().sum() for p in layer.parameters()))
     assert torch.backends.mha.get_fastpath_enabled()
+    lstm = nn.LSTM(4, 4, num_layers=2, dropout=0.5)
+    dot = dots_of(lambda: lstm(x[0].float())[0].square().mean(), *lstm.parameters())
+    torch.testing.assert_close(dot, sum(p.grad.double().square().sum() for p in lstm.parameters()))
+    assert torch.backends.mkldnn.enabled
 
 
 def test_what_is_refused():
@@ -115,9 +119,8 @@ def test_what_is_refused():
     with pytest.raises(UnsupportedError, match=f"loss of task 'az': .* outside of it.*{instead}"):
         dots_of(lambda: z.sum(), w)
     dots_of(lambda: (w * z.detach()).sum(), w)
-    lstm = nn.LSTM(4, 4)
-    with pytest.raises(UnsupportedError, match=f"mkldnn_rnn_layer has no derivative in forward mode: {instead}"):
-        dots_of(lambda: lstm(torch.ones(2, 1, 4))[0].sum(), *lstm.parameters())
+    with pytest.raises(UnsupportedError, match=f"_cdist_forward has no derivative in forward mode: {instead}"):
+        dots_of(lambda: torch.cdist(w[:, None], w[:, None]).sum(), w)
 
     def fused():
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
