@@ -10,6 +10,8 @@ from typing import Any
 
 from .common.command import Parser, refuse
 from .common.results import Provenance, from_json
+from .engines import tables as engines
+from .engines.records import EngineResults
 from .operators import tables as operators
 from .operators.records import HostResults, OperatorResults, StepResults
 from .tasks import tables as tasks
@@ -23,6 +25,7 @@ RESULTS: tuple[tuple[str, Any, Callable[[Provenance, Any], str]], ...] = (
     ("step", StepResults, operators.step_markdown),
     ("host_calls", HostResults, operators.host_markdown),
     ("contests", EndToEndResults, trainer.end_to_end_markdown),
+    ("outer_steps", EngineResults, engines.markdown),
     ("trainings", WeightingResults, tasks.markdown),
     ("sizes", PreparingResults, trainer.preparing_markdown),
 )

@@ -183,19 +183,30 @@ def extra_memory(call: Call, device: torch.device) -> int | None:
 
     GPU: memory of torch's allocator. CPU: resident memory of the process, after the C library has released free memory.
     """
+    before = held_memory(device)
+    if before is None:
+        return None
     if device.type == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-        before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        call()
-        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+    call()
+    return max(0, _status("VmHWM") - before)
+
+
+def held_memory(device: torch.device) -> int | None:
+    """Memory that this process holds now, in bytes, measured as in `extra_memory`."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        return _status("VmRSS")
     except (AttributeError, OSError, TypeError):
         return None
 

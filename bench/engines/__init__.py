@@ -1,0 +1,1 @@
+"""What a step that moves α costs with each engine, beside plain training and TorchJD."""
