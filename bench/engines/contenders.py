@@ -72,11 +72,12 @@ def separate(work: Workload, optimizer: Any) -> None:
 Form = Callable[[Workload, Any], None]
 
 
-def training(engine: str, form: Form, inner_steps: int, **options: Any) -> Callable[[Workload], Step]:
-    """Training with cats.CATS. The function takes `inner_steps` steps, the last of which moves α."""
+class Training:
+    """Training with cats.CATS. A call takes `inner_steps` steps, the last of which moves α."""
 
-    def start(work: Workload) -> Step:
-        optimizer = cats.CATS(
+    def __init__(self, work: Workload, engine: str, form: Form, inner_steps: int, **options: Any) -> None:
+        self.work, self.form, self.inner_steps = work, form, inner_steps
+        self.optimizer = cats.CATS(
             work.base,
             work.tasks,
             inner_steps=inner_steps,
@@ -86,22 +87,27 @@ def training(engine: str, form: Form, inner_steps: int, **options: Any) -> Calla
             **options,
         )
 
-        def steps() -> list[float]:
-            for _ in range(inner_steps):
-                optimizer.zero_grad()
-                form(work, optimizer)
-                optimizer.step()
-            seen = optimizer.statistics
-            if seen["skipped"]:
-                raise Wrong("it found a loss or gradient that is not finite")
-            return list(seen["dots"].values())
+    def __call__(self) -> list[float]:
+        for _ in range(self.inner_steps):
+            self.optimizer.zero_grad()
+            self.form(self.work, self.optimizer)
+            self.optimizer.step()
+        seen = self.optimizer.statistics
+        if seen["skipped"]:
+            raise Wrong("a loss or a gradient was not finite")
+        return list(seen["dots"].values())
 
-        return steps
+    @property
+    def engine(self) -> str:
+        """The engine of the last step that moved α."""
+        return str(self.optimizer.statistics["engine"])
 
-    return start
+
+def training(engine: str, form: Form, inner_steps: int, **options: Any) -> Callable[[Workload], Training]:
+    return lambda work: Training(work, engine, form, inner_steps, **options)
 
 
-def engine(name: str, form: Form, **options: Any) -> Callable[[Workload], Step]:
+def engine(name: str, form: Form, **options: Any) -> Callable[[Workload], Training]:
     """Outer steps only, by one engine."""
     return training(name, form, 1, **options)
 

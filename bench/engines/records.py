@@ -49,10 +49,12 @@ class Refused:
 class WholeTraining:
     """Training with cats.CATS and the engine "auto": one of m steps moves α.
 
-    ratio: the time of m steps divided by that of m plain steps. peak_bytes: peak memory in the m steps.
+    engine: what "auto" chose. ratio: the time of m steps divided by that of m plain steps. peak_bytes: peak memory in
+    the m steps.
     """
 
     inner_steps: int
+    engine: str
     ratio: Summary
     peak_bytes: int | None
 

@@ -14,7 +14,7 @@ import torch
 from bench.common.measure import Unavailable, summary
 
 from . import memory, oracle
-from .contenders import AUTO, CATS, CONTENDERS, DEFAULT_PERIOD, REFERENCE, TRAININGS, Contender, Step
+from .contenders import AUTO, CATS, CONTENDERS, DEFAULT_PERIOD, REFERENCE, TRAININGS, Contender, Step, Training
 from .records import Measured, Model, OuterStep, Refused, WholeTraining
 from .workload import Size, Workload
 
@@ -59,6 +59,7 @@ def outer_step(size: Size, tasks: int, device: torch.device) -> OuterStep:
     plain, runners, refused = ready(size, tasks, device)
     in_turns(plain, runners, device)
     found = [(r.contender, r.error, summary(r.seconds), summary(r.ratios)) for r in runners]
+    engines = {r.contender.steps: r.call.engine for r in runners if isinstance(r.call, Training)}
     seconds = summary(plain.seconds)
     del plain, runners  # their models
     gc.collect()
@@ -71,7 +72,7 @@ def outer_step(size: Size, tasks: int, device: torch.device) -> OuterStep:
         plain=seconds,
         plain_bytes=peaks[REFERENCE.name],
         contenders=[Measured(c.name, c.kind, t, r, e, peaks[c.name]) for c, e, t, r in found if c.steps == 1],
-        training=[WholeTraining(c.steps, r, peaks[c.name]) for c, _, _, r in found if c.steps > 1],
+        training=[WholeTraining(c.steps, engines[c.steps], r, peaks[c.name]) for c, _, _, r in found if c.steps > 1],
         refused=refused,
     )
 

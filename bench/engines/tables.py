@@ -22,7 +22,7 @@ def markdown(source: Provenance, results: EngineResults) -> str:
         lines += by_contender(steps, [("time", time), ("memory", memory)])
     trainings = training_rows(results.outer_steps)
     if trainings:
-        head = ("model", "K", "m", "time", "20–80 %", "peak memory")
+        head = ("model", "K", "m", "engine", "time", "20–80 %", "peak memory")
         lines += ["", "Training with the engine auto, α moves in one of m steps, divided by plain training:", ""]
         lines += table(head, trainings)
     lines += ["", "The largest error of v, as a share of the largest |v|:", ""]
@@ -68,14 +68,14 @@ def ratio(value: float) -> str:
 
 
 def training_rows(steps: Sequence[OuterStep]) -> list[tuple[object, ...]]:
-    """Whole trainings: model, K, m, time, its percentiles, memory."""
+    """Whole trainings: model, K, m, engine, time, its percentiles, memory."""
     rows = []
     for step in steps:
         for t in step.training:
             peak = step.memory(t)
             spread = f"{t.ratio.low:.2f}–{t.ratio.high:.2f}"
             shown = "" if peak is None else ratio(peak)
-            rows.append((step.model, step.tasks, t.inner_steps, ratio(t.ratio.median), spread, shown))
+            rows.append((step.model, step.tasks, t.inner_steps, t.engine, ratio(t.ratio.median), spread, shown))
     return rows
 
 
