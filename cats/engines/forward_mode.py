@@ -126,7 +126,7 @@ class Tangents:
         def read(term: Term, value: Tensor) -> None:
             tangent = forward_ad.unpack_dual(value).tangent
             numbers = term.values(torch.zeros_like(value) if tangent is None else tangent)
-            dots.update((n, number / unscaled) for n, number in zip(term.tasks, numbers, strict=True))
+            dots.update((n, number / unscaled.to(number.device)) for n, number in zip(term.tasks, numbers, strict=True))
 
         with _differentiable_kernels():
             with _explained(), _tangents(self._shared, vector, factor):

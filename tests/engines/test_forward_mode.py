@@ -70,6 +70,14 @@ def test_what_is_computed_without_grad_is_constant():
     torch.testing.assert_close(dots_of(loss, w), w.grad.square().sum())
 
 
+@pytest.mark.parametrize("padding", [2, -1])
+def test_the_padding_of_an_embedding_is_constant(padding):
+    table = nn.Parameter(data(0, 5, 3))
+    ids = torch.tensor([[0, 2], [4, 1]])
+    dot = dots_of(lambda: (F.embedding(ids, table, padding_idx=padding) @ table.T).exp().mean(), table)
+    torch.testing.assert_close(dot, table.grad.square().sum())
+
+
 class Cube(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -121,6 +129,17 @@ def test_what_is_refused():
     dots_of(lambda: (w * z.detach()).sum(), w)
     with pytest.raises(UnsupportedError, match=f"_cdist_forward has no derivative in forward mode: {instead}"):
         dots_of(lambda: torch.cdist(w[:, None], w[:, None]).sum(), w)
+
+    with pytest.raises(UnsupportedError, match=f"task 'az': an embedding with scale_grad_by_freq has no .*{instead}"):
+        dots_of(lambda: F.embedding(torch.ones(2, dtype=torch.int64), w[:, None], scale_grad_by_freq=True).sum(), w)
+
+    def hooked():
+        y = w.exp()
+        y.register_hook(lambda grad: grad * 2)
+        return (y * w).sum()
+
+    with pytest.raises(UnsupportedError, match=f"task 'az': its derivative .* its gradient says .* a hook .*{instead}"):
+        dots_of(hooked, w)
 
     def fused():
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):

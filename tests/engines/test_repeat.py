@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cats.engines import repeat
 from cats.engines.forward_mode import ForwardMode
 from cats.engines.losses import TaskLosses
 from cats.engines.pending import UnsupportedError
@@ -213,3 +214,28 @@ def test_one_graph_at_a_time(engine):
 
     run(engine(), [loss] * K, [w], 1)
     assert seen == [0] * (EVALUATIONS[engine] * K)
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_random_numbers_of_devices(monkeypatch):
+    class Device:
+        """Stands for torch.cuda. The state of its generator counts the numbers drawn."""
+
+        state = torch.tensor(5)
+
+        def get_rng_state(self, device):
+            assert device == gpu
+            return self.state.clone()
+
+        def set_rng_state(self, state, device):
+            assert device == gpu
+            self.state = state.clone()
+
+    gpu, device = torch.device("cuda:1"), Device()
+    monkeypatch.setattr(torch, "get_device_module", lambda _: device)
+    moment = repeat._Moment({gpu})
+    device.state += 7
+    with moment.restored():
+        assert device.state == 5
+        device.state += 1
+    assert device.state == 12
