@@ -14,6 +14,8 @@ from .engines import tables as engines
 from .engines.records import EngineResults
 from .operators import tables as operators
 from .operators.records import HostResults, OperatorResults, StepResults
+from .scaling import tables as scaling
+from .scaling.records import ScalingResults
 from .tasks import tables as tasks
 from .tasks.records import WeightingResults
 from .trainer import tables as trainer
@@ -27,6 +29,7 @@ RESULTS: tuple[tuple[str, Any, Callable[[Provenance, Any], str]], ...] = (
     ("contests", EndToEndResults, trainer.end_to_end_markdown),
     ("outer_steps", EngineResults, engines.markdown),
     ("trainings", WeightingResults, tasks.markdown),
+    ("all_reduces", ScalingResults, scaling.markdown),
     ("sizes", PreparingResults, trainer.preparing_markdown),
 )
 
