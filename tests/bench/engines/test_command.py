@@ -69,7 +69,7 @@ def test_a_wrong_result_gets_no_number(
     monkeypatch.setattr(run, "CONTENDERS", [c for c in run.CONTENDERS if c.kind != TORCHJD])
     assert command.main(["--quick", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
-    assert f"- {ONE_PASS} (tiny K=2, tiny K=8): v is wrong by" in printed
+    assert f"- {ONE_PASS} (tiny K=8): v is wrong by " in printed
     assert "- auto, m=5 (tiny K=2, tiny K=8): auto was not measured" in printed
     assert f"| {ONE_PASS} |" not in printed and "| two_pass, shared graph |" in printed
 
