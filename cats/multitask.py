@@ -74,7 +74,8 @@ class MultiTask(Optimizer):
             that in the first such step, and again now and then. Compiled models are refused, unless the losses are a
             callable: then these steps run without compiled code.
             "two_pass": one backward pass for ḡ, then one task's gradient after the other, of which one at a time is in
-            memory. It takes about twice the time of "per_task". It knows ‖g_n‖², unless there are several calls.
+            memory. With tensors it takes little more time than "per_task", with callables about twice as much. It knows
+            ‖g_n‖², unless there are several backward() calls.
             "forward_mode": one backward pass for ḡ, then one forward pass that computes the derivative of every loss
             along ḡ, for any number of tasks. ‖g_n‖² is nan. Losses must be callables. Both passes avoid fused attention
             and compiled code. Functions without a derivative in forward mode are refused by name. The first numbers of
@@ -247,10 +248,10 @@ class MultiTask(Optimizer):
 
         Args:
             losses: {task: loss}, or a sequence of N losses. A loss is a floating-point scalar tensor that requires
-                grad, or a callable without arguments that returns one. With callables, only one task's graph is in
-                memory at a time. Losses given as tensors may share a graph. If the weighting is ``cross_batch`` and
-                :attr:`needs_task_gradients` is true, each task needs a pair of losses, from two independent halves of
-                its batch. The loss of the task is then their mean.
+                grad, or a callable without arguments that returns one; some engines call it more than once. With
+                callables, only one task's graph is in memory at a time. Losses given as tensors may share a graph. If
+                the weighting is ``cross_batch`` and :attr:`needs_task_gradients` is true, each task needs a pair of
+                losses, from two independent halves of its batch. The loss of the task is then their mean.
                 With ``tasks``: the losses of a mixed batch, per example or token: a tensor (B, ...), or a callable that
                 returns one. This form needs one forward pass for all tasks, and the engine "one_pass" one backward
                 pass.

@@ -1,8 +1,9 @@
 """Callables that are evaluated a second time, and must give the losses that they gave at first.
 
 What a forward pass depends on is restored: torch's random numbers, and with them the dropout masks; autocast, because
-the second time may come in step(), outside of the user's block; and the buffers of the model. Afterwards all of these
-are as if there had been no second time. Everything else that a callable reads must still be the same.
+the second time may come in a later backward() call, outside of the user's block; and the buffers of the model.
+Afterwards all of these are as if there had been no second time. Everything else that a callable reads must still be the
+same.
 """
 
 from __future__ import annotations
