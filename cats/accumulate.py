@@ -183,19 +183,22 @@ class Accumulation:
             self._own = [None] * len(self.params)  # gradients of other code are not part of ḡ
         others = None if self._own is None else take_grads(self.params)
         last = self.engines.calls_per_step  # the number of the last call, if this step is like the one before
+        values: list[Tensor] = []
         with self.reducer.averaged(self.params) as before_last_pass:
-            values, pending = self.engines.backward(
-                self.engine,
-                losses,
-                weights.tolist(),
-                self.params,
-                self._gradients.shared,
-                names=self.names,
-                scale=self.scale,
-                immediate=last == self.calls == 1 and not self.reducer.averages,
-                whole=self.reducer.whole_backward,
-                before_last_pass=before_last_pass,
-            )
+            if losses.tasks:  # this process may have no examples, and takes part all the same
+                values, pending = self.engines.backward(
+                    self.engine,
+                    losses,
+                    weights.tolist(),
+                    self.params,
+                    self._gradients.shared,
+                    names=self.names,
+                    scale=self.scale,
+                    immediate=last == self.calls == 1 and not self.reducer.averages,
+                    whole=self.reducer.whole_backward,
+                    before_last_pass=before_last_pass,
+                )
+                self._pending.append(pending)
             self._check_sparse([[p.grad for p in self.params]])
         if self._own is not None and others is not None:
             new = take_grads(self.params)
@@ -204,7 +207,6 @@ class Accumulation:
                 p.grad = g
         self._add_losses(losses.tasks, values)
         self.weights = weights
-        self._pending.append(pending)
         self.numbers_known = last is None or self.calls == last
         if self.numbers_known:
             self._compute_dots(last=self.calls == last)
@@ -231,7 +233,7 @@ class Accumulation:
         self.reducer.check(losses.tasks, self.params, self.weighting, per_task=per_task)
 
     def _choose(self, losses: TaskLosses | Examples) -> str:
-        if not self.due:
+        if not self.due or not losses.tasks:
             return "per_task"
         return self.engines.choose(
             losses,
@@ -248,17 +250,18 @@ class Accumulation:
         values, gradients = task_gradients(losses, self.params, scale=self.scale, whole=self.reducer.whole_backward)
         self._check_sparse(gradients)
         gradients = [list(map(dense, gradient)) for gradient in gradients]
-        self._add_losses(losses.tasks, values)
         with torch.no_grad():
+            exchanged = self.reducer.exchanged
+            tasks, values, gradients = exchanged(self._gradients, losses.tasks, values, gradients, len(self.tasks))
+            self._add_losses(tasks, values)
             if self.weighting.needs_gram:
                 self._gradients.take_back()
-                self._gradients.add(losses.tasks, gradients)
+                self._gradients.add(tasks, gradients)
                 self.weights = self._weigh_by_gram(weights)
                 add_to_grad(self.params, self._gradients.combination())
             else:
                 self.weights = weights
-                combine = self.reducer.combine
-                self._dots, self._sqnorms = combine(self._gradients, losses.tasks, gradients, weights)
+                self._dots, self._sqnorms = self.reducer.combine(self._gradients, tasks, gradients, weights)
         self.numbers_known = True
 
     def _weigh_by_gram(self, weights: Tensor) -> Tensor:
@@ -266,8 +269,8 @@ class Accumulation:
 
         Has one host sync.
         """
-        gram = self._gradients.gram()
-        losses = torch.stack(list(self.losses.values()))
+        here = self._gradients.gram()
+        gram, losses = self.reducer.totals(here, torch.stack(list(self.losses.values())))
         host = torch.cat([gram, losses.to(gram.device)[None]]).cpu()
         gram, losses = host[:-1], host[-1]
         # An earlier call may have shown the weighting the Gram matrix of a part of these gradients. Undo that.
@@ -283,7 +286,8 @@ class Accumulation:
             present = self.checked(self.weighting.weights_from_gram(shown, losses), list(self.losses))
         else:  # step() will be skipped, and solvers fail on such a matrix
             present = torch.ones_like(losses)
-        self._gradients.weights, self._dots, self._sqnorms = present, gram @ present, gram.diagonal()
+        self._gradients.weights = present
+        self._dots, self._sqnorms = here @ present.to(here.device), here.diagonal()
         weights = weights.clone()
         weights[list(self.losses)] = present
         return weights
@@ -327,7 +331,8 @@ class Accumulation:
             found_inf: from GradScaler, one element. It is positive if a gradient is not finite. None: no GradScaler.
         """
         verdict = self._largest if found_inf is None else torch.where(found_inf > 0, math.inf, self._largest)
-        return self.reducer.statistics(self.losses, self._dots, self._sqnorms, verdict, len(self.tasks))
+        known = self.numbers_known
+        return self.reducer.statistics(self.losses, self._dots, self._sqnorms, verdict, len(self.tasks), known=known)
 
     def free(self) -> None:
         """Frees the K gradients, so that the base optimizer can use their memory. The numbers stay."""

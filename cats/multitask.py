@@ -110,12 +110,15 @@ class MultiTask(Optimizer):
 
     * A replica of the plain model. A step all-reduces ḡ and K numbers. In steps without per-task gradients, ḡ is
       all-reduced in buckets while the backward pass goes on, unless there are functions written in Python in the graph.
+      ‖g_n‖² is nan, because it is that of a mean over the processes. Weightings that need the Gram matrix, and
+      ``cross_batch``, need these means: K reduce-scatters give each process a share of the elements of all of them, and
+      ḡ is gathered from the shares.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
       pass the losses of the same tasks in the same order. FullyShardedDataParallel and other DTensors are refused.
-    * A replica in DistributedDataParallel. Steps that compute per-task gradients are refused. The others evaluate all
-      losses of a call, callables too, and then run one backward pass. Parameters that are not in the optimizer get
-      gradients too, as with ``fully_shard``. If ``p.grad`` differs between the processes when step() is called, because
-      it was not averaged, step() raises.
+    * A replica in DistributedDataParallel. Steps that compute per-task gradients are refused; those of "one_pass" do
+      not. Each call evaluates all losses, callables too, and then runs one backward pass. Parameters that are not in
+      the optimizer get gradients too, as with ``fully_shard``. If ``p.grad`` differs between the processes when step()
+      is called, because it was not averaged, step() raises.
 
     The rules are:
 
@@ -127,8 +130,6 @@ class MultiTask(Optimizer):
       they differ, or if one process fails in backward() or before the base optimizer's step, all processes raise a
       RuntimeError that says why. A process that dies, or fails while a wrapped model waits for it, is noticed only by
       the timeout of ``torch.distributed``.
-    * With replicas, weightings that need the Gram matrix are refused, and so is ``cross_batch``: they would need more
-      than one all-reduce of gradients per call. For the same reason ‖g_n‖² is nan.
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
     Only parameters of the base optimizer receive gradients. Steps that compute per-task gradients write to ``p.grad``
@@ -268,7 +269,7 @@ class MultiTask(Optimizer):
                 per-task gradients, now or later.
             RuntimeError: only some of the calls before a step have a scaler. The last step() failed and was neither
                 called again nor followed by zero_grad(). With several processes: they differ, or one of them failed, or
-                the weighting needs a Gram matrix or is ``cross_batch``.
+                the model is in a wrapper that cannot be used in this step.
         """
         own, weighting = self._own, self.weighting
         with own.lock, rows_forgotten(), self._together("backward()"):
@@ -328,7 +329,7 @@ class MultiTask(Optimizer):
         if not seen.finite:
             self._skip(gathered, seen)
             return
-        due = self._weighting_due and gathered.numbers_known
+        due = self._weighting_due and seen.known
         params, changes = gathered.params, self.weighting if due else None
         with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params, self.base):
             # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
@@ -363,7 +364,7 @@ class MultiTask(Optimizer):
     def _remember(self, gathered: Accumulation, seen: Statistics) -> None:
         """Keeps the numbers of this step for :attr:`statistics`, and the weights that came from its Gram matrix."""
         last: dict[str, Any] = {"losses": self._named(seen.tasks, seen.losses)}
-        if gathered.numbers_known:
+        if seen.known:
             assert gathered.weights is not None
             scale = self.weighting.scale
             last["dots"] = self._named(seen.tasks, seen.dots / scale)

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+# torch 2.13 has new names for these functions, and warns about the old ones.
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+
 
 class Communication:
     """The processes among which gradients are averaged.
@@ -50,3 +54,15 @@ class Communication:
         result = numbers.clone()
         dist.all_reduce(result, group=self.group)
         return result
+
+    def scattered_sum(self, values: Tensor) -> Tensor:
+        """This process's part of the sum over the processes. values: (size · n,). Returns (n,)."""
+        part = values.new_empty(len(values) // self.size)
+        _reduce_scatter(part, values, group=self.group)
+        return part
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """The parts of all processes: (size · n,) from (n,) each."""
+        values = part.new_empty(len(part) * self.size)
+        _all_gather(values, part, group=self.group)
+        return values

@@ -25,8 +25,9 @@ class Statistics:
 
     tasks: list[int]  # indices, ascending
     losses: Tensor
-    dots: Tensor  # <g_n, ḡ>. dots and sqnorms are valid only if the step computed per-task gradients.
+    dots: Tensor  # <g_n, ḡ>, valid only if known
     sqnorms: Tensor  # ‖g_n‖², or nan if they are not known.
+    known: bool  # whether all processes know <g_n, ḡ> of their losses
     sqnorms_known: bool
     finite: bool  # whether all these numbers and the combined gradient are finite
 
@@ -98,6 +99,26 @@ class Reducer(Protocol):
         It gives a function that must be called before the last backward pass, if there is any.
         """
 
+    def exchanged(
+        self, gathered: TaskGradients, tasks: list[int], values: list[Tensor], gradients: list[Gradient], count: int
+    ) -> tuple[list[int], list[Tensor], list[Gradient]]:
+        """The tasks, losses and per-task gradients to add to those gathered.
+
+        If the weighting needs inner products of the gradients with each other, replicas exchange all K gradients here.
+        Then ``gathered`` gets a layout, each process gets its share of the mean gradients, and the tasks of all
+        processes are added, with a loss of 0.
+
+        Args:
+            gathered: the gradients of earlier calls.
+            tasks: the index of the task of each gradient.
+            values: the losses, 0-d.
+            gradients: the new gradients. The list may be emptied.
+            count: the number N of tasks.
+        """
+
+    def totals(self, gram: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """The Gram matrix and the losses over all processes, from those of what each process has: (K, K) and (K,)."""
+
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -117,7 +138,14 @@ class Reducer(Protocol):
         """
 
     def statistics(
-        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
+        self,
+        losses: dict[int, Tensor],
+        dots: Tensor | None,
+        sqnorms: Tensor | None,
+        largest: Tensor,
+        count: int,
+        *,
+        known: bool,
     ) -> Statistics:
         """Combines the numbers of all processes and reads them back to the host, with one host sync.
 
@@ -126,4 +154,5 @@ class Reducer(Protocol):
             dots, sqnorms: as :meth:`combine` returned them. None at steps without per-task gradients.
             largest: 0-d on the device, max |p.grad|. If it is not finite, no process steps.
             count: the number N of tasks.
+            known: whether this process knows <g_n, ḡ> of its tasks. They are None if it has no tasks.
         """

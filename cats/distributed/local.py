@@ -34,13 +34,28 @@ class Local:
     def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
         yield lambda once: None
 
+    def exchanged(
+        self, gathered: TaskGradients, tasks: list[int], values: list[Tensor], gradients: list[Gradient], count: int
+    ) -> tuple[list[int], list[Tensor], list[Gradient]]:
+        return tasks, values, gradients
+
+    def totals(self, gram: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        return gram, losses
+
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         return combine(gathered, tasks, gradients, weights)
 
     def statistics(
-        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
+        self,
+        losses: dict[int, Tensor],
+        dots: Tensor | None,
+        sqnorms: Tensor | None,
+        largest: Tensor,
+        count: int,
+        *,
+        known: bool,
     ) -> Statistics:
         nothing = largest.new_empty(0)
         parts = [
@@ -53,15 +68,16 @@ class Local:
         values, v, squares, _ = host.split([len(t) for t in parts])
         if sqnorms is None:
             squares = torch.full_like(values, math.nan)
+        finite = bool(torch.isfinite(host).all())
         return Statistics(
-            list(losses), values, v, squares, sqnorms_known=sqnorms is not None, finite=bool(torch.isfinite(host).all())
+            list(losses), values, v, squares, known=known, sqnorms_known=sqnorms is not None, finite=finite
         )
 
 
 def combine(
     gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:meth:`Reducer.combine` where this process has the final gradients, or its shards of them."""
+    """:meth:`Reducer.combine` where this process has the final gradients, or its shards or shares of them."""
     gathered.take_back()
     gathered.add(tasks, gradients)
     gathered.weights = weights[list(gathered.rows)]

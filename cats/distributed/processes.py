@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from cats.agreement import compare_parameters, meet
+from cats.engines.per_task import TaskGradients
+from cats.gradients import Gradient
 
 from .communication import Communication
 from .interface import Call, Statistics
@@ -32,14 +34,16 @@ class Processes:
         self.communication = communication
         self._call: Call | None = None  # the current call, until the processes have met
         self._compared = 0  # the step of the last comparison of everything; 0 before the first one
+        self._exchanged = False  # whether the processes have met in this call, and exchanged all that it needs
 
     @contextmanager
     def together(self, call: Call) -> Iterator[None]:
-        self._call = call
+        self._call, self._exchanged = call, False
         try:
             yield
         except Exception as error:
-            if self._call is not None:
+            # Before the meeting of this call, or at that of the next one.
+            if self._exchanged or self._call is not None:
                 meet(call.describe(), call.device, error, wish=False, group=self.communication.group)
             raise
         finally:
@@ -66,13 +70,26 @@ class Processes:
     def _compare_parameters(self, params: Sequence[Tensor]) -> None:
         compare_parameters(params, self.communication.group)
 
-    def statistics(
-        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
-    ) -> Statistics:
-        self._meet([])
-        return self._sum(losses, dots, sqnorms, largest, count, copies=self.communication.size)
+    @property
+    def _has_means(self) -> bool:
+        """Whether this process has parts of the mean gradients of the tasks, not the gradients of its own losses."""
+        return False
 
-    def _sum(
+    @property
+    def _copies(self) -> int:
+        """Inner products are sums over the processes / this."""
+        return self.communication.size
+
+    def exchanged(
+        self, gathered: TaskGradients, tasks: list[int], values: list[Tensor], gradients: list[Gradient], count: int
+    ) -> tuple[list[int], list[Tensor], list[Gradient]]:
+        return tasks, values, gradients
+
+    def totals(self, gram: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        total = self.communication.sum(torch.cat([gram, losses.to(gram.device)[None]]))
+        return total[:-1] / self._copies, total[-1] / self.communication.size
+
+    def statistics(
         self,
         losses: dict[int, Tensor],
         dots: Tensor | None,
@@ -80,12 +97,14 @@ class Processes:
         largest: Tensor,
         count: int,
         *,
-        copies: int,
+        known: bool,
     ) -> Statistics:
-        """:meth:`Reducer.statistics`, where dots and squared norms are the sums over the processes / ``copies``."""
+        self._meet([], **self._compared_in_step())
         here = list(losses)
-        # Four rows: losses, dots, squared norms, and 1 for each task of this process. `largest` is the last column of
-        # the first row: the sum over the processes is finite only if all are.
+        if not self._has_means:  # the norm of a mean does not follow from the norms of its parts
+            sqnorms = None
+        # Four rows: losses, dots, squared norms, and 1 for each task of this process. In the last column: `largest`,
+        # because the sum over the processes is finite only if all are, and what this process does not know.
         local = torch.zeros(4, count + 1, dtype=torch.float64, device=largest.device)
         if here:
             local[0, here] = torch.stack(list(losses.values())).to(local.device)
@@ -94,16 +113,24 @@ class Processes:
                     local[row, here] = numbers.to(local.device)
             local[3, here] = 1.0
         local[0, -1] = largest
+        local[1, -1] = float(not known)
+        local[2, -1] = float(bool(here) and sqnorms is None)
         host = self.communication.sum(local).cpu()
         tasks = host[3].nonzero()[:, 0].tolist()
         if not tasks:
             raise ValueError("backward() needs the loss of at least one task in at least one process")
-        values, (v, squares) = host[0, tasks] / self.communication.size, host[1:3, tasks] / copies
+        values, (v, squares) = host[0, tasks] / self.communication.size, host[1:3, tasks] / self._copies
+        sqnorms_known = not host[2, -1]
         return Statistics(
             tasks,
             values,
             v,
-            torch.full_like(v, math.nan) if sqnorms is None else squares,
-            sqnorms_known=sqnorms is not None,
+            squares if sqnorms_known else torch.full_like(v, math.nan),
+            known=not host[1, -1],
+            sqnorms_known=sqnorms_known,
             finite=bool(torch.isfinite(host).all()),
         )
+
+    def _compared_in_step(self) -> dict[str, str]:
+        """Further texts that the processes compare in step()."""
+        return {}

@@ -16,7 +16,7 @@ from cats.weighting import Weighting
 
 from . import local as one_process
 from .communication import Communication
-from .interface import BeforeLastPass, Statistics
+from .interface import BeforeLastPass
 from .processes import Processes
 
 
@@ -89,8 +89,10 @@ class Sharded(Processes):
     ) -> tuple[Tensor, Tensor]:
         return one_process.combine(gathered, tasks, gradients, weights)
 
-    def statistics(
-        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
-    ) -> Statistics:
-        self._meet([])
-        return self._sum(losses, dots, sqnorms, largest, count, copies=self._replicas)
+    @property
+    def _has_means(self) -> bool:
+        return True
+
+    @property
+    def _copies(self) -> int:
+        return self._replicas

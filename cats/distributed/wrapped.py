@@ -15,7 +15,7 @@ from cats.gradients import Gradient, dense
 from cats.weighting import Weighting
 
 from .communication import Communication
-from .interface import BeforeLastPass, Statistics
+from .interface import BeforeLastPass
 from .processes import Processes
 
 
@@ -37,8 +37,9 @@ class Wrapped(Processes):
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
         if per_task:
             raise RuntimeError(
-                "the model is wrapped in DistributedDataParallel, which does not see per-task gradients: use "
-                'engine="one_pass", or train the module itself (model.module) without the wrapper'
+                "the model is wrapped in DistributedDataParallel, which does not see per-task gradients: pass the loss "
+                "of each row and tasks= to backward() (engine one_pass), or train the module itself (model.module) "
+                "without the wrapper"
             )
         if self.communication.dtype is not None:
             raise RuntimeError(
@@ -79,16 +80,13 @@ class Wrapped(Processes):
     ) -> tuple[Tensor | None, Tensor | None]:
         raise AssertionError("check() refuses per-task gradients")
 
-    def statistics(
-        self, losses: dict[int, Tensor], dots: Tensor | None, sqnorms: Tensor | None, largest: Tensor, count: int
-    ) -> Statistics:
+    def _compared_in_step(self) -> dict[str, str]:
         assert self._checksum is not None, "averaged() has set it"
         name = (
             "the checksum of p.grad, which DistributedDataParallel averages (only in the first backward pass after a "
             "forward pass through it, and not under no_sync())"
         )
-        self._meet([], **{name: str(self._checksum.item())})
-        return self._sum(losses, dots, sqnorms, largest, count, copies=self.communication.size)
+        return {name: str(self._checksum.item())}
 
 
 def wrappers_of(params: Sequence[Tensor]) -> list[nn.parallel.DistributedDataParallel]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +64,19 @@ def _gradients_of_examples(
     return losses.values(value), gradients
 
 
+class Layout(Protocol):
+    """How gradients are kept, if not as one tensor per parameter: in several processes, as shares of them.
+
+    Attributes:
+        shared: how many of the tensors that are kept belong to shared parameters. They are the first ones.
+    """
+
+    shared: int
+
+    def gather(self, share: Gradient) -> Gradient:
+        """The gradient of the parameters, from what is kept."""
+
+
 class TaskGradients:
     """The gradients g_n of the tasks, gathered over one or more backward() calls, and their combination ḡ = Σ w_n g_n.
 
@@ -79,6 +93,7 @@ class TaskGradients:
         rows: {task index: its one or two gradients}, in the order of the tasks.
         weights: (K,) float64 on the CPU, the w_n of :meth:`combination`, in the order of ``rows``. None before the
             first combination.
+        layout: how the gradients are kept. None: as one tensor or None per parameter.
         combined: ḡ over all processes, if there are several. Otherwise None.
         scale: GradScaler's scale, 0-d. Gradients are scaled; dots, norms and the Gram matrix are not.
     """
@@ -90,6 +105,7 @@ class TaskGradients:
         self.backend = backend
         self.rows: dict[int, list[Gradient]] = {}
         self.weights: Tensor | None = None
+        self.layout: Layout | None = None
         self.combined: Gradient | None = None
         self.scale: Tensor | None = None
 
@@ -123,7 +139,7 @@ class TaskGradients:
         """ḡ of all parameters."""
         assert self.weights is not None
         weights = self.weights.repeat_interleave(self.halves) / self.halves
-        return ops.combine(self._all(), weights, backend=self.backend)
+        return self._whole(ops.combine(self._all(), weights, backend=self.backend))
 
     def combine_dots(self) -> tuple[Gradient, Tensor, Tensor]:
         """ḡ of all parameters; v_n = <g_n, ḡ> and ‖g_n‖² of the shared ones, (K,) float64. One pass over the gradients.
@@ -133,8 +149,8 @@ class TaskGradients:
         """
         assert self.weights is not None
         form = combine_dots_across if self.halves == 2 else combine_dots
-        combined, dots, sqnorms = form(self._all(), self.weights, self.shared, backend=self.backend)
-        return combined, dots / square(self.scale), sqnorms / square(self.scale)
+        combined, dots, sqnorms = form(self._all(), self.weights, self._kept_shared, backend=self.backend)
+        return self._whole(combined), dots / square(self.scale), sqnorms / square(self.scale)
 
     def dots(self, direction: Gradient) -> Tensor:
         """<g_n, direction> of the shared parameters, (K,) float64. ``direction`` is scaled as the gradients are."""
@@ -148,7 +164,14 @@ class TaskGradients:
         return [row for rows in self.rows.values() for row in rows]
 
     def _all_shared(self) -> list[Gradient]:
-        return [row[: self.shared] for row in self._all()]
+        return [row[: self._kept_shared] for row in self._all()]
+
+    @property
+    def _kept_shared(self) -> int:
+        return self.shared if self.layout is None else self.layout.shared
+
+    def _whole(self, kept: Gradient) -> Gradient:
+        return kept if self.layout is None else self.layout.gather(kept)
 
 
 def combine_dots(

@@ -48,8 +48,12 @@ class Model(nn.Module):
         self.body, self.head = nn.Linear(4, 3).double(), nn.Linear(3, 3).double()
         self.idle = nn.Linear(2, 2).double()
 
-    def forward(self, x: Tensor, y: Tensor, task: str) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, task: str | Tensor) -> Tensor:
+        """The loss of a task, or with a tensor of indices of tasks, the loss of each row."""
         hidden = self.body(x).tanh()
+        if isinstance(task, Tensor):
+            out = torch.where((task == TASKS.index("cs"))[:, None], self.head(hidden), hidden)
+            return ((out - y) ** 2).sum(1)
         return (((self.head(hidden) if task == "cs" else hidden) - y) ** 2).sum()
 
 
@@ -63,11 +67,19 @@ def batch(step: int) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def optimizer_of(model: Model, how: str, process_group: Any = None) -> cats.MultiTask:
+def inverse_norms(gram: Tensor) -> Tensor:
+    """Weights that depend on all of the Gram matrix."""
+    return 1 / (1 + gram.abs().sum(1).sqrt())
+
+
+def optimizer_of(model: Model, how: str, **more: Any) -> cats.MultiTask:
     base = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    if how == "gram":
+        return cats.MultiTask(base, TASKS, inverse_norms, **more)
     if how == "static":
-        return cats.MultiTask(base, TASKS, cats.weighting.Static([1.0, 2.0, 0.5]), process_group=process_group)
+        return cats.MultiTask(base, TASKS, cats.weighting.Static([1.0, 2.0, 0.5]), **more)
     options: dict[str, Any] = {
+        "halves": {"cross_batch": True},
         "lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3},
         "softmax": {"simplex": "softmax", "loss_term": True},
         "two_pass": {"engine": "two_pass", "loss_term": True},
@@ -75,7 +87,7 @@ def optimizer_of(model: Model, how: str, process_group: Any = None) -> cats.Mult
     }
     shared = [*model.body.parameters()] if how == "shared" else None
     options = options.get(how, {"loss_term": True})
-    return cats.CATS(base, TASKS, inner_steps=2, shared=shared, process_group=process_group, **options)
+    return cats.CATS(base, TASKS, inner_steps=2, shared=shared, **options, **more)
 
 
 def whole(t: Any) -> Tensor:
@@ -89,9 +101,9 @@ def train(
     calls: int,
     *,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
-    lazy: bool = False,
-    group: Any = None,
+    form: str = "tensors",
     dtype: torch.dtype = torch.float64,
+    **more: Any,
 ) -> dict[str, Any]:
     """A run in one of the processes, with its own rows. A task's loss is the mean over the rows of all processes.
 
@@ -102,16 +114,23 @@ def train(
         how: see :func:`optimizer_of`.
         calls: the number of backward() calls per step.
         wrap: puts a wrapper around the model.
-        lazy: whether losses are callables.
+        form: of the losses: "tensors", "callables", "rows", with a loss for each row, or "halves", two per task.
+        more: arguments of the optimizer.
     """
     bare = Model().to(dtype)
     model = bare if wrap is None else wrap(bare)
-    optimizer = optimizer_of(bare, how, group)
+    optimizer = optimizer_of(bare, how, **more)
     history: list[dict[str, Any]] = []
 
     def loss(x: Tensor, y: Tensor, task: str, mine: list[int]) -> Tensor:
         rows = mine or [0]
         return (count / len(x) if mine else 0.0) * model(x[rows].to(dtype), y[rows].to(dtype), task)
+
+    def mixed(rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        x, y = (torch.cat([row[i][row[0] or [0]] for row in rows.values()]).to(dtype) for i in (1, 2))
+        ids = [TASKS.index(task) for task, (mine, _, _) in rows.items() for _ in mine or [0]]
+        factors = [count / len(x) if mine else 0.0 for mine, x, _ in rows.values() for _ in mine or [0]]
+        return torch.tensor(factors, dtype=dtype) * model(x, y, torch.tensor(ids)), torch.tensor(ids)
 
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -123,8 +142,13 @@ def train(
                     mine = [i for i in range(len(x)) if place == 0 and i % calls == call]
                 if mine or wrap:
                     later = functools.partial(loss, x, y, task, mine)
-                    losses[task] = later if lazy else later()
-            if losses or count > 1:
+                    losses[task] = later if form == "callables" else (mine, x, y) if form == "rows" else later()
+                if mine and form == "halves":
+                    losses[task] = [loss(x, y, task, [i for i in mine if i % 4 // 2 == half]) for half in (0, 1)]
+            if losses and form == "rows":
+                values, ids = mixed(losses)
+                optimizer.backward(values, tasks=ids, reduction="sum")
+            elif losses or count > 1:
                 optimizer.backward(losses)
         nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
         optimizer.step()
@@ -135,4 +159,5 @@ def train(
         "multipliers": optimizer.multipliers,
         "history": history,
         "idle": bare.idle.weight.grad is None,
+        "engine": optimizer.statistics["engine"],
     }

@@ -20,17 +20,22 @@ from tests.distributed.common import TASKS, Model, batch, needs_gloo, results_of
 
 pytestmark = needs_gloo
 
-# The wrapper, the weighting, the number of backward() calls per step, and whether losses are callables.
+# The wrapper, the weighting, the number of backward() calls per step, and the form of the losses.
 RUNS = [
-    ("ddp", "static", 1, False),
-    ("ddp", "static", 2, True),
-    ("fsdp", "proximal", 1, True),
-    ("fsdp", "proximal", 2, False),
-    ("fsdp", "shared", 1, False),
-    ("fsdp", "static", 1, True),
-    ("hybrid", "softmax", 2, True),
-    ("replicas", "softmax", 2, True),
-    ("float32", "proximal", 1, False),
+    ("ddp", "static", 1, "tensors"),
+    ("ddp", "static", 2, "callables"),
+    ("fsdp", "proximal", 1, "callables"),
+    ("fsdp", "proximal", 2, "tensors"),
+    ("fsdp", "shared", 1, "tensors"),
+    ("fsdp", "static", 1, "callables"),
+    ("hybrid", "softmax", 2, "callables"),
+    ("replicas", "softmax", 2, "callables"),
+    ("float32", "proximal", 1, "tensors"),
+    ("replicas", "proximal", 2, "rows"),
+    ("replicas", "gram", 2, "callables"),
+    ("replicas", "halves", 2, "halves"),
+    ("fsdp", "gram", 2, "tensors"),
+    ("ddp", "proximal", 1, "rows"),
 ]
 DDP = functools.partial(nn.parallel.DistributedDataParallel, find_unused_parameters=True)
 
@@ -44,7 +49,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {run_name(run): run_of(rank, count, *run) for run in RUNS}
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     pair = pairs[rank // 2]
-    result["pair"] = run_of(rank % 2, 2, "group", "proximal", 2, True, pair)
+    result["pair"] = run_of(rank % 2, 2, "group", "proximal", 2, "callables", process_group=pair)
     result |= {
         "traps": {case: trap(rank, case) for case in TRAPS},
         "refused": {case: refused(rank, case, pair) for case in REFUSED},
@@ -77,19 +82,19 @@ def sharded(model: nn.Module, how: str = "fsdp") -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def run_of(place: int, count: int, wrapper: str, how: str, calls: int, lazy: bool, group: Any = None) -> dict[str, Any]:
+def run_of(place: int, count: int, wrapper: str, how: str, calls: int, form: str, **more: Any) -> dict[str, Any]:
     wrap = (
         DDP if wrapper == "ddp" else functools.partial(sharded, how=wrapper) if wrapper in ("fsdp", "hybrid") else None
     )
     dtype = torch.float32 if wrapper == "float32" else torch.float64
-    return train(place, count, how, calls, wrap=wrap, lazy=lazy, group=group, dtype=dtype)
+    return train(place, count, how, calls, wrap=wrap, form=form, dtype=dtype, **more)
 
 
-@pytest.mark.parametrize("run", [*RUNS, ("pair", "proximal", 2, True)], ids=run_name)
-def test_wrapped_models_are_one(found: list[dict[str, Any]], run: tuple[str, str, int, bool]) -> None:
+@pytest.mark.parametrize("run", [*RUNS, ("pair", "proximal", 2, "callables")], ids=run_name)
+def test_wrapped_models_are_one(found: list[dict[str, Any]], run: tuple[str, str, int, str]) -> None:
     """Batches of different sizes, a process without rows; shards of different sizes, and some that are empty."""
-    wrapper, how, calls, _ = run
-    expected = train(0, 1, how, calls)
+    wrapper, how, calls, form = run
+    expected = train(0, 1, how, calls, form="halves" if form == "halves" else "tensors")
     # float64: only the order of the sums differs. float32: the rounding errors of seven steps, of values of size 1.
     relative, absolute = (1e-5, 1e-6) if wrapper == "float32" else (1e-9, 1e-12)
     for each in (found_by_rank["pair" if wrapper == "pair" else run_name(run)] for found_by_rank in found):
@@ -100,7 +105,7 @@ def test_wrapped_models_are_one(found: list[dict[str, Any]], run: tuple[str, str
         for ours, theirs in zip(each["history"], expected["history"], strict=True):
             for name in "losses", "dots", "sqnorm":
                 assert ours[name] == pytest.approx(theirs[name], rel=relative, nan_ok=True)
-            if wrapper in ("fsdp", "hybrid"):  # reduced gradients of all tasks exist
+            if wrapper in ("fsdp", "hybrid") or how in ("gram", "halves"):  # reduced gradients of all tasks exist
                 assert ours["sqnorms"] == pytest.approx(theirs["sqnorms"], rel=relative)
 
 
@@ -166,7 +171,7 @@ def test_traps_of_distributed_data_parallel(found: list[dict[str, Any]], case: s
 
 
 REFUSED = {
-    "per-task gradients": r'DistributedDataParallel.* does not see per-task gradients: use engine="one_pass"',
+    "per-task gradients": r"DistributedDataParallel, which does not see per-task gradients: pass the loss of each row",
     "no loss": r"with DistributedDataParallel each process needs a loss|process 3 failed with ValueError: with Dist",
     "a part wrapped": r"1 of 2 trained parameters are not in DistributedDataParallel.*wrap all of them, or none",
     "another group": "process_group is not that of DistributedDataParallel",
