@@ -175,13 +175,8 @@ class Record:
         if y.shape != self.delta.shape:
             y = y.expand_as(self.delta)
         x, y = as_rows(self.delta, self.dim), as_rows(y, self.dim)
-        sums = _row_dots(x, y, self.tasks, total)
+        sums = ops.row_dots(x, y, self.tasks, total, backend=backend)
         return sums if self.factor is None else sums * self.factor
-
-
-def _row_dots(x: Tensor, y: Tensor, rows: Tensor, total: int) -> Tensor:
-    each = (x * y).sum(-1, dtype=torch.float64)
-    return torch.zeros(total + 1, dtype=torch.float64, device=x.device).index_add_(0, rows % (total + 1), each)[:total]
 
 
 class _Recorder:
