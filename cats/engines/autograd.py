@@ -88,6 +88,16 @@ def _set_grads(params: Sequence[Tensor], grads: Gradient) -> None:
         p.grad = grad
 
 
+def is_opaque(node: Any) -> bool:
+    """Whether the node is a function written in Python, which may use leaves that are not among its inputs.
+
+    A ``torch.autograd.Function`` that does not can say so by an attribute: ``uses_only_its_inputs = True``.
+    """
+    if not isinstance(node, torch.autograd.function.BackwardCFunction):
+        return False
+    return not getattr(getattr(node, "_forward_cls", None), "uses_only_its_inputs", False)
+
+
 def nodes(roots: Sequence[Tensor]) -> Iterator[Any]:
     """All nodes of the graph of the roots, each once."""
     seen: set[Any] = {None}
@@ -152,8 +162,7 @@ def _leaves_of_python_functions(roots: Sequence[Tensor]) -> list[Tensor] | None:
     leaves: list[Tensor] = []
     found = False
     for node in nodes(roots):
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            found = True
+        found |= is_opaque(node)
         if not node.next_functions and hasattr(node, "variable"):
             leaves.append(node.variable)
     return leaves if found else None

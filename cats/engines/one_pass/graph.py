@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
+
+from cats.engines.autograd import is_opaque
 
 Node: TypeAlias = Any  # torch.autograd.graph.Node, without the attributes that C++ nodes have
 
@@ -58,13 +59,16 @@ class Graph:
     """What the graph of some losses does with the parameters.
 
     Attributes:
-        uses: in the order of the forward pass.
+        uses, nodes: in the order of the forward pass.
         batch_norm: whether there is a batch normalisation in training mode.
+        opaque: whether there are functions written in Python that may use parameters out of sight.
         compiled, reentrant: whether parts of the graph come from torch.compile, or from reentrant checkpoints.
     """
 
     uses: list[Use] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
     batch_norm: bool = False
+    opaque: bool = False
     compiled: bool = False
     reentrant: bool = False
 
@@ -101,7 +105,8 @@ def find_uses(roots: Sequence[Tensor], params: Sequence[Tensor]) -> Graph:
             continue
         seen.add(node)
         name = node.name()
-        if isinstance(node, BackwardCFunction):
+        if is_opaque(node):
+            graph.opaque = True
             graph.compiled |= name.startswith("CompiledFunction")
             graph.reentrant |= name.startswith("CheckpointFunction")
         graph.batch_norm |= "BatchNorm" in name and bool(getattr(node, "_saved_training", True))
@@ -116,7 +121,31 @@ def find_uses(roots: Sequence[Tensor], params: Sequence[Tensor]) -> Graph:
         if inputs and name not in VIEWS:
             graph.uses.append(Use(node, inputs))
     graph.uses.sort(key=lambda use: use.node._sequence_nr())
+    graph.nodes = sorted(seen - {None}, key=lambda node: node._sequence_nr() if node.next_functions else -1)
     return graph
+
+
+def needed(graph: Graph, without: Mapping[Use, set[int]]) -> set[Use]:
+    """The uses whose nodes run in a backward pass for all leaves but theirs.
+
+    Args:
+        without: {use: ids of the parameters that it alone reads}. A use that is not returned keeps its parameters.
+    """
+    at = {use.node: use for use in without}
+    left_out = {leaf for leaves in without.values() for leaf in leaves}
+    runs: set[Node] = set()
+    result = set()
+    for node in graph.nodes:
+        if not node.next_functions:
+            if id(getattr(node, "variable", None)) not in left_out:
+                runs.add(node)
+        elif any(parent in runs for parent, _ in node.next_functions):
+            runs.add(node)
+            if node in at:
+                result.add(at[node])
+        elif node in at:  # its parameters are needed, so that it runs
+            runs.add(node)
+    return result
 
 
 def signed(value: int) -> int:

@@ -23,12 +23,16 @@ Key: TypeAlias = tuple[Any, ...]  # what a use has in common with the same use i
 @dataclass(frozen=True)
 class Plan:
     """Attributes:
+    graph: the graph of the losses.
     uses: {use: where its rows are}.
     others: the parameters whose share of <g_n, ḡ> needs their gradient of every task.
+    check: whether to check the result, too.
     """
 
+    graph: Graph
     uses: dict[Use, Placement]
     others: list[int]
+    check: bool
 
 
 class Planner:
@@ -61,21 +65,25 @@ class Planner:
             for i in use.params
         }
         uses = _without(graph.uses, others)
-        found = dict(zip(uses, self._placements(uses, batch, params), strict=True))
+        check = self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0
+        placements = self._placements(uses, batch, params, check=check)
+        found = {use.node: each for use, each in zip(uses, placements, strict=True)}
         # Two parameters multiplied with each other are no rows of data, and were only taken for such by their size.
-        others |= {i for use, placements in found.items() if not placements and use.only_parameters for i in use.params}
+        others |= {i for use in uses if not found[use.node] and use.only_parameters for i in use.params}
         uses = _without(uses, others)
         for use in uses:
-            if not found[use]:
+            if not found[use.node]:
                 where = ", ".join(names[i] for i in sorted(use.params))
                 why = "batch normalisation in training" if graph.batch_norm else "batch statistics or a shared loss"
                 raise UnsupportedError(
                     f"engine one_pass: examples of different tasks meet in the layer of {where}, for example by {why}, "
                     "or its rows are not those of tasks= and cats.engines.rows(): use engine='per_task'"
                 )
-        return Plan({use: found[use][0] for use in uses}, sorted(others))
+        return Plan(graph, {use: found[use.node][0] for use in uses}, sorted(others), check)
 
-    def _placements(self, uses: Sequence[Use], batch: Batch, params: Sequence[Tensor]) -> list[tuple[Placement, ...]]:
+    def _placements(
+        self, uses: Sequence[Use], batch: Batch, params: Sequence[Tensor], *, check: bool
+    ) -> list[tuple[Placement, ...]]:
         """For each use the placements that are possible. If there are several, they say the same of this batch."""
         lengths = tuple(map(len, batch.lists))
         if len(batch.tasks) == 1:  # every row that matters is this task's
@@ -85,7 +93,6 @@ class Planner:
             tuple(p for p in self.placements.get(key, ()) if p in candidates(use.shape, lengths))
             for key, use in zip(keys, uses, strict=True)
         ]
-        check = self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0
         clear = all(len(found) > 0 and _agree(found, use, batch) for found, use in zip(known, uses, strict=True))
         if clear and not check:
             return known

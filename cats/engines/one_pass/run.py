@@ -10,6 +10,7 @@ backward() calls or other processes add to it. Until then the layer's data and �
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from .derivatives import DERIVATIVES, Derivative
 from .graph import Use
 from .placement import Placement, Sample, as_rows
 from .plan import Planner
+from .segments import Segments, add_segment_gradients, by_segments
 
 _BY_ROWS = {"AddmmBackward0", "MmBackward0"}  # nodes whose derivative can be computed for some of the rows alone
 
@@ -72,13 +74,19 @@ class OnePass:
         plan = self._planner.plan(batch, params[:shared], names)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
         dots = LayerDots(batch, weights, params[:shared], plan.others, missing, scale, self.backend)
-        recorder = _Recorder(plan.uses, dots, params[:shared] if immediate else [], self.share, self._planner.plans)
+        segments: set[Use] = set()
+        if immediate and not whole and self.share is None and not (missing or plan.graph.opaque):
+            segments = by_segments(plan.graph, plan.uses, params, plan.others, len(batch.tasks))
+        done = {i for use in segments for i in use.params}
+        final = params[:shared] if immediate else []
+        recorder = _Recorder(plan.uses, dots, final, segments, self.share, self._planner.plans)
         seen = {i for use in plan.uses for i in use.params} | set(plan.others)
         unseen = [i for i, p in enumerate(params[:shared]) if i not in seen and p.grad is None]
         try:
             retain = bool(plan.others or missing)
             seeds = batch.seeds(weights)
-            add_gradients(batch.roots, seeds, params, retain_graph=retain, whole=whole, before=before_last_pass)
+            rest = [p for i, p in enumerate(params) if i not in done]
+            add_gradients(batch.roots, seeds, rest, retain_graph=retain, whole=whole, before=before_last_pass)
         finally:
             recorder.remove()
         for i in unseen:
@@ -89,6 +97,8 @@ class OnePass:
                 )
         if immediate:
             dots.finish()
+            if plan.check and self.share is None and not (plan.others or missing):
+                dots.compare_with(params[:shared])
         return dots
 
 
@@ -125,6 +135,10 @@ class LayerDots:
             tangents[i] = source.view(torch.zeros_like(self.params[source.param]) if found is None else found)
         self._sums += record.dots(tangents, self.batch.total, self.backend).to(self._sums.device)
 
+    def add_numbers(self, numbers: Tensor) -> None:
+        """Adds the share of one layer: numbers of the tasks of this call, with the factor w_n."""
+        self._sums[self.batch.tasks] += numbers.to(self._sums.device)
+
     def finish(self) -> None:
         """Adds the shares of the layers that still wait. ḡ is in ``p.grad``."""
         with torch.no_grad():
@@ -132,6 +146,23 @@ class LayerDots:
                 self.add(use, record, lambda i: self.params[i].grad)
         self.waiting.clear()
         self.complete = True
+
+    @torch.no_grad()
+    def compare_with(self, params: Sequence[Tensor]) -> None:
+        """Checks that Σ w_n <g_n, ḡ> is ‖ḡ‖², as it must be if no use of a parameter was missed.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        found = self._sums.sum().item()
+        expected = sum(p.grad.double().square().sum().item() for p in params if p.grad is not None)
+        # Rounding errors of ḡ and δ, which have different signs, stay far below this.
+        tolerance = max(10 * torch.finfo(p.dtype).eps ** 0.5 for p in params)
+        if math.isfinite(found) and math.isfinite(expected) and abs(found - expected) > tolerance * expected:
+            raise RuntimeError(
+                f"engine one_pass: Σ w_n <g_n, ḡ> is {found:g}, but ‖ḡ‖² is {expected:g}: a use of a parameter was "
+                "missed; use engine='per_task'"
+            )
 
     def dots(self, direction: Gradient, *, last: bool) -> tuple[dict[int, Tensor], None]:
         """See :class:`cats.engines.pending.Pending`."""
@@ -183,17 +214,24 @@ class _Recorder:
     """Hooks that record the uses in the backward pass. With ``final`` parameters, they also compute the dots there."""
 
     def __init__(
-        self, uses: dict[Use, Placement], dots: LayerDots, final: Sequence[Tensor], share: float | None, seed: int
+        self,
+        uses: dict[Use, Placement],
+        dots: LayerDots,
+        final: Sequence[Tensor],
+        segments: set[Use],
+        share: float | None,
+        seed: int,
     ) -> None:
         self.uses, self.dots, self.share = uses, dots, share
-        self.params = final
+        self.params, self.segments = final, segments
+        self._sorted: dict[Placement, Segments] = {}
         self._lists: dict[Any, Tensor] = {}
         self._samples: dict[Any, Sample] = {}
         self._random = torch.Generator().manual_seed(seed)
         self._uses_of: dict[int, list[Use]] = {}
         self._open = {use: len(use.params) for use in uses}  # how many of its parameters have no final ḡ yet
         self._hooks: list[Any] = [use.node.register_prehook(self._record(use)) for use in uses]
-        for use in uses if final else ():
+        for use in uses.keys() - segments if final else ():
             for i in use.params:
                 self._uses_of.setdefault(i, []).append(use)
         self._hooks += [final[i].register_post_accumulate_grad_hook(self._finish(i)) for i in self._uses_of]
@@ -208,9 +246,20 @@ class _Recorder:
             if delta is None:
                 return
             with torch.no_grad():
-                self.dots.waiting[use] = self._read(use, self.uses[use], delta.detach())
+                if use in self.segments:
+                    self._add_segments(use, self.uses[use], delta.detach())
+                else:
+                    self.dots.waiting[use] = self._read(use, self.uses[use], delta.detach())
 
         return record
+
+    def _add_segments(self, use: Use, placement: Placement, delta: Tensor) -> None:
+        batch = self.dots.batch
+        if placement not in self._sorted:
+            self._sorted[placement] = Segments(placement.tasks(delta.shape, batch.lists), batch.tasks, batch.total)
+        self.dots.add_numbers(
+            add_segment_gradients(use, delta, self._sorted[placement], self.params, self.dots.backend)
+        )
 
     def _read(self, use: Use, placement: Placement, delta: Tensor) -> Record:
         key = (placement, delta.shape[placement.dim], delta.device)

@@ -19,6 +19,8 @@ class _SmoothedLoss(torch.autograd.Function):
     only one tensor of that size for the backward pass, and reads it as few times as possible.
     """
 
+    uses_only_its_inputs = True  # tells cats.CATS that no parameter is used inside
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, wrong: float) -> tuple[Tensor, Tensor]:
         """wrong: the target probability that smoothing gives to each of the V - 1 wrong tokens."""

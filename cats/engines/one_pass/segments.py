@@ -1,0 +1,103 @@
+"""The weight gradients of all tasks, one layer at a time: cheaper than the rows if the tasks are few.
+
+Autograd forms a Linear layer's weight gradient as one matrix product over all rows. If the rows are sorted by task, one
+product per task takes the same number of operations. Their sum is ḡ, and <g_n, ḡ> comes from one read of them. Then
+they are dropped. So autograd need not form this gradient at all, where the rows need one more product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cats import ops
+from cats.gradients import add_to_grad
+
+from .derivatives import saved
+from .graph import Graph, Input, Use, needed
+from .placement import Placement
+
+_ROWS_PER_TASK = 48  # fewer rows make matrix products that are slower than one product over all rows
+_ELEMENTS = 2**25  # of the gradients of all tasks of one weight
+_VIEWS = [(), ("TBackward0",), ("ToCopyBackward0", "TBackward0")]  # from a weight to the right matrix of the product
+
+
+def by_segments(
+    graph: Graph, uses: Mapping[Use, Placement], params: Sequence[Tensor], others: Collection[int], tasks: int
+) -> set[Use]:
+    """The Linear layers whose weight gradients are formed task by task.
+
+    Args:
+        uses: all that are computed by rows. others: the parameters that are not.
+        tasks: the number of tasks that have losses.
+    """
+    count: dict[int, int] = {}
+    for use in graph.uses:
+        for i in use.params:
+            count[i] = count.get(i, 0) + 1
+    chosen = {
+        use: {id(params[i]) for i in use.params}
+        for use, placement in uses.items()
+        if placement.dim == 0
+        and all(count[i] == 1 and i not in others for i in use.params)
+        and _is_linear(use)
+        and use.shape[0] >= _ROWS_PER_TASK * tasks
+        and tasks * max(params[i].numel() for i in use.params) <= _ELEMENTS
+    }
+    # The node of a layer runs only if the backward pass needs the gradient of its input.
+    return needed(graph, chosen)
+
+
+def _is_linear(use: Use) -> bool:
+    weight = {"AddmmBackward0": 2, "MmBackward0": 1}.get(use.name)
+    if weight not in use.inputs or set(use.inputs) - {0, weight}:
+        return False
+    if use.name == "AddmmBackward0" and not (use.node._saved_alpha == use.node._saved_beta == 1):
+        return False
+    bias = use.inputs.get(0) if weight == 2 else None
+    plain = bias is None or all(node.name() == "ToCopyBackward0" for node, _ in bias.views)
+    return plain and tuple(node.name() for node, _ in use.inputs[weight].views) in _VIEWS
+
+
+class Segments:
+    """The rows of a list of tasks, sorted by task.
+
+    Args:
+        tasks: (R,) the task of each row, -1 for none. present: the tasks that have losses, ascending.
+    """
+
+    def __init__(self, tasks: Tensor, present: Sequence[int], total: int) -> None:
+        host = tasks.cpu()
+        is_sorted = bool((host[1:] >= host[:-1]).all())
+        self.order = None if is_sorted else torch.argsort(tasks, stable=True)
+        sizes = torch.bincount(host + 1, minlength=total + 1)
+        first = (sizes.cumsum(0) - sizes).tolist()
+        self.bounds = [(first[n + 1], first[n + 1] + int(sizes[n + 1])) for n in present]
+
+    def sort(self, x: Tensor) -> Tensor:
+        return x if self.order is None else x.index_select(0, self.order)
+
+
+def add_segment_gradients(
+    use: Use, delta: Tensor, segments: Segments, params: Sequence[Tensor], backend: str | None
+) -> Tensor:
+    """Sets ``p.grad`` of the layer's weight and bias, and returns <g_n, ḡ> of the tasks present, (K,) float64.
+
+    delta: (R, out), the gradient of the layer's output.
+    """
+    weight = 2 if use.name == "AddmmBackward0" else 1
+    a = segments.sort(saved(use.node, "mat1" if weight == 2 else "self"))
+    delta = segments.sort(delta)
+    source, bias = use.inputs[weight], use.inputs.get(0) if weight == 2 else None
+    chosen: list[Input] = [source] if bias is None else [source, bias]
+    transposed = any(node.name() == "TBackward0" for node, _ in source.views)
+    gradients = []
+    for start, end in segments.bounds:
+        left, right = (delta[start:end], a[start:end]) if transposed else (a[start:end], delta[start:end])
+        gradient = [left.t() @ right] if bias is None else [left.t() @ right, delta[start:end].sum(0)]
+        gradients.append([g.to(params[s.param].dtype) for g, s in zip(gradient, chosen, strict=True)])
+    combined, dots, _ = ops.combine_dots(gradients, [1.0] * len(gradients), backend=backend)
+    add_to_grad([params[s.param] for s in chosen], combined)
+    return dots
