@@ -20,8 +20,12 @@ from torch import Tensor
 from .graph import Node, signed
 
 Tangents: TypeAlias = Mapping[int, Tensor]
-Derivative: TypeAlias = Callable[[Tangents], Tensor]
+Derivative: TypeAlias = Callable[..., Tensor]  # of the tangents; those of BY_ROWS also of a slice of rows
 Rows: TypeAlias = Callable[[Tensor], Tensor]  # takes the rows of interest from a matrix
+
+
+BY_ROWS = {"AddmmBackward0", "MmBackward0"}  # nodes whose derivative can be computed for some of the rows alone
+_ALL = slice(None)
 
 
 def saved(node: Node, name: str) -> Any:
@@ -62,9 +66,9 @@ def _matrix_product(node: Node, inputs: Collection[int], rows: Rows, left: int, 
     a = rows(saved(node, names[0])) if left + 1 in inputs else None
     b = saved(node, names[1]) if left in inputs else None
 
-    def derivative(tangents: Tangents) -> Tensor:
-        terms = [] if a is None else [a @ tangents[left + 1]]
-        return _sum(terms if b is None else [*terms, rows(tangents[left]) @ b])
+    def derivative(tangents: Tangents, part: slice = _ALL) -> Tensor:
+        terms = [] if a is None else [a[part] @ tangents[left + 1]]
+        return _sum(terms if b is None else [*terms, rows(tangents[left])[part] @ b])
 
     return derivative
 
@@ -74,12 +78,15 @@ def _addmm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
     beta, alpha = node._saved_beta, node._saved_alpha
     if inputs == {0, 2} and beta == alpha == 1:
         a = rows(saved(node, "mat1"))
-        return lambda tangents: torch.addmm(tangents[0], a, tangents[2])
+        return lambda tangents, part=_ALL: torch.addmm(tangents[0], a[part], tangents[2])
     product = _matrix_product(node, inputs, rows, 1, ("mat1", "mat2")) if {1, 2} & set(inputs) else None
 
-    def derivative(tangents: Tangents) -> Tensor:
-        terms = [beta * tangents[0]] if 0 in inputs else []
-        return _sum(terms if product is None else [*terms, alpha * product(tangents)])
+    def derivative(tangents: Tangents, part: slice = _ALL) -> Tensor:
+        terms = [] if product is None else [alpha * product(tangents, part)]
+        if 0 in inputs:
+            bias = beta * tangents[0]
+            terms.append(bias[part] if bias.dim() > 1 and len(bias) > 1 else bias)
+        return _sum(terms)
 
     return derivative
 

@@ -22,13 +22,13 @@ from cats.engines.autograd import add_gradients
 from cats.gradients import Gradient
 
 from .batch import Batch
-from .derivatives import DERIVATIVES, Derivative
+from .derivatives import BY_ROWS, DERIVATIVES, Derivative
 from .graph import Use
 from .placement import Placement, Sample, as_rows
 from .plan import Planner
 from .segments import Segments, add_segment_gradients, by_segments
 
-_BY_ROWS = {"AddmmBackward0", "MmBackward0"}  # nodes whose derivative can be computed for some of the rows alone
+_BLOCK = 2**19  # elements of a layer's output that are computed at once: they stay in the cache
 
 
 class OnePass:
@@ -195,18 +195,33 @@ class LayerDots:
 
 
 class Record:
-    """A use of parameters in the backward pass: the gradient δ of its output, and how its output depends on them."""
+    """A use of parameters in the backward pass: the gradient δ of its output, and how its output depends on them.
 
-    def __init__(self, delta: Tensor, tasks: Tensor, factor: Tensor | None, dim: int, derivative: Derivative) -> None:
-        self.delta, self.tasks, self.factor, self.dim, self.derivative = delta, tasks, factor, dim, derivative
+    Args:
+        delta: δ, with the rows along dimension ``dim``.
+        tasks: (rows,) the task of each row. factor: (N,) by which the numbers of each task are multiplied, or None.
+        derivative: see derivatives.py. by_rows: whether it can be computed for some rows alone.
+    """
+
+    def __init__(
+        self, delta: Tensor, tasks: Tensor, factor: Tensor | None, dim: int, derivative: Derivative, *, by_rows: bool
+    ) -> None:
+        self.delta, self.tasks, self.factor, self.dim = delta, tasks, factor, dim
+        self.derivative, self.by_rows = derivative, by_rows
 
     def dots(self, tangents: dict[int, Tensor], total: int, backend: str | None) -> Tensor:
         """(total,) float64: for each task, the sum of <δ_t, y'_t> over its rows."""
-        y = self.derivative(tangents)
-        if y.shape != self.delta.shape:
-            y = y.expand_as(self.delta)
-        x, y = as_rows(self.delta, self.dim), as_rows(y, self.dim)
-        sums = ops.row_dots(x, y, self.tasks, total, backend=backend)
+        if self.by_rows and self.dim == 0 and self.delta.numel() > _BLOCK:
+            sums = torch.zeros(total, dtype=torch.float64, device=self.delta.device)
+            rows = max(64, _BLOCK // self.delta.shape[1])
+            for start in range(0, len(self.delta), rows):
+                part = slice(start, start + rows)
+                y = self.derivative(tangents, part).expand_as(self.delta[part])
+                sums += ops.row_dots(self.delta[part], y, self.tasks[part], total, backend=backend)
+        else:
+            y = self.derivative(tangents).expand_as(self.delta)
+            x, y = as_rows(self.delta, self.dim), as_rows(y, self.dim)
+            sums = ops.row_dots(x, y, self.tasks, total, backend=backend)
         return sums if self.factor is None else sums * self.factor
 
 
@@ -265,15 +280,16 @@ class _Recorder:
         key = (placement, delta.shape[placement.dim], delta.device)
         if key not in self._lists:
             self._lists[key] = placement.tasks(delta.shape, self.dots.batch.lists).to(delta.device)
-        tasks, factor = self._lists[key], None
+        tasks = self._lists[key]
         _, capture = DERIVATIVES[use.name]
-        if self.share is None or use.name not in _BY_ROWS or placement.dim != 0:
-            return Record(delta, tasks, factor, placement.dim, capture(use.node, use.inputs.keys(), lambda x: x))
+        if self.share is None or use.name not in BY_ROWS or placement.dim != 0:
+            derivative = capture(use.node, use.inputs.keys(), lambda x: x)
+            return Record(delta, tasks, None, placement.dim, derivative, by_rows=use.name in BY_ROWS)
         if key not in self._samples:
             self._samples[key] = Sample(tasks, self.dots.batch.total, self.share, self._random)
         sample = self._samples[key]
         derivative = capture(use.node, use.inputs.keys(), lambda x: x.index_select(0, sample.index))
-        return Record(delta.index_select(0, sample.index), sample.tasks, sample.factor, 0, derivative)
+        return Record(delta.index_select(0, sample.index), sample.tasks, sample.factor, 0, derivative, by_rows=True)
 
     def _finish(self, param: int) -> Callable[[Tensor], None]:
         def finish(_: Tensor) -> None:
