@@ -44,6 +44,7 @@ def draw(source: Provenance, results: EngineResults, path: Path) -> None:
         axes[0].set_ylabel(f"{text} / plain training")
         for panel in axes:
             decorate(panel)
+    panels[0][0].set_xticks([s.tasks for s in steps if s.model == first])
     panels[0][0].set_title(f"a step that moves α: {first}", fontsize=10)
     panels[0][1].set_title(f"a step that moves α: K = {tasks}", fontsize=10)
     panels[0][2].set_title(f"training with the engine auto: K = {tasks}", fontsize=10)
@@ -62,7 +63,7 @@ def draw(source: Provenance, results: EngineResults, path: Path) -> None:
 
 def decorate(panel: Any) -> None:
     """Logarithmic axes with plain numbers, and a line for plain training."""
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     panel.axhline(1.0, color="grey", linewidth=0.8)
     panel.set_xscale("log")
@@ -70,7 +71,7 @@ def decorate(panel: Any) -> None:
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_formatter("{x:g}")
     panel.grid(alpha=0.3)
 
 

@@ -25,7 +25,7 @@ class Model:
 class Measured:
     """One contender. ratio: its time divided by that of a plain step in the same round. peak_bytes: peak memory.
 
-    error: the largest error of v, as a share of the largest |v|.
+    error: the norm of the error of v, as a share of the norm of v.
     """
 
     name: str

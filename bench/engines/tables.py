@@ -25,7 +25,7 @@ def markdown(source: Provenance, results: EngineResults) -> str:
         head = ("model", "K", "m", "engine", "time", "20–80 %", "peak memory")
         lines += ["", "Training with the engine auto, α moves in one of m steps, divided by plain training:", ""]
         lines += table(head, trainings)
-    lines += ["", "The largest error of v, as a share of the largest |v|:", ""]
+    lines += ["", "The norm of the error of v, as a share of the norm of v:", ""]
     for model in results.models:
         steps = [step for step in results.outer_steps if step.model == model.name]
         lines += [*by_contender(steps, [(model.name, lambda _, c: f"{c.error:.0e}")]), ""]
