@@ -434,7 +434,7 @@ bool row_matrices(const py::object& x, const py::object& y, const py::object& ro
     if (c.dtype.code != 0 || c.dtype.bits != 64 || !in_storage(rows.ptr(), c, &negative[2])) return false;
     for (const View* v : {&b, &c})
         if (v->device.type != a.device.type || v->device.id != a.device.id) return false;
-    return !negative[0] && !negative[1];
+    return !negative[0] && !negative[1] && !negative[2];
 }
 
 }  // namespace

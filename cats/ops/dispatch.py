@@ -230,10 +230,15 @@ def _candidates(
 ) -> Iterator[tuple[str | None, ModuleType]]:
     """The backends to try before the reference, in order. One that was asked for has no name: it proves nothing."""
     asked = backend or os.environ.get("CATS_BACKEND")
-    defaults = _defaults(device, operator, tasks)
-    for name, module in [(None, _asked_for(asked, device, operator))] if asked else defaults:
+    if asked:
+        module = _asked_for(asked, device, operator)
         if module is not reference and _takes(module, tasks):
-            yield name, module
+            yield None, module
+        return
+    for name in _order(device.type, operator, tasks):
+        found = _load(name)
+        if not isinstance(found, str) and unsuited(found, device, operator) is None and _takes(found, tasks):
+            yield name, found
 
 
 # What importing a backend gave, by path. Failures are kept, too: Python would execute the module again at every call.
@@ -282,14 +287,6 @@ def _asked_for(name: str, device: torch.device, operator: str) -> ModuleType:
     if (reason := unsuited(module, device, operator)) is not None:
         raise RuntimeError(f"backend {name!r} cannot be used for gradients on {device}: {reason}")
     return module
-
-
-def _defaults(device: torch.device, operator: str, tasks: int) -> Iterator[tuple[str, ModuleType]]:
-    """The default backends that can be used for tensors on this device and have this operator, in order."""
-    for name in _order(device.type, operator, tasks):
-        module = _load(name)
-        if not isinstance(module, str) and unsuited(module, device, operator) is None:
-            yield name, module
 
 
 def _order(device_type: str, operator: str, tasks: int) -> tuple[str, ...]:

@@ -49,11 +49,13 @@ def compute(backend: Backend, x: Tensor, y: Tensor, rows: Tensor, tasks: int) ->
 def test_integers_are_added_exactly(backend: Backend, dtype: torch.dtype, order: str) -> None:
     # Widths around the lengths of vectors, blocks and tiles; numbers of rows around those of a program.
     sizes = [(1, 1), (3, 7), (70, 16), (33, 65), (5, 1023), (2, 4104)]
+    counts = (5,) if order == "sorted" else (128,)
     if not backend.interpreted:
         sizes += [(4097, 1), (1000, 17), (300, 300), (3, 70_001)]
+        counts = (1, 5, 128)
     for count, width in sizes:
         x, y = (integers((count, width), dtype, seed) for seed in (0, 1))
-        for tasks in (1, 5, 128):
+        for tasks in counts:
             rows = owners(count, tasks, order)
             assert torch.equal(compute(backend, x, y, rows, tasks), oracle(x, y, rows, tasks)), (count, width, tasks)
 
