@@ -171,8 +171,8 @@ class Engines:
 def _batch(losses: TaskLosses | Examples, total: int, scale: Tensor | None) -> tuple[one_pass.Batch, list[Tensor]]:
     if isinstance(losses, Examples):
         examples, value = losses, losses.evaluate()
-        ids = losses.ids.flatten().to(value.device)
-        batch = one_pass.Batch([value], lambda w: [examples.seed(value, w, scale)], losses.tasks, total, [ids])
+        lists = [ids.to(value.device) for ids in losses.by_rows()]
+        batch = one_pass.Batch([value], lambda w: [examples.seed(value, w, scale)], losses.tasks, total, lists)
         return batch, losses.values(value)
     given = losses
     if any(map(callable, losses.losses)):

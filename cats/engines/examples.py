@@ -64,6 +64,20 @@ class Examples:
         sums = entries.new_zeros(self.count + 1).index_add_(0, ids.flatten() % (self.count + 1), entries.flatten())
         return list((sums / self._entries(value, ids))[self.tasks])
 
+    def by_rows(self) -> list[Tensor]:
+        """The tasks of the rows of a model that gave these losses, from its first dimension to all of those of ids.
+
+        If all entries of an example are of its task or of none, the task of the example is known too, and so on.
+        """
+        lists, ids = [self.ids.flatten()], self.ids
+        while ids.dim() > 1:
+            task = ids.amax(-1)
+            if bool(((ids != task[..., None]) & (ids >= 0)).any()):
+                break
+            ids = task
+            lists.insert(0, ids.flatten())
+        return lists
+
     def _ids(self, value: Tensor) -> Tensor:
         return self.ids.to(value.device)
 

@@ -190,3 +190,116 @@ def test_entries_of_no_task_do_not_count():
     opt.zero_grad()
     other.backward(losses_of(model, x, y)[:, :2], tasks=IDS)
     torch.testing.assert_close(model.position.grad, grad)
+
+
+def test_padding_marked_by_entries_of_no_task():
+    """With ids (B, T), layers with rows (B, T, ...) need the task of each example."""
+    model, x, y = Tiny(), *data()
+    ids = IDS[:, None].expand(B, T).clone()
+    ids[::2, 2:] = -1
+    seen = []
+    for engine in ("per_task", "one_pass"):
+        opt = optimizer(model, engine)
+        opt.zero_grad()
+        opt.backward(losses_of(model, x, y), tasks=ids)
+        for group in opt.param_groups:
+            group["lr"] = 0.0
+        opt.step()
+        seen.append(numbers(opt))
+    assert_same(*seen)
+
+
+def test_a_hook_that_changes_a_gradient_is_part_of_the_numbers():
+    seen = []
+    for engine in ("per_task", "one_pass"):
+        model, x, y = Tiny(), *data()
+        model.layers[0].weight.register_hook(lambda g: 3 * g)
+        opt = optimizer(model, engine)
+        opt.backward(losses_of(model, x, y), tasks=IDS)
+        opt.step()
+        seen.append(numbers(opt))
+    assert_same(*seen)
+
+
+def test_a_task_of_weight_zero_has_numbers_too():
+    seen = []
+    for engine in ("per_task", "one_pass"):
+        model, x, y = Tiny(), *data()
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        opt = cats.CATS(base, K, inner_steps=1, simplex="lagrangian", alpha_lr=50.0, engine=engine)
+        for _ in range(3):
+            opt.zero_grad()
+            opt.backward(losses_of(model, x, y), tasks=IDS)
+            opt.step()
+            seen.append(numbers(opt))
+    assert 0 in seen[1]["alpha"].values() or 0 in seen[0]["alpha"].values()
+    for a, b in zip(seen[:3], seen[3:], strict=True):
+        assert_same(a, b, rtol=1e-8)
+
+
+def test_a_compiled_model_needs_a_callable(monkeypatch):
+    x, y = data()
+    model = Tiny()
+    compiled = torch.compile(model, backend="aot_eager")
+    opt = optimizer(model, "one_pass")
+    with pytest.raises(RuntimeError, match=r"compiled.*force_eager"):
+        opt.backward(losses_of(compiled, x, y), tasks=IDS)
+    opt.zero_grad()
+    opt.backward(lambda: losses_of(compiled, x, y), tasks=IDS)
+    opt.step()
+    assert opt.statistics["engine"] == "one_pass"
+
+
+def test_checkpointed_activations_give_the_same_numbers():
+    class Saving(Tiny):
+        def forward(self, x):
+            h = self.embedding(x) + self.position
+            h = h + torch.utils.checkpoint.checkpoint(self.layers, h, use_reentrant=False)
+            h = torch.utils.checkpoint.checkpoint(self.norm, h, use_reentrant=False)
+            return F.linear(h, self.embedding.weight)
+
+    seen = []
+    for kind in (Tiny, Saving):
+        model, x, y = kind(dropout=0.5), *data()
+        opt = optimizer(model, "one_pass")
+        for step in range(2):
+            torch.manual_seed(step)
+            opt.zero_grad()
+            opt.backward(losses_of(model, x, y), tasks=IDS)
+            opt.step()
+        seen.append(numbers(opt))
+    assert_same(*seen)
+
+
+def test_autocast_and_a_scaler():
+    seen = []
+    for engine, dtype in (("per_task", torch.float32), ("one_pass", torch.float32), ("one_pass", torch.bfloat16)):
+        model, x, y = Tiny().float(), *data()
+        opt = optimizer(model, engine)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float().transpose(1, 2), y, reduction="none")
+        opt.backward(loss, tasks=IDS, scaler=scaler)
+        scaler.step(opt)
+        scaler.update()
+        seen.append(numbers(opt))
+    assert_same(seen[0], seen[1], rtol=1e-5)
+    assert_same(seen[0] | {"alpha": {}}, seen[2] | {"alpha": {}}, rtol=0.05)  # bfloat16 has 8 bits
+
+
+def test_a_share_of_the_rows_gives_an_unbiased_estimate():
+    model, x, y = Tiny(), *data(batch=28)
+    found = {}
+    for rows, count in ((None, 1), (0.25, 60)):
+        base = torch.optim.SGD(model.parameters(), lr=0.0)
+        opt = cats.CATS(base, K, inner_steps=1, strength=0.0, engine="one_pass", rows=rows)  # alpha stays
+        found[rows] = []
+        for _ in range(count):
+            opt.zero_grad()
+            opt.backward(losses_of(model, x, y), tasks=IDS.repeat(4))
+            opt.step()
+            found[rows].append(torch.tensor(list(opt.statistics["dots"].values())))
+    exact, estimates = found[None][0], torch.stack(found[0.25])
+    error = estimates.std(0) / len(estimates) ** 0.5
+    assert (error > 0).all() and ((estimates.mean(0) - exact).abs() < 4 * error).all()

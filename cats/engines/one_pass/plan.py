@@ -64,6 +64,8 @@ class Planner:
             if not (supported(use.node, use.inputs) and candidates(use.shape, lengths))
             for i in use.params
         }
+        # A hook on a parameter may change its gradient, which δ does not show.
+        others |= {i for use in graph.uses for i in use.params if params[i]._backward_hooks}
         uses = _without(graph.uses, others)
         check = self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0
         placements = self._placements(uses, batch, params, check=check)
