@@ -109,7 +109,7 @@ class MultiTask(Optimizer):
     processes. What each process holds:
 
     * A replica of the plain model. A step all-reduces ḡ and K numbers. In steps without per-task gradients, ḡ is
-      all-reduced in buckets while the backward pass goes on, unless there are functions written in Python in the graph.
+      all-reduced in buckets while the backward pass goes on.
       ‖g_n‖² is nan, because it is that of a mean over the processes. Weightings that need the Gram matrix, and
       ``cross_batch``, need these means: K reduce-scatters give each process a share of the elements of all of them, and
       ḡ is gathered from the shares.

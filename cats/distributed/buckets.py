@@ -23,32 +23,43 @@ class BucketedMean:
     A bucket is a flat copy of the gradients of some parameters, and it is all-reduced as soon as it is complete. The
     buckets have the same order in all processes, that of the parameters from the last to the first, so that the order
     of the all-reduces is the same too. A bucket that lacks a gradient waits for :meth:`finish`, and so do the later
-    ones.
+    ones. The last one does so always: nothing is left to do meanwhile.
 
     A bucket has one number more per parameter: whether it has a gradient. A parameter that has none in any process
-    gets none. One more number tells whether a process failed.
+    gets none. The last bucket also tells whether a process failed, and whether a gradient changed after its bucket was
+    sent. A function written in Python may cause that, if it runs a backward pass of its own. Then all buckets are sent
+    again.
 
     Args:
         params: the parameters. Memory for all buckets is allocated here.
         communication: the processes, and the dtype of the buckets.
+
+    Attributes:
+        sent_twice: whether all buckets were sent again.
     """
 
     def __init__(self, params: Sequence[Tensor], communication: Communication) -> None:
+        self.sent_twice = False
         self._params = params
         self._communication = communication
         self._buckets = [_Bucket(chosen, params, communication.dtype) for chosen in _chosen(params)]
         self._place = {i: (bucket, k) for bucket in self._buckets for k, i in enumerate(bucket.params)}
+        self._changed = False  # whether a gradient changed here after its bucket was sent
 
     @contextmanager
     def filled_by_backward(self) -> Iterator[None]:
-        """Inside, a backward pass fills the buckets from ``p.grad``, where each gradient must be written only once."""
+        """Inside, a backward pass fills the buckets from ``p.grad``, and complete ones are sent."""
 
         def fill(i: int, p: Tensor) -> None:
             bucket, k = self._place[i]
-            if bucket.has[k]:  # its all-reduce may have started
-                raise RuntimeError(f"parameter {i} received two gradients in one backward pass")
-            self.put(i, p.grad)
-            self._start_complete()
+            if bucket.work is not None:
+                self._changed = True
+            else:
+                bucket.put(k, p.grad)
+            for each in self._buckets[:-1]:
+                if not all(each.has):
+                    break
+                each.send(self._communication)
 
         hooks = [p.register_post_accumulate_grad_hook(lambda p, i=i: fill(i, p)) for i, p in enumerate(self._params)]
         try:
@@ -57,43 +68,42 @@ class BucketedMean:
             for hook in hooks:
                 hook.remove()
 
-    def put(self, i: int, gradient: Tensor | None) -> None:
-        """Copies the gradient of parameter i into its bucket, unless it is there."""
-        bucket, k = self._place[i]
-        if gradient is not None and not bucket.has[k]:
-            bucket.parts[k].view(gradient.shape).copy_(dense(gradient))
-            bucket.has[k] = True
-
-    def _start_complete(self) -> None:
-        for bucket in self._buckets:
-            if not all(bucket.has):
-                break
-            bucket.start(self._communication, failed=False)
-
     @torch.no_grad()
-    def finish(self, *, failed: bool = False) -> Gradient | None:
+    def finish(self, gradient: Gradient, *, failed: bool = False) -> Gradient | None:
         """The mean, or None if a process failed. Has one host sync.
 
         Args:
+            gradient: that of this process.
             failed: whether this process failed. It takes part all the same, because the others wait for it.
         """
+        holders = self._send(gradient, failed)
+        failures, changed = holders[-2:]
+        if failures:
+            return None
+        if changed:
+            self.sent_twice = True
+            for bucket in self._buckets:
+                bucket.work = None
+            holders = self._send(gradient, failed)
+        result: Gradient = [None] * len(self._params)
         for bucket in self._buckets:
-            bucket.start(self._communication, failed=failed)
+            means = bucket.flat.to(self._params[bucket.params[0]].dtype).div_(self._communication.size)
+            for i, part in zip(bucket.params, means.split(bucket.sizes), strict=False):
+                result[i] = part.view(self._params[i].shape) if holders.pop(0) else None
+            del holders[:2]
+        return result
+
+    def _send(self, gradient: Gradient, failed: bool) -> list[float]:
+        """Sends all buckets that were not sent, and returns what the processes told in the numbers at their ends."""
+        for bucket in self._buckets:
+            if bucket.work is None:
+                for k, i in enumerate(bucket.params):
+                    bucket.put(k, gradient[i])
+                bucket.send(self._communication, failed=failed, changed=self._changed)
         for bucket in self._buckets:
             bucket.work.wait()
         device = self._params[0].device
-        holders = torch.cat([bucket.holders.to(device, torch.float32) for bucket in self._buckets]).tolist()
-        result: Gradient = [None] * len(self._params)
-        for bucket in self._buckets:
-            count = len(bucket.params)
-            *found, failures = holders[: count + 1]
-            del holders[: count + 1]
-            if failures:
-                return None
-            means = bucket.flat.to(self._params[bucket.params[0]].dtype).div_(self._communication.size)
-            for i, some, part in zip(bucket.params, found, means.split(bucket.sizes)[:count], strict=True):
-                result[i] = part.view(self._params[i].shape) if some else None
-        return result
+        return torch.cat([bucket.holders.to(device, torch.float32) for bucket in self._buckets]).tolist()
 
 
 class _Bucket:
@@ -102,20 +112,27 @@ class _Bucket:
     def __init__(self, chosen: list[int], params: Sequence[Tensor], dtype: torch.dtype | None) -> None:
         first = params[chosen[0]]
         self.params = chosen
-        self.sizes = [*(params[i].numel() for i in chosen), len(chosen) + 1]
+        self.sizes = [*(params[i].numel() for i in chosen), len(chosen) + 2]
         self.flat = torch.empty(sum(self.sizes), dtype=dtype or first.dtype, device=first.device)
         *self.parts, self.holders = self.flat.split(self.sizes)
         self.has = [False] * len(chosen)
         self.work: Any = None  # the all-reduce, once it has started
 
     @torch.no_grad()
-    def start(self, communication: Communication, *, failed: bool) -> None:
+    def put(self, k: int, gradient: Tensor | None) -> None:
+        """Copies the gradient of its k-th parameter."""
+        self.has[k] = gradient is not None
+        if gradient is not None:
+            self.parts[k].view(gradient.shape).copy_(dense(gradient))
+
+    @torch.no_grad()
+    def send(self, communication: Communication, *, failed: bool = False, changed: bool = False) -> None:
         """Starts the all-reduce, unless it has started."""
         if self.work is None:
             for part, has in zip(self.parts, self.has, strict=True):
                 if not has:
                     part.zero_()
-            self.holders.copy_(torch.tensor([*self.has, failed], dtype=self.flat.dtype))
+            self.holders.copy_(torch.tensor([*self.has, failed, changed], dtype=self.flat.dtype))
             self.work = dist.all_reduce(self.flat, group=communication.group, async_op=True)
 
 

@@ -15,8 +15,8 @@ from cats.engines.per_task import TaskGradients
 from cats.gradients import Gradient
 from cats.weighting import Weighting
 
-# Called before the last backward pass of a call. The argument tells whether that pass writes each gradient once.
-BeforeLastPass: TypeAlias = Callable[[bool], None]
+# Called before the last backward pass of a call.
+BeforeLastPass: TypeAlias = Callable[[], None]
 
 
 @dataclass

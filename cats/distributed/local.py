@@ -32,7 +32,7 @@ class Local:
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
-        yield lambda once: None
+        yield lambda: None
 
     def exchanged(
         self, gathered: TaskGradients, tasks: list[int], values: list[Tensor], gradients: list[Gradient], count: int

@@ -34,6 +34,7 @@ class Replicated(Processes):
     def __init__(self, communication: Communication) -> None:
         super().__init__(communication)
         self._shares = False  # whether per-task gradients are kept as shares
+        self._overlaps = True  # whether gradients are sent during the backward pass
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
         self._shares = per_task and (weighting.needs_gram or weighting.cross_batch)
@@ -83,25 +84,24 @@ class Replicated(Processes):
         agreed = False
         with ExitStack() as hooks:
 
-            def before_last_pass(once: bool) -> None:
+            def before_last_pass() -> None:
                 nonlocal agreed
                 self._meet(params)
                 agreed = True
-                if once:
+                if self._overlaps:
                     hooks.enter_context(mean.filled_by_backward())
 
             try:
                 yield before_last_pass
             except Exception:
                 if agreed:  # the others wait for gradients. Afterwards all meet again.
-                    mean.finish(failed=True)
+                    mean.finish([None] * len(params), failed=True)
                     self._call = call
                 raise
         if not agreed:  # there was no backward pass
             self._meet(params)
-        for i, gradient in enumerate(take_grads(params)):
-            mean.put(i, gradient)
-        average = mean.finish()
+        average = mean.finish(take_grads(params))
+        self._overlaps &= not mean.sent_twice
         if average is None:
             assert call is not None
             meet(call.describe(), call.device, None, wish=False, group=self.communication.group)
@@ -119,10 +119,8 @@ class Replicated(Processes):
         mean = BucketedMean(gathered.params, self.communication)
         if gradients:  # before the meeting, because this needs memory for a whole gradient and may fail
             part = ops.combine(gradients, weights[tasks], backend=gathered.backend)
-        for i, gradient in enumerate(part):
-            mean.put(i, gradient)
         self._meet(gathered.params)
-        average = mean.finish()
+        average = mean.finish(part)
         assert average is not None, "no process fails between the meeting and here"
         self._exchanged = True
         gathered.add(tasks, gradients)

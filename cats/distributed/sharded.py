@@ -82,7 +82,7 @@ class Sharded(Processes):
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
-        yield lambda once: None
+        yield lambda: None
 
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor

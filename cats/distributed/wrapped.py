@@ -69,7 +69,7 @@ class Wrapped(Processes):
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
-        def before_last_pass(once: bool) -> None:
+        def before_last_pass() -> None:
             self._meet(params)
 
         yield before_last_pass

@@ -29,7 +29,7 @@ def add_gradients(
     *,
     retain_graph: bool = False,
     whole: bool = False,
-    before: Callable[[bool], None] | None = None,
+    before: Callable[[], None] | None = None,
 ) -> None:
     """Adds the gradient of Σ seed · root to ``p.grad``. The graph is freed, unless ``retain_graph``.
 
@@ -37,11 +37,11 @@ def add_gradients(
 
     Args:
         whole: whether this is a plain backward pass in any case, in which other leaves get gradients too.
-        before: called before the backward pass, with whether it writes to each ``p.grad`` only once.
+        before: called before the backward pass.
     """
     leaves = [] if whole else _leaves_of_python_functions(roots)
     if before is not None:
-        before(leaves is None)
+        before()
     if leaves is None:
         torch.autograd.backward(roots, seeds, inputs=params, retain_graph=retain_graph)
     else:

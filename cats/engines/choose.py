@@ -122,7 +122,7 @@ class Engines:
         scale: Tensor | None,
         immediate: bool,
         whole: bool,
-        before_last_pass: Callable[[bool], None],
+        before_last_pass: Callable[[], None],
     ) -> tuple[list[Tensor], Pending]:
         """Adds ḡ to ``p.grad`` in one backward pass.
 

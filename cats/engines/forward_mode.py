@@ -57,7 +57,7 @@ class ForwardMode:
         shared: int,
         *,
         scale: Tensor | None = None,
-        before_last_pass: Callable[[bool], None] | None = None,
+        before_last_pass: Callable[[], None] | None = None,
     ) -> tuple[list[Tensor], Tangents]:
         """Adds the gradient of Σ w_n L_n to ``p.grad``. Returns the values, as ``losses.tasks``, and the dots to come.
 

@@ -40,7 +40,7 @@ class TwoPass:
         shared: int,
         *,
         scale: Tensor | None = None,
-        before_last_pass: Callable[[bool], None] | None = None,
+        before_last_pass: Callable[[], None] | None = None,
     ) -> tuple[list[Tensor], TaskByTask]:
         """Adds the gradient of Σ w_n L_n to ``p.grad``. Returns the values, as ``losses.tasks``, and the dots to come.
 

@@ -19,7 +19,7 @@ def weighted_backward(
     scale: Tensor | None = None,
     retain_graph: bool = False,
     whole: bool = False,
-    before_last_pass: Callable[[bool], None] | None = None,
+    before_last_pass: Callable[[], None] | None = None,
 ) -> list[Tensor]:
     """Adds the gradient of Σ w_n L_n to ``p.grad``. Returns the values of the losses, 0-d float64, as ``losses.tasks``.
 
@@ -34,7 +34,7 @@ def weighted_backward(
         retain_graph: whether to keep the graphs of losses given as tensors.
         whole: whether all losses, callables too, share one plain backward pass of the whole graph. Then other leaves
             get gradients too.
-        before_last_pass: called before the last backward pass, with whether it writes to each ``p.grad`` only once.
+        before_last_pass: called before the last backward pass.
     """
     roots: list[Tensor] = []
     seeds: list[Tensor] = []

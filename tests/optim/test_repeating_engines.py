@@ -149,7 +149,7 @@ def test_wrapped_models_are_refused(engine):
     w = nn.Parameter(torch.ones(3))
     losses = TaskLosses([0], [lambda: w.sum()], ["task 0"])
     found = choose.Engines(engine, None, None, None)
-    options = {"names": ["w"], "scale": None, "immediate": False, "whole": True, "before_last_pass": lambda once: None}
+    options = {"names": ["w"], "scale": None, "immediate": False, "whole": True, "before_last_pass": lambda: None}
     with pytest.raises(RuntimeError, match=f"engine {engine}: the model is wrapped in DistributedDataParallel"):
         found.backward(engine, losses, [1.0], [w], 1, **options)
 

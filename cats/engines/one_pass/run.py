@@ -54,7 +54,7 @@ class OnePass:
         scale: Tensor | None,
         immediate: bool,
         whole: bool,
-        before_last_pass: Callable[[bool], None],
+        before_last_pass: Callable[[], None],
     ) -> LayerDots:
         """Adds ḡ to ``p.grad``.
 
