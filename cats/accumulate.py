@@ -41,13 +41,14 @@ class Accumulation:
         engines: computes <g_n, ḡ>.
         outer: whether <g_n, ḡ> is needed. If not, the backward pass of the weighted loss is enough.
         due: whether the weighting needs it. If not, it is to show which task has a gradient that is not finite.
+        step: the number of steps taken before. With the number of the call, it seeds random samples.
         backend: the backend of :mod:`cats.ops`, or None.
 
     Attributes:
         calls: the number of backward() calls.
         engine: the name of the engine, after the first call of an outer step.
-        numbers_known: whether <g_n, ḡ> is known. It is not if the number of backward() calls is another one than in the
-            step before, and the engine has freed what it needs.
+        numbers_known: whether <g_n, ḡ> is known. It is not if the engine did not know which backward() call was the
+            last, and has freed what it needs.
         losses: {task index: loss, 0-d float64 on the device}, in the order of the tasks.
         weights: (N,) float64 on the CPU, the weights of all tasks in ḡ. None before per-task gradients are combined.
         scale: GradScaler's scale, 0-d, if a scaler is used.
@@ -65,6 +66,7 @@ class Accumulation:
         engines: Engines,
         outer: bool,
         due: bool,
+        step: int,
         backend: str | None,
     ) -> None:
         self.params = params
@@ -76,6 +78,7 @@ class Accumulation:
         self.engine: str | None = None
         self.outer = outer
         self.due = due
+        self.step = step
         self.numbers_known = False
         self.calls = 0
         self.losses: dict[int, Tensor] = {}
@@ -142,47 +145,49 @@ class Accumulation:
         self._add_losses(losses.tasks, values)
         self._largest = largest(self.params)
 
-    def add_outer(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+    def add_outer(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None = None) -> None:
         """The same, and <g_n, ḡ> too. Some engines know ‖g_n‖² or the Gram matrix as well.
 
         Args:
             losses: those of this call. With ``cross_batch`` each task must have two.
             weights: (N,) float64 on the CPU, the weights of all tasks. If the weighting needs the Gram matrix, it
                 computes new weights for the tasks present.
+            last: whether this is the last call of the step. None: it is if the step before had as many calls.
         """
         self._check_pairs(losses.tasks)
         try:
             if self.engine == "one_pass":
                 losses = self.engines.evaluated(losses)
             with grads_restored_on_error(self.params):
-                self._add_by_engine(losses, weights)
+                self._add_by_engine(losses, weights, last)
         except UnsupportedError as error:
             self.engines.refuse(error)
             self.engine = self._choose(losses)
             self._check_reducer(losses)
             if self.calls == 1:
-                self._add_by_engine(losses, weights)
+                self._add_by_engine(losses, weights, last)
             else:  # what earlier calls left cannot be added to the numbers of another engine
                 self.numbers_known, self._pending, self._lost = False, [], True
                 self.add_weighted(losses, weights)
         self._largest = largest(self.params)
 
-    def _add_by_engine(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+    def _add_by_engine(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         if self.engine == "per_task":
             self._add_per_task(losses, weights)
         elif self._lost:
             self.numbers_known = False
             self.add_weighted(losses, weights)
         else:
-            self._add_in_one_backward(losses, self.checked(weights, list(range(len(self.tasks)))))
+            self._add_in_one_backward(losses, self.checked(weights, list(range(len(self.tasks)))), last)
 
-    def _add_in_one_backward(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+    def _add_in_one_backward(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         """One backward pass for ḡ. <g_n, ḡ> is computed as soon as ḡ is final, from what every call leaves pending."""
         assert self.engine is not None
         if self.calls == 1 and any(p.grad is not None for p in self.params):
             self._own = [None] * len(self.params)  # gradients of other code are not part of ḡ
         others = None if self._own is None else take_grads(self.params)
-        last = self.engines.calls_per_step  # the number of the last call, if this step is like the one before
+        if last is None and self.engines.calls_per_step is not None:
+            last = self.calls == self.engines.calls_per_step
         values: list[Tensor] = []
         with self.reducer.averaged(self.params) as before_last_pass:
             if losses.tasks:  # this process may have no examples, and takes part all the same
@@ -194,7 +199,8 @@ class Accumulation:
                     self._gradients.shared,
                     names=self.names,
                     scale=self.scale,
-                    immediate=last == self.calls == 1 and not self.reducer.averages,
+                    sample_seed=(self.step << 16) + self.calls,
+                    immediate=bool(last) and self.calls == 1 and not self.reducer.averages,
                     whole=self.reducer.whole_backward,
                     before_last_pass=before_last_pass,
                 )
@@ -207,10 +213,10 @@ class Accumulation:
                 p.grad = g
         self._add_losses(losses.tasks, values)
         self.weights = weights
-        self.numbers_known = last is None or self.calls == last
+        self.numbers_known = last is None or last
         if self.numbers_known:
-            self._compute_dots(last=self.calls == last)
-        if self.calls == last:  # frees graphs and activations. A further call makes the numbers unknown.
+            self._compute_dots(last=bool(last))
+        if last:  # frees graphs and activations. A further call makes the numbers unknown.
             self._pending, self._lost = [], True
 
     def _compute_dots(self, *, last: bool) -> None:

@@ -85,8 +85,9 @@ class MultiTask(Optimizer):
             "two_pass" and "forward_mode" evaluate a callable again, with the same random numbers of torch, the same
             autocast and the same buffers of ``model``, and check that the loss is the same. A callable should have no
             other effects.
-            If the number of backward() calls of a step differs from that of the step before, engines other than
-            "per_task" may not know the numbers; then the weighting is not updated in this step.
+            If the number of backward() calls of a step differs from that of the step before, and ``last`` of
+            :meth:`backward` is not given, engines other than "per_task" may not know the numbers; then the weighting is
+            not updated in this step.
         rows: with "one_pass", the share of the rows of each task from which <g_n, ḡ> is estimated in Linear layers,
             without bias; ḡ stays exact. None: all.
         model: the module whose parameters are optimised. It gives them names in error messages. When "two_pass" and
@@ -236,6 +237,7 @@ class MultiTask(Optimizer):
         tasks: Tensor | Sequence[Task] | None = None,
         reduction: Literal["mean", "sum"] = "mean",
         scaler: torch.amp.GradScaler | None = None,
+        last: bool | None = None,
     ) -> None:
         """Adds ḡ = Σ w_n g_n to ``p.grad``. Call it instead of ``loss.backward()``.
 
@@ -261,6 +263,10 @@ class MultiTask(Optimizer):
                 as padding. Or a sequence of B names. On a GPU, the host waits for a tensor of indices.
             reduction: with ``tasks``, whether L_n is the "mean" of the entries of task n, or their "sum".
             scaler: the GradScaler, if you use one. Pass unscaled losses, then call ``scaler.step(optimizer)``.
+            last: whether this is the last call before step(). None: it is if the step before had as many calls. Engines
+                with one backward pass need to know it, to free what they hold, and to compute <g_n, ḡ> with the final
+                ḡ. So pass it if the number of calls changes between steps, or if resumed training must repeat
+                uninterrupted training bit for bit.
 
         Raises:
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
@@ -279,7 +285,7 @@ class MultiTask(Optimizer):
             with own.restored_on_error(changes), grads_restored_on_error(gathered.params):
                 gathered.check(split, scaler)
                 if gathered.outer:  # ḡ = ∇ Σ α_n L_n, and for the update of α: <g_n, ḡ>
-                    gathered.add_outer(split, weights)
+                    gathered.add_outer(split, weights, last)
                 else:  # ḡ = ∇ Σ α_n L_n
                     gathered.add_weighted(split, weights)
                 own.accumulation = gathered
@@ -532,7 +538,7 @@ class MultiTask(Optimizer):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         if tasks is not None:
-            if self.weighting.cross_batch:
+            if self.weighting.cross_batch and self.needs_task_gradients:
                 raise ValueError("a weighting with cross_batch needs {task: pair of losses}, not tasks=")
             return split_examples(losses, tasks, self.tasks, mean=reduction == "mean")
         return split_losses(losses, self.tasks, pairs=self.weighting.cross_batch)
@@ -560,6 +566,7 @@ class MultiTask(Optimizer):
             reducer=own.reducer,
             outer=self.needs_task_gradients,
             due=self._weighting_due,
+            step=own.counts["step"],
             backend=self.backend,
         )
 

@@ -120,6 +120,7 @@ class Engines:
         *,
         names: Sequence[str],
         scale: Tensor | None,
+        sample_seed: int,
         immediate: bool,
         whole: bool,
         before_last_pass: Callable[[], None],
@@ -132,6 +133,7 @@ class Engines:
             params: the parameters that require grad, the shared ones first. names: for error messages.
             shared: how many of them enter <g_n, ḡ>.
             scale: GradScaler's scale, 0-d.
+            sample_seed: of the random sample of rows, if there is one.
             immediate: whether ``p.grad`` is None now, and ḡ is final after this call.
             whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
@@ -161,6 +163,7 @@ class Engines:
             shared,
             names=names,
             scale=scale,
+            seed=sample_seed,
             immediate=immediate,
             whole=whole,
             before_last_pass=before_last_pass,

@@ -50,7 +50,7 @@ class Examples:
 
     def seed(self, value: Tensor, weights: Sequence[float], scale: Tensor | None) -> Tensor:
         """The gradient of Σ w_n L_n by ``value``, times GradScaler's scale. weights: N numbers."""
-        table = torch.tensor([*weights, 0.0], dtype=torch.float64, device="cpu").to(value.device)
+        table = torch.tensor([*weights, 0.0], dtype=torch.float64, device="cpu").to(value.device, non_blocking=True)
         ids = self._ids(value)
         table = (table / self._entries(value, ids)).to(value.dtype)
         seed = table[ids]  # -1 takes the last number, 0
@@ -79,7 +79,7 @@ class Examples:
         return lists
 
     def _ids(self, value: Tensor) -> Tensor:
-        return self.ids.to(value.device)
+        return self.ids.to(value.device, non_blocking=value.is_cuda)
 
     def _entries(self, value: Tensor, ids: Tensor) -> Tensor | float:
         """(N + 1,) the number of entries of each task, or 1 for sums."""

@@ -106,6 +106,23 @@ def test_another_number_of_calls_makes_the_numbers_unknown_once():
     assert set(seen[3]["dots"]) == set(expected[3]["dots"]) and seen[3]["alpha"] != seen[1]["alpha"]
 
 
+def test_the_last_call_may_be_named():
+    """Then the number of calls may change, and nothing is computed twice."""
+    seen = []
+    for engine in ("per_task", "one_pass"):
+        model = Tiny()
+        opt = optimizer(model, engine)
+        for step, calls in enumerate((1, 3, 1, 2)):
+            x, y = data(step)
+            opt.zero_grad()
+            for i, part in enumerate(torch.arange(B).tensor_split(calls)):
+                opt.backward(losses_of(model, x[part], y[part]), tasks=IDS[part], last=i == calls - 1)
+            opt.step()
+            seen.append(numbers(opt))
+    for a, b in zip(seen[:4], seen[4:], strict=True):
+        assert_same(a, b)
+
+
 def test_gradients_of_other_code_are_no_part_of_the_numbers():
     model, x, y = Tiny(), *data()
     seen = []

@@ -11,7 +11,7 @@ backward() calls or other processes add to it. Until then the layer's data and �
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class OnePass:
         *,
         names: Sequence[str],
         scale: Tensor | None,
+        seed: int = 0,
         immediate: bool,
         whole: bool,
         before_last_pass: Callable[[], None],
@@ -63,6 +64,7 @@ class OnePass:
             params: the parameters that require grad, the shared ones first. names: for error messages.
             shared: how many of them enter <g_n, ḡ>.
             scale: GradScaler's scale, 0-d, by which ``batch.seeds`` are multiplied.
+            seed: of the random sample of rows.
             immediate: whether ``p.grad`` is None before and ḡ is final after this call. Then a layer's data are freed
                 during the backward pass.
             whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
@@ -79,7 +81,7 @@ class OnePass:
             segments = by_segments(plan.graph, plan.uses, params, plan.others, len(batch.tasks))
         done = {i for use in segments for i in use.params}
         final = params[:shared] if immediate else []
-        recorder = _Recorder(plan.uses, dots, final, segments, self.share, self._planner.plans)
+        recorder = _Recorder(plan.uses, dots, final, segments, self.share, seed)
         seen = {i for use in plan.uses for i in use.params} | set(plan.others)
         unseen = [i for i, p in enumerate(params[:shared]) if i not in seen and p.grad is None]
         try:
@@ -129,11 +131,15 @@ class LayerDots:
 
     def add(self, use: Use, record: Record, direction: Callable[[int], Tensor | None]) -> None:
         """Adds the share of one layer. direction: gives ḡ of a parameter by its number."""
+        found = {i: direction(source.param) for i, source in use.inputs.items()}
+        factor = _factor(found.values()) if record.delta.dtype == torch.float16 else None
         tangents = {}
         for i, source in use.inputs.items():
-            found = direction(source.param)
-            tangents[i] = source.view(torch.zeros_like(self.params[source.param]) if found is None else found)
-        self._sums += record.dots(tangents, self.batch.total, self.backend).to(self._sums.device)
+            g = found[i]
+            g = torch.zeros_like(self.params[source.param]) if g is None else g
+            tangents[i] = source.view(g if factor is None else g * factor)
+        sums = record.dots(tangents, self.batch.total, self.backend)
+        self._sums += (sums if factor is None else sums / factor).to(self._sums.device)
 
     def add_numbers(self, numbers: Tensor) -> None:
         """Adds the share of one layer: numbers of the tasks of this call, with the factor w_n."""
@@ -192,6 +198,17 @@ class LayerDots:
         params = [self.params[i] for i in chosen]
         gradient = torch.autograd.grad(self.batch.roots, params, seeds, retain_graph=True, allow_unused=True)
         return ops.dots([list(gradient)], [direction[i] for i in chosen], backend=self.backend)[0]
+
+
+def _factor(direction: Iterable[Tensor | None]) -> Tensor:
+    """A power of two, 0-d. Times this the direction, which a GradScaler may have scaled, has a norm of about 1.
+
+    Then the derivatives along it fit into float16, like the activations.
+    """
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in direction if g is not None]
+    exponent = -torch.stack(norms).amax().log2().round() if norms else torch.zeros(())
+    # A norm that is 0 or not finite stays as it is. The limits keep the factor within float32.
+    return torch.where(exponent.isfinite(), exponent.clamp(-100, 100), 0.0).exp2()
 
 
 class Record:

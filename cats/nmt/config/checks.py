@@ -58,6 +58,11 @@ def _check_combinations(config: Config, prefix: str) -> None:
         )
     if method.simplex == "lagrangian" and method.floor != "auto":
         raise UserError(f"{prefix}method.floor has no effect with method.simplex = lagrangian; set method.epsilon")
+    if method.cross_batch and method.engine not in ("auto", "per_task"):
+        raise UserError(f"{prefix}method.cross_batch needs method.engine = per_task (or auto), not {method.engine}")
+    if method.rows < 1 and (method.engine not in ("auto", "one_pass") or method.cross_batch):
+        other = "method.cross_batch" if method.cross_batch else f"method.engine = {method.engine}"
+        raise UserError(f"{prefix}method.rows below 1 needs method.engine = one_pass (or auto), not {other}")
     train = config.train
     if train.pretrain and train.restart:
         raise UserError(

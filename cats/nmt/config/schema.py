@@ -256,6 +256,14 @@ class Method:
         False,
         "cats: dot products between two halves of each task's batch, so that batch noise adds no bias",
     )
+    engine: str = setting(
+        "auto",
+        "cats: how outer steps get the dot products (see cats.MultiTask); auto: in one backward pass, if possible",
+        choices=("auto", "per_task", "two_pass", "one_pass", "forward_mode"),
+    )
+    rows: float = setting(
+        1.0, "cats, one_pass: share of each task's rows that the dot products are estimated from; 1: exact", need=SHARE
+    )
 
 
 @dataclass(frozen=True)

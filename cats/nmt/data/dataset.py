@@ -49,6 +49,12 @@ class TokenDataset:
             total += int((offsets[2 * chosen + 2] - offsets[2 * chosen + 1]).sum()) + len(chosen)
         return total
 
+    def source_tokens(self, task: str, chosen: np.ndarray) -> int:
+        """The number of tokens that the encoder reads for some pairs of a task, tags and ends included."""
+        offsets, (before, after) = self.shards[task].offsets, self.frames[task]
+        tokens = (offsets[2 * chosen + 1] - offsets[2 * chosen]).sum()
+        return int(tokens) + len(chosen) * (len(before) + len(after))
+
     def rows(self, task: str) -> tuple[list[list[int]], list[list[int]]]:
         """All encoded sources and targets of a task, as ``collate`` takes them."""
         shard, (before, after) = self.shards[task], self.frames[task]

@@ -95,9 +95,9 @@ def line_nll(
         rows, order = order[:size], order[size:]
         starts = [start] * len(rows)
         batch = collate([sources[i] for i in rows], [targets[i] for i in rows], starts, model.pad_id, device)
-        hidden = model.hidden(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
+        logits = model.logits(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
         real = batch.target_out.flatten()[batch.target_cells]
-        _, nll = token_losses(model.project(hidden).float(), real, 0.0)
+        _, nll = token_losses(logits.float(), real, 0.0)
         lengths = [len(targets[i]) for i in rows]
         result[rows, 0] = [float(part.sum()) for part in nll.double().split(lengths)]
         result[rows, 1] = lengths

@@ -327,13 +327,23 @@ class Transformer(nn.Module):
         """Logits (..., V) of hidden states (..., d)."""
         return F.linear(hidden, (self.output or self.embedding).weight)
 
+    def logits(
+        self,
+        source: Tensor,
+        target_in: Tensor,
+        source_cells: Tensor | None = None,
+        target_cells: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (N, V) of the N tokens of target_in, row after row; see ``hidden``."""
+        return self.project(self.hidden(source, target_in, source_cells, target_cells))
+
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
         """Logits (B, T, V), zero in the padding, of source (B, S) and target_in (B, T), both int64.
 
         Training and decoding do not call it: they project only the positions that they need. It is here because users
         expect that model(source, target_in) works, and as the reference that the tests compare with.
         """
-        return Packing(target_in != self.pad_id).pad(self.project(self.hidden(source, target_in)))
+        return Packing(target_in != self.pad_id).pad(self.logits(source, target_in))
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder states (B, S, d) of source (B, S) int64, and its mask (B, S) bool, True for a token."""

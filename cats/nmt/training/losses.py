@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cats.nmt.data.batch import Batch
 from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.errors import UserError
 from cats.nmt.model.loss import token_losses
@@ -19,8 +19,23 @@ from cats.nmt.training import processes
 from cats.nmt.training.batches import Indices, Part
 from cats.nmt.training.loss_log import LossLog
 
-LazyLoss = Callable[[], Tensor]  # computes the loss when it is called, so that one graph at a time is in memory
-Losses = Mapping[str, Tensor] | Mapping[str, LazyLoss] | Mapping[str, tuple[LazyLoss, LazyLoss]]  # {task: loss}
+LazyLoss = Callable[[], Tensor]  # computes a loss when it is called, so that one graph at a time is in memory
+Losses = Mapping[str, LazyLoss] | Mapping[str, tuple[LazyLoss, LazyLoss]]  # {task: its loss}
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The losses of all tasks from one forward pass. L_n is the sum of the entries of task n.
+
+    Attributes:
+        losses: returns a loss for each target token, (target tokens,).
+        targets: the index of the task of each target token.
+        rows: the same of each source token, and of each sentence: the rows of the other layers. All int64 on the CPU.
+    """
+
+    losses: LazyLoss
+    targets: Tensor
+    rows: tuple[Tensor, Tensor]
 
 
 class TaskLosses:
@@ -44,6 +59,7 @@ class TaskLosses:
     ) -> None:
         self.model, self.dataset, self.log = model, dataset, log
         self.precision, self.smoothing, self.over_all_tokens = precision, smoothing, over_all_tokens
+        self.index = {task: n for n, task in enumerate(dataset.shards)}
 
     def normalizers(self, indices: Indices) -> dict[str, float]:
         """{task: number of target tokens per process} of a whole batch.
@@ -56,19 +72,22 @@ class TaskLosses:
         result = {task: self.dataset.target_tokens({task: rows}) / count for task, rows in indices.items()}
         return dict.fromkeys(indices, sum(result.values())) if self.over_all_tokens else result
 
-    def joint(self, part: Part, normalizers: Mapping[str, float], *, log: bool = True) -> dict[str, Tensor]:
-        """{task: loss} from one forward pass of all tasks."""
-        tokens = {task: self.dataset.target_tokens({task: rows}) for task, rows in part.indices.items()}
-        batch = self.dataset.batch(part.indices) if part.built is None else part.built
-        with autocast(self.precision, self.dataset.device):
-            sums = loss_sums(self.model, batch, tokens, self.smoothing)
-        for task, (_, nll) in sums.items() if log else ():
-            self.log.add(task, nll, tokens[task])
-        return {task: smoothed / normalizers[task] for task, (smoothed, _) in sums.items()}
+    def joint(self, part: Part, normalizers: Mapping[str, float]) -> TokenLosses:
+        """The losses of all tasks in one forward pass. The part may be empty."""
+        tasks = np.array([self.index[task] for task in part.indices], dtype=np.int64)
+        counts = [
+            (len(rows), self.dataset.source_tokens(task, rows), self.dataset.target_tokens({task: rows}))
+            for task, rows in part.indices.items()
+        ]
+        sentences, sources, targets = (
+            torch.from_numpy(tasks.repeat(np.array(each, dtype=np.int64)))
+            for each in (zip(*counts, strict=True) if counts else ((), (), ()))
+        )
+        return TokenLosses(self._lazy(part, normalizers), targets, (sources, sentences))
 
     def separate(self, part: Part, normalizers: Mapping[str, float]) -> dict[str, LazyLoss]:
         """{task: loss}, each from a forward pass of its own."""
-        return {task: self._lazy(task, rows, normalizers[task]) for task, rows in part.indices.items()}
+        return {task: self._total(task, rows, normalizers[task]) for task, rows in part.indices.items()}
 
     def two_halves(self, indices: Indices, parts: int) -> list[dict[str, tuple[LazyLoss, LazyLoss]]]:
         """{task: losses of two independent halves of its pairs} for each part of a batch, for `method.cross_batch`.
@@ -84,37 +103,42 @@ class TaskLosses:
             tokens = [self.dataset.target_tokens({task: half}) for half in halves]
             count = min(parts, len(halves[1]))
             for i in range(count):
-                first, second = (self._lazy(task, half[i::count], n) for half, n in zip(halves, tokens, strict=True))
+                first, second = (self._total(task, half[i::count], n) for half, n in zip(halves, tokens, strict=True))
                 result[i][task] = first, second
         if not result[0]:
             raise UserError("method.cross_batch needs two sentences of a task in a batch; raise sampling.batch_tokens")
         return [losses for losses in result if losses]
 
-    def _lazy(self, task: str, rows: np.ndarray, normalizer: float) -> LazyLoss:
-        called = False
+    def _total(self, task: str, rows: np.ndarray, normalizer: float) -> LazyLoss:
+        losses = self._lazy(Part({task: rows}), {task: normalizer})
+        return lambda: losses().sum()
 
-        def loss() -> Tensor:
-            nonlocal called
-            log, called = not called, True  # the optimizer may compute a loss again, when memory is short
-            return self.joint(Part({task: rows}), {task: normalizer}, log=log)[task]
+    def _lazy(self, part: Part, normalizers: Mapping[str, float]) -> LazyLoss:
+        """A function that returns the loss of each target token, divided by the normalizer of its task.
 
-        return loss
+        Some engines call it twice. It logs only once.
+        """
+        if not part.indices:
+            return lambda: torch.zeros(0, device=self.dataset.device, requires_grad=True)
+        tokens = {task: self.dataset.target_tokens({task: rows}) for task, rows in part.indices.items()}
+        logged = False
 
+        def losses() -> Tensor:
+            nonlocal logged
+            batch = self.dataset.batch(part.indices) if part.built is None else part.built
+            with autocast(self.precision, self.dataset.device):
+                logits = self.model.logits(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
+            targets = batch.target_out.flatten()[batch.target_cells]
+            smoothed, nll = token_losses(logits.float(), targets, self.smoothing)
+            counts = list(tokens.values())
+            if not logged:
+                for task, each in zip(tokens, nll.split(counts), strict=True):
+                    self.log.add(task, each.sum(), tokens[task])
+                logged = True
+            divisors = np.repeat(np.array([normalizers[task] for task in tokens]), counts)
+            return smoothed / torch.from_numpy(divisors).to(smoothed.device, smoothed.dtype, non_blocking=True)
 
-def loss_sums(
-    model: Transformer, batch: Batch, tokens: Mapping[str, int], smoothing: float
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """{task: (summed smoothed loss, summed nll)}, scalars in nats.
-
-    Args:
-        tokens: {task: number of target tokens}, in the order in which the batch holds the tasks.
-    """
-    hidden = model.hidden(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
-    targets = batch.target_out.flatten()[batch.target_cells]
-    smoothed, nll = token_losses(model.project(hidden).float(), targets, smoothing)
-    counts = list(tokens.values())
-    parts = zip(tokens, smoothed.split(counts), nll.detach().split(counts), strict=True)
-    return {task: (s.sum(), n.sum()) for task, s, n in parts}
+        return losses
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

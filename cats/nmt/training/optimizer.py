@@ -46,6 +46,9 @@ def build_optimizer(
             reduction="mean",  # so that the learning rate and the clipping mean the same as with the other methods
             loss_term=method.loss_term,
             cross_batch=method.cross_batch,
+            engine=method.engine,
+            rows=None if method.rows == 1 else method.rows,
+            model=model,
         )
     if isinstance(method.weights, str):
         weights = [1.0 if method.weights == "tokens" else 1.0 / len(tasks)] * len(tasks)

@@ -13,7 +13,6 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +26,7 @@ from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
-from cats.nmt.training.losses import Losses, TaskLosses
+from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses
 from cats.nmt.training.memory import check_memory, out_of_memory_advice
 from cats.nmt.training.metrics import LossRecord, Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend
@@ -114,7 +113,7 @@ class Trainer:
             self.training,
             self.sampler,
             accumulate=config.train.accumulate,
-            build_first=self.optimizer.weighting.period != 1,  # else every step takes the tasks one by one
+            build_first=not self.takes_tasks_apart or self.optimizer.weighting.period != 1,
         )
         if not resume and processes.is_main():
             self.directory.create(config, data.tokenizer, self.state([]))
@@ -175,8 +174,7 @@ class Trainer:
         """One iteration of Algorithm 1: an inner or an outer step."""
         self.begin_update()
         batch = self.batches.take(self.step)
-        for losses in self.losses_of(batch):
-            self.optimizer.backward(losses, scaler=self.scaler)  # the tasks' gradients, combined with the weights alpha
+        self.backward(self.optimizer, self.losses_of(batch))  # the tasks' gradients, combined with the weights alpha
         if self.step + 1 < self.config.train.steps:
             self.batches.prefetch(self.step + 1)  # while the GPU still works on this one
         if self.config.train.clip:
@@ -204,27 +202,39 @@ class Trainer:
         finite = all(map(math.isfinite, self.optimizer.statistics["losses"].values()))
         return not processes.any_process(not finite)
 
-    def losses_of(self, batch: PrefetchedBatch) -> Iterator[Losses]:
-        """{task: loss} for every part of a batch (`train.accumulate`); their gradients add up.
+    @property
+    def takes_tasks_apart(self) -> bool:
+        """Whether outer steps have a forward pass for every task: the engine needs it, or saves memory with it."""
+        method = self.config.method
+        return method.name == "cats" and (method.engine == "per_task" or method.cross_batch)
 
-        An inner step needs one gradient, so all tasks go through the model together. An outer step needs the gradient
-        of every task, so they go one by one.
+    def losses_of(self, batch: PrefetchedBatch) -> list[Losses | TokenLosses]:
+        """The losses for every part of a batch (`train.accumulate`); their gradients add up.
+
+        All tasks go through the model together. With the engine per_task, they go one by one in outer steps.
         """
         optimizer, method = self.optimizer, self.config.method
         normalizers = self.losses.normalizers(batch.indices)
         if isinstance(optimizer, cats.CATS) and method.simplex == "proximal" and method.prior == "tokens":
             optimizer.prior = normalizers  # with these weights, the loss is the plain mean over the batch's tokens
-        if optimizer.needs_task_gradients and optimizer.weighting.cross_batch:
-            yield from self.losses.two_halves(batch.indices, self.config.train.accumulate)
-            return
-        for part in batch.parts:
-            if not part.indices:
-                if processes.world_size() > 1:  # the other processes may have sentences in this part
-                    yield {}
-            elif optimizer.needs_task_gradients:
-                yield self.losses.separate(part, normalizers)
+        apart = self.takes_tasks_apart and optimizer.needs_task_gradients
+        if apart and optimizer.weighting.cross_batch:
+            return [*self.losses.two_halves(batch.indices, self.config.train.accumulate)]
+        several = processes.world_size() > 1  # the other processes may have sentences where this one has none
+        parts = [part for part in batch.parts if part.indices or several]
+        return [(self.losses.separate if apart else self.losses.joint)(part, normalizers) for part in parts]
+
+    def backward(self, optimizer: cats.MultiTask, parts: list[Losses | TokenLosses]) -> None:
+        """Adds the gradients of all parts of a batch to those of the parameters."""
+        for i, losses in enumerate(parts):
+            last = i == len(parts) - 1
+            if isinstance(losses, TokenLosses):
+                with cats.engines.rows(*losses.rows):
+                    optimizer.backward(
+                        losses.losses, tasks=losses.targets, reduction="sum", scaler=self.scaler, last=last
+                    )
             else:
-                yield self.losses.joint(part, normalizers)
+                optimizer.backward(losses, scaler=self.scaler, last=last)
 
     def begin_update(self) -> None:
         """Sets what the number of the update determines: the phase, the learning rate, the seed of the dropout."""
@@ -238,8 +248,7 @@ class Trainer:
     def probe_largest_batch(self) -> None:
         """Runs the largest possible batch, so that running out of memory shows before training starts."""
         with out_of_memory_advice(self.out, "the largest batch"):
-            for losses in self.losses_of(self.batches.largest(self.step)):
-                self.optimizer.backward(losses, scaler=self.scaler)
+            self.backward(self.optimizer, self.losses_of(self.batches.largest(self.step)))
         self.loss_log.drop_unread()
         self.optimizer.zero_grad()
 

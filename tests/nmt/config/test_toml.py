@@ -182,12 +182,30 @@ def test_overrides():
             "method.weights=[1,",
             r"method\.weights must be 'tokens', 'uniform' or a list",
         ),
+        ("method.engine=two-pass", r"method\.engine must be one of auto, .*did you mean two_pass\?"),
+        ("method.rows=0", r"method\.rows must be above 0 and at most 1"),
         ("data.path=a\udcffb", r"data\.path = .* is not valid UTF-8"),
     ],
 )
 def test_bad_overrides_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         apply_overrides(Config(), [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["method.cross_batch=true", "method.engine=one_pass"],
+            "cross_batch needs method.engine = per_task .or auto.,",
+        ),
+        (["method.rows=0.5", "method.engine=per_task"], "rows below 1 needs method.engine = one_pass .* = per_task"),
+        (["method.rows=0.5", "method.cross_batch=true"], "rows below 1 needs method.engine = one_pass .*cross_batch"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        apply_overrides(Config(), overrides)
 
 
 def test_a_relative_folder_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
