@@ -204,18 +204,32 @@ class _AsInBackward(TorchFunctionMode):
     And it gives them to nn.LSTM on the CPU, whose kernel in oneDNN has none.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._disabled = False  # whether this object has switched tangents off
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self._follow_grad_mode()  # before every function, because C++ changes grad mode too, unseen from here
         with _without_onednn() if func is torch.lstm else nullcontext():
             result = func(*args, **(kwargs or {}))
         if func is torch._C._set_grad_enabled:
-            torch._C._set_fwd_grad_enabled(args[0])
+            self._follow_grad_mode()
         elif func is F.embedding:
             ids, table, padding = _embedding_arguments(*args, **(kwargs or {}))
             if padding is not None:
                 return torch.where((ids == padding % len(table))[..., None], result.detach(), result)
         return result
+
+    def _follow_grad_mode(self) -> None:
+        grad, tangents = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+        if tangents and not grad:
+            torch._C._set_fwd_grad_enabled(False)
+            self._disabled = True
+        elif grad and self._disabled:  # torch itself has no tangents inside an autograd.Function; leave that
+            torch._C._set_fwd_grad_enabled(True)
+            self._disabled = False
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)

@@ -70,6 +70,16 @@ def test_what_is_computed_without_grad_is_constant():
     torch.testing.assert_close(dots_of(loss, w), w.grad.square().sum())
 
 
+def test_nested_checkpoints():
+    (w,) = params_of((3, 3))
+
+    def outer(x):
+        return checkpoint(lambda y: (y @ w).tanh(), x @ w, use_reentrant=False) @ w
+
+    dot = dots_of(lambda: checkpoint(outer, data(0, 2, 3), use_reentrant=False).exp().mean(), w)
+    torch.testing.assert_close(dot, w.grad.square().sum())
+
+
 @pytest.mark.parametrize("padding", [2, -1])
 def test_the_padding_of_an_embedding_is_constant(padding):
     table = nn.Parameter(data(0, 5, 3))
