@@ -115,7 +115,8 @@ class MultiTask(Optimizer):
       ``cross_batch``, need these means: K reduce-scatters give each process a share of the elements of all of them, and
       ḡ is gathered from the shares.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
-      pass the losses of the same tasks in the same order. FullyShardedDataParallel and other DTensors are refused.
+      pass the losses of the same tasks in the same order. The engines are "per_task" and "two_pass".
+      FullyShardedDataParallel and other DTensors are refused.
     * A replica in DistributedDataParallel. Steps that compute per-task gradients are refused; those of "one_pass" do
       not. Each call evaluates all losses, callables too, and then runs one backward pass. Parameters that are not in
       the optimizer get gradients too, as with ``fully_shard``. If ``p.grad`` differs between the processes when step()

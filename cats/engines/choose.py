@@ -48,10 +48,7 @@ class Engines:
         self.name, self.reason = asked, "asked for"
         self.calls_per_step: int | None = None
         self._one_pass = OnePass(share, backend)
-        self._repeating: dict[str, TwoPass | ForwardMode] = {
-            "two_pass": TwoPass(backend, model),
-            "forward_mode": ForwardMode(backend, model),
-        }
+        self._two_pass, self._forward_mode = TwoPass(backend, model), ForwardMode(backend, model)
         self._refused: dict[str, str] = {}  # {name: why this engine could not be used}
 
     def choose(
@@ -143,15 +140,20 @@ class Engines:
         Raises:
             UnsupportedError: the engine cannot be used for these losses. Nothing has changed.
         """
-        if any(map(is_sharded, params)):
-            raise UnsupportedError(f"engine {name}: the parameters are sharded: use engine='per_task'")
-        if name in self._repeating:
-            if whole:
-                raise UnsupportedError(
-                    f"engine {name}: the model is wrapped in DistributedDataParallel, which allows one forward and one "
-                    "backward pass per step: use engine='one_pass', or train the module itself (model.module)"
-                )
-            return self._repeating[name].backward(
+        sharded = any(map(is_sharded, params))
+        if sharded and name != "two_pass":
+            raise UnsupportedError(f"engine {name}: the parameters are sharded: use engine='per_task' or 'two_pass'")
+        if whole and not sharded and name != "one_pass":
+            raise UnsupportedError(
+                f"engine {name}: the model is wrapped in DistributedDataParallel, which allows one forward and one "
+                "backward pass per step: use engine='one_pass', or train the module itself (model.module)"
+            )
+        if name == "two_pass":
+            return self._two_pass.backward(
+                losses, weights, params, shared, scale=scale, whole=whole, before_last_pass=before_last_pass
+            )
+        if name == "forward_mode":
+            return self._forward_mode.backward(
                 losses, weights, params, shared, scale=scale, before_last_pass=before_last_pass
             )
         batch, values = _batch(losses, len(weights), scale)

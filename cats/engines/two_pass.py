@@ -40,6 +40,7 @@ class TwoPass:
         shared: int,
         *,
         scale: Tensor | None = None,
+        whole: bool = False,
         before_last_pass: Callable[[], None] | None = None,
     ) -> tuple[list[Tensor], TaskByTask]:
         """Adds the gradient of Σ w_n L_n to ``p.grad``. Returns the values, as ``losses.tasks``, and the dots to come.
@@ -53,7 +54,7 @@ class TwoPass:
             params: the parameters that receive gradients, the shared ones first. Others get none.
             shared: how many of them are shared. Only these enter dots and norms.
             scale: GradScaler's scale, 0-d. The gradients are multiplied by it; losses, dots and norms are not.
-            before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
+            whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
         Raises:
             TypeError, ValueError: as :func:`cats.engines.weighted.weighted_backward`.
@@ -63,9 +64,15 @@ class TwoPass:
         """
         repeats = Repeats(losses, params, engine="two_pass", model=self.model)
         values = weighted_backward(
-            repeats.noting, weights, params, scale=scale, retain_graph=True, before_last_pass=before_last_pass
+            repeats.noting,
+            weights,
+            params,
+            scale=scale,
+            retain_graph=True,
+            whole=whole,
+            before_last_pass=before_last_pass,
         )
-        measure = InnerProducts(params, shared, scale, self.backend)
+        measure = InnerProducts(params, shared, scale, self.backend, whole=whole)
         return values, TaskByTask(terms(losses), repeats, dict(zip(losses.tasks, values, strict=True)), measure)
 
 
@@ -99,10 +106,21 @@ class InnerProducts:
         shared: how many of them are shared.
         scale: GradScaler's scale. The direction is scaled too; the results are not.
         backend: the backend of :mod:`cats.ops`, or None.
+        whole: see :func:`cats.engines.autograd.gradient`. If parameters are sharded, the numbers are of the parts that
+            this process has.
     """
 
-    def __init__(self, params: Sequence[Tensor], shared: int, scale: Tensor | None, backend: str | None) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        shared: int,
+        scale: Tensor | None,
+        backend: str | None,
+        *,
+        whole: bool = False,
+    ) -> None:
         self._params, self._shared, self._scale, self._backend = params, shared, scale, backend
+        self._whole = whole
 
     def __call__(
         self,
@@ -121,7 +139,8 @@ class InnerProducts:
             start = term.seed(value, n, self._scale)
             with compiled_graphs_explained(term.name):
                 # By the private parameters too: those in reentrant checkpoints would keep it in p.grad otherwise.
-                g = gradient(value, start, self._params, retain_graph=retain_graph or needed)
+                retain = retain_graph or needed
+                g = gradient(value, start, self._params, retain_graph=retain, whole=self._whole)
             g = [dense(x) for x in g[: self._shared]]
             gram = ops.gram([g, vector], backend=self._backend) / square(self._scale)
             del g  # otherwise two gradients would be in memory
