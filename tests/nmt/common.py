@@ -49,11 +49,12 @@ def settings(corpus: Path, *more: str) -> Config:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without the values that depend on the clock."""
+    """The lines of metrics.jsonl, without the values that depend on the clock or the machine."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in lines:
         line.pop("seconds", None)
         line.pop("tokens_per_second", None)
+        line.pop("peak_memory", None)
     return lines
 
 

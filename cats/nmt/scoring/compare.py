@@ -47,6 +47,7 @@ class MethodResult:
         chrf_interval: 95 % bootstrap interval of each group's mean chrF.
         seeds: the seeds, in the order of the scores.
         seconds: time of training for each seed; None: not recorded.
+        peak_memory: the most bytes that the training held, for each seed; None: not recorded.
         untrained: the seeds whose model is not trained: all its translations are empty, or every group's chrF is below
             that of the nearest-neighbour baseline.
     """
@@ -56,6 +57,7 @@ class MethodResult:
     chrf_interval: dict[str, tuple[float, float]]
     seeds: list[int]
     seconds: list[float | None]
+    peak_memory: list[float | None]
     untrained: list[int]
 
 
@@ -203,6 +205,7 @@ def _summarise_set(runs: Sequence[Run]) -> tuple[SetResult, Samples]:
             chrf_interval={group: _interval(values) for group, values in samples[method].items()},
             seeds=[run.seed for run in mine],
             seconds=[found.run.seconds for found in mine.values()],
+            peak_memory=[found.run.peak_memory for found in mine.values()],
             untrained=[
                 run.seed
                 for run, found in mine.items()

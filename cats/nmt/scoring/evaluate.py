@@ -189,12 +189,13 @@ def _translate(
 
 
 def _facts(directory: RunDirectory, config: Config, corpus: Corpus, split: str, checkpoint: str) -> RunFacts:
-    """What was scored; steps, time and speed of the training are read from metrics.jsonl."""
-    steps, seconds, tokens = 0, 0.0, 0
+    """What was scored; steps, time, speed and memory of the training are read from metrics.jsonl."""
+    steps, seconds, tokens, memory = 0, 0.0, 0, 0
     for record in read_metrics(directory.metrics_file):
         steps = record["step"]
         if "tokens" in record:
             seconds, tokens = record["seconds"], tokens + sum(record["tokens"].values())
+            memory = max(memory, record.get("peak_memory") or 0)
     return RunFacts(
         corpus=corpus.name,
         split=split,
@@ -205,4 +206,5 @@ def _facts(directory: RunDirectory, config: Config, corpus: Corpus, split: str, 
         steps=steps,
         seconds=seconds or None,
         tokens_per_second=tokens / seconds if seconds else None,
+        peak_memory=memory or None,
     )

@@ -128,6 +128,8 @@ def _facts(scores: Scores, records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if run.seconds and run.tokens_per_second:
         facts.append(f"{run.seconds:,.0f} s of training at {run.tokens_per_second:,.0f} target tokens/s")
+    if run.peak_memory:
+        facts.append(f"at most {run.peak_memory / 2**20:,.0f} MiB")
     return facts
 
 

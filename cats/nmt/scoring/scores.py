@@ -143,6 +143,7 @@ class RunFacts:
         steps: updates of the model.
         seconds: time of training. None: not recorded.
         tokens_per_second: target tokens of training per second. None: not recorded.
+        peak_memory: the most bytes that the training held. None: not recorded.
     """
 
     corpus: str
@@ -154,6 +155,7 @@ class RunFacts:
     steps: int
     seconds: float | None
     tokens_per_second: float | None
+    peak_memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +298,7 @@ def from_json(content: Mapping[str, Any]) -> Scores:
             steps=_count(content["steps"]),
             seconds=_number(content["seconds"]),
             tokens_per_second=_number(content["tokens_per_second"]),
+            peak_memory=_number(content.get("peak_memory")),
         ),
         files={name: _text(digest) for name, digest in content.get("files", {}).items()},
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cats.nmt.scoring import compare
-from cats.nmt.scoring.compare import Comparison, Regret, SetResult
+from cats.nmt.scoring.compare import Comparison, MethodResult, Regret, SetResult
 from cats.nmt.scoring.scores import METRICS, TITLES, Cell, Scores
 from cats.nmt.scoring.significance import Row as TestRow
 
@@ -23,6 +23,7 @@ _MORE = {
     "off_target": ("off-target %", 1),
     "off_target_references": ("references %", 1),
 }
+_CHEAPEST = "T=1"  # the method that time and memory of the others are compared with: plain training
 _MOST_COLUMNS = 12  # a comparison of more languages has a row for each, in place of a column
 
 
@@ -191,16 +192,24 @@ def _set_tables(name: str, result: SetResult) -> list[str]:
     digits = {"nll": 3, "chrf": 1, "bleu": 1}
     columns = [f"{TITLES[group]} {metric}" for metric in ("NLL", "chrF", "BLEU") for group in groups]
     lines = [f"## {name}", "", f"Training pairs: {pairs}. Mean ± standard deviation over {seeds} seed(s).", ""]
-    lines += _plain(["method", *columns])
+    cost = _relative_cost(result.methods)
+    lines += _plain(["method", *columns, *(["time", "memory"] if cost else [])])
     for method, scores in result.methods.items():
         averages = [_spread(getattr(scores.groups[g], m), digits[m]) for m in compare.METRICS for g in groups]
-        lines.append(_line([method, *averages]))
+        lines.append(_line([method, *averages, *(cost[method] if cost else [])]))
     baseline = [
         "" if metric == "nll" else _number(result.nearest_neighbour[group].get(metric), 1)
         for metric in compare.METRICS
         for group in groups
     ]
-    lines += [_line(["nearest neighbour", *baseline]), ""]
+    lines += [_line(["nearest neighbour", *baseline, *([""] * 2 if cost else [])]), ""]
+    if cost:
+        first = result.methods[_CHEAPEST]
+        lines += [
+            f"Time of training and peak memory of the process relative to {_CHEAPEST}, which took "
+            f"{_mean(first.seconds):,.0f} s and {_mean(first.peak_memory) / 2**20:,.0f} MiB.",
+            "",
+        ]
     untrained = [
         f"{method} (seed {', '.join(map(str, scores.untrained))})"
         for method, scores in result.methods.items()
@@ -221,6 +230,25 @@ def _set_tables(name: str, result: SetResult) -> list[str]:
         rows[0][0] = "language"
     lines += [*_plain(rows[0]), *map(_line, rows[1:])]
     return [*lines, ""]
+
+
+def _relative_cost(methods: Mapping[str, MethodResult]) -> dict[str, list[str]]:
+    """{method: its time and memory as multiples of those of T=1}; empty if those of T=1 are not known."""
+
+    def ratio(values: Sequence[float | None], unit: Sequence[float | None]) -> str:
+        return _number(None if None in values else _mean(values) / _mean(unit), 2)
+
+    first = methods.get(_CHEAPEST)
+    if first is None or None in first.seconds or None in first.peak_memory:
+        return {}
+    return {
+        name: [ratio(each.seconds, first.seconds), ratio(each.peak_memory, first.peak_memory)]
+        for name, each in methods.items()
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
 
 
 def _regret_table(regrets: Mapping[str, Regret]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,12 +47,21 @@ def check_memory(config: Config, vocab_size: int, processes: int, device: torch.
             )
 
 
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held: of the GPU, or else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 @contextmanager
-def out_of_memory_advice(run: Path, where: str) -> Iterator[None]:
+def out_of_memory_advice(run: Path, where: str, engine: str, tasks: int) -> Iterator[None]:
     """Turns torch's out-of-memory error into one that names the settings to change.
 
     Args:
         run: the run directory. where: what the memory was needed for, such as "update 7".
+        engine: that of outer steps; "" if there are none. tasks: the most tasks in an update.
 
     Raises:
         UserError: the block ran out of memory.
@@ -58,7 +69,13 @@ def out_of_memory_advice(run: Path, where: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
+        more = ""
+        if engine == "per_task":
+            what = f"the engine per_task keeps {tasks} gradients"
+            more = f"; {what}: set method.engine=auto, or lower sampling.tasks_per_update"
+        elif engine:
+            more = f"; the memory of the engine {engine} does not grow with sampling.tasks_per_update ({tasks})"
         raise UserError(
             f"{run}: out of memory in {where}; lower sampling.batch_tokens, raise train.accumulate, or set "
-            "train.checkpoint_activations=true or train.precision=bf16"
+            f"train.checkpoint_activations=true or train.precision=bf16{more}"
         ) from None

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +28,7 @@ from cats.nmt.training import processes, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses
-from cats.nmt.training.memory import check_memory, out_of_memory_advice
+from cats.nmt.training.memory import check_memory, out_of_memory_advice, peak_memory
 from cats.nmt.training.metrics import LossRecord, Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend
 from cats.nmt.training.progress import Progress, tell
@@ -146,7 +147,7 @@ class Trainer:
             self.probe_largest_batch()
         with progress, deferred_interrupts() as interrupted:
             while self.step < config.steps and not self.stopped_early:
-                with out_of_memory_advice(self.out, f"update {self.step + 1}"):
+                with self.out_of_memory_advice(f"update {self.step + 1}"):
                     self.update()
                 self.seconds = time.perf_counter() - clock
                 progress.update()
@@ -174,7 +175,8 @@ class Trainer:
         """One iteration of Algorithm 1: an inner or an outer step."""
         self.begin_update()
         batch = self.batches.take(self.step)
-        self.backward(self.optimizer, self.losses_of(batch))  # the tasks' gradients, combined with the weights alpha
+        losses = self.losses_of(batch, self.optimizer)
+        self.backward(self.optimizer, losses)  # the tasks' gradients, combined with the weights alpha
         if self.step + 1 < self.config.train.steps:
             self.batches.prefetch(self.step + 1)  # while the GPU still works on this one
         if self.config.train.clip:
@@ -208,13 +210,12 @@ class Trainer:
         method = self.config.method
         return method.name == "cats" and (method.engine == "per_task" or method.cross_batch)
 
-    def losses_of(self, batch: PrefetchedBatch) -> list[Losses | TokenLosses]:
+    def losses_of(self, batch: PrefetchedBatch, optimizer: cats.MultiTask) -> list[Losses | TokenLosses]:
         """The losses for every part of a batch (`train.accumulate`); their gradients add up.
 
         All tasks go through the model together. With the engine per_task, they go one by one in outer steps.
         """
-        optimizer, method = self.optimizer, self.config.method
-        normalizers = self.losses.normalizers(batch.indices)
+        method, normalizers = self.config.method, self.losses.normalizers(batch.indices)
         if isinstance(optimizer, cats.CATS) and method.simplex == "proximal" and method.prior == "tokens":
             optimizer.prior = normalizers  # with these weights, the loss is the plain mean over the batch's tokens
         apart = self.takes_tasks_apart and optimizer.needs_task_gradients
@@ -246,11 +247,25 @@ class Trainer:
         torch.manual_seed((train.seed << 32) + processes.rank() * train.steps + self.step + 1)
 
     def probe_largest_batch(self) -> None:
-        """Runs the largest possible batch, so that running out of memory shows before training starts."""
-        with out_of_memory_advice(self.out, "the largest batch"):
-            self.backward(self.optimizer, self.losses_of(self.batches.largest(self.step)))
+        """Runs the largest possible batch, so that running out of memory shows before training starts.
+
+        With the method cats it is an outer step, of an optimizer of its own: the one of the run learns nothing from it.
+        """
+        method = dataclasses.replace(self.config.method, inner_steps=1)
+        optimizer = build_optimizer(method, self.config.train, self.model, self.tasks)
+        with self.out_of_memory_advice("the largest batch"):
+            self.backward(optimizer, self.losses_of(self.batches.largest(self.step), optimizer))
         self.loss_log.drop_unread()
         self.optimizer.zero_grad()
+
+    def out_of_memory_advice(self, where: str) -> AbstractContextManager[None]:
+        """See ``cats.nmt.training.memory``."""
+        method, sampling = self.config.method, self.config.sampling
+        engine = ""
+        if method.name == "cats":
+            best = "per_task" if self.takes_tasks_apart else "one_pass"
+            engine = best if method.engine == "auto" else method.engine
+        return out_of_memory_advice(self.out, where, engine, sampling.tasks_per_update or len(self.tasks))
 
     @property
     def stopped_early(self) -> bool:
@@ -290,6 +305,8 @@ class Trainer:
             tokens=tokens,
             tokens_per_second=sum(tokens.values()) / max(1e-9, self.seconds - self.logged_at),
             seconds=self.seconds,
+            engine=statistics["engine"],
+            peak_memory=peak_memory(self.device),
         )
         self.write(vars(record))
         self.loss_log.clear()

@@ -102,6 +102,19 @@ def test_methods_that_are_not_trained_are_named(finished):
     assert "\nNot trained: T=1 (seed 2); T=5 (seed 1, 2). There" in tables.comparison_tables(summary)
 
 
+def test_time_and_memory_are_relative_to_plain_training(finished):
+    assert "memory" not in tables.comparison_tables(compare.summarise(finished))  # runs of an older version
+    for run in finished:
+        path = run.path / "scores.json"
+        scores, factor = json.loads(path.read_text()), {"T=1": 1.0, "T=5": 1.0, "cats": 1.1}[run.method]
+        measured = {"seconds": factor * (100 + run.seed), "peak_memory": int(factor * 2**30)}
+        path.write_text(json.dumps({**scores, **measured}))
+    text = tables.comparison_tables(compare.summarise(finished))
+    assert "BLEU | time | memory |" in text and "relative to T=1, which took 102 s and 1,024 MiB." in text
+    rows = [line for line in text.split("chrF by language")[0].splitlines() if line.startswith(("| T=", "| cats"))]
+    assert [row.split(" | ")[-2:] for row in rows] == [["1.00", "1.00 |"], ["1.00", "1.00 |"], ["1.10", "1.10 |"]]
+
+
 def test_a_carriage_return_is_no_line(finished):
     before = compare.summarise(finished).regret
     for run in finished:

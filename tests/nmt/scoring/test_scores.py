@@ -52,6 +52,7 @@ def complete() -> dict[str, Any]:
         "steps": 200,
         "seconds": None,
         "tokens_per_second": None,
+        "peak_memory": None,
         "files": {"test.az.txt": "0123abcd"},
     }
 

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("sentencepiece")
 
+from cats.engines.one_pass import OnePass
 from cats.nmt.data.sampler import Mixture
 from cats.nmt.errors import UserError
 from cats.nmt.training.trainer import Trainer, train
@@ -53,7 +54,11 @@ def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
     """The probe changes neither the model nor the run, and running out of memory names the settings to change."""
     trainer = Trainer(settings(corpus), tmp_path / "run", resume=False, quiet=True)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    used: list[bool] = []
+    one_pass = OnePass.backward
+    monkeypatch.setattr(OnePass, "backward", lambda *a, **k: used.append(k["immediate"]) or one_pass(*a, **k))
     trainer.probe_largest_batch()
+    assert used == [True]  # an outer step that frees what it can, as those of the run do
     assert_same(trainer.model.state_dict(), before)
     assert trainer.loss_log.unread == [] and all(p.grad is None for p in trainer.model.parameters())
     largest = trainer.training.batch(trainer.sampler.largest_batch())
@@ -63,11 +68,13 @@ def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
     trainer.run()
     assert_same(final_state(tmp_path / "run"), final_state(tmp_path / "plain"))
 
-    def short(self: Trainer, whole: dict[str, Any]) -> None:
+    def short(self: Trainer, *_: Any) -> None:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Trainer, "losses_of", short)
-    with pytest.raises(UserError, match=r"out of memory in the largest batch; lower sampling\.batch_tokens"):
+    with pytest.raises(UserError, match=r"in the largest batch; lower sampling\.batch_tokens.* one_pass does not"):
         trainer.probe_largest_batch()
-    with pytest.raises(UserError, match=r"out of memory in update 1; lower sampling\.batch_tokens"):
-        train(settings(corpus), tmp_path / "short", quiet=True)
+    with pytest.raises(
+        UserError, match=r"in update 1; .* per_task keeps 2 gradients: set method\.engine=auto, or lower"
+    ):
+        train(settings(corpus, "method.engine=per_task"), tmp_path / "short", quiet=True)
