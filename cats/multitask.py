@@ -88,7 +88,7 @@ class MultiTask(Optimizer):
             If the number of backward() calls of a step differs from that of the step before, and ``last`` of
             :meth:`backward` is not given, engines other than "per_task" may not know the numbers; then the weighting is
             not updated in this step.
-        rows: with "one_pass", the share of the rows of each task from which <g_n, ḡ> is estimated in Linear layers,
+        rows: with "one_pass", the share of the rows of each task from which <g_n, ḡ> is estimated in most layers,
             without bias; ḡ stays exact. None: all.
         model: the module whose parameters are optimised. It gives them names in error messages. When "two_pass" and
             "forward_mode" evaluate callables again, they restore its buffers, such as the running statistics of batch

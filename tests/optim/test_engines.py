@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import cats
+from cats.engines.one_pass import run, segments
 
 K, B, T, V = 3, 7, 4, 11
 IDS = torch.tensor([0, 2, 1, 0, 2, 2, 0])
@@ -71,7 +72,13 @@ def train(engine, steps=4, calls=(1, 1, 1, 1), **settings):
 
 
 @pytest.mark.parametrize("calls", [(1, 1, 1, 1), (2, 2, 2, 2)], ids=["one call", "two calls"])
-def test_one_pass_gives_the_numbers_of_per_task(calls):
+@pytest.mark.parametrize("form", ["rows", "segments", "blocks"])
+def test_one_pass_gives_the_numbers_of_per_task(calls, form, monkeypatch):
+    if form == "segments":  # for such small layers too
+        monkeypatch.setattr(segments, "_ROWS", 1)
+        monkeypatch.setattr(segments, "_MULTIPLICATIONS", {"cpu": 1})
+    elif form == "blocks":
+        monkeypatch.setattr(run, "_BLOCK", 100)
     expected, _, numbers_expected = train("per_task", calls=calls)
     model, opt, seen = train("one_pass", calls=calls)
     for a, b in zip(seen, numbers_expected, strict=True):

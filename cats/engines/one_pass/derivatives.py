@@ -20,11 +20,13 @@ from torch import Tensor
 from .graph import Node, signed
 
 Tangents: TypeAlias = Mapping[int, Tensor]
-Derivative: TypeAlias = Callable[..., Tensor]  # of the tangents; those of BY_ROWS also of a slice of rows
-Rows: TypeAlias = Callable[[Tensor], Tensor]  # takes the rows of interest from a matrix
+Derivative: TypeAlias = Callable[..., Tensor]  # of the tangents; those of SLICED also of a slice of rows
+Rows: TypeAlias = Callable[[Tensor], Tensor]  # takes the rows of interest, along the first dimension
 
 
-BY_ROWS = {"AddmmBackward0", "MmBackward0"}  # nodes whose derivative can be computed for some of the rows alone
+# Nodes whose derivative can be computed for some of the rows alone, and those that do it for a slice of the rows.
+SAMPLED = {"AddmmBackward0", "MmBackward0", "EmbeddingBackward0", "FusedRmsNormBackward0", "NativeLayerNormBackward0"}
+SLICED = {"AddmmBackward0", "MmBackward0"}
 _ALL = slice(None)
 
 
@@ -119,7 +121,7 @@ def _add(node: Node, inputs: Collection[int], rows: Rows, sign: int = 1) -> Deri
 
 
 def _embedding(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    indices, padding = saved(node, "indices"), signed(node._saved_padding_idx)
+    indices, padding = rows(saved(node, "indices")), signed(node._saved_padding_idx)
 
     def derivative(tangents: Tangents) -> Tensor:
         y = F.embedding(indices, tangents[0])
@@ -130,7 +132,7 @@ def _embedding(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
 
 
 def _layer_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x, mean, rstd = (saved(node, name) for name in ("input", "result1", "result2"))
+    x, mean, rstd = (rows(saved(node, name)) for name in ("input", "result1", "result2"))
 
     def derivative(tangents: Tangents) -> Tensor:
         terms = [(x - mean) * rstd * tangents[1]] if 1 in inputs else []
@@ -140,7 +142,7 @@ def _layer_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
 
 
 def _rms_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x, rstd = saved(node, "input"), saved(node, "result1")
+    x, rstd = rows(saved(node, "input")), rows(saved(node, "result1"))
     return lambda tangents: (x * rstd * tangents[1]).to(x.dtype)
 
 

@@ -22,7 +22,7 @@ from cats.engines.autograd import add_gradients
 from cats.gradients import Gradient
 
 from .batch import Batch
-from .derivatives import BY_ROWS, DERIVATIVES, Derivative
+from .derivatives import DERIVATIVES, SAMPLED, SLICED, Derivative
 from .graph import Use
 from .placement import Placement, Sample, as_rows
 from .plan import Planner
@@ -35,7 +35,7 @@ class OnePass:
     """The engine, which remembers how the rows of each layer are placed.
 
     Args:
-        share: if given, <g_n, ḡ> is estimated from this share of the rows of Linear layers, without bias. ḡ is exact.
+        share: if given, <g_n, ḡ> is estimated from this share of the rows of most layers, without bias. ḡ is exact.
         backend: the backend of :mod:`cats.ops`, or None.
     """
 
@@ -217,18 +217,18 @@ class Record:
     Args:
         delta: δ, with the rows along dimension ``dim``.
         tasks: (rows,) the task of each row. factor: (N,) by which the numbers of each task are multiplied, or None.
-        derivative: see derivatives.py. by_rows: whether it can be computed for some rows alone.
+        derivative: see derivatives.py. sliced: whether it can be computed for a slice of the rows.
     """
 
     def __init__(
-        self, delta: Tensor, tasks: Tensor, factor: Tensor | None, dim: int, derivative: Derivative, *, by_rows: bool
+        self, delta: Tensor, tasks: Tensor, factor: Tensor | None, dim: int, derivative: Derivative, *, sliced: bool
     ) -> None:
         self.delta, self.tasks, self.factor, self.dim = delta, tasks, factor, dim
-        self.derivative, self.by_rows = derivative, by_rows
+        self.derivative, self.sliced = derivative, sliced
 
     def dots(self, tangents: dict[int, Tensor], total: int, backend: str | None) -> Tensor:
         """(total,) float64: for each task, the sum of <δ_t, y'_t> over its rows."""
-        if self.by_rows and self.dim == 0 and self.delta.numel() > _BLOCK:
+        if self.sliced and self.dim == 0 and self.delta.numel() > _BLOCK:
             sums = torch.zeros(total, dtype=torch.float64, device=self.delta.device)
             rows = max(64, _BLOCK // self.delta.shape[1])
             for start in range(0, len(self.delta), rows):
@@ -299,14 +299,16 @@ class _Recorder:
             self._lists[key] = placement.tasks(delta.shape, self.dots.batch.lists).to(delta.device)
         tasks = self._lists[key]
         _, capture = DERIVATIVES[use.name]
-        if self.share is None or use.name not in BY_ROWS or placement.dim != 0:
+        if self.share is None or use.name not in SAMPLED or placement.dim != 0:
             derivative = capture(use.node, use.inputs.keys(), lambda x: x)
-            return Record(delta, tasks, None, placement.dim, derivative, by_rows=use.name in BY_ROWS)
+            return Record(delta, tasks, None, placement.dim, derivative, sliced=use.name in SLICED)
         if key not in self._samples:
             self._samples[key] = Sample(tasks, self.dots.batch.total, self.share, self._random)
         sample = self._samples[key]
         derivative = capture(use.node, use.inputs.keys(), lambda x: x.index_select(0, sample.index))
-        return Record(delta.index_select(0, sample.index), sample.tasks, sample.factor, 0, derivative, by_rows=True)
+        return Record(
+            delta.index_select(0, sample.index), sample.tasks, sample.factor, 0, derivative, sliced=use.name in SLICED
+        )
 
     def _finish(self, param: int) -> Callable[[Tensor], None]:
         def finish(_: Tensor) -> None:

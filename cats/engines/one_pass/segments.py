@@ -7,6 +7,7 @@ they are dropped. So autograd need not form this gradient at all, where the rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -19,10 +20,11 @@ from .derivatives import saved
 from .graph import Graph, Input, Use, needed
 from .placement import Placement
 
-# Measured with one CPU thread, 2 to 32 tasks and widths of 96 to 1,024: below this many multiplications per task, or
-# rows, the products of the tasks together are slower than one more product over all rows.
-_MULTIPLICATIONS = 2**22
-_ROWS = 48
+# With fewer rows or multiplications per task, the products of the tasks take longer than one more product over all
+# rows. Measured with one CPU thread, 2 to 32 tasks and widths of 96 to 1,024. Not measured on a GPU: there, this many
+# multiplications take as long as starting a kernel or two.
+_ROWS = 40
+_MULTIPLICATIONS = {"cpu": 7 * 10**5, "cuda": 2**32}
 _ELEMENTS = 2**25  # of the gradients of all tasks of one weight: more is too much memory
 _VIEWS = [(), ("TBackward0",), ("ToCopyBackward0", "TBackward0")]  # from a weight to the right matrix of the product
 
@@ -46,7 +48,7 @@ def by_segments(
         if placement.dim == 0
         and all(count[i] == 1 and i not in others for i in use.params)
         and _is_linear(use)
-        and _worth_it(use.shape[0] // tasks, max(params[i].numel() for i in use.params), tasks)
+        and _worth_it(use.shape[0] // tasks, [params[i] for i in use.params], tasks)
     }
     if not chosen:
         return set()
@@ -54,8 +56,10 @@ def by_segments(
     return needed(graph, chosen)
 
 
-def _worth_it(rows: int, elements: int, tasks: int) -> bool:
-    return rows >= _ROWS and rows * elements >= _MULTIPLICATIONS and tasks * elements <= _ELEMENTS
+def _worth_it(rows: int, params: Sequence[Tensor], tasks: int) -> bool:
+    elements = max(p.numel() for p in params)
+    enough = rows >= _ROWS and rows * elements >= _MULTIPLICATIONS.get(params[0].device.type, math.inf)
+    return enough and tasks * elements <= _ELEMENTS
 
 
 def _is_linear(use: Use) -> bool:
