@@ -29,9 +29,8 @@ from .model import STORED
 from .records import AllReduce, MeasuredStep, Moved, Pass, ScalingResults
 
 Call = Callable[[], object]
-Key = tuple[
-    str, Any
-]  # what is measured: ("step" or "sharded step", method), ("all_reduce", bytes), ("pass", tokens), ("memory", bytes)
+# What is measured: ("step" or "sharded step", method), ("all_reduce", bytes), ("pass", tokens) or ("memory", bytes).
+Key = tuple[str, Any]
 
 ENGINES = ("per_task", "two_pass", "forward_mode", "one_pass")
 FOUND = "found.json"

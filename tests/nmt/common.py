@@ -59,10 +59,13 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def final_state(run: Path) -> dict[str, Any]:
-    """The last checkpoint, without the values that depend on the clock."""
+    """The last checkpoint, without the values that depend on the clock or on the free memory."""
     state = checkpoint.load(run / "checkpoints" / "last.pt")
     for clock in ("seconds", "logged_at"):
         state.pop(clock)
+    optimizer = state["optimizer"]
+    optimizer["param_groups"][0].pop("multitask")  # the next entry once more, as bytes
+    optimizer["multitask"]["last"].pop("engine_reason")  # it names the free memory
     return state
 
 

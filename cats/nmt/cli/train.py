@@ -137,7 +137,7 @@ def new_run(out: str | None, config: Config) -> Path:
         path = Path(out)
         if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
-        if not is_free(path) and not RunDirectory(path).is_of_job():
+        if not is_free(path) and not RunDirectory(path).is_of_job(config):
             resume = f", or resume it with: cats train --resume {path}" if RunDirectory(path).is_started else ""
             raise UserError(f"{path} exists already; choose another --out{resume}")
         return path
@@ -147,7 +147,7 @@ def new_run(out: str | None, config: Config) -> Path:
     temperature = "" if default else f"-T{config.sampling.temperature:g}"
     name = f"{corpus}-{config.method.name}{temperature}-seed{config.train.seed}"
     path, count = Path("runs", name), 1
-    while path.exists() and not RunDirectory(path).is_of_job():
+    while path.exists() and not RunDirectory(path).is_of_job(config):
         count += 1
         path = Path("runs", f"{name}-{count}")
     return path

@@ -129,9 +129,14 @@ class RunDirectory:
         """Whether this is the directory of a run, or of an exported model."""
         return self.config_file.is_file()
 
-    def is_of_job(self) -> bool:
-        """Whether the torchrun job of this process started the run, before torchrun restarted its processes."""
-        return processes.job() != b"" and self.job_file.is_file() and read_file(self.job_file) == processes.job()
+    def is_of_job(self, config: Config) -> bool:
+        """Whether the torchrun job of this process started the run, with these settings, before it was restarted.
+
+        Users may give several jobs the same id. So the settings are compared too, if the directory has them already.
+        """
+        job = processes.job()
+        ours = job != b"" and self.job_file.is_file() and read_file(self.job_file) == job
+        return ours and (not self.is_started or self.read_config() == config)
 
     @property
     def is_exported(self) -> bool:
@@ -342,7 +347,7 @@ class RunDirectory:
             UserError: the disk is full, or the directory cannot be written.
         """
         made = not self.path.exists()
-        self.checkpoints.mkdir(parents=True, exist_ok=self.is_of_job())
+        self.checkpoints.mkdir(parents=True, exist_ok=self.is_of_job(config))
         try:
             if processes.job():
                 atomic_write(self.job_file, processes.job())

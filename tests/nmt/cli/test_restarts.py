@@ -17,7 +17,6 @@ from torch import distributed as dist
 
 from cats.nmt.cli import train
 from cats.nmt.cli.main import main
-from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer
 from tests.nmt.cli.common import SET, write_toy
 from tests.nmt.common import assert_same_runs
@@ -108,13 +107,14 @@ def test_a_directory_that_was_not_finished_is_made_again(folder: Path) -> None:
     assert_same_runs(folder / "whole", folder / "run")
 
 
-@pytest.mark.parametrize("job", ["b", "none", "", "a\udcff"])
+@pytest.mark.parametrize(("job", "more"), [("b", []), ("none", []), ("", []), ("a\udcff", []), ("a", ["--seed", "2"])])
 def test_runs_of_other_jobs_are_left_alone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], job: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], job: str, more: list[str]
 ) -> None:
+    """Also those of a job with the same id and other settings: users may give several jobs the same id."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none" if job == "none" else "a")
+    assert main(command(folder, "--out", "run", "--steps", "2")) == 0
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
-    (folder / "run").mkdir()
-    (folder / "run" / "torchrun-id").write_text("none" if job == "none" else "a")
-    (folder / "run" / "config.toml").touch()
-    assert "run exists already; choose another --out" in refused(*command(folder, "--out", "run"))
-    assert not RunDirectory(folder / "run").is_of_job()
+    assert "run exists already; choose another --out" in refused(
+        *command(folder, "--out", "run", "--steps", "2", *more)
+    )
