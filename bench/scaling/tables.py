@@ -47,31 +47,41 @@ def markdown(source: Provenance, results: ScalingResults) -> str:
                     f"{a.size:,}",
                     a.processes,
                     _spread(a.seconds),
-                    *_against(a.seconds, _all_reduce(results, a.processes, a.size)),
+                    f"{1e3 * predicted:.3g}",
+                    f"{100 * _error(a.seconds, predicted):+.0f} %",
                 )
                 for a in results.all_reduces
+                for predicted in (_all_reduce(results, a.processes, a.size),)
             ],
         ),
         "",
+        "Steps: measured time in ms, as a multiple of plain training, error of the predicted time:",
+        "",
         *table(
-            ("step", "processes", "measured, ms", "times plain", "predicted, ms", "error"),
-            [_step(results, s) for s in results.steps],
+            ("step", *(f"{n} process{'es' * (n > 1)}" for n in results.processes)),
+            [
+                (
+                    f"{method}, FSDP2" if sharded else method,
+                    *(_step(results, n, method, sharded) for n in results.processes),
+                )
+                for method, sharded in dict.fromkeys((s.method, s.sharded) for s in results.steps)
+            ],
         ),
     ]
-    errors = [abs(_predicted(results, s) / s.seconds.median - 1) for s in results.steps]
+    errors = [abs(_error(s.seconds, _predicted(results, s))) for s in results.steps]
     lines += ["", f"Median error of the predicted steps: {100 * statistics.median(errors):.0f} %."]
     return "\n".join(lines) + "\n"
 
 
-def _step(results: ScalingResults, s: MeasuredStep) -> tuple[object, ...]:
-    plain = next(
-        other.seconds
-        for other in results.steps
-        if (other.method, other.processes, other.sharded) == ("plain", s.processes, s.sharded)
-    )
-    name = f"{s.method}, FSDP2" if s.sharded else s.method
-    ratio = f"{s.seconds.median / plain.median:.2f}"
-    return name, s.processes, _spread(s.seconds), ratio, *_against(s.seconds, _predicted(results, s))
+def _step(results: ScalingResults, processes: int, method: str, sharded: bool) -> str:
+    """The cell of a step; empty if it was not measured."""
+    same = {s.method: s for s in results.steps if (s.processes, s.sharded) == (processes, sharded)}
+    if method not in same:
+        return ""
+    taken = same[method].seconds
+    ratio = taken.median / same["plain"].seconds.median
+    error = _error(taken, _predicted(results, same[method]))
+    return f"{1e3 * taken.median:,.0f} · {ratio:.2f} · {100 * error:+.0f} %"
 
 
 def _predicted(results: ScalingResults, s: MeasuredStep) -> float:
@@ -84,8 +94,8 @@ def _all_reduce(results: ScalingResults, processes: int, size: int) -> float:
     return results.hardware(processes).sending(Traffic(size, 2), processes)
 
 
-def _against(measured: Summary, predicted: float) -> tuple[str, str]:
-    return f"{1e3 * predicted:.3g}", f"{100 * (predicted / measured.median - 1):+.0f} %"
+def _error(measured: Summary, predicted: float) -> float:
+    return predicted / measured.median - 1
 
 
 def _spread(times: Summary) -> str:

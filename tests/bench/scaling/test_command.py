@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 from bench import show
 from bench.common.measure import summary
+from bench.common.results import FOLDER
 from bench.scaling import __main__ as command
 from bench.scaling import measure
 from bench.scaling.measure import Settings
@@ -73,3 +74,12 @@ def test_the_document_has_the_predictions(root: Path, capsys: pytest.CaptureFixt
     tables = capsys.readouterr().out.split("\n\n")
     text = (root / "docs" / "scaling.md").read_text(encoding="utf-8")
     assert len(tables) == 4 and all(table.strip() in text for table in tables)
+
+
+def test_the_document_has_the_committed_measurement(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `python -m bench.show` prints of the newest result, without the table of single all-reduces."""
+    newest = max(FOLDER.glob("*-scaling.json"), key=lambda path: json.loads(path.read_text())["date"])
+    assert show.main([str(newest)]) == 0
+    parts = [part for part in capsys.readouterr().out.strip().split("\n\n") if not part.startswith("| all-reduce")]
+    text = (root / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert len(parts) == 7 and [part for part in parts if part not in text] == []
