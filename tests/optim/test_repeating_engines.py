@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import cats
+from cats import distributed
 from cats.engines import choose
-from cats.engines.losses import TaskLosses
 
 TASKS = ["az", "be", "gl"]
 ENGINES = ["two_pass", "forward_mode"]
@@ -145,13 +145,10 @@ def test_auto_falls_back_if_a_callable_cannot_be_repeated(monkeypatch):
 
 
 @engines
-def test_wrapped_models_are_refused(engine):
-    w = nn.Parameter(torch.ones(3))
-    losses = TaskLosses([0], [lambda: w.sum()], ["task 0"])
-    found = choose.Engines(engine, None, None, None)
-    options = {"names": ["w"], "scale": None, "immediate": False, "whole": True, "before_last_pass": lambda: None}
+def test_wrapped_models_are_refused(engine, monkeypatch):
+    monkeypatch.setattr(distributed.Local, "whole_backward", True)
     with pytest.raises(RuntimeError, match=f"engine {engine}: the model is wrapped in DistributedDataParallel"):
-        found.backward(engine, losses, [1.0], [w], 1, **options)
+        train(engine, steps=2)
 
 
 def test_free_memory():
