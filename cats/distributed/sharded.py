@@ -37,6 +37,7 @@ class Sharded(Processes):
     def __init__(self, communication: Communication) -> None:
         super().__init__(communication)
         self._shard = self._shards = self._replicas = 1
+        self._reduced = False  # whether the last backward() call changed p.grad
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
         if not self._compared:
@@ -82,7 +83,28 @@ class Sharded(Processes):
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
+        before = _versions(params)
         yield lambda: None
+        self._reduced = _versions(params) != before
+
+    def exchanged(
+        self, gathered: TaskGradients, tasks: list[int], values: list[Tensor], gradients: list[Gradient], count: int
+    ) -> tuple[list[int], list[Tensor], list[Gradient]]:
+        if any(all(g is None for g in gradient) for gradient in gradients):
+            raise RuntimeError(
+                "fully_shard did not reduce the gradient of a task: steps with per-task gradients need "
+                "set_requires_gradient_sync(True) in every backward()"
+            )
+        self._reduced = True
+        return tasks, values, gradients
+
+    def _compared_in_step(self) -> dict[str, str]:
+        if not self._reduced:
+            raise RuntimeError(
+                "fully_shard did not reduce the gradients of the last backward() of this step: call "
+                "set_requires_gradient_sync(True) before it"
+            )
+        return {}
 
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor
@@ -96,3 +118,8 @@ class Sharded(Processes):
     @property
     def _copies(self) -> int:
         return self._replicas
+
+
+def _versions(params: Sequence[Tensor]) -> list[tuple[int, int] | None]:
+    """What differs after a backward pass that writes to ``p.grad``."""
+    return [None if p.grad is None else (id(p.grad), local(p.grad)._version) for p in params]

@@ -37,7 +37,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     result |= {"mixed": mixed(rank), "refused": refused(rank)}
     result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
     result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
-    result |= {"traffic": {str(k): traffic(rank, k) for k in (1, 2)}, "overlap": overlap(rank), "half": half(rank)}
+    result |= {"traffic": {kind: traffic(rank, kind) for kind in TRAFFIC}, "overlap": overlap(rank), "half": half(rank)}
     result |= {"unequal": unequal(rank), "changing": {kind: changing(rank, kind) for kind in CHANGING}}
     return result
 
@@ -238,10 +238,15 @@ def layers() -> tuple[nn.Sequential, Tensor]:
     return model, torch.linspace(-1, 1, 12).reshape(3, 4)
 
 
-def traffic(rank: int, inner_steps: int) -> list[tuple[str, int]]:
+TRAFFIC = {"per_task": 1, "one_pass": 1, "two_pass": 1, "no numbers due": 2}  # inner_steps
+
+
+def traffic(rank: int, kind: str) -> list[tuple[str, int]]:
     """The collectives of the third step, and how many numbers each has. Step 3 does not compare all settings."""
     model, x = layers()
-    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS, inner_steps=inner_steps)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = "auto" if kind == "no numbers due" else kind
+    optimizer = cats.CATS(base, TASKS, inner_steps=TRAFFIC[kind], engine=engine)
     seen: list[tuple[str, int]] = []
 
     def counted(name: str) -> Any:
@@ -259,7 +264,10 @@ def traffic(rank: int, inner_steps: int) -> list[tuple[str, int]]:
         with ExitStack() as patches:
             for name in ["all_reduce", "all_gather", "reduce_scatter_tensor", "broadcast"] if step == 3 else []:
                 patches.enter_context(counted(name))
-            optimizer.backward({"az": y.square().mean(), "be": y[:, 0].mean(), "cs": y[:, 1].exp().mean()})
+            if kind == "one_pass":
+                optimizer.backward(y.square().mean(1), tasks=TASKS)
+            else:
+                optimizer.backward({"az": y.square().mean(), "be": y[:, 0].mean(), "cs": y[:, 1].exp().mean()})
             optimizer.step()
     return seen
 
@@ -268,8 +276,8 @@ def test_a_step_all_reduces_one_gradient_and_k_numbers(found: list[dict[str, Any
     model, _ = layers()
     count, size = len(list(model.parameters())), sum(p.numel() for p in model.parameters())
     for each in found:
-        for inner_steps in "1", "2":  # step 3 has per-task gradients, or has none
-            assert [tuple(one) for one in each["traffic"][inner_steps]] == [
+        for kind in TRAFFIC:
+            assert [tuple(one) for one in each["traffic"][kind]] == [
                 ("all_reduce", 4),  # do all make the same call?
                 ("all_reduce", size + count + 2),  # the gradient; who has which part of it, and did any fail?
                 ("all_reduce", 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -57,6 +58,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
         "refused": {case: refused(rank, case, pair) for case in REFUSED},
         "scaled": scaled(rank),
         "nonfinite": nonfinite(rank),
+        "copied": copied(pair),
         "stranger": stranger(pairs[1 - rank // 2]),
         "checkpoints": checkpoints(rank, pairs, folder / "checkpoints"),
     }
@@ -122,6 +124,9 @@ TRAPS: dict[str, float | str] = {
     "no_sync() for the last": r"checksum of p.grad, which DistributedDataParallel averages .*not under no_sync",
     "two forwards, then two backward()": r"checksum of p.grad, which DistributedDataParallel averages",
     "the module itself": r"checksum of p.grad, which DistributedDataParallel averages",
+    "fsdp, no sync for all but the last": 15.0,
+    "fsdp, no sync for the last": "did not reduce the gradients of the last backward.*set_requires_gradient_sync",
+    "fsdp, no sync with per-task gradients": "did not reduce the gradient of a task.*set_requires_gradient_sync",
 }
 
 
@@ -135,6 +140,8 @@ class Product(nn.Module):
 
 
 def trap(rank: int, case: str) -> float | str:
+    if case.startswith("fsdp"):
+        return trap_of_fully_shard(rank, case)
     model = Product()
     ddp = nn.parallel.DistributedDataParallel(model)
     params = [model.w] if case == "parameters of others in the model" else list(model.parameters())
@@ -163,8 +170,24 @@ def trap(rank: int, case: str) -> float | str:
     return 1.0 - model.w.item()
 
 
+def trap_of_fully_shard(rank: int, case: str) -> float | str:
+    model = Product()
+    sharded(model)
+    period = 1 if case == "fsdp, no sync with per-task gradients" else 10
+    base = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = cats.CATS(base, ["az", "be"], inner_steps=period, reduction="sum", engine="per_task")
+    try:
+        for k in range(2):
+            model.set_requires_gradient_sync((k == 1) == (case == "fsdp, no sync for all but the last"))
+            optimizer.backward({"az": model((k + 1) * (rank + 1.0))})
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)
+    return 1.0 - whole(model.w).item()
+
+
 @pytest.mark.parametrize("case", TRAPS)
-def test_traps_of_distributed_data_parallel(found: list[dict[str, Any]], case: str) -> None:
+def test_traps_of_wrappers(found: list[dict[str, Any]], case: str) -> None:
     for each in found:
         expected, got = TRAPS[case], each["traps"][case]
         if isinstance(expected, float):
@@ -295,6 +318,19 @@ def nonfinite(rank: int) -> str:
 def test_a_task_that_is_not_finite_is_named(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert "the last one of task 'be'" in each["nonfinite"]
+
+
+def copied(group: Any) -> list[float]:
+    """A copy of an optimizer averages over the same processes."""
+    w = nn.Parameter(torch.ones(1))
+    optimizer = copy.deepcopy(cats.CATS(torch.optim.SGD([w], lr=1.0), ["az"], process_group=group))
+    (own,) = optimizer.param_groups[0]["params"]
+    optimizer.backward({"az": (own * dist.get_rank()).sum()})
+    return own.grad.tolist()
+
+
+def test_a_copy_has_the_same_process_group(found: list[dict[str, Any]]) -> None:
+    assert [each["copied"] for each in found] == [[0.5], [0.5], [2.5], [2.5]]
 
 
 def stranger(group: Any) -> str:
