@@ -35,6 +35,8 @@ RUNS = [
     ("replicas", "softmax", 2, "callables"),
     ("float32", "proximal", 1, "tensors"),
     ("replicas", "proximal", 2, "rows"),
+    ("replicas", "two_pass", 1, "tensors"),
+    ("replicas", "forward_mode", 2, "callables"),
     ("replicas", "gram", 2, "callables"),
     ("replicas", "halves", 2, "halves"),
     ("fsdp", "gram", 2, "tensors"),
@@ -98,7 +100,7 @@ def run_of(place: int, count: int, wrapper: str, how: str, calls: int, form: str
 def test_wrapped_models_are_one(found: list[dict[str, Any]], run: tuple[str, str, int, str]) -> None:
     """Batches of different sizes, a process without rows; shards of different sizes, and some that are empty."""
     wrapper, how, calls, form = run
-    expected = train(0, 1, how, calls, form="halves" if form == "halves" else "tensors")
+    expected = train(0, 1, how, calls, form="tensors" if form == "rows" else form)
     # float64: only the order of the sums differs. float32: the rounding errors of seven steps, of values of size 1.
     relative, absolute = (1e-5, 1e-6) if wrapper == "float32" else (1e-9, 1e-12)
     for each in (found_by_rank["pair" if wrapper == "pair" else run_name(run)] for found_by_rank in found):
