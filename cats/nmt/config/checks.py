@@ -64,6 +64,17 @@ def _check_combinations(config: Config, prefix: str) -> None:
         other = "method.cross_batch" if method.cross_batch else f"method.engine = {method.engine}"
         raise UserError(f"{prefix}method.rows below 1 needs method.engine = one_pass (or auto), not {other}")
     train = config.train
+    if train.distributed != "replicas":
+        for name, unsupported, instead in (
+            ("method.engine", method.engine in ("one_pass", "forward_mode"), "auto, per_task or two_pass"),
+            ("method.rows", method.rows < 1, "1"),
+            ("method.cross_batch", method.cross_batch, "false"),
+            ("model.norm", config.model.norm == "scalenorm", "rmsnorm or layernorm"),
+            ("train.precision", train.precision == "fp16", "bf16 or fp32"),
+            ("train.compile", train.compile, "false"),
+        ):
+            if unsupported:
+                raise UserError(f"{prefix}train.distributed = {train.distributed} needs {name} = {instead}")
     if train.pretrain and train.restart:
         raise UserError(
             f"{prefix}train.restart has no effect with train.pretrain, which makes the same reset; leave one out"

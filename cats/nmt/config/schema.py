@@ -301,6 +301,14 @@ class Train:
     compile: bool = setting(
         False, "compile the layers (torch.compile): takes minutes at the start, then faster on a GPU"
     )
+    distributed: str = setting(
+        "replicas",
+        "what each process of torchrun has: all parameters, a shard (fsdp), or a shard within its machine (hybrid)",
+        choices=("replicas", "fsdp", "hybrid"),
+    )
+    communication: str = setting(
+        "fp32", "numbers in which processes exchange gradients; bf16 halves the traffic", choices=("fp32", "bf16")
+    )
     log_every: int = setting(10, "updates between two lines of metrics.jsonl", need=POSITIVE_COUNT)
     validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
     save_every: int = setting(

@@ -70,6 +70,17 @@ def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Ten
     return _SmoothedLoss.apply(logits, targets, smoothing / (logits.shape[-1] - 1) if smoothing else 0.0)
 
 
+def line_batches(sources: list[list[int]], targets: list[list[int]], batch_tokens: int) -> list[list[int]]:
+    """The indices of the lines of each forward pass of ``line_nll``: lines of similar length, the longest first."""
+    order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i])), reverse=True)
+    batches = []
+    while order:
+        size = max(1, batch_tokens // len(targets[order[0]]))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
 @torch.no_grad()
 def line_nll(
     model: Transformer, sources: list[list[int]], targets: list[list[int]], *, start: int, batch_tokens: int
@@ -89,10 +100,7 @@ def line_nll(
     model.eval()
     result = np.zeros((len(targets), 2))
     device = next(model.parameters()).device
-    order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i])), reverse=True)
-    while order:
-        size = max(1, batch_tokens // len(targets[order[0]]))
-        rows, order = order[:size], order[size:]
+    for rows in line_batches(sources, targets, batch_tokens):
         starts = [start] * len(rows)
         batch = collate([sources[i] for i in rows], [targets[i] for i in rows], starts, model.pad_id, device)
         logits = model.logits(batch.source, batch.target_in, batch.source_cells, batch.target_cells)

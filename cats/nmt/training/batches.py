@@ -18,10 +18,15 @@ Indices = dict[str, np.ndarray]  # {task: indices of its sentence pairs}
 
 @dataclass
 class Part:
-    """The pairs that go through the model together. built: their tensors, if they have been made in advance."""
+    """The pairs that go through the model together.
+
+    built: their tensors, if they have been made in advance.
+    uncounted: the tasks whose pair is only there so that all processes have the same tasks: its loss counts as 0.
+    """
 
     indices: Indices
     built: Batch | None = None
+    uncounted: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -44,9 +49,13 @@ class Prefetcher:
         accumulate: the number of parts of a batch.
         build_first: whether to build the tensors of the first part in advance. This does not help if tasks always go
             through the model one by one.
+        everywhere: whether all processes need the same tasks in each part, as with sharded parameters.
     """
 
-    def __init__(self, dataset: TokenDataset, sampler: Sampler, *, accumulate: int, build_first: bool) -> None:
+    def __init__(
+        self, dataset: TokenDataset, sampler: Sampler, *, accumulate: int, build_first: bool, everywhere: bool = False
+    ) -> None:
+        self.everywhere = everywhere
         self.dataset, self.sampler = dataset, sampler
         self.accumulate, self.build_first = accumulate, build_first
         self.prefetched: PrefetchedBatch | None = None
@@ -65,11 +74,20 @@ class Prefetcher:
         return self._make(step, self.sampler.largest_batch())
 
     def _make(self, step: int, indices: Indices) -> PrefetchedBatch:
-        own = split_batch(indices, processes.world_size())[processes.rank()]
-        parts = [Part(part) for part in split_batch(own, self.accumulate)]
+        shares = [split_batch(share, self.accumulate) for share in split_batch(indices, processes.world_size())]
+        parts = [Part(part) for part in shares[processes.rank()]]
+        if self.everywhere:
+            parts = [_with_tasks(part, indices, [share[i] for share in shares]) for i, part in enumerate(parts)]
         if self.build_first and parts[0].indices:
             parts[0].built = self.dataset.batch(parts[0].indices)
         return PrefetchedBatch(step, indices, parts)
+
+
+def _with_tasks(part: Part, indices: Indices, shares: list[Indices]) -> Part:
+    """The part with a pair of each task that other processes have in their shares and this one does not."""
+    tasks = [task for task in indices if any(task in share for share in shares)]
+    filled = {task: part.indices.get(task, indices[task][:1]) for task in tasks}
+    return Part(filled, uncounted=frozenset(tasks) - part.indices.keys())
 
 
 def build_sampler(sampling: schema.Sampling, train: schema.Train, dataset: TokenDataset) -> Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class TaskLosses:
 
     def separate(self, part: Part, normalizers: Mapping[str, float]) -> dict[str, LazyLoss]:
         """{task: loss}, each from a forward pass of its own."""
-        return {task: self._total(task, rows, normalizers[task]) for task, rows in part.indices.items()}
+        parts = {task: Part({task: rows}, uncounted=part.uncounted) for task, rows in part.indices.items()}
+        return {task: self._total(each, normalizers) for task, each in parts.items()}
 
     def two_halves(self, indices: Indices, parts: int) -> list[dict[str, tuple[LazyLoss, LazyLoss]]]:
         """{task: losses of two independent halves of its pairs} for each part of a batch, for `method.cross_batch`.
@@ -103,14 +105,16 @@ class TaskLosses:
             tokens = [self.dataset.target_tokens({task: half}) for half in halves]
             count = min(parts, len(halves[1]))
             for i in range(count):
-                first, second = (self._total(task, half[i::count], n) for half, n in zip(halves, tokens, strict=True))
+                first, second = (
+                    self._total(Part({task: half[i::count]}), {task: n}) for half, n in zip(halves, tokens, strict=True)
+                )
                 result[i][task] = first, second
         if not result[0]:
             raise UserError("method.cross_batch needs two sentences of a task in a batch; raise sampling.batch_tokens")
         return [losses for losses in result if losses]
 
-    def _total(self, task: str, rows: np.ndarray, normalizer: float) -> LazyLoss:
-        losses = self._lazy(Part({task: rows}), {task: normalizer})
+    def _total(self, part: Part, normalizers: Mapping[str, float]) -> LazyLoss:
+        losses = self._lazy(part, normalizers)
         return lambda: losses().sum()
 
     def _lazy(self, part: Part, normalizers: Mapping[str, float]) -> LazyLoss:
@@ -121,6 +125,7 @@ class TaskLosses:
         if not part.indices:
             return lambda: torch.zeros(0, device=self.dataset.device, requires_grad=True)
         tokens = {task: self.dataset.target_tokens({task: rows}) for task, rows in part.indices.items()}
+        divisors = np.array([math.inf if task in part.uncounted else normalizers[task] for task in tokens])
         logged = False
 
         def losses() -> Tensor:
@@ -133,10 +138,11 @@ class TaskLosses:
             counts = list(tokens.values())
             if not logged:
                 for task, each in zip(tokens, nll.split(counts), strict=True):
-                    self.log.add(task, each.sum(), tokens[task])
+                    if task not in part.uncounted:
+                        self.log.add(task, each.sum(), tokens[task])
                 logged = True
-            divisors = np.repeat(np.array([normalizers[task] for task in tokens]), counts)
-            return smoothed / torch.from_numpy(divisors).to(smoothed.device, smoothed.dtype, non_blocking=True)
+            each = torch.from_numpy(divisors.repeat(counts))
+            return smoothed / each.to(smoothed.device, smoothed.dtype, non_blocking=True)
 
         return losses
 

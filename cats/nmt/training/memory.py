@@ -37,8 +37,13 @@ def check_memory(config: Config, vocab_size: int, processes: int, device: torch.
     parameters = width * (vocab_size + layers * (4 * width + 2 * model.ffn) + model.decoder_layers * 4 * width)
     held = 1 if train.checkpoint_activations else 8  # tensors of d_model numbers that a layer holds for the backward
     tokens = sampling.batch_tokens // (train.accumulate * processes)
+    shards = processes if train.distributed == "fsdp" else 1
     for needed, what, advice in (
-        (16 * parameters, f"the model, with at least {parameters:,} parameters,", "model.d_model, model.ffn or layers"),
+        (
+            16 * parameters // shards,
+            f"the model, with at least {parameters:,} parameters,",
+            "model.d_model, model.ffn or layers",
+        ),
         (4 * held * tokens * layers * width, f"a batch of {sampling.batch_tokens:,} tokens", "sampling.batch_tokens"),
     ):
         if needed > there:

@@ -11,6 +11,7 @@ from torch import nn
 import cats
 from cats.nmt.config import schema
 from cats.nmt.errors import UserError
+from cats.nmt.training.sharding import is_sharded
 
 
 def build_optimizer(
@@ -24,6 +25,8 @@ def build_optimizer(
     Raises:
         UserError: `method.weights` has another number of weights than there are tasks.
     """
+    # With sharded parameters, fully_shard exchanges the gradients.
+    communication = torch.bfloat16 if settings.communication == "bf16" and not is_sharded(settings) else None
     base = torch.optim.AdamW(
         model.parameters(),
         lr=settings.lr,
@@ -49,6 +52,7 @@ def build_optimizer(
             engine=method.engine,
             rows=None if method.rows == 1 else method.rows,
             model=model,
+            communication_dtype=communication,
         )
     if isinstance(method.weights, str):
         weights = [1.0 if method.weights == "tokens" else 1.0 / len(tasks)] * len(tasks)
@@ -58,7 +62,7 @@ def build_optimizer(
         raise UserError(
             f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
         )
-    return cats.MultiTask(base, tasks, cats.weighting.Static(weights))
+    return cats.MultiTask(base, tasks, cats.weighting.Static(weights), communication_dtype=communication)
 
 
 def check_backend(device: torch.device) -> None:

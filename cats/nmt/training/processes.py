@@ -1,7 +1,7 @@
 """The processes that train one run together, started by torchrun. Without torchrun there is one process.
 
-Every process has the whole corpus and a replica of the model. The main process (rank 0) writes the files of the run
-and prints the messages. With one process, every function here returns at once.
+Every process has the whole corpus, and a replica of the model or a shard of it. The main process (rank 0) writes the
+files of the run and prints the messages. With one process, every function here returns at once.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ def _number(variable: str) -> int:
 def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """The number of processes on this machine, as torchrun says."""
+    return _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else world_size()
 
 
 def rank() -> int:

@@ -24,7 +24,7 @@ import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import check_compiler
-from cats.nmt.training import processes, warmstart
+from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses
@@ -93,6 +93,9 @@ class Trainer:
         self.model = model.to(self.device)
         if config.train.init_from and not resume:
             warmstart.copy_parameters(self.model, data.tokenizer, config, quiet=self.quiet)
+        self.sharded = sharding.is_sharded(config.train)
+        if self.sharded:
+            sharding.shard(self.model, config.train)
         if config.train.compile:
             check_compiler(self.device)
             self.model.compile_layers()
@@ -115,9 +118,12 @@ class Trainer:
             self.sampler,
             accumulate=config.train.accumulate,
             build_first=not self.takes_tasks_apart or self.optimizer.weighting.period != 1,
+            everywhere=self.sharded,
         )
-        if not resume and processes.is_main():
-            self.directory.create(config, data.tokenizer, self.state([]))
+        if not resume:
+            state = self.state([])
+            if processes.is_main():
+                self.directory.create(config, data.tokenizer, state)
         processes.barrier()
         if resume:
             self.load(saved, problem)
@@ -208,12 +214,13 @@ class Trainer:
     def takes_tasks_apart(self) -> bool:
         """Whether outer steps have a forward pass for every task: the engine needs it, or saves memory with it."""
         method = self.config.method
-        return method.name == "cats" and (method.engine == "per_task" or method.cross_batch)
+        return method.name == "cats" and (method.engine == "per_task" or method.cross_batch or self.sharded)
 
     def losses_of(self, batch: PrefetchedBatch, optimizer: cats.MultiTask) -> list[Losses | TokenLosses]:
         """The losses for every part of a batch (`train.accumulate`); their gradients add up.
 
-        All tasks go through the model together. With the engine per_task, they go one by one in outer steps.
+        All tasks go through the model together. With the engine per_task, or with sharded parameters, they go one by
+        one in outer steps.
         """
         method, normalizers = self.config.method, self.losses.normalizers(batch.indices)
         if isinstance(optimizer, cats.CATS) and method.simplex == "proximal" and method.prior == "tokens":
@@ -221,7 +228,8 @@ class Trainer:
         apart = self.takes_tasks_apart and optimizer.needs_task_gradients
         if apart and optimizer.weighting.cross_batch:
             return [*self.losses.two_halves(batch.indices, self.config.train.accumulate)]
-        several = processes.world_size() > 1  # the other processes may have sentences where this one has none
+        # The other processes may have sentences where this one has none. Sharded, all have the same tasks.
+        several = processes.world_size() > 1 and not self.sharded
         parts = [part for part in batch.parts if part.indices or several]
         return [(self.losses.separate if apart else self.losses.joint)(part, normalizers) for part in parts]
 
@@ -325,10 +333,10 @@ class Trainer:
         Raises:
             UserError: the nll is not finite, or, without validation pairs, the last loss is not finite.
         """
-        if processes.world_size() > 1:
+        if processes.world_size() > 1 and not self.sharded:
             self.check_replicas(torch.stack([p.detach().double().sum() for p in self.model.parameters()]).tolist())
         batch_tokens = min(4 * self.config.sampling.batch_tokens, (1 << 28) // self.vocab_size)  # <= 1 GiB of logits
-        nll = validation_nll(self.model, self.validation, batch_tokens)
+        nll = validation_nll(self.model, self.validation, batch_tokens, in_step=self.sharded)
         mean = sum(nll.values()) / len(nll) if nll else None
         if bad := [task for task, value in nll.items() if not math.isfinite(value)]:
             self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": False})
@@ -343,8 +351,7 @@ class Trainer:
         if mean is not None:
             self.best = min(self.best, mean)
         self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
-        if processes.is_main():
-            self.save_model(better)
+        self.save_model(better)
         return mean
 
     def check_replicas(self, numbers: list[float]) -> None:
@@ -358,14 +365,14 @@ class Trainer:
     # ---- checkpoints
 
     def state(self, since_log: list[Sums]) -> dict[str, Any]:
-        """What a checkpoint holds.
+        """What a checkpoint holds. With sharded parameters, all processes must call this.
 
         Args:
             since_log: the loss sums of every process, as ``LossLog.per_process`` gives them.
         """
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": sharding.whole(self.model.state_dict()),
+            "optimizer": sharding.whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),  # empty, except with fp16
             **self.origin.to_state(),
             "step": self.step,
@@ -380,19 +387,23 @@ class Trainer:
         """Writes last.pt. All processes must call this."""
         if self.metrics is not None:
             self.metrics.sync()  # the lines of metrics must be on the disk before the checkpoint that needs them
-        since_log = self.loss_log.per_process()
+        state = self.state(self.loss_log.per_process())
         if processes.is_main():
-            self.directory.save_checkpoint(self.state(since_log))
+            self.directory.save_checkpoint(state)
 
     def save_model(self, better: bool) -> None:
-        """Writes the model alone: as best.pt if it is better, and as step-N.pt if `train.keep` asks for it."""
+        """Writes the model alone: as best.pt if it is better, and as step-N.pt if `train.keep` asks for it.
+
+        All processes must call this.
+        """
         state = {
-            "model": self.model.state_dict(),
+            "model": sharding.whole(self.model.state_dict()),
             **self.origin.to_state(),
             "step": self.step,
             "best": self.best,
         }
-        self.directory.save_model(state, best=better, keep=self.config.train.keep)
+        if processes.is_main():
+            self.directory.save_model(state, best=better, keep=self.config.train.keep)
 
     def load(self, state: dict[str, Any], problem: str) -> None:
         """Continues from a checkpoint.
@@ -406,8 +417,12 @@ class Trainer:
             for name, kind in {"step": int, "waited": int, "seconds": float, "best": float, "logged_at": float}.items():
                 if type(state[name]) is not kind:
                     raise TypeError(f"{name} has another type")
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            model, optimizer = state["model"], state["optimizer"]
+            if self.sharded:
+                model = sharding.model_shards(model, self.model)
+                optimizer = sharding.optimizer_shards(optimizer, self.optimizer)
+            self.model.load_state_dict(model)
+            self.optimizer.load_state_dict(optimizer)
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             self.bad_validations, self.logged_at = state["waited"], state["logged_at"]

@@ -200,6 +200,8 @@ def test_bad_overrides_are_refused(override, message):
             "cross_batch needs method.engine = per_task .or auto.,",
         ),
         (["method.rows=0.5", "method.engine=per_task"], "rows below 1 needs method.engine = one_pass .* = per_task"),
+        (["train.distributed=fsdp", "train.compile=true"], "train.distributed = fsdp needs train.compile = false"),
+        (["train.distributed=hybrid", "method.engine=one_pass"], "hybrid needs method.engine = auto, per_task or two_"),
         (["method.rows=0.5", "method.cross_batch=true"], "rows below 1 needs method.engine = one_pass .*cross_batch"),
     ],
 )
