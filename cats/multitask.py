@@ -110,10 +110,9 @@ class MultiTask(Optimizer):
     processes. What each process holds:
 
     * A replica of the plain model. A step all-reduces ḡ and K numbers. In steps without per-task gradients, ḡ is
-      all-reduced in buckets while the backward pass goes on.
-      ‖g_n‖² is nan, because it is that of a mean over the processes. Weightings that need the Gram matrix, and
-      ``cross_batch``, need these means: K reduce-scatters give each process a share of the elements of all of them, and
-      ḡ is gathered from the shares.
+      all-reduced in buckets while the backward pass goes on. ‖g_n‖² is nan: it would need the mean of g_n over the
+      processes. Weightings that need the Gram matrix, and ``cross_batch``, need these means. There, K reduce-scatters
+      give each process a share of the elements of all of them, and ḡ is gathered from the shares.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
       pass the losses of the same tasks in the same order. The engines are "per_task" and "two_pass".
       FullyShardedDataParallel and other DTensors are refused.
