@@ -142,7 +142,7 @@ def in_turns(plain: Runner, runners: Sequence[Runner], device: torch.device) -> 
 def quota(runner: Runner, device: torch.device) -> int:
     """In how many rounds a contender takes part."""
     contender = runner.contender
-    if contender.core or contender.steps > 1:
+    if contender.core or contender.name == AUTO or contender.steps > 1:
         # A warm-up, after which one_pass has made two of its checks: those at its outer steps 1, 2, 4, 8, ..
         seconds, _ = timed(runner.call, device)
         return min(ROUNDS, max(LEAST_ROUNDS, int(SECONDS / seconds)))
