@@ -29,7 +29,8 @@ class Unavailable(Exception):
 class Summary:
     """Samples of a time (seconds per call) or of a rate (per second): median, 20th and 80th percentile.
 
-    `clock` says how the samples were taken: "wall", or on a GPU "graph" or "events".
+    `clock` says how the samples were taken: "wall", "core" (the time of the process on a core), or on a GPU "graph" or
+    "events".
     """
 
     median: float

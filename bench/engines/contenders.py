@@ -26,8 +26,8 @@ class Contender:
     """`start` returns a function that takes one step of training: forward, backward, v, and the step of AdamW.
 
     steps: if not 1, the function takes so many steps, of which the last finds v. sampled: v is from a sample of the
-    rows. core: it has a target, so it is measured with every model and K. untied: it needs a model with separate
-    embeddings.
+    rows. core: it has a target, so it is measured with every model and K. variant: it is a form of another contender,
+    and measured with thorough sizes only. untied: it needs a model with separate embeddings.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Contender:
     steps: int = 1
     sampled: bool = False
     core: bool = False
+    variant: bool = False
     untied: bool = False
 
     def size(self, size: Size) -> Size:
@@ -122,11 +123,11 @@ CONTENDERS = (
     Contender(SEPARATE, CATS, engine("per_task", separate), core=True),
     Contender("per_task, shared graph", CATS, engine("per_task", shared)),
     Contender("two_pass, one forward each", CATS, engine("two_pass", separate)),
-    Contender("two_pass, shared graph", CATS, engine("two_pass", shared)),
+    Contender("two_pass, shared graph", CATS, engine("two_pass", shared), variant=True),
     Contender("forward_mode", CATS, engine("forward_mode", packed_lazily)),
     Contender("TorchJD autojac", TORCHJD, partial(Autojac, chunk=1)),
-    Contender("TorchJD autojac, batched", TORCHJD, partial(Autojac, chunk=None)),
-    Contender("TorchJD autogram, untied", TORCHJD, Autogram, untied=True),
+    Contender("TorchJD autojac, batched", TORCHJD, partial(Autojac, chunk=None), variant=True),
+    Contender("TorchJD autogram, untied", TORCHJD, Autogram, variant=True, untied=True),
 )
 
 DEFAULT_PERIOD = cats.weighting.cats.INNER_STEPS

@@ -58,9 +58,10 @@ def outer_step(size: Size, tasks: int, device: torch.device) -> OuterStep:
     print(f"{size.name}, K={tasks} ..", file=sys.stderr, flush=True)
     plain, runners, refused = ready(size, tasks, device)
     in_turns(plain, runners, device)
-    found = [(r.contender, r.error, summary(r.seconds), summary(r.ratios)) for r in runners]
+    clock = "core" if device.type == "cpu" else "wall"
+    found = [(r.contender, r.error, summary(r.seconds, clock), summary(r.ratios, clock)) for r in runners]
     engines = {r.contender.steps: r.call.engine for r in runners if isinstance(r.call, Training)}
-    seconds = summary(plain.seconds)
+    seconds = summary(plain.seconds, clock)
     del plain, runners  # their models
     gc.collect()
     if device.type == "cuda":
@@ -103,7 +104,7 @@ def ready(size: Size, tasks: int, device: torch.device) -> tuple[Runner, list[Ru
 
 def chosen(size: Size, tasks: int) -> list[Contender]:
     """The contenders that are measured with this model and K."""
-    found = [c for c in CONTENDERS if c.core or size.thorough or tasks == OTHERS]
+    found = [c for c in CONTENDERS if c.core or size.thorough or (tasks == OTHERS and not c.variant)]
     periods = [c for c in TRAININGS if size.thorough or (tasks == OTHERS and c.steps == DEFAULT_PERIOD)]
     return [REFERENCE, *found, *periods]
 
@@ -139,10 +140,15 @@ def in_turns(plain: Runner, runners: Sequence[Runner], device: torch.device) -> 
                 runner.ratios.append(step / ((before + after) / 2))
 
 
+def careful(contender: Contender) -> bool:
+    """Whether a contender gets a warm-up and several samples: if it has a target, or is the engine auto."""
+    return contender.core or contender.name == AUTO or contender.steps > 1
+
+
 def quota(runner: Runner, device: torch.device) -> int:
     """In how many rounds a contender takes part."""
     contender = runner.contender
-    if contender.core or contender.name == AUTO or contender.steps > 1:
+    if careful(contender):
         # A warm-up, after which one_pass has made two of its checks: those at its outer steps 1, 2, 4, 8, ..
         seconds, _ = timed(runner.call, device)
         return min(ROUNDS, max(LEAST_ROUNDS, int(SECONDS / seconds)))

@@ -30,8 +30,8 @@ TokenLoss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, V), targets (N,)) 
 class Size:
     """A model with its batches, which are the same for every K.
 
-    lengths: the shortest and the longest sentence, in tokens. thorough: whether contenders without a target are
-    measured with every K, and not with one K only.
+    lengths: the shortest and the longest sentence, in tokens. tasks: the K that are measured. thorough: whether
+    everything is measured with every K; otherwise contenders without a target are measured with one K, or not at all.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Size:
     vocab_size: int
     sentences: int
     lengths: tuple[int, int]
+    tasks: tuple[int, ...] = TASKS
     precision: str = "fp32"
     thorough: bool = False
 
@@ -51,7 +52,7 @@ def cpu() -> list[Size]:
     return [
         Size("demo", tiny.model, tiny.tokenizer.vocab_size, thorough=True, **shape),
         Size("small", small.model, small.tokenizer.vocab_size, **shape),
-        Size("d=512", wide, 2000, **shape),
+        Size("d=512", wide, 2000, tasks=(8, 92), **shape),
     ]
 
 
