@@ -86,9 +86,9 @@ class Engines:
             reason = "the tasks of the rows are not known (tasks= of backward() tells them); "
         count = len(set(losses.tasks))
         needed = count * sum(p.numel() * p.element_size() for p in params)
-        free = free_memory(params[0].device)
-        reason += f"{count} gradients take {needed / _GIB:.2g} GiB, and {free / _GIB:.2g} GiB are free"
-        if alone and 2 * needed > free and not any(map(is_sharded, params)):
+        reason += f"{count} gradients take {needed / _GIB:.2g} GiB"
+        if alone and 2 * needed > free_memory(params[0].device) and not any(map(is_sharded, params)):
+            reason += ", more than half of the free memory"
             if "two_pass" not in self._refused:
                 return "two_pass", reason
             reason += f"; two_pass was refused ({self._refused['two_pass']})"

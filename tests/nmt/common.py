@@ -65,7 +65,6 @@ def final_state(run: Path) -> dict[str, Any]:
         state.pop(clock)
     optimizer = state["optimizer"]
     optimizer["param_groups"][0].pop("multitask")  # the next entry once more, as bytes
-    optimizer["multitask"]["last"].pop("engine_reason")  # it names the free memory
     return state
 
 

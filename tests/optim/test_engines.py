@@ -327,3 +327,26 @@ def test_a_share_of_the_rows_gives_an_unbiased_estimate():
     exact, estimates = found[None][0], torch.stack(found[0.25])
     error = estimates.std(0) / len(estimates) ** 0.5
     assert (error > 0).all() and ((estimates.mean(0) - exact).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize("order", ["examples first", "tokens first"])
+def test_losses_and_tasks_per_token_of_padded_batches(order):
+    """The losses are flat (B * T,), or the layers have (T, B, d) with T = B."""
+
+    class Sequences(Tiny):
+        def forward(self, x):
+            return super().forward(x) if order == "examples first" else super().forward(x.t()).transpose(0, 1)
+
+    seen = []
+    ids = torch.tensor([0, 2, 1, 0])
+    for engine in ("per_task", "one_pass"):
+        model, (x, y) = Sequences(), data(batch=T)
+        opt = optimizer(model, engine)
+        loss = losses_of(model, x, y)
+        if order == "examples first":
+            opt.backward(loss.flatten(), tasks=ids.repeat_interleave(T))
+        else:  # the rows are found by masked backward passes: both sizes are T
+            opt.backward(loss, tasks=ids)
+        opt.step()
+        seen.append(numbers(opt))
+    assert_same(*seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,29 +13,42 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Placement:
-    """Dimension ``dim`` of a tensor holds the rows whose tasks a list of length L tells.
+    """One or more neighbouring dimensions of a tensor hold the rows whose tasks a list of length L tells.
 
     Attributes:
         ids: the number of the list.
-        dim: its size is L or a multiple of L.
+        dim: the first of the dimensions. dims: how many there are. The product of their sizes is L or a multiple of L.
         tiled: where it is a multiple: whether the list repeats as a whole, as in (T, B) flattened, and not entry by
             entry, as in (B, T) flattened.
     """
 
     ids: int
     dim: int
+    dims: int = 1
     tiled: bool = False
 
-    def fits(self, shape: Sequence[int], lengths: Sequence[int]) -> bool:
-        return self.ids < len(lengths) and self.dim < len(shape) and shape[self.dim] % max(lengths[self.ids], 1) == 0
+    @property
+    def first(self) -> bool:
+        """Whether the rows are those of the first dimension."""
+        return self.dim == 0 and self.dims == 1
 
     def tasks(self, shape: Sequence[int], lists: Sequence[Tensor]) -> Tensor:
-        """The task of each position along the dimension, int64."""
+        """The task of each row, int64."""
         ids = lists[self.ids]
-        repeats = shape[self.dim] // len(ids)
+        repeats = self.rows(shape) // len(ids)
         if repeats == 1:
             return ids
         return ids.repeat(repeats) if self.tiled else ids.repeat_interleave(repeats)
+
+    def rows(self, shape: Sequence[int]) -> int:
+        return prod(shape[self.dim : self.dim + self.dims])
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        """(rows, the rest): the tensor as a matrix."""
+        if self.dim:
+            places = range(self.dim, self.dim + self.dims)
+            x = x.movedim(list(places), list(range(self.dims)))
+        return x.reshape(prod(x.shape[: self.dims]), -1)
 
 
 @lru_cache(maxsize=4096)
@@ -45,15 +59,13 @@ def candidates(shape: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[Placem
         for number, length in enumerate(lengths):
             if length and size and size % length == 0:
                 exact = size == length
-                found.append((not exact, dim, number, False))
+                found.append((not exact, dim, 1, number, False))
                 if not exact and length > 1:
-                    found.append((True, dim, number, True))
-    return tuple(Placement(number, dim, tiled) for _, dim, number, tiled in sorted(found))
-
-
-def as_rows(x: Tensor, dim: int) -> Tensor:
-    """(rows, the rest): the tensor as a matrix whose rows are the positions along ``dim``."""
-    return (x if dim == 0 else x.movedim(dim, 0)).reshape(x.shape[dim], -1)
+                    found.append((True, dim, 1, number, True))
+            for dims in range(2, len(shape) - dim + 1):
+                if length and prod(shape[dim : dim + dims]) == length:
+                    found.append((False, dim, dims, number, False))
+    return tuple(Placement(number, dim, dims, tiled) for _, dim, dims, number, tiled in sorted(found))
 
 
 class Sample:

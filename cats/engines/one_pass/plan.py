@@ -144,7 +144,7 @@ def _agree(placements: Sequence[Placement], use: Use, batch: Batch) -> bool:
     """Whether all of them give every row the same task."""
     if len(placements) == 1:
         return True
-    if len({p.dim for p in placements}) > 1:
+    if len({(p.dim, p.dims) for p in placements}) > 1:
         return False
     first, *rest = (p.tasks(use.shape, batch.lists) for p in placements)
     return all(first.equal(each) for each in rest)

@@ -45,8 +45,7 @@ class Evidence:
         """delta: the gradient of the output. allowed: (N + 1,) bool: whether rows of task n, or none, may have one."""
         nonzero = delta != 0  # nan too
         for placement in list(self.possible):
-            others = [d for d in range(delta.dim()) if d != placement.dim]
-            hit = nonzero.any(dim=others) if others else nonzero
+            hit = placement.as_rows(nonzero).any(1)
             self.seen |= bool(hit.any())
             tasks = placement.tasks(self.shape, self.lists).to(delta.device)
             if bool((hit & ~allowed.to(delta.device)[tasks]).any()):

@@ -24,7 +24,7 @@ from cats.gradients import Gradient
 from .batch import Batch
 from .derivatives import DERIVATIVES, SAMPLED, SLICED, Derivative
 from .graph import Use
-from .placement import Placement, Sample, as_rows
+from .placement import Placement, Sample
 from .plan import Planner
 from .segments import Segments, add_segment_gradients, by_segments
 
@@ -215,20 +215,27 @@ class Record:
     """A use of parameters in the backward pass: the gradient δ of its output, and how its output depends on them.
 
     Args:
-        delta: δ, with the rows along dimension ``dim``.
+        delta: δ, or some rows of it. placement: where its rows are.
         tasks: (rows,) the task of each row. factor: (N,) by which the numbers of each task are multiplied, or None.
         derivative: see derivatives.py. sliced: whether it can be computed for a slice of the rows.
     """
 
     def __init__(
-        self, delta: Tensor, tasks: Tensor, factor: Tensor | None, dim: int, derivative: Derivative, *, sliced: bool
+        self,
+        delta: Tensor,
+        placement: Placement,
+        tasks: Tensor,
+        factor: Tensor | None,
+        derivative: Derivative,
+        *,
+        sliced: bool,
     ) -> None:
-        self.delta, self.tasks, self.factor, self.dim = delta, tasks, factor, dim
+        self.delta, self.tasks, self.factor, self.placement = delta, tasks, factor, placement
         self.derivative, self.sliced = derivative, sliced
 
     def dots(self, tangents: dict[int, Tensor], total: int, backend: str | None) -> Tensor:
         """(total,) float64: for each task, the sum of <δ_t, y'_t> over its rows."""
-        if self.sliced and self.dim == 0 and self.delta.numel() > _BLOCK:
+        if self.sliced and self.placement.first and self.delta.numel() > _BLOCK:
             sums = torch.zeros(total, dtype=torch.float64, device=self.delta.device)
             rows = max(64, _BLOCK // self.delta.shape[1])
             for start in range(0, len(self.delta), rows):
@@ -237,7 +244,7 @@ class Record:
                 sums += ops.row_dots(self.delta[part], y, self.tasks[part], total, backend=backend)
         else:
             y = self.derivative(tangents).expand_as(self.delta)
-            x, y = as_rows(self.delta, self.dim), as_rows(y, self.dim)
+            x, y = self.placement.as_rows(self.delta), self.placement.as_rows(y)
             sums = ops.row_dots(x, y, self.tasks, total, backend=backend)
         return sums if self.factor is None else sums * self.factor
 
@@ -256,7 +263,7 @@ class _Recorder:
     ) -> None:
         self.uses, self.dots, self.share = uses, dots, share
         self.params, self.segments = final, segments
-        self._sorted: dict[Placement, Segments] = {}
+        self._sorted: dict[Any, Segments] = {}
         self._lists: dict[Any, Tensor] = {}
         self._samples: dict[Any, Sample] = {}
         self._random = torch.Generator().manual_seed(seed)
@@ -287,28 +294,26 @@ class _Recorder:
 
     def _add_segments(self, use: Use, placement: Placement, delta: Tensor) -> None:
         batch = self.dots.batch
-        if placement not in self._sorted:
-            self._sorted[placement] = Segments(placement.tasks(delta.shape, batch.lists), batch.tasks, batch.total)
-        self.dots.add_numbers(
-            add_segment_gradients(use, delta, self._sorted[placement], self.params, self.dots.backend)
-        )
+        key = (placement, len(delta))
+        if key not in self._sorted:
+            self._sorted[key] = Segments(placement.tasks(delta.shape, batch.lists), batch.tasks, batch.total)
+        self.dots.add_numbers(add_segment_gradients(use, delta, self._sorted[key], self.params, self.dots.backend))
 
     def _read(self, use: Use, placement: Placement, delta: Tensor) -> Record:
-        key = (placement, delta.shape[placement.dim], delta.device)
+        key = (placement, placement.rows(delta.shape), delta.device)
         if key not in self._lists:
             self._lists[key] = placement.tasks(delta.shape, self.dots.batch.lists).to(delta.device)
         tasks = self._lists[key]
         _, capture = DERIVATIVES[use.name]
-        if self.share is None or use.name not in SAMPLED or placement.dim != 0:
+        if self.share is None or use.name not in SAMPLED or not placement.first:
             derivative = capture(use.node, use.inputs.keys(), lambda x: x)
-            return Record(delta, tasks, None, placement.dim, derivative, sliced=use.name in SLICED)
+            return Record(delta, placement, tasks, None, derivative, sliced=use.name in SLICED)
         if key not in self._samples:
             self._samples[key] = Sample(tasks, self.dots.batch.total, self.share, self._random)
         sample = self._samples[key]
         derivative = capture(use.node, use.inputs.keys(), lambda x: x.index_select(0, sample.index))
-        return Record(
-            delta.index_select(0, sample.index), sample.tasks, sample.factor, 0, derivative, sliced=use.name in SLICED
-        )
+        delta = delta.index_select(0, sample.index)
+        return Record(delta, placement, sample.tasks, sample.factor, derivative, sliced=use.name in SLICED)
 
     def _finish(self, param: int) -> Callable[[Tensor], None]:
         def finish(_: Tensor) -> None:

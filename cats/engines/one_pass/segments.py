@@ -45,7 +45,7 @@ def by_segments(
     chosen = {
         use: {id(params[i]) for i in use.params}
         for use, placement in uses.items()
-        if placement.dim == 0
+        if placement.first
         and all(count[i] == 1 and i not in others for i in use.params)
         and _is_linear(use)
         and _worth_it(use.shape[0] // tasks, [params[i] for i in use.params], tasks)
