@@ -70,9 +70,11 @@ class MultiTask(Optimizer):
             per-task gradient is formed, so ‖g_n‖² is nan. It needs to know the task of each row: pass ``tasks`` to
             backward(), and see :func:`cats.engines.rows`. It walks the autograd graph and finds every use of a
             parameter. For parameters that are used in ways that it does not know, it computes their gradients task by
-            task. Examples of different tasks must not meet, as in batch normalisation: masked backward passes check
-            that in the first such step, and again now and then. Compiled models are refused, unless the losses are a
-            callable: then these steps run without compiled code.
+            task. Examples of different tasks must not meet, as in batch normalisation: masked backward passes (5 for
+            8 tasks, 9 for 92) check that in the first such step, when the graph has new connections, and in calls 2,
+            4, 8, ..., 64, 100, 200, ... In between, it takes for granted that the rows of a layer keep their order if
+            the graph stays the same. Compiled models are refused, unless the losses are a callable: then these steps
+            run without compiled code.
             "two_pass": one backward pass for ḡ, then one task's gradient after the other, of which one at a time is in
             memory. With tensors it takes little more time than "per_task", with callables about twice as much. It knows
             ‖g_n‖², unless there are several backward() calls.

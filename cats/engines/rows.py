@@ -24,7 +24,8 @@ def rows(*ids: Tensor) -> AbstractContextManager[None]:
     """Tells the engine "one_pass" the tasks of rows that are not the rows of the losses.
 
     ``backward(losses, tasks=ids)`` knows the task of every row of the losses. Layers whose inputs have as many rows
-    (B, ...), or a multiple of them (B * T, ...), need nothing more. Others do, such as an encoder whose padding was
+    (B, ...), or a multiple of them (B * T, ...), need nothing more. The rows of others are found by masked backward
+    passes in every such step, which takes time. This function saves it, for example for an encoder whose padding was
     removed: its rows are source tokens, while the losses are those of target tokens::
 
         with cats.engines.rows(task_of_source_token):

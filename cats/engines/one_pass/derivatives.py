@@ -21,8 +21,6 @@ from .graph import Node, signed
 
 Tangents: TypeAlias = Mapping[int, Tensor]
 Derivative: TypeAlias = Callable[..., Tensor]  # of the tangents; those of SLICED also of a slice of rows
-Rows: TypeAlias = Callable[[Tensor], Tensor]  # takes the rows of interest, along the first dimension
-
 
 # Nodes whose derivative can be computed for some of the rows alone, and those that do it for a slice of the rows.
 SAMPLED = {"AddmmBackward0", "MmBackward0", "EmbeddingBackward0", "FusedRmsNormBackward0", "NativeLayerNormBackward0"}
@@ -30,16 +28,43 @@ SLICED = {"AddmmBackward0", "MmBackward0"}
 _ALL = slice(None)
 
 
-def saved(node: Node, name: str) -> Any:
-    """A tensor, or a tuple of them, that the node keeps for its backward pass. The node can read it once more."""
-    raw = getattr(node, f"_raw_saved_{name}")
-    for each in raw if isinstance(raw, tuple) else [raw]:
-        packed = each.data
-        # A non-reentrant checkpoint allows one read of each recomputed tensor in a backward pass: that of the node.
-        if type(packed).__module__ == "torch.utils.checkpoint" and type(packed.handles) is dict:
-            packed.handles = _ReadTwice(packed.handles)
-    value = getattr(node, f"_saved_{name}")
-    return value.detach() if isinstance(value, Tensor) else value
+class Data:
+    """What a derivative needs of a node's data.
+
+    Args:
+        select: takes the rows of interest from a matrix. None: all.
+    """
+
+    def __init__(self, node: Node, select: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._node, self._select = node, select
+        self._versions: list[tuple[Tensor, int]] = []
+
+    def __getitem__(self, name: str) -> Any:
+        """A tensor, or a tuple of them, that the node keeps for its backward pass. The node can read it once more."""
+        raw = getattr(self._node, f"_raw_saved_{name}")
+        for each in raw if isinstance(raw, tuple) else [raw]:
+            packed = each.data
+            # A non-reentrant checkpoint allows one read of each recomputed tensor in a backward pass: that of the node.
+            if type(packed).__module__ == "torch.utils.checkpoint" and type(packed.handles) is dict:
+                packed.handles = _ReadTwice(packed.handles)
+        value = getattr(self._node, f"_saved_{name}")
+        self._versions += [(t, t._version) for t in (value if isinstance(value, tuple) else [value]) if t is not None]
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def rows(self, name: str) -> Tensor:
+        """The rows of interest of a matrix."""
+        matrix = self[name]
+        if self._select is not None:
+            self._versions.pop()  # the rows are copied, and the matrix is not kept
+        return self.select(matrix)
+
+    def select(self, matrix: Tensor) -> Tensor:
+        """The same rows of another matrix."""
+        return matrix if self._select is None else self._select(matrix)
+
+    def changed(self) -> bool:
+        """Whether other code has written to the tensors since they were read. Autograd cannot notice it any more."""
+        return any(tensor._version != version for tensor, version in self._versions)
 
 
 class _ReadTwice(dict[Any, Any]):
@@ -63,25 +88,25 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return total
 
 
-def _matrix_product(node: Node, inputs: Collection[int], rows: Rows, left: int, names: tuple[str, str]) -> Derivative:
+def _matrix_product(node: Node, inputs: Collection[int], data: Data, left: int, names: tuple[str, str]) -> Derivative:
     """left @ right, where ``left`` is the number of the left input and the right one follows it."""
-    a = rows(saved(node, names[0])) if left + 1 in inputs else None
-    b = saved(node, names[1]) if left in inputs else None
+    a = data.rows(names[0]) if left + 1 in inputs else None
+    b = data[names[1]] if left in inputs else None
 
     def derivative(tangents: Tangents, part: slice = _ALL) -> Tensor:
         terms = [] if a is None else [a[part] @ tangents[left + 1]]
-        return _sum(terms if b is None else [*terms, rows(tangents[left])[part] @ b])
+        return _sum(terms if b is None else [*terms, data.select(tangents[left])[part] @ b])
 
     return derivative
 
 
-def _addmm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
+def _addmm(node: Node, inputs: Collection[int], data: Data) -> Derivative:
     """beta * input + alpha * left @ right: the Linear layer with a bias."""
     beta, alpha = node._saved_beta, node._saved_alpha
     if inputs == {0, 2} and beta == alpha == 1:
-        a = rows(saved(node, "mat1"))
+        a = data.rows("mat1")
         return lambda tangents, part=_ALL: torch.addmm(tangents[0], a[part], tangents[2])
-    product = _matrix_product(node, inputs, rows, 1, ("mat1", "mat2")) if {1, 2} & set(inputs) else None
+    product = _matrix_product(node, inputs, data, 1, ("mat1", "mat2")) if {1, 2} & set(inputs) else None
 
     def derivative(tangents: Tangents, part: slice = _ALL) -> Tensor:
         terms = [] if product is None else [alpha * product(tangents, part)]
@@ -93,9 +118,9 @@ def _addmm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
     return derivative
 
 
-def _linear(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x = saved(node, "input") if 1 in inputs else None
-    w = saved(node, "weight") if 0 in inputs else None
+def _linear(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    x = data["input"] if 1 in inputs else None
+    w = data["weight"] if 0 in inputs else None
 
     def derivative(tangents: Tangents) -> Tensor:
         terms = [tangents[2]] if 2 in inputs else []
@@ -105,23 +130,23 @@ def _linear(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
     return derivative
 
 
-def _mul(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    others = {i: saved(node, "other" if i == 0 else "self") for i in inputs}
+def _mul(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    others = {i: data["other" if i == 0 else "self"] for i in inputs}
     return lambda tangents: _sum([tangents[i] * other for i, other in others.items()])
 
 
-def _div(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    other = saved(node, "other")
+def _div(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    other = data["other"]
     return lambda tangents: tangents[0] / other
 
 
-def _add(node: Node, inputs: Collection[int], rows: Rows, sign: int = 1) -> Derivative:
+def _add(node: Node, inputs: Collection[int], data: Data, sign: int = 1) -> Derivative:
     alpha = sign * node._saved_alpha
     return lambda tangents: _sum([tangents[i] if i == 0 else alpha * tangents[i] for i in inputs])
 
 
-def _embedding(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    indices, padding = rows(saved(node, "indices")), signed(node._saved_padding_idx)
+def _embedding(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    indices, padding = data.rows("indices"), signed(node._saved_padding_idx)
 
     def derivative(tangents: Tangents) -> Tensor:
         y = F.embedding(indices, tangents[0])
@@ -131,8 +156,8 @@ def _embedding(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
     return derivative
 
 
-def _layer_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x, mean, rstd = (rows(saved(node, name)) for name in ("input", "result1", "result2"))
+def _layer_norm(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    x, mean, rstd = (data.rows(name) for name in ("input", "result1", "result2"))
 
     def derivative(tangents: Tangents) -> Tensor:
         terms = [(x - mean) * rstd * tangents[1]] if 1 in inputs else []
@@ -141,13 +166,13 @@ def _layer_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
     return derivative
 
 
-def _rms_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x, rstd = rows(saved(node, "input")), rows(saved(node, "result1"))
+def _rms_norm(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    x, rstd = data.rows("input"), data.rows("result1")
     return lambda tangents: (x * rstd * tangents[1]).to(x.dtype)
 
 
-def _group_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x, mean, rstd = (saved(node, name) for name in ("input", "result1", "result2"))
+def _group_norm(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    x, mean, rstd = (data[name] for name in ("input", "result1", "result2"))
     count, groups = mean.shape
     per_channel = (1, -1, *[1] * (x.dim() - 2))
 
@@ -160,8 +185,8 @@ def _group_norm(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
     return derivative
 
 
-def _convolution(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x = saved(node, "input") if 1 in inputs else None
+def _convolution(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    x = data["input"] if 1 in inputs else None
     form = (
         node._saved_stride,
         [signed(v) for v in node._saved_padding],
@@ -181,24 +206,24 @@ def _convolution(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
     return derivative
 
 
-def _expand(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
+def _expand(node: Node, inputs: Collection[int], data: Data) -> Derivative:
     shape = node._input_metadata[0].shape
     return lambda tangents: tangents[0].expand(shape)
 
 
-def _index_select(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    dim, index = signed(node._saved_dim), saved(node, "index")
+def _index_select(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    dim, index = signed(node._saved_dim), data["index"]
     return lambda tangents: tangents[0].index_select(dim, index)
 
 
-def _index(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    indices = saved(node, "indices")
+def _index(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    indices = data["indices"]
     return lambda tangents: cast(Tensor, torch.ops.aten.index(tangents[0], indices))
 
 
-def _matrix_vector(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    a = saved(node, "self") if 1 in inputs else None
-    v = saved(node, "vec") if 0 in inputs else None
+def _matrix_vector(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    a = data["self"] if 1 in inputs else None
+    v = data["vec"] if 0 in inputs else None
 
     def derivative(tangents: Tangents) -> Tensor:
         terms = [] if a is None else [a @ tangents[1]]
@@ -207,16 +232,16 @@ def _matrix_vector(node: Node, inputs: Collection[int], rows: Rows) -> Derivativ
     return derivative
 
 
-def _prelu(node: Node, inputs: Collection[int], rows: Rows) -> Derivative:
-    x = saved(node, "self")
+def _prelu(node: Node, inputs: Collection[int], data: Data) -> Derivative:
+    x = data["self"]
     return lambda tangents: tangents[1] * x.clamp(max=0)
 
 
 # By the name of the node, and the numbers of the inputs where a parameter is supported.
-DERIVATIVES: dict[str, tuple[set[int], Callable[[Node, Collection[int], Rows], Derivative]]] = {
+DERIVATIVES: dict[str, tuple[set[int], Callable[[Node, Collection[int], Data], Derivative]]] = {
     "AddBackward0": ({0, 1}, _add),
     "AddmmBackward0": ({0, 1, 2}, _addmm),
-    "BmmBackward0": ({0, 1}, lambda node, inputs, rows: _matrix_product(node, inputs, rows, 0, ("self", "mat2"))),
+    "BmmBackward0": ({0, 1}, lambda node, inputs, data: _matrix_product(node, inputs, data, 0, ("self", "mat2"))),
     "ConvolutionBackward0": ({1, 2}, _convolution),
     "DivBackward0": ({0}, _div),
     "EmbeddingBackward0": ({0}, _embedding),
@@ -225,13 +250,13 @@ DERIVATIVES: dict[str, tuple[set[int], Callable[[Node, Collection[int], Rows], D
     "IndexBackward0": ({0}, _index),
     "IndexSelectBackward0": ({0}, _index_select),
     "LinearBackward0": ({0, 1, 2}, _linear),
-    "MmBackward0": ({0, 1}, lambda node, inputs, rows: _matrix_product(node, inputs, rows, 0, ("self", "mat2"))),
+    "MmBackward0": ({0, 1}, lambda node, inputs, data: _matrix_product(node, inputs, data, 0, ("self", "mat2"))),
     "MulBackward0": ({0, 1}, _mul),
     "MvBackward0": ({0, 1}, _matrix_vector),
     "NativeGroupNormBackward0": ({1, 2}, _group_norm),
     "NativeLayerNormBackward0": ({1, 2}, _layer_norm),
     "PreluKernelBackward0": ({1}, _prelu),
-    "SubBackward0": ({0, 1}, lambda node, inputs, rows: _add(node, inputs, rows, -1)),
+    "SubBackward0": ({0, 1}, lambda node, inputs, data: _add(node, inputs, data, -1)),
 }
 
 

@@ -46,8 +46,8 @@ class Use:
 
     @property
     def only_parameters(self) -> bool:
-        """Whether the node multiplies parameters with each other, or views of them, and has no data."""
-        return len(self.inputs) == len(self.node.next_functions) > 1
+        """Whether all inputs that have a gradient are parameters, or views of them. The others may be data."""
+        return all(parent is None or i in self.inputs for i, (parent, _) in enumerate(self.node.next_functions))
 
     @property
     def params(self) -> set[int]:
@@ -60,6 +60,7 @@ class Graph:
 
     Attributes:
         uses, nodes: in the order of the forward pass.
+        edges: the names of the nodes that are connected. A program has the same ones in every run, whatever the sizes.
         batch_norm: whether there is a batch normalisation in training mode.
         opaque: whether there are functions written in Python that may use parameters out of sight.
         compiled, reentrant: whether parts of the graph come from torch.compile, or from reentrant checkpoints.
@@ -67,6 +68,7 @@ class Graph:
 
     uses: list[Use] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+    edges: set[tuple[str, str]] = field(default_factory=set)
     batch_norm: bool = False
     opaque: bool = False
     compiled: bool = False
@@ -109,12 +111,15 @@ def find_uses(roots: Sequence[Tensor], params: Sequence[Tensor]) -> Graph:
             graph.opaque = True
             graph.compiled |= name.startswith("CompiledFunction")
             graph.reentrant |= name.startswith("CheckpointFunction")
-        graph.batch_norm |= "BatchNorm" in name and bool(getattr(node, "_saved_training", True))
+        if "BatchNorm" in name and getattr(node, "_saved_training", True):
+            graph.batch_norm = True
+            name += " in training"
         inputs = {}
         for i, (parent, nr) in enumerate(node.next_functions):
             if parent is None:
                 continue
             stack.append(parent)
+            graph.edges.add((name, parent.name()))
             found = source(parent, nr)
             if found is not None:
                 inputs[i] = found

@@ -11,8 +11,30 @@ import torch
 from torch import Tensor
 
 
+class _Rows:
+    """The dimensions ``dim``, ..., ``dim + dims - 1`` of a tensor hold its rows."""
+
+    dim: int
+    dims: int
+
+    @property
+    def first(self) -> bool:
+        """Whether the rows are those of the first dimension."""
+        return self.dim == 0 and self.dims == 1
+
+    def rows(self, shape: Sequence[int]) -> int:
+        return prod(shape[self.dim : self.dim + self.dims])
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        """(rows, the rest): the tensor as a matrix."""
+        if self.dim:
+            places = range(self.dim, self.dim + self.dims)
+            x = x.movedim(list(places), list(range(self.dims)))
+        return x.reshape(prod(x.shape[: self.dims]), prod(x.shape[self.dims :]))
+
+
 @dataclass(frozen=True)
-class Placement:
+class Placement(_Rows):
     """One or more neighbouring dimensions of a tensor hold the rows whose tasks a list of length L tells.
 
     Attributes:
@@ -27,11 +49,6 @@ class Placement:
     dims: int = 1
     tiled: bool = False
 
-    @property
-    def first(self) -> bool:
-        """Whether the rows are those of the first dimension."""
-        return self.dim == 0 and self.dims == 1
-
     def tasks(self, shape: Sequence[int], lists: Sequence[Tensor]) -> Tensor:
         """The task of each row, int64."""
         ids = lists[self.ids]
@@ -40,15 +57,22 @@ class Placement:
             return ids
         return ids.repeat(repeats) if self.tiled else ids.repeat_interleave(repeats)
 
-    def rows(self, shape: Sequence[int]) -> int:
-        return prod(shape[self.dim : self.dim + self.dims])
 
-    def as_rows(self, x: Tensor) -> Tensor:
-        """(rows, the rest): the tensor as a matrix."""
-        if self.dim:
-            places = range(self.dim, self.dim + self.dims)
-            x = x.movedim(list(places), list(range(self.dims)))
-        return x.reshape(prod(x.shape[: self.dims]), -1)
+@dataclass(frozen=True, eq=False)
+class Measured(_Rows):
+    """The tasks of the rows, as masked backward passes have shown them for one call.
+
+    Attributes:
+        shown: (rows,) int64, -1 for rows without a gradient.
+    """
+
+    dim: int
+    dims: int
+    shown: Tensor
+
+    def tasks(self, shape: Sequence[int], lists: Sequence[Tensor]) -> Tensor:
+        """As for :class:`Placement`."""
+        return self.shown
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from cats.engines.pending import UnsupportedError
@@ -14,8 +15,8 @@ from cats.engines.pending import UnsupportedError
 from .batch import Batch
 from .derivatives import supported
 from .graph import Graph, Use, find_uses
-from .placement import Placement, candidates
-from .probe import masked_gradients_show
+from .placement import Measured, Placement, candidates
+from .probe import Shown, masked_gradients_show
 
 Key: TypeAlias = tuple[Any, ...]  # what a use has in common with the same use in another step
 
@@ -30,7 +31,7 @@ class Plan:
     """
 
     graph: Graph
-    uses: dict[Use, Placement]
+    uses: dict[Use, Placement | Measured]
     others: list[int]
     check: bool
 
@@ -41,68 +42,83 @@ class Planner:
     def __init__(self) -> None:
         self.placements: dict[Key, tuple[Placement, ...]] = {}
         self.plans = 0
+        self._without_rows: set[Key] = set()  # uses of parameters alone, whose rows belong to all tasks
+        # The edges of the graphs that were checked, for calls with one task and with several.
+        self._edges: dict[bool, set[tuple[str, str]]] = {False: set(), True: set()}
 
-    def plan(self, batch: Batch, params: Sequence[Tensor], names: Sequence[str]) -> Plan:
-        """Finds all uses of the parameters, and checks that the rows of each belong to one task.
+    def plan(self, batch: Batch, params: Sequence[Tensor], shared: int, names: Sequence[str]) -> Plan:
+        """Finds all uses of the shared parameters, and checks that the rows of each belong to one task.
 
-        The check takes a few masked backward passes. It is made when a layer is seen for the first time, or if its
-        shape leaves it open which rows belong to which task; and again at calls 2, 4, 8, ..., 64, 100, 200, ...
+        The check takes a few masked backward passes. It is made when a layer is seen for the first time, when nodes
+        are connected in the graph that were not connected before, or if the shape of a layer leaves it open which rows
+        belong to which task; and again at calls 2, 4, 8, ..., 64, 100, 200, ...
 
         Args:
-            params: the shared parameters. names: for error messages.
+            params: the shared parameters first, ``shared`` in number. names: for error messages.
 
         Raises:
             UnsupportedError: examples of several tasks meet, or the graph does not show all uses.
         """
         self.plans += 1
-        graph = find_uses(batch.roots, params)
+        graph = find_uses(batch.roots, params[:shared])
         _check(graph)
-        lengths = tuple(map(len, batch.lists))
+        keys = _keys(graph.uses)
         others = {
             i
             for use in graph.uses
-            if not (supported(use.node, use.inputs) and candidates(use.shape, lengths))
+            if keys[use] in self._without_rows or not use.shape or not supported(use.node, use.inputs)
             for i in use.params
         }
-        # A hook on a parameter may change its gradient, which δ does not show.
+        # The hook of a tensor changes its gradient, which then is no sum over the rows of layers.
         others |= {i for use in graph.uses for i in use.params if params[i]._backward_hooks}
-        uses = _without(graph.uses, others)
-        check = self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0
-        placements = self._placements(uses, batch, params, check=check)
-        found = {use.node: each for use, each in zip(uses, placements, strict=True)}
-        # Two parameters multiplied with each other are no rows of data, and were only taken for such by their size.
-        others |= {i for use in uses if not found[use.node] and use.only_parameters for i in use.params}
-        uses = _without(uses, others)
+        uses = [use for use in graph.uses if not use.params <= others]
+        check = self._check_is_due(uses, keys, graph, batch)
+        shown = dict(zip(uses, masked_gradients_show(uses, batch, params, names), strict=True)) if check else {}
+        found = {use: self._place(use, keys[use], batch, shown.get(use)) for use in uses}
         for use in uses:
-            if not found[use.node]:
-                where = ", ".join(names[i] for i in sorted(use.params))
-                why = "batch normalisation in training" if graph.batch_norm else "batch statistics or a shared loss"
-                raise UnsupportedError(
-                    f"engine one_pass: examples of different tasks meet in the layer of {where}, for example by {why}, "
-                    "or its rows are not those of tasks= and cats.engines.rows(): use engine='per_task'"
-                )
-        return Plan(graph, {use: found[use.node][0] for use in uses}, sorted(others), check)
+            if found[use] is None and use.only_parameters and not graph.batch_norm:
+                self._without_rows.add(keys[use])
+                others |= use.params
+        for use in uses:
+            if found[use] is None and not use.params <= others:
+                if all(bool(root.isfinite().all()) for root in batch.roots):
+                    _refuse(graph, [names[i] for i in sorted(use.params - others)])
+                others |= use.params  # nan spreads to the rows of all tasks. The step will be skipped
+        self._edges[len(batch.tasks) > 1] |= graph.edges
+        placed = {kept: found[use] for use in uses if (kept := _without(use, others))}
+        return Plan(graph, {use: place for use, place in placed.items() if place is not None}, sorted(others), check)
 
-    def _placements(
-        self, uses: Sequence[Use], batch: Batch, params: Sequence[Tensor], *, check: bool
-    ) -> list[tuple[Placement, ...]]:
-        """For each use the placements that are possible. If there are several, they say the same of this batch."""
-        lengths = tuple(map(len, batch.lists))
-        if len(batch.tasks) == 1:  # every row that matters is this task's
-            return [candidates(use.shape, lengths)[:1] for use in uses]
-        keys = _keys(uses)
-        known = [
-            tuple(p for p in self.placements.get(key, ()) if p in candidates(use.shape, lengths))
-            for key, use in zip(keys, uses, strict=True)
-        ]
-        clear = all(len(found) > 0 and _agree(found, use, batch) for found, use in zip(known, uses, strict=True))
-        if clear and not check:
-            return known
-        found = masked_gradients_show(uses, batch, params)
-        for key, (placements, seen) in zip(keys, found, strict=True):
-            if seen:
-                self.placements[key] = placements
-        return [placements for placements, _ in found]
+    def _check_is_due(self, uses: Sequence[Use], keys: dict[Use, Key], graph: Graph, batch: Batch) -> bool:
+        several = len(batch.tasks) > 1
+        if not graph.edges <= self._edges[several]:
+            return True
+        if not several:
+            return False
+        if self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0:
+            return True
+        return not all(_agree(self._known(use, keys[use], batch), use, batch) for use in uses)
+
+    def _known(self, use: Use, key: Key, batch: Batch) -> tuple[Placement, ...]:
+        possible = candidates(use.shape, tuple(map(len, batch.lists)))
+        return tuple(p for p in self.placements.get(key, ()) if p in possible)
+
+    def _place(self, use: Use, key: Key, batch: Batch, shown: Shown | None) -> Placement | Measured | None:
+        """Where the rows of a use are. None: some belong to several tasks."""
+        if len(batch.tasks) == 1:  # every row is this task's
+            return Measured(0, 1, torch.full((use.shape[0],), batch.tasks[0]))
+        if shown is None:
+            return self._known(use, key, batch)[0]
+        if shown.seen and shown.placements:
+            self.placements[key] = shown.placements
+        return shown.placements[0] if shown.placements else shown.measured
+
+
+def _refuse(graph: Graph, names: Sequence[str]) -> None:
+    why = "batch normalisation in training" if graph.batch_norm else "batch statistics or a shared loss"
+    raise UnsupportedError(
+        f"engine one_pass: examples of different tasks meet in the layer of {', '.join(names)}, for example by {why}: "
+        "use engine='per_task'"
+    )
 
 
 def _check(graph: Graph) -> None:
@@ -118,32 +134,26 @@ def _check(graph: Graph) -> None:
         )
 
 
-def _without(uses: Sequence[Use], others: set[int]) -> list[Use]:
-    """The uses without the inputs that are, or are views of, these parameters."""
-    kept = []
-    for use in uses:
-        inputs = {i: source for i, source in use.inputs.items() if source.param not in others}
-        if len(inputs) == len(use.inputs):
-            kept.append(use)
-        elif inputs:
-            kept.append(Use(use.node, inputs))
-    return kept
+def _without(use: Use, others: set[int]) -> Use | None:
+    """The use without the inputs that are, or are views of, these parameters."""
+    inputs = {i: source for i, source in use.inputs.items() if source.param not in others}
+    return use if len(inputs) == len(use.inputs) else Use(use.node, inputs) if inputs else None
 
 
-def _keys(uses: Sequence[Use]) -> list[Key]:
+def _keys(uses: Sequence[Use]) -> dict[Use, Key]:
     seen: Counter[Key] = Counter()
-    keys = []
+    keys = {}
     for use in uses:
         kind = (use.name, tuple(sorted((i, source.param) for i, source in use.inputs.items())))
-        keys.append((*kind, seen[kind]))
+        keys[use] = (*kind, seen[kind])
         seen[kind] += 1
     return keys
 
 
 def _agree(placements: Sequence[Placement], use: Use, batch: Batch) -> bool:
-    """Whether all of them give every row the same task."""
-    if len(placements) == 1:
-        return True
+    """Whether there are any, and all of them give every row the same task."""
+    if len(placements) < 2:
+        return len(placements) == 1
     if len({(p.dim, p.dims) for p in placements}) > 1:
         return False
     first, *rest = (p.tasks(use.shape, batch.lists) for p in placements)

@@ -1,29 +1,35 @@
 """Masked backward passes that show which rows of a layer belong to which task, instead of assuming it.
 
-If only the losses of some tasks are differentiated, the rows of all other tasks receive the gradient 0, exactly: no
-layer lets examples of different tasks meet. If a row that should belong to another task receives a gradient, either
-the rows were taken for those of the wrong tasks, or examples of several tasks do meet.
+If only the losses of some tasks are differentiated, the rows of all other tasks receive the gradient 0, exactly, unless
+a layer lets examples of different tasks meet. The sets of tasks are such that the sets in which a row receives a
+gradient tell its task. A row of several tasks fits no task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations, count
 from math import comb
 
 import torch
 from torch import Tensor
 
+from cats.engines.pending import UnsupportedError
+from cats.gradients import take_grads
+
 from .batch import Batch
 from .graph import Use
-from .placement import Placement, candidates
+from .placement import Measured, Placement, candidates
 
 
 def masks(tasks: Sequence[int]) -> list[set[int]]:
     """Sets of tasks such that for any two tasks i ≠ j one of the sets has i, but not j. As few as possible (Sperner).
 
-    Each task is in half of the sets, and no two tasks are in the same half.
+    Each task is in half of the sets, and no two tasks are in the same half. A single task is in one set.
     """
+    if len(tasks) == 1:
+        return [set(tasks)]
     size = next(n for n in count() if comb(n, n // 2) >= len(tasks))
     halves = combinations(range(size), size // 2)
     members: list[set[int]] = [set() for _ in range(size)]
@@ -33,48 +39,110 @@ def masks(tasks: Sequence[int]) -> list[set[int]]:
     return members
 
 
-class Evidence:
-    """What the masked backward passes have shown about one use of a parameter."""
+@dataclass(frozen=True)
+class Shown:
+    """What the masked backward passes have shown about one use of a parameter.
 
-    def __init__(self, shape: tuple[int, ...], lists: Sequence[Tensor]) -> None:
-        self.shape, self.lists = shape, lists
-        self.possible = list(candidates(shape, tuple(map(len, lists))))
-        self.seen = False  # whether any row received a gradient
+    Attributes:
+        placements: those that tell the right task of every row that receives a gradient.
+        measured: the tasks of these rows. None if some belong to several tasks.
+        seen: whether any row received a gradient.
+    """
 
-    def add(self, delta: Tensor, allowed: Tensor) -> None:
-        """delta: the gradient of the output. allowed: (N + 1,) bool: whether rows of task n, or none, may have one."""
+    placements: tuple[Placement, ...]
+    measured: Measured | None
+    seen: bool
+
+
+class _Evidence:
+    """For each way to see the rows of a use's output, the sets in which each row received a gradient: bit i for set i.
+
+    Args:
+        lengths: those of the lists of tasks.
+    """
+
+    def __init__(self, use: Use, lengths: tuple[int, ...]) -> None:
+        self.shape = use.shape
+        self.candidates = candidates(use.shape, lengths)
+        none = torch.empty(0, dtype=torch.int64)
+        views = [Measured(dim, 1, none) for dim in range(len(use.shape))]
+        views += [Measured(0, 2, none)] if len(use.shape) > 2 else []
+        self.views: dict[tuple[int, int], Placement | Measured] = {(v.dim, v.dims): v for v in views}
+        self.views |= {(p.dim, p.dims): p for p in self.candidates}
+        self.sets: dict[tuple[int, int], Tensor] = {}
+
+    def add(self, delta: Tensor, i: int) -> None:
+        """delta: the gradient of the output with the i-th set of tasks."""
         nonzero = delta != 0  # nan too
-        for placement in list(self.possible):
-            hit = placement.as_rows(nonzero).any(1)
-            self.seen |= bool(hit.any())
-            tasks = placement.tasks(self.shape, self.lists).to(delta.device)
-            if bool((hit & ~allowed.to(delta.device)[tasks]).any()):
-                self.possible.remove(placement)
+        for key, view in self.views.items():
+            hit = view.as_rows(nonzero).any(1).long() << i
+            self.sets[key] = self.sets[key] | hit if key in self.sets else hit
+
+    def shown(self, batch: Batch, members: Sequence[set[int]]) -> Shown:
+        of_task = [sum(1 << i for i, tasks in enumerate(members) if n in tasks) for n in range(batch.total)]
+        if not self.sets:  # no row ever receives a gradient
+            none = Measured(0, 1, torch.full((self.shape[0],), -1))
+            return Shown(self.candidates, none, seen=False)
+        possible = []
+        for placement in self.candidates:
+            sets = self.sets[placement.dim, placement.dims]
+            allowed = torch.tensor([*of_task, 0], device=sets.device)  # the last is for rows of no task, -1
+            if not bool((sets & ~allowed[placement.tasks(self.shape, batch.lists).to(sets.device)]).any()):
+                possible.append(placement)
+        measured = None if possible else self._measured([of_task[n] for n in batch.tasks], batch.tasks)
+        return Shown(tuple(possible), measured, seen=bool(self.sets[0, 1].any()))
+
+    def _measured(self, of_task: Sequence[int], tasks: Sequence[int]) -> Measured | None:
+        for (dim, dims), sets in self.sets.items():
+            known = torch.tensor([0, *of_task], device=sets.device)
+            same = sets[:, None] == known
+            if bool(same.any(1).all()):
+                rows = torch.tensor([-1, *tasks], device=sets.device)[same.long().argmax(1)]
+                return Measured(dim, dims, rows)
+        return None
 
 
 def masked_gradients_show(
-    uses: Sequence[Use], batch: Batch, params: Sequence[Tensor]
-) -> list[tuple[tuple[Placement, ...], bool]]:
-    """For each use the placements that the masked backward passes leave, and whether they showed any gradient there."""
-    evidence = [Evidence(use.shape, batch.lists) for use in uses]
-    for members in masks(batch.tasks):
-        allowed = torch.tensor([*(n in members for n in range(batch.total)), False])
-        hooks = [
-            use.node.register_prehook(_observer(found, allowed)) for use, found in zip(uses, evidence, strict=True)
-        ]
+    uses: Sequence[Use], batch: Batch, params: Sequence[Tensor], names: Sequence[str]
+) -> list[Shown]:
+    """What masked backward passes show about each use.
+
+    Raises:
+        UnsupportedError: a function that is written in Python has written to ``p.grad`` of one of ``params`` itself.
+    """
+    before = take_grads(params)
+    try:
+        shown = _masked_passes(uses, batch, params)
+        hidden = [name for p, name in zip(params, names, strict=True) if p.grad is not None]
+    finally:
+        for p, grad in zip(params, before, strict=True):
+            p.grad = grad
+    if hidden:
+        raise UnsupportedError(
+            f"engine one_pass: {', '.join(hidden)} got a gradient from a function that uses it out of sight of "
+            "autograd: use engine='per_task'"
+        )
+    return shown
+
+
+def _masked_passes(uses: Sequence[Use], batch: Batch, params: Sequence[Tensor]) -> list[Shown]:
+    lengths = tuple(map(len, batch.lists))
+    evidence, members = [_Evidence(use, lengths) for use in uses], masks(batch.tasks)
+    for i, tasks in enumerate(members):
+        hooks = [use.node.register_prehook(_observer(found, i)) for use, found in zip(uses, evidence, strict=True)]
         try:
-            seeds = batch.seeds([float(n in members) for n in range(batch.total)])
+            seeds = batch.seeds([float(n in tasks) for n in range(batch.total)])
             torch.autograd.grad(batch.roots, params, seeds, retain_graph=True, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()
-    return [(tuple(found.possible), found.seen) for found in evidence]
+    return [found.shown(batch, members) for found in evidence]
 
 
-def _observer(found: Evidence, allowed: Tensor) -> Callable[[tuple[Tensor | None, ...]], None]:
+def _observer(found: _Evidence, i: int) -> Callable[[tuple[Tensor | None, ...]], None]:
     def observe(gradients: tuple[Tensor | None, ...]) -> None:
         if gradients[0] is not None:
             with torch.no_grad():
-                found.add(gradients[0], allowed)
+                found.add(gradients[0], i)
 
     return observe

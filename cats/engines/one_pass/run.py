@@ -22,9 +22,9 @@ from cats.engines.autograd import add_gradients
 from cats.gradients import Gradient
 
 from .batch import Batch
-from .derivatives import DERIVATIVES, SAMPLED, SLICED, Derivative
+from .derivatives import DERIVATIVES, SAMPLED, SLICED, Data, Derivative
 from .graph import Use
-from .placement import Placement, Sample
+from .placement import Measured, Placement, Sample
 from .plan import Planner
 from .segments import Segments, add_segment_gradients, by_segments
 
@@ -73,7 +73,7 @@ class OnePass:
             UnsupportedError: see :meth:`Planner.plan`. Nothing has changed then.
             RuntimeError: a parameter got its gradient from a function that uses it out of sight of autograd.
         """
-        plan = self._planner.plan(batch, params[:shared], names)
+        plan = self._planner.plan(batch, params, shared, names)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
         dots = LayerDots(batch, weights, params[:shared], plan.others, missing, scale, self.backend)
         segments: set[Use] = set()
@@ -217,24 +217,31 @@ class Record:
     Args:
         delta: δ, or some rows of it. placement: where its rows are.
         tasks: (rows,) the task of each row. factor: (N,) by which the numbers of each task are multiplied, or None.
-        derivative: see derivatives.py. sliced: whether it can be computed for a slice of the rows.
+        derivative: see derivatives.py. data: what it has read. sliced: whether it can be computed for a slice of rows.
     """
 
     def __init__(
         self,
         delta: Tensor,
-        placement: Placement,
+        placement: Placement | Measured,
         tasks: Tensor,
         factor: Tensor | None,
         derivative: Derivative,
+        data: Data,
         *,
         sliced: bool,
     ) -> None:
         self.delta, self.tasks, self.factor, self.placement = delta, tasks, factor, placement
         self.derivative, self.sliced = derivative, sliced
+        self._data, self._version = data, delta._version
 
     def dots(self, tangents: dict[int, Tensor], total: int, backend: str | None) -> Tensor:
         """(total,) float64: for each task, the sum of <δ_t, y'_t> over its rows."""
+        if self._data.changed() or self.delta._version != self._version:
+            raise RuntimeError(
+                "engine one_pass: an input or a gradient of a layer was changed in place between two backward() calls "
+                "of a step: give every call tensors of its own, or use engine='per_task'"
+            )
         if self.sliced and self.placement.first and self.delta.numel() > _BLOCK:
             sums = torch.zeros(total, dtype=torch.float64, device=self.delta.device)
             rows = max(64, _BLOCK // self.delta.shape[1])
@@ -254,7 +261,7 @@ class _Recorder:
 
     def __init__(
         self,
-        uses: dict[Use, Placement],
+        uses: dict[Use, Placement | Measured],
         dots: LayerDots,
         final: Sequence[Tensor],
         segments: set[Use],
@@ -292,28 +299,30 @@ class _Recorder:
 
         return record
 
-    def _add_segments(self, use: Use, placement: Placement, delta: Tensor) -> None:
+    def _add_segments(self, use: Use, placement: Placement | Measured, delta: Tensor) -> None:
         batch = self.dots.batch
         key = (placement, len(delta))
         if key not in self._sorted:
             self._sorted[key] = Segments(placement.tasks(delta.shape, batch.lists), batch.tasks, batch.total)
         self.dots.add_numbers(add_segment_gradients(use, delta, self._sorted[key], self.params, self.dots.backend))
 
-    def _read(self, use: Use, placement: Placement, delta: Tensor) -> Record:
+    def _read(self, use: Use, placement: Placement | Measured, delta: Tensor) -> Record:
         key = (placement, placement.rows(delta.shape), delta.device)
         if key not in self._lists:
             self._lists[key] = placement.tasks(delta.shape, self.dots.batch.lists).to(delta.device)
         tasks = self._lists[key]
         _, capture = DERIVATIVES[use.name]
         if self.share is None or use.name not in SAMPLED or not placement.first:
-            derivative = capture(use.node, use.inputs.keys(), lambda x: x)
-            return Record(delta, placement, tasks, None, derivative, sliced=use.name in SLICED)
+            data = Data(use.node)
+            derivative = capture(use.node, use.inputs.keys(), data)
+            return Record(delta, placement, tasks, None, derivative, data, sliced=use.name in SLICED)
         if key not in self._samples:
             self._samples[key] = Sample(tasks, self.dots.batch.total, self.share, self._random)
         sample = self._samples[key]
-        derivative = capture(use.node, use.inputs.keys(), lambda x: x.index_select(0, sample.index))
+        data = Data(use.node, lambda x: x.index_select(0, sample.index))
+        derivative = capture(use.node, use.inputs.keys(), data)
         delta = delta.index_select(0, sample.index)
-        return Record(delta, placement, sample.tasks, sample.factor, derivative, sliced=use.name in SLICED)
+        return Record(delta, placement, sample.tasks, sample.factor, derivative, data, sliced=use.name in SLICED)
 
     def _finish(self, param: int) -> Callable[[Tensor], None]:
         def finish(_: Tensor) -> None:

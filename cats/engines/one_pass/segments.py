@@ -16,9 +16,9 @@ from torch import Tensor
 from cats import ops
 from cats.gradients import add_to_grad
 
-from .derivatives import saved
+from .derivatives import Data
 from .graph import Graph, Input, Use, needed
-from .placement import Placement
+from .placement import Measured, Placement
 
 # With fewer rows or multiplications per task, the products of the tasks take longer than one more product over all
 # rows. Measured with one CPU thread, 2 to 32 tasks and widths of 96 to 1,024. Not measured on a GPU: there, this many
@@ -30,7 +30,11 @@ _VIEWS = [(), ("TBackward0",), ("ToCopyBackward0", "TBackward0")]  # from a weig
 
 
 def by_segments(
-    graph: Graph, uses: Mapping[Use, Placement], params: Sequence[Tensor], others: Collection[int], tasks: int
+    graph: Graph,
+    uses: Mapping[Use, Placement | Measured],
+    params: Sequence[Tensor],
+    others: Collection[int],
+    tasks: int,
 ) -> set[Use]:
     """The Linear layers whose weight gradients are formed task by task.
 
@@ -100,7 +104,7 @@ def add_segment_gradients(
     delta: (R, out), the gradient of the layer's output.
     """
     weight = 2 if use.name == "AddmmBackward0" else 1
-    a = segments.sort(saved(use.node, "mat1" if weight == 2 else "self"))
+    a = segments.sort(Data(use.node)["mat1" if weight == 2 else "self"])
     delta = segments.sort(delta)
     source, bias = use.inputs[weight], use.inputs.get(0) if weight == 2 else None
     chosen: list[Input] = [source] if bias is None else [source, bias]
