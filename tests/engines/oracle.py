@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,7 +14,17 @@ from torch.utils._pytree import tree_map
 import cats
 from tests.engines.zoo.net import TASKS, Net
 
-WEIGHTS = (0.5, 2.0, 1.25, 0.25)  # of the tasks; binary fractions, so that float32 does not round them
+ENGINES = ("per_task", "two_pass", "forward_mode", "one_pass", "auto")
+WEIGHTS = (
+    0.5,
+    2.0,
+    1.25,
+    0.25,
+    1.0,
+    3.0,
+    0.75,
+    1.5,
+)  # of the tasks; binary fractions, so that float32 does not round them
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of ḡ relative to ‖ḡ‖, and of <g_n, ḡ> to ‖g_n‖ ‖ḡ‖
 
 
@@ -27,30 +38,71 @@ class Watched(cats.weighting.Static):
 
 
 @dataclass
+class Numbers:
+    """What every engine must give.
+
+    Attributes:
+        gradients: {task: g_n, one tensor for each parameter that is trained}, in float64.
+        shared: the positions of the parameters that enter the inner products and norms.
+        weights: of all tasks.
+    """
+
+    gradients: dict[int, list[Tensor]]
+    shared: list[int]
+    weights: Sequence[float] = WEIGHTS
+
+    @cached_property
+    def combined(self) -> list[Tensor]:
+        """ḡ."""
+        rows = zip(*self.gradients.values(), strict=True)
+        return [
+            torch.stack([self.weights[n] * g for n, g in zip(self.gradients, row, strict=True)]).sum(0) for row in rows
+        ]
+
+    @cached_property
+    def norm(self) -> float:
+        """‖ḡ‖, over all parameters."""
+        return sum(float(g.square().sum()) for g in self.combined) ** 0.5
+
+    @cached_property
+    def dots(self) -> dict[int, float]:
+        """{task: <g_n, ḡ>}."""
+        return {n: sum(float((g[i] * self.combined[i]).sum()) for i in self.shared) for n, g in self.gradients.items()}
+
+    @cached_property
+    def norms(self) -> dict[int, float]:
+        """{task: ‖g_n‖}."""
+        return {n: sum(float(g[i].square().sum()) for i in self.shared) ** 0.5 for n, g in self.gradients.items()}
+
+    def __add__(self, other: Numbers) -> Numbers:
+        """The numbers of a step with the losses of both."""
+        gradients = {n: self.gradients.get(n) or other.gradients[n] for n in self.gradients | other.gradients}
+        for n in self.gradients.keys() & other.gradients.keys():
+            gradients[n] = [a + b for a, b in zip(self.gradients[n], other.gradients[n], strict=True)]
+        return Numbers(gradients, self.shared, self.weights)
+
+
+@dataclass
 class Batch:
-    """A batch, and the numbers that every engine must give for it.
+    """A batch, and what every engine must give for it.
 
     Attributes:
         ids: (B,) the tasks of the examples. inputs: what the net gets. seed: of the dropout masks.
-        combined: ḡ of every parameter that is trained, in float64.
-        dots, norms: {task: <g_n, ḡ>} and {task: ‖g_n‖} over the shared parameters.
     """
 
     ids: Tensor
     inputs: tuple[Any, ...]
     seed: int
-    combined: list[Tensor]
-    dots: dict[int, float]
-    norms: dict[int, float]
+    expected: Numbers
 
-    @property
-    def norm(self) -> float:
-        """‖ḡ‖."""
-        return sum(float(g.square().sum()) for g in self.combined) ** 0.5
+
+def seed_all(seed: int) -> None:
+    """Seeds torch's generator of the CPU. torch.manual_seed would take longer than a step of a small net."""
+    torch.default_generator.manual_seed(seed)
 
 
 def build(architecture: Callable[[], Net], dtype: torch.dtype, seed: int = 0) -> Net:
-    torch.manual_seed(seed)
+    seed_all(seed)
     return architecture().to(dtype)
 
 
@@ -61,48 +113,50 @@ def trained(net: Net) -> list[Tensor]:
 def draw(architecture: Callable[[], Net], ids: Tensor, dtype: torch.dtype, seed: int) -> Batch:
     """A batch for this architecture. Its numbers are from float64 copies of the net, one for each task."""
     net = build(architecture, dtype)
-    torch.manual_seed(seed)
+    seed_all(seed)
     inputs = _cast(net.inputs(ids), dtype)
     entries = net.loss_ids(ids, *inputs)
     gradients: dict[int, list[Tensor]] = {}
-    for n in entries.unique().tolist():
+    for n in entries[entries >= 0].unique().tolist():
         copy = build(architecture, torch.float64)
         copy.load_state_dict(net.state_dict())  # the parameters as this dtype has rounded them
-        torch.manual_seed(seed)
+        seed_all(seed)
         copy.losses(ids, *_cast(inputs, torch.float64))[entries == n].mean().backward()
         gradients[n] = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in trained(copy)]
-    combined = [
-        torch.stack([WEIGHTS[n] * g for n, g in zip(gradients, one, strict=True)]).sum(0)
-        for one in zip(*gradients.values(), strict=True)
-    ]
     private = {id(p) for p in net.private_parameters()}
     shared = [i for i, p in enumerate(trained(net)) if id(p) not in private]
-    dots = {n: sum(float((g[i] * combined[i]).sum()) for i in shared) for n, g in gradients.items()}
-    norms = {n: sum(float(g[i].square().sum()) for i in shared) ** 0.5 for n, g in gradients.items()}
-    return Batch(ids, inputs, seed, combined, dots, norms)
+    return Batch(ids, inputs, seed, Numbers(gradients, shared))
 
 
-def optimizer(net: Net, engine: str) -> cats.MultiTask:
+def optimizer(net: Net, engine: str, weights: Sequence[float] = WEIGHTS) -> cats.MultiTask:
     """An optimizer that leaves the parameters as they are."""
     private = {id(p) for p in net.private_parameters()}
     shared = [p for p in net.parameters() if id(p) not in private] if private else None
-    return cats.MultiTask(torch.optim.SGD(net.named_parameters(), lr=0.0), TASKS, Watched(WEIGHTS), shared=shared)
+    base = torch.optim.SGD(net.named_parameters(), lr=0.0)
+    return cats.MultiTask(base, TASKS, Watched(weights), shared=shared, engine=engine, model=net)
 
 
-def step(opt: cats.MultiTask, net: Net, batch: Batch) -> None:
-    """One step, compared with the numbers of the batch."""
-    opt.zero_grad()
-    torch.manual_seed(batch.seed)
-    losses, entries = net.losses(batch.ids, *batch.inputs), net.loss_ids(batch.ids, *batch.inputs)
-    opt.backward({n: losses[entries == n].mean() for n in batch.dots})
-    tolerance = TOLERANCE[losses.dtype]
-    for p, g in zip(trained(net), batch.combined, strict=True):
-        assert (g - (0 if p.grad is None else p.grad)).norm() <= tolerance * batch.norm
+def backward(opt: cats.MultiTask, net: Net, batch: Batch, engine: str) -> None:
+    seed_all(batch.seed)
+    losses = partial(net.losses, batch.ids, *batch.inputs)  # forward_mode evaluates the losses twice
+    opt.backward(losses if engine == "forward_mode" else losses(), tasks=net.loss_ids(batch.ids, *batch.inputs))
+
+
+def check_combined(net: Net, expected: Numbers) -> None:
+    """Compares ``p.grad`` with ḡ."""
+    for p, g in zip(trained(net), expected.combined, strict=True):
+        assert (g - (0 if p.grad is None else p.grad)).norm() <= TOLERANCE[p.dtype] * expected.norm
+
+
+def check(opt: cats.MultiTask, net: Net, expected: Numbers) -> None:
+    """Takes the step, and compares ḡ and <g_n, ḡ> with the expected numbers."""
+    check_combined(net, expected)
     opt.step()
     dots = opt.statistics["dots"]
-    assert dots.keys() == batch.dots.keys()
+    assert dots.keys() == expected.dots.keys()
+    tolerance = TOLERANCE[trained(net)[0].dtype]
     for n, dot in dots.items():
-        assert abs(dot - batch.dots[n]) <= tolerance * batch.norms[n] * batch.norm, f"task {n}"
+        assert abs(dot - expected.dots[n]) <= tolerance * expected.norms[n] * expected.norm, f"task {n}"
 
 
 def _cast(inputs: Any, dtype: torch.dtype) -> Any:

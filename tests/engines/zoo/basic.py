@@ -213,10 +213,10 @@ class NoGradients(Net):
 class Lora(Net):
     """Low-rank adapters beside a frozen layer, or merged into its weight."""
 
-    def __init__(self, merged: bool) -> None:
+    def __init__(self, merged: bool = False, start: float = 1.0) -> None:
         super().__init__()
         self.base, self.out, self.merged = nn.Linear(WIDTH, 4).requires_grad_(False), nn.Linear(4, 2), merged
-        self.a, self.b = nn.Parameter(torch.randn(2, WIDTH)), nn.Parameter(torch.randn(4, 2))
+        self.a, self.b = nn.Parameter(torch.randn(2, WIDTH)), nn.Parameter(torch.randn(4, 2) * start)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
@@ -274,6 +274,19 @@ class Checkpointed(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(checkpoint(self.block, self.first(x), use_reentrant=self.use_reentrant))
+
+
+class NestedCheckpoints(Checkpointed):
+    """A checkpoint inside another one; the inner block runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__(use_reentrant=False)
+
+    def outer(self, x: Tensor) -> Tensor:
+        return self.block(self.first(checkpoint(self.block, self.first(x), use_reentrant=False).tanh()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(checkpoint(self.outer, x, use_reentrant=False))
 
 
 class Doubled(torch.autograd.Function):
@@ -348,13 +361,15 @@ BASIC = {
     "only weights": lambda: Frozen("layers.0.bias", "layers.1.bias", "layers.2.bias"),
     "unused parameters": Unused,
     "no_grad and detach": NoGradients,
-    "LoRA": lambda: Lora(merged=False),
+    "LoRA": Lora,
+    "LoRA, zero at first": lambda: Lora(start=0.0),
     "LoRA, merged": lambda: Lora(merged=True),
     "heads": Heads,
     "private heads": lambda: Heads(private=True),
     "in place": InPlace,
     "dropout": Dropout,
     "checkpoint": lambda: Checkpointed(use_reentrant=False),
+    "nested checkpoints": NestedCheckpoints,
     "reentrant checkpoint": lambda: Checkpointed(use_reentrant=True),
     "custom function": lambda: Wrapped(Custom()),
     "saved tensors on CPU": SavedOnCpu,

@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .net import WIDTH, Net, Stack, Wrapped, WrappedImage, squares
+from .net import LAST, WIDTH, Net, Stack, Wrapped, WrappedImage, squares
 from .rows import Experts
 
 
 class Mixing(Stack):
-    """Three layers; between the first two, a subclass mixes the rows."""
+    """Three layers; between the last two, a subclass mixes the rows."""
 
     def __init__(self) -> None:
         super().__init__(WIDTH, WIDTH, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers[2](self.layers[1](self.mix(self.layers[0](x))).tanh())
+        return self.layers[2](self.mix(self.layers[1](self.layers[0](x).tanh())).tanh())
 
 
 class Centred(Mixing):
@@ -74,11 +74,28 @@ class FaintMixing(Mixing):
         return x + 1e-6 * x.sum(0)
 
 
-class MixedInTheSecondBatch(Mixing):
-    """A batch with six examples is mixed, another one is not."""
+class MixedLater(Mixing):
+    """The last batch is mixed: by a norm that is in training mode then, or by a loss that is added then."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(WIDTH, affine=False) if norm else None
 
     def mix(self, x: Tensor) -> Tensor:
-        return x - x.mean(0) if len(x) == 6 else x
+        if self.norm is not None:
+            return self.norm.train(len(x) == LAST)(x)
+        return x
+
+    def losses(self, ids: Tensor, *inputs: Any) -> Tensor:
+        losses = super().losses(ids, *inputs)
+        return losses + losses.logsumexp(0) if self.norm is None and len(ids) == LAST else losses
+
+
+class ClosedGate(Mixing):
+    """A path on which the examples interact, behind a gate that is closed in all batches but the last."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        return x + (len(x) == LAST) * x.roll(1, 0)
 
 
 class MixedLosses(Stack):
@@ -128,7 +145,8 @@ MIXING = {
     "neighbours": Neighbours,
     "norm over the batch": NormOfColumns,
     "faint mixing": FaintMixing,
-    "mixed in the second batch": MixedInTheSecondBatch,
+    "batch norm in training later": lambda: MixedLater(norm=True),
+    "shared loss later": lambda: MixedLater(norm=False),
     "contrastive loss": lambda: MixedLosses("contrastive"),
     "losses divided by their mean": lambda: MixedLosses("relative"),
     "largest loss": lambda: MixedLosses("largest"),

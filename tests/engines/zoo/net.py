@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TASKS = 4
+TASKS = 8
 WIDTH = 5
 LENGTH = 3
 
-# The tasks of the examples of two batches of different sizes. They are mixed, uneven, and one is absent from each.
-BATCHES = (torch.tensor([1, 0, 3, 1, 1, 0, 1]), torch.tensor([3, 0, 2, 3, 0, 3]))
+# The tasks of the examples of three batches of different sizes. They are mixed, uneven, and one is absent from each.
+BATCHES = (torch.tensor([1, 0, 3, 1, 1, 0, 1]), torch.tensor([3, 0, 2, 3, 0, 3]), torch.tensor([2, 1, 1, 2, 3]))
+LAST = 5  # the number of examples of the last of them
 
 
 def squares(output: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from cats.nmt.model.loss import token_losses
 from cats.nmt.model.transformer import Transformer
 
-from .net import LENGTH, WIDTH, Net, Sequences, squares
+from .net import LAST, LENGTH, WIDTH, Net, Sequences, squares
 
 HEADS = 2
 MODEL = 4  # the width of the attention, a multiple of HEADS
@@ -156,6 +156,19 @@ class SequenceFirst(Net):
         return rows.view(*x.shape[:2], 2).transpose(0, 1)
 
 
+class LayoutChanges(SequenceFirst):
+    """Rows in the order of the examples, and in the order of the positions in the last batch."""
+
+    def __init__(self) -> None:
+        super().__init__(square=False, flat=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == LAST:
+            return super().forward(x)
+        rows = x.transpose(0, 1).reshape(-1, WIDTH)
+        return self.b(self.norm(self.a(rows).tanh()) + self.shift).view(x.shape[1], -1)
+
+
 class SquareSequence(Net):
     """The batch first, and T = B."""
 
@@ -287,6 +300,7 @@ SEQUENCES = {
     "sequence first, T = B": lambda: SequenceFirst(square=True, flat=False),
     "sequence first, flat": lambda: SequenceFirst(square=False, flat=True),
     "sequence first, flat, T = B": lambda: SequenceFirst(square=True, flat=True),
+    "layout that changes": LayoutChanges,
     "T = B": SquareSequence,
     "positions, T = B": SquarePositions,
     "packed tokens": Packed,

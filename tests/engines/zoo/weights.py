@@ -238,6 +238,38 @@ class CustomWeight(Matrix):
         return OwnLinear.apply(x, self.w) + self.b
 
 
+class Hidden(torch.autograd.Function):
+    """A layer that computes its output again in the backward pass, as reversible networks do, and adds the gradients of
+    its parameters there: they are no inputs of the function.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.layer(x).backward(grad)
+        return x.grad, None
+
+
+class HiddenUse(Stack):
+    """Parameters that the graph does not show, or shows in one of their two uses only."""
+
+    def __init__(self, also_open: bool) -> None:
+        super().__init__(WIDTH, 2)
+        self.hidden, self.also_open = nn.Linear(WIDTH, WIDTH), also_open
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layers[0](x).tanh()
+        h = Hidden.apply(self.hidden(h) if self.also_open else h, self.hidden)
+        return self.layers[1](h.tanh())
+
+
 class Penalty(Stack):
     """The losses contain the norm of a weight, so every task's gradient does."""
 
@@ -308,9 +340,10 @@ WEIGHTS = {
     "task vectors": lambda: TaskVectors(first=True),
     "task vectors, looked up late": lambda: TaskVectors(first=False),
     "custom function with a weight": CustomWeight,
+    "hidden parameters": lambda: HiddenUse(also_open=False),
+    "hidden use of a parameter": lambda: HiddenUse(also_open=True),
     "norm of a weight in the losses": Penalty,
     "gradient penalty": GradientPenalty,
     "hook that scales a gradient": lambda: HookedParameter(scale=True),
     "hook that masks a gradient": lambda: HookedParameter(scale=False),
-    "hook that clamps": ClampedGradient,
 }
