@@ -62,10 +62,11 @@ def peak(size: Size, tasks: int, name: str, kind: str, threads: int) -> int | No
 def _ready(contender: Contender, size: Size, tasks: int, device: torch.device) -> Step:
     """What takes steps after a first one, in which AdamW creates its state, and cats.CATS sees how many calls come."""
     work = Workload(contender.size(size), tasks, device)
+    if contender.kind != CATS:
+        work.plain_step()  # before the start, because autogram counts forward passes
     call = contender.start(work)
-    if contender.steps == 1:  # several steps begin with such a one
-        first = call if contender.kind == CATS else work.plain_step
-        first()
+    if contender.kind == CATS and contender.steps == 1:  # several steps begin with such a one
+        call()
     return call
 
 

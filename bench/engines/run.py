@@ -21,7 +21,7 @@ from .workload import Size, Workload
 OTHERS = 8  # the K with which contenders without a target are measured with every model
 ROUNDS = 9
 LEAST_ROUNDS = 3  # of contenders that have a target, and of whole training
-SECONDS = 4.0  # what needs more than this for all rounds takes part in fewer
+SECONDS = 3.0  # what needs more than this for all rounds takes part in fewer
 
 
 @dataclass
@@ -105,7 +105,8 @@ def ready(size: Size, tasks: int, device: torch.device) -> tuple[Runner, list[Ru
 def chosen(size: Size, tasks: int) -> list[Contender]:
     """The contenders that are measured with this model and K."""
     found = [c for c in CONTENDERS if c.core or size.thorough or (tasks == OTHERS and not c.variant)]
-    periods = [c for c in TRAININGS if size.thorough or (tasks == OTHERS and c.steps == DEFAULT_PERIOD)]
+    default = [c for c in TRAININGS if c.steps == DEFAULT_PERIOD and (size.thorough or tasks == OTHERS)]
+    periods = list(TRAININGS) if size.thorough and tasks == OTHERS else default
     return [REFERENCE, *found, *periods]
 
 
