@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import cats
 from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.errors import UserError
 from cats.nmt.model.loss import token_losses
@@ -145,6 +146,19 @@ class TaskLosses:
             return smoothed / each.to(smoothed.device, smoothed.dtype, non_blocking=True)
 
         return losses
+
+
+def add_gradients(
+    optimizer: cats.MultiTask, parts: Sequence[Losses | TokenLosses], scaler: torch.amp.GradScaler
+) -> None:
+    """Adds the combined gradients of all parts of a batch to those of the parameters."""
+    for i, losses in enumerate(parts):
+        last = i == len(parts) - 1
+        if isinstance(losses, TokenLosses):
+            with cats.engines.rows(*losses.rows):
+                optimizer.backward(losses.losses, tasks=losses.targets, reduction="sum", scaler=scaler, last=last)
+        else:
+            optimizer.backward(losses, scaler=scaler, last=last)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -27,7 +27,7 @@ from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
-from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses
+from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
 from cats.nmt.training.memory import check_memory, out_of_memory_advice, peak_memory
 from cats.nmt.training.metrics import LossRecord, Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend
@@ -182,7 +182,7 @@ class Trainer:
         self.begin_update()
         batch = self.batches.take(self.step)
         losses = self.losses_of(batch, self.optimizer)
-        self.backward(self.optimizer, losses)  # the tasks' gradients, combined with the weights alpha
+        add_gradients(self.optimizer, losses, self.scaler)  # the tasks' gradients, combined with the weights alpha
         if self.step + 1 < self.config.train.steps:
             self.batches.prefetch(self.step + 1)  # while the GPU still works on this one
         if self.config.train.clip:
@@ -212,15 +212,15 @@ class Trainer:
 
     @property
     def takes_tasks_apart(self) -> bool:
-        """Whether outer steps have a forward pass for every task: the engine needs it, or saves memory with it."""
+        """Whether outer steps have a forward pass for every task, because the engine has a backward pass for each."""
         method = self.config.method
-        return method.name == "cats" and (method.engine == "per_task" or method.cross_batch or self.sharded)
+        apart = method.engine in ("per_task", "two_pass") or method.cross_batch or self.sharded
+        return method.name == "cats" and apart
 
     def losses_of(self, batch: PrefetchedBatch, optimizer: cats.MultiTask) -> list[Losses | TokenLosses]:
         """The losses for every part of a batch (`train.accumulate`); their gradients add up.
 
-        All tasks go through the model together. With the engine per_task, or with sharded parameters, they go one by
-        one in outer steps.
+        All tasks go through the model together, unless outer steps take them apart.
         """
         method, normalizers = self.config.method, self.losses.normalizers(batch.indices)
         if isinstance(optimizer, cats.CATS) and method.simplex == "proximal" and method.prior == "tokens":
@@ -232,18 +232,6 @@ class Trainer:
         several = processes.world_size() > 1 and not self.sharded
         parts = [part for part in batch.parts if part.indices or several]
         return [(self.losses.separate if apart else self.losses.joint)(part, normalizers) for part in parts]
-
-    def backward(self, optimizer: cats.MultiTask, parts: list[Losses | TokenLosses]) -> None:
-        """Adds the gradients of all parts of a batch to those of the parameters."""
-        for i, losses in enumerate(parts):
-            last = i == len(parts) - 1
-            if isinstance(losses, TokenLosses):
-                with cats.engines.rows(*losses.rows):
-                    optimizer.backward(
-                        losses.losses, tasks=losses.targets, reduction="sum", scaler=self.scaler, last=last
-                    )
-            else:
-                optimizer.backward(losses, scaler=self.scaler, last=last)
 
     def begin_update(self) -> None:
         """Sets what the number of the update determines: the phase, the learning rate, the seed of the dropout."""
@@ -262,7 +250,7 @@ class Trainer:
         method = dataclasses.replace(self.config.method, inner_steps=1)
         optimizer = build_optimizer(method, self.config.train, self.model, self.tasks)
         with self.out_of_memory_advice("the largest batch"):
-            self.backward(optimizer, self.losses_of(self.batches.largest(self.step), optimizer))
+            add_gradients(optimizer, self.losses_of(self.batches.largest(self.step), optimizer), self.scaler)
         self.loss_log.drop_unread()
         self.optimizer.zero_grad()
 
