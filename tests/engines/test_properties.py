@@ -8,6 +8,7 @@ from functools import cache, partial
 import pytest
 import torch
 
+import cats
 from cats.engines.one_pass.graph import find_uses
 from tests.engines.oracle import (
     ENGINES,
@@ -24,6 +25,7 @@ from tests.engines.oracle import (
 )
 from tests.engines.zoo import ARCHITECTURES, BATCHES
 from tests.engines.zoo.mixing import ClosedGate
+from tests.engines.zoo.net import LENGTH
 from tests.engines.zoo.random import RandomNet
 
 # One of each family, with parameters that are used in several ways.
@@ -180,6 +182,20 @@ def test_inputs_may_be_overwritten_after_backward(engine):
         assert re.search("changed in place|must compute the same both times", str(error))
     else:
         check(opt, net, first.expected + second.expected)
+
+
+def test_lists_that_say_the_same_need_no_check(monkeypatch):
+    """The tasks of examples and those of all their tokens fit the same layer. That is no reason to check every step."""
+    net = build(ARCHITECTURES["RMS norm twice"], torch.float64)
+    opt = optimizer(net, "one_pass")
+    for i, ids in enumerate(BATCHES):
+        if i == 2:
+            monkeypatch.setattr("cats.engines.one_pass.plan.masked_gradients_show", None)
+        batch = draw(ARCHITECTURES["RMS norm twice"], ids, torch.float64, seed=i)
+        opt.zero_grad()
+        with cats.engines.rows(ids.repeat_interleave(LENGTH)):
+            backward(opt, net, batch, "one_pass")
+        check(opt, net, batch.expected)
 
 
 def test_an_interaction_that_only_values_show_is_found_by_the_next_check():

@@ -151,10 +151,15 @@ def _keys(uses: Sequence[Use]) -> dict[Use, Key]:
 
 
 def _agree(placements: Sequence[Placement], use: Use, batch: Batch) -> bool:
-    """Whether there are any, and all of them give every row the same task."""
+    """Whether there are any, and all of them give every element of the use's output the same task."""
     if len(placements) < 2:
         return len(placements) == 1
-    if len({(p.dim, p.dims) for p in placements}) > 1:
-        return False
-    first, *rest = (p.tasks(use.shape, batch.lists) for p in placements)
-    return all(first.equal(each) for each in rest)
+    first, *rest = (_by_element(p, use.shape, batch) for p in placements)
+    return all(bool((first == each).all()) for each in rest)
+
+
+def _by_element(placement: Placement, shape: tuple[int, ...], batch: Batch) -> Tensor:
+    """The task of each element of a tensor, with a size of 1 for dimensions that do not matter."""
+    rows = range(placement.dim, placement.dim + placement.dims)
+    tasks = placement.tasks(shape, batch.lists)
+    return tasks.reshape([size if dim in rows else 1 for dim, size in enumerate(shape)])
