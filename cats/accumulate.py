@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .distributed import Reducer, Statistics
+from .engines.autograd import uncompiled
 from .engines.choose import Engines
 from .engines.examples import Examples
 from .engines.losses import TaskLosses
@@ -155,9 +158,16 @@ class Accumulation:
             last: whether this is the last call of the step. None: it is if the step before had as many calls.
         """
         self._check_pairs(losses.tasks)
+        # Without compiled code, a graph shows its layers. Checkpoints run them again in the backward pass, as before.
+        lazy = isinstance(losses, Examples) and callable(losses.loss)
+        with uncompiled() if self.engine == "one_pass" and lazy else nullcontext():
+            self._add_by_engine_or_another(losses, weights, last)
+        self._largest = largest(self.params)
+
+    def _add_by_engine_or_another(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         try:
-            if self.engine == "one_pass":
-                losses = self.engines.evaluated(losses)
+            if self.engine == "one_pass" and isinstance(losses, Examples) and callable(losses.loss):
+                losses = dataclasses.replace(losses, loss=losses.evaluate())
             with grads_restored_on_error(self.params):
                 self._add_by_engine(losses, weights, last)
         except UnsupportedError as error:
@@ -169,7 +179,6 @@ class Accumulation:
             else:  # what earlier calls left cannot be added to the numbers of another engine
                 self.numbers_known, self._pending, self._lost = False, [], True
                 self.add_weighted(losses, weights)
-        self._largest = largest(self.params)
 
     def _add_by_engine(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         if self.engine == "per_task":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from cats.gradients import is_sharded
 
 from . import one_pass
-from .autograd import uncompiled
 from .examples import Examples
 from .forward_mode import ForwardMode
 from .losses import TaskLosses, evaluate, number, seed
@@ -93,13 +91,6 @@ class Engines:
                 return "two_pass", reason
             reason += f"; two_pass was refused ({self._refused['two_pass']})"
         return "per_task", reason
-
-    def evaluated(self, losses: TaskLosses | Examples) -> TaskLosses | Examples:
-        """The losses for one_pass, with a tensor instead of a callable."""
-        if isinstance(losses, Examples) and callable(losses.loss):
-            with uncompiled():
-                return dataclasses.replace(losses, loss=losses.evaluate())
-        return losses
 
     def refuse(self, error: UnsupportedError) -> None:
         """From now on, "auto" does not choose this engine. If it was asked for by name, this raises the error."""

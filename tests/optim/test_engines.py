@@ -261,6 +261,28 @@ def test_a_task_of_weight_zero_has_numbers_too():
         assert_same(a, b, rtol=1e-8)
 
 
+def test_compiled_layers_in_checkpoints_stay_uncompiled_in_the_backward_pass():
+    """A checkpoint runs its layers again there, and refuses another number of saved tensors."""
+    model, (x, y) = Tiny(), data()
+    layers = torch.compile(model.layers, backend="aot_eager")
+    seen = []
+    for engine in ("per_task", "one_pass"):
+        opt = optimizer(model, engine)
+
+        def losses():
+            h = model.embedding(x)
+            h = model.norm(h + torch.utils.checkpoint.checkpoint(layers, h, use_reentrant=False))
+            return F.cross_entropy(F.linear(h, model.embedding.weight).transpose(1, 2), y, reduction="none")
+
+        for group in opt.param_groups:
+            group["lr"] = 0.0
+        opt.backward(losses, tasks=IDS)
+        opt.step()
+        opt.zero_grad()
+        seen.append(numbers(opt))
+    assert_same(*seen)
+
+
 def test_a_compiled_model_needs_a_callable(monkeypatch):
     x, y = data()
     model = Tiny()
