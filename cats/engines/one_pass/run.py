@@ -75,7 +75,7 @@ class OnePass:
         """
         plan = self._planner.plan(batch, params, shared, names)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
-        dots = LayerDots(batch, weights, params[:shared], plan.others, missing, scale, self.backend)
+        dots = LayerDots(batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend)
         segments: set[Use] = set()
         if immediate and not whole and self.share is None and not (missing or plan.graph.opaque):
             segments = by_segments(plan.graph, plan.uses, params, plan.others, len(batch.tasks))
@@ -115,6 +115,7 @@ class LayerDots:
     def __init__(
         self,
         batch: Batch,
+        uses: Iterable[Use],
         weights: Sequence[float],
         params: Sequence[Tensor],
         others: list[int],
@@ -127,7 +128,10 @@ class LayerDots:
         self.scale, self.backend = scale, backend
         self.waiting: dict[Use, Record] = {}
         self.complete = False
-        self._sums = torch.zeros(batch.total, dtype=torch.float64, device=params[0].device)
+        # The shares of the layers. They are added in the order of the forward pass, whenever they were computed: the
+        # same step gives the same bits, whether it is the first after a resume or not.
+        self._shares: dict[Use, Tensor | None] = dict.fromkeys(uses)
+        self._none = torch.zeros(batch.total, dtype=torch.float64, device=params[0].device)
 
     def add(self, use: Use, record: Record, direction: Callable[[int], Tensor | None]) -> None:
         """Adds the share of one layer. direction: gives ḡ of a parameter by its number."""
@@ -139,11 +143,18 @@ class LayerDots:
             g = torch.zeros_like(self.params[source.param]) if g is None else g
             tangents[i] = source.view(g if factor is None else g * factor)
         sums = record.dots(tangents, self.batch.total, self.backend)
-        self._sums += (sums if factor is None else sums / factor).to(self._sums.device)
+        self._shares[use] = (sums if factor is None else sums / factor).to(self._none.device)
 
-    def add_numbers(self, numbers: Tensor) -> None:
+    def add_numbers(self, use: Use, numbers: Tensor) -> None:
         """Adds the share of one layer: numbers of the tasks of this call, with the factor w_n."""
-        self._sums[self.batch.tasks] += numbers.to(self._sums.device)
+        share = self._none.clone()
+        share[self.batch.tasks] = numbers.to(share.device)
+        self._shares[use] = share
+
+    def _sums(self) -> Tensor:
+        """(N,) the sum of the shares of all layers, with the factor w_n."""
+        known = [share for share in self._shares.values() if share is not None]
+        return torch.stack([self._none, *known]).sum(0)
 
     def finish(self) -> None:
         """Adds the shares of the layers that still wait. ḡ is in ``p.grad``."""
@@ -160,7 +171,7 @@ class LayerDots:
         Raises:
             RuntimeError: it is not.
         """
-        found = self._sums.sum().item()
+        found = self._sums().sum().item()
         expected = sum(p.grad.double().square().sum().item() for p in params if p.grad is not None)
         # Rounding errors of ḡ and δ, which have different signs, stay far below this.
         tolerance = max(10 * torch.finfo(p.dtype).eps ** 0.5 for p in params)
@@ -174,19 +185,19 @@ class LayerDots:
         """See :class:`cats.engines.pending.Pending`."""
         with torch.no_grad():
             if not self.complete:
-                self._sums.zero_()
                 for use, record in self.waiting.items():
                     self.add(use, record, direction.__getitem__)
         return self._by_task(direction), None
 
     def _by_task(self, direction: Gradient) -> dict[int, Tensor]:
-        scale = 1.0 if self.scale is None else self.scale.double().to(self._sums.device)
+        sums = self._sums()
+        scale = 1.0 if self.scale is None else self.scale.double().to(sums.device)
         result = {}
         for n in self.batch.tasks:
             if n in self.missing:
                 total = self._from_gradient(n, range(len(self.params)), direction)
             else:
-                total = self._sums[n] / self.weights[n]
+                total = sums[n] / self.weights[n]
                 if self.others:
                     total = total + self._from_gradient(n, self.others, direction)
             result[n] = total / scale**2
@@ -304,7 +315,7 @@ class _Recorder:
         key = (placement, len(delta))
         if key not in self._sorted:
             self._sorted[key] = Segments(placement.tasks(delta.shape, batch.lists), batch.tasks, batch.total)
-        self.dots.add_numbers(add_segment_gradients(use, delta, self._sorted[key], self.params, self.dots.backend))
+        self.dots.add_numbers(use, add_segment_gradients(use, delta, self._sorted[key], self.params, self.dots.backend))
 
     def _read(self, use: Use, placement: Placement | Measured, delta: Tensor) -> Record:
         key = (placement, placement.rows(delta.shape), delta.device)
