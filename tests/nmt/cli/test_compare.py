@@ -40,7 +40,7 @@ def test_the_finished_comparison_is_written_without_training(
     assert list(summary) == ["seeds", "settings", "sets", "regret"] and summary["seeds"] == [1, 2]
     assert list(summary["sets"]["toy"]) == ["pairs", "groups", "lookup", "methods"]
     assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
-        *("groups", "languages", "chrf_interval", "seeds", "seconds", "untrained")
+        *("groups", "languages", "chrf_interval", "seeds", "seconds", "peak_memory", "untrained")
     ]
     assert list(summary["regret"]["cats"]) == ["worst", "interval", "where", "cells"]
     assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0
