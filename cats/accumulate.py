@@ -322,8 +322,11 @@ class Accumulation:
             )
 
     def _add_losses(self, tasks: list[int], values: list[Tensor]) -> None:
+        halves = len(set(tasks)) < len(tasks)
         for n, value in zip(tasks, values, strict=True):
-            value = value.to(self.params[0].device) / tasks.count(n)
+            value = value.to(self.params[0].device)
+            if halves:
+                value = value / tasks.count(n)
             self.losses[n] = self.losses[n] + value if n in self.losses else value
         self.losses = dict(sorted(self.losses.items()))
 

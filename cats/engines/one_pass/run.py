@@ -192,16 +192,14 @@ class LayerDots:
     def _by_task(self, direction: Gradient) -> dict[int, Tensor]:
         sums = self._sums()
         scale = 1.0 if self.scale is None else self.scale.double().to(sums.device)
-        result = {}
-        for n in self.batch.tasks:
+        weights = sums.new_tensor([w or 1.0 for w in self.weights])
+        result = dict(enumerate((sums / weights / scale**2).unbind()))
+        for n in self.batch.tasks if self.others else self.missing:
             if n in self.missing:
-                total = self._from_gradient(n, range(len(self.params)), direction)
+                result[n] = self._from_gradient(n, range(len(self.params)), direction) / scale**2
             else:
-                total = sums[n] / self.weights[n]
-                if self.others:
-                    total = total + self._from_gradient(n, self.others, direction)
-            result[n] = total / scale**2
-        return result
+                result[n] = result[n] + self._from_gradient(n, self.others, direction) / scale**2
+        return {n: result[n] for n in self.batch.tasks}
 
     def _from_gradient(self, task: int, chosen: Sequence[int], direction: Gradient) -> Tensor:
         """Σ <g_n, ḡ> over some parameters, from their gradients of the task."""
