@@ -97,7 +97,7 @@ def test_a_validation_that_is_not_finite_ends_the_training(corpus, tmp_path, mor
 
 
 def test_a_run_that_diverges_in_validation_only_keeps_its_best_model(corpus, tmp_path, monkeypatch):
-    def broken_later(model, dataset, batch_tokens):
+    def broken_later(model, dataset, batch_tokens, *, in_step):
         return {"xa": 3.0, "xb": 3.0 if calls.append(1) or len(calls) == 1 else math.inf}
 
     calls: list[int] = []
