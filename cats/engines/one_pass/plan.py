@@ -51,7 +51,8 @@ class Planner:
 
         The check takes a few masked backward passes. It is made when a layer is seen for the first time, when nodes
         are connected in the graph that were not connected before, or if the shape of a layer leaves it open which rows
-        belong to which task; and again at calls 2, 4, 8, ..., 64, 100, 200, ...
+        belong to which task. At calls 2, 4, 8, ..., 64, 100, 200, ... a single masked pass checks what is known, with
+        another set of tasks each time.
 
         Args:
             params: the shared parameters first, ``shared`` in number. names: for error messages.
@@ -72,7 +73,13 @@ class Planner:
         # The hook of a tensor changes its gradient, which then is no sum over the rows of layers.
         others |= {i for use in graph.uses for i in use.params if params[i]._backward_hooks}
         uses = [use for use in graph.uses if not use.params <= others]
-        check = self._check_is_due(uses, keys, graph, batch)
+        again = len(batch.tasks) > 1 and (self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0)
+        check = self._is_unknown(uses, keys, graph, batch)
+        if again and not check:
+            some = masked_gradients_show(uses, batch, params, names, only=self.plans.bit_length() + self.plans // 100)
+            check = not all(
+                self._known(use, keys[use], batch)[0] in each.placements for use, each in zip(uses, some, strict=True)
+            )
         shown = dict(zip(uses, masked_gradients_show(uses, batch, params, names), strict=True)) if check else {}
         found = {use: self._place(use, keys[use], batch, shown.get(use)) for use in uses}
         for use in uses:
@@ -86,17 +93,15 @@ class Planner:
                 others |= use.params  # nan spreads to the rows of all tasks. The step will be skipped
         self._edges[len(batch.tasks) > 1] |= graph.edges
         placed = {kept: found[use] for use in uses if (kept := _without(use, others))}
-        return Plan(graph, {use: place for use, place in placed.items() if place is not None}, sorted(others), check)
+        uses_by_rows = {use: place for use, place in placed.items() if place is not None}
+        return Plan(graph, uses_by_rows, sorted(others), check or again)
 
-    def _check_is_due(self, uses: Sequence[Use], keys: dict[Use, Key], graph: Graph, batch: Batch) -> bool:
+    def _is_unknown(self, uses: Sequence[Use], keys: dict[Use, Key], graph: Graph, batch: Batch) -> bool:
+        """Whether it is not known, from earlier calls, which rows belong to which task."""
         several = len(batch.tasks) > 1
         if not graph.edges <= self._edges[several]:
             return True
-        if not several:
-            return False
-        if self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0:
-            return True
-        return not all(_agree(self._known(use, keys[use], batch), use, batch) for use in uses)
+        return several and not all(_agree(self._known(use, keys[use], batch), use, batch) for use in uses)
 
     def _known(self, use: Use, key: Key, batch: Batch) -> tuple[Placement, ...]:
         possible = candidates(use.shape, tuple(map(len, batch.lists)))

@@ -103,16 +103,20 @@ class _Evidence:
 
 
 def masked_gradients_show(
-    uses: Sequence[Use], batch: Batch, params: Sequence[Tensor], names: Sequence[str]
+    uses: Sequence[Use], batch: Batch, params: Sequence[Tensor], names: Sequence[str], *, only: int | None = None
 ) -> list[Shown]:
     """What masked backward passes show about each use.
+
+    Args:
+        only: if given, there is a single pass, with one of the sets of tasks: this one, counted round and round.
 
     Raises:
         UnsupportedError: a function that is written in Python has written to ``p.grad`` of one of ``params`` itself.
     """
     before = take_grads(params)
     try:
-        shown = _masked_passes(uses, batch, params)
+        members = masks(batch.tasks)
+        shown = _masked_passes(uses, batch, params, members if only is None else [members[only % len(members)]])
         hidden = [name for p, name in zip(params, names, strict=True) if p.grad is not None]
     finally:
         for p, grad in zip(params, before, strict=True):
@@ -125,9 +129,11 @@ def masked_gradients_show(
     return shown
 
 
-def _masked_passes(uses: Sequence[Use], batch: Batch, params: Sequence[Tensor]) -> list[Shown]:
+def _masked_passes(
+    uses: Sequence[Use], batch: Batch, params: Sequence[Tensor], members: Sequence[set[int]]
+) -> list[Shown]:
     lengths = tuple(map(len, batch.lists))
-    evidence, members = [_Evidence(use, lengths) for use in uses], masks(batch.tasks)
+    evidence = [_Evidence(use, lengths) for use in uses]
     for i, tasks in enumerate(members):
         hooks = [use.node.register_prehook(_observer(found, i)) for use, found in zip(uses, evidence, strict=True)]
         try:
