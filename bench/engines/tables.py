@@ -45,7 +45,8 @@ def about(model: Model) -> str:
 
 def by_contender(steps: Sequence[OuterStep], columns: Sequence[tuple[str, Cell]]) -> list[str]:
     """A table with a row per contender, and for each kind of column one per K. Empty: not measured."""
-    names = list(dict.fromkeys(c.name for step in steps for c in step.contenders))
+    fullest = sorted(steps, key=lambda step: -len(step.contenders))  # the order of rows is that of the contenders
+    names = list(dict.fromkeys(c.name for step in fullest for c in step.contenders))
     head = ["", *(f"{text}, K={step.tasks}" for text, _ in columns for step in steps)]
     rows = []
     for name in names:
