@@ -77,6 +77,7 @@ def test_one_pass_gives_the_numbers_of_per_task(calls, form, monkeypatch):
     if form == "segments":  # for such small layers too
         monkeypatch.setattr(segments, "_ROWS", 1)
         monkeypatch.setattr(segments, "_MULTIPLICATIONS", {"cpu": 1})
+        monkeypatch.setattr(segments, "_ELEMENTS", 60)  # parts of a weight
     elif form == "blocks":
         monkeypatch.setattr(run, "_BLOCK", 100)
     expected, _, numbers_expected = train("per_task", calls=calls)

@@ -17,7 +17,7 @@ from cats import ops
 from cats.gradients import add_to_grad
 
 from .derivatives import Data
-from .graph import Graph, Input, Use, needed
+from .graph import Graph, Use, needed
 from .placement import Measured, Placement
 
 # With fewer rows or multiplications per task, the products of the tasks take longer than one more product over all
@@ -25,7 +25,7 @@ from .placement import Measured, Placement
 # multiplications take as long as starting a kernel or two.
 _ROWS = 40
 _MULTIPLICATIONS = {"cpu": 7 * 10**5, "cuda": 2**32}
-_ELEMENTS = 2**25  # of the gradients of all tasks of one weight: more is too much memory
+_ELEMENTS = 2**20  # of the gradients of all tasks that are formed at once
 _VIEWS = [(), ("TBackward0",), ("ToCopyBackward0", "TBackward0")]  # from a weight to the right matrix of the product
 
 
@@ -52,7 +52,7 @@ def by_segments(
         if placement.first
         and all(count[i] == 1 and i not in others for i in use.params)
         and _is_linear(use)
-        and _worth_it(use.shape[0] // tasks, [params[i] for i in use.params], tasks)
+        and _worth_it(use.shape[0] // tasks, [params[i] for i in use.params])
     }
     if not chosen:
         return set()
@@ -60,10 +60,9 @@ def by_segments(
     return needed(graph, chosen)
 
 
-def _worth_it(rows: int, params: Sequence[Tensor], tasks: int) -> bool:
+def _worth_it(rows: int, params: Sequence[Tensor]) -> bool:
     elements = max(p.numel() for p in params)
-    enough = rows >= _ROWS and rows * elements >= _MULTIPLICATIONS.get(params[0].device.type, math.inf)
-    return enough and tasks * elements <= _ELEMENTS
+    return rows >= _ROWS and rows * elements >= _MULTIPLICATIONS.get(params[0].device.type, math.inf)
 
 
 def _is_linear(use: Use) -> bool:
@@ -101,19 +100,31 @@ def add_segment_gradients(
 ) -> Tensor:
     """Sets ``p.grad`` of the layer's weight and bias, and returns <g_n, ḡ> of the tasks present, (K,) float64.
 
+    The gradients of a few rows of the weight at a time are formed, for all tasks, so that they stay in the cache.
+
     delta: (R, out), the gradient of the layer's output.
     """
-    weight = 2 if use.name == "AddmmBackward0" else 1
-    a = segments.sort(Data(use.node)["mat1" if weight == 2 else "self"])
+    number = 2 if use.name == "AddmmBackward0" else 1
+    source, bias = use.inputs[number], use.inputs.get(0) if number == 2 else None
+    inputs = segments.sort(Data(use.node)["mat1" if number == 2 else "self"])
     delta = segments.sort(delta)
-    source, bias = use.inputs[weight], use.inputs.get(0) if weight == 2 else None
-    chosen: list[Input] = [source] if bias is None else [source, bias]
     transposed = any(node.name() == "TBackward0" for node, _ in source.views)
-    gradients = []
-    for start, end in segments.bounds:
-        left, right = (delta[start:end], a[start:end]) if transposed else (a[start:end], delta[start:end])
-        gradient = [left.t() @ right] if bias is None else [left.t() @ right, delta[start:end].sum(0)]
-        gradients.append([g.to(params[s.param].dtype) for g, s in zip(gradient, chosen, strict=True)])
-    combined, dots, _ = ops.combine_dots(gradients, [1.0] * len(gradients), backend=backend)
-    add_to_grad([params[s.param] for s in chosen], combined)
-    return dots
+    left, right = (delta, inputs) if transposed else (inputs, delta)
+    weight, count = params[source.param], len(segments.bounds)
+    size = max(1, _ELEMENTS // (count * weight.shape[1]))
+    combined = torch.empty_like(weight)
+    total = torch.zeros(count, dtype=torch.float64, device=delta.device)
+    for first in range(0, len(weight), size):
+        part = slice(first, first + size)
+        gradients = [[(left[a:b, part].t() @ right[a:b]).to(weight.dtype)] for a, b in segments.bounds]
+        out: list[Tensor | None] = [combined[part]]
+        if first == 0 and bias is not None:
+            for gradient, (a, b) in zip(gradients, segments.bounds, strict=True):
+                gradient.append(delta[a:b].sum(0).to(params[bias.param].dtype))
+            out.append(None)
+        sums, dots, _ = ops.combine_dots(gradients, [1.0] * count, out=out, backend=backend)
+        if first == 0 and bias is not None:
+            add_to_grad([params[bias.param]], sums[1:])
+        total += dots.to(total.device)
+    add_to_grad([weight], [combined])
+    return total
