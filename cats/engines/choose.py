@@ -42,7 +42,7 @@ class Engines:
     """
 
     def __init__(self, asked: str, share: float | None, backend: str | None, model: nn.Module | None) -> None:
-        self.asked, self.model = asked, model
+        self.asked, self.share, self.model = asked, share, model
         self.name, self.reason = asked, "asked for"
         self.calls_per_step: int | None = None
         self._one_pass = OnePass(share, backend)
