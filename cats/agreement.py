@@ -26,7 +26,7 @@ def describe_call(
     name: str,
     counts: Mapping[str, int],
     gathered: int,
-    per_task: bool,
+    outer: bool,
     param_groups: Sequence[Mapping[str, Any]],
     scale: Tensor | None,
 ) -> Description:
@@ -36,7 +36,7 @@ def describe_call(
         name: "backward()" or "step()".
         counts: the optimizer's numbers of steps.
         gathered: the number of backward() calls whose gradients this step has so far. Zeroing gradients discards them.
-        per_task: whether the call computes per-task gradients.
+        outer: whether the call computes <g_n, ḡ>.
         param_groups: the optimizer's. A learning rate on a GPU is not read, because that would be a host sync.
         scale: GradScaler's scale. It is read, so this must not be given where a host sync would cost time.
     """
@@ -46,7 +46,7 @@ def describe_call(
         "call": f"{name} of step {counts['step'] + 1}",
         "backward() calls gathered": str(gathered),
         "skipped steps": str(counts["skipped"]),
-        "per-task gradients": "computed" if per_task else "not computed",
+        "<g_n, ḡ>": "computed" if outer else "not computed",
         "scale of the GradScaler": _exact(scale),
         "number of parameters": str(len(params)),
         "parameter": ["trained" if p.requires_grad else "frozen" for p in params],

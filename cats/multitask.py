@@ -36,7 +36,7 @@ class NonFiniteError(RuntimeError):
 
 
 class MultiTask(Optimizer):
-    """Any torch optimizer, stepped with a weighted sum of per-task gradients.
+    """Any torch optimizer, stepped with a weighted sum of the tasks' gradients.
 
     In each step, K of the N tasks take part. Task n has the loss L_n, the gradient g_n and the weight w_n. The base
     optimizer steps with ḡ = Σ w_n g_n. Then the weighting may change the weights::
@@ -98,8 +98,8 @@ class MultiTask(Optimizer):
         backend: the backend of :mod:`cats.ops` to use. If None, one is chosen.
         max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
             step is skipped and counted in :attr:`statistics`: parameters, base optimizer, weights and multipliers do
-            not change. With one process, the last attempt computes per-task gradients, so that the error can name the
-            task. With a GradScaler, skipped steps are not counted here while its scale is above 1 and all losses are
+            not change. With one process, the last attempt computes one gradient per task, so that the error can name
+            the task. With a GradScaler, skipped steps are not counted here while its scale is above 1 and all losses are
             finite: the scaler is looking for its scale.
         process_group: the processes that train together, see below. None: the default group of ``torch.distributed``.
         communication_dtype: the dtype in which replicas all-reduce gradients. None: that of the parameters.
@@ -111,15 +111,15 @@ class MultiTask(Optimizer):
     ``local_sum_of_losses / global_size * world_size``, where ``global_size`` counts the examples or tokens of all
     processes. What each process holds:
 
-    * A replica of the plain model. A step all-reduces ḡ and K numbers. In steps without per-task gradients, ḡ is
-      all-reduced in buckets while the backward pass goes on. ‖g_n‖² is nan: it would need the mean of g_n over the
+    * A replica of the plain model. A step all-reduces ḡ and K numbers. Where ḡ comes from one backward pass (all
+      engines but "per_task"), it is all-reduced in buckets while that pass goes on. ‖g_n‖² is nan: it would need the mean of g_n over the
       processes. Weightings that need the Gram matrix, and ``cross_batch``, need these means. There, K reduce-scatters
       give each process a share of the elements of all of them, and ḡ is gathered from the shares.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
       pass the losses of the same tasks in the same order. The engines are "per_task" and "two_pass".
       FullyShardedDataParallel and other DTensors are refused.
-    * A replica in DistributedDataParallel. Steps that compute per-task gradients are refused; those of "one_pass" do
-      not. Each call evaluates all losses, callables too, and then runs one backward pass. Parameters that are not in
+    * A replica in DistributedDataParallel. The steps that compute <g_n, ḡ> need "one_pass"; other engines are refused
+      there. Each call evaluates all losses, callables too, and then runs one backward pass. Parameters that are not in
       the optimizer get gradients too, as with ``fully_shard``. If ``p.grad`` differs between the processes when step()
       is called, because it was not averaged, step() raises.
 
@@ -135,8 +135,8 @@ class MultiTask(Optimizer):
       the timeout of ``torch.distributed``.
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
-    Only parameters of the base optimizer receive gradients. Steps that compute per-task gradients write to ``p.grad``
-    directly, so post-accumulate-grad hooks do not run. In graphs with functions written in Python, such as activation
+    Only parameters of the base optimizer receive gradients. The engine "per_task" writes ḡ to ``p.grad`` directly, so
+    post-accumulate-grad hooks do not run in its steps. In graphs with functions written in Python, such as activation
     checkpointing with ``use_reentrant=True``, gradients come from a plain backward pass. Then these hooks run, and
     other parameters that such a function uses inside get gradients too. The graph of a model under ``torch.compile``
     consists of such functions.
@@ -220,7 +220,7 @@ class MultiTask(Optimizer):
 
     @property
     def needs_task_gradients(self) -> bool:
-        """Whether the next backward() computes per-task gradients. If not, it differentiates the weighted loss once."""
+        """Whether the next backward() computes <g_n, ḡ> of the tasks, by the engine. If not, it computes ḡ alone."""
         if self._own.accumulation is not None:
             return self._own.accumulation.outer
         last_attempt = 0 < self._own.counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
@@ -274,7 +274,7 @@ class MultiTask(Optimizer):
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is
                 not a scalar or does not require grad, or a pair is missing. ``tasks`` do not fit the losses. The
                 weighting's result is not one finite weight per task. A gradient is sparse, and the weighting needs
-                per-task gradients, now or later.
+                <g_n, ḡ> or the Gram matrix, now or later.
             RuntimeError: only some of the calls before a step have a scaler. The last step() failed and was neither
                 called again nor followed by zero_grad(). With several processes: they differ, or one of them failed, or
                 the model is in a wrapper that cannot be used in this step.
@@ -345,7 +345,7 @@ class MultiTask(Optimizer):
                 self.weighting.update(seen.losses, seen.dots / self.weighting.scale, seen.sqnorms, seen.tasks)
             self.base.step()  # θ moves along ḡ
             self._remember(gathered, seen)
-            own.count("step", *["task_gradient_steps"] * gathered.outer, nonfinite_in_a_row=0)
+            own.count("step", *["task_gradient_steps"] * seen.known, nonfinite_in_a_row=0)
             own.accumulation = None
 
     def _gathered_gradients(self) -> Accumulation:
@@ -429,18 +429,17 @@ class MultiTask(Optimizer):
         """Counters and numbers of the last step, as a new dict. Reading them causes no host sync.
 
         * ``step``: the number of steps taken.
-        * ``task_gradient_steps``: how many of them computed per-task gradients.
+        * ``task_gradient_steps``: how many of them computed <g_n, ḡ>.
         * ``skipped``: the number of steps that were skipped because a loss or gradient was not finite.
         * ``nonfinite_in_a_row``: how many steps were skipped since the last step that was taken, without those in
           which a GradScaler looked for its scale.
         * ``losses``: {task: L_n} of the last step.
-        * ``dots``: {task: <g_n, ḡ>} of the last step with per-task gradients, with ḡ = Σ α_n g_n and α_n as in
+        * ``dots``: {task: <g_n, ḡ>} of the last step that computed it, with ḡ = Σ α_n g_n and α_n as in
           :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
         * ``sqnorms``: {task: ‖g_n‖²} of the same step. nan where the engine does not know it, and with replicas in
           several processes.
         * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
-
-        * ``engine``, ``engine_reason``: the engine of the last step with per-task numbers, and why it was chosen.
+        * ``engine``, ``engine_reason``: the engine of the same step, and why it was chosen.
 
         ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
         """

@@ -151,7 +151,7 @@ class Reducer(Protocol):
 
         Args:
             losses: {task index: loss, 0-d float64}, ascending.
-            dots, sqnorms: as :meth:`combine` returned them. None at steps without per-task gradients.
+            dots, sqnorms: as :meth:`combine` returned them. None at steps that do not compute <g_n, ḡ>.
             largest: 0-d on the device, max |p.grad|. If it is not finite, no process steps.
             count: the number N of tasks.
             known: whether this process knows <g_n, ḡ> of its tasks. They are None if it has no tasks.

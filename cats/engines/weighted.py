@@ -1,4 +1,4 @@
-"""One backward pass of the weighted loss Σ w_n L_n: the steps that need no per-task gradients."""
+"""One backward pass of the weighted loss Σ w_n L_n: the steps that do not need <g_n, ḡ>."""
 
 from __future__ import annotations
 

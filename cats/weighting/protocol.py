@@ -23,10 +23,10 @@ class Weighting:
 
     Attributes:
         needs_gram: whether the weights come from :meth:`weights_from_gram`.
-        period: every ``period``-th step computes per-task gradients; 0 means never. The other steps cost one backward
-            pass of the weighted loss.
-        cross_batch: whether the steps that compute per-task gradients need two losses per task, from two independent
-            halves of its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
+        period: every ``period``-th step computes <g_n, ḡ>, or the Gram matrix; 0 means never. The other steps cost
+            one backward pass of the weighted loss.
+        cross_batch: whether the steps that compute <g_n, ḡ> need two losses per task, from two independent halves of
+            its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
         scale: :meth:`weights` are this many times the weights α_n that the optimizer reports. With another scale than
             1, ḡ is Σ α_n g_n in :meth:`update` and in the statistics, and ``scale`` times that in ``p.grad``.
         tolerance: if ``needs_gram``, which eigenvalues of the Gram matrix count as rounding errors, see

@@ -11,7 +11,7 @@ from .protocol import Weighting
 
 
 class Static(Weighting):
-    """Minimises Σ_n w_n L_n with constant weights w_n. They are not normalised. No step computes per-task gradients.
+    """Minimises Σ_n w_n L_n with constant weights w_n. They are not normalised. No step computes <g_n, ḡ>.
 
     If every loss is the mean over the task's own tokens, equal weights give all tasks the same influence, however they
     are sampled. To weight tasks by their share of the tokens, pass these shares.

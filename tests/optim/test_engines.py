@@ -108,7 +108,8 @@ def test_auto_takes_one_pass_and_says_why(caplog):
 
 
 def test_another_number_of_calls_makes_the_numbers_unknown_once():
-    _, _, seen = train("one_pass", calls=(1, 2, 2, 2))
+    _, opt, seen = train("one_pass", calls=(1, 2, 2, 2))
+    assert (opt.statistics["step"], opt.statistics["task_gradient_steps"]) == (4, 3)
     assert seen[1]["alpha"] == seen[0]["alpha"] and seen[1]["dots"] == seen[0]["dots"]  # not updated
     _, _, expected = train("per_task", calls=(1, 2, 2, 2))
     assert set(seen[3]["dots"]) == set(expected[3]["dots"]) and seen[3]["alpha"] != seen[1]["alpha"]
