@@ -83,7 +83,8 @@ class MultiTask(Optimizer):
             and compiled code. Functions without a derivative in forward mode are refused by name. The first numbers of
             each task are compared with those of its gradient.
             "auto": "one_pass" with ``tasks``, if the model allows it. Otherwise "per_task", or with one process
-            "two_pass" if K gradients would take more than half of the free memory.
+            "two_pass" if K gradients would take more than half of the free memory. An engine that was refused once is
+            not tried again by this optimizer. The log says which engine is used, and why.
             "two_pass" and "forward_mode" evaluate a callable again, with the same random numbers of torch, the same
             autocast and the same buffers of ``model``, and check that the loss is the same. A callable should have no
             other effects.
@@ -99,8 +100,8 @@ class MultiTask(Optimizer):
         max_nonfinite: raise after this many consecutive steps with a non-finite loss or gradient. Until then such a
             step is skipped and counted in :attr:`statistics`: parameters, base optimizer, weights and multipliers do
             not change. With one process, the last attempt computes one gradient per task, so that the error can name
-            the task. With a GradScaler, skipped steps are not counted here while its scale is above 1 and all losses are
-            finite: the scaler is looking for its scale.
+            the task. With a GradScaler, skipped steps are not counted here while its scale is above 1 and all losses
+            are finite: the scaler is looking for its scale.
         process_group: the processes that train together, see below. None: the default group of ``torch.distributed``.
         communication_dtype: the dtype in which replicas all-reduce gradients. None: that of the parameters.
             torch.bfloat16 halves the bytes of float32. Then the gradient of each process, and each sum of two of them
@@ -112,9 +113,10 @@ class MultiTask(Optimizer):
     processes. What each process holds:
 
     * A replica of the plain model. A step all-reduces ḡ and K numbers. Where ḡ comes from one backward pass (all
-      engines but "per_task"), it is all-reduced in buckets while that pass goes on. ‖g_n‖² is nan: it would need the mean of g_n over the
-      processes. Weightings that need the Gram matrix, and ``cross_batch``, need these means. There, K reduce-scatters
-      give each process a share of the elements of all of them, and ḡ is gathered from the shares.
+      engines but "per_task"), it is all-reduced in buckets while that pass goes on. ‖g_n‖² is nan: it would need
+      the mean of g_n over the processes. Weightings that need the Gram matrix, and ``cross_batch``, need these
+      means. There, K reduce-scatters give each process a share of the elements of all of them, and ḡ is gathered
+      from the shares.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
       pass the losses of the same tasks in the same order. The engines are "per_task" and "two_pass".
       FullyShardedDataParallel and other DTensors are refused.

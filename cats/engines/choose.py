@@ -21,14 +21,15 @@ from .rows import known_rows
 from .two_pass import TwoPass
 
 NAMES = ("auto", "per_task", "two_pass", "one_pass", "forward_mode")
-_GIB = 2**30
-
 
 _log = logging.getLogger("cats")
 
 
 class Engines:
     """The engine of one optimizer: the one that was asked for, or the one that fits best.
+
+    An engine that was refused is not tried again by "auto" as long as this object lives, because each attempt costs a
+    part of a step.
 
     Args:
         asked: one of ``NAMES``.
@@ -48,11 +49,12 @@ class Engines:
         self._one_pass = OnePass(share, backend)
         self._two_pass, self._forward_mode = TwoPass(backend, model), ForwardMode(backend, model)
         self._refused: dict[str, str] = {}  # {name: why this engine could not be used}
+        self._logged: set[tuple[str, str]] = set()  # choices and their reasons
 
     def choose(
         self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool, alone: bool
     ) -> str:
-        """The name of the engine for the losses of a step. The log says it, whenever it is another one.
+        """The name of the engine for the losses of a step. The log says it when it changes, and each choice once.
 
         Args:
             params: the parameters that require grad.
@@ -62,8 +64,9 @@ class Engines:
         name, reason = self.asked, "asked for"
         if self.asked == "auto":
             name, reason = self._best(losses, params, halves=halves, gram=gram, alone=alone)
-        if name != self.name and self.asked == "auto":
+        if name != self.name and self.asked == "auto" and (name, reason) not in self._logged:
             _log.info("engine %s: %s", name, reason)
+            self._logged.add((name, reason))
         self.name, self.reason = name, reason
         return name
 
@@ -84,7 +87,7 @@ class Engines:
             reason = "the tasks of the rows are not known (tasks= of backward() tells them); "
         count = len(set(losses.tasks))
         needed = count * sum(p.numel() * p.element_size() for p in params)
-        reason += f"{count} gradients take {needed / _GIB:.2g} GiB"
+        reason += f"{count} gradients take {_amount(needed)}"
         if alone and 2 * needed > free_memory(params[0].device) and not any(map(is_sharded, params)):
             reason += ", more than half of the free memory"
             if "two_pass" not in self._refused:
@@ -182,6 +185,14 @@ def _batch(losses: TaskLosses | Examples, total: int, scale: Tensor | None) -> t
         return [seed(root, share, scale) for root, share in zip(roots, given.shares(weights), strict=True)]
 
     return one_pass.Batch(roots, seeds, sorted(set(losses.tasks)), total, []), list(map(number, roots))
+
+
+def _amount(size: int) -> str:
+    """A number of bytes in the largest unit of which there is one."""
+    for unit, bits in (("GiB", 30), ("MiB", 20)):
+        if size >= 1 << bits:
+            return f"{size / (1 << bits):,.1f} {unit}"
+    return f"{size / 1024:,.1f} KiB"
 
 
 def free_memory(device: torch.device) -> int:

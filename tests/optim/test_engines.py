@@ -107,6 +107,23 @@ def test_auto_takes_one_pass_and_says_why(caplog):
     assert [record.message for record in caplog.records] == ["engine one_pass: the tasks of the rows are known"]
 
 
+def test_auto_logs_each_choice_once(caplog):
+    """Also if the form of the losses alternates from step to step."""
+    model, (x, y) = Tiny(), data()
+    opt = optimizer(model, "auto")
+    with caplog.at_level(logging.INFO, "cats"):
+        for step in range(4):
+            opt.zero_grad()
+            loss = losses_of(model, x, y)
+            if step % 2:
+                opt.backward([loss[n == IDS].mean() for n in range(K)])
+            else:
+                opt.backward(loss, tasks=IDS)
+            opt.step()
+    assert [record.message.split(":")[0] for record in caplog.records] == ["engine one_pass", "engine per_task"]
+    assert caplog.records[1].message.endswith("3 gradients take 5.3 KiB")  # of 225 numbers in float64
+
+
 def test_another_number_of_calls_makes_the_numbers_unknown_once():
     _, opt, seen = train("one_pass", calls=(1, 2, 2, 2))
     assert (opt.statistics["step"], opt.statistics["task_gradient_steps"]) == (4, 3)
