@@ -13,15 +13,14 @@ import torch
 
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
+from cats.nmt.training import processes
+from cats.nmt.training.sharding import shards_of_model
 
 
-def check_memory(config: Config, vocab_size: int, processes: int, device: torch.device) -> None:
+def check_memory(config: Config, vocab_size: int, device: torch.device) -> None:
     """Refuses a model or a batch that cannot fit: without this check, the system might kill the process.
 
     The estimates are low, so that nothing is refused that would fit.
-
-    Args:
-        processes: the number of processes that share a batch.
 
     Raises:
         UserError: the memory of the device is too small.
@@ -36,8 +35,8 @@ def check_memory(config: Config, vocab_size: int, processes: int, device: torch.
     width, layers = model.d_model, model.encoder_layers + model.decoder_layers
     parameters = width * (vocab_size + layers * (4 * width + 2 * model.ffn) + model.decoder_layers * 4 * width)
     held = 1 if train.checkpoint_activations else 8  # tensors of d_model numbers that a layer holds for the backward
-    tokens = sampling.batch_tokens // (train.accumulate * processes)
-    shards = processes if train.distributed == "fsdp" else 1
+    tokens = sampling.batch_tokens // (train.accumulate * processes.world_size())
+    shards = shards_of_model(train)
     for needed, what, advice in (
         (
             16 * parameters // shards,

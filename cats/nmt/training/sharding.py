@@ -22,10 +22,21 @@ def is_sharded(settings: schema.Train) -> bool:
     return settings.distributed != "replicas" and processes.world_size() > 1
 
 
-def shard(model: Transformer, settings: schema.Train) -> None:
+def shards_of_model(settings: schema.Train) -> int:
+    """How many processes share the parameters: all (fsdp), those of a machine (hybrid), or 1: each has all of them."""
+    if settings.distributed == "replicas":
+        return 1
+    return processes.local_world_size() if settings.distributed == "hybrid" else processes.world_size()
+
+
+def shard(model: Transformer, settings: schema.Train, device: torch.device) -> None:
     """Leaves each process its shard of the parameters (fully_shard, FSDP2). The layers gather theirs when they run.
 
     With "hybrid" each machine has all shards, and the machines are replicas.
+
+    Args:
+        model: in main memory. fully_shard moves one layer after the other, so the device never holds the whole model.
+        device: where the shards will be.
 
     Raises:
         UserError: the machines have different numbers of processes.
@@ -33,14 +44,11 @@ def shard(model: Transformer, settings: schema.Train) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    count = processes.world_size()
-    shards = processes.local_world_size() if settings.distributed == "hybrid" else count
+    count, shards = processes.world_size(), shards_of_model(settings)
     if not processes.equal_numbers([shards]) or count % shards:
         raise UserError("train.distributed=hybrid needs the same number of processes on every machine")
     shape = (count // shards, shards) if settings.distributed == "hybrid" else (count,)
-    mesh = init_device_mesh(
-        next(model.parameters()).device.type, shape, mesh_dim_names=("replicas", "shards")[-len(shape) :]
-    )
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards")[-len(shape) :])
     policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if settings.communication == "bf16" else None)
     for module in (*model.encoder, *model.decoder, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)

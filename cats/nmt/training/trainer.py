@@ -87,15 +87,17 @@ class Trainer:
         if config.train.patience and not any(map(len, self.validation.shards.values())):
             raise UserError("train.patience needs validation pairs, and the corpus has none")
 
-        check_memory(config, self.vocab_size, processes.world_size(), self.device)
+        check_memory(config, self.vocab_size, self.device)
         torch.manual_seed(config.train.seed)
-        model = build_model(config.model, data.tokenizer, checkpoint_activations=config.train.checkpoint_activations)
-        self.model = model.to(self.device)
+        recompute = config.train.checkpoint_activations
+        self.model = build_model(config.model, data.tokenizer, checkpoint_activations=recompute)
         if config.train.init_from and not resume:
             warmstart.copy_parameters(self.model, data.tokenizer, config, quiet=self.quiet)
         self.sharded = sharding.is_sharded(config.train)
         if self.sharded:
-            sharding.shard(self.model, config.train)
+            sharding.shard(self.model, config.train, self.device)
+        else:
+            self.model.to(self.device)
         if config.train.compile:
             check_compiler(self.device)
             self.model.compile_layers()
