@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,10 +50,14 @@ def check_memory(config: Config, vocab_size: int, device: torch.device) -> None:
             )
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held: of the GPU, or else of main memory."""
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has held: of the GPU, or else of main memory. None: the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -30,6 +30,7 @@ class LossRecord:
         seconds: seconds of training so far.
         engine: how the last outer step computed `dots`; "" before the first one.
         peak_memory: the most bytes that the main process has held since it started: of the GPU, or else of main memory.
+            None on Windows without a GPU.
     """
 
     step: int
@@ -45,7 +46,7 @@ class LossRecord:
     tokens_per_second: float
     seconds: float
     engine: str
-    peak_memory: int
+    peak_memory: int | None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

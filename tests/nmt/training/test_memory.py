@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -43,3 +45,11 @@ def test_a_sharded_model_is_never_whole_on_the_device(corpus, tmp_path, monkeypa
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: did.append("to") or self)
     Trainer(settings(corpus, "train.distributed=fsdp"), tmp_path / "run", resume=False, quiet=True)
     assert did == ["shard, cpu" if not torch.cuda.is_available() else "shard, cuda"]
+
+
+def test_systems_without_the_module_resource_can_train(monkeypatch):
+    """Windows has none."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.delitem(sys.modules, "cats.nmt.training.memory")
+    memory = importlib.import_module("cats.nmt.training.memory")
+    assert memory.peak_memory(torch.device("cpu")) is None
