@@ -181,11 +181,11 @@ class Accumulation:
                 self.add_weighted(losses, weights)
 
     def _add_by_engine(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
-        if self.engine == "per_task":
-            self._add_per_task(losses, weights)
-        elif self._lost:
+        if self._lost:
             self.numbers_known = False
             self.add_weighted(losses, weights)
+        elif self.engine == "per_task":
+            self._add_per_task(losses, weights)
         else:
             self._add_in_one_backward(losses, self.checked(weights, list(range(len(self.tasks)))), last)
 

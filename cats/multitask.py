@@ -188,7 +188,7 @@ class MultiTask(Optimizer):
             raise ValueError(
                 f"engine={engine!r} does not compute what a weighting with {needs[0]} needs: use 'per_task'"
             )
-        if rows is not None and not (isinstance(rows, float) and 0 < rows <= 1):
+        if rows is not None and not (isinstance(rows, float | int) and 0 < rows <= 1):
             raise ValueError(f"rows must be a share of the rows in (0, 1], such as 0.25, got {rows!r}")
         if rows is not None and engine not in ("auto", "one_pass"):
             raise ValueError(f"rows={rows} is for engine='one_pass', not {engine!r}")

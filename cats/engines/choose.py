@@ -151,7 +151,8 @@ class Engines:
                 losses, weights, params, shared, scale=scale, before_last_pass=before_last_pass
             )
         batch, values = _batch(losses, len(weights), scale)
-        batch.lists.extend(each.to(params[0].device).long() for each in known_rows())
+        # The newest lists first: their numbers do not change if some are left from a forward pass without backward().
+        batch.lists.extend(each.to(params[0].device).long() for each in reversed(known_rows()))
         pending = self._one_pass.backward(
             batch,
             weights,

@@ -52,10 +52,11 @@ class Examples:
         """The gradient of Σ w_n L_n by ``value``, times GradScaler's scale. weights: N numbers."""
         table = torch.tensor([*weights, 0.0], dtype=torch.float64, device="cpu").to(value.device, non_blocking=True)
         ids = self._ids(value)
-        table = (table / self._entries(value, ids)).to(value.dtype)
-        seed = table[ids]  # -1 takes the last number, 0
-        seed = seed.view(*seed.shape, *[1] * (value.dim() - seed.dim())).expand_as(value)
-        return seed if scale is None else seed * scale.to(device=value.device, dtype=value.dtype)
+        table = table / self._entries(value, ids)
+        if scale is not None:  # before rounding, because a share of the loss may be too small for float16
+            table = table * scale.to(value.device)
+        seed = table.to(value.dtype)[ids]  # -1 takes the last number, 0
+        return seed.view(*seed.shape, *[1] * (value.dim() - seed.dim())).expand_as(value)
 
     def values(self, value: Tensor) -> list[Tensor]:
         """The loss of each of ``tasks``, 0-d float64."""

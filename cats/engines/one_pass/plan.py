@@ -43,6 +43,9 @@ class Planner:
         self.placements: dict[Key, tuple[Placement, ...]] = {}
         self.plans = 0
         self._without_rows: set[Key] = set()  # uses of parameters alone, whose rows belong to all tasks
+        self._moving: set[Key] = set()  # uses whose rows are in another order in each call: always measured
+        self._lists = 0  # the number of lists of tasks in the last call
+        self._params: list[int] = []  # the ids of the parameters in the last call
         # The edges of the graphs that were checked, for calls with one task and with several.
         self._edges: dict[bool, set[tuple[str, str]]] = {False: set(), True: set()}
 
@@ -61,6 +64,12 @@ class Planner:
             UnsupportedError: examples of several tasks meet, or the graph does not show all uses.
         """
         self.plans += 1
+        if self._params != [id(p) for p in params[:shared]]:  # what is remembered goes by the number of a parameter
+            self.placements.clear()
+            self._without_rows.clear()
+            self._moving.clear()
+            self._edges = {False: set(), True: set()}
+            self._params = [id(p) for p in params[:shared]]
         graph = find_uses(batch.roots, params[:shared])
         _check(graph)
         keys = _keys(graph.uses)
@@ -88,10 +97,12 @@ class Planner:
                 others |= use.params
         for use in uses:
             if found[use] is None and not use.params <= others:
-                if all(bool(root.isfinite().all()) for root in batch.roots):
+                finite = all(bool(root.isfinite().all()) for root in batch.roots) and shown[use].finite
+                if finite:
                     _refuse(graph, [names[i] for i in sorted(use.params - others)])
                 others |= use.params  # nan spreads to the rows of all tasks. The step will be skipped
         self._edges[len(batch.tasks) > 1] |= graph.edges
+        self._lists = len(batch.lists)
         placed = {kept: found[use] for use in uses if (kept := _without(use, others))}
         uses_by_rows = {use: place for use, place in placed.items() if place is not None}
         return Plan(graph, uses_by_rows, sorted(others), check or again)
@@ -100,6 +111,8 @@ class Planner:
         """Whether it is not known, from earlier calls, which rows belong to which task."""
         several = len(batch.tasks) > 1
         if not graph.edges <= self._edges[several]:
+            return True
+        if several and (len(batch.lists) != self._lists or any(keys[use] in self._moving for use in uses)):
             return True
         return several and not all(_agree(self._known(use, keys[use], batch), use, batch) for use in uses)
 
@@ -113,9 +126,19 @@ class Planner:
             return Measured(0, 1, torch.full((use.shape[0],), batch.tasks[0]))
         if shown is None:
             return self._known(use, key, batch)[0]
-        if shown.seen and shown.placements:
-            self.placements[key] = shown.placements
+        if shown.seen:
+            self._remember(use, key, batch, shown)
         return shown.placements[0] if shown.placements else shown.measured
+
+    def _remember(self, use: Use, key: Key, batch: Batch, shown: Shown) -> None:
+        """Keeps the placements that no check has refuted. One that fitted by chance must not be trusted again."""
+        possible = candidates(use.shape, tuple(map(len, batch.lists)))
+        before = self.placements.get(key, possible)
+        kept = tuple(p for p in before if p in shown.placements or p not in possible)
+        new = tuple(p for p in shown.placements if p not in kept) if not any(p in possible for p in before) else ()
+        self.placements[key] = (*kept, *new)
+        if not any(p in possible for p in self.placements[key]):
+            self._moving.add(key)
 
 
 def _refuse(graph: Graph, names: Sequence[str]) -> None:

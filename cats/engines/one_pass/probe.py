@@ -46,12 +46,13 @@ class Shown:
     Attributes:
         placements: those that tell the right task of every row that receives a gradient.
         measured: the tasks of these rows. None if some belong to several tasks.
-        seen: whether any row received a gradient.
+        seen: whether any row received a gradient. finite: whether all gradients were finite.
     """
 
     placements: tuple[Placement, ...]
     measured: Measured | None
     seen: bool
+    finite: bool = True
 
 
 class _Evidence:
@@ -70,10 +71,12 @@ class _Evidence:
         self.views: dict[tuple[int, int], Placement | Measured] = {(v.dim, v.dims): v for v in views}
         self.views |= {(p.dim, p.dims): p for p in self.candidates}
         self.sets: dict[tuple[int, int], Tensor] = {}
+        self.finite = True
 
     def add(self, delta: Tensor, i: int) -> None:
         """delta: the gradient of the output with the i-th set of tasks."""
         nonzero = delta != 0  # nan too
+        self.finite &= bool(delta.isfinite().all())
         for key, view in self.views.items():
             hit = view.as_rows(nonzero).any(1).long() << i
             self.sets[key] = self.sets[key] | hit if key in self.sets else hit
@@ -90,7 +93,7 @@ class _Evidence:
             if not bool((sets & ~allowed[placement.tasks(self.shape, batch.lists).to(sets.device)]).any()):
                 possible.append(placement)
         measured = None if possible else self._measured([of_task[n] for n in batch.tasks], batch.tasks)
-        return Shown(tuple(possible), measured, seen=bool(self.sets[0, 1].any()))
+        return Shown(tuple(possible), measured, seen=bool(self.sets[0, 1].any()), finite=self.finite)
 
     def _measured(self, of_task: Sequence[int], tasks: Sequence[int]) -> Measured | None:
         for (dim, dims), sets in self.sets.items():

@@ -75,9 +75,11 @@ class OnePass:
         """
         plan = self._planner.plan(batch, params, shared, names)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
-        dots = LayerDots(batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend)
+        dots = LayerDots(
+            batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend, check=plan.check
+        )
         segments: set[Use] = set()
-        if immediate and not whole and self.share is None and not (missing or plan.graph.opaque):
+        if immediate and not whole and self.share is None and not (missing or plan.graph.opaque or plan.check):
             segments = by_segments(plan.graph, plan.uses, params, plan.others, len(batch.tasks))
         done = {i for use in segments for i in use.params}
         final = params[:shared] if immediate else []
@@ -122,12 +124,15 @@ class LayerDots:
         missing: list[int],
         scale: Tensor | None,
         backend: str | None,
+        *,
+        check: bool,
     ) -> None:
         self.batch, self.weights, self.params = batch, weights, params
         self.others, self.missing = others, missing
         self.scale, self.backend = scale, backend
         self.waiting: dict[Use, Record] = {}
         self.complete = False
+        self.sizes: list[tuple[Tensor, float]] | None = [] if check else None  # Σ |δ y'| of layers, precision of δ
         # The shares of the layers. They are added in the order of the forward pass, whenever they were computed: the
         # same step gives the same bits, whether it is the first after a resume or not.
         self._shares: dict[Use, Tensor | None] = dict.fromkeys(uses)
@@ -142,7 +147,7 @@ class LayerDots:
             g = found[i]
             g = torch.zeros_like(self.params[source.param]) if g is None else g
             tangents[i] = source.view(g if factor is None else g * factor)
-        sums = record.dots(tangents, self.batch.total, self.backend)
+        sums = record.dots(tangents, self.batch.total, self.backend, self.sizes)
         self._shares[use] = (sums if factor is None else sums / factor).to(self._none.device)
 
     def add_numbers(self, use: Use, numbers: Tensor) -> None:
@@ -171,11 +176,12 @@ class LayerDots:
         Raises:
             RuntimeError: it is not.
         """
+        assert self.sizes is not None
         found = self._sums().sum().item()
         expected = sum(p.grad.double().square().sum().item() for p in params if p.grad is not None)
-        # Rounding errors of ḡ and δ, which have different signs, stay far below this.
-        tolerance = max(10 * torch.finfo(p.dtype).eps ** 0.5 for p in params)
-        if math.isfinite(found) and math.isfinite(expected) and abs(found - expected) > tolerance * expected:
+        size, precision = expected + sum(x.item() for x, _ in self.sizes), max([0.0, *(eps for _, eps in self.sizes)])
+        # Rounding errors are far below this. Where the tasks' gradients cancel, ‖ḡ‖² is, too, but not the sum of sizes.
+        if math.isfinite(found) and math.isfinite(size) and abs(found - expected) > precision**0.5 * size:
             raise RuntimeError(
                 f"engine one_pass: Σ w_n <g_n, ḡ> is {found:g}, but ‖ḡ‖² is {expected:g}: a use of a parameter was "
                 "missed; use engine='per_task'"
@@ -244,8 +250,14 @@ class Record:
         self.derivative, self.sliced = derivative, sliced
         self._data, self._version = data, delta._version
 
-    def dots(self, tangents: dict[int, Tensor], total: int, backend: str | None) -> Tensor:
-        """(total,) float64: for each task, the sum of <δ_t, y'_t> over its rows."""
+    def dots(
+        self,
+        tangents: dict[int, Tensor],
+        total: int,
+        backend: str | None,
+        sizes: list[tuple[Tensor, float]] | None,
+    ) -> Tensor:
+        """(total,) float64: for each task, the sum of <δ_t, y'_t> over its rows. ``sizes`` gets that of |δ y'|."""
         if self._data.changed() or self.delta._version != self._version:
             raise RuntimeError(
                 "engine one_pass: an input or a gradient of a layer was changed in place between two backward() calls "
@@ -258,11 +270,18 @@ class Record:
                 part = slice(start, start + rows)
                 y = self.derivative(tangents, part).expand_as(self.delta[part])
                 sums += ops.row_dots(self.delta[part], y, self.tasks[part], total, backend=backend)
+                self._note_size(self.delta[part], y, sizes)
         else:
             y = self.derivative(tangents).expand_as(self.delta)
             x, y = self.placement.as_rows(self.delta), self.placement.as_rows(y)
             sums = ops.row_dots(x, y, self.tasks, total, backend=backend)
+            self._note_size(x, y, sizes)
         return sums if self.factor is None else sums * self.factor
+
+    def _note_size(self, x: Tensor, y: Tensor, sizes: list[tuple[Tensor, float]] | None) -> None:
+        if sizes is not None:
+            precision = max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps)
+            sizes.append(((x.double() * y.double()).abs().sum(), precision))
 
 
 class _Recorder:
