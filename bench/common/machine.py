@@ -32,7 +32,7 @@ class Machine:
         """The name of the device that was measured; kind: "cpu" or "cuda"."""
         if kind == "cuda":
             return self.gpu or "unknown GPU"
-        return f"{self.cpu}, {self.cores} cores, {self.threads} threads"
+        return f"{self.cpu}, {_counted(self.cores, 'core')}, {_counted(self.threads, 'thread')}"
 
 
 def machine() -> Machine:
@@ -53,6 +53,10 @@ def machine() -> Machine:
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _cpu() -> str:
