@@ -195,6 +195,8 @@ class Accumulation:
         if self.calls == 1 and any(p.grad is not None for p in self.params):
             self._own = [None] * len(self.params)  # gradients of other code are not part of ḡ
         others = None if self._own is None else take_grads(self.params)
+        if others is not None and self.reducer.whole_backward:  # p.grad may be memory that a wrapper writes over
+            others = [None if g is None else g.clone() for g in others]
         if last is None and self.engines.calls_per_step is not None:
             last = self.calls == self.engines.calls_per_step
         values: list[Tensor] = []

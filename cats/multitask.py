@@ -340,6 +340,8 @@ class MultiTask(Optimizer):
             self._skip(gathered, seen)
             return
         due = self._weighting_due and seen.known
+        if self._weighting_due:
+            self._engines.note_numbers(known=seen.known)
         params, changes = gathered.params, self.weighting if due else None
         with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params, self.base):
             # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
@@ -379,7 +381,8 @@ class MultiTask(Optimizer):
             scale = self.weighting.scale
             last["dots"] = self._named(seen.tasks, seen.dots / scale)
             last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
-            last |= {"engine": self._engines.name, "engine_reason": self._engines.reason}
+            if self._engines.name != "auto":  # a process that never had a loss has not chosen
+                last |= {"engine": self._engines.name, "engine_reason": self._engines.reason}
             last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item() / scale**2
             if self.weighting.needs_gram and seen.finite:
                 self._own.weights = gathered.weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Engines:
         self.calls_per_step: int | None = None
         self._one_pass = OnePass(share, backend)
         self._two_pass, self._forward_mode = TwoPass(backend, model), ForwardMode(backend, model)
+        self._unknown = 0  # steps in a row whose numbers were needed, and not known
         self._refused: dict[str, str] = {}  # {name: why this engine could not be used}
         self._logged: set[tuple[str, str]] = set()  # choices and their reasons
 
@@ -94,6 +96,17 @@ class Engines:
                 return "two_pass", reason
             reason += f"; two_pass was refused ({self._refused['two_pass']})"
         return "per_task", reason
+
+    def note_numbers(self, *, known: bool) -> None:
+        """Warns once if the weights cannot move, because the number of backward() calls changes all the time."""
+        self._unknown = 0 if known else self._unknown + 1
+        if self._unknown == 3:
+            warnings.warn(
+                f"the task weights were not updated in 3 steps in a row: engine {self.name} must know which backward() "
+                "call is the last of a step, and their number changes: pass last=True or last=False to backward(), or "
+                "use engine='per_task'",
+                stacklevel=4,
+            )
 
     def refuse(self, error: UnsupportedError) -> None:
         """From now on, "auto" does not choose this engine. If it was asked for by name, this raises the error."""

@@ -61,7 +61,9 @@ class Examples:
     def values(self, value: Tensor) -> list[Tensor]:
         """The loss of each of ``tasks``, 0-d float64."""
         ids = self._ids(value)
-        entries = value.detach().double().reshape(*ids.shape, -1).sum(-1)
+        entries = value.detach().double()
+        if value.dim() > ids.dim():
+            entries = entries.flatten(ids.dim()).sum(-1)
         sums = entries.new_zeros(self.count + 1).index_add_(0, ids.flatten() % (self.count + 1), entries.flatten())
         return list((sums / self._entries(value, ids))[self.tasks])
 

@@ -391,3 +391,15 @@ def test_losses_and_tasks_per_token_of_padded_batches(order):
         opt.step()
         seen.append(numbers(opt))
     assert_same(*seen)
+
+
+def test_numbers_that_are_never_known_give_a_warning():
+    with pytest.warns(UserWarning, match="number changes: pass last="):
+        _, opt, seen = train("one_pass", steps=8, calls=(1, 2, 1, 2, 1, 2, 1, 2))
+    assert opt.statistics["task_gradient_steps"] == 1 and seen[-1]["alpha"] == seen[0]["alpha"]
+
+
+def test_an_empty_batch_is_refused_in_one_line():
+    model, x, y = Tiny(), *data(batch=0)
+    with pytest.raises(ValueError, match="at least one task"):
+        optimizer(model, "auto").backward(losses_of(model, x, y), tasks=IDS[:0])
