@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import pytest
 import torch
@@ -351,6 +352,28 @@ def test_autocast_and_a_scaler():
         seen.append(numbers(opt))
     assert_same(seen[0], seen[1], rtol=1e-5)
     assert_same(seen[0] | {"alpha": {}}, seen[2] | {"alpha": {}}, rtol=0.05)  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("tasks", [2, 40])
+def test_a_layer_is_freed_as_soon_as_its_gradient_is_final(tasks, monkeypatch):
+    """In the second step it is known that ḡ is final in backward(). No more than one layer's rows are held then."""
+    alive, held = weakref.WeakSet(), []
+
+    class Tracked(run.Record):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            alive.add(self)
+            held.append(sum(each.delta.numel() for each in alive))
+
+    monkeypatch.setattr(run, "Record", Tracked)
+    model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(5, 5), nn.Tanh())))
+    opt = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), tasks, inner_steps=1, engine="one_pass")
+    for layers in (6, 1):
+        held.clear()
+        opt.zero_grad()
+        opt.backward(model(torch.randn(40, 5)).square().mean(1), tasks=torch.arange(40) % tasks)
+        opt.step()
+        assert max(held) == layers * 40 * 5 and not alive
 
 
 def test_a_share_of_the_rows_gives_an_unbiased_estimate():
