@@ -7,9 +7,14 @@ from functools import cache, partial
 
 import pytest
 import torch
+from torch import nn
 
 import cats
+from cats.engines.one_pass import Batch as OnePassBatch
+from cats.engines.one_pass import probe
 from cats.engines.one_pass.graph import find_uses
+from cats.engines.one_pass.plan import Planner
+from cats.engines.pending import UnsupportedError
 from tests.engines.oracle import (
     ENGINES,
     WEIGHTS,
@@ -198,7 +203,7 @@ def test_lists_that_say_the_same_need_no_check(monkeypatch):
         check(opt, net, batch.expected)
 
 
-def test_an_interaction_that_only_values_show_is_found_by_the_next_check():
+def test_an_interaction_of_all_tasks_that_only_values_show_is_found_by_the_next_check():
     """one_pass cannot see that a gate opens between examples: the graph is the same. It checks in calls 1, 2, 4, ..."""
     net = build(ClosedGate, torch.float64)
     opt = optimizer(net, "one_pass")
@@ -209,6 +214,38 @@ def test_an_interaction_that_only_values_show_is_found_by_the_next_check():
     opt.zero_grad()
     with pytest.raises(RuntimeError, match="examples of different tasks meet in the layer of layers"):
         backward(opt, net, draw(ClosedGate, BATCHES[2], torch.float64, seed=1), "one_pass")
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (4, 7), (7, 3)], ids=str)
+def test_an_interaction_of_two_tasks_is_found_by_one_of_the_next_checks(pair, monkeypatch):
+    """Eight tasks have five sets. After the first call, a check is a pass with one of them: the next one each time."""
+    passes = []
+    masked_passes = probe._masked_passes
+
+    def counted(uses, batch, params, members):
+        passes.append(len(members))
+        return masked_passes(uses, batch, params, members)
+
+    monkeypatch.setattr(probe, "_masked_passes", counted)
+    layers, ids = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("first", "second", "third")}), torch.arange(8)
+    names, params = zip(*layers.named_parameters(), strict=True)
+    planner = Planner()
+
+    def plan(mixing):
+        hidden = layers["second"](layers["first"](torch.randn(8, 4)))
+        losses = layers["third"](mixing @ hidden).square().sum(1)
+        batch = OnePassBatch([losses], lambda weights: [torch.tensor(weights)[ids]], list(range(8)), 8, [ids])
+        planner.plan(batch, params, len(params), names)
+
+    for _ in range(64):
+        plan(torch.eye(8))
+    assert passes == [5, 1, 1, 1, 1, 1, 1]  # calls 1, 2, 4, 8, 16, 32, 64
+    mixing = torch.eye(8)
+    mixing[pair] = 1.0  # the loss of one task depends on the example of another one
+    with pytest.raises(UnsupportedError, match="examples of different tasks meet in the layer of second"):
+        for call in (100, 200, 300, 400, 500):
+            planner.plans = call - 1
+            plan(mixing)
 
 
 @pytest.mark.parametrize("name", ["mlp", "module in a loop", "parameter of two modules", "translator"])

@@ -42,6 +42,7 @@ class Planner:
     def __init__(self) -> None:
         self.placements: dict[Key, tuple[Placement, ...]] = {}
         self.plans = 0
+        self._checked_again = 0  # how many single masked passes there were
         self._without_rows: set[Key] = set()  # uses of parameters alone, whose rows belong to all tasks
         self._moving: set[Key] = set()  # uses whose rows are in another order in each call: always measured
         self._lists = 0  # the number of lists of tasks in the last call
@@ -55,7 +56,9 @@ class Planner:
         The check takes a few masked backward passes. It is made when a layer is seen for the first time, when nodes
         are connected in the graph that were not connected before, or if the shape of a layer leaves it open which rows
         belong to which task. At calls 2, 4, 8, ..., 64, 100, 200, ... a single masked pass checks what is known, with
-        another set of tasks each time.
+        the next of the n sets of tasks that the check has (:func:`masks`). So if the values of a constant let two
+        tasks meet, while the graph stays the same, one of the next n such passes finds it, as long as the tasks that
+        take part are the same. If all tasks meet, the very next pass finds it.
 
         Args:
             params: the shared parameters first, ``shared`` in number. names: for error messages.
@@ -85,7 +88,8 @@ class Planner:
         again = len(batch.tasks) > 1 and (self.plans.bit_count() == 1 if self.plans < 100 else self.plans % 100 == 0)
         check = self._is_unknown(uses, keys, graph, batch)
         if again and not check:
-            some = masked_gradients_show(uses, batch, params, names, only=self.plans.bit_length() + self.plans // 100)
+            some = masked_gradients_show(uses, batch, params, names, only=self._checked_again)
+            self._checked_again += 1
             check = not all(
                 self._known(use, keys[use], batch)[0] in each.placements for use, each in zip(uses, some, strict=True)
             )
