@@ -25,6 +25,15 @@ def local(t: Any) -> Tensor:
     return t.to_local() if is_sharded(t) else t
 
 
+def power_of_two(size: Tensor) -> Tensor:
+    """The power of two next to ``size``, 0-d, by which float numbers are scaled without rounding errors.
+
+    It is 1 if the size is 0 or not finite, and within the range of float32.
+    """
+    exponent = size.log2().round()
+    return torch.where(exponent.isfinite(), exponent.clamp(-100, 100), 0.0).exp2()
+
+
 def add(total: Gradient, new: Gradient) -> Gradient:
     """total + new, where None counts as zero. Not in place: autograd may return memory that tensors share."""
     return [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from cats.gradients import Gradient, dense
+from cats.gradients import Gradient, dense, power_of_two
 
 from .autograd import nodes, uncompiled
 from .examples import Examples
@@ -187,9 +187,7 @@ def _factor(params: Sequence[Tensor], direction: Gradient) -> Tensor:
 
     Then the tangents of activations are about as large as the activations themselves, and fit into float16 like them.
     """
-    exponent = (_norm(params) / _norm([d for d in direction if d is not None])).log2().round()
-    # Where a norm is 0 or not finite, any factor will do. The limits keep the factor within float32.
-    return torch.where(exponent.isfinite(), exponent.clamp(-100, 100), 0.0).exp2()
+    return power_of_two(_norm(params) / _norm([d for d in direction if d is not None]))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cats import ops
 from cats.engines.autograd import add_gradients
-from cats.gradients import Gradient
+from cats.gradients import Gradient, power_of_two
 
 from .batch import Batch
 from .derivatives import DERIVATIVES, SAMPLED, SLICED, Data, Derivative
@@ -216,14 +216,13 @@ class LayerDots:
 
 
 def _factor(direction: Iterable[Tensor | None]) -> Tensor:
-    """A power of two, 0-d. Times this the direction, which a GradScaler may have scaled, has a norm of about 1.
+    """A power of two, 0-d float64. Times this the direction, which a GradScaler may have scaled, has a norm of about 1.
 
     Then the derivatives along it fit into float16, like the activations.
     """
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in direction if g is not None]
-    exponent = -torch.stack(norms).amax().log2().round() if norms else torch.zeros(())
-    # A norm that is 0 or not finite stays as it is. The limits keep the factor within float32.
-    return torch.where(exponent.isfinite(), exponent.clamp(-100, 100), 0.0).exp2()
+    largest = torch.stack(norms).amax() if norms else torch.zeros(())
+    return power_of_two(largest.double().reciprocal())
 
 
 class Record:
