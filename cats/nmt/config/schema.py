@@ -213,7 +213,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Method:
-    """How the tasks are weighted."""
+    """How the tasks are weighted. With name = "static", the settings whose help begins with "cats" have no effect."""
 
     name: str = setting("cats", "how tasks are weighted", choices=("cats", "static"))
     weights: str | tuple[float, ...] = setting(

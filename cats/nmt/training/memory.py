@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,27 +60,21 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-@contextmanager
-def out_of_memory_advice(run: Path, where: str, engine: str, tasks: int) -> Iterator[None]:
-    """Turns torch's out-of-memory error into one that names the settings to change.
+def out_of_memory(run: Path, where: str, engine: str, instead: str, tasks: int) -> UserError:
+    """What to raise for torch's out-of-memory error: it names the settings to change.
 
     Args:
         run: the run directory. where: what the memory was needed for, such as "update 7".
-        engine: that of outer steps; "" if there are none. tasks: the most tasks in an update.
-
-    Raises:
-        UserError: the block ran out of memory.
+        engine: that of outer steps; "" if there are none. instead: one that may need less; "" if there is none.
+        tasks: the most tasks in an update.
     """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        more = ""
-        if engine == "per_task":
-            what = f"the engine per_task keeps {tasks} gradients"
-            more = f"; {what}: set method.engine=auto, or lower sampling.tasks_per_update"
-        elif engine:
-            more = f"; the memory of the engine {engine} does not grow with sampling.tasks_per_update ({tasks})"
-        raise UserError(
-            f"{run}: out of memory in {where}; lower sampling.batch_tokens, raise train.accumulate, or set "
-            f"train.checkpoint_activations=true or train.precision=bf16{more}"
-        ) from None
+    more = ""
+    if engine == "per_task":
+        other = f"set method.engine={instead}, or " if instead else ""
+        more = f"; the engine per_task keeps {tasks} gradients: {other}lower sampling.tasks_per_update"
+    elif engine:
+        more = f"; the memory of the engine {engine} does not grow with sampling.tasks_per_update ({tasks})"
+    return UserError(
+        f"{run}: out of memory in {where}; lower sampling.batch_tokens, raise train.accumulate, or set "
+        f"train.checkpoint_activations=true or train.precision=bf16{more}"
+    )

@@ -13,7 +13,8 @@ import dataclasses
 import math
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
-from cats.nmt.training.memory import check_memory, out_of_memory_advice, peak_memory
+from cats.nmt.training.memory import check_memory, out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord, Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend
 from cats.nmt.training.progress import Progress, tell
@@ -75,7 +76,10 @@ class Trainer:
         self.config, self.out, self.quiet = config, out, quiet or not processes.is_main()
         self.directory, self.device = RunDirectory(out), default_device()
         if processes.world_size() > 1 and config.method.name == "cats" and config.method.cross_batch:
-            raise UserError("method.cross_batch works with one process only; leave out method.cross_batch or torchrun")
+            raise UserError(
+                "method.cross_batch splits the batch into halves, which needs a process that has all of it; leave out "
+                "method.cross_batch or torchrun"
+            )
         check_backend(self.device)
         saved, problem = self.directory.newest_checkpoint() if resume else ({}, "")
         started_with = self.directory.check_resumed(config, saved, quiet=self.quiet) if resume else None
@@ -256,14 +260,20 @@ class Trainer:
         self.loss_log.drop_unread()
         self.optimizer.zero_grad()
 
-    def out_of_memory_advice(self, where: str) -> AbstractContextManager[None]:
-        """See ``cats.nmt.training.memory``."""
-        method, sampling = self.config.method, self.config.sampling
-        engine = ""
-        if method.name == "cats":
-            best = "per_task" if self.takes_tasks_apart else "one_pass"
-            engine = best if method.engine == "auto" else method.engine
-        return out_of_memory_advice(self.out, where, engine, sampling.tasks_per_update or len(self.tasks))
+    @contextmanager
+    def out_of_memory_advice(self, where: str) -> Iterator[None]:
+        """Turns torch's out-of-memory error into one that names the settings to change."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            method, tasks = self.config.method, self.config.sampling.tasks_per_update or len(self.tasks)
+            engine = instead = ""
+            if method.name == "cats":
+                expected = "per_task" if self.takes_tasks_apart else "one_pass"
+                # What auto has chosen may be another engine, because it refused the best one.
+                engine = self.optimizer.statistics.get("engine", expected) if method.engine == "auto" else method.engine
+                instead = "two_pass" if method.engine == "auto" or self.sharded else "auto"
+            raise out_of_memory(self.out, where, engine, "" if method.cross_batch else instead, tasks) from None
 
     @property
     def stopped_early(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("sentencepiece")
 
 from cats.engines.one_pass import OnePass
+from cats.engines.pending import UnsupportedError
 from cats.nmt.data.sampler import Mixture
 from cats.nmt.errors import UserError
 from cats.nmt.training.trainer import Trainer, train
@@ -78,3 +79,20 @@ def test_the_largest_batch_is_tried_first(corpus, tmp_path, monkeypatch):
         UserError, match=r"in update 1; .* per_task keeps 2 gradients: set method\.engine=auto, or lower"
     ):
         train(settings(corpus, "method.engine=per_task"), tmp_path / "short", quiet=True)
+
+
+def test_advice_when_out_of_memory_is_about_the_engine_that_was_chosen(corpus, tmp_path, monkeypatch):
+    """The engine auto may have refused the one that is expected."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UnsupportedError("engine one_pass: not this model")
+
+    monkeypatch.setattr(OnePass, "backward", refuse)
+    trainer = Trainer(settings(corpus, "method.inner_steps=1"), tmp_path / "run", resume=False, quiet=True)
+    trainer.update()
+    assert trainer.optimizer.statistics["engine"] == "per_task"
+    with (
+        pytest.raises(UserError, match=r"per_task keeps 2 gradients: set method\.engine=two_pass, or lower"),
+        trainer.out_of_memory_advice("update 2"),
+    ):
+        raise torch.OutOfMemoryError

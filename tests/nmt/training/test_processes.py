@@ -81,9 +81,10 @@ def work(rank: int, folder: Path) -> None:
         )
     with pytest.raises(UserError, match="no longer have the same model or task weights"):
         trainer.log()
-    for more in ["method.cross_batch=true"], [f"train.seed={rank}"]:
-        with pytest.raises(UserError, match="one process only" if "cross" in more[0] else "different text or settings"):
-            Trainer(settings(corpus, *more), folder / "two" / "refused", resume=False, quiet=True)
+    refused = {"method.cross_batch=true": "needs a process that has all", f"train.seed={rank}": "different text or set"}
+    for setting, message in refused.items():
+        with pytest.raises(UserError, match=message):
+            Trainer(settings(corpus, setting), folder / "two" / "refused", resume=False, quiet=True)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
