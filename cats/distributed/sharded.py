@@ -37,7 +37,8 @@ class Sharded(Processes):
     def __init__(self, communication: Communication) -> None:
         super().__init__(communication)
         self._shard = self._shards = self._replicas = 1
-        self._reduced = False  # whether the last backward() call changed p.grad
+        self._modules: list[Any] = []  # the FSDP modules that hold the trained parameters, once they are checked
+        self._reduced = False  # whether the last backward() call averaged all gradients
 
     def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
         if not self._compared:
@@ -64,6 +65,8 @@ class Sharded(Processes):
         for module in modules:
             module.reshard()
         known = {id(p) for module in modules for p in module.parameters()}
+        trained = {id(p) for p in params}
+        self._modules = [each for each in modules if any(id(p) in trained for p in each.parameters())]
         mesh = next(p.device_mesh for p in params if isinstance(p, DTensor))
         for p in params:
             if not isinstance(p, DTensor) or id(p) not in known or p.device_mesh != mesh:
@@ -83,17 +86,25 @@ class Sharded(Processes):
 
     @contextmanager
     def averaged(self, params: Sequence[Tensor]) -> Iterator[BeforeLastPass]:
-        before = _versions(params)
         yield lambda: None
-        self._reduced = _versions(params) != before
+        self._reduced = self._syncs()
+
+    def _syncs(self) -> bool:
+        """Whether fully_shard averages the gradients of all trained parameters at the end of a backward pass.
+
+        set_requires_gradient_sync() may have turned that off, also in a part of the model.
+        """
+        groups = [group for module in self._modules for group in _groups(module)]
+        hybrid = self._replicas > 1
+        return all(group.reduce_grads and (group.all_reduce_grads or not hybrid) for group in groups)
 
     def exchanged(
         self, gathered: TaskGradients, tasks: list[int], values: list[Tensor], gradients: list[Gradient], count: int
     ) -> tuple[list[int], list[Tensor], list[Gradient]]:
-        if any(all(g is None for g in gradient) for gradient in gradients):
+        if not self._syncs() or any(all(g is None for g in gradient) for gradient in gradients):
             raise RuntimeError(
-                "fully_shard did not reduce the gradient of a task: steps with per-task gradients need "
-                "set_requires_gradient_sync(True) in every backward()"
+                "fully_shard did not average the whole gradient of a task: steps with per-task gradients need "
+                "set_requires_gradient_sync(True) for the whole model in every backward()"
             )
         self._reduced = True
         return tasks, values, gradients
@@ -101,8 +112,8 @@ class Sharded(Processes):
     def _compared_in_step(self) -> dict[str, str]:
         if not self._reduced:
             raise RuntimeError(
-                "fully_shard did not reduce the gradients of the last backward() of this step: call "
-                "set_requires_gradient_sync(True) before it"
+                "fully_shard did not average all gradients in the last backward() of this step: call "
+                "set_requires_gradient_sync(True) of the whole model before it"
             )
         return {}
 
@@ -120,6 +131,9 @@ class Sharded(Processes):
         return self._replicas
 
 
-def _versions(params: Sequence[Tensor]) -> list[tuple[int, int] | None]:
-    """What differs after a backward pass that writes to ``p.grad``."""
-    return [None if p.grad is None else (id(p.grad), local(p.grad)._version) for p in params]
+def _groups(module: Any) -> list[Any]:
+    """What holds the parameters of an FSDP module. It knows whether gradients are averaged, but has no public name."""
+    state = module._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]  # before torch 2.13

@@ -127,8 +127,11 @@ TRAPS: dict[str, float | str] = {
     "two forwards, then two backward()": r"checksum of p.grad, which DistributedDataParallel averages",
     "the module itself": r"checksum of p.grad, which DistributedDataParallel averages",
     "fsdp, no sync for all but the last": 15.0,
-    "fsdp, no sync for the last": "did not reduce the gradients of the last backward.*set_requires_gradient_sync",
-    "fsdp, no sync with per-task gradients": "did not reduce the gradient of a task.*set_requires_gradient_sync",
+    "fsdp, no sync for the last": "did not average all gradients in the last backward.*set_requires_gradient_sync",
+    "fsdp, no sync in a layer": "did not average all gradients in the last backward.*set_requires_gradient_sync",
+    "fsdp, no sync in a frozen layer": 15.0,
+    "fsdp, no sync with per-task gradients": "did not average the whole gradient of a task.*set_requires_gradient_sync",
+    "fsdp, no sync in a layer with per-task gradients": "did not average the whole gradient of a task",
 }
 
 
@@ -174,14 +177,19 @@ def trap(rank: int, case: str) -> float | str:
 
 def trap_of_fully_shard(rank: int, case: str) -> float | str:
     model = Product()
+    model.layer = Product()
+    model.layer.requires_grad_("frozen" not in case)
     sharded(model)
-    period = 1 if case == "fsdp, no sync with per-task gradients" else 10
+    period = 1 if "per-task gradients" in case else 10
     base = torch.optim.SGD(model.parameters(), lr=1.0)
     optimizer = cats.CATS(base, ["az", "be"], inner_steps=period, reduction="sum", engine="per_task")
     try:
         for k in range(2):
-            model.set_requires_gradient_sync((k == 1) == (case == "fsdp, no sync for all but the last"))
-            optimizer.backward({"az": model((k + 1) * (rank + 1.0))})
+            if "layer" in case:
+                model.layer.set_requires_gradient_sync(False)
+            else:
+                model.set_requires_gradient_sync((k == 1) == (case == "fsdp, no sync for all but the last"))
+            optimizer.backward({"az": model((k + 1) * (rank + 1.0)) + model.layer(1.0)})
         optimizer.step()
     except RuntimeError as error:
         return str(error)
