@@ -75,8 +75,11 @@ class OnePass:
         """
         plan = self._planner.plan(batch, params, shared, names)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
+        # The check needs the gradient of this call alone in p.grad. A wrapper has averaged it after the backward pass.
+        alone = not whole and all(p.grad is None for p in params[:shared])
+        check = plan.check and alone and self.share is None and not (plan.others or missing)
         dots = LayerDots(
-            batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend, check=plan.check
+            batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend, check=check
         )
         segments: set[Use] = set()
         if immediate and not whole and self.share is None and not (missing or plan.graph.opaque or plan.check):
@@ -101,8 +104,8 @@ class OnePass:
                 )
         if immediate:
             dots.finish()
-            if plan.check and self.share is None and not (plan.others or missing):
-                dots.compare_with(params[:shared])
+        if check:
+            dots.compare_with(params[:shared])
         return dots
 
 
@@ -163,23 +166,30 @@ class LayerDots:
 
     def finish(self) -> None:
         """Adds the shares of the layers that still wait. ḡ is in ``p.grad``."""
-        with torch.no_grad():
-            for use, record in self.waiting.items():
-                self.add(use, record, lambda i: self.params[i].grad)
+        self._add_waiting()
         self.waiting.clear()
         self.complete = True
+
+    @torch.no_grad()
+    def _add_waiting(self) -> None:
+        for use, record in self.waiting.items():
+            self.add(use, record, lambda i: self.params[i].grad)
 
     @torch.no_grad()
     def compare_with(self, params: Sequence[Tensor]) -> None:
         """Checks that Σ w_n <g_n, ḡ> is ‖ḡ‖², as it must be if no use of a parameter was missed.
 
+        Here ḡ is that of this call and this process. That shows as much as the final ḡ, which may come later.
+
         Raises:
             RuntimeError: it is not.
         """
         assert self.sizes is not None
+        self._add_waiting()
         found = self._sums().sum().item()
         expected = sum(p.grad.double().square().sum().item() for p in params if p.grad is not None)
         size, precision = expected + sum(x.item() for x, _ in self.sizes), max([0.0, *(eps for _, eps in self.sizes)])
+        self.sizes = None
         # Rounding errors are far below this. Where the tasks' gradients cancel, ‖ḡ‖² is, too, but not the sum of sizes.
         if math.isfinite(found) and math.isfinite(size) and abs(found - expected) > precision**0.5 * size:
             raise RuntimeError(
