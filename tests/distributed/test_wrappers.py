@@ -58,6 +58,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     result |= {
         "traps": {case: trap(rank, case) for case in TRAPS},
         "refused": {case: refused(rank, case, pair) for case in REFUSED},
+        "views": {case: gradients_in_buckets(rank, case) for case in VIEWS},
         "scaled": scaled(rank),
         "nonfinite": nonfinite(rank),
         "copied": copied(pair),
@@ -276,6 +277,45 @@ def refused(rank: int, case: str, pair: Any) -> str:
 def test_what_cannot_be_exact_is_refused(found: list[dict[str, Any]], case: str) -> None:
     for each in found:
         assert re.search(REFUSED[case], each["refused"][case]), each["refused"][case]
+
+
+VIEWS = ["p.grad was set to zero", "p.grad has the gradient of another loss"]
+
+
+def gradients_in_buckets(rank: int, case: str) -> dict[str, Any]:
+    """Steps of DistributedDataParallel, which writes to the buckets that p.grad is a view of, and of replicas."""
+    other_loss = case == "p.grad has the gradient of another loss"
+    result: dict[str, Any] = {}
+    for how in "buckets", "replicas":
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+        wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        forward = wrapped if how == "buckets" else model
+        if how == "replicas":
+            del wrapped  # an optimizer sees it as long as it exists
+        optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS, inner_steps=1)
+        result[how] = []
+        for step in range(3):
+            x = torch.randn(3, 4, generator=torch.Generator().manual_seed(4 * step + rank)).double()
+            optimizer.zero_grad(set_to_none=other_loss)
+            if other_loss:
+                forward(x).square().mean().backward()
+                if how == "replicas":
+                    for p in model.parameters():
+                        dist.all_reduce(p.grad)
+                        p.grad /= dist.get_world_size()
+            optimizer.backward((forward(x) - 1).square().sum(1), tasks=torch.arange(3))
+            result[how] += [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+        result[how].append(torch.tensor([*optimizer.alpha.values()], dtype=torch.float64))
+    return result
+
+
+@pytest.mark.parametrize("case", VIEWS)
+def test_gradients_that_are_views_of_buckets(found: list[dict[str, Any]], case: str) -> None:
+    for each in found:
+        run = each["views"][case]
+        torch.testing.assert_close(run["buckets"], run["replicas"], rtol=1e-12, atol=1e-14)  # the order of the sums
 
 
 def scaled(rank: int) -> dict[str, Any]:
