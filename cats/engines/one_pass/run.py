@@ -290,7 +290,7 @@ class Record:
     def _note_size(self, x: Tensor, y: Tensor, sizes: list[tuple[Tensor, float]] | None) -> None:
         if sizes is not None:
             precision = max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps)
-            sizes.append(((x.double() * y.double()).abs().sum(), precision))
+            sizes.append(((x * y).abs_().sum(dtype=torch.float64), precision))
 
 
 class _Recorder:
