@@ -247,7 +247,8 @@ class Accumulation:
 
     def _check_reducer(self, losses: TaskLosses | Examples) -> None:
         per_task = self.outer and self.engine == "per_task"
-        self.reducer.check(losses.tasks, self.params, self.weighting, per_task=per_task)
+        reason = self.engines.reason
+        self.reducer.check(losses.tasks, self.params, self.weighting, per_task=per_task, reason=reason)
 
     def _choose(self, losses: TaskLosses | Examples) -> str:
         if not self.due or not losses.tasks:

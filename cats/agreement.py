@@ -19,6 +19,13 @@ from .weighting import Weighting
 
 # What is compared: texts, or lists of texts, by name. Texts are exact for floats, and nan is equal to itself.
 Description: TypeAlias = dict[str, str | list[str]]
+# What to do if the processes differ in this.
+_ADVICE = {
+    "tasks with a loss": (
+        "with fully_shard, all pass losses of the same tasks in the same order, and a process without rows of a task "
+        "passes the loss of one row times 0"
+    )
+}
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element
 
 
@@ -124,11 +131,14 @@ def meet(
     failed, wished, largest, smallest = numbers.tolist()
     if failed:
         errors = _gather("" if failure is None else f"{type(failure).__name__}: {failure}", device, group)
-        others = [f"process {rank} failed with {error}" for rank, error in enumerate(errors) if error]
+        others = [
+            f"process {rank} failed with {error}" for rank, error in zip(_ranks(group), errors, strict=True) if error
+        ]
         if failure is None:
             raise RuntimeError(f"{'; '.join(others)}; no process has changed its parameters or p.grad")
     elif largest != -smallest:
-        raise RuntimeError(_differences([json.loads(text) for text in _gather(json.dumps(described), device, group)]))
+        texts = _gather(json.dumps(described), device, group)
+        raise RuntimeError(_differences(list(map(json.loads, texts)), _ranks(group)))
     return bool(wished)
 
 
@@ -177,7 +187,12 @@ def _digest(described: Description) -> int:
     return int.from_bytes(hashlib.blake2b(repr(described).encode(), digest_size=6).digest(), "big")
 
 
-def _differences(described: Sequence[Description]) -> str:
+def _ranks(group: Any) -> list[int]:
+    """The global ranks of the processes of a group, in their order. Error messages name processes by them."""
+    return dist.get_process_group_ranks(group)
+
+
+def _differences(described: Sequence[Description], ranks: Sequence[int]) -> str:
     found: dict[str, list[str]] = {}  # the values of all processes by name. Lists have one name per entry.
     for name in dict.fromkeys(name for each in described for name in each):
         values = [each.get(name, "none") for each in described]
@@ -186,14 +201,17 @@ def _differences(described: Sequence[Description]) -> str:
             found |= {f"{name} {i}": list(entries) for i, entries in enumerate(zip(*lists, strict=False))}
         else:
             found[name] = list(map(str, values))
-    parts = []
+    parts, advice = [], ""
     for name, texts in found.items():
         if len(set(texts)) > 1:
-            first = {text: rank for rank, text in reversed(list(enumerate(texts)))}  # the first process with this text
+            first = {
+                text: rank for rank, text in reversed(list(zip(ranks, texts, strict=True)))
+            }  # the first process with this text
             shown = sorted((rank, text) for text, rank in first.items())[:3]
             parts.append(f"{name} ({', '.join(f'{_short(text)} in process {rank}' for rank, text in shown)})")
+            advice += f"; {_ADVICE[name]}" if name in _ADVICE else ""
     more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
-    return f"the processes differ in {', '.join(parts[:5])}{more}: they must be the same in all of them"
+    return f"the processes differ in {', '.join(parts[:5])}{more}: they must be the same in all of them{advice}"
 
 
 def _short(text: str) -> str:

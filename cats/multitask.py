@@ -339,9 +339,14 @@ class MultiTask(Optimizer):
         if gathered is None:
             raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
         if all(p.grad is None for p in gathered.params):
+            if not gathered.losses:
+                raise RuntimeError(
+                    "no process has a loss that depends on a parameter of this optimizer: at least one of them needs "
+                    "the loss of at least one task in backward()"
+                )
             raise RuntimeError(
-                "no parameter of this optimizer has a gradient: no loss depends on any of them, or other code set "
-                "p.grad to None after backward()"
+                "no parameter of this optimizer has a gradient: no loss depends on any of them, or fully_shard did not "
+                "average the gradients (set_requires_gradient_sync), or other code set p.grad to None after backward()"
             )
         return gathered
 

@@ -33,11 +33,11 @@ def test_differences_are_named_with_the_first_process_of_each_value() -> None:
         for rate in (0.5, 0.25, 0.5, 0.25)
     ]
     described[3]["task"] = ["'az'", "'cs'"]
-    said = agreement._differences(described)
-    assert "task 1 ('be' in process 0, 'cs' in process 3), rate (0.5 in process 0, 0.25 in process 1)" in said
+    said = agreement._differences(described, [0, 1, 6, 7])
+    assert "task 1 ('be' in process 0, 'cs' in process 7), rate (0.5 in process 0, 0.25 in process 1)" in said
     assert "same (" not in said and "task 0" not in said and len(said) < 500
     many = [{str(i): str(i * rank) for i in range(1, 10)} for rank in range(2)]
-    assert "5 (0 in process 0, 5 in process 1) and 4 more:" in agreement._differences(many)
+    assert "5 (0 in process 0, 5 in process 1) and 4 more:" in agreement._differences(many, [0, 1])
 
 
 def test_descriptions_are_exact_and_the_same_for_equal_objects(monkeypatch: pytest.MonkeyPatch) -> None:

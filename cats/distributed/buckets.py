@@ -42,7 +42,7 @@ class BucketedMean:
         self.sent_twice = False
         self._params = params
         self._communication = communication
-        self._buckets = [_Bucket(chosen, params, communication.dtype) for chosen in _chosen(params)]
+        self._buckets = [_Bucket(chosen, params, communication) for chosen in _chosen(params)]
         self._place = {i: (bucket, k) for bucket in self._buckets for k, i in enumerate(bucket.params)}
         self._changed = False  # whether a gradient changed here after its bucket was sent
 
@@ -87,7 +87,7 @@ class BucketedMean:
             holders = self._send(gradient, failed)
         result: Gradient = [None] * len(self._params)
         for bucket in self._buckets:
-            means = bucket.flat.to(self._params[bucket.params[0]].dtype).div_(self._communication.size)
+            means = bucket.flat.to(self._params[bucket.params[0]].dtype).div_(bucket.divide_after)
             for i, part in zip(bucket.params, means.split(bucket.sizes), strict=False):
                 result[i] = part.view(self._params[i].shape) if holders.pop(0) else None
             del holders[:2]
@@ -109,11 +109,12 @@ class BucketedMean:
 class _Bucket:
     """The gradients of some parameters of one dtype and device."""
 
-    def __init__(self, chosen: list[int], params: Sequence[Tensor], dtype: torch.dtype | None) -> None:
+    def __init__(self, chosen: list[int], params: Sequence[Tensor], communication: Communication) -> None:
         first = params[chosen[0]]
         self.params = chosen
         self.sizes = [*(params[i].numel() for i in chosen), len(chosen) + 2]
-        self.flat = torch.empty(sum(self.sizes), dtype=dtype or first.dtype, device=first.device)
+        self.flat = torch.empty(sum(self.sizes), dtype=communication.dtype or first.dtype, device=first.device)
+        self.divide_before, self.divide_after = communication.divisors(first.dtype)
         *self.parts, self.holders = self.flat.split(self.sizes)
         self.has = [False] * len(chosen)
         self.work: Any = None  # the all-reduce, once it has started
@@ -123,7 +124,9 @@ class _Bucket:
         """Copies the gradient of its k-th parameter."""
         self.has[k] = gradient is not None
         if gradient is not None:
-            self.parts[k].view(gradient.shape).copy_(dense(gradient))
+            part = self.parts[k].view(gradient.shape).copy_(dense(gradient))
+            if self.divide_before > 1:
+                part.div_(self.divide_before)
 
     @torch.no_grad()
     def send(self, communication: Communication, *, failed: bool = False, changed: bool = False) -> None:

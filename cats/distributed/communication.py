@@ -49,6 +49,13 @@ class Communication:
         """The global ranks of the processes, in their order."""
         return dist.get_process_group_ranks(self.group)
 
+    def divisors(self, dtype: torch.dtype) -> tuple[int, int]:
+        """By what gradients of parameters of this dtype are divided before and after they are added, for their mean.
+
+        The sum of float16 gradients may be infinite where their mean is not, so those are divided before.
+        """
+        return (self.size, 1) if dtype == torch.float16 else (1, self.size)
+
     def sum(self, numbers: Tensor) -> Tensor:
         """The sum over the processes, in a new tensor."""
         result = numbers.clone()

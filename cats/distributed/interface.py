@@ -82,11 +82,14 @@ class Reducer(Protocol):
             RuntimeError: another process failed, or makes another call, or the processes differ.
         """
 
-    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
+    def check(
+        self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool, reason: str
+    ) -> None:
         """Checks the arguments of a backward() call: the tasks of its losses, the parameters and the weighting.
 
         Args:
             per_task: whether the call computes per-task gradients.
+            reason: why this engine was chosen, for error messages.
 
         Raises:
             ValueError: losses are missing.

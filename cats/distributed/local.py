@@ -26,7 +26,9 @@ class Local:
     def together(self, call: Call) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
+    def check(
+        self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool, reason: str
+    ) -> None:
         if not tasks:
             raise ValueError("backward() needs the loss of at least one task")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cats import ops
 from cats.agreement import meet
+from cats.engines.pending import UnsupportedError
 from cats.engines.per_task import TaskGradients
 from cats.gradients import Gradient, add, add_to_grad, take_grads
 from cats.weighting import Weighting
@@ -36,7 +37,9 @@ class Replicated(Processes):
         self._shares = False  # whether per-task gradients are kept as shares
         self._overlaps = True  # whether gradients are sent during the backward pass
 
-    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
+    def check(
+        self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool, reason: str
+    ) -> None:
         self._shares = per_task and (weighting.needs_gram or weighting.cross_batch)
 
     @property
@@ -93,10 +96,12 @@ class Replicated(Processes):
 
             try:
                 yield before_last_pass
-            except Exception:
+            except Exception as error:
                 if agreed:  # the others wait for gradients. Afterwards all meet again.
                     mean.finish([None] * len(params), failed=True)
                     self._call = call
+                    if isinstance(error, UnsupportedError):  # too late for another engine: the others stop here
+                        raise RuntimeError(str(error)) from error
                 raise
         if not agreed:  # there was no backward pass
             self._meet(params)

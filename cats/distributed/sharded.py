@@ -40,10 +40,12 @@ class Sharded(Processes):
         self._modules: list[Any] = []  # the FSDP modules that hold the trained parameters, once they are checked
         self._reduced = False  # whether the last backward() call averaged all gradients
 
-    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
+    def check(
+        self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool, reason: str
+    ) -> None:
         if not self._compared:
             self._check_mesh(params)
-        self._meet(params, **{"tasks with a loss, which with fully_shard": str(list(tasks))})
+        self._meet(params, **{"tasks with a loss": str([weighting.names[n] for n in tasks])})
         if not tasks:
             raise ValueError(
                 "with fully_shard each process needs the losses of the same tasks in each backward(): a process "
@@ -75,7 +77,10 @@ class Sharded(Processes):
                     "of the others: call fully_shard on the whole model, with one mesh"
                 )
         if sorted(mesh.mesh.flatten().tolist()) != sorted(self.communication.ranks):
-            raise RuntimeError("process_group does not have the processes of the device mesh of fully_shard")
+            raise RuntimeError(
+                "process_group does not have the processes of the device mesh of fully_shard: pass mesh.get_group(), "
+                "or for a mesh of two dimensions a group of all its processes"
+            )
         self._shards, self._shard = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
         self._replicas = mesh.size() // self._shards
 

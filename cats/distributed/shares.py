@@ -47,13 +47,16 @@ class Shares:
         for chosen in self._chosen:
             first, length = self._params[chosen[0]], self._length(chosen)
             dtype = self._communication.dtype or first.dtype
+            before, after = self._communication.divisors(first.dtype)
             flat = torch.zeros(length * self._communication.size, dtype=dtype, device=first.device)
             parts = flat.split([*self._sizes(chosen), len(flat) - sum(self._sizes(chosen))])
             for i, part in zip(chosen, parts, strict=False):
                 g = dense(gradient[i])
                 if g is not None:
                     part.view(g.shape).copy_(g)
-            share.append(self._communication.scattered_sum(flat).to(first.dtype).div_(self._communication.size))
+            if before > 1:
+                flat.div_(before)
+            share.append(self._communication.scattered_sum(flat).to(first.dtype).div_(after))
         return share
 
     def gather(self, share: Gradient) -> Gradient:

@@ -34,22 +34,25 @@ class Wrapped(Processes):
         self._wrappers = wrappers  # until they are checked
         self._checksum: Tensor | None = None  # of p.grad after the last backward() call, 0-d
 
-    def check(self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool) -> None:
+    def check(
+        self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool, reason: str
+    ) -> None:
+        if not tasks:
+            raise ValueError(
+                "with DistributedDataParallel each process needs a loss in each backward(): a process without examples "
+                "passes 0 * model(input).sum() for some input"
+            )
         if per_task:
             raise RuntimeError(
-                "the model is wrapped in DistributedDataParallel, which does not see per-task gradients: pass the loss "
-                "of each row and tasks= to backward() (engine one_pass), or train the module itself (model.module) "
-                "without the wrapper"
+                "the model is wrapped in DistributedDataParallel, which does not see per-task gradients, and engine "
+                f"per_task was chosen ({reason}): pass the loss of each row and tasks= to backward(), with a model "
+                "that engine one_pass supports. Or delete the DistributedDataParallel object, and make the optimizer "
+                "after that: it then averages the gradients itself"
             )
         if self.communication.dtype is not None:
             raise RuntimeError(
                 "communication_dtype has no effect in DistributedDataParallel: register "
                 "torch.distributed.algorithms.ddp_comm_hooks.default_hooks.bf16_compress_hook with it"
-            )
-        if not tasks:
-            raise ValueError(
-                "with DistributedDataParallel each process needs a loss in each backward(): a process without examples "
-                "passes 0 * model(input).sum() for some input"
             )
         if self._wrappers:
             self._check_wrappers(params)
@@ -84,7 +87,8 @@ class Wrapped(Processes):
         assert self._checksum is not None, "averaged() has set it"
         name = (
             "the checksum of p.grad, which DistributedDataParallel averages (only in the first backward pass after a "
-            "forward pass through it, and not under no_sync())"
+            "forward pass through it, and not under no_sync(). To train the module itself, delete the "
+            "DistributedDataParallel object, and make the optimizer after that)"
         )
         return {name: str(self._checksum.item())}
 

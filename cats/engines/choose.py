@@ -153,7 +153,8 @@ class Engines:
         if whole and not sharded and name != "one_pass":
             raise UnsupportedError(
                 f"engine {name}: the model is wrapped in DistributedDataParallel, which allows one forward and one "
-                "backward pass per step: use engine='one_pass', or train the module itself (model.module)"
+                "backward pass per step: use engine='one_pass', or delete the DistributedDataParallel object, and make "
+                "the optimizer after that"
             )
         if name == "two_pass":
             return self._two_pass.backward(

@@ -17,6 +17,8 @@ from torch import distributed as dist
 import cats
 from cats import distributed
 from cats.distributed import buckets
+from cats.distributed.shares import Shares
+from cats.engines.pending import UnsupportedError
 from tests.distributed.common import TASKS, Model, batch, needs_gloo, results_of, train
 
 pytestmark = needs_gloo
@@ -38,6 +40,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     result |= {"differing": {case: differing(rank, case) for case in DIFFERING}}
     result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
     result |= {"traffic": {kind: traffic(rank, kind) for kind in TRAFFIC}, "overlap": overlap(rank), "half": half(rank)}
+    result |= {"float16": float16(), "late": late(rank), "no losses": no_losses()}
     result |= {"unequal": unequal(rank), "changing": {kind: changing(rank, kind) for kind in CHANGING}}
     return result
 
@@ -84,6 +87,64 @@ def test_a_step_is_taken_by_all_or_none(found: list[dict[str, Any]]) -> None:
         assert each["mixed"]["skipped"] == 2 and each["mixed"]["step"] == 2
         torch.testing.assert_close(each["mixed"]["moved"], torch.full((3,), 0.3))  # two steps: 2 * lr * mean of 1 and 2
         assert each["mixed"]["half"].dtype == torch.bfloat16 and each["mixed"]["half"].tolist() == [1.0, 1.0]
+
+
+def float16() -> list[list[float]]:
+    """Means of a gradient of 40,000 in both processes, in all ways to form them. The sum would be infinite."""
+    means = []
+    for dtype in None, torch.bfloat16:
+        w = nn.Parameter(torch.ones(3, dtype=torch.float16))
+        base = torch.optim.SGD([w], lr=0.1)
+        optimizer = cats.MultiTask(base, ["az"], cats.weighting.Static([1.0]), communication_dtype=dtype)
+        optimizer.backward({"az": 40000 * w.float().sum()})
+        assert w.grad is not None
+        shares = Shares([w], 1, distributed.Communication(None, dtype), frozenset([0]))
+        (gathered,) = shares.gather(shares.scatter([torch.full_like(w, 40000.0)]))
+        assert gathered is not None
+        means += [w.grad.tolist(), gathered.tolist()]
+    return means
+
+
+def test_the_mean_of_large_float16_gradients_is_finite(found: list[dict[str, Any]]) -> None:
+    rounded = torch.tensor(40000.0).bfloat16().item()
+    for each in found:
+        assert each["float16"] == [[40000.0] * 3] * 2 + [[rounded] * 3] * 2
+
+
+def late(rank: int) -> str:
+    """An engine refuses in one process, in the backward pass in which gradients are sent."""
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(0.5)
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), ["az", "be"], inner_steps=1)
+
+    def refuse(p: Tensor) -> None:
+        raise UnsupportedError("engine one_pass: too late")
+
+    if rank == 0:
+        model.weight.register_post_accumulate_grad_hook(refuse)
+    with pytest.raises(RuntimeError) as error:
+        optimizer.backward(model(torch.ones(3, 4)).square().sum(1), tasks=torch.tensor([0, 1, 1]))
+    return str(error.value)
+
+
+def test_an_engine_that_refuses_while_gradients_are_sent_stops_all(found: list[dict[str, Any]]) -> None:
+    assert found[0]["late"] == "engine one_pass: too late"
+    assert found[1]["late"].startswith("process 0 failed with RuntimeError: engine one_pass: too late")
+
+
+def no_losses() -> str:
+    optimizer = cats.CATS(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), ["az"])
+    optimizer.backward({})
+    with pytest.raises(RuntimeError) as error:
+        optimizer.step()
+    return str(error.value)
+
+
+def test_no_process_has_a_loss(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert each["no losses"].startswith("no process has a loss")
 
 
 def refused(rank: int) -> str:

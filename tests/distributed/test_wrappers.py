@@ -62,6 +62,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
         "scaled": scaled(rank),
         "nonfinite": nonfinite(rank),
         "copied": copied(pair),
+        "numbers": numbers_of_processes(rank, pair),
         "stranger": stranger(pairs[1 - rank // 2]),
         "checkpoints": checkpoints(rank, pairs, folder / "checkpoints"),
     }
@@ -208,17 +209,18 @@ def test_traps_of_wrappers(found: list[dict[str, Any]], case: str) -> None:
 
 
 REFUSED = {
-    "per-task gradients": r"DistributedDataParallel, which does not see per-task gradients: pass the loss of each row",
+    "per-task gradients": r"not see per-task gradients, and engine per_task was chosen "
+    r"\(2 gradients take .*\): pass the loss of each row.*Or delete the DistributedDataParallel object",
     "no loss": r"with DistributedDataParallel each process needs a loss|process 3 failed with ValueError: with Dist",
     "a part wrapped": r"1 of 2 trained parameters are not in DistributedDataParallel.*wrap all of them, or none",
     "another group": "process_group is not that of DistributedDataParallel",
     "bf16 in ddp": "register torch.distributed.algorithms.*bf16_compress_hook",
     "bf16 in fsdp": "use MixedPrecisionPolicy",
-    "other tasks": r"tasks with a loss, which with fully_shard \(\[0, 1\] in process 0, \[0\] in process 3\)",
-    "other order": r"tasks with a loss, which with fully_shard \(\[0, 1\] in process 0, \[1, 0\] in process 3\)",
+    "other tasks": r"tasks with a loss \(\['az', 'be'\] in process 0, \['az'\] in process 3\).*one row times 0",
+    "other order": r"tasks with a loss \(\['az', 'be'\] in process 0, \['be', 'az'\] in process 3\).*same order",
     "a part sharded": r"a trained parameter of shape \(1,\) is not sharded by fully_shard",
     "not by fully_shard": r"a trained parameter of shape \(8, 4\) is not sharded by fully_shard",
-    "other mesh": "process_group does not have the processes of the device mesh",
+    "other mesh": r"process_group does not have the processes of the device mesh.*pass mesh.get_group\(\)",
     "one_pass in fsdp": r"engine one_pass: the parameters are sharded: use engine='per_task' or 'two_pass'",
     "replicas differ": r"the parameters differ between processes, in 1 of 6 tensors",
 }
@@ -381,6 +383,24 @@ def copied(group: Any) -> list[float]:
 
 def test_a_copy_has_the_same_process_group(found: list[dict[str, Any]]) -> None:
     assert [each["copied"] for each in found] == [[0.5], [0.5], [2.5], [2.5]]
+
+
+def numbers_of_processes(rank: int, pair: Any) -> list[str]:
+    """The errors of two processes in a group, which differ, and of which then one fails."""
+    errors = []
+    w = nn.Parameter(torch.ones(1))
+    for rate, task in (1.0 + rank % 2, "az"), (1.0, "xy" if rank % 2 else "az"):
+        optimizer = cats.CATS(torch.optim.SGD([w], lr=rate), ["az"], process_group=pair)
+        with pytest.raises((RuntimeError, ValueError)) as error:
+            optimizer.backward({task: w.sum()})
+        errors.append(str(error.value))
+    return errors
+
+
+def test_errors_in_a_group_name_global_ranks(found: list[dict[str, Any]]) -> None:
+    for each in found[2:]:
+        assert "1.0 in process 2, 2.0 in process 3" in each["numbers"][0]
+    assert "process 3 failed with ValueError: unknown task 'xy'" in found[2]["numbers"][1]
 
 
 def stranger(group: Any) -> str:
