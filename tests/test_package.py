@@ -183,7 +183,8 @@ def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
 
 
 def test_the_readme_loop_trains(root: Path) -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```", (root / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    text = (root / "README.md").read_text()
+    example, mixed = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2, bias=False)
     inputs = torch.randn(8, 3)
@@ -205,6 +206,12 @@ def test_the_readme_loop_trains(root: Path) -> None:
     assert optimizer.alpha.keys() == targets.keys()
     # The weights start equal. After 200 updates they differ, because the tasks do.
     assert len(set(optimizer.alpha.values())) == 3
+
+    # The form with one forward pass for a batch of all tasks.
+    x, y, ids = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 2, 2])
+    exec(mixed, {**names, "x": x, "y": y, "ids": ids, "F": torch.nn.functional})
+    gradient = model.weight.grad
+    assert gradient is not None and bool(gradient.any())
 
 
 STAND_IN = """#!/bin/sh

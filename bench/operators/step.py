@@ -44,7 +44,8 @@ def run(backends: list[str], steps: int = STEPS) -> StepTimes:
     from cats.nmt.training.run import set_threads
     from cats.nmt.training.trainer import Trainer
 
-    config = apply_overrides(Config(), ["method.inner_steps=1"])
+    # The engine that combines the gradients of the tasks with the operators that are measured.
+    config = apply_overrides(Config(), ["method.inner_steps=1", "method.engine=per_task"])
     set_threads(config.train.threads, config.model.d_model)
     watches = {name: (Stopwatch(), Stopwatch()) for name in backends}
     totals: dict[str, list[float]] = {name: [] for name in backends}
