@@ -134,7 +134,7 @@ class Accumulation:
             losses: those of this call.
             weights: (N,) float64 on the CPU, the weights of all tasks.
         """
-        known = self.checked(weights, list(range(len(self.tasks)))).tolist()
+        known = self._checked_all(weights).tolist()
         with self.reducer.averaged(self.params) as before_last_pass:
             values = weighted_backward(
                 losses,
@@ -159,15 +159,16 @@ class Accumulation:
         """
         self._check_pairs(losses.tasks)
         # Without compiled code, a graph shows its layers. Checkpoints run them again in the backward pass, as before.
-        lazy = isinstance(losses, Examples) and callable(losses.loss)
-        with uncompiled() if self.engine == "one_pass" and lazy else nullcontext():
+        lazy = self.engine == "one_pass" and isinstance(losses, Examples) and callable(losses.loss)
+        with uncompiled() if lazy else nullcontext():
+            if lazy:
+                assert isinstance(losses, Examples)
+                losses = dataclasses.replace(losses, loss=losses.evaluate())
             self._add_by_engine_or_another(losses, weights, last)
         self._largest = largest(self.params)
 
     def _add_by_engine_or_another(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         try:
-            if self.engine == "one_pass" and isinstance(losses, Examples) and callable(losses.loss):
-                losses = dataclasses.replace(losses, loss=losses.evaluate())
             with grads_restored_on_error(self.params):
                 self._add_by_engine(losses, weights, last)
         except UnsupportedError as error:
@@ -187,7 +188,7 @@ class Accumulation:
         elif self.engine == "per_task":
             self._add_per_task(losses, weights)
         else:
-            self._add_in_one_backward(losses, self.checked(weights, list(range(len(self.tasks)))), last)
+            self._add_in_one_backward(losses, self._checked_all(weights), last)
 
     def _add_in_one_backward(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         """One backward pass for ḡ. <g_n, ḡ> is computed as soon as ḡ is final, from what every call leaves pending."""
@@ -264,7 +265,7 @@ class Accumulation:
     def _add_per_task(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
         """One gradient g_n per task, and ḡ = Σ w_n g_n of them."""
         if not self.weighting.needs_gram:
-            weights = self.checked(weights, list(range(len(self.tasks))))
+            weights = self._checked_all(weights)
         values, gradients = task_gradients(losses, self.params, scale=self.scale, whole=self.reducer.whole_backward)
         self._check_sparse(gradients)
         gradients = [list(map(dense, gradient)) for gradient in gradients]
@@ -309,6 +310,9 @@ class Accumulation:
         weights = weights.clone()
         weights[list(self.losses)] = present
         return weights
+
+    def _checked_all(self, weights: Any) -> Tensor:
+        return self.checked(weights, list(range(len(self.tasks))))
 
     def checked(self, weights: Any, tasks: list[int]) -> Tensor:
         """Weights of these tasks, float64 on the CPU. For errors see :func:`cats.weighting.checks.checked_weights`."""

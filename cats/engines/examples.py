@@ -58,6 +58,10 @@ class Examples:
         seed = table.to(value.dtype)[ids]  # -1 takes the last number, 0
         return seed.view(*seed.shape, *[1] * (value.dim() - seed.dim())).expand_as(value)
 
+    def seed_of(self, value: Tensor, task: int, scale: Tensor | None) -> Tensor:
+        """The gradient of L_n of one task by ``value``, times GradScaler's scale."""
+        return self.seed(value, [float(n == task) for n in range(self.count)], scale)
+
     def values(self, value: Tensor) -> list[Tensor]:
         """The loss of each of ``tasks``, 0-d float64."""
         ids = self._ids(value)

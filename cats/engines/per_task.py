@@ -57,7 +57,7 @@ def _gradients_of_examples(
     value = losses.evaluate()
     gradients = []
     for n in losses.tasks:
-        start = losses.seed(value, [float(n == m) for m in range(losses.count)], scale)
+        start = losses.seed_of(value, n, scale)
         with compiled_graphs_explained("losses with tasks="):
             retain = n != losses.tasks[-1]
             gradients.append(gradient(value, start, params, retain_graph=retain, whole=whole))

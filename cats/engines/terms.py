@@ -34,12 +34,7 @@ class Term:
 def terms(losses: TaskLosses | Examples) -> list[Term]:
     """The loss tensors of a call. Each task has one loss."""
     if isinstance(losses, Examples):
-        mixed = losses
-
-        def seed_of(value: Tensor, task: int, scale: Tensor | None) -> Tensor:
-            return mixed.seed(value, [float(n == task) for n in range(mixed.count)], scale)
-
-        return [Term(mixed.loss, mixed.tasks, "losses with tasks=", mixed.evaluate, mixed.values, seed_of)]
+        return [Term(losses.loss, losses.tasks, "losses with tasks=", losses.evaluate, losses.values, losses.seed_of)]
     return [
         Term(
             loss,

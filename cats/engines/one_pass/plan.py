@@ -40,13 +40,16 @@ class Planner:
     """Makes the plan of every outer step, and remembers how the rows of each layer are placed."""
 
     def __init__(self) -> None:
-        self.placements: dict[Key, tuple[Placement, ...]] = {}
         self.plans = 0
         self._checked_again = 0  # how many single masked passes there were
-        self._without_rows: set[Key] = set()  # uses of parameters alone, whose rows belong to all tasks
-        self._moving: set[Key] = set()  # uses whose rows are in another order in each call: always measured
         self._lists = 0  # the number of lists of tasks in the last call
         self._params: list[int] = []  # the ids of the parameters in the last call
+        self._forget()
+
+    def _forget(self) -> None:
+        self.placements: dict[Key, tuple[Placement, ...]] = {}
+        self._without_rows: set[Key] = set()  # uses of parameters alone, whose rows belong to all tasks
+        self._moving: set[Key] = set()  # uses whose rows are in another order in each call: always measured
         # The edges of the graphs that were checked, for calls with one task and with several.
         self._edges: dict[bool, set[tuple[str, str]]] = {False: set(), True: set()}
 
@@ -68,10 +71,7 @@ class Planner:
         """
         self.plans += 1
         if self._params != [id(p) for p in params[:shared]]:  # what is remembered goes by the number of a parameter
-            self.placements.clear()
-            self._without_rows.clear()
-            self._moving.clear()
-            self._edges = {False: set(), True: set()}
+            self._forget()
             self._params = [id(p) for p in params[:shared]]
         graph = find_uses(batch.roots, params[:shared])
         _check(graph)

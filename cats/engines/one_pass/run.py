@@ -113,7 +113,7 @@ class LayerDots:
     """<g_n, ḡ> of the tasks of one backward() call: what was computed so far, and the layers that wait for ḡ.
 
     Attributes:
-        waiting: {use: (δ as rows, the task of each row, the factor of each task or None, the derivative)}.
+        waiting: {use: what was recorded of it}.
         complete: whether everything was computed during the backward pass, with the final ḡ.
     """
 
@@ -166,14 +166,14 @@ class LayerDots:
 
     def finish(self) -> None:
         """Adds the shares of the layers that still wait. ḡ is in ``p.grad``."""
-        self._add_waiting()
+        self._add_waiting([p.grad for p in self.params])
         self.waiting.clear()
         self.complete = True
 
     @torch.no_grad()
-    def _add_waiting(self) -> None:
+    def _add_waiting(self, direction: Gradient) -> None:
         for use, record in self.waiting.items():
-            self.add(use, record, lambda i: self.params[i].grad)
+            self.add(use, record, direction.__getitem__)
 
     @torch.no_grad()
     def compare_with(self, params: Sequence[Tensor]) -> None:
@@ -185,7 +185,7 @@ class LayerDots:
             RuntimeError: it is not.
         """
         assert self.sizes is not None
-        self._add_waiting()
+        self._add_waiting([p.grad for p in self.params])
         found = self._sums().sum().item()
         expected = sum(p.grad.double().square().sum().item() for p in params if p.grad is not None)
         size, precision = expected + sum(x.item() for x, _ in self.sizes), max([0.0, *(eps for _, eps in self.sizes)])
@@ -199,10 +199,8 @@ class LayerDots:
 
     def dots(self, direction: Gradient, *, last: bool) -> tuple[dict[int, Tensor], None]:
         """See :class:`cats.engines.pending.Pending`."""
-        with torch.no_grad():
-            if not self.complete:
-                for use, record in self.waiting.items():
-                    self.add(use, record, direction.__getitem__)
+        if not self.complete:
+            self._add_waiting(direction)
         return self._by_task(direction), None
 
     def _by_task(self, direction: Gradient) -> dict[int, Tensor]:
