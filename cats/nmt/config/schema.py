@@ -192,6 +192,11 @@ class Sampling:
         "temperature at the last update; 1/T changes linearly until then; 0: constant temperature",
         need=NOT_NEGATIVE,
     )
+    first_temperature: float = setting(
+        0.0,
+        "temperature before the reset of train.restart (T=1 there and T=3 later: staged training); 0: the same",
+        need=NOT_NEGATIVE,
+    )
     ratios: tuple[float, ...] = setting(
         (),
         "instead of a temperature: the tasks' shares of the sentences, one number per task in the order of their names",
@@ -324,6 +329,11 @@ class Train:
         0, "updates before the reset of train.pretrain or train.restart; train.steps includes them", need=COUNT
     )
     restart: bool = setting(False, "train all tasks from the start, with the same reset as train.pretrain")
+    restart_parts: str = setting(
+        "all",
+        "what the reset renews: all, only the learning rate, or only the optimizer with alpha",
+        choices=("all", "learning-rate", "optimizer"),
+    )
     threads: int = setting(0, "CPU threads; 0: one if d_model is below 256, else torch's default", need=THREADS)
 
 

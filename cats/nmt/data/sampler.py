@@ -67,7 +67,8 @@ class Mixture:
     temperature_end: the temperature at the last of `steps` updates; 1/T is interpolated linearly. 0: it is constant.
     ratios: if given, the probabilities are proportional to these numbers instead, one per task in their order.
     unimax_epochs: if above 0, the tasks' shares of the tokens are those of ``unimax`` instead.
-    pretrain: the tasks that are trained alone in the first `pretrain_steps` updates.
+    first_temperature: the temperature in the first `pretrain_steps` updates; 0: the same as later.
+    pretrain: the tasks that are trained alone in the first `pretrain_steps` updates; empty: all.
     """
 
     temperature: float
@@ -75,15 +76,17 @@ class Mixture:
     ratios: Sequence[float] = ()
     unimax_epochs: float = 0.0
     steps: int = 1
+    first_temperature: float = 0.0
     pretrain: Sequence[str] = ()
     pretrain_steps: int = 0
 
     def phase(self, step: int) -> float:
         """A number that the probabilities depend on. Updates with the same phase have the same probabilities.
 
-        -1 while pretraining, else the fraction of the training that is done if the temperature changes, else 0.
+        -1 in the first `pretrain_steps` updates, if they differ. Later, the fraction of the training that is done if
+        the temperature changes, else 0.
         """
-        if step < self.pretrain_steps:
+        if step < self.pretrain_steps and (self.pretrain or self.first_temperature):
             return -1.0
         return step / max(1, self.steps - 1) if self.temperature_end else 0.0
 
@@ -98,7 +101,9 @@ class Mixture:
             lengths: {task: mean target tokens of a sentence}.
             tokens: target tokens of an update.
         """
-        if self.ratios:
+        if phase < 0 and self.first_temperature:
+            found = temperature_probabilities(sizes, self.first_temperature)
+        elif self.ratios:
             found = {task: value / sum(self.ratios) for task, value in zip(sizes, self.ratios, strict=True)}
         elif self.unimax_epochs:
             whole = {task: lengths[task] * size for task, size in sizes.items()}
@@ -111,7 +116,7 @@ class Mixture:
                 inverse = (1 - phase) / temperature + phase / self.temperature_end
                 temperature = 1 / inverse if inverse else math.inf
             found = temperature_probabilities(sizes, temperature)
-        if phase < 0:
+        if phase < 0 and self.pretrain:
             first = set(self.pretrain)
             found = {task: value if task in first else 0.0 for task, value in found.items()}
             total = sum(found.values())

@@ -121,6 +121,7 @@ def _mixture(sampling: schema.Sampling, train: schema.Train, tasks: list[str]) -
         sampling.ratios,
         sampling.unimax_epochs,
         train.steps,
+        sampling.first_temperature,
         train.pretrain,
-        train.pretrain_steps if train.pretrain else 0,
+        train.pretrain_steps,
     )

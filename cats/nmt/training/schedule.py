@@ -33,15 +33,16 @@ def learning_rate(
 
 def rate_of_update(step: int, settings: schema.Train, d_model: int) -> float:
     """The learning rate of update ``step`` of a run. With `train.pretrain_steps`, the schedule runs twice: before and
-    after the restart.
+    after the reset, unless `train.restart_parts` leaves the learning rate out.
     """
-    pretraining = step < settings.pretrain_steps
-    begun = 0 if pretraining else settings.pretrain_steps
+    reset = 0 if settings.restart_parts == "optimizer" else settings.pretrain_steps
+    pretraining = step < reset
+    begun = 0 if pretraining else reset
     return learning_rate(
         step - begun,
         peak=settings.lr,
         warmup=settings.warmup,
-        steps=settings.pretrain_steps if pretraining else settings.steps - begun,
+        steps=reset if pretraining else settings.steps - begun,
         schedule=settings.schedule,
         start=settings.warmup_start,
         d_model=d_model,

@@ -242,7 +242,7 @@ class Trainer:
     def begin_update(self) -> None:
         """Sets what the number of the update determines: the phase, the learning rate, the seed of the dropout."""
         train = self.config.train
-        if self.step and self.step == train.pretrain_steps:
+        if self.step and self.step == train.pretrain_steps and train.restart_parts != "learning-rate":
             self.reset_optimizer()
         for group in self.optimizer.param_groups:
             group["lr"] = rate_of_update(self.step, train, self.config.model.d_model)

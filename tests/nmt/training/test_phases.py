@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("sentencepiece")
 
 from cats.nmt.config.toml import read_config
+from cats.nmt.data.sampler import temperature_probabilities
 from cats.nmt.errors import UserError
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, assert_same_runs, final_state, metrics, short, write_short_corpus
@@ -89,9 +90,33 @@ def test_the_restart_is_pretraining_on_all_tasks(corpus: Path, tmp_path: Path) -
     assert_same({**one, "settings": None}, {**other, "settings": None})  # only these differ
 
 
+@pytest.mark.parametrize("parts", ["all", "learning-rate", "optimizer"])
+def test_what_the_restart_renews(corpus: Path, tmp_path: Path, parts: str) -> None:
+    way = ["train.restart=true", "train.pretrain_steps=21", f"train.restart_parts={parts}"]
+    train(short(corpus, *way), tmp_path / "run", quiet=True)
+    config = short(corpus, *way).train
+    rates = {line["step"]: line["lr"] for line in metrics(tmp_path / "run") if "lr" in line}
+    inverse_sqrt = config.lr * (config.warmup / 30) ** 0.5  # of update 30 without a restart
+    assert rates[30] == pytest.approx(inverse_sqrt if parts == "optimizer" else config.lr * 9 / 10)
+    state = final_state(tmp_path / "run")["optimizer"]["state"]
+    assert {int(moments["step"]) for moments in state.values()} == {60 if parts == "learning-rate" else 39}
+
+
+def test_staged_training_begins_with_another_temperature(corpus: Path, tmp_path: Path) -> None:
+    staged = ["train.restart=true", "train.pretrain_steps=21", "sampling.first_temperature=1", "sampling.temperature=3"]
+    trainer = Trainer(short(corpus, *staged), tmp_path / "run", resume=False, quiet=True)
+    sizes = trainer.sampler.sizes
+    for step, temperature in ((0, 1.0), (20, 1.0), (21, 3.0), (59, 3.0)):
+        mixture = trainer.sampler.mixture
+        found = mixture.probabilities(mixture.phase(step), sizes, dict.fromkeys(sizes, 1.0), 800)
+        assert found == list(temperature_probabilities(sizes, temperature).values())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["sampling.first_temperature=1"], r"sampling\.first_temperature has no effect without train\.restart"),
+        (["train.restart_parts=optimizer"], r"train\.restart_parts has no effect without"),
         (["train.pretrain=xa"], r"train\.pretrain needs train\.pretrain_steps between 1 and 59, not 0"),
         (
             ["train.restart=true", "train.pretrain_steps=60"],
