@@ -45,4 +45,6 @@ def run(args: argparse.Namespace) -> None:
     corpus = generate(data.languages, data.sizes, data.seed)
     write_corpus(corpus, out)
     pairs = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
+    for notice in corpus.notices:
+        print(notice)
     print(f"{out}: training pairs {pairs}\nTrain on it: cats train --data {out}")

@@ -86,8 +86,9 @@ class Data:
     )
     sizes: str = setting(
         "ted",
-        "built-in corpus: pairs per language (ted: ratios up to 10 to 1; wmt: one very large; opus100: as OPUS-100)",
-        choices=("ted", "wmt", "opus100"),
+        "built-in corpus: pairs per language (ted: ratios up to 10 to 1; wmt: one very large; noisy: as ted, with "
+        "wrong translations in two languages; opus100: as OPUS-100)",
+        choices=("ted", "wmt", "noisy", "opus100"),
     )
     source: str = setting(
         "en", "the language that all tasks have in common; en also stands for eng, en_XX and eng_Latn"

@@ -120,7 +120,7 @@ class Task:
 class Corpus:
     """The tasks that are trained together.
 
-    notices: what was left out when the corpus was read, and why, one line each.
+    notices: what a user should know about the text, one line each, such as what was left out and why.
     zero_shot: directions with test text but no training text.
     """
 

@@ -81,7 +81,7 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["evaluate", "absent"], "absent is not a run directory: it has no config.toml"),
         (
             ["data", "cldr", "--out", "x", "--sizes", "tde"],
-            "data.sizes must be one of ted, wmt, opus100, not 'tde' (did you mean ted?)",
+            "data.sizes must be one of ted, wmt, noisy, opus100, not 'tde' (did you mean ted?)",
         ),
         (["data", "inspect", "absent"], "{folder}/absent: no such folder; give a folder of parallel text"),
     ],

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.data.cldr.generate import UNSEEN, Lines, draft, generate
+from cats.nmt.data.cldr.generate import UNSEEN, Lines, draft, generate, misaligned
 from cats.nmt.data.cldr.phrases import COUNTS, TEMPLATES, Atom, Phrase, Template
-from cats.nmt.data.cldr.sets import LANGUAGES, LEXICON_SETS, SIZES
+from cats.nmt.data.cldr.sets import LANGUAGES, LEXICON_SETS, NOISY, SIZES
 from cats.nmt.data.corpus import SPLITS, Corpus
 from cats.nmt.errors import UserError
 from cats.nmt.scoring import nearest_neighbour
@@ -347,6 +347,30 @@ def test_processes_agree_and_seeds_do_not():
     assert digests[0][0] == DIGEST != digests[0][1]
 
 
+# Wrong translations
+
+
+def test_noisy_shuffles_half_of_the_training_targets_of_two_languages():
+    clean, noisy = generate("related", "ted", 3), generate("related", "noisy", 3)
+    wrong = {}
+    for before, after in zip(clean.tasks, noisy.tasks, strict=True):
+        assert (after.name, after.valid, after.test) == (before.name, before.valid, before.test)
+        assert after.train.source == before.train.source
+        assert Counter(after.train.target) == Counter(before.train.target)  # every line is still there
+        moved = sum(one != other for one, other in zip(after.train.target, before.train.target, strict=True))
+        wrong[after.name] = moved / len(before.train)
+    assert wrong == dict.fromkeys(wrong, 0) | {"tr": 0.5, "pt": 0.5}
+    assert noisy.notices == ["data.sizes = noisy: half of the training targets of tr and pt are shuffled"]
+    assert generate("related", "noisy", 3).digest() == noisy.digest()  # and not the same lines with another seed:
+    assert misaligned("abcdefgh", 0.5, "1") != misaligned("abcdefgh", 0.5, "2")
+
+
+@pytest.mark.parametrize("languages", ["related", "diverse", "wmt"])
+def test_the_noisy_languages_are_hires(languages):
+    sizes = dict(zip(LANGUAGES[languages], SIZES["noisy"][languages], strict=True))
+    assert len(NOISY[languages]) == 2 and all(sizes[code] >= 1000 for code in NOISY[languages])
+
+
 # Mistakes
 
 
@@ -360,7 +384,7 @@ def test_processes_agree_and_seeds_do_not():
         (("related", "tedd"), r"data\.sizes: no set 'tedd' \(did you mean ted\?\); choose from ted, wmt"),
         (("", "ted"), r"data\.languages: no set ''; choose from"),
         (("opus100", "ted"), r"data\.languages = opus100 needs data\.sizes = opus100, not ted"),
-        (("related", "opus100"), r"data\.languages = related needs data\.sizes = ted or wmt, not opus100"),
+        (("related", "opus100"), r"data\.languages = related needs data\.sizes = ted or wmt or noisy, not opus100"),
     ],
 )
 def test_unknown_sets(arguments, message):

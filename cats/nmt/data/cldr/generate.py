@@ -21,13 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cats.nmt.data.cldr.phrases import TEMPLATES, Entity, Phrase, Repertoire, Template
-from cats.nmt.data.cldr.sets import LANGUAGES, LEXICON_SETS, SIZES
+from cats.nmt.data.cldr.sets import LANGUAGES, LEXICON_SETS, NOISY, SIZES
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.errors import UserError, nearest
 
 NEW_PAIR, SEEN_SKELETON, UNSEEN_ENTITY = "new-pair", "seen-skeleton", "unseen-entity"
 VALID_LINES = 100
 TEST_LINES = {NEW_PAIR: 260, SEEN_SKELETON: 80, UNSEEN_ENTITY: 80}
+NOISE = 0.5  # with the sizes "noisy": the share of wrong training targets in a noisy language
 MANY = 50  # in a set with more languages than this, each has a fifth of these lines: results are averages over groups
 
 # Kinds with at least this many names are open: their names have skewed frequencies. Others (months, days) are uniform.
@@ -48,7 +49,10 @@ class Lines:
 
 def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> Corpus:
     """The corpus of a set of languages ("related", "diverse", "wmt", "opus100") with a set of sizes ("ted", "wmt",
-    "opus100"). The sizes and the languages of OPUS-100 go together only with each other.
+    "noisy", "opus100"). The sizes and the languages of OPUS-100 go together only with each other.
+
+    "noisy" is "ted" with wrong training targets: in two languages (``sets.NOISY``), half of the lines have the target
+    of another line. So the text is fluent, and it is no translation. All other text is that of "ted".
 
     The same arguments give the same corpus on every machine. ``Split.meta`` of the test and validation lines is
     (stratum, template). Validation lines are new-pair lines with other combinations than the test. No English line is
@@ -83,11 +87,26 @@ def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> C
         )
 
     repertoires = {code: repertoire(writers[code], names) for code in counts}
+    noisy = NOISY[languages] if sizes == "noisy" else ()
     tasks = []
     for code, lines in draft(names, repertoires, counts, writers["en"].write, seed).items():
         train, valid = split(code, {"": lines.train}), split(code, {NEW_PAIR: lines.valid})
-        tasks.append(Task(code, "en", code, Split(train.source, train.target), valid, split(code, lines.test)))
-    return Corpus(f"cldr-{languages}-{sizes}-{seed}", tasks)
+        target = misaligned(train.target, NOISE, f"{seed}/noise/{code}") if code in noisy else train.target
+        tasks.append(Task(code, "en", code, Split(train.source, target), valid, split(code, lines.test)))
+    notices = (
+        [f"data.sizes = noisy: half of the training targets of {' and '.join(noisy)} are shuffled"] if noisy else []
+    )
+    return Corpus(f"cldr-{languages}-{sizes}-{seed}", tasks, notices)
+
+
+def misaligned(lines: Sequence[str], share: float, seed: str) -> list[str]:
+    """The lines, of which a random share has changed places, so that none of these is where it was."""
+    rng = random.Random(seed)
+    moved = rng.sample(range(len(lines)), round(share * len(lines)))
+    result = list(lines)
+    for i, j in zip(moved, [*moved[1:], *moved[:1]], strict=True):  # a random cycle
+        result[i] = lines[j]
+    return result
 
 
 def draft(

@@ -34,6 +34,7 @@ LANGUAGES = {
 # Training pairs of each language, in the order of LANGUAGES. "ted": from 10 to 1, ranked as in the TED talks corpus.
 # "wmt": the proportions of the WMT corpus with one very large language; there, the numbers are millions:
 # 0.1 0.1 0.2 0.2 0.2 0.3 0.3 0.6 0.8 27.8. "opus100": the proportions of OPUS-100, where a million is the most.
+# "noisy": as "ted".
 SIZES = {
     "ted": {
         "related": (150, 120, 200, 500, 1000, 1200, 1000, 700),
@@ -47,6 +48,10 @@ SIZES = {
     },
     "opus100": {"opus100": tuple(pairs // OPUS100_SCALE for pairs in OPUS100_PAIRS.values())},
 }
+SIZES["noisy"] = SIZES["ted"]
+# "noisy": the languages of which half of the training targets are shuffled. Each set has two, both HiRes, so that much
+# of the batch is noise. Where the set has a closely related LoRes language (az, gl; mk; nl, it), its relative is noisy.
+NOISY = {"related": ("tr", "pt"), "diverse": ("bg", "fr"), "wmt": ("ro", "de")}
 # The names that phrases are made of are those that all languages of these sets have. They do not depend on the set, and
 # a language of another set uses those that it has.
 LEXICON_SETS = ("related", "diverse", "wmt")
