@@ -46,6 +46,7 @@ class Accumulation:
         due: whether the weighting needs it. If not, it is to show which task has a gradient that is not finite.
         step: the number of steps taken before. With the number of the call, it seeds random samples.
         backend: the backend of :mod:`cats.ops`, or None.
+        groups: the group of each parameter and the number of groups, if the weighting has groups.
 
     Attributes:
         calls: the number of backward() calls.
@@ -71,6 +72,7 @@ class Accumulation:
         due: bool,
         step: int,
         backend: str | None,
+        groups: tuple[Sequence[int], int] | None = None,
     ) -> None:
         self.params = params
         self.tasks = tasks
@@ -87,7 +89,11 @@ class Accumulation:
         self.losses: dict[int, Tensor] = {}
         self.weights: Tensor | None = None
         self.scale: Tensor | None = None
-        self._gradients = TaskGradients(params, shared, cross_batch=weighting.cross_batch, backend=backend)
+        index, count = groups or (None, 1)
+        self._gradients = TaskGradients(
+            params, shared, cross_batch=weighting.cross_batch, backend=backend, groups=index, group_count=count
+        )
+        self._sqnorm: float | None = None  # ‖ḡ‖², if the weights differ between groups of parameters
         self._dots: Tensor | None = None  # (K,) float64 on the device
         self._sqnorms: Tensor | None = None  # (K,) float64 on the device
         self._pending: list[Pending] = []  # what calls of an engine with one backward pass left, until ḡ is final
@@ -286,30 +292,48 @@ class Accumulation:
     def _weigh_by_gram(self, weights: Tensor) -> Tensor:
         """The weights of all tasks, after new ones were computed from the Gram matrix of the tasks present.
 
-        Has one host sync.
+        If there are groups of parameters, each has its own weights, and these are the means over the groups. Has one
+        host sync.
         """
-        here = self._gradients.gram()
-        gram, losses = self.reducer.totals(here, torch.stack(list(self.losses.values())))
-        host = torch.cat([gram, losses.to(gram.device)[None]]).cpu()
-        gram, losses = host[:-1], host[-1]
+        here, tasks = self._gradients.gram(), list(self.losses)
+        grams, losses = self.reducer.totals(here, torch.stack(list(self.losses.values())))
+        host = torch.cat([grams.flatten(), losses.to(grams.device)]).cpu()
+        grams, losses = host[: -len(tasks)].view(grams.shape), host[-len(tasks) :]
         # An earlier call may have shown the weighting the Gram matrix of a part of these gradients. Undo that.
         if self._state_before_gram is None:
             self._state_before_gram = self.weighting.state_dict()
         else:
             self.weighting.load_state_dict(self._state_before_gram)
-        if torch.isfinite(gram).all():
+        if torch.isfinite(grams).all():
             tolerance = self.weighting.tolerance
             if tolerance is None:
-                tolerance = len(gram) * precision({p.dtype for p in self.params})
-            shown = without_rounding_noise(gram, tolerance)
-            present = self.checked(self.weighting.weights_from_gram(shown, losses), list(self.losses))
+                tolerance = len(tasks) * precision({p.dtype for p in self.params})
+            shown = torch.stack([without_rounding_noise(gram, tolerance) for gram in grams])
+            rows = self.weighting.weights_from_grams(shown, losses, tasks)
+            if len(rows) != len(grams):
+                raise ValueError(
+                    f"the weighting returned weights for {len(rows)} groups of parameters, not {len(grams)}"
+                )
+            by_group = torch.stack([self.checked(row, tasks) for row in rows])
         else:  # step() will be skipped, and solvers fail on such a matrix
-            present = torch.ones_like(losses)
-        self._gradients.weights = present
-        self._dots, self._sqnorms = here @ present.to(here.device), here.diagonal()
+            by_group = torch.ones_like(grams[:, 0])
+        if len(by_group) == 1:
+            self._gradients.weights = by_group[0]
+        else:
+            self._gradients.weights = by_group
+            self._sqnorm = torch.einsum("gi,gij,gj->", by_group, grams, by_group).item()
+        self._dots = torch.einsum("gij,gj->i", here, by_group.to(here.device))
+        self._sqnorms = here.diagonal(dim1=1, dim2=2).sum(0)
         weights = weights.clone()
-        weights[list(self.losses)] = present
+        weights[tasks] = by_group.mean(0)
         return weights
+
+    def sqnorm(self, seen: Statistics) -> float:
+        """‖ḡ‖² over all processes, Σ w_n <g_n, ḡ>, or an estimate of it with ``cross_batch``."""
+        if self._sqnorm is not None:
+            return self._sqnorm
+        assert self.weights is not None
+        return (self.weights[seen.tasks] @ seen.dots).item()
 
     def _checked_all(self, weights: Any) -> Tensor:
         return self.checked(weights, list(range(len(self.tasks))))

@@ -23,7 +23,13 @@ from .engines.losses import Loss, TaskLosses
 from .engines.rows import rows_forgotten
 from .gradients import grads_restored_on_error, unscaled
 from .ops.dispatch import choices
-from .parameters import check_kinds, parameter_names, shared_parameters, trainable_parameters
+from .parameters import (
+    check_kinds,
+    groups_of_parameters,
+    parameter_names,
+    shared_parameters,
+    trainable_parameters,
+)
 from .state import State, base_restored_on_error, copy_of, noted_if_moved
 from .state_dict import ENTRY, add_entry, create_state, creates_state, load_entry, take_entry
 from .tasks import Losses, Task, describe, split_examples, split_losses, task_names
@@ -163,6 +169,8 @@ class MultiTask(Optimizer):
             raise TypeError(f"{type(optimizer).__name__} needs a closure in every step(), which is not supported")
         if getattr(weighting, "needs_gram", False) and getattr(weighting, "cross_batch", False):
             raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
+        if shared is not None and getattr(weighting, "groups", None) is not None:
+            raise ValueError("shared= and a weighting with groups of parameters exclude each other: the groups say it")
         if engine not in ENGINES:
             raise ValueError(f"engine={engine!r} does not exist; available: {', '.join(map(repr, ENGINES))}")
         needs = [name for name in ("needs_gram", "cross_batch") if getattr(weighting, name, False)]
@@ -364,14 +372,14 @@ class MultiTask(Optimizer):
         """Keeps the numbers of this step for :attr:`statistics`, and the weights that came from its Gram matrix."""
         last: dict[str, Any] = {"losses": self._named(seen.tasks, seen.losses)}
         if seen.known:
-            assert gathered.weights is not None
             scale = self.weighting.scale
             last["dots"] = self._named(seen.tasks, seen.dots / scale)
             last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
             if self._engines.name != "auto":  # a process that never had a loss has not chosen
                 last |= {"engine": self._engines.name, "engine_reason": self._engines.reason}
-            last["sqnorm"] = (gathered.weights[seen.tasks] @ seen.dots).item() / scale**2
+            last["sqnorm"] = gathered.sqnorm(seen) / scale**2
             if self.weighting.needs_gram and seen.finite:
+                assert gathered.weights is not None
                 self._own.weights = gathered.weights
         self._own.last = {**self._own.last, **last}
 
@@ -399,7 +407,8 @@ class MultiTask(Optimizer):
 
     @property
     def alpha(self) -> dict[Task, float]:
-        """{task: weight α_n} of all tasks. If the weighting needs the Gram matrix: the weights of the last step.
+        """{task: weight α_n} of all tasks. If the weighting needs the Gram matrix: the weights of the last step, or
+        their means over its groups of parameters.
 
         With ``reduction="sum"``, :class:`CATS` multiplies the gradients by N α_n; this is α_n.
         """
@@ -561,6 +570,7 @@ class MultiTask(Optimizer):
             due=self._weighting_due,
             step=own.counts["step"],
             backend=self.backend,
+            groups=groups_of_parameters(self.weighting.groups, found[0], self.param_groups, self._engines.model),
         )
 
     def _together(self, call: str) -> AbstractContextManager[None]:

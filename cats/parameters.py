@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from .gradients import is_sharded
 from .tasks import describe
+from .weighting.protocol import Groups
 
 
 def shared_parameters(shared: Iterable[Tensor], param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
@@ -57,13 +58,71 @@ def parameter_names(
     params: Sequence[Tensor], param_groups: Sequence[dict[str, Any]], model: nn.Module | None
 ) -> list[str]:
     """Names for error messages: those of the model, or of optimizers made from named_parameters(), or a place."""
-    names: dict[int, str] = {}
+    names = _known_names(param_groups, model)
     for i, group in enumerate(param_groups):
-        known = group.get("param_names") or [f"parameter {j} of group {i}" for j in range(len(group["params"]))]
-        names |= {id(p): name for p, name in zip(group["params"], known, strict=True)}
+        for j, p in enumerate(group["params"]):
+            names.setdefault(id(p), f"parameter {j} of group {i}")
+    return [f"{names[id(p)]} {tuple(p.shape)}" for p in params]
+
+
+def _known_names(param_groups: Sequence[dict[str, Any]], model: nn.Module | None) -> dict[int, str]:
+    """{id of a parameter: its name}, as far as names are known."""
+    names: dict[int, str] = {}
+    for group in param_groups:
+        names |= {id(p): name for p, name in zip(group["params"], group.get("param_names", []), strict=False)}
     if model is not None:
         names |= {id(p): name for name, p in model.named_parameters()}
-    return [f"{names[id(p)]} {tuple(p.shape)}" for p in params]
+    return names
+
+
+def groups_of_parameters(
+    groups: Groups, params: Sequence[Tensor], param_groups: Sequence[dict[str, Any]], model: nn.Module | None
+) -> tuple[list[int], int] | None:
+    """The group of each trained parameter, as :attr:`cats.weighting.Weighting.groups` says, and the number of groups.
+
+    Groups are numbered over all parameters of the optimizer, so that freezing some of them changes no number.
+
+    Args:
+        params: those that are trained.
+
+    Raises:
+        TypeError, ValueError: there are no such groups, a sequence has another length, or the names are not known.
+    """
+    if groups is None:
+        return None
+    everything = [p for group in param_groups for p in group["params"]]
+    keys: list[Hashable]
+    if groups == "parameter":
+        keys = list(range(len(everything)))
+    elif isinstance(groups, str) and groups != "layer":
+        raise ValueError(f"groups must be 'parameter', 'layer', a callable or a sequence, got {groups!r}")
+    elif groups == "layer" or callable(groups):
+        names = _known_names(param_groups, model)
+        if any(id(p) not in names for p in everything):
+            raise ValueError(
+                "groups of parameters by name need their names: pass model= to the optimizer, or make its base "
+                "optimizer from model.named_parameters()"
+            )
+        group_of = groups if callable(groups) else _layer
+        keys = [group_of(names[id(p)], p) for p in everything]
+    elif not isinstance(groups, Sequence):
+        raise TypeError(f"groups must be 'parameter', 'layer', a callable or a sequence, got {describe(groups)}")
+    else:
+        keys = list(groups)
+        if len(keys) != len(everything):
+            raise ValueError(f"groups has {len(keys)} entries for {len(everything)} parameters of the optimizer")
+    numbers: dict[Hashable, int] = {}
+    for key in keys:
+        numbers.setdefault(key, len(numbers))
+    index = {id(p): numbers[key] for p, key in zip(everything, keys, strict=True)}
+    return [index[id(p)] for p in params], len(numbers)
+
+
+def _layer(name: str, parameter: Tensor) -> str:
+    """The name up to its first number (decoder.layers.0), or without a number that of the module."""
+    parts = name.split(".")
+    end = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[:end])
 
 
 def check_kinds(param_groups: Sequence[dict[str, Any]]) -> None:

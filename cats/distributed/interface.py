@@ -119,8 +119,8 @@ class Reducer(Protocol):
             count: the number N of tasks.
         """
 
-    def totals(self, gram: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """The Gram matrix and the losses over all processes, from those of what each process has: (K, K) and (K,)."""
+    def totals(self, grams: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Gram matrices and losses over all processes, from those of what each process has: (G, K, K) and (K,)."""
 
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor

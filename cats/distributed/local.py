@@ -41,8 +41,8 @@ class Local:
     ) -> tuple[list[int], list[Tensor], list[Gradient]]:
         return tasks, values, gradients
 
-    def totals(self, gram: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        return gram, losses
+    def totals(self, grams: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        return grams, losses
 
     def combine(
         self, gathered: TaskGradients, tasks: list[int], gradients: list[Gradient], weights: Tensor

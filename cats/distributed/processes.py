@@ -85,9 +85,10 @@ class Processes:
     ) -> tuple[list[int], list[Tensor], list[Gradient]]:
         return tasks, values, gradients
 
-    def totals(self, gram: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        total = self.communication.sum(torch.cat([gram, losses.to(gram.device)[None]]))
-        return total[:-1] / self._copies, total[-1] / self.communication.size
+    def totals(self, grams: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        total = self.communication.sum(torch.cat([grams.flatten(), losses.to(grams.device)]))
+        inner, values = total.split([grams.numel(), len(losses)])
+        return inner.view_as(grams) / self._copies, values / self.communication.size
 
     def statistics(
         self,

@@ -64,7 +64,7 @@ class Replicated(Processes):
         present = frozenset(i for i, some in enumerate(holders[count:]) if some)
         if isinstance(gathered.layout, Shares):  # of the gradients of earlier calls
             present |= gathered.layout.present
-        layout = gathered.layout = Shares(params, gathered.shared, self.communication, present)
+        layout = gathered.layout = Shares(params, gathered.shared, self.communication, present, gathered.groups)
         missing = [n for n in range(count) if holders[n] and n not in tasks] * gathered.halves
         zero = torch.zeros((), dtype=torch.float64, device=params[0].device)
         nothing: Gradient = [None] * len(params)

@@ -24,22 +24,31 @@ class Shares:
         shared: how many of them are shared.
         communication: the processes, and the dtype in which they exchange gradients.
         present: the parameters that have a gradient in any process.
+        groups: the group of each parameter. A tensor of a share has elements of one group only, so that inner products
+            can be computed per group. Each group and dtype is exchanged by itself. None: all are in group 0.
 
     Attributes:
         shared: how many tensors of a share hold elements of shared parameters. They are the first ones.
+        groups: the group of each tensor of a share.
     """
 
     def __init__(
-        self, params: Sequence[Tensor], shared: int, communication: Communication, present: frozenset[int]
+        self,
+        params: Sequence[Tensor],
+        shared: int,
+        communication: Communication,
+        present: frozenset[int],
+        groups: Sequence[int] | None = None,
     ) -> None:
         self.present = present
         self._params = params
         self._communication = communication
-        kinds: dict[tuple[bool, torch.dtype, torch.device], list[int]] = {}
+        kinds: dict[tuple[bool, int, torch.dtype, torch.device], list[int]] = {}
         for i, p in enumerate(params):
-            kinds.setdefault((i < shared, p.dtype, p.device), []).append(i)
+            kinds.setdefault((i < shared, 0 if groups is None else groups[i], p.dtype, p.device), []).append(i)
         self._chosen = list(kinds.values())  # the parameters of each tensor of a share
-        self.shared = sum(of_shared for of_shared, _, _ in kinds)
+        self.shared = sum(of_shared for of_shared, _, _, _ in kinds)
+        self.groups: Sequence[int] = [group for _, group, _, _ in kinds]
 
     def scatter(self, gradient: Gradient) -> Gradient:
         """This process's share of the mean over the processes. None counts as zero."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cats import ops
 from cats.gradients import Gradient, add, add_to_grad
@@ -69,9 +69,11 @@ class Layout(Protocol):
 
     Attributes:
         shared: how many of the tensors that are kept belong to shared parameters. They are the first ones.
+        groups: the group of each tensor that is kept.
     """
 
     shared: int
+    groups: Sequence[int]
 
     def gather(self, share: Gradient) -> Gradient:
         """The gradient of the parameters, from what is kept."""
@@ -88,18 +90,31 @@ class TaskGradients:
         shared: how many of them are shared. Only these enter dots, norms and the Gram matrix.
         cross_batch: whether a task has two gradients.
         backend: the backend of :mod:`cats.ops`, or None.
+        groups: the group of each parameter, counted from 0. None: all are in group 0.
+        group_count: the number of groups. Some may have no parameter here.
 
     Attributes:
         rows: {task index: its one or two gradients}, in the order of the tasks.
-        weights: (K,) float64 on the CPU, the w_n of :meth:`combination`, in the order of ``rows``. None before the
-            first combination.
+        weights: (K,) float64 on the CPU, the w_n of :meth:`combination`, in the order of ``rows``; or (G, K), if there
+            is more than one group. None before the first combination.
         layout: how the gradients are kept. None: as one tensor or None per parameter.
         combined: ḡ over all processes, if there are several. Otherwise None.
         scale: GradScaler's scale, 0-d. Gradients are scaled; dots, norms and the Gram matrix are not.
     """
 
-    def __init__(self, params: list[Tensor], shared: int, *, cross_batch: bool, backend: str | None) -> None:
+    def __init__(
+        self,
+        params: list[Tensor],
+        shared: int,
+        *,
+        cross_batch: bool,
+        backend: str | None,
+        groups: Sequence[int] | None = None,
+        group_count: int = 1,
+    ) -> None:
         self.params = params
+        self.groups = [0] * len(params) if groups is None else groups
+        self.group_count = group_count
         self.shared = shared
         self.halves = 2 if cross_batch else 1
         self.backend = backend
@@ -138,8 +153,19 @@ class TaskGradients:
     def combination(self) -> Gradient:
         """ḡ of all parameters."""
         assert self.weights is not None
-        weights = self.weights.repeat_interleave(self.halves) / self.halves
-        return self._whole(ops.combine(self._all(), weights, backend=self.backend))
+        weights = self.weights.repeat_interleave(self.halves, dim=-1) / self.halves
+        rows = self._all()
+        if weights.dim() == 1:
+            return self._whole(ops.combine(rows, weights, backend=self.backend))
+        kept = self.groups if self.layout is None else self.layout.groups
+        combined: Gradient = [None] * len(kept)
+        for group, own in enumerate(weights):
+            places = [i for i, g in enumerate(kept) if g == group]
+            if places:
+                parts = ops.combine([[row[i] for i in places] for row in rows], own, backend=self.backend)
+                for i, part in zip(places, parts, strict=True):
+                    combined[i] = part
+        return self._whole(combined)
 
     def combine_dots(self) -> tuple[Gradient, Tensor, Tensor]:
         """ḡ of all parameters; v_n = <g_n, ḡ> and ‖g_n‖² of the shared ones, (K,) float64. One pass over the gradients.
@@ -157,8 +183,10 @@ class TaskGradients:
         return ops.dots(self._all_shared(), direction[: self.shared], backend=self.backend) / square(self.scale)
 
     def gram(self) -> Tensor:
-        """<g_i, g_j> of the shared parameters, (K, K) float64."""
-        return ops.gram(self._all_shared(), backend=self.backend) / square(self.scale)
+        """<g_i, g_j> of the shared parameters in each group, (G, K, K) float64."""
+        groups = (self.groups if self.layout is None else self.layout.groups)[: self._kept_shared]
+        found = ops.gram(self._all_shared(), groups=groups, backend=self.backend) / square(self.scale)
+        return nn.functional.pad(found, (0, 0, 0, 0, 0, self.group_count - len(found)))  # the last ones may be empty
 
     def _all(self) -> list[Gradient]:
         return [row for rows in self.rows.values() for row in rows]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
+
+Groups: TypeAlias = str | Callable[[str, nn.Parameter], Hashable] | Sequence[Hashable] | None
 
 
 class Weighting:
@@ -16,7 +18,8 @@ class Weighting:
     * Weights known *before* the gradients (CATS, Static, ...). Implement :meth:`weights`, and :meth:`update` if
       they change. One pass over the gradients computes the combined gradient and the arguments of :meth:`update`.
     * Weights that follow from the Gram matrix of *this* step (MGDA, PCGrad, ...). Set ``needs_gram`` and implement
-      :meth:`weights_from_gram`. This takes two passes: one for the Gram matrix, one for the combined gradient.
+      :meth:`weights_from_gram`, or :meth:`weights_from_grams` to know which tasks are present, or to compute weights
+      per group of parameters. This takes two passes: one for the Gram matrix, one for the combined gradient.
 
     Instead of a weighting, a callable that maps a Gram matrix to weights is accepted too, such as a TorchJD
     ``Weighting`` (see :class:`cats.weighting.Gramian`).
@@ -29,6 +32,11 @@ class Weighting:
             its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
         scale: :meth:`weights` are this many times the weights α_n that the optimizer reports. With another scale than
             1, ḡ is Σ α_n g_n in :meth:`update` and in the statistics, and ``scale`` times that in ``p.grad``.
+        groups: if ``needs_gram``, the groups of parameters that have a Gram matrix and weights of their own. None: one
+            group of all parameters. "parameter": each parameter. "layer": the parameters whose names are equal up to
+            the first number (``decoder.layers.0``), or without a number those of one module. A callable: maps the name
+            of a parameter and the parameter to its group, which may be any hashable object. A sequence: one such object
+            for each parameter of the optimizer, in their order. Names are those of the optimizer's ``model``.
         tolerance: if ``needs_gram``, which eigenvalues of the Gram matrix count as rounding errors, see
             :class:`cats.weighting.Gramian`.
         names: the names of the tasks, for messages. The optimizer sets them before :meth:`start`.
@@ -38,6 +46,7 @@ class Weighting:
     period: int = 1
     cross_batch: bool = False
     scale: float = 1.0
+    groups: Groups = None
     tolerance: float | None = None
     names: Sequence[str | int] = ()
 
@@ -76,6 +85,19 @@ class Weighting:
             losses: (K,) float64 on the CPU.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement weights_from_gram()")
+
+    def weights_from_grams(self, grams: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor | list[Tensor]:
+        """The weights of the K tasks present, (K,) for each group of parameters: (G, K), or a list of G tensors.
+
+        This is what the optimizer calls. Here it calls :meth:`weights_from_gram` for each group.
+
+        Args:
+            grams: (G, K, K) float64 on the CPU, a Gram matrix for each group, as for :meth:`weights_from_gram`. Groups
+                are in the order of their first parameters, and keep their places. G is 1 without :attr:`groups`.
+            losses: (K,) float64 on the CPU.
+            present: the indices of the K tasks among the N, ascending.
+        """
+        return [self.weights_from_gram(gram, losses) for gram in grams]
 
     @property
     def multipliers(self) -> dict[str, float | Tensor]:

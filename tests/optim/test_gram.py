@@ -80,6 +80,91 @@ def test_gram_weighting_of_shared_parameters_with_heads_and_scaler():
     torch.testing.assert_close(model.heads[1].bias.detach(), head - 0.1 * 2 * slope)
 
 
+class PerGroup(cats.weighting.Weighting):
+    """w_n of each group: 1 + log of the norm of the task's gradient there, twice as large for the last task of all."""
+
+    needs_gram = True
+
+    def __init__(self, groups):
+        self.groups = groups
+
+    def weights_from_grams(self, grams, losses, present):
+        self.seen = grams
+        weights = 1 + torch.log1p(grams.diagonal(dim1=1, dim2=2).sqrt())
+        return weights * torch.tensor([1.0, 1.0, 2.0]).double()[list(present)]
+
+
+def test_groups_of_parameters_have_their_own_gram_matrix_and_weights():
+    problem = Quadratics()
+    optimizer = cats.MultiTask(torch.optim.SGD(problem.params, lr=0.05), TASKS, PerGroup("parameter"))
+    theta = problem.start.copy()
+    for present in [0, 1, 2], [0, 2], [0, 1, 2]:
+        rows = np.array([problem.numpy_loss(theta, n)[1] for n in present])
+        parts = rows[:, :4], rows[:, 4:]  # of the two parameters
+        factor = np.array([1, 1, 2.0])[present]
+        w = np.array([factor * (1 + np.log1p(np.linalg.norm(part, axis=1))) for part in parts])
+        combined = np.concatenate([v @ part for v, part in zip(w, parts, strict=True)])
+        theta = theta - 0.05 * combined
+        optimizer.zero_grad()
+        for share in (0.25, 0.75):  # two calls
+            losses = problem.losses("callables")
+            optimizer.backward({TASKS[n]: lambda n=n, f=losses[n], share=share: share * f() for n in present})
+        optimizer.step()
+        np.testing.assert_allclose(problem.theta, theta, rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose([optimizer.alpha[TASKS[n]] for n in present], w.mean(0), rtol=1e-11)
+        seen = optimizer.statistics
+        np.testing.assert_allclose(list(seen["dots"].values()), rows @ combined, rtol=1e-10)
+        np.testing.assert_allclose(list(seen["sqnorms"].values()), (rows**2).sum(1), rtol=1e-11)
+        assert seen["sqnorm"] == pytest.approx(combined @ combined, rel=1e-11)
+
+
+def test_names_and_lists_make_groups_too():
+    names = ["trunk", "trunk", "heads.0", "heads.0", "heads.1", "heads.1", "heads.2", "heads.2"]
+    for groups in ("layer", lambda name, p: name.rpartition(".")[0], names):
+        model = Heads()
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = cats.MultiTask(base, TASKS, PerGroup(groups), model=model)
+        optimizer.backward(model.losses(torch.randn(6, 5).double()))
+        grams = optimizer.weighting.seen
+        assert grams.shape == (4, 3, 3)
+        assert (grams[1:] != 0).nonzero().tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]  # a head has one task
+
+
+def test_frozen_parameters_do_not_move_the_other_groups():
+    model = Heads()
+    optimizer = cats.MultiTask(torch.optim.SGD(model.named_parameters(), lr=0.1), TASKS, PerGroup("layer"))
+    take_step(optimizer, model.losses(torch.ones(6, 5).double()))
+    model.trunk.requires_grad_(False)
+    model.heads[2].requires_grad_(False)
+    optimizer.zero_grad()
+    optimizer.backward({t: loss for t, loss in model.losses(torch.ones(6, 5).double()).items() if t != "gl"})
+    assert optimizer.weighting.seen.diagonal(dim1=1, dim2=2).count_nonzero(dim=1).tolist() == [0, 1, 1, 0]
+
+
+def test_groups_that_do_not_fit():
+    model = Heads()
+
+    def run(groups, **more):
+        optimizer = cats.MultiTask(torch.optim.SGD(model.parameters(), lr=0.1), TASKS, PerGroup(groups), **more)
+        optimizer.backward(model.losses(torch.ones(6, 5).double()))
+
+    with pytest.raises(ValueError, match=r"'parameter', 'layer'.*got 'layers'"):
+        run("layers")
+    with pytest.raises(TypeError, match="got int"):
+        run(3)
+    with pytest.raises(ValueError, match="3 entries for 8 parameters"):
+        run([0, 1, 2])
+    with pytest.raises(ValueError, match="need their names: pass model="):
+        run("layer")
+    with pytest.raises(ValueError, match="exclude each other"):
+        run("layer", shared=model.trunk.parameters(), model=model)
+    wrong = PerGroup("parameter")
+    wrong.weights_from_grams = lambda grams, losses, present: grams[:3, 0]
+    optimizer = cats.MultiTask(torch.optim.SGD(model.parameters(), lr=0.1), TASKS, wrong)
+    with pytest.raises(ValueError, match="3 groups of parameters, not 8"):
+        optimizer.backward(model.losses(torch.ones(6, 5).double()))
+
+
 def test_weights_of_the_wrong_length():
     problem = Quadratics()
     optimizer = cats.MultiTask(torch.optim.SGD(problem.params, lr=0.1), TASKS, lambda gram: torch.ones(2))
