@@ -23,6 +23,7 @@ from cats.nmt.cli import (
     evaluate,
     export,
     info,
+    methods,
     significance,
     train,
     translate,
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "average": average,
     "significance": significance,
     "compare": compare,
+    "methods": methods,
     "info": info,
 }
 DATA_COMMANDS: dict[str, Command] = {

@@ -22,7 +22,7 @@ Without --data it trains on phrases of the Unicode CLDR (English to eight langua
 
 examples:
   cats train                                        CATS on the built-in corpus
-  cats train --method static --temperature 5        the usual baseline: sampling with T = 5
+  cats train --method temperature --temperature 5   the usual baseline: sampling with T = 5
   cats train --data my/corpus --set model.d_model=512 --set train.steps=50000
   cats train --data ted --preset ted                the model and the schedule of a paper
   cats train --config runs/NAME/config.toml         repeat a run
@@ -56,7 +56,9 @@ def add_arguments(parser: Parser) -> None:
         help="folder of a parallel corpus (default: the built-in corpus); with --resume: where the corpus is now",
     )
     parser.add_argument(
-        "--method", metavar="{cats,static}", help=f"how tasks are weighted (default: {default.method.name})"
+        "--method",
+        metavar="NAME",
+        help=f"how tasks are weighted or drawn; cats methods lists them (default: {default.method.name})",
     )
     parser.add_argument(
         "--temperature", metavar="T", help=f"sampling temperature (default: {default.sampling.temperature:g})"
@@ -145,7 +147,7 @@ def new_run(out: str | None, config: Config) -> Path:
     corpus = Path(data.path).name if data.path else f"cldr-{data.languages}-{data.sizes}"
     default = config.sampling.temperature == Config().sampling.temperature
     temperature = "" if default else f"-T{config.sampling.temperature:g}"
-    name = f"{corpus}-{config.method.name}{temperature}-seed{config.train.seed}"
+    name = f"{corpus}-{config.method.name.replace(':', '-')}{temperature}-seed{config.train.seed}"
     path, count = Path("runs", name), 1
     while path.exists() and not RunDirectory(path).is_of_job(config):
         count += 1

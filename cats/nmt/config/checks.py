@@ -10,6 +10,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
+from cats.nmt.config.recipes import RECIPES, first_phase, recipe, two_phases
 from cats.nmt.config.schema import FIELDS, TYPES, Config
 from cats.nmt.errors import UserError, nearest
 
@@ -31,19 +32,36 @@ def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = 
         UserError: unknown setting, wrong type, or a value out of range.
     """
     prefix = f"{where}: " if where else ""
-    changes: dict[str, dict[str, Any]] = {}
+    given = {}
     for name, value in values.items():
         if name not in FIELDS:
             raise UserError(f"{prefix}unknown setting '{name}'{suggest_setting(name)}")
-        section, key = name.split(".")
         value = _checked(name, value, prefix)
         if name in ("data.path", "train.init_from") and value:
             value = os.path.abspath(value)  # a run may be evaluated from another working directory
+        given[name] = value
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in {**_of_recipe(config, given), **given}.items():
+        section, key = name.split(".")
         changes.setdefault(section, {})[key] = value
     sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}
     config = dataclasses.replace(config, **sections)
     _check_combinations(config, prefix)
     return config
+
+
+def _of_recipe(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change because `given` names a recipe, or changes the length of one.
+
+    They replace those of `config`. The settings in `given` win over them, and so does everything that is set later.
+    """
+    method, steps = given.get("method.name", config.method.name), given.get("train.steps", config.train.steps)
+    if method not in RECIPES:
+        return {}
+    if "method.name" in given:
+        return recipe(method, steps)
+    unchanged = config.train.pretrain_steps == first_phase(config.train.steps)
+    return {"train.pretrain_steps": first_phase(steps)} if two_phases(method) and unchanged else {}
 
 
 def _check_combinations(config: Config, prefix: str) -> None:
@@ -90,6 +108,9 @@ def _check_combinations(config: Config, prefix: str) -> None:
         raise UserError(f"{prefix}train.restart_parts has no effect without train.pretrain or train.restart")
     if train.pretrain_steps and not (train.pretrain or train.restart):
         raise UserError(f"{prefix}train.pretrain_steps has no effect without train.pretrain or train.restart")
+    sampling = config.sampling
+    if method.name == "ratios" and not sampling.ratios:
+        raise UserError(f"{prefix}method.name = ratios needs sampling.ratios, one number per task")
 
 
 def suggest_setting(name: str) -> str:
@@ -115,13 +136,19 @@ def _checked(name: str, value: Any, prefix: str) -> Any:
         if isinstance(text, str) and "\0" in text:
             raise UserError(f"{prefix}{name} contains a NUL character")
     choices, need = metadata["choices"], metadata["need"]
-    if choices and converted not in choices:
+    if choices and not _is_choice(converted, choices):
         raise UserError(
             f"{prefix}{name} must be one of {', '.join(choices)}, not {_shown(value)!r}{nearest(converted, choices)}"
         )
     if need and not need.test(converted):
         raise UserError(f"{prefix}{name} must be {need.text}, not {_shown(value)}")
     return converted
+
+
+def _is_choice(value: Any, choices: tuple[str, ...]) -> bool:
+    """Whether `value` is one of the choices. The choice X:NAME allows X: and any name."""
+    prefix, colon, name = value.partition(":")
+    return value in choices or (bool(colon and name) and f"{prefix}:NAME" in choices)
 
 
 def _convert(value: Any, kind: Any) -> Any:

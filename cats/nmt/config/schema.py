@@ -59,6 +59,19 @@ WEIGHTS = Condition(
 )
 
 
+# The names of the methods; ``cats.nmt.methods.catalogue`` describes them. X:NAME stands for X: and any name.
+METHODS = (
+    "cats",
+    "static",
+    "temperature",
+    "temperature-schedule",
+    "ratios",
+    "unimax",
+    "restart",
+    "staged",
+)
+
+
 def setting(
     default: Any,
     help: str,
@@ -219,12 +232,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Method:
-    """How the tasks are weighted. With name = "static", the settings whose help begins with "cats" have no effect."""
+    """How the tasks are weighted or drawn. A setting whose help begins with "cats" has no effect with other names."""
 
-    name: str = setting("cats", "how tasks are weighted", choices=("cats", "static"))
+    name: str = setting("cats", "how tasks are weighted or drawn; cats methods describes each", choices=METHODS)
+    options: tuple[str, ...] = setting(
+        (), "arguments of the method, such as rate=0.1,floor=0; cats methods NAME lists them with their defaults"
+    )
     weights: str | tuple[float, ...] = setting(
         "tokens",
-        "static: tokens (plain mean over the tokens of the batch), uniform, or one number per task",
+        "static, samplers, recipes: tokens (plain mean over the batch's tokens), uniform, or one number per task",
         need=WEIGHTS,
     )
     inner_steps: int = setting(5, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)

@@ -259,10 +259,11 @@ def _relevant_settings(config: Config) -> dict[str, object]:
     method cats change. The number of threads is left out, too: it depends on --jobs and on the machine.
     """
     unused = {"train.threads"}
-    if config.method.name == "static":
-        unused |= {f"method.{key}" for key in vars(config.method)} - {"method.name", "method.weights"}
-    else:
+    if config.method.name == "cats":
         unused.add("method.weights")
+    else:
+        used = {"method.name", "method.options", "method.weights"}
+        unused |= {f"method.{key}" for key in vars(config.method)} - used
     values = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in FIELDS}
     return {name: value for name, value in values.items() if name not in unused}
 

@@ -11,6 +11,8 @@ from torch import nn
 import cats
 from cats.nmt.config import schema
 from cats.nmt.errors import UserError
+from cats.nmt.methods.catalogue import find
+from cats.nmt.methods.options import build
 from cats.nmt.training.sharding import is_sharded
 
 
@@ -23,7 +25,8 @@ def build_optimizer(
     weights of the optimizer are all 1.
 
     Raises:
-        UserError: `method.weights` has another number of weights than there are tasks.
+        UserError: `method.weights` has another number of weights than there are tasks, or an option of the method or
+            the engine does not fit it.
     """
     # With sharded parameters, fully_shard exchanges the gradients.
     communication = torch.bfloat16 if settings.communication == "bf16" and not is_sharded(settings) else None
@@ -54,6 +57,16 @@ def build_optimizer(
             model=model,
             communication_dtype=communication,
         )
+    if find(method.name).made_by:
+        weighting = build(method.name, method.options)
+        if weighting.needs_gram and weighting.tolerance is None:  # autocast makes larger rounding errors
+            weighting.tolerance = {"bf16": 1e-3, "fp16": 1e-5}.get(settings.precision)
+        try:
+            return cats.MultiTask(
+                base, tasks, weighting, engine=method.engine, model=model, communication_dtype=communication
+            )
+        except ValueError as error:
+            raise UserError(f"method.name = {method.name}: {error}") from error
     if isinstance(method.weights, str):
         weights = [1.0 if method.weights == "tokens" else 1.0 / len(tasks)] * len(tasks)
     else:
@@ -63,6 +76,12 @@ def build_optimizer(
             f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
         )
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights), communication_dtype=communication)
+
+
+def weights_are_in_losses(method: schema.Method) -> bool:
+    """Whether the loss is the plain mean over the tokens of the batch, so that the optimizer has nothing to weight."""
+    entry = find(method.name)
+    return method.weights == "tokens" and (method.name == "static" or not entry.is_weighting)
 
 
 def check_backend(device: torch.device) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
+from cats.nmt.methods import options
 from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
@@ -31,7 +32,7 @@ from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
 from cats.nmt.training.memory import check_memory, out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord, Metrics
-from cats.nmt.training.optimizer import build_optimizer, check_backend
+from cats.nmt.training.optimizer import build_optimizer, check_backend, weights_are_in_losses
 from cats.nmt.training.progress import Progress, tell
 from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
 from cats.nmt.training.schedule import rate_of_update
@@ -81,6 +82,7 @@ class Trainer:
                 "method.cross_batch or torchrun"
             )
         check_backend(self.device)
+        options.check(config.method.name, config.method.options)
         saved, problem = self.directory.newest_checkpoint() if resume else ({}, "")
         started_with = self.directory.check_resumed(config, saved, quiet=self.quiet) if resume else None
         data = load_training_data(config, self.directory, self.device, started_with=started_with, quiet=self.quiet)
@@ -116,7 +118,7 @@ class Trainer:
             self.loss_log,
             precision=config.train.precision,
             smoothing=config.train.label_smoothing,
-            over_all_tokens=config.method.name == "static" and config.method.weights == "tokens",
+            over_all_tokens=weights_are_in_losses(config.method),
         )
         self.sampler = build_sampler(config.sampling, config.train, self.training)
         self.batches = Prefetcher(
@@ -219,9 +221,10 @@ class Trainer:
     @property
     def takes_tasks_apart(self) -> bool:
         """Whether outer steps have a forward pass for every task, because the engine has a backward pass for each."""
-        method = self.config.method
-        apart = method.engine in ("per_task", "two_pass") or method.cross_batch or self.sharded
-        return method.name == "cats" and apart
+        weighting, engine = self.optimizer.weighting, self.config.method.engine
+        if not weighting.period:
+            return False
+        return weighting.needs_gram or weighting.cross_batch or engine in ("per_task", "two_pass") or self.sharded
 
     def losses_of(self, batch: PrefetchedBatch, optimizer: cats.MultiTask) -> list[Losses | TokenLosses]:
         """The losses for every part of a batch (`train.accumulate`); their gradients add up.
@@ -251,10 +254,10 @@ class Trainer:
     def probe_largest_batch(self) -> None:
         """Runs the largest possible batch, so that running out of memory shows before training starts.
 
-        With the method cats it is an outer step, of an optimizer of its own: the one of the run learns nothing from it.
+        It is an outer step, of an optimizer of its own: the one of the run learns nothing from it.
         """
-        method = dataclasses.replace(self.config.method, inner_steps=1)
-        optimizer = build_optimizer(method, self.config.train, self.model, self.tasks)
+        optimizer = build_optimizer(self.config.method, self.config.train, self.model, self.tasks)
+        optimizer.weighting.period = min(1, optimizer.weighting.period)
         with self.out_of_memory_advice("the largest batch"):
             add_gradients(optimizer, self.losses_of(self.batches.largest(self.step), optimizer), self.scaler)
         self.loss_log.drop_unread()
@@ -268,12 +271,14 @@ class Trainer:
         except torch.OutOfMemoryError:
             method, tasks = self.config.method, self.config.sampling.tasks_per_update or len(self.tasks)
             engine = instead = ""
-            if method.name == "cats":
+            if self.optimizer.weighting.period:
                 expected = "per_task" if self.takes_tasks_apart else "one_pass"
                 # What auto has chosen may be another engine, because it refused the best one.
                 engine = self.optimizer.statistics.get("engine", expected) if method.engine == "auto" else method.engine
                 instead = "two_pass" if method.engine == "auto" or self.sharded else "auto"
-            raise out_of_memory(self.out, where, engine, "" if method.cross_batch else instead, tasks) from None
+                if self.optimizer.weighting.needs_gram or method.cross_batch:
+                    instead = ""  # only per_task can do it
+            raise out_of_memory(self.out, where, engine, instead, tasks) from None
 
     @property
     def stopped_early(self) -> bool:

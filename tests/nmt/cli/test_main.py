@@ -18,6 +18,7 @@ pytest.importorskip("sacrebleu")
 import cats
 from cats.nmt.cli import info
 from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS, main
+from cats.nmt.config.schema import METHODS
 
 
 def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) -> None:
@@ -74,7 +75,10 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["train", "--steps", "many"], "train.steps needs a whole number, not 'many'"),
         (["train", "--seed", "-1"], "train.seed must be between 0 and 2**32 - 1, not -1"),
         (["train", "--temperature", "0"], "sampling.temperature must be above 0 (inf is allowed), not 0.0"),
-        (["train", "--method", "Cats"], "method.name must be one of cats, static, not 'Cats' (did you mean cats?)"),
+        (
+            ["train", "--method", "Cats"],
+            f"method.name must be one of {', '.join(METHODS)}, not 'Cats' (did you mean cats?)",
+        ),
         (["train", "--set", "lr=3"], "unknown setting 'lr' (did you mean train.lr?)"),
         (["train", "--config", "absent.toml"], "cannot read the configuration absent.toml: No such file or directory"),
         (["train", "--resume", "absent"], "absent is not a run directory: it has no config.toml"),

@@ -1,0 +1,56 @@
+"""Recipes: methods that are only settings of the sampler and of the order of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FIRST_PHASE = 0.35  # share of the updates before the restart
+
+# Sampling with one temperature, in one phase, with plain token means.
+_PLAIN: dict[str, Any] = {
+    "method.weights": "tokens",
+    "sampling.temperature_end": 0.0,
+    "sampling.first_temperature": 0.0,
+    "sampling.ratios": (),
+    "sampling.unimax_epochs": 0.0,
+    "train.pretrain": (),
+    "train.pretrain_steps": 0,
+    "train.restart": False,
+    "train.restart_parts": "all",
+}
+# What each recipe changes. Those with two phases also set `train.pretrain_steps`, see `first_phase`.
+_CHANGES: dict[str, dict[str, Any]] = {
+    "temperature": {},
+    "temperature-schedule": {"sampling.temperature": 1.0, "sampling.temperature_end": 5.0},
+    "ratios": {},
+    "unimax": {"sampling.unimax_epochs": 5.0},
+    "restart": {"train.restart": True},
+    "staged": {"sampling.first_temperature": 1.0, "sampling.temperature": 3.0, "train.restart": True},
+}
+RECIPES = tuple(_CHANGES)
+_TWO_PHASES = ("restart", "staged")
+
+
+def recipe(name: str, steps: int) -> dict[str, Any]:
+    """The settings of a recipe as {"section.key": value}.
+
+    Args:
+        name: one of RECIPES.
+        steps: `train.steps`.
+    """
+    settings = {**_PLAIN, **_CHANGES[name]}
+    if name == "ratios":
+        del settings["sampling.ratios"]  # those that the user has set
+    if two_phases(name):
+        settings["train.pretrain_steps"] = first_phase(steps)
+    return settings
+
+
+def two_phases(method: str) -> bool:
+    """Whether this recipe trains in two phases."""
+    return method in _TWO_PHASES
+
+
+def first_phase(steps: int) -> int:
+    """The number of updates of the first phase."""
+    return max(1, round(FIRST_PHASE * steps))

@@ -1,0 +1,102 @@
+"""The table of all methods. `cats methods` prints it.
+
+To add one, add a line to `CATALOGUE` and its name to ``METHODS`` of ``cats.nmt.config.schema``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+NUMBERS, GRAM, GRADIENTS = "weights from K numbers", "weights from the Gram matrix", "from the gradients themselves"
+SAMPLER, RECIPE = "sampler", "recipe"
+FAMILIES = (NUMBERS, GRAM, GRADIENTS, SAMPLER, RECIPE)
+
+ONE_PASS = "1 backward pass"
+PER_TASK = "1 backward pass per task, K gradients in memory"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: the value of `method.name`. X:NAME stands for any name after the colon.
+        family: one of FAMILIES. Samplers and recipes choose the batches; the loss is the plain mean over their tokens.
+        what: what it does, in one line.
+        paper: where it comes from.
+        needs: what it needs besides the losses of the tasks.
+        cost: of an update, compared with one backward pass.
+        made_by: the class or function that `method.options` are passed to, such as "cats.weighting.RLW". Empty if the
+            method has settings of its own. It is a string because importing it imports torch, which would make
+            `cats methods` slow.
+    """
+
+    name: str
+    family: str
+    what: str
+    paper: str
+    needs: str = "nothing more"
+    cost: str = ONE_PASS
+    made_by: str = ""
+
+    @property
+    def is_weighting(self) -> bool:
+        """Whether it weights the tasks' gradients. The others choose the batches."""
+        return self.family in (NUMBERS, GRAM, GRADIENTS)
+
+    def maker(self) -> Any:
+        """What `made_by` names."""
+        module, _, name = self.made_by.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+CATALOGUE = (
+    Method(
+        "cats",
+        NUMBERS,
+        "weights that make the squared norm of the combined gradient small, near a prior; settings: method.*",
+        "Li & Gong, NeurIPS 2021, arXiv 2104.07639",
+        "inner products of the gradients, every method.inner_steps updates",
+        f"{ONE_PASS} and some matrix products in outer steps",
+    ),
+    Method("static", NUMBERS, "fixed weights: method.weights", "the weighted sum of the losses"),
+    Method(
+        "temperature",
+        RECIPE,
+        "a task is drawn with probability ~ pairs^(1/T): sampling.temperature",
+        "Arivazhagan et al. 2019, arXiv 1907.05019",
+    ),
+    Method(
+        "temperature-schedule",
+        RECIPE,
+        "T changes from sampling.temperature (1) to sampling.temperature_end (5), linearly in 1/T",
+        "Wang, Zhai & Hassan, EMNLP 2020, arXiv 2010.02523 (there linear in T)",
+    ),
+    Method("ratios", RECIPE, "the shares of the sentences are given: sampling.ratios", "any tuned mixture"),
+    Method(
+        "unimax",
+        RECIPE,
+        "uniform in tokens, with at most sampling.unimax_epochs (5) passes over each task",
+        "Chung et al., ICLR 2023, arXiv 2304.09151",
+    ),
+    Method(
+        "restart",
+        RECIPE,
+        "optimizer and learning rate start again after 35 % of the updates (train.pretrain_steps)",
+        "the control of Choi et al., NeurIPS 2023, arXiv 2312.06134",
+    ),
+    Method(
+        "staged",
+        RECIPE,
+        "T=1 for 35 % of the updates, then T=3 after a warm restart",
+        "the order of Choi et al., NeurIPS 2023, arXiv 2312.06134, with temperatures in place of tasks",
+    ),
+)
+
+
+def find(name: str) -> Method:
+    """The method that a value of `method.name` means, which the configuration has checked."""
+    prefix, colon, _ = name.partition(":")
+    return next(method for method in CATALOGUE if method.name == (f"{prefix}:NAME" if colon else name))

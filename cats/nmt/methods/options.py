@@ -1,0 +1,142 @@
+"""`method.options`: arguments of a method's class, written as KEY=VALUE."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cats.nmt.errors import UserError, unknown
+from cats.nmt.methods.catalogue import Method, find
+
+_WORDS = {"true": True, "false": False, "none": None}
+_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+
+
+def build(name: str, options: Sequence[str], **given: Any) -> Any:
+    """An object of a method's class.
+
+    Args:
+        name: the value of `method.name`.
+        options: the value of `method.options`.
+        given: arguments that the trainer sets; those that the class does not have are left out.
+
+    Raises:
+        UserError: an option is unknown or given twice, its value has a wrong type, or the class refuses it.
+    """
+    method, chosen = find(name), check(name, options)
+    maker, parts = method.maker(), name.split(":", 1)[1:]
+    known = inspect.signature(maker).parameters
+    arguments = {**{key: value for key, value in given.items() if key in known}, **chosen}
+    try:
+        return maker(*parts, **arguments)
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"method.name = {name}: {error}") from error
+
+
+def check(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """The options as {key: value}.
+
+    Raises:
+        UserError: see ``build``.
+    """
+    method = find(name)
+    if not options:
+        return {}
+    if not method.made_by:
+        raise UserError(f"method.options: {name} has none; its settings are in [method], [sampling] and [train]")
+    known, chosen = known_options(method), {}
+    for option in options:
+        key, equals, text = (part.strip() for part in option.partition("="))
+        if not equals:
+            raise UserError(f"method.options: '{option}' is not an option: write KEY=VALUE")
+        if key not in known and not _takes_any(method):
+            if not known:
+                raise UserError(f"method.options: {name} has none")
+            raise unknown("option", key, known, where=f"method.options of {name}")
+        if key in chosen:
+            raise UserError(f"method.options: {key} is given twice")
+        kind = known[key][0] if key in known else Any
+        value = _parse(text)
+        if not _fits(value, kind):
+            raise UserError(f"method.options: {key} of {name} must be {_shown(kind)}, not {text}")
+        chosen[key] = value
+    return chosen
+
+
+def known_options(method: Method) -> dict[str, tuple[Any, Any]]:
+    """{name: (type, default)} of the arguments that can be set as text. Without a default: inspect.Parameter.empty."""
+    if not method.made_by:
+        return {}
+    maker = method.maker()
+    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    return {
+        p.name: (hints[p.name], p.default)
+        for p in inspect.signature(maker).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and _simple(hints.get(p.name))
+    }
+
+
+def _takes_any(method: Method) -> bool:
+    """Whether the class decides itself which options it has, as the objects of TorchJD do."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(method.maker()).parameters.values())
+
+
+def _parse(text: str) -> Any:
+    """The value of an option: a TOML value, none, or else a word."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
+def _simple(kind: Any) -> bool:
+    """Whether a value of this type can be written as text."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(map(_simple, get_args(kind)))
+    return kind in _NAMES or get_origin(kind) in (Literal, tuple, list, Sequence)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is type(None):
+        return value is None
+    return kind is Any or type(value) is kind
+
+
+def _shown(kind: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_shown(each) for each in inner if _simple(each) or each is type(None))
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (tuple, list, Sequence):
+        return "a list"
+    return "none" if kind is type(None) else _NAMES[kind]
+
+
+def described(method: Method) -> Mapping[str, str]:
+    """{option: its type and default in words}."""
+    return {
+        name: _shown(kind) + ("" if default is inspect.Parameter.empty else f", {_written(default)} by default")
+        for name, (kind, default) in known_options(method).items()
+    }
+
+
+def _written(value: Any) -> str:
+    """A value as it is written in an option."""
+    words = {id(word): text for text, word in _WORDS.items()}
+    return words.get(id(value), str(value))

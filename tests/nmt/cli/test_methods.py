@@ -1,0 +1,28 @@
+"""`cats methods`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from cats.nmt.cli.main import main
+from cats.nmt.config.schema import METHODS
+
+
+def test_the_table_names_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "} == set(METHODS)
+    assert max(map(len, lines)) <= 120
+
+
+def test_a_recipe_shows_what_it_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "staged"]) == 0
+    out = capsys.readouterr().out
+    assert "  train.pretrain_steps = 560\n" in out and "  sampling.first_temperature = 1.0\n" in out
+
+
+def test_unknown_methods(refused: Callable[..., str]) -> None:
+    assert refused("methods", "stagd").startswith("unknown method stagd (did you mean staged?); known: cats, static, ")
+    assert "(did you mean staged?)" in refused("train", "--method", "stagd")

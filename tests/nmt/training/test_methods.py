@@ -1,0 +1,48 @@
+"""Every method trains, and a run that was interrupted is resumed bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sentencepiece")
+
+from cats.nmt.errors import UserError
+from cats.nmt.methods.catalogue import CATALOGUE
+from cats.nmt.training.trainer import Trainer, train
+from tests.nmt.common import assert_same, final_state, metrics, settings, write_short_corpus
+
+# What some methods need to be told, or to move within 20 updates.
+MORE: dict[str, list[str]] = {
+    "cats": ["method.inner_steps=2"],
+    "ratios": ["sampling.ratios=[1,2]"],
+    "unimax": ["sampling.unimax_epochs=1"],
+}
+FEW = ["train.steps=20", "train.validate_every=20", "train.save_every=11", "train.warmup=2", "sampling.batch_tokens=60"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_short_corpus(tmp_path_factory.mktemp("methods") / "toy")
+
+
+@pytest.mark.parametrize("name", [method.name for method in CATALOGUE if ":" not in method.name])
+def test_every_method_resumes_bit_for_bit(small: Path, tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    config = settings(small, *FEW, "model.dropout=0.1", f"method.name={name}", *MORE.get(name, []))
+    train(config, tmp_path / "whole", quiet=True)
+    update = Trainer.update
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", lambda trainer: update(trainer) if trainer.step < 13 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / "parts", quiet=True)
+    train(config, tmp_path / "parts", resume=True, quiet=True)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+    assert metrics(tmp_path / "whole")[-2]["skipped"] == 0
+
+
+def test_wrong_options_are_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method\.options: static has none"):
+        train(settings(tmp_path / "absent", "method.name=static", "method.options=rate=1"), tmp_path / "run")
