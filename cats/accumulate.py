@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +18,13 @@ from .engines.examples import Examples
 from .engines.losses import TaskLosses
 from .engines.pending import Pending, UnsupportedError
 from .engines.per_task import TaskGradients, task_gradients
+from .engines.repeat import Repeats
 from .engines.weighted import weighted_backward
 from .gradients import Gradient, add, add_to_grad, dense, grads_restored_on_error, largest, take_grads
+from .step_weights import StepWeights
 from .tasks import Task
 from .weighting import Weighting
-from .weighting.checks import checked_weights
-from .weighting.rounding import precision, without_rounding_noise
+from .weighting.checks import needs_per_task
 
 
 class Accumulation:
@@ -39,11 +39,11 @@ class Accumulation:
         shared: how many of them are shared. Only these enter dots, norms and the Gram matrix.
         tasks: the names of all N tasks.
         names: the names of the parameters in error messages.
-        weighting: the optimizer's weighting. If it needs the Gram matrix, it computes the weights here.
+        weighting: the optimizer's weighting. If its weights follow from the step, it computes them here.
         reducer: combines gradients and numbers over the processes.
         engines: computes <g_n, ḡ>.
         outer: whether <g_n, ḡ> is needed. If not, the backward pass of the weighted loss is enough.
-        due: whether the weighting needs it. If not, it is to show which task has a gradient that is not finite.
+        due: whether the weighting is updated at this step.
         step: the number of steps taken before. With the number of the call, it seeds random samples.
         backend: the backend of :mod:`cats.ops`, or None.
         groups: the group of each parameter and the number of groups, if the weighting has groups.
@@ -54,7 +54,8 @@ class Accumulation:
         numbers_known: whether <g_n, ḡ> is known. It is not if the engine did not know which backward() call was the
             last, and has freed what it needs.
         losses: {task index: loss, 0-d float64 on the device}, in the order of the tasks.
-        weights: (N,) float64 on the CPU, the weights of all tasks in ḡ. None before per-task gradients are combined.
+        weights: (N,) float64 on the CPU, the weights of all tasks in ḡ. None if they were known before the step, and no
+            per-task gradients were combined.
         scale: GradScaler's scale, 0-d, if a scaler is used.
     """
 
@@ -100,7 +101,8 @@ class Accumulation:
         self._lost = False  # whether this is not there any more
         self._own: Gradient | None = None  # ḡ, if ``p.grad`` also holds gradients of other code
         self._largest = torch.zeros((), device=params[0].device)  # max |p.grad|, 0-d
-        self._state_before_gram: dict[str, Any] | None = None  # the weighting's state before it saw a Gram matrix
+        self._step_weights = StepWeights(weighting, reducer, tasks, params)
+        self._repeats: list[Repeats] = []  # of each call, for the losses after the step
         self._freed = False
 
     def copy(self) -> Accumulation:
@@ -108,17 +110,45 @@ class Accumulation:
         twin = copy.copy(self)
         twin.losses = dict(self.losses)
         twin._gradients = self._gradients.copy()
-        twin._pending = list(self._pending)
+        twin._pending, twin._repeats = list(self._pending), list(self._repeats)
         return twin
 
-    def check(self, losses: TaskLosses | Examples, scaler: torch.amp.GradScaler | None) -> None:
-        """Checks that these losses can be added, chooses the engine, and takes the scale of the GradScaler.
+    def add(
+        self,
+        losses: TaskLosses | Examples,
+        weights: Tensor,
+        scaler: torch.amp.GradScaler | None,
+        last: bool | None = None,
+    ) -> None:
+        """Adds the gradient of Σ w_n L_n to ``p.grad``, and if it is an outer step, <g_n, ḡ> too.
+
+        Args:
+            losses: those of this call. With ``cross_batch`` each task of an outer step must have two.
+            weights: (N,) float64 on the CPU, the weights of all tasks. If they follow from the step, the weighting
+                computes new ones for the tasks present.
+            scaler: the GradScaler, or None.
+            last: whether this is the last call of the step. None: it is if the step before had as many calls.
 
         Raises:
+            TypeError: a loss is a tensor, and the weighting needs the losses again after the step.
             ValueError: there are no losses, or <g_n, ḡ> is due and no shared parameter requires grad.
             RuntimeError: earlier losses had a scaler and these have none, or the other way round. Or the reducer does
-                not support the parameters or the weighting. Or a step() that failed has freed the K gradients.
+                not support the parameters or the weighting. Or a step() that failed has freed the K gradients. Or the
+                weights of an earlier call followed from its losses alone.
         """
+        if last is None and self.engines.calls_per_step is not None:
+            last = self.calls + 1 == self.engines.calls_per_step
+        self._check(losses, scaler, last)
+        if self.weighting.losses_again and self.due:
+            losses = self._noted(losses)
+        if self.outer:
+            self._add_outer(losses, weights, last)
+        else:
+            self._add_weighted(losses, weights)
+        self._largest = largest(self.params)
+
+    def _check(self, losses: TaskLosses | Examples, scaler: torch.amp.GradScaler | None, last: bool | None) -> None:
+        """Checks that these losses can be added, chooses the engine, and takes the scale of the GradScaler."""
         if self._freed:
             raise RuntimeError("the last step() failed: call step() again, or zero_grad() to discard its gradients")
         scaled = scaler is not None and scaler.is_enabled()
@@ -127,20 +157,38 @@ class Accumulation:
         if scaler is not None and scaled:
             self.scale = self._gradients.scale = scaler.scale(torch.ones((), device=self.params[0].device))
         self.calls += 1
+        if self.weighting.needs_losses and self.calls == 1 and last is False:
+            self.outer = True  # the weights follow from the losses of all calls, so until then there are K gradients
+        elif self.weighting.needs_losses and self.calls > 1 and not self.outer:
+            raise RuntimeError(
+                f"{type(self.weighting).__name__} computes the weights from the losses of a step before its backward "
+                "pass: if a step has several backward() calls, pass last=False to all but the last one"
+            )
         if self.outer and self.engine is None:
             self.engine = self._choose(losses)
         self._check_reducer(losses)
         if self.outer and self._gradients.shared == 0:
             raise ValueError("no shared parameter requires grad")
 
-    def add_weighted(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
-        """Adds the gradient of Σ w_n L_n to ``p.grad``, in one backward pass.
+    def _noted(self, losses: TaskLosses | Examples) -> TaskLosses | Examples:
+        """The losses, to be evaluated such that :meth:`losses_after_step` can do it again."""
+        name = type(self.weighting).__name__
+        each = losses.losses if isinstance(losses, TaskLosses) else [losses.loss]
+        if not all(map(callable, each)):
+            raise TypeError(f"{name} evaluates the losses once more after the step: pass callables that return them")
+        model, instead = self.engines.model, "use another weighting"
+        self._repeats.append(Repeats(losses, self.params, user=name, instead=instead, model=model))
+        return self._repeats[-1].noting
 
-        Args:
-            losses: those of this call.
-            weights: (N,) float64 on the CPU, the weights of all tasks.
-        """
-        known = self._checked_all(weights).tolist()
+    def _add_weighted(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
+        """One backward pass for ḡ."""
+        if self.weighting.needs_losses:
+            losses, values = losses.evaluated()
+            on_device = [value.to(self.params[0].device) for value in values]
+            self.weights = weights = self._step_weights.from_losses(
+                dict(sorted(zip(losses.tasks, on_device, strict=True))), weights
+            )
+        known = self._step_weights.checked_all(weights).tolist()
         with self.reducer.averaged(self.params) as before_last_pass:
             values = weighted_backward(
                 losses,
@@ -152,17 +200,9 @@ class Accumulation:
             )
             self._check_sparse([[p.grad for p in self.params]])
         self._add_losses(losses.tasks, values)
-        self._largest = largest(self.params)
 
-    def add_outer(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None = None) -> None:
-        """The same, and <g_n, ḡ> too. Some engines know ‖g_n‖² or the Gram matrix as well.
-
-        Args:
-            losses: those of this call. With ``cross_batch`` each task must have two.
-            weights: (N,) float64 on the CPU, the weights of all tasks. If the weighting needs the Gram matrix, it
-                computes new weights for the tasks present.
-            last: whether this is the last call of the step. None: it is if the step before had as many calls.
-        """
+    def _add_outer(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
+        """The same, and <g_n, ḡ> too. Some engines know ‖g_n‖² or the Gram matrix as well."""
         self._check_pairs(losses.tasks)
         # Without compiled code, a graph shows its layers. Checkpoints run them again in the backward pass, as before.
         lazy = self.engine == "one_pass" and isinstance(losses, Examples) and callable(losses.loss)
@@ -171,7 +211,6 @@ class Accumulation:
                 assert isinstance(losses, Examples)
                 losses = dataclasses.replace(losses, loss=losses.evaluate())
             self._add_by_engine_or_another(losses, weights, last)
-        self._largest = largest(self.params)
 
     def _add_by_engine_or_another(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         try:
@@ -185,16 +224,16 @@ class Accumulation:
                 self._add_by_engine(losses, weights, last)
             else:  # what earlier calls left cannot be added to the numbers of another engine
                 self.numbers_known, self._pending, self._lost = False, [], True
-                self.add_weighted(losses, weights)
+                self._add_weighted(losses, weights)
 
     def _add_by_engine(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         if self._lost:
             self.numbers_known = False
-            self.add_weighted(losses, weights)
+            self._add_weighted(losses, weights)
         elif self.engine == "per_task":
             self._add_per_task(losses, weights)
         else:
-            self._add_in_one_backward(losses, self._checked_all(weights), last)
+            self._add_in_one_backward(losses, self._step_weights.checked_all(weights), last)
 
     def _add_in_one_backward(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         """One backward pass for ḡ. <g_n, ḡ> is computed as soon as ḡ is final, from what every call leaves pending."""
@@ -204,8 +243,6 @@ class Accumulation:
         others = None if self._own is None else take_grads(self.params)
         if others is not None and self.reducer.whole_backward:  # p.grad may be memory that a wrapper writes over
             others = [None if g is None else g.clone() for g in others]
-        if last is None and self.engines.calls_per_step is not None:
-            last = self.calls == self.engines.calls_per_step
         values: list[Tensor] = []
         with self.reducer.averaged(self.params) as before_last_pass:
             if losses.tasks:  # this process may have no examples, and takes part all the same
@@ -258,20 +295,19 @@ class Accumulation:
         self.reducer.check(losses.tasks, self.params, self.weighting, per_task=per_task, reason=reason)
 
     def _choose(self, losses: TaskLosses | Examples) -> str:
-        if not self.due or not losses.tasks:
+        if not self.due or self.weighting.losses_only or not losses.tasks:
             return "per_task"
         return self.engines.choose(
             losses,
             self.params,
-            halves=self.weighting.cross_batch,
-            gram=self.weighting.needs_gram,
+            needs=needs_per_task(self.weighting),
             alone=not self.reducer.averages,
         )
 
     def _add_per_task(self, losses: TaskLosses | Examples, weights: Tensor) -> None:
         """One gradient g_n per task, and ḡ = Σ w_n g_n of them."""
-        if not self.weighting.needs_gram:
-            weights = self._checked_all(weights)
+        if not self.weighting.follows:
+            weights = self._step_weights.checked_all(weights)
         values, gradients = task_gradients(losses, self.params, scale=self.scale, whole=self.reducer.whole_backward)
         self._check_sparse(gradients)
         gradients = [list(map(dense, gradient)) for gradient in gradients]
@@ -282,51 +318,15 @@ class Accumulation:
             if self.weighting.needs_gram:
                 self._gradients.take_back()
                 self._gradients.add(tasks, gradients)
-                self.weights = self._weigh_by_gram(weights)
+                found = self._step_weights.from_gram(self._gradients, self.losses, weights)
+                self.weights, self._dots, self._sqnorms, self._sqnorm = found
                 add_to_grad(self.params, self._gradients.combination())
             else:
+                if self.weighting.needs_losses:
+                    weights = self._step_weights.from_losses(self.losses, weights)
                 self.weights = weights
                 self._dots, self._sqnorms = self.reducer.combine(self._gradients, tasks, gradients, weights)
         self.numbers_known = True
-
-    def _weigh_by_gram(self, weights: Tensor) -> Tensor:
-        """The weights of all tasks, after new ones were computed from the Gram matrix of the tasks present.
-
-        If there are groups of parameters, each has its own weights, and these are the means over the groups. Has one
-        host sync.
-        """
-        here, tasks = self._gradients.gram(), list(self.losses)
-        grams, losses = self.reducer.totals(here, torch.stack(list(self.losses.values())))
-        host = torch.cat([grams.flatten(), losses.to(grams.device)]).cpu()
-        grams, losses = host[: -len(tasks)].view(grams.shape), host[-len(tasks) :]
-        # An earlier call may have shown the weighting the Gram matrix of a part of these gradients. Undo that.
-        if self._state_before_gram is None:
-            self._state_before_gram = self.weighting.state_dict()
-        else:
-            self.weighting.load_state_dict(self._state_before_gram)
-        if torch.isfinite(grams).all():
-            tolerance = self.weighting.tolerance
-            if tolerance is None:
-                tolerance = len(tasks) * precision({p.dtype for p in self.params})
-            shown = torch.stack([without_rounding_noise(gram, tolerance) for gram in grams])
-            rows = self.weighting.weights_from_grams(shown, losses, tasks)
-            if len(rows) != len(grams):
-                raise ValueError(
-                    f"the weighting returned weights for {len(rows)} groups of parameters, not {len(grams)}"
-                )
-            by_group = torch.stack([self.checked(row, tasks) for row in rows])
-        else:  # step() will be skipped, and solvers fail on such a matrix
-            by_group = torch.ones_like(grams[:, 0])
-        if len(by_group) == 1:
-            self._gradients.weights = by_group[0]
-        else:
-            self._gradients.weights = by_group
-            self._sqnorm = torch.einsum("gi,gij,gj->", by_group, grams, by_group).item()
-        self._dots = torch.einsum("gij,gj->i", here, by_group.to(here.device))
-        self._sqnorms = here.diagonal(dim1=1, dim2=2).sum(0)
-        weights = weights.clone()
-        weights[tasks] = by_group.mean(0)
-        return weights
 
     def sqnorm(self, seen: Statistics) -> float:
         """‖ḡ‖² over all processes, Σ w_n <g_n, ḡ>, or an estimate of it with ``cross_batch``."""
@@ -335,18 +335,10 @@ class Accumulation:
         assert self.weights is not None
         return (self.weights[seen.tasks] @ seen.dots).item()
 
-    def _checked_all(self, weights: Any) -> Tensor:
-        return self.checked(weights, list(range(len(self.tasks))))
-
-    def checked(self, weights: Any, tasks: list[int]) -> Tensor:
-        """Weights of these tasks, float64 on the CPU. For errors see :func:`cats.weighting.checks.checked_weights`."""
-        exact = all(p.dtype == torch.float64 for p in self.params)
-        limit = torch.finfo(torch.float64 if exact else torch.float32).max
-        return checked_weights(weights, self._names(tasks), limit)
-
     def _check_sparse(self, gradients: Iterable[Gradient]) -> None:
         # Most steps of such a weighting may need no per-task gradients, but one of the next steps does.
-        if self.weighting.period and any(g is not None and g.is_sparse for gradient in gradients for g in gradient):
+        needs = self.weighting.period and not self.weighting.losses_only
+        if needs and any(g is not None and g.is_sparse for gradient in gradients for g in gradient):
             raise TypeError(
                 f"a parameter has a sparse gradient, which steps with per-task gradients cannot use, and "
                 f"{type(self.weighting).__name__} needs such steps: use sparse=False in embeddings"
@@ -370,9 +362,6 @@ class Accumulation:
                         "of its batch (cross_batch, needs_task_gradients)"
                     )
 
-    def _names(self, tasks: list[int]) -> list[str]:
-        return [f"task {self.tasks[n]!r}" for n in tasks]
-
     def statistics(self, found_inf: Tensor | None) -> Statistics:
         """The numbers of the step over all processes, on the host. Reading them is the only host sync of a step.
 
@@ -389,7 +378,15 @@ class Accumulation:
         self._pending = []
         self._freed = self.outer
 
+    def losses_after_step(self) -> tuple[list[int], Tensor]:
+        """The tasks, and the losses with the parameters as they are now, (K,) on the CPU. Has one host sync."""
+        total: dict[int, Tensor] = {}
+        for repeats in self._repeats:
+            for n, value in repeats.losses_now().items():
+                value = value.to(self.params[0].device)
+                total[n] = total[n] + value if n in total else value
+        return self.reducer.loss_totals(dict(sorted(total.items())), self.params, len(self.tasks))
+
     def discard(self) -> None:
         """Restores the state that the weighting had before it saw these gradients."""
-        if self._state_before_gram is not None:
-            self.weighting.load_state_dict(self._state_before_gram)
+        self._step_weights.discard()

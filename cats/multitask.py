@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from .state import State, base_restored_on_error, copy_of, noted_if_moved
 from .state_dict import ENTRY, add_entry, create_state, creates_state, load_entry, take_entry
 from .tasks import Losses, Task, describe, split_examples, split_losses, task_names
 from .weighting import Weighting
+from .weighting.checks import check_needs
 from .wrapping import attribute_of, not_compiled
 
 
@@ -167,17 +169,12 @@ class MultiTask(Optimizer):
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise TypeError(f"{type(optimizer).__name__} needs a closure in every step(), which is not supported")
-        if getattr(weighting, "needs_gram", False) and getattr(weighting, "cross_batch", False):
-            raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
-        if shared is not None and getattr(weighting, "groups", None) is not None:
-            raise ValueError("shared= and a weighting with groups of parameters exclude each other: the groups say it")
         if engine not in ENGINES:
             raise ValueError(f"engine={engine!r} does not exist; available: {', '.join(map(repr, ENGINES))}")
-        needs = [name for name in ("needs_gram", "cross_batch") if getattr(weighting, name, False)]
-        if needs and engine not in ("auto", "per_task"):
-            raise ValueError(
-                f"engine={engine!r} does not compute what a weighting with {needs[0]} needs: use 'per_task'"
-            )
+        weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
+        check_needs(weighting, engine)
+        if shared is not None and weighting.groups is not None:
+            raise ValueError("shared= and a weighting with groups of parameters exclude each other: the groups say it")
         if rows is not None and not (isinstance(rows, float | int) and 0 < rows <= 1):
             raise ValueError(f"rows must be a share of the rows in (0, 1], such as 0.25, got {rows!r}")
         if rows is not None and engine not in ("auto", "one_pass"):
@@ -196,7 +193,7 @@ class MultiTask(Optimizer):
         self.base = optimizer
         check_kinds(self.param_groups)
         self.tasks = task_names(tasks)
-        self.weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
+        self.weighting = weighting
         self.weighting.names = self.tasks
         self.weighting.start(len(self.tasks))
         self.backend = backend
@@ -216,10 +213,12 @@ class MultiTask(Optimizer):
         if self._own.accumulation is not None:
             return self._own.accumulation.outer
         last_attempt = 0 < self._own.counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
-        return self._weighting_due or (last_attempt and self._reducer().names_nonfinite_task)
+        due = self._due and not self.weighting.losses_only
+        return due or (last_attempt and self._reducer().names_nonfinite_task)
 
     @property
-    def _weighting_due(self) -> bool:
+    def _due(self) -> bool:
+        """Whether the next step updates the weighting."""
         period = self.weighting.period
         return period > 0 and (self._own.counts["step"] + 1) % period == 0
 
@@ -275,13 +274,9 @@ class MultiTask(Optimizer):
         with own.lock, rows_forgotten(), self._together("backward()"):
             split = self._split(losses, tasks, reduction)
             gathered, weights = self._open_accumulation(), self._known_weights()
-            changes = weighting if weighting.needs_gram else None
+            changes = weighting if weighting.follows else None
             with own.restored_on_error(changes), grads_restored_on_error(gathered.params):
-                gathered.check(split, scaler)
-                if gathered.outer:  # ḡ = ∇ Σ α_n L_n, and for the update of α: <g_n, ḡ>
-                    gathered.add_outer(split, weights, last)
-                else:  # ḡ = ∇ Σ α_n L_n
-                    gathered.add_weighted(split, weights)
+                gathered.add(split, weights, scaler, last)  # ḡ = ∇ Σ α_n L_n, and for the update of α: <g_n, ḡ>
                 own.accumulation = gathered
 
     @not_compiled
@@ -329,18 +324,42 @@ class MultiTask(Optimizer):
         if not seen.finite:
             self._skip(gathered, seen)
             return
-        due = self._weighting_due and seen.known
-        if self._weighting_due:
-            self._engines.note_numbers(known=seen.known)
+        due = self._due and self._has_numbers(gathered, seen)
         params, changes = gathered.params, self.weighting if due else None
         with own.restored_on_error(changes), unscaled(params, own.scale_to_undo), noted_if_moved(params, self.base):
             # α moves before θ, so that an error in its update leaves θ as it is. ḡ was formed with the α of before.
             if due:  # α descends and λ ascends on Eq. 4
-                self.weighting.update(seen.losses, seen.dots / self.weighting.scale, seen.sqnorms, seen.tasks)
+                nothing = torch.full_like(seen.losses, math.nan)
+                numbers = (
+                    (nothing, nothing)
+                    if self.weighting.losses_only
+                    else (seen.dots / self.weighting.scale, seen.sqnorms)
+                )
+                self.weighting.update(seen.losses, *numbers, seen.tasks)
             self.base.step()  # θ moves along ḡ
+            if due and self.weighting.losses_again:
+                self._update_after(gathered, seen)
             self._remember(gathered, seen)
             own.count("step", *["task_gradient_steps"] * seen.known, nonfinite_in_a_row=0)
             own.accumulation = None
+
+    def _has_numbers(self, gathered: Accumulation, seen: Statistics) -> bool:
+        """Whether the numbers are known that the update of the weighting needs."""
+        if self.weighting.losses_only:
+            return True
+        self._engines.note_numbers(known=seen.known)
+        if self.weighting.needs_sqnorms and seen.known and not seen.sqnorms_known:
+            raise RuntimeError(
+                f"{type(self.weighting).__name__} needs the norms of the tasks' gradients, which engine "
+                f"{gathered.engine} does not know with replicas or several backward() calls: use engine='per_task'"
+            )
+        return seen.known
+
+    def _update_after(self, gathered: Accumulation, seen: Statistics) -> None:
+        with self._together("losses after step()"):
+            tasks, after = gathered.losses_after_step()
+        if torch.isfinite(after).all():
+            self.weighting.update_after(seen.losses, after, tasks)
 
     def _gathered_gradients(self) -> Accumulation:
         gathered = self._own.accumulation
@@ -378,9 +397,8 @@ class MultiTask(Optimizer):
             if self._engines.name != "auto":  # a process that never had a loss has not chosen
                 last |= {"engine": self._engines.name, "engine_reason": self._engines.reason}
             last["sqnorm"] = gathered.sqnorm(seen) / scale**2
-            if self.weighting.needs_gram and seen.finite:
-                assert gathered.weights is not None
-                self._own.weights = gathered.weights
+        if self.weighting.follows and seen.finite and gathered.weights is not None:
+            self._own.weights = gathered.weights
         self._own.last = {**self._own.last, **last}
 
     def _skip(self, gathered: Accumulation, seen: Statistics) -> None:
@@ -407,8 +425,8 @@ class MultiTask(Optimizer):
 
     @property
     def alpha(self) -> dict[Task, float]:
-        """{task: weight α_n} of all tasks. If the weighting needs the Gram matrix: the weights of the last step, or
-        their means over its groups of parameters.
+        """{task: weight α_n} of all tasks. If they follow from the step: the weights of the last one, or their means
+        over the weighting's groups of parameters.
 
         With ``reduction="sum"``, :class:`CATS` multiplies the gradients by N α_n; this is α_n.
         """
@@ -438,7 +456,7 @@ class MultiTask(Optimizer):
         * ``dots``: {task: <g_n, ḡ>} of the last step that computed it, with ḡ = Σ α_n g_n and α_n as in
           :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
         * ``sqnorms``: {task: ‖g_n‖²} of the same step. nan where the engine does not know it, and with replicas in
-          several processes.
+          several processes if the weighting does not need it.
         * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
         * ``engine``, ``engine_reason``: the engine of the same step, and why it was chosen.
 
@@ -567,7 +585,7 @@ class MultiTask(Optimizer):
             weighting=self.weighting,
             reducer=own.reducer,
             outer=self.needs_task_gradients,
-            due=self._weighting_due,
+            due=self._due,
             step=own.counts["step"],
             backend=self.backend,
             groups=groups_of_parameters(self.weighting.groups, found[0], self.param_groups, self._engines.model),
@@ -614,7 +632,7 @@ class MultiTask(Optimizer):
 
     def _known_weights(self) -> Tensor:
         """The weights of all tasks, (N,), before this step's gradients are known."""
-        return self._own.weights if self.weighting.needs_gram else self.weighting.weights()
+        return self._own.weights if self.weighting.follows else self.weighting.weights()
 
     def _named(self, tasks: Iterable[int], values: Tensor) -> dict[Task, float]:
         return {self.tasks[n]: v for n, v in zip(tasks, values.tolist(), strict=True)}

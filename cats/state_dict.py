@@ -117,7 +117,7 @@ def _load_weighting(state: Any, count: int, weighting: Weighting) -> None:
     try:
         weighting.load_state_dict(state)
         numbers = [value for value in weighting.multipliers.values() if isinstance(value, Tensor)]
-        if not weighting.needs_gram:
+        if not weighting.follows:
             numbers.append(weighting.weights())
         fits = all(x.shape == (count,) and bool(x.isfinite().all()) for x in numbers)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:

@@ -119,6 +119,15 @@ class Reducer(Protocol):
             count: the number N of tasks.
         """
 
+    def loss_totals(self, losses: dict[int, Tensor], params: Sequence[Tensor], count: int) -> tuple[list[int], Tensor]:
+        """The losses over all processes, with one host sync: the tasks that have one, ascending, and (K,) on the CPU.
+
+        Args:
+            losses: {task index: loss, 0-d float64} of this process.
+            params: those of the optimizer.
+            count: the number N of tasks.
+        """
+
     def totals(self, grams: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Gram matrices and losses over all processes, from those of what each process has: (G, K, K) and (K,)."""
 

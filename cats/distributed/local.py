@@ -41,6 +41,9 @@ class Local:
     ) -> tuple[list[int], list[Tensor], list[Gradient]]:
         return tasks, values, gradients
 
+    def loss_totals(self, losses: dict[int, Tensor], params: Sequence[Tensor], count: int) -> tuple[list[int], Tensor]:
+        return list(losses), torch.stack(list(losses.values())).cpu()
+
     def totals(self, grams: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         return grams, losses
 

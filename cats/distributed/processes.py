@@ -85,6 +85,20 @@ class Processes:
     ) -> tuple[list[int], list[Tensor], list[Gradient]]:
         return tasks, values, gradients
 
+    def loss_totals(self, losses: dict[int, Tensor], params: Sequence[Tensor], count: int) -> tuple[list[int], Tensor]:
+        call = self._call
+        if call is not None:  # they have not met yet
+            self._meet(params, **{"losses before gradients": "yes"})
+            self._call = call  # and they meet again before they exchange gradients
+        here = list(losses)
+        local = torch.zeros(2, count, dtype=torch.float64, device=params[0].device)
+        if here:
+            local[0, here] = torch.stack(list(losses.values())).to(local.device)
+            local[1, here] = 1.0
+        host = self.communication.sum(local).cpu()
+        tasks = host[1].nonzero()[:, 0].tolist()
+        return tasks, host[0, tasks] / self.communication.size
+
     def totals(self, grams: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         total = self.communication.sum(torch.cat([grams.flatten(), losses.to(grams.device)]))
         inner, values = total.split([grams.numel(), len(losses)])

@@ -28,8 +28,9 @@ class Replicated(Processes):
 
     Each backward() call all-reduces one gradient: that of the weighted loss, bucket by bucket while the backward pass
     forms it, or the combination ḡ of per-task gradients. The squared norms ‖g_n‖² would need one more for every task,
-    so they are not known. Only for weightings that need inner products of the mean gradients, the processes exchange
-    all K gradients, so that each has a share of the elements of the means.
+    so they are not known. Only for weightings that need inner products or norms of the mean gradients, or that find
+    their weights after the gradients, the processes exchange all K gradients, so that each has a share of the elements
+    of the means.
     """
 
     def __init__(self, communication: Communication) -> None:
@@ -40,7 +41,7 @@ class Replicated(Processes):
     def check(
         self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool, reason: str
     ) -> None:
-        self._shares = per_task and (weighting.needs_gram or weighting.cross_batch)
+        self._shares = per_task and (weighting.follows or weighting.needs_sqnorms or weighting.cross_batch)
 
     @property
     def _has_means(self) -> bool:

@@ -53,19 +53,17 @@ class Engines:
         self._refused: dict[str, str] = {}  # {name: why this engine could not be used}
         self._logged: set[tuple[str, str]] = set()  # choices and their reasons
 
-    def choose(
-        self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool, alone: bool
-    ) -> str:
+    def choose(self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, needs: str | None, alone: bool) -> str:
         """The name of the engine for the losses of a step. The log says it when it changes, and each choice once.
 
         Args:
             params: the parameters that require grad.
-            halves, gram: whether the weighting needs two losses per task, or the Gram matrix.
+            needs: what the weighting needs that only per_task computes in all cases, or None.
             alone: whether this is the only process. Several choose the same engine, so none looks at its free memory.
         """
         name, reason = self.asked, "asked for"
         if self.asked == "auto":
-            name, reason = self._best(losses, params, halves=halves, gram=gram, alone=alone)
+            name, reason = self._best(losses, params, needs=needs, alone=alone)
         if name != self.name and self.asked == "auto" and (name, reason) not in self._logged:
             _log.info("engine %s: %s", name, reason)
             self._logged.add((name, reason))
@@ -73,10 +71,10 @@ class Engines:
         return name
 
     def _best(
-        self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, halves: bool, gram: bool, alone: bool
+        self, losses: TaskLosses | Examples, params: Sequence[Tensor], *, needs: str | None, alone: bool
     ) -> tuple[str, str]:
-        if gram or halves:
-            return "per_task", "the weighting needs " + ("the Gram matrix" if gram else "two losses per task")
+        if needs is not None:
+            return "per_task", f"the weighting needs {needs}"
         tensors = isinstance(losses, TaskLosses) and not any(map(callable, losses.losses))
         reason = ""
         if any(map(is_sharded, params)):

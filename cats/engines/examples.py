@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,11 @@ class Examples:
         if not value.requires_grad:
             raise ValueError("the losses do not require grad (computed under no_grad, or detached?)")
         return value
+
+    def evaluated(self) -> tuple[Examples, list[Tensor]]:
+        """The same with a tensor as loss, and the losses of ``tasks``, 0-d float64. A callable is called."""
+        value = self.evaluate()
+        return replace(self, loss=value), self.values(value)
 
     def seed(self, value: Tensor, weights: Sequence[float], scale: Tensor | None) -> Tensor:
         """The gradient of Σ w_n L_n by ``value``, times GradScaler's scale. weights: N numbers."""

@@ -85,7 +85,7 @@ class ForwardMode:
                     f"engine forward_mode: {term.name}: it is evaluated twice, so a callable that returns the loss is "
                     f"needed, got a tensor: pass callables, or {_INSTEAD}"
                 )
-        repeats = Repeats(losses, params, engine="forward_mode", model=self.model, check=_check_graph)
+        repeats = Repeats(losses, params, user="engine forward_mode", model=self.model, check=_check_graph)
         with _differentiable_kernels():
             values = weighted_backward(repeats.noting, weights, params, scale=scale, before_last_pass=before_last_pass)
         exact = InnerProducts(params, shared, scale, self.backend)

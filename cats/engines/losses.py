@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -29,6 +29,11 @@ class TaskLosses:
     def shares(self, weights: Sequence[float]) -> list[float]:
         """The factor of each loss in Σ w_n L_n. weights: of all N tasks."""
         return [weights[n] / self.tasks.count(n) for n in self.tasks]
+
+    def evaluated(self) -> tuple[TaskLosses, list[Tensor]]:
+        """The same losses as tensors, and their values, 0-d float64. Callables are called, and all graphs are kept."""
+        tensors = [evaluate(loss, name) for loss, name in zip(self.losses, self.names, strict=True)]
+        return replace(self, losses=list(tensors)), list(map(number, tensors))
 
 
 def evaluate(loss: Loss, name: str) -> Tensor:

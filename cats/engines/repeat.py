@@ -31,7 +31,8 @@ class Repeats:
     Args:
         losses: all losses of the call.
         params: the parameters, whose devices the callables may use.
-        engine: its name in error messages.
+        user: what error messages say evaluates the callables twice, such as "engine two_pass".
+        instead: what the user can do instead, for error messages.
         model: its buffers are restored. None: a batch norm whose running statistics would move twice is refused.
         check: is called after the first evaluation of each callable, with its loss tensor, its name, and the number of
             the first node of its graph: what was computed before has lower numbers.
@@ -45,11 +46,12 @@ class Repeats:
         losses: TaskLosses | Examples,
         params: Sequence[Tensor],
         *,
-        engine: str,
+        user: str,
+        instead: str = "use engine='per_task'",
         model: nn.Module | None,
         check: Callable[[Tensor, str, int], None] = lambda value, name, start: None,
     ) -> None:
-        self._engine, self._check = engine, check
+        self._user, self._instead, self._check = user, instead, check
         self._devices = {p.device for p in params if p.device.type not in ("cpu", "meta")}
         given = terms(losses)
         self._callables = [term for term in given if callable(term.loss)]
@@ -81,9 +83,8 @@ class Repeats:
         for node in nodes([value]):
             if getattr(node, "_saved_training", False) and getattr(node, "_saved_running_mean", None) is not None:
                 raise UnsupportedError(
-                    f"engine {self._engine}: {name}: the callable is evaluated twice, and the running statistics of "
-                    "its batch norm would move twice: pass model= to the optimizer, which then restores them, or use "
-                    "engine='per_task'"
+                    f"{self._user}: {name}: the callable is evaluated twice, and the running statistics of its batch "
+                    f"norm would move twice: pass model= to the optimizer, which then restores them, or {self._instead}"
                 )
 
     def again(
@@ -115,6 +116,16 @@ class Repeats:
         if seen:
             self._check_same(*zip(*seen, strict=True))
 
+    def losses_now(self) -> dict[int, Tensor]:
+        """The losses with the parameters as they are now, 0-d float64 by task. No graph is made."""
+        found: dict[int, Tensor] = {}
+        with self._buffers.restored():
+            for term, moment in zip(self._callables, self._moments, strict=True):
+                with moment.restored(), torch.no_grad():
+                    value = term.loss()  # type: ignore[operator]  # without the check that it has a graph
+                    found.update(zip(term.tasks, term.values(value), strict=True))
+        return found
+
     def _check_same(
         self, names: Sequence[str], first: Sequence[Tensor], second: Sequence[Tensor], tolerances: Sequence[float]
     ) -> None:
@@ -123,10 +134,10 @@ class Repeats:
         for name, (before, after), tolerance in zip(names, pairs, tolerances, strict=True):
             if abs(before - after) > tolerance * abs(before):
                 raise UnsupportedError(
-                    f"engine {self._engine}: {name}: it was {before:.7g} at first and {after:.7g} when its callable "
-                    "was evaluated again. A callable must compute the same both times. torch's random numbers and the "
+                    f"{self._user}: {name}: it was {before:.7g} at first and {after:.7g} when its callable was "
+                    "evaluated again. A callable must compute the same both times. torch's random numbers and the "
                     "buffers of model= are restored, but not the random numbers of Python, numpy or a torch.Generator, "
-                    "the position of an iterator, or train() and eval(). If that cannot be: use engine='per_task'"
+                    f"the position of an iterator, or train() and eval(). If that cannot be: {self._instead}"
                 )
 
 

@@ -62,7 +62,7 @@ class TwoPass:
                 model.
             RuntimeError: a loss given as a tensor has the graph of a compiled model.
         """
-        repeats = Repeats(losses, params, engine="two_pass", model=self.model)
+        repeats = Repeats(losses, params, user="engine two_pass", model=self.model)
         values = weighted_backward(
             repeats.noting,
             weights,

@@ -1,4 +1,4 @@
-"""Whether what a weighting returns are weights."""
+"""Whether what a weighting needs can be had, and whether what it returns are weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .protocol import Weighting
+
+# What a weighting may need that only the engine "per_task" gives in all cases.
+_OF_GRADIENTS = {
+    "needs_gram": "the Gram matrix",
+    "cross_batch": "two losses per task",
+    "needs_sqnorms": "the norms of the gradients",
+}
+
+
+def needs_per_task(weighting: Weighting) -> str | None:
+    """What the weighting needs that only the engine "per_task" gives in all cases, or None."""
+    return next((what for name, what in _OF_GRADIENTS.items() if getattr(weighting, name)), None)
+
+
+def check_needs(weighting: Weighting, engine: str) -> None:
+    """Checks what the weighting declares, see :class:`cats.weighting.Weighting`.
+
+    Raises:
+        ValueError: its needs contradict each other, or the engine that was asked for does not compute them.
+    """
+    of_gradients = [name for name in _OF_GRADIENTS if getattr(weighting, name)]
+    of_losses = [name for name in ("needs_losses", "losses_again") if getattr(weighting, name)]
+    if weighting.needs_gram and weighting.cross_batch:
+        raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
+    if of_losses and not weighting.losses_only:
+        raise ValueError(f"a weighting with {of_losses[0]} must be losses_only: there is no <g_n, ḡ> for it")
+    if of_gradients and weighting.losses_only:
+        raise ValueError(f"a weighting with {of_gradients[0]} cannot be losses_only: it needs gradients")
+    able = ("auto", "per_task", "two_pass") if of_gradients == ["needs_sqnorms"] else ("auto", "per_task")
+    if of_gradients and engine not in able:
+        raise ValueError(
+            f"engine={engine!r} does not compute what a weighting with {of_gradients[0]} needs: use 'per_task'"
+        )
 
 
 def checked_weights(weights: Any, names: Sequence[str], limit: float) -> Tensor:

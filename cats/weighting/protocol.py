@@ -13,10 +13,13 @@ Groups: TypeAlias = str | Callable[[str, nn.Parameter], Hashable] | Sequence[Has
 class Weighting:
     """Base class of all weightings. :class:`cats.MultiTask` uses only what this class declares.
 
-    A weighting never sees a tensor of the size of the model. There are two kinds:
+    A weighting never sees a tensor of the size of the model. There are three kinds:
 
     * Weights known *before* the gradients (CATS, Static, ...). Implement :meth:`weights`, and :meth:`update` if
       they change. One pass over the gradients computes the combined gradient and the arguments of :meth:`update`.
+      With ``losses_only``, every step is one backward pass of the weighted loss, and :meth:`update` gets the losses.
+    * Weights that follow from the losses of *this* step (FAMO, ...). Set ``needs_losses`` and ``losses_only``, and
+      implement :meth:`weights_from_losses`. All losses are evaluated before the one backward pass.
     * Weights that follow from the Gram matrix of *this* step (MGDA, PCGrad, ...). Set ``needs_gram`` and implement
       :meth:`weights_from_gram`, or :meth:`weights_from_grams` to know which tasks are present, or to compute weights
       per group of parameters. This takes two passes: one for the Gram matrix, one for the combined gradient.
@@ -26,8 +29,13 @@ class Weighting:
 
     Attributes:
         needs_gram: whether the weights come from :meth:`weights_from_gram`.
-        period: every ``period``-th step computes <g_n, ḡ>, or the Gram matrix; 0 means never. The other steps cost
-            one backward pass of the weighted loss.
+        needs_losses: whether they come from :meth:`weights_from_losses`. In every step, whatever ``period`` is.
+        needs_sqnorms: whether :meth:`update` needs ‖g_n‖².
+        losses_only: whether :meth:`update` needs the losses only. Then no step computes <g_n, ḡ>.
+        losses_again: whether :meth:`update_after` is called too, with the losses after the step. Users must pass
+            callables then. Only with ``losses_only``.
+        period: every ``period``-th step computes <g_n, ḡ>, or the Gram matrix, and calls :meth:`update`; 0 means never.
+            The other steps cost one backward pass of the weighted loss.
         cross_batch: whether the steps that compute <g_n, ḡ> need two losses per task, from two independent halves of
             its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
         scale: :meth:`weights` are this many times the weights α_n that the optimizer reports. With another scale than
@@ -43,12 +51,21 @@ class Weighting:
     """
 
     needs_gram: bool = False
+    needs_losses: bool = False
+    needs_sqnorms: bool = False
+    losses_only: bool = False
+    losses_again: bool = False
     period: int = 1
     cross_batch: bool = False
     scale: float = 1.0
     groups: Groups = None
     tolerance: float | None = None
     names: Sequence[str | int] = ()
+
+    @property
+    def follows(self) -> bool:
+        """Whether the weights follow from numbers of the step. If not, they are known before it."""
+        return self.needs_gram or self.needs_losses
 
     def start(self, tasks: int) -> None:
         """Called once, before all other methods, with the number N of tasks.
@@ -58,7 +75,7 @@ class Weighting:
         """
 
     def weights(self) -> Tensor:
-        """The current weights of all N tasks, (N,) float64 on the CPU. Not called if ``needs_gram``."""
+        """The current weights of all N tasks, (N,) float64 on the CPU. Not called if they follow from the step."""
         raise NotImplementedError(f"{type(self).__name__} does not implement weights()")
 
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
@@ -68,10 +85,34 @@ class Weighting:
 
         Args:
             losses: (K,) float64 on the CPU, the losses L_n of the K tasks that took part in the step.
-            dots: (K,) float64 on the CPU, v_n = <g_n, combined gradient> / scale.
-            sqnorms: (K,) float64 on the CPU, ‖g_n‖². They are nan with several processes.
+            dots: (K,) float64 on the CPU, v_n = <g_n, combined gradient> / scale. nan if ``losses_only``.
+            sqnorms: (K,) float64 on the CPU, ‖g_n‖². Unless ``needs_sqnorms``, they may be nan.
             present: the indices of these K tasks among the N, ascending.
         """
+
+    def update_after(self, before: Tensor, after: Tensor, present: Sequence[int]) -> None:
+        """Called at every ``period``-th step if ``losses_again``, after the parameters have moved.
+
+        It is not called if a loss after the step is not finite.
+
+        Args:
+            before: (K,) float64 on the CPU, the losses of the step.
+            after: (K,) float64 on the CPU, the losses of the same batch, with the same dropout masks, after the step.
+            present: the indices of these K tasks among the N, ascending.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement update_after()")
+
+    def weights_from_losses(self, losses: Tensor, present: Sequence[int]) -> Tensor:
+        """The weights of the K tasks present, (K,).
+
+        It may change the weighting's state. If the step is skipped or fails, the state is restored from
+        :meth:`state_dict`.
+
+        Args:
+            losses: (K,) float64 on the CPU, finite.
+            present: the indices of these K tasks among the N, ascending.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement weights_from_losses()")
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
         """The weights of the K tasks present, (K,).
