@@ -106,6 +106,8 @@ def _check_combinations(config: Config, prefix: str) -> None:
         raise UserError(f"{prefix}sampling.first_temperature has no effect without train.restart")
     if train.restart_parts != "all" and not (train.pretrain or train.restart):
         raise UserError(f"{prefix}train.restart_parts has no effect without train.pretrain or train.restart")
+    if train.finetune and not (train.pretrain or train.restart):
+        raise UserError(f"{prefix}train.finetune has no effect without train.pretrain or train.restart")
     if train.pretrain_steps and not (train.pretrain or train.restart):
         raise UserError(f"{prefix}train.pretrain_steps has no effect without train.pretrain or train.restart")
     sampling = config.sampling

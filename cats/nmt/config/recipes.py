@@ -14,6 +14,7 @@ _PLAIN: dict[str, Any] = {
     "sampling.ratios": (),
     "sampling.unimax_epochs": 0.0,
     "train.pretrain": (),
+    "train.finetune": (),
     "train.pretrain_steps": 0,
     "train.restart": False,
     "train.restart_parts": "all",
@@ -24,11 +25,13 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "temperature-schedule": {"sampling.temperature": 1.0, "sampling.temperature_end": 5.0},
     "ratios": {},
     "unimax": {"sampling.unimax_epochs": 5.0},
+    "pretrain-finetune": {"train.pretrain": ("hires",)},
     "restart": {"train.restart": True},
+    "lowres-finetune": {"train.pretrain": ("hires",), "train.finetune": ("lores",)},
     "staged": {"sampling.first_temperature": 1.0, "sampling.temperature": 3.0, "train.restart": True},
 }
 RECIPES = tuple(_CHANGES)
-_TWO_PHASES = ("restart", "staged")
+_TWO_PHASES = ("pretrain-finetune", "restart", "lowres-finetune", "staged")
 
 
 def recipe(name: str, steps: int) -> dict[str, Any]:

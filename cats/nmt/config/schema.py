@@ -67,7 +67,9 @@ METHODS = (
     "temperature-schedule",
     "ratios",
     "unimax",
+    "pretrain-finetune",
     "restart",
+    "lowres-finetune",
     "staged",
 )
 
@@ -340,7 +342,12 @@ class Train:
     patience: int = setting(0, "stop after this many validations without a better mean NLL; 0: never", need=COUNT)
     init_from: str = setting("", "run directory whose best model training starts from; empty: random parameters")
     pretrain: tuple[str, ...] = setting(
-        (), "tasks that are trained alone first; after that all tasks, with optimizer, alpha and learning rate reset"
+        (),
+        "tasks, or groups of them (hires, midres, lores), that are trained alone first; after that all tasks, with "
+        "optimizer, alpha and learning rate reset",
+    )
+    finetune: tuple[str, ...] = setting(
+        (), "with train.pretrain or train.restart: the tasks, or groups, that are trained alone after the reset"
     )
     pretrain_steps: int = setting(
         0, "updates before the reset of train.pretrain or train.restart; train.steps includes them", need=COUNT

@@ -69,6 +69,7 @@ class Mixture:
     unimax_epochs: if above 0, the tasks' shares of the tokens are those of ``unimax`` instead.
     first_temperature: the temperature in the first `pretrain_steps` updates; 0: the same as later.
     pretrain: the tasks that are trained alone in the first `pretrain_steps` updates; empty: all.
+    finetune: the tasks that are trained alone after them; empty: all.
     """
 
     temperature: float
@@ -79,6 +80,7 @@ class Mixture:
     first_temperature: float = 0.0
     pretrain: Sequence[str] = ()
     pretrain_steps: int = 0
+    finetune: Sequence[str] = ()
 
     def phase(self, step: int) -> float:
         """A number that the probabilities depend on. Updates with the same phase have the same probabilities.
@@ -86,7 +88,7 @@ class Mixture:
         -1 in the first `pretrain_steps` updates, if they differ. Later, the fraction of the training that is done if
         the temperature changes, else 0.
         """
-        if step < self.pretrain_steps and (self.pretrain or self.first_temperature):
+        if step < self.pretrain_steps and (self.pretrain or self.finetune or self.first_temperature):
             return -1.0
         return step / max(1, self.steps - 1) if self.temperature_end else 0.0
 
@@ -116,9 +118,8 @@ class Mixture:
                 inverse = (1 - phase) / temperature + phase / self.temperature_end
                 temperature = 1 / inverse if inverse else math.inf
             found = temperature_probabilities(sizes, temperature)
-        if phase < 0 and self.pretrain:
-            first = set(self.pretrain)
-            found = {task: value if task in first else 0.0 for task, value in found.items()}
+        if alone := set(self.pretrain if phase < 0 else self.finetune):
+            found = {task: value if task in alone else 0.0 for task, value in found.items()}
             total = sum(found.values())
             found = {task: value / total for task, value in found.items()}
         return list(found.values())

@@ -82,10 +82,22 @@ CATALOGUE = (
         "Chung et al., ICLR 2023, arXiv 2304.09151",
     ),
     Method(
+        "pretrain-finetune",
+        RECIPE,
+        "HiRes tasks for 35 % of the updates (train.pretrain), then all tasks after a warm restart",
+        "Choi et al., NeurIPS 2023, arXiv 2312.06134",
+    ),
+    Method(
         "restart",
         RECIPE,
         "optimizer and learning rate start again after 35 % of the updates (train.pretrain_steps)",
         "the control of Choi et al., NeurIPS 2023, arXiv 2312.06134",
+    ),
+    Method(
+        "lowres-finetune",
+        RECIPE,
+        "HiRes tasks for 35 % of the updates, then LoRes tasks alone (train.finetune): shows what is forgotten",
+        "transfer without joint training: Zoph et al., EMNLP 2016, arXiv 1604.02201",
     ),
     Method(
         "staged",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,15 +91,20 @@ def _with_tasks(part: Part, indices: Indices, shares: list[Indices]) -> Part:
     return Part(filled, uncounted=frozenset(tasks) - part.indices.keys())
 
 
-def build_sampler(sampling: schema.Sampling, train: schema.Train, dataset: TokenDataset) -> Sampler:
+def build_sampler(
+    sampling: schema.Sampling, train: schema.Train, groups: Mapping[str, list[str]], dataset: TokenDataset
+) -> Sampler:
     """The sampler of a run.
 
+    Args:
+        groups: {group: tasks}, which `train.pretrain` and `train.finetune` may name.
+
     Raises:
-        UserError: `sampling.ratios` or `train.pretrain` do not fit the tasks of the corpus.
+        UserError: `sampling.ratios`, `train.pretrain` or `train.finetune` do not fit the tasks of the corpus.
     """
     return Sampler(
         dataset.lengths(),
-        mixture=_mixture(sampling, train, list(dataset.shards)),
+        mixture=_mixture(sampling, train, groups, list(dataset.shards)),
         batch_tokens=sampling.batch_tokens,
         seed=train.seed,
         tasks_per_update=sampling.tasks_per_update,
@@ -106,11 +112,10 @@ def build_sampler(sampling: schema.Sampling, train: schema.Train, dataset: Token
     )
 
 
-def _mixture(sampling: schema.Sampling, train: schema.Train, tasks: list[str]) -> Mixture:
+def _mixture(
+    sampling: schema.Sampling, train: schema.Train, groups: Mapping[str, list[str]], tasks: list[str]
+) -> Mixture:
     """How often each task is drawn."""
-    for name in train.pretrain:
-        if name not in tasks:
-            raise unknown("task", name, tasks, where="train.pretrain")
     if sampling.ratios and len(sampling.ratios) != len(tasks):
         raise UserError(
             f"sampling.ratios has {len(sampling.ratios)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
@@ -122,6 +127,19 @@ def _mixture(sampling: schema.Sampling, train: schema.Train, tasks: list[str]) -
         sampling.unimax_epochs,
         train.steps,
         sampling.first_temperature,
-        train.pretrain,
+        _named(train.pretrain, groups, tasks, "train.pretrain"),
         train.pretrain_steps,
+        _named(train.finetune, groups, tasks, "train.finetune"),
     )
+
+
+def _named(names: tuple[str, ...], groups: Mapping[str, list[str]], tasks: list[str], where: str) -> tuple[str, ...]:
+    """The tasks that a setting names, itself or by their group."""
+    found: list[str] = []
+    for name in names:
+        if name not in tasks and name not in groups:
+            raise unknown("task", name, [*tasks, *groups], where=where)
+        found += [name] if name in tasks else [task for task in groups[name] if task in tasks]
+    if names and not found:
+        raise UserError(f"{where} = {','.join(names)}: no task of the corpus is in this group; name tasks instead")
+    return tuple(found)

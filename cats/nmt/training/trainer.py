@@ -23,6 +23,7 @@ from torch import nn
 
 import cats
 from cats.nmt.config.schema import Config
+from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
 from cats.nmt.methods import options
 from cats.nmt.model.transformer import check_compiler
@@ -120,7 +121,8 @@ class Trainer:
             smoothing=config.train.label_smoothing,
             over_all_tokens=weights_are_in_losses(config.method),
         )
-        self.sampler = build_sampler(config.sampling, config.train, self.training)
+        groups = task_groups({task: self.origin.corpus[task][0] for task in self.origin.tasks}, config.evaluate)
+        self.sampler = build_sampler(config.sampling, config.train, groups, self.training)
         self.batches = Prefetcher(
             self.training,
             self.sampler,

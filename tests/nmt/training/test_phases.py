@@ -81,6 +81,22 @@ def test_a_fresh_start_is_exact_and_forgets_the_optimizer(corpus: Path, tmp_path
     assert state["multitask"]["counts"]["step"] == 60 - 21
 
 
+def test_groups_of_tasks_are_trained_alone(corpus: Path, tmp_path: Path) -> None:
+    """xa has 60 pairs and is HiRes, xb has 20 and is LoRes."""
+    for name, later in (("pretrain-finetune", {"xa", "xb"}), ("lowres-finetune", {"xb"})):
+        config = short(corpus, f"method.name={name}", "train.log_every=7")
+        assert config.train.pretrain_steps == 21
+        train(config, tmp_path / name, quiet=True)
+        seen = {line["step"]: set(line["losses"]) for line in metrics(tmp_path / name) if "losses" in line}
+        assert seen == {7: {"xa"}, 14: {"xa"}, 21: {"xa"}} | {step: later for step in (28, 35, 42, 49, 56, 60)}
+    mixed = short(corpus, "method.name=lowres-finetune", "train.pretrain=xa,lores", "train.finetune=hires")
+    mixture = Trainer(mixed, tmp_path / "mixed", resume=False, quiet=True).sampler.mixture
+    assert (mixture.pretrain, mixture.finetune) == (("xa", "xb"), ("xa",))
+    empty = short(corpus, "method.name=lowres-finetune", "evaluate.lores_below=1")
+    with pytest.raises(UserError, match=r"train\.finetune = lores: no task of the corpus is in this group; name tasks"):
+        train(empty, tmp_path / "empty", quiet=True)
+
+
 def test_the_restart_is_pretraining_on_all_tasks(corpus: Path, tmp_path: Path) -> None:
     """train.restart, and train.pretrain with all tasks, give the same run."""
     for name, way in (("all", "train.pretrain=xb,xa"), ("restart", "train.restart=true")):
@@ -127,7 +143,11 @@ def test_staged_training_begins_with_another_temperature(corpus: Path, tmp_path:
             ["train.pretrain=xa", "train.restart=true", "train.pretrain_steps=5"],
             r"train\.pretrain, which makes the same reset; leave one out",
         ),
-        (["train.pretrain=xz", "train.pretrain_steps=5"], r"train\.pretrain: unknown task xz; known: xa, xb"),
+        (
+            ["train.pretrain=xz", "train.pretrain_steps=5"],
+            r"train\.pretrain: unknown task xz; known: xa, xb, all, lores, hires",
+        ),
+        (["train.finetune=xa"], r"train\.finetune has no effect without train\.pretrain or train\.restart"),
     ],
 )
 def test_fresh_starts_that_make_no_sense(corpus: Path, tmp_path: Path, more: list[str], message: str) -> None:
