@@ -16,7 +16,7 @@ from .engines.autograd import uncompiled
 from .engines.choose import Engines
 from .engines.examples import Examples
 from .engines.losses import TaskLosses
-from .engines.pending import Pending, UnsupportedError
+from .engines.pending import Computed, Pending, UnsupportedError
 from .engines.per_task import TaskGradients, task_gradients
 from .engines.repeat import Repeats
 from .engines.weighted import weighted_backward
@@ -44,6 +44,7 @@ class Accumulation:
         engines: computes <g_n, ḡ>.
         outer: whether <g_n, ḡ> is needed. If not, the backward pass of the weighted loss is enough.
         due: whether the weighting is updated at this step.
+        direction: d of <g_n, d>, if it is not ḡ but known already: one tensor or None for each of ``params``.
         step: the number of steps taken before. With the number of the call, it seeds random samples.
         backend: the backend of :mod:`cats.ops`, or None.
         groups: the group of each parameter and the number of groups, if the weighting has groups.
@@ -71,6 +72,7 @@ class Accumulation:
         engines: Engines,
         outer: bool,
         due: bool,
+        direction: Gradient | None,
         step: int,
         backend: str | None,
         groups: tuple[Sequence[int], int] | None = None,
@@ -84,6 +86,7 @@ class Accumulation:
         self.engine: str | None = None
         self.outer = outer
         self.due = due
+        self.direction = direction
         self.step = step
         self.numbers_known = False
         self.calls = 0
@@ -238,7 +241,7 @@ class Accumulation:
     def _add_in_one_backward(self, losses: TaskLosses | Examples, weights: Tensor, last: bool | None) -> None:
         """One backward pass for ḡ. <g_n, ḡ> is computed as soon as ḡ is final, from what every call leaves pending."""
         assert self.engine is not None
-        if self.calls == 1 and any(p.grad is not None for p in self.params):
+        if self.calls == 1 and self.direction is None and any(p.grad is not None for p in self.params):
             self._own = [None] * len(self.params)  # gradients of other code are not part of ḡ
         others = None if self._own is None else take_grads(self.params)
         if others is not None and self.reducer.whole_backward:  # p.grad may be memory that a wrapper writes over
@@ -256,6 +259,7 @@ class Accumulation:
                     scale=self.scale,
                     sample_seed=(self.step << 16) + self.calls,
                     immediate=bool(last) and self.calls == 1 and not self.reducer.averages,
+                    direction=self.direction,
                     whole=self.reducer.whole_backward,
                     before_last_pass=before_last_pass,
                 )
@@ -268,11 +272,23 @@ class Accumulation:
                 p.grad = g
         self._add_losses(losses.tasks, values)
         self.weights = weights
-        self.numbers_known = last is None or last
+        if self.direction is not None:
+            self._pending = [self._computed(pending, self.direction) for pending in self._pending]
+        self.numbers_known = self.direction is not None or last is None or last
         if self.numbers_known:
             self._compute_dots(last=bool(last))
-        if last:  # frees graphs and activations. A further call makes the numbers unknown.
+        if last and self.direction is None:  # frees graphs and activations. A further call makes the numbers unknown.
             self._pending, self._lost = [], True
+
+    def _computed(self, pending: Pending, direction: Gradient) -> Pending:
+        if isinstance(pending, Computed):
+            return pending
+        dots, sqnorms = pending.dots(direction, last=True)
+        return Computed({n: self._with_unscaled_direction(dot) for n, dot in dots.items()}, sqnorms)
+
+    def _with_unscaled_direction(self, dots: Tensor) -> Tensor:
+        """Engines divide by GradScaler's scale twice, because ḡ has it too. A direction that is known does not."""
+        return dots if self.scale is None else dots * self.scale.double()
 
     def _compute_dots(self, *, last: bool) -> None:
         direction = [p.grad for p in self.params] if self._own is None else self._own
@@ -326,6 +342,8 @@ class Accumulation:
                     weights = self._step_weights.from_losses(self.losses, weights)
                 self.weights = weights
                 self._dots, self._sqnorms = self.reducer.combine(self._gradients, tasks, gradients, weights)
+                if self.direction is not None and self._gradients.rows:
+                    self._dots = self._with_unscaled_direction(self._gradients.dots(self.direction))
         self.numbers_known = True
 
     def sqnorm(self, seen: Statistics) -> float:

@@ -16,6 +16,7 @@ from . import distributed, ops
 from . import weighting as weightings
 from .accumulate import Accumulation
 from .agreement import Description, describe_call, describe_settings
+from .direction import check_direction, is_known, remembered
 from .distributed import Call, Communication, Reducer, Statistics
 from .engines.choose import NAMES as ENGINES
 from .engines.choose import Engines
@@ -173,6 +174,7 @@ class MultiTask(Optimizer):
             raise ValueError(f"engine={engine!r} does not exist; available: {', '.join(map(repr, ENGINES))}")
         weighting = weighting if isinstance(weighting, Weighting) else weightings.Gramian(weighting)
         check_needs(weighting, engine)
+        check_direction(weighting.direction, optimizer)
         if shared is not None and weighting.groups is not None:
             raise ValueError("shared= and a weighting with groups of parameters exclude each other: the groups say it")
         if rows is not None and not (isinstance(rows, float | int) and 0 < rows <= 1):
@@ -209,7 +211,11 @@ class MultiTask(Optimizer):
 
     @property
     def needs_task_gradients(self) -> bool:
-        """Whether the next backward() computes <g_n, ḡ> of the tasks, by the engine. If not, it computes ḡ alone."""
+        """Whether the next backward() computes <g_n, d> of the tasks, by the engine. If not, it computes ḡ alone.
+
+        d is ḡ, or the ``direction`` of the weighting. One that the base optimizer remembers does not exist before its
+        first step.
+        """
         if self._own.accumulation is not None:
             return self._own.accumulation.outer
         last_attempt = 0 < self._own.counts["nonfinite_in_a_row"] == self.max_nonfinite - 1
@@ -219,8 +225,9 @@ class MultiTask(Optimizer):
     @property
     def _due(self) -> bool:
         """Whether the next step updates the weighting."""
-        period = self.weighting.period
-        return period > 0 and (self._own.counts["step"] + 1) % period == 0
+        weighting = self.weighting
+        due = weighting.period > 0 and (self._own.counts["step"] + 1) % weighting.period == 0
+        return due and is_known(weighting.direction, self.base, self._shared)
 
     @not_compiled
     def backward(
@@ -333,7 +340,7 @@ class MultiTask(Optimizer):
                 numbers = (
                     (nothing, nothing)
                     if self.weighting.losses_only
-                    else (seen.dots / self.weighting.scale, seen.sqnorms)
+                    else (seen.dots / self._unit(gathered), seen.sqnorms)
                 )
                 self.weighting.update(seen.losses, *numbers, seen.tasks)
             self.base.step()  # θ moves along ḡ
@@ -391,15 +398,19 @@ class MultiTask(Optimizer):
         """Keeps the numbers of this step for :attr:`statistics`, and the weights that came from its Gram matrix."""
         last: dict[str, Any] = {"losses": self._named(seen.tasks, seen.losses)}
         if seen.known:
-            scale = self.weighting.scale
-            last["dots"] = self._named(seen.tasks, seen.dots / scale)
+            unit = self._unit(gathered)
+            last["dots"] = self._named(seen.tasks, seen.dots / unit)
             last["sqnorms"] = self._named(seen.tasks, seen.sqnorms)
             if self._engines.name != "auto":  # a process that never had a loss has not chosen
                 last |= {"engine": self._engines.name, "engine_reason": self._engines.reason}
-            last["sqnorm"] = gathered.sqnorm(seen) / scale**2
+            last["sqnorm"] = gathered.sqnorm(seen) / (unit * self.weighting.scale)
         if self.weighting.follows and seen.finite and gathered.weights is not None:
             self._own.weights = gathered.weights
         self._own.last = {**self._own.last, **last}
+
+    def _unit(self, gathered: Accumulation) -> float:
+        """How many times <g_n, d> the dots are: ``p.grad`` is ``scale`` times the ḡ of :attr:`statistics`."""
+        return self.weighting.scale if gathered.direction is None else 1.0
 
     def _skip(self, gathered: Accumulation, seen: Statistics) -> None:
         own = self._own
@@ -454,10 +465,12 @@ class MultiTask(Optimizer):
           which a GradScaler looked for its scale.
         * ``losses``: {task: L_n} of the last step.
         * ``dots``: {task: <g_n, ḡ>} of the last step that computed it, with ḡ = Σ α_n g_n and α_n as in
-          :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ.
+          :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ. If the weighting has another ``direction`` d:
+          <g_n, d>, with d as the base optimizer remembers it, of what was in ``p.grad`` before.
         * ``sqnorms``: {task: ‖g_n‖²} of the same step. nan where the engine does not know it, and with replicas in
           several processes if the weighting does not need it.
-        * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it.
+        * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it. With
+          another direction, it is <ḡ, d>.
         * ``engine``, ``engine_reason``: the engine of the same step, and why it was chosen.
 
         ``dots``, ``sqnorms`` and ``sqnorm`` are over the shared parameters, of gradients before scaling and clipping.
@@ -577,18 +590,22 @@ class MultiTask(Optimizer):
         own.discard()  # other code may have set all its gradients to None
         own.forget_scaler()  # left over if a pre-hook of step() raised; torch runs those hooks before step()
         assert own.reducer is not None  # backward() has made it
+        params, shared = trainable_parameters(self.param_groups, self._shared)
+        due, direction = self._due, self.weighting.direction
         return Accumulation(
-            *(found := trainable_parameters(self.param_groups, self._shared)),
+            params,
+            shared,
             self.tasks,
-            names=parameter_names(found[0], self.param_groups, self._engines.model),
+            names=parameter_names(params, self.param_groups, self._engines.model),
             engines=self._engines,
             weighting=self.weighting,
             reducer=own.reducer,
             outer=self.needs_task_gradients,
-            due=self._due,
+            due=due,
+            direction=remembered(direction, self.base, params) if due else None,
             step=own.counts["step"],
             backend=self.backend,
-            groups=groups_of_parameters(self.weighting.groups, found[0], self.param_groups, self._engines.model),
+            groups=groups_of_parameters(self.weighting.groups, params, self.param_groups, self._engines.model),
         )
 
     def _together(self, call: str) -> AbstractContextManager[None]:

@@ -81,6 +81,15 @@ class CATS(MultiTask):
             expected gradient. With False, as in the paper, sampling noise makes the norm larger. With True, backward()
             needs a pair of losses per task whenever :attr:`needs_task_gradients` is true, and 2K gradients are in
             memory.
+        direction: d of v_n = <g_n, d>, only for "proximal". Then r_n = <g_n, d> / <ḡ, d>.
+            "gradient": ḡ, as in the paper.
+            "momentum": the running mean of the gradients that the base optimizer has before the step, as Adam and its
+            relatives or SGD with momentum have it. It is of earlier batches, so the sampling noise of this one adds no
+            bias to v_n, as it does to <g_n, ḡ>; cross_batch does the same with half of the batch.
+            "update": the last step of Adam or AdamW, lr m̂ / (√v̂ + ε). So v_n is how much L_n decreases by it, to first
+            order. It needs memory for one more gradient.
+            In the first step the last two do not exist, and α does not change. Steps with accumulation and with several
+            processes need not wait for the final ḡ.
 
     Warns:
         UserWarning: once per task, if its weight was at its floor for 100 updates of α; once per multiplier, if it
@@ -106,6 +115,7 @@ class CATS(MultiTask):
         reduction: defaults.Reduction = defaults.REDUCTION,
         loss_term: bool = defaults.LOSS_TERM,
         cross_batch: bool = defaults.CROSS_BATCH,
+        direction: defaults.Direction = defaults.DIRECTION,
         shared: Iterable[Tensor] | None = None,
         engine: str = "auto",
         rows: float | None = None,
@@ -128,6 +138,7 @@ class CATS(MultiTask):
             reduction=reduction,
             loss_term=loss_term,
             cross_batch=cross_batch,
+            direction=direction,
         )
         super().__init__(
             optimizer,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cats.gradients import is_sharded
+from cats.gradients import Gradient, is_sharded
 
 from . import one_pass
 from .examples import Examples
@@ -124,6 +124,7 @@ class Engines:
         scale: Tensor | None,
         sample_seed: int,
         immediate: bool,
+        direction: Gradient | None,
         whole: bool,
         before_last_pass: Callable[[], None],
     ) -> tuple[list[Tensor], Pending]:
@@ -137,6 +138,7 @@ class Engines:
             scale: GradScaler's scale, 0-d.
             sample_seed: of the random sample of rows, if there is one.
             immediate: whether ``p.grad`` is None now, and ḡ is final after this call.
+            direction: d of <g_n, d>, for the same parameters, if it is known before this call. None: it is ḡ.
             whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
         Returns:
@@ -174,6 +176,7 @@ class Engines:
             scale=scale,
             seed=sample_seed,
             immediate=immediate,
+            direction=direction,
             whole=whole,
             before_last_pass=before_last_pass,
         )

@@ -29,5 +29,15 @@ class Pending(Protocol):
         """
 
 
+class Computed:
+    """Numbers that did not have to wait for ḡ, because they are inner products with another direction."""
+
+    def __init__(self, dots: dict[int, Tensor], sqnorms: dict[int, Tensor] | None) -> None:
+        self._dots, self._sqnorms = dots, sqnorms
+
+    def dots(self, direction: Gradient, *, last: bool) -> tuple[dict[int, Tensor], dict[int, Tensor] | None]:
+        return self._dots, self._sqnorms
+
+
 class UnsupportedError(RuntimeError):
     """An engine cannot be used for these losses. The message names the part of the model, and what to do."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .protocol import Weighting
+from .protocol import Direction, Weighting
 from .simplex import Form, Lagrangian, Proximal, Softmax, shares_of
 
 Simplex = Literal["proximal", "softmax", "lagrangian"]
@@ -28,6 +28,7 @@ STRENGTH = 0.5
 EPSILON = 1e-3
 LOSS_TERM = False
 CROSS_BATCH = False
+DIRECTION: Direction = "gradient"
 REDUCTION: Reduction = "sum"
 
 PATIENCE = 100  # a weight that stays at its floor, or a multiplier that grows, for so many updates is worth a warning
@@ -63,6 +64,7 @@ class CATS(Weighting):
         reduction: Reduction = REDUCTION,
         loss_term: bool = LOSS_TERM,
         cross_batch: bool = CROSS_BATCH,
+        direction: Direction = DIRECTION,
     ) -> None:
         if isinstance(inner_steps, bool) or not isinstance(inner_steps, int) or inner_steps < 1:
             raise ValueError(f"CATS: inner_steps must be an integer of at least 1, got {inner_steps!r}")
@@ -89,6 +91,15 @@ class CATS(Weighting):
             raise ValueError("CATS: simplex='lagrangian' has no floor; its lower bound for α is epsilon")
         if simplex != "proximal" and prior is not None:
             raise ValueError(f"CATS: a prior needs simplex='proximal', got simplex={simplex!r}")
+        if direction not in ("gradient", "momentum", "update"):
+            raise ValueError(f"CATS: direction must be 'gradient', 'momentum' or 'update', got {direction!r}")
+        if direction != "gradient" and simplex != "proximal":
+            raise ValueError(f"CATS: direction={direction!r} needs simplex='proximal', got simplex={simplex!r}")
+        if direction != "gradient" and cross_batch:
+            raise ValueError(
+                f"CATS: cross_batch needs direction='gradient': direction={direction!r} is of earlier batches, so the "
+                "noise of a batch adds no bias anyway"
+            )
         self.period = inner_steps
         self.alpha_lr = alpha_lr
         self.multiplier_lr = multiplier_lr
@@ -99,6 +110,7 @@ class CATS(Weighting):
         self.reduction = reduction
         self.loss_term = loss_term
         self.cross_batch = cross_batch
+        self.direction = direction
         self._given_prior = prior
 
     def start(self, tasks: int) -> None:

@@ -37,6 +37,9 @@ def check_needs(weighting: Weighting, engine: str) -> None:
         raise ValueError(f"a weighting with {of_losses[0]} must be losses_only: there is no <g_n, ḡ> for it")
     if of_gradients and weighting.losses_only:
         raise ValueError(f"a weighting with {of_gradients[0]} cannot be losses_only: it needs gradients")
+    if weighting.direction != "gradient" and (of_gradients or weighting.losses_only):
+        name = [*of_gradients, "losses_only"][0]
+        raise ValueError(f"a weighting with {name} needs direction='gradient', not {weighting.direction!r}")
     able = ("auto", "per_task", "two_pass") if of_gradients == ["needs_sqnorms"] else ("auto", "per_task")
     if of_gradients and engine not in able:
         raise ValueError(

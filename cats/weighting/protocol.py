@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 Groups: TypeAlias = str | Callable[[str, nn.Parameter], Hashable] | Sequence[Hashable] | None
+
+Direction: TypeAlias = Literal["gradient", "momentum", "update"]
 
 
 class Weighting:
@@ -38,6 +40,9 @@ class Weighting:
             The other steps cost one backward pass of the weighted loss.
         cross_batch: whether the steps that compute <g_n, ḡ> need two losses per task, from two independent halves of
             its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
+        direction: d of the dots <g_n, d>: "gradient" (ḡ), "momentum" or "update" (of the base optimizer before this
+            step), see :func:`cats.direction.remembered`. A step before which d is not known does not call
+            :meth:`update`, so the first one with "momentum" and "update" never does.
         scale: :meth:`weights` are this many times the weights α_n that the optimizer reports. With another scale than
             1, ḡ is Σ α_n g_n in :meth:`update` and in the statistics, and ``scale`` times that in ``p.grad``.
         groups: if ``needs_gram``, the groups of parameters that have a Gram matrix and weights of their own. None: one
@@ -57,6 +62,7 @@ class Weighting:
     losses_again: bool = False
     period: int = 1
     cross_batch: bool = False
+    direction: Direction = "gradient"
     scale: float = 1.0
     groups: Groups = None
     tolerance: float | None = None
@@ -85,7 +91,8 @@ class Weighting:
 
         Args:
             losses: (K,) float64 on the CPU, the losses L_n of the K tasks that took part in the step.
-            dots: (K,) float64 on the CPU, v_n = <g_n, combined gradient> / scale. nan if ``losses_only``.
+            dots: (K,) float64 on the CPU, v_n = <g_n, combined gradient> / scale, or with another ``direction`` d
+                <g_n, d>. nan if ``losses_only``.
             sqnorms: (K,) float64 on the CPU, ‖g_n‖². Unless ``needs_sqnorms``, they may be nan.
             present: the indices of these K tasks among the N, ascending.
         """

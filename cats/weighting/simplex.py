@@ -64,11 +64,14 @@ class Proximal:
     so without the floor (ρ = 0) the stationary point is α_n ∝ π_n exp(−κ r_n). Eq. 3 of the paper is the case κ → ∞;
     its bound α_n ≥ ε is the floor ρ π_n here.
 
+    With another direction d than ḡ, v_n = <g_n, d> and r_n = v_n / Σ α_m v_m = <g_n, d> / <ḡ, d>: how fast a step
+    along d reduces L_n, relative to the weighted mean loss. α shifts to the tasks that such a step helps least.
+
     With the loss term, log Σ α_n L_n is added to F, so the step is β κ (2 − r_n − L_n / Σ α_m L_m), with the last term
     clipped like r_n. It is left out where Σ α_m L_m is not positive.
 
     Only the K tasks of a batch move their a_n; α is renormalised over them for the update. An update without a
-    direction (‖ḡ‖² is not positive) changes nothing.
+    direction of descent (‖ḡ‖² or <ḡ, d> is not positive) changes nothing.
     """
 
     RATIOS = (-5.0, 10.0)  # r_n is clipped to this range, so that a single batch cannot throw α to a corner

@@ -25,7 +25,7 @@ pytestmark = needs_gloo
 
 
 RUNS = [("proximal", 1), ("softmax", 2), ("lagrangian", 2), ("shared", 2), ("static", 1)]
-RUNS += [("two_pass", 2), ("forward_mode", 2)]
+RUNS += [("two_pass", 2), ("forward_mode", 2), ("momentum", 1), ("update", 2)]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,10 @@ RUNS = [
     ("replicas", "groups", 2, "callables"),
     ("hybrid", "groups", 1, "tensors"),
     ("ddp", "proximal", 1, "rows"),
+    ("ddp", "update", 1, "rows"),
+    ("fsdp", "momentum", 2, "tensors"),
+    ("hybrid", "update", 1, "callables"),
+    ("replicas", "update", 2, "rows"),
 ]
 DDP = functools.partial(nn.parallel.DistributedDataParallel, find_unused_parameters=True)
 

@@ -54,6 +54,7 @@ class OnePass:
         scale: Tensor | None,
         seed: int = 0,
         immediate: bool,
+        direction: Gradient | None = None,
         whole: bool,
         before_last_pass: Callable[[], None],
     ) -> LayerDots:
@@ -67,6 +68,7 @@ class OnePass:
             seed: of the random sample of rows.
             immediate: whether ``p.grad`` is None before and ḡ is final after this call. Then a layer's data are freed
                 during the backward pass.
+            direction: d of <g_n, d>, if it is known now; None: it is ḡ. Then no layer has to wait for anything.
             whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
         Raises:
@@ -85,8 +87,9 @@ class OnePass:
         if immediate and not whole and self.share is None and not (missing or plan.graph.opaque or plan.check):
             segments = by_segments(plan.graph, plan.uses, params, plan.others, len(batch.tasks))
         done = {i for use in segments for i in use.params}
-        final = params[:shared] if immediate else []
-        recorder = _Recorder(plan.uses, dots, final, segments, self.share, seed)
+        final = params[:shared] if immediate and direction is None else []
+        known = None if check else direction  # the check takes ḡ
+        recorder = _Recorder(plan.uses, dots, final, segments, self.share, seed, known)
         seen = {i for use in plan.uses for i in use.params} | set(plan.others)
         unseen = [i for i, p in enumerate(params[:shared]) if i not in seen and p.grad is None]
         try:
@@ -102,7 +105,7 @@ class OnePass:
                     f"engine one_pass: {names[i]} got a gradient from a function that uses it out of sight of "
                     "autograd: use engine='per_task'"
                 )
-        if immediate:
+        if immediate and direction is None:
             dots.finish()
         if check:
             dots.compare_with(params[:shared])
@@ -292,7 +295,10 @@ class Record:
 
 
 class _Recorder:
-    """Hooks that record the uses in the backward pass. With ``final`` parameters, they also compute the dots there."""
+    """Hooks that record the uses in the backward pass.
+
+    With ``final`` parameters, or with a ``direction`` that is known, they also compute the dots there.
+    """
 
     def __init__(
         self,
@@ -302,8 +308,9 @@ class _Recorder:
         segments: set[Use],
         share: float | None,
         seed: int,
+        direction: Gradient | None,
     ) -> None:
-        self.uses, self.dots, self.share = uses, dots, share
+        self.uses, self.dots, self.share, self.direction = uses, dots, share, direction
         self.params, self.segments = final, segments
         self._sorted: dict[Any, Segments] = {}
         self._lists: dict[Any, Tensor] = {}
@@ -329,8 +336,12 @@ class _Recorder:
             with torch.no_grad():
                 if use in self.segments:
                     self._add_segments(use, self.uses[use], delta.detach())
+                    return
+                record = self._read(use, self.uses[use], delta.detach())
+                if self.direction is None:
+                    self.dots.waiting[use] = record
                 else:
-                    self.dots.waiting[use] = self._read(use, self.uses[use], delta.detach())
+                    self.dots.add(use, record, self.direction.__getitem__)
 
         return record
 
@@ -339,7 +350,9 @@ class _Recorder:
         key = (placement, len(delta))
         if key not in self._sorted:
             self._sorted[key] = Segments(placement.tasks(delta.shape, batch.lists), batch.tasks, batch.total)
-        self.dots.add_numbers(use, add_segment_gradients(use, delta, self._sorted[key], self.params, self.dots.backend))
+        segments, backend = self._sorted[key], self.dots.backend
+        numbers = add_segment_gradients(use, delta, segments, self.dots.params, self.direction, backend)
+        self.dots.add_numbers(use, numbers)
 
     def _read(self, use: Use, placement: Placement | Measured, delta: Tensor) -> Record:
         key = (placement, placement.rows(delta.shape), delta.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cats import ops
-from cats.gradients import add_to_grad
+from cats.gradients import Gradient, add_to_grad
 
 from .derivatives import Data
 from .graph import Graph, Use, needed
@@ -96,13 +96,19 @@ class Segments:
 
 
 def add_segment_gradients(
-    use: Use, delta: Tensor, segments: Segments, params: Sequence[Tensor], backend: str | None
+    use: Use,
+    delta: Tensor,
+    segments: Segments,
+    params: Sequence[Tensor],
+    direction: Gradient | None,
+    backend: str | None,
 ) -> Tensor:
-    """Sets ``p.grad`` of the layer's weight and bias, and returns <g_n, ḡ> of the tasks present, (K,) float64.
+    """Sets ``p.grad`` of the layer's weight and bias, and returns <g_n, d> of the tasks present, (K,) float64.
 
     The gradients of a few rows of the weight at a time are formed, for all tasks, so that they stay in the cache.
 
     delta: (R, out), the gradient of the layer's output.
+    direction: d. None: ḡ.
     """
     number = 2 if use.name == "AddmmBackward0" else 1
     source, bias = use.inputs[number], use.inputs.get(0) if number == 2 else None
@@ -122,7 +128,16 @@ def add_segment_gradients(
             for gradient, (a, b) in zip(gradients, segments.bounds, strict=True):
                 gradient.append(delta[a:b].sum(0).to(params[bias.param].dtype))
             out.append(None)
-        sums, dots, _ = ops.combine_dots(gradients, [1.0] * count, out=out, backend=backend)
+        if direction is None:
+            sums, dots, _ = ops.combine_dots(gradients, [1.0] * count, out=out, backend=backend)
+        else:
+            along = direction[source.param]
+            d = [None if along is None else along[part]]
+            if len(out) > 1:
+                assert bias is not None
+                d.append(direction[bias.param])
+            sums = ops.combine(gradients, [1.0] * count, out=out, backend=backend)
+            dots = ops.dots(gradients, d, backend=backend)
         if first == 0 and bias is not None:
             add_to_grad([params[bias.param]], sums[1:])
         total += dots.to(total.device)

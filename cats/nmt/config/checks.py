@@ -76,6 +76,9 @@ def _check_combinations(config: Config, prefix: str) -> None:
         )
     if method.simplex == "lagrangian" and method.floor != "auto":
         raise UserError(f"{prefix}method.floor has no effect with method.simplex = lagrangian; set method.epsilon")
+    if method.direction != "gradient" and (method.simplex != "proximal" or method.cross_batch):
+        other = "method.cross_batch = false" if method.cross_batch else "method.simplex = proximal"
+        raise UserError(f"{prefix}method.direction = {method.direction} needs {other}")
     if method.cross_batch and method.engine not in ("auto", "per_task"):
         raise UserError(f"{prefix}method.cross_batch needs method.engine = per_task (or auto), not {method.engine}")
     if method.rows < 1 and (method.engine not in ("auto", "one_pass") or method.cross_batch):

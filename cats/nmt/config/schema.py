@@ -280,6 +280,11 @@ class Method:
         False,
         "cats: dot products between two halves of each task's batch, so that batch noise adds no bias",
     )
+    direction: str = setting(
+        "gradient",
+        "cats, proximal: what a task's gradient is compared with: that of the batch, or Adam's momentum or last update",
+        choices=("gradient", "momentum", "update"),
+    )
     engine: str = setting(
         "auto",
         "cats: how outer steps get the dot products (see cats.MultiTask); auto: in one backward pass, if possible",

@@ -260,6 +260,7 @@ class Trainer:
         """
         optimizer = build_optimizer(self.config.method, self.config.train, self.model, self.tasks)
         optimizer.weighting.period = min(1, optimizer.weighting.period)
+        optimizer.weighting.direction = "gradient"  # others do not exist in an optimizer's first step
         with self.out_of_memory_advice("the largest batch"):
             add_gradients(optimizer, self.losses_of(self.batches.largest(self.step), optimizer), self.scaler)
         self.loss_log.drop_unread()

@@ -202,6 +202,8 @@ def test_bad_overrides_are_refused(override, message):
         (["method.rows=0.5", "method.engine=per_task"], "rows below 1 needs method.engine = one_pass .* = per_task"),
         (["train.distributed=fsdp", "train.compile=true"], "train.distributed = fsdp needs train.compile = false"),
         (["train.distributed=hybrid", "method.engine=one_pass"], "hybrid needs method.engine = auto, per_task or two_"),
+        (["method.direction=update", "method.cross_batch=true"], "direction = update needs .*cross_batch = false"),
+        (["method.direction=update", "method.simplex=softmax"], "direction = update needs method.simplex = proximal"),
         (["method.rows=0.5", "method.cross_batch=true"], "rows below 1 needs method.engine = one_pass .*cross_batch"),
     ],
 )

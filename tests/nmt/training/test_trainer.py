@@ -56,6 +56,8 @@ def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
     "more",
     [
         ["method.cross_batch=true"],
+        ["method.direction=momentum", "train.accumulate=2"],
+        ["method.direction=update", "method.engine=per_task"],
         ["method.loss_term=true"],
         ["method.simplex=lagrangian", "method.alpha_lr=0.01", "method.multiplier_lr=0.01"],
     ],

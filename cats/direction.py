@@ -1,0 +1,94 @@
+"""The direction d of the inner products <g_n, d> from which a weighting updates the weights.
+
+"gradient": ḡ of the same batch, as in Eq. 3 of the CATS paper. The engines compute it, so d is not known before the
+backward pass.
+
+"momentum", "update": what the base optimizer remembers of earlier batches, see :func:`remembered`. It does not depend
+on the batch of g_n. So the expected value of <g_n, d> is the inner product of d with the expected gradient, whereas
+<g_n, ḡ> contains α_n ‖noise of g_n‖², which is the larger part where a task has few rows in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
+
+from .gradients import Gradient, local
+from .weighting.protocol import Direction
+
+NAMES = get_args(Direction)
+
+
+def check_direction(name: str, base: Optimizer) -> None:
+    """Checks that the base optimizer remembers what the direction is made of.
+
+    Raises:
+        ValueError: it does not, or there is no direction of this name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"direction={name!r} does not exist; available: {', '.join(map(repr, NAMES))}")
+    kind = type(base).__name__
+    if name == "update" and not isinstance(base, Adam | AdamW):
+        raise ValueError(f"direction='update' needs Adam or AdamW as the base optimizer, not {kind}; use 'momentum'")
+    if name == "momentum" and not all("betas" in group or group.get("momentum") for group in base.param_groups):
+        raise ValueError(
+            f"direction='momentum' needs a base optimizer with a running mean of its gradients in all groups, such as "
+            f"AdamW or SGD with momentum; {kind} has none: use direction='gradient'"
+        )
+
+
+def is_known(name: str, base: Optimizer, shared: Iterable[Tensor] | None) -> bool:
+    """Whether the direction exists in the next step. One that is remembered does not before the first step.
+
+    shared: the parameters that enter the inner products. None: all.
+    """
+    if name == "gradient":
+        return True
+    params = (p for group in base.param_groups for p in group["params"]) if shared is None else shared
+    return any(p.requires_grad and _moment(base, p) is not None for p in params)
+
+
+@torch.no_grad()
+def remembered(name: str, base: Optimizer, params: Sequence[Tensor]) -> Gradient | None:
+    """The direction at the start of a step, in which losses decrease: one tensor or None per parameter.
+
+    "momentum": m, the running mean of the gradients: ``exp_avg`` of Adam and its relatives, ``momentum_buffer`` of
+    SGD. These are the tensors of the optimizer, not copies.
+
+    "update": the last step of Adam or AdamW at the present learning rate, without weight decay,
+    lr m̂ / (√v̂ + ε) with m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ) (Kingma & Ba, ICLR 2015, Algorithm 1), of new memory.
+    <g_n, d> is how much this step reduces L_n, to first order.
+
+    A parameter that had no gradient yet has None. Of a sharded parameter, it is the part of this process. None in place
+    of the list for "gradient".
+    """
+    if name == "gradient":
+        return None
+    group_of = {id(p): group for group in base.param_groups for p in group["params"]}
+    return [_of_parameter(name, base, p, group_of[id(p)]) for p in params]
+
+
+def _of_parameter(name: str, base: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+    m = _moment(base, p)
+    if m is None:
+        return None
+    d = local(m)
+    if name == "update":
+        state, (beta1, beta2) = base.state[p], group["betas"]
+        # With fused=True it is on the device, where reading it would wait. It is 0 in state that has learnt nothing.
+        step = torch.as_tensor(state["step"]).double().clamp(min=1)
+        square = local(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
+        size = square.sqrt() / (1 - beta2**step) ** 0.5 + group["eps"]
+        d = d / size * (group["lr"] / (1 - beta1**step))
+    if group.get("maximize"):  # the optimizer has turned the gradients round
+        d = -d
+    return d.to(local(p))  # its dtype may be another one
+
+
+def _moment(base: Optimizer, p: Tensor) -> Tensor | None:
+    state = base.state.get(p, {})  # indexing would add an entry
+    return state.get("exp_avg", state.get("momentum_buffer"))
