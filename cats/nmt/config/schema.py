@@ -253,7 +253,7 @@ class Method:
     )
     prior: str = setting(
         "tokens",
-        "cats, proximal: the weights that alpha starts from and stays near: shares of the batch's tokens, or uniform",
+        "what equal weights stand for: the tasks' shares of the batch's tokens, or uniform; cats: of proximal only",
         choices=("tokens", "uniform"),
     )
     strength: float = setting(0.5, "cats, proximal: how far alpha moves from the prior; 0: not at all", need=FINITE)

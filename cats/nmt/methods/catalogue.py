@@ -31,6 +31,10 @@ class Method:
         made_by: the class or function that `method.options` are passed to, such as "cats.weighting.RLW". Empty if the
             method has settings of its own. It is a string because importing it imports torch, which would make
             `cats methods` slow.
+        relative: whether its weights say how a task counts relative to `method.prior`, so that equal weights are the
+            plain mean over the batch's tokens. If not, they balance the tasks by the sizes of their gradients, which
+            would undo or invert the prior: the gradients are those of the tasks' mean losses.
+        sums: whether the weights sum to the number of tasks instead of 1 if they are equal.
     """
 
     name: str
@@ -40,11 +44,18 @@ class Method:
     needs: str = "nothing more"
     cost: str = ONE_PASS
     made_by: str = ""
+    relative: bool = True
+    sums: bool = False
 
     @property
     def is_weighting(self) -> bool:
         """Whether it weights the tasks' gradients. The others choose the batches."""
         return self.family in (NUMBERS, GRAM, GRADIENTS)
+
+    @property
+    def has_plain_weights(self) -> bool:
+        """Whether the weights are those of `method.weights`, which never change."""
+        return not self.is_weighting or self.name == "static"
 
     def maker(self) -> Any:
         """What `made_by` names."""

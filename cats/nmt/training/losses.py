@@ -74,8 +74,8 @@ class TaskLosses:
         result = {task: self.dataset.target_tokens({task: rows}) / count for task, rows in indices.items()}
         return dict.fromkeys(indices, sum(result.values())) if self.over_all_tokens else result
 
-    def joint(self, part: Part, normalizers: Mapping[str, float]) -> TokenLosses:
-        """The losses of all tasks in one forward pass. The part may be empty."""
+    def joint(self, part: Part, normalizers: Mapping[str, float], scales: Mapping[str, float] | None) -> TokenLosses:
+        """The losses of all tasks in one forward pass. The part may be empty. scales: see ``separate``."""
         tasks = np.array([self.index[task] for task in part.indices], dtype=np.int64)
         counts = [
             (len(rows), self.dataset.source_tokens(task, rows), self.dataset.target_tokens({task: rows}))
@@ -85,12 +85,18 @@ class TaskLosses:
             torch.from_numpy(tasks.repeat(np.array(each, dtype=np.int64)))
             for each in (zip(*counts, strict=True) if counts else ((), (), ()))
         )
-        return TokenLosses(self._lazy(part, normalizers), targets, (sources, sentences))
+        return TokenLosses(self._lazy(part, normalizers, scales), targets, (sources, sentences))
 
-    def separate(self, part: Part, normalizers: Mapping[str, float]) -> dict[str, LazyLoss]:
-        """{task: loss}, each from a forward pass of its own."""
+    def separate(
+        self, part: Part, normalizers: Mapping[str, float], scales: Mapping[str, float] | None
+    ) -> dict[str, LazyLoss]:
+        """{task: loss}, each from a forward pass of its own.
+
+        Args:
+            scales: {task: number that its gradient, but not its loss, is multiplied by}. None: 1 for all.
+        """
         parts = {task: Part({task: rows}, uncounted=part.uncounted) for task, rows in part.indices.items()}
-        return {task: self._total(each, normalizers) for task, each in parts.items()}
+        return {task: self._total(each, normalizers, scales) for task, each in parts.items()}
 
     def two_halves(self, indices: Indices, parts: int) -> list[dict[str, tuple[LazyLoss, LazyLoss]]]:
         """{task: losses of two independent halves of its pairs} for each part of a batch, for `method.cross_batch`.
@@ -114,11 +120,13 @@ class TaskLosses:
             raise UserError("method.cross_batch needs two sentences of a task in a batch; raise sampling.batch_tokens")
         return [losses for losses in result if losses]
 
-    def _total(self, part: Part, normalizers: Mapping[str, float]) -> LazyLoss:
-        losses = self._lazy(part, normalizers)
+    def _total(
+        self, part: Part, normalizers: Mapping[str, float], scales: Mapping[str, float] | None = None
+    ) -> LazyLoss:
+        losses = self._lazy(part, normalizers, scales)
         return lambda: losses().sum()
 
-    def _lazy(self, part: Part, normalizers: Mapping[str, float]) -> LazyLoss:
+    def _lazy(self, part: Part, normalizers: Mapping[str, float], scales: Mapping[str, float] | None) -> LazyLoss:
         """A function that returns the loss of each target token, divided by the normalizer of its task.
 
         Some engines call it twice. It logs only once.
@@ -127,6 +135,7 @@ class TaskLosses:
             return lambda: torch.zeros(0, device=self.dataset.device, requires_grad=True)
         tokens = {task: self.dataset.target_tokens({task: rows}) for task, rows in part.indices.items()}
         divisors = np.array([math.inf if task in part.uncounted else normalizers[task] for task in tokens])
+        factors = None if scales is None else np.array([scales.get(task, 0.0) for task in tokens])
         logged = False
 
         def losses() -> Tensor:
@@ -142,8 +151,15 @@ class TaskLosses:
                     if task not in part.uncounted:
                         self.log.add(task, each.sum(), tokens[task])
                 logged = True
-            each = torch.from_numpy(divisors.repeat(counts))
-            return smoothed / each.to(smoothed.device, smoothed.dtype, non_blocking=True)
+
+            def per_token(values: np.ndarray) -> Tensor:
+                return torch.from_numpy(values.repeat(counts)).to(smoothed.device, smoothed.dtype, non_blocking=True)
+
+            divided: Tensor = smoothed / per_token(divisors)
+            if factors is None:
+                return divided
+            scaled = divided * per_token(factors)
+            return scaled + (divided - scaled).detach()  # its value is `divided`, its gradient that of `scaled`
 
         return losses
 

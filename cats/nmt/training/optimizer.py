@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
@@ -58,7 +59,7 @@ def build_optimizer(
             model=model,
             communication_dtype=communication,
         )
-    if find(method.name).made_by:
+    if not find(method.name).has_plain_weights:
         weighting = build(method.name, method.options)
         if weighting.needs_gram and weighting.tolerance is None:  # autocast makes larger rounding errors
             weighting.tolerance = {"bf16": 1e-3, "fp16": 1e-5}.get(settings.precision)
@@ -81,8 +82,34 @@ def build_optimizer(
 
 def weights_are_in_losses(method: schema.Method) -> bool:
     """Whether the loss is the plain mean over the tokens of the batch, so that the optimizer has nothing to weight."""
+    return method.weights == "tokens" and find(method.name).has_plain_weights
+
+
+def gradient_scales(
+    method: schema.Method, weighting: cats.weighting.Weighting, tokens: Mapping[str, float], tasks: int
+) -> dict[str, float] | None:
+    """What the gradient of each task's mean loss is multiplied by, so that all weightings start on the same footing.
+
+    With `method.prior = "tokens"`, equal weights then give the plain mean over the tokens of the batch: the gradient of
+    the methods without weights. With "uniform" they give the mean of the tasks' mean losses. The sum of the weights
+    does not matter, so the learning rate means the same with all of them. The values of the losses stay as they are.
+
+    Args:
+        tokens: {task: number proportional to its target tokens} of the batch.
+        tasks: the number of tasks of the run.
+
+    Returns:
+        {task: factor}. None: 1 for all.
+    """
     entry = find(method.name)
-    return method.weights == "tokens" and (method.name == "static" or not entry.is_weighting)
+    if entry.has_plain_weights or method.name == "cats":  # cats has a prior of its own
+        return None
+    # The weights sum to the number of tasks, to 1 over the tasks of the batch, or to 1 over all tasks.
+    count = 1 if entry.sums else len(tokens) if weighting.follows else tasks
+    if entry.relative and method.prior == "tokens":
+        total = sum(tokens.values())
+        return {task: count * number / total for task, number in tokens.items()}
+    return dict.fromkeys(tokens, count / len(tokens))
 
 
 def check_backend(device: torch.device) -> None:

@@ -33,7 +33,7 @@ from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
 from cats.nmt.training.memory import check_memory, out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord, Metrics
-from cats.nmt.training.optimizer import build_optimizer, check_backend, weights_are_in_losses
+from cats.nmt.training.optimizer import build_optimizer, check_backend, gradient_scales, weights_are_in_losses
 from cats.nmt.training.progress import Progress, tell
 from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
 from cats.nmt.training.schedule import rate_of_update
@@ -224,9 +224,10 @@ class Trainer:
     def takes_tasks_apart(self) -> bool:
         """Whether outer steps have a forward pass for every task, because the engine has a backward pass for each."""
         weighting, engine = self.optimizer.weighting, self.config.method.engine
-        if not weighting.period:
+        if not weighting.period or weighting.losses_only:
             return False
-        return weighting.needs_gram or weighting.cross_batch or engine in ("per_task", "two_pass") or self.sharded
+        needs = weighting.needs_gram or weighting.needs_sqnorms or weighting.cross_batch
+        return needs or engine in ("per_task", "two_pass") or self.sharded
 
     def losses_of(self, batch: PrefetchedBatch, optimizer: cats.MultiTask) -> list[Losses | TokenLosses]:
         """The losses for every part of a batch (`train.accumulate`); their gradients add up.
@@ -242,7 +243,8 @@ class Trainer:
         # The other processes may have sentences where this one has none. Sharded, all have the same tasks.
         several = processes.world_size() > 1 and not self.sharded
         parts = [part for part in batch.parts if part.indices or several]
-        return [(self.losses.separate if apart else self.losses.joint)(part, normalizers) for part in parts]
+        scales = gradient_scales(method, optimizer.weighting, normalizers, len(self.tasks))
+        return [(self.losses.separate if apart else self.losses.joint)(part, normalizers, scales) for part in parts]
 
     def begin_update(self) -> None:
         """Sets what the number of the update determines: the phase, the learning rate, the seed of the dropout."""
@@ -274,12 +276,13 @@ class Trainer:
         except torch.OutOfMemoryError:
             method, tasks = self.config.method, self.config.sampling.tasks_per_update or len(self.tasks)
             engine = instead = ""
-            if self.optimizer.weighting.period:
+            weighting = self.optimizer.weighting
+            if weighting.period and not weighting.losses_only:
                 expected = "per_task" if self.takes_tasks_apart else "one_pass"
                 # What auto has chosen may be another engine, because it refused the best one.
                 engine = self.optimizer.statistics.get("engine", expected) if method.engine == "auto" else method.engine
                 instead = "two_pass" if method.engine == "auto" or self.sharded else "auto"
-                if self.optimizer.weighting.needs_gram or method.cross_batch:
+                if weighting.needs_gram or weighting.cross_batch:
                     instead = ""  # only per_task can do it
             raise out_of_memory(self.out, where, engine, instead, tasks) from None
 
