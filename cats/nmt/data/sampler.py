@@ -7,6 +7,7 @@ resumed run needs only the step number.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,43 @@ class Mixture:
         return list(found.values())
 
 
+class ChangingMixture:
+    """A mixture whose probabilities an adaptive method changes during the training.
+
+    All changes so far are kept, so that the probabilities, and with them the batches, stay a function of the step.
+
+    Args:
+        before: gives the probabilities before the first change.
+
+    Attributes:
+        first: the first update of each change, ascending. values: the probabilities from there on.
+    """
+
+    def __init__(self, before: Mixture) -> None:
+        self.before = before
+        self.first: list[int] = []
+        self.values: list[list[float]] = []
+
+    def change(self, first: int, probabilities: Sequence[float]) -> None:
+        """From update `first` on, tasks are drawn with these probabilities. A change at the same update is replaced."""
+        if self.first and self.first[-1] >= first:
+            assert self.first[-1] == first, "changes are made in the order of the updates"
+            self.first.pop(), self.values.pop()
+        self.first.append(first)
+        self.values.append(list(probabilities))
+
+    def phase(self, step: int) -> float:
+        """See ``Mixture.phase``; 2 and more after the first change."""
+        count = bisect.bisect_right(self.first, step)
+        return 1.0 + count if count else self.before.phase(step)
+
+    def probabilities(
+        self, phase: float, sizes: Mapping[str, int], lengths: Mapping[str, float], tokens: int
+    ) -> list[float]:
+        """See ``Mixture.probabilities``."""
+        return self.values[int(phase) - 2] if phase > 1 else self.before.probabilities(phase, sizes, lengths, tokens)
+
+
 class Sampler:
     """Draws batches, each given as {task: indices of its sentences}.
 
@@ -150,7 +188,7 @@ class Sampler:
         self,
         lengths: dict[str, np.ndarray],
         *,
-        mixture: Mixture,
+        mixture: Mixture | ChangingMixture,
         batch_tokens: int,
         seed: int,
         tasks_per_update: int = 0,

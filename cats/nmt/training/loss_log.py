@@ -17,16 +17,27 @@ class LossLog:
 
     `add` keeps the losses as tensors: reading a number from the device makes the host wait for it. They are read
     together, once per line of metrics.
+
+    Args:
+        keep_updates: keep the losses of the current update in `of_update` too, until ``take_update``.
     """
 
-    def __init__(self, tasks: list[str]) -> None:
+    def __init__(self, tasks: list[str], *, keep_updates: bool = False) -> None:
         self.tasks = tasks
+        self.of_update: list[tuple[str, Tensor, int]] | None = [] if keep_updates else None
         self.sums: Sums = {}
         self.unread: list[tuple[str, Tensor, int]] = []  # (task, nll sum, tokens), not yet in `sums`
 
     def add(self, task: str, nll: Tensor, tokens: int) -> None:
         """Adds the summed nll (a scalar) of this many target tokens."""
         self.unread.append((task, nll, tokens))
+        if self.of_update is not None:
+            self.of_update.append((task, nll, tokens))
+
+    def take_update(self) -> list[tuple[str, Tensor, int]]:
+        """What was added since the last call, as (task, nll sum, tokens)."""
+        taken, self.of_update = self.of_update or [], []
+        return taken
 
     def per_process(self) -> list[Sums]:
         """The sums of every process. All processes must call this."""
@@ -59,6 +70,8 @@ class LossLog:
     def drop_unread(self) -> None:
         """Forgets the losses added since the last read."""
         self.unread = []
+        if self.of_update is not None:
+            self.of_update = []
 
     def read(self) -> None:
         """Adds the losses that are still on the device to `sums`. This waits for the device."""
