@@ -71,6 +71,13 @@ METHODS = (
     "restart",
     "lowres-finetune",
     "staged",
+    "adaptive",
+    "bandit",
+    "chi-square-ibr",
+    "doremi",
+    "mirror",
+    "multidds",
+    "multidds-s",
 )
 
 

@@ -24,13 +24,20 @@ from cats.nmt.training.training_data import TrainingData
 
 
 def adaptive_sampling(
-    config: Config, sampler: Sampler, model: Transformer, data: TrainingData, write: Callable[[dict[str, Any]], None]
+    config: Config,
+    sampler: Sampler,
+    model: Transformer,
+    data: TrainingData,
+    write: Callable[[dict[str, Any]], None],
+    *,
+    new: bool,
 ) -> AdaptiveSampling | None:
     """The adaptive sampling of the method that is configured, or None if its probabilities do not change.
 
     Args:
         sampler: that of the run; its mixture is replaced.
         write: writes a line of metrics.
+        new: whether the run is new. Otherwise the state of the checkpoint must be loaded.
 
     Raises:
         UserError: an option is wrong, or the method does not fit the other settings or the corpus.
@@ -62,13 +69,16 @@ def adaptive_sampling(
         )
 
     first_phase = train.pretrain or config.sampling.first_temperature
-    return AdaptiveSampling(
+    adaptive = AdaptiveSampling(
         rule,
         sampler,
         begin=train.pretrain_steps if first_phase else 0,
         gradients=gradients if rule.needs_gradients else None,
         write=write,
     )
+    if new:
+        adaptive.start()
+    return adaptive
 
 
 class AdaptiveSampling:
@@ -98,9 +108,7 @@ class AdaptiveSampling:
         self.tasks = sampler.tasks
         configured = sampler.mixture
         self.configured = np.array(
-            configured.probabilities(
-                configured.phase(begin), sampler.sizes, sampler.mean_lengths, sampler.batch_tokens
-            )
+            configured.probabilities(configured.phase(begin), sampler.sizes, sampler.mean_lengths, sampler.batch_tokens)
         )
         self.sizes = np.array([float(sampler.sizes[task]) for task in self.tasks])
         self.mixture = sampler.mixture = ChangingMixture(configured)
@@ -146,7 +154,9 @@ class AdaptiveSampling:
             self._report(step, len(self.mixture.first) - 1)
 
     def _change(self, first: int, probabilities: np.ndarray) -> None:
-        if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and abs(probabilities.sum() - 1) < 1e-6):
+        if not (
+            np.isfinite(probabilities).all() and (probabilities >= 0).all() and abs(probabilities.sum() - 1) < 1e-6
+        ):
             raise ValueError(f"{type(self.rule).__name__}: {probabilities} are no probabilities")
         self.mixture.change(first, probabilities.tolist())
 

@@ -28,6 +28,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.methods import options
 from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, sharding, warmstart
+from cats.nmt.training.adaptive_sampling import adaptive_sampling
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
@@ -112,7 +113,10 @@ class Trainer:
         self.best = math.inf  # the lowest validation nll
         self.reset_optimizer()
 
-        self.loss_log = LossLog(self.tasks)
+        groups = task_groups({task: self.origin.corpus[task][0] for task in self.origin.tasks}, config.evaluate)
+        self.sampler = build_sampler(config.sampling, config.train, groups, self.training)
+        self.adaptive = adaptive_sampling(config, self.sampler, self.model, data, self.write, new=not resume)
+        self.loss_log = LossLog(self.tasks, keep_updates=self.adaptive is not None)
         self.losses = TaskLosses(
             self.model,
             self.training,
@@ -121,8 +125,6 @@ class Trainer:
             smoothing=config.train.label_smoothing,
             over_all_tokens=weights_are_in_losses(config.method),
         )
-        groups = task_groups({task: self.origin.corpus[task][0] for task in self.origin.tasks}, config.evaluate)
-        self.sampler = build_sampler(config.sampling, config.train, groups, self.training)
         self.batches = Prefetcher(
             self.training,
             self.sampler,
@@ -206,6 +208,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
+        if self.adaptive is not None:
+            self.adaptive.after_update(self.step, self.loss_log.take_update())
 
     def diverged(self, reason: str) -> UserError:
         """Writes to the metrics that the training diverged after this update, and returns the error to raise."""
@@ -362,6 +366,8 @@ class Trainer:
         if mean is not None:
             self.best = min(self.best, mean)
         self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
+        if self.adaptive is not None:
+            self.adaptive.after_validation(self.step, nll)
         self.save_model(better)
         return mean
 
@@ -385,6 +391,7 @@ class Trainer:
             "model": sharding.whole(self.model.state_dict()),
             "optimizer": sharding.whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),  # empty, except with fp16
+            **({"sampling": self.adaptive.state_dict()} if self.adaptive is not None else {}),
             **self.origin.to_state(),
             "step": self.step,
             "seconds": self.seconds,
@@ -435,6 +442,8 @@ class Trainer:
             self.model.load_state_dict(model)
             self.optimizer.load_state_dict(optimizer)
             self.scaler.load_state_dict(state["scaler"])
+            if self.adaptive is not None:
+                self.adaptive.load_state_dict(state["sampling"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             self.bad_validations, self.logged_at = state["waited"], state["logged_at"]
             # The run may have had more processes, or fewer, than now.

@@ -38,7 +38,7 @@ def updates(*rows: object) -> np.ndarray:
 
 
 def decide(rule: SamplingRule, now: np.ndarray, losses: np.ndarray, **more: object) -> np.ndarray | None:
-    """One decision, which must be the same after the state is saved and loaded, and must not change what it is given."""
+    """One decision. It must be the same after the state is saved and loaded, and must not change its arguments."""
     before = now.copy(), losses.copy()
     other = copy.deepcopy(rule)
     for name in rule.state:

@@ -112,7 +112,7 @@ def test_the_final_run_of_doremi_has_constant_ratios() -> None:
     now = rule.start(known([0.8, 0.2], runs=Runs(mean=[0.3, 0.7])))
     assert now.tolist() == [0.3, 0.7] and decide(rule, now, updates([(3, 10), (1, 10)])) is None
     for options in ({}, {"reference": "a", "ratios_from": "b"}):
-        with pytest.raises(ValueError, match="doremi takes three runs: a reference, .* a proxy, .* and the final one"):
+        with pytest.raises(ValueError, match=r"doremi takes three runs: a reference, .* a proxy, .* and the final one"):
             DoReMi(**options)
     with pytest.raises(ValueError, match="doremi: rate must be"):
         DoReMi(reference="a", rate=-1)

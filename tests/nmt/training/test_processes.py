@@ -36,6 +36,8 @@ ALONE = {
     "cats": [*EXACT, "train.accumulate=2"],
     "tokens": [*EXACT, "method.name=static", "sampling.batch_tokens=12"],
     "lagrangian": [*EXACT, "method.simplex=lagrangian", "method.alpha_lr=1e-2", "sampling.batch_tokens=40"],
+    "losses": [*EXACT, "method.name=mirror", "method.options=period=2,first=0,rate=1", "sampling.batch_tokens=40"],
+    "gradients": [*EXACT, "method.name=multidds-s", "method.options=period=5,rate=0.01"],
 }
 WAIT = timedelta(minutes=1)
 TOGETHER = ["train.steps=14", "train.validate_every=5", "train.save_every=3", "train.log_every=4"]  # with dropout
@@ -115,7 +117,7 @@ def test_two_processes_train_as_one(folder: Path, tmp_path: Path, name: str) -> 
     assert ours["best"] == pytest.approx(theirs["best"], rel=1e-9)
     for two, one in zip(metrics(folder / "two" / name), metrics(tmp_path / "one"), strict=True):
         assert two.keys() == one.keys() and two.get("tokens") == one.get("tokens")
-        for key in "losses", "alpha", "multipliers", "dots":
+        for key in "losses", "alpha", "multipliers", "dots", "probabilities":
             assert (two.get(key) or {}) == pytest.approx(one.get(key) or {}, rel=1e-6, abs=1e-12), key
         assert two.get("valid", {}).get("nll", {}) == pytest.approx(one.get("valid", {}).get("nll", {}), rel=1e-9)
 
