@@ -50,6 +50,7 @@ def adaptive_sampling(
     for wrong, problem in (
         (len(data.tasks) < 2, "needs at least two tasks; use static"),
         (config.sampling.temperature_end, "changes the probabilities itself; leave out sampling.temperature_end"),
+        (train.finetune, "changes the probabilities itself; leave out train.finetune"),
         (rule.needs_gradients and is_sharded(train), "needs train.distributed = replicas"),
         ((rule.needs_gradients or not rule.period) and without, f"needs validation pairs of {', '.join(without)}"),
     ):
