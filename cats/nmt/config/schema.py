@@ -322,6 +322,11 @@ class Train:
     eps: float = setting(1e-9, "Adam's epsilon", need=POSITIVE)
     weight_decay: float = setting(0.0, "decoupled weight decay (AdamW)", need=FINITE)
     clip: float = setting(1.0, "largest gradient norm; 0 or inf: no clipping", need=NOT_NEGATIVE)
+    ema: float = setting(
+        0.0,
+        "decay of a moving average of the parameters, which is validated and kept as the best model (0.99); 0: off",
+        need=FRACTION,
+    )
     seed: int = setting(1, "seed of the parameters, the batches and the dropout", need=SEED)
     accumulate: int = setting(
         1,

@@ -36,7 +36,7 @@ def check_memory(config: Config, vocab_size: int, device: torch.device) -> None:
     shards = shards_of_model(train)
     for needed, what, advice in (
         (
-            16 * parameters // shards,
+            (20 if train.ema else 16) * parameters // shards,
             f"the model, with at least {parameters:,} parameters,",
             "model.d_model, model.ffn or layers",
         ),

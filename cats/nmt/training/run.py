@@ -191,6 +191,8 @@ class RunDirectory:
     def read_model(self, name: str = "best") -> tuple[dict[str, Tensor], Origin]:
         """The parameters of a checkpoint or of an exported model, and what it was trained with.
 
+        Of a run with `train.ema` it is always their average, that of last.pt included.
+
         Raises:
             UserError: there is no such file, or it is damaged.
         """
@@ -209,8 +211,9 @@ class RunDirectory:
             )
         state = checkpoint.load(path)
         try:
-            return dict(state["model"]), Origin.of_state(state)
-        except (KeyError, TypeError, ValueError):
+            average = state.get("average") or {}  # last.pt of a run with train.ema; elsewhere it is the model
+            return dict(average.get("parameters", state["model"])), Origin.of_state(state)
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise self.mismatch(path) from None
 
     def check_files(

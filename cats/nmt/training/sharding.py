@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cats.nmt.config import schema
@@ -55,6 +55,14 @@ def shard(model: Transformer, settings: schema.Train, device: torch.device) -> N
     register_fsdp_forward_method(model, "logits")  # training and validation call this method, not forward()
 
 
+def drop_gathered(model: nn.Module) -> None:
+    """Frees the parameters that a sharded model has gathered. The next forward pass gathers them again, as they are
+    then. Only a backward pass would free those of the whole model's own group (the embeddings) otherwise."""
+    reshard = getattr(model, "reshard", None)  # fully_shard gives its modules this method
+    if reshard is not None:
+        reshard()
+
+
 def whole(state: Any) -> Any:
     """The same dicts and lists with whole tensors in place of shards: on the CPU of the main process, elsewhere None.
 
@@ -73,19 +81,21 @@ def whole(state: Any) -> Any:
 def model_shards(state: dict[str, Tensor], model: Transformer) -> dict[str, Tensor]:
     """The shards that this process has of the whole tensors in a state of the model."""
     like = model.state_dict()
-    return {name: _shard(value, like.get(name)) for name, value in state.items()}
+    return {name: shard_like(value, like.get(name)) for name, value in state.items()}
 
 
 def optimizer_shards(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """The same of a state of the optimizer."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        i: {name: _shard(value, params[i]) for name, value in numbers.items()} for i, numbers in state["state"].items()
+        i: {name: shard_like(value, params[i]) for name, value in numbers.items()}
+        for i, numbers in state["state"].items()
     }
     return {**state, "state": moments}
 
 
-def _shard(value: Any, like: Any) -> Any:
+def shard_like(value: Any, like: Any) -> Any:
+    """The shard that this process has of a whole tensor, sharded as another one; the tensor itself if that is whole."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:

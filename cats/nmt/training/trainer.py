@@ -29,6 +29,7 @@ from cats.nmt.methods import options
 from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.adaptive_sampling import adaptive_sampling
+from cats.nmt.training.average import ParameterAverage
 from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
@@ -147,11 +148,15 @@ class Trainer:
         processes.barrier()
 
     def reset_optimizer(self) -> None:
-        """Makes a fresh optimizer, with fresh task weights, and restarts the patience. The model stays."""
+        """Makes a fresh optimizer, with fresh task weights, and restarts the patience. The model stays.
+
+        The average of the parameters starts again: the phase before has another mixture or another learning rate.
+        """
         config = self.config
         self.optimizer = build_optimizer(config.method, config.train, self.model, self.tasks)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
         self.bad_validations = 0  # validations since the best one
+        self.average = ParameterAverage(self.model, config.train.ema)
 
     # ---- the loop
 
@@ -206,6 +211,7 @@ class Trainer:
             self.step += 1
             raise self.diverged(str(error)) from None
         self.scaler.update()
+        self.average.update()
         self.optimizer.zero_grad()
         self.step += 1
         if self.adaptive is not None:
@@ -351,7 +357,8 @@ class Trainer:
         if processes.world_size() > 1 and not self.sharded:
             self.check_replicas(torch.stack([p.detach().double().sum() for p in self.model.parameters()]).tolist())
         batch_tokens = min(4 * self.config.sampling.batch_tokens, (1 << 28) // self.vocab_size)  # <= 1 GiB of logits
-        nll = validation_nll(self.model, self.validation, batch_tokens, in_step=self.sharded)
+        with self.average.in_model():
+            nll = validation_nll(self.model, self.validation, batch_tokens, in_step=self.sharded)
         mean = sum(nll.values()) / len(nll) if nll else None
         if bad := [task for task, value in nll.items() if not math.isfinite(value)]:
             self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": False})
@@ -392,6 +399,7 @@ class Trainer:
             "optimizer": sharding.whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),  # empty, except with fp16
             **({"sampling": self.adaptive.state_dict()} if self.adaptive is not None else {}),
+            "average": self.average.state(),  # empty, except with train.ema
             **self.origin.to_state(),
             "step": self.step,
             "seconds": self.seconds,
@@ -412,16 +420,17 @@ class Trainer:
     def save_model(self, better: bool) -> None:
         """Writes the model alone: as best.pt if it is better, and as step-N.pt if `train.keep` asks for it.
 
-        All processes must call this.
+        With `train.ema` it has the average of the parameters. All processes must call this.
         """
-        state = {
-            "model": sharding.whole(self.model.state_dict()),
-            **self.origin.to_state(),
-            "step": self.step,
-            "best": self.best,
-        }
-        if processes.is_main():
-            self.directory.save_model(state, best=better, keep=self.config.train.keep)
+        with self.average.in_model():
+            state = {
+                "model": sharding.whole(self.model.state_dict()),
+                **self.origin.to_state(),
+                "step": self.step,
+                "best": self.best,
+            }
+            if processes.is_main():
+                self.directory.save_model(state, best=better, keep=self.config.train.keep)
 
     def load(self, state: dict[str, Any], problem: str) -> None:
         """Continues from a checkpoint.
@@ -444,6 +453,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             if self.adaptive is not None:
                 self.adaptive.load_state_dict(state["sampling"])
+            self.average.load(state.get("average", {}))  # older checkpoints have none
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             self.bad_validations, self.logged_at = state["waited"], state["logged_at"]
             # The run may have had more processes, or fewer, than now.

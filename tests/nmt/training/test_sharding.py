@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 EXACT = ["model.dropout=0", "train.steps=8", "train.validate_every=4", "train.log_every=3", "data.valid_pairs=3"]
 # With such small batches, a process often has no sentence of some task, or no sentence at all.
 RUNS = {
-    "fsdp": ["train.accumulate=2", "train.keep=2"],
+    "fsdp": ["train.accumulate=2", "train.keep=2", "train.ema=0.9"],
     "two_pass": ["method.engine=two_pass", "train.checkpoint_activations=true"],
     "tokens": ["method.name=static", "sampling.batch_tokens=12"],
     "hybrid": ["train.distributed=hybrid"],
@@ -86,6 +86,8 @@ def assert_close(one: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys() and ours["model"].keys() == theirs["model"].keys()
     for name, value in theirs["model"].items():
         torch.testing.assert_close(ours["model"][name], value, rtol=1e-5, atol=1e-8)
+    for name, value in theirs["average"].get("parameters", {}).items():
+        torch.testing.assert_close(ours["average"]["parameters"][name], value, rtol=1e-5, atol=1e-8)
     for i, moments in theirs["optimizer"]["state"].items():
         assert {k: v.shape for k, v in ours["optimizer"]["state"][i].items()} == {
             k: v.shape for k, v in moments.items()
