@@ -14,8 +14,10 @@ import torch
 from torch import distributed as dist
 
 from cats.nmt.config.schema import Config
+from cats.nmt.training import sharding
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
+from cats.nmt.training.validation import validation_nll
 from tests.nmt.common import final_state, metrics, settings, write_toy_corpus
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -33,6 +35,10 @@ STOP = 5  # the update after which a run is interrupted; the next one is an oute
 
 def configured(corpus: Path, name: str, *more: str) -> Config:
     return settings(corpus, *EXACT, "train.distributed=fsdp", *RUNS[name], *more)
+
+
+def nll(trainer: Trainer) -> dict[str, float]:
+    return validation_nll(trainer.model, trainer.validation, 240, in_step=True)
 
 
 def work(rank: int, folder: Path) -> None:
@@ -54,6 +60,12 @@ def work(rank: int, folder: Path) -> None:
             part.validate()
     params = list(part.model.parameters())
     assert sum(p.to_local().numel() for p in params) < 0.6 * sum(p.numel() for p in params)
+    with part.average.in_model():
+        averaged = nll(part)
+    sharding.drop_gathered(part.model)
+    assert nll(part) != averaged  # this gathers the parameters
+    with part.average.in_model():
+        assert nll(part) == averaged  # with none of those
     part.save()
     if rank == 0:
         shutil.copytree(folder / "two" / "part", folder / "one" / "part")
