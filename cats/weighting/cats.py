@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .checks import shares_of
 from .protocol import Direction, Weighting
-from .simplex import Form, Lagrangian, Proximal, Softmax, shares_of
+from .simplex import Form, Lagrangian, Proximal, Softmax
 
 Simplex = Literal["proximal", "softmax", "lagrangian"]
 Reduction = Literal["sum", "mean"]
@@ -119,7 +120,7 @@ class CATS(Weighting):
         if self.simplex == "proximal":
             self._form = Proximal(tasks, rate=self.alpha_lr, strength=self.strength, floor=self.floor, summed=summed)
             if self._given_prior is not None:
-                self._form.prior = shares_of(self._given_prior, tasks)
+                self._form.prior = shares_of(self._given_prior, tasks, "CATS: prior")
         else:
             rates = {"alpha_lr": self.alpha_lr, "multiplier_lr": self.multiplier_lr, "epsilon": self.epsilon}
             self._form = (
@@ -145,7 +146,7 @@ class CATS(Weighting):
     @prior.setter
     def prior(self, numbers: Sequence[float] | Tensor) -> None:
         form = self._proximal()
-        form.prior = shares_of(numbers, len(self._at_floor))
+        form.prior = shares_of(numbers, len(self._at_floor), "CATS: prior")
 
     def _proximal(self) -> Proximal:
         if not isinstance(self._form, Proximal):

@@ -1,8 +1,10 @@
-"""Whether what a weighting needs can be had, and whether what it returns are weights."""
+"""Whether the arguments of a weighting are numbers, what it needs can be had, and what it returns are weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -72,3 +74,47 @@ def checked_weights(weights: Any, names: Sequence[str], limit: float) -> Tensor:
             f"the weighting returned {weights[n].item()} for {names[n]}; it must be finite and at most {limit:.3g}"
         )
     return weights
+
+
+def check_number(what: str, value: object, low: float = 0.0, high: float = math.inf) -> float:
+    """The value as a finite float from low to high.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is out of this range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    if not (low <= float(value) <= high and math.isfinite(value)):
+        wanted = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{what} must be a finite number {wanted}, got {value!r}")
+    return float(value)
+
+
+def check_count(what: str, value: object) -> int:
+    """The value, which must be an integer of at least 1. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
+    return value
+
+
+def per_task(numbers: Sequence[float] | Tensor | None, tasks: int, what: str) -> Tensor:
+    """One finite number per task, (N,) float64. None: zeros. Raises ValueError."""
+    try:
+        given = torch.zeros(tasks) if numbers is None else numbers
+        values = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError):
+        values = torch.empty(0)
+    if values.shape != (tasks,):
+        raise ValueError(f"{what} needs one number for each of the {tasks} tasks, got {numbers!r}")
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{what} needs finite numbers, got {values.tolist()}")
+    return values
+
+
+def shares_of(numbers: Sequence[float] | Tensor | None, tasks: int, what: str) -> Tensor:
+    """One number of at least 0 per task, not all 0, (N,) float64 as given. None: equal numbers. Raises ValueError."""
+    values = per_task([1.0] * tasks if numbers is None else numbers, tasks, what)
+    if (values < 0).any() or not 0 < values.sum() < torch.inf:
+        raise ValueError(f"{what} needs finite numbers of at least 0, not all of them 0, got {values.tolist()}")
+    return values

@@ -7,11 +7,13 @@ out are in the scale of the paper: the losses L_n, the weights α_n, and v_n = <
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .checks import shares_of
 
 NEAR_FLOOR = 1.2  # a weight below this many times its floor counts as at its floor
 TINY = 1e-3  # so does a weight below this share of its prior (without a prior: of an equal weight)
@@ -127,7 +129,7 @@ class Proximal:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         a, prior = _numbers(state, "a", self._a), _numbers(state, "prior", self._a)
-        shares_of(prior, self._tasks)  # checks it
+        shares_of(prior, self._tasks, "CATS: prior")  # checks it
         self._a, self._prior = a, prior  # as it was saved: a division could change the last bit
 
 
@@ -277,20 +279,3 @@ def _numbers(state: Mapping[str, Any], name: str, like: Tensor) -> Tensor:
         got = tuple(value.shape) if isinstance(value, Tensor) else value
         raise ValueError(f"CATS: the state needs {len(like)} numbers {name!r}, one per task, got {got!r}")
     return value.detach().to(device="cpu", dtype=torch.float64, copy=True)
-
-
-def shares_of(numbers: Sequence[float] | Tensor, tasks: int) -> Tensor:
-    """The prior as (N,) float64.
-
-    Raises:
-        ValueError: there are not N numbers, one is negative or not finite, or all are 0.
-    """
-    try:
-        shares = torch.as_tensor(numbers, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError):
-        raise ValueError(f"CATS: prior needs one number for each of the {tasks} tasks, got {numbers!r}") from None
-    if shares.shape != (tasks,):
-        raise ValueError(f"CATS: prior needs one number for each of the {tasks} tasks, got {numbers!r}")
-    if not torch.isfinite(shares).all() or (shares < 0).any() or not 0 < shares.sum() < torch.inf:
-        raise ValueError(f"CATS: prior needs finite numbers of at least 0, not all of them 0, got {shares.tolist()}")
-    return shares
