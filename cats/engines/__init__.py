@@ -34,8 +34,12 @@ optimizer. The log says which engine is used, and why.
 "two_pass" and "forward_mode" evaluate a callable again, with the same random numbers of torch, the same autocast and
 the same buffers of ``model``, and check that the loss is the same. A callable should have no other effects.
 
-If the number of backward() calls of a step differs from that of the step before, and ``last`` of backward() is not
-given, engines other than "per_task" may not know the numbers; then the weighting is not updated in this step.
+A weighting may compare the gradients with another direction d than ḡ, see :mod:`cats.direction`. All engines compute
+<g_n, d> in the same way. d is known before the backward pass. So nothing has to wait for the last backward() call or
+for the other processes, and "one_pass" keeps no layer's data.
+
+If d is ḡ, the number of backward() calls of a step differs from that of the step before, and ``last`` of backward() is
+not given, engines other than "per_task" may not know the numbers; then the weighting is not updated in this step.
 """
 
 from .rows import rows

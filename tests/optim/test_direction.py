@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 import cats
-from cats.engines.one_pass import segments
+from cats.engines.one_pass import run, segments
 from tests.optim.common import TASKS, Heads, TinyNet, same, take_step
 from tests.optim.test_engines import IDS, B, K, Tiny, data, losses_of
 
@@ -176,6 +178,28 @@ def test_a_scaler_changes_nothing(direction, engine):
                 scaler.update()
         seen.append(opt.statistics["dots"])
     assert seen[1] == pytest.approx(seen[0], rel=1e-5)  # float32, and sums in another order
+
+
+def test_no_layer_waits_for_the_last_call(monkeypatch):
+    """Here calls 1 to 3 compute <g_n, d> in step 2, calls 4 to 6 in step 4. Calls 1 and 4 check the graph along ḡ."""
+    alive, held = weakref.WeakSet(), []
+
+    class Tracked(run.Record):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            alive.add(self)
+            held.append(len(alive))
+
+    monkeypatch.setattr(run, "Record", Tracked)
+    model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(5, 5), nn.Tanh())))
+    base = torch.optim.AdamW(model.parameters(), lr=0.1)
+    opt = cats.CATS(base, 2, inner_steps=2, engine="one_pass", direction="momentum")
+    for _ in range(4):
+        opt.zero_grad()
+        for _ in range(3):
+            opt.backward(model(torch.randn(40, 5)).square().mean(1), tasks=torch.arange(40) % 2)
+        opt.step()
+    assert held == ([1, 2, 3, 4, 5, 6] + [1] * 12) * 2
 
 
 def test_other_gradients_in_grad_are_no_part_of_the_numbers():
