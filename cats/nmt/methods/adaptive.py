@@ -19,7 +19,8 @@ class Adaptive(SamplingRule):
     configures; `sampling.temperature=inf` leaves the weights alone to decide.
 
     Their scores are BLEU. Here s_n = e^(−NLL), the mean probability of a token, so that s_n/b_n = e^(NLL of the
-    baseline − NLL): no translating during training. The paper has no public code, and α and ε are our choices.
+    baseline − NLL): no translating during training. There is no public code, and we could not compare the formula with
+    the paper's text; the values of α and ε are our choices.
 
     Args:
         reference: the run, or a list of runs, whose lowest validation NLL are the baselines, such as one run per

@@ -31,7 +31,7 @@ class Bandit(SamplingRule):
         bonus: β, in favour of rare tasks.
     """
 
-    state = ("start_at", "weights", "before", "rewards", "decisions")
+    state = ("prior", "weights", "before", "rewards", "decisions")
 
     def __init__(self, period: int = 20, rate: float = 0.1, exploration: float = 0.05, bonus: float = 0.0) -> None:
         check(
@@ -45,7 +45,7 @@ class Bandit(SamplingRule):
 
     def start(self, known: Known) -> np.ndarray:
         count = len(known.tasks)
-        self.start_at, self.weights, self.before = known.probabilities, np.zeros(count), np.full(count, np.nan)
+        self.prior, self.weights, self.before = known.probabilities, np.zeros(count), np.full(count, np.nan)
         self.rewards, self.decisions = np.empty((0, count)), np.zeros(())
         return known.probabilities
 
@@ -61,7 +61,7 @@ class Bandit(SamplingRule):
         reward = scaled(progress, self.rewards) + self.bonus / np.maximum(seen.probabilities, 1e-12)
         self.weights = exp3s(self.weights, self.rate * reward, 1.0 / float(self.decisions))
         even = self.exploration / len(losses)
-        return (1 - self.exploration) * softmax(log(self.start_at) + self.weights) + even
+        return (1 - self.exploration) * softmax(log(self.prior) + self.weights) + even
 
 
 def scaled(rewards: np.ndarray, history: np.ndarray) -> np.ndarray:

@@ -177,6 +177,7 @@ class AdaptiveSampling:
         for (u, n, _, count), nll in zip(entries, nats, strict=True):
             rows[u, n] += nll, count
         rows = np.array(processes.all_reduce_sum(rows.ravel().tolist())).reshape(rows.shape)
+        rows[~np.isfinite(rows).all(-1)] = 0.0  # the optimizer has skipped these updates
         self.losses, self.unread = np.concatenate([self.losses, rows]), []
 
     def state_dict(self) -> dict[str, Any]:

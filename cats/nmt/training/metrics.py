@@ -83,7 +83,15 @@ def _is_record(value: Any) -> bool:
         and all(map(_is_number_or_none, single))
         and ("tokens" not in value or None not in (value.get("seconds"), *value["tokens"].values()))
         and isinstance(value.get("diverged", ""), str)
+        and ("probabilities" not in value or _is_change(value))
     )
+
+
+def _is_change(value: dict[str, Any]) -> bool:
+    """Whether it is a line with sampling probabilities and the update that they count from."""
+    table, first = value["probabilities"], value.get("from_update")
+    numbers = isinstance(table, dict) and table and all(x is not None and _is_number_or_none(x) for x in table.values())
+    return bool(numbers) and type(first) is int and 0 < first < 2**53
 
 
 def _is_number_or_none(value: Any) -> bool:

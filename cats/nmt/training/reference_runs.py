@@ -32,10 +32,11 @@ class ReferenceRuns:
         sums: dict[str, list[float]] = {}
         for record in records:
             if record["step"] > (1 - LAST) * end:
-                for task, nll in record["losses"].items():
-                    entry = sums.setdefault(task, [0.0, 0.0])
-                    entry[0] += nll * record["tokens"][task]
-                    entry[1] += record["tokens"][task]
+                for task, tokens in record.get("tokens", {}).items():
+                    if tokens and (nll := record["losses"].get(task)) is not None:
+                        entry = sums.setdefault(task, [0.0, 0.0])
+                        entry[0] += nll * tokens
+                        entry[1] += tokens
         return self._ordered({task: nats / tokens for task, (nats, tokens) in sums.items()}, "training loss", run)
 
     def validation_nll(self, runs: Sequence[str]) -> np.ndarray:

@@ -25,7 +25,7 @@ class TaskGradients:
 
     Args:
         training, validation: the pairs of every task; each task has some of both.
-        tokens: target tokens of a batch, about.
+        tokens: the most target tokens of a batch.
         step: the number of updates so far, which chooses the batches.
     """
 
@@ -74,13 +74,13 @@ class TaskGradients:
         return np.array(processes.all_reduce_sum(own.tolist()))
 
     def _draw(self, split: int, task: int, tokens: int) -> dict[str, np.ndarray]:
-        """About so many target tokens of a task, without replacement, at least one pair."""
+        """Pairs of a task with at most so many target tokens, without replacement; at least one pair."""
         name, dataset = self.tasks[task], self.data[split]
-        size = len(dataset.shards[name])
-        mean = dataset.target_tokens({name: np.arange(size)}) / size
-        count = min(size, max(1, round(tokens / mean)))
+        size, offsets = len(dataset.shards[name]), dataset.shards[name].offsets
         random = np.random.default_rng([self.seed, 3, self.step, split, task])
-        return {name: random.choice(size, count, replace=False)}
+        chosen = random.choice(size, min(size, max(1, tokens)), replace=False)  # each has a token at least
+        lengths = offsets[2 * chosen + 2] - offsets[2 * chosen + 1] + 1
+        return {name: chosen[: max(1, int(np.searchsorted(lengths.cumsum(), tokens, side="right")))]}
 
     def _gradient(self, dataset: TokenDataset, indices: Indices) -> list[Tensor]:
         """Of the sum of the tasks' mean losses, with label smoothing."""

@@ -113,6 +113,7 @@ def test_the_rule_sees_the_losses_of_every_update(corpus: Path, tmp_path: Path) 
     windows = []
     decide = trainer.adaptive.rule.decide
     trainer.adaptive.rule.decide = lambda seen: (windows.append(seen.losses), decide(seen))[1]
+    trainer.probe_largest_batch()  # its losses do not count
     trainer.run()
     (window,) = windows
     assert window.shape == (20, 2, 2)
@@ -122,6 +123,17 @@ def test_the_rule_sees_the_losses_of_every_update(corpus: Path, tmp_path: Path) 
         assert dict(zip(trainer.tasks, tokens, strict=True)) == line["tokens"]
         for task, nll in zip(trainer.tasks, nats / tokens, strict=True):
             assert line["losses"][task] == pytest.approx(nll, rel=1e-12)
+
+
+def test_a_loss_that_is_not_finite_counts_as_absent(corpus: Path, tmp_path: Path) -> None:
+    trainer = Trainer(short(corpus, *options("mirror")), tmp_path / "run", resume=False, quiet=True)
+    adaptive, seen = trainer.adaptive, []
+    adaptive.rule.decide = lambda window: seen.append(window.losses.tolist())
+    for step, nll in ((1, 6.0), (2, float("nan")), (3, 8.0)):
+        adaptive.after_update(
+            step, [("xa", torch.tensor(nll), 2), ("xb", torch.tensor(1.0), 1), ("xa", torch.ones(()), 1)]
+        )
+    assert seen == [[[[7, 3], [1, 1]], [[0, 0], [1, 1]], [[9, 3], [1, 1]]]]
 
 
 def test_gradients_disturb_nothing(corpus: Path, tmp_path: Path) -> None:
