@@ -8,19 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cats.nmt.cli.parser import Parser
+from cats.nmt.errors import UserError
 
 if TYPE_CHECKING:
-    from cats.nmt.scoring.grid import Run
+    from collections.abc import Sequence
+
+    from cats.nmt.scoring.grid.runs import Run
 
 SUMMARY = "train several methods with several seeds on one corpus, and write one table"
 HELP = """\
-Train several methods with several seeds on the same corpora, all with the same budget, and write one table and one
-picture. After an interruption, the same command continues.
+Train several methods with several seeds on the same corpora, all with the same budget, and write tables and a picture.
+After an interruption, the same command continues. A run that fails is stepped over. The tables show what is finished.
+
+methods:
+  T=3             plain token means, batches drawn at this temperature: any number, or inf
+  tokens          the same, at the temperature of the settings; uniform: the mean over the tasks
+  staged          T=1, then T=3 after a warm restart
+  cats, ..        any method of cats train --method, all on the sampler of the settings
+  T=3r, cats-r    the same with a warm restart after 35 % of the updates; cats-staged: with T=1 before it
+  cats-fixed      static weights: the mean over time of the weights of cats, of the run with the same seed
+
+examples:
+  cats compare --methods cats --seeds 4 5 6               cats and its controls
+  cats compare --lr 1e-3 3e-3 6e-3 --trials 6 --seeds 4 5 settings are chosen on validation text first, with 6 trials
+                                                          for every method; only the chosen ones are trained with seeds
+  cats compare --variant slow:cats-r,method.alpha_lr=0.01 another method: cats-r with these settings
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    from cats.nmt.scoring.grid import METHODS, SETS
+    from cats.nmt.scoring.grid.methods import CONTROLS, DEFAULT
+    from cats.nmt.scoring.grid.plan import SETS
 
     parser.add_argument(
         "--sets", nargs="+", default=["ted", "wmt"], metavar="SET", help=f"any of {', '.join(SETS)} (default: ted wmt)"
@@ -29,9 +47,17 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=list(METHODS),
+        default=list(DEFAULT),
         metavar="METHOD",
-        help=f"any of {', '.join(METHODS)} (default: all)",
+        help=f"methods, see above (default: {' '.join(DEFAULT)})",
+    )
+    parser.add_argument(
+        "--controls",
+        nargs="+",
+        default=list(CONTROLS),
+        metavar="CONTROL",
+        help="controls to add to the methods, or none (default: all): "
+        + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items()),
     )
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="SEED", help="random seeds (default: 1 2 3)"
@@ -40,10 +66,29 @@ def add_arguments(parser: Parser) -> None:
         "--variant",
         action="append",
         default=[],
-        metavar="NAME:KEY=VALUE,..",
-        help="another method: cats with these settings, e.g. slow:method.alpha_lr=0.01",
+        metavar="NAME:BASE,KEY=VALUE,..",
+        help="another method: BASE (default: cats) with these settings, e.g. slow:method.alpha_lr=0.01",
+    )
+    parser.add_argument(
+        "--lr",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="LR",
+        help="learning rates to choose from on validation text, the same for every method (default: train.lr)",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="trials of each method to choose its settings by; those beyond --lr go to settings of its own, or to more "
+        "learning rates (default: one for each of --lr)",
+    )
+    parser.add_argument(
+        "--tuning-seed", type=int, default=0, metavar="SEED", help="seed of the trials, not one of --seeds (default: 0)"
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="number of runs at a time (default: 2)")
+    parser.add_argument("--only-finished", action="store_true", help="train nothing; make tables of what is finished")
     parser.add_argument(
         "--out",
         type=Path,
@@ -65,31 +110,56 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train the runs that are missing, then write compare.json, .csv, .md and .png."""
-    from cats.nmt.files import atomic_write
-    from cats.nmt.scoring import compare, grid, plots, tables
+    """Train the runs that are missing, then write compare.json, .csv, .md and .png of those that are finished."""
+    from cats.nmt.scoring.grid.execute import execute
+    from cats.nmt.scoring.grid.runs import check_resumable, everything
     from cats.nmt.training.run import load_corpus
 
     runs = planned(args)
-    for each in runs:
-        grid.check_resumable(each)
+    for each in everything(runs):
+        if all(needed.finished for needed in each.needs):
+            check_resumable(each.settled())
+    if args.only_finished:
+        write(args.out, runs)
+        return
     if args.data:
         load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
-    grid.execute([each for each in runs if not each.finished], args.jobs)
-    comparison = compare.summarise(runs)
+    try:
+        failed = execute(runs, args.jobs)
+    except KeyboardInterrupt:
+        if any(each.finished for each in runs):
+            write(args.out, runs)
+        raise
+    if any(each.finished for each in runs):
+        write(args.out, runs)
+    if failed:
+        path, error = next(iter(failed.items()))
+        count = len(everything(runs))
+        raise UserError(f"{len(failed)} of {count} runs failed; the first: {path}: {error}")
+
+
+def write(out: Path, runs: Sequence[Run]) -> None:
+    """Write the tables and the picture of the runs that are finished, and print the tables."""
+    from cats.nmt.files import atomic_write
+    from cats.nmt.scoring import plots
+    from cats.nmt.scoring.compare import tables
+    from cats.nmt.scoring.compare.summarise import summarise
+
+    comparison = summarise(runs)
     text = tables.comparison_tables(comparison)
-    atomic_write(args.out / "compare.json", json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n")
-    atomic_write(args.out / "compare.csv", tables.comparison_csv(comparison))
-    atomic_write(args.out / "compare.md", text)
-    plots.draw_comparison(comparison, args.out / "compare.png")
+    atomic_write(out / "compare.json", json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n")
+    atomic_write(out / "compare.csv", tables.comparison_csv(comparison))
+    atomic_write(out / "compare-summary.csv", tables.summary_csv(comparison))
+    atomic_write(out / "compare.md", text)
+    plots.draw_comparison(comparison, out / "compare.png")
     print(text)
-    print(f"Written: {args.out}/compare.md, compare.csv, compare.json, compare.png")
+    print(f"Written: {out}/compare.md, compare.csv, compare-summary.csv, compare.json, compare.png")
 
 
 def planned(args: argparse.Namespace) -> list[Run]:
     """The runs that the options ask for."""
     from cats.nmt.config.toml import read_settings
-    from cats.nmt.scoring.grid import plan
+    from cats.nmt.scoring.grid.plan import plan
 
     return plan(
         args.out,
@@ -99,6 +169,10 @@ def planned(args: argparse.Namespace) -> list[Run]:
         seeds=args.seeds,
         jobs=args.jobs,
         variants=args.variant,
+        controls=[] if args.controls == ["none"] else args.controls,
+        rates=args.lr,
+        count=max(1, len(args.lr)) if args.trials is None else args.trials,
+        tuning_seed=args.tuning_seed,
         data=args.data,
         overrides=args.overrides,
     )

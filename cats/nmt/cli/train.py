@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         train(config, path, resume=resume, quiet=args.quiet)
         try:
             if processes.is_main():
-                score(path, "test", quiet=args.quiet)
+                score(path, "valid" if config.evaluate.search == "none" else "test", quiet=args.quiet)
         except KeyboardInterrupt:
             print(f"cats: trained but not scored; to score it: cats evaluate {path}", file=sys.stderr)
             raise

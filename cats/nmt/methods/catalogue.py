@@ -6,7 +6,8 @@ To add one, add a line to `CATALOGUE` and its name to ``METHODS`` of ``cats.nmt.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 NUMBERS, GRAM, GRADIENTS = "weights from K numbers", "weights from the Gram matrix", "from the gradients themselves"
@@ -35,6 +36,7 @@ class Method:
             plain mean over the batch's tokens. If not, they balance the tasks by the sizes of their gradients, which
             would undo or invert the prior: the gradients are those of the tasks' mean losses.
         sums: whether the weights sum to the number of tasks instead of 1 if they are equal.
+        space: {setting: values} that the trials of `cats compare` choose from, besides the learning rate.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Method:
     made_by: str = ""
     relative: bool = True
     sums: bool = False
+    space: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def is_weighting(self) -> bool:
@@ -71,6 +74,7 @@ CATALOGUE = (
         "Li & Gong, NeurIPS 2021, arXiv 2104.07639",
         "inner products of the gradients, every method.inner_steps updates",
         f"{ONE_PASS} and some matrix products in outer steps",
+        space={"method.strength": ("0.25", "0.5", "1"), "method.alpha_lr": ("0.05", "0.1", "0.3")},
     ),
     Method("static", NUMBERS, "fixed weights: method.weights", "the weighted sum of the losses"),
     Method(

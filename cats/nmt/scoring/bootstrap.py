@@ -1,9 +1,15 @@
 """Corpus BLEU and chrF computed from counts, and the hierarchical bootstrap of chrF.
 
 The bootstrap shows whether a difference between methods holds with other seeds and other test text. Each resample draws
-seeds with replacement, and clusters of test lines with replacement. A cluster is a template, or a sentence that several
-languages share. All methods get the same draws, so that their differences are paired (Koehn, 2004; clusters as in
-Field & Welsh, 2007).
+clusters of test lines with replacement, and other weights for the seeds. A cluster is a template, or a sentence that
+several languages share. All methods get the same draws, so that their differences are paired (Koehn, 2004; clusters as
+in Field & Welsh, 2007).
+
+Seeds are few. Drawing 3 to 5 of them with replacement gives intervals that are too narrow: the variance is (n-1)/n of
+the right one, and the tails are too light. So the mean over the seeds gets a random deviation instead, which is a
+weighted sum of the seeds' deviations from their mean (a multiplier bootstrap; Wu, 1986). The weights are normal and
+divided by the root of a chi-square variable over its degrees of freedom, so that for any difference between methods the
+deviation is exactly Student's t with n-1 degrees of freedom times the standard error.
 """
 
 from __future__ import annotations
@@ -95,28 +101,57 @@ def cluster_counts(
 
 
 def resampled_chrf(
-    runs: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]], resamples: int
+    runs: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]], resamples: int, seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
     """Resamples the chrF of each method and language, averaged over the seeds.
 
+    A method with a single seed has no spread over seeds: its values vary by the test lines only.
+
     Args:
         runs: {method: {seed: {language: counts (clusters, CHAR_ORDER, 3)}}}. All arrays have the same
-            clusters in the same order.
+            clusters in the same order. Methods may have different seeds.
         resamples: number of resamples.
+        seed: of the draws.
 
     Returns:
-        {method: {language: (resamples,) float64}}, each 0 to 100.
+        {method: {language: (resamples,) float64}}. A value may lie outside of 0 to 100.
     """
-    random = np.random.default_rng(0)
-    seeds = sorted({s for by_seed in runs.values() for s in by_seed})
+    random = np.random.default_rng(seed)
     languages = next(iter(next(iter(runs.values())).values()))
     clusters = next(iter(languages.values())).shape[0]
     times = random.multinomial(clusters, [1 / clusters] * clusters, size=resamples)
-    weight = random.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=resamples) / len(seeds)
+    weights = seed_weights([list(by_seed) for by_seed in runs.values()], resamples, random)
     result: dict[str, dict[str, np.ndarray]] = {}
-    for method, by_seed in runs.items():
+    for weight, (method, by_seed) in zip(weights, runs.items(), strict=True):
         result[method] = {}
         for language in languages:
-            scores = [chrf(np.tensordot(times, by_seed[s][language], axes=1)) for s in seeds]
-            result[method][language] = (np.stack(scores, axis=1) * weight).sum(1)
+            scores = [chrf(np.tensordot(times, counts[language], axes=1)) for counts in by_seed.values()]
+            # The deviations are those on the observed lines: resampled ones would count the lines' noise twice.
+            observed = np.array([chrf(counts[language].sum(0)) for counts in by_seed.values()])
+            result[method][language] = np.mean(scores, axis=0) + weight @ observed
     return result
+
+
+def seed_weights(seeds: Sequence[Sequence[int]], resamples: int, random: np.random.Generator) -> list[np.ndarray]:
+    """The weights of each method's seeds in each resample, for a random deviation of the mean. Each row sums to 0.
+
+    Seeds that methods share get the same draws, and so do methods with the same number of seeds. The difference of two
+    methods with other numbers of seeds is Student's t only approximately.
+
+    Args:
+        seeds: the seeds of each method.
+
+    Returns:
+        For each method (resamples, its seeds) float64.
+    """
+    normal = {seed: random.standard_normal(resamples) for seed in sorted({s for own in seeds for s in own})}
+    freedoms = sorted({max(1, len(own) - 1) for own in seeds})
+    scales = {freedom: np.sqrt(random.chisquare(freedom, resamples) / freedom)[:, None] for freedom in freedoms}
+    found = []
+    for own in seeds:
+        count = len(own)
+        draws = np.stack([normal[seed] for seed in own], axis=1)
+        centred = draws - draws.mean(1, keepdims=True)
+        scale = scales[max(1, count - 1)]
+        found.append(centred / scale / np.sqrt(max(1, count * (count - 1))))
+    return found

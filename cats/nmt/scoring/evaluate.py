@@ -8,7 +8,7 @@ reported separately. NLL is computed on all test lines.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +30,6 @@ from cats.nmt.scoring.summarise import Output, summarise
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import RunDirectory, TrainedModel, set_threads
 
-# The nearest-neighbour baseline is left out for tasks with more training pairs than this. It would take hours.
-MOST_NEIGHBOURS = 200_000
-
 
 def evaluate(
     run: Path, *, split: str = "test", checkpoint: str = "best", data: str | None = None, quiet: bool = False
@@ -51,6 +48,8 @@ def evaluate(
     With them, sacreBLEU's command line gives the same scores. For another split than the test split the scores go to
     scores.<split>.json. For another checkpoint than the best one they go to scores.<checkpoint>.json, and the lines to
     ``hyp-<checkpoint>/``.
+
+    `evaluate.*` says which lines are translated. The files in ``hyp/`` have only these; NLL is computed on all lines.
 
     Args:
         run: a run directory that `cats.nmt.training.trainer.train` wrote.
@@ -85,8 +84,14 @@ def evaluate(
         if diverged := directory.divergence():
             print(f"cats: {run}: {diverged}; scored is the model of {checkpoint}.pt", file=sys.stderr)
     set_threads(config.train.threads, config.model.d_model)
-    directory.hypotheses(checkpoint).mkdir(exist_ok=True)
-    ours, theirs = _translate(tasks, split, trained, train_identifier(corpus), directory, checkpoint, quiet)
+    rows = {
+        task.name: hypotheses.translated_rows(lines, corpus.headline, config.evaluate)
+        for task in tasks
+        if (lines := _lines(task, split)) is not None
+    }
+    if any(rows.values()):
+        directory.hypotheses(checkpoint).mkdir(exist_ok=True)
+    ours, theirs = _translate(tasks, rows, split, trained, train_identifier(corpus), directory, checkpoint, quiet)
     scores = summarise(
         {name: output for name, output in ours.items() if name not in zero_shot},
         theirs,
@@ -146,6 +151,7 @@ def _print_notices(tasks: Sequence[Task], unknown: Sequence[str]) -> None:
 
 def _translate(
     tasks: Sequence[Task],
+    rows: Mapping[str, list[int]],
     split: str,
     trained: TrainedModel,
     known: Identifier,
@@ -155,36 +161,43 @@ def _translate(
 ) -> tuple[dict[str, Output], dict[str, Output]]:
     """Translates each task with the model, writes the lines to the run directory, and translates with the baseline.
 
+    Args:
+        rows: the indices of the lines of each task to translate.
+
     Returns:
         The outputs of the model, and of the nearest-neighbour baseline for the tasks that it can be computed for.
     """
     from tqdm import tqdm
 
     settings, model, tokenizer = trained.config.decode, trained.model, trained.tokenizer
+    search = replace(settings, beam=1) if trained.config.evaluate.search == "greedy" else settings
     ours, theirs = {}, {}
     hidden = True if quiet else None  # None: hidden unless standard error is a terminal
     for task in tqdm(tasks, desc=f"evaluating on {split}", unit="language", disable=hidden, leave=False):
-        lines = _lines(task, split)
+        lines, chosen = _lines(task, split), rows[task.name]
         assert lines is not None
         nll = line_nll(model, tokenizer, lines, task.source, task.target, settings)
-        found = decode.translate(model, tokenizer, lines.source, task.source, task.target, settings)
+        sources = [lines.source[i] for i in chosen]
+        found = decode.translate(model, tokenizer, sources, task.source, task.target, search)
         # The scores are computed on what is written, so that they can be computed again.
         shown = Split([*map(one_line, lines.source)], [*map(one_line, lines.target)], lines.meta)
         columns = {
             "txt": found,
-            "src": shown.source,
-            "ref": shown.target,
-            "nll": [f"{nats:.4f}\t{tokens:.0f}" for nats, tokens in nll],
+            "src": [shown.source[i] for i in chosen],
+            "ref": [shown.target[i] for i in chosen],
+            "nll": [f"{nats:.4f}\t{tokens:.0f}" for nats, tokens in nll[chosen]],
         }
-        ours[task.name] = Output(task.target, shown, found, nll, known)
+        ours[task.name] = Output(task.target, shown, found, nll, known, chosen)
         if lines.meta is not None:
-            columns["stratum"] = [one_line(stratum) for stratum, _ in lines.meta]
-        if isinstance(task.train, Split) and 0 < len(task.train) <= MOST_NEIGHBOURS:
-            columns["nearest"] = [*map(one_line, nearest_neighbour.translate(task.train, lines.source))]
-            theirs[task.name] = Output(task.target, shown, columns["nearest"])
+            columns["stratum"] = [one_line(lines.meta[i][0]) for i in chosen]
+        searched = trained.config.evaluate.baseline and isinstance(task.train, Split)
+        if searched and chosen and 0 < len(task.train) <= nearest_neighbour.MOST_NEIGHBOURS:
+            columns["nearest"] = [*map(one_line, nearest_neighbour.translate(task.train, sources))]
+            theirs[task.name] = Output(task.target, shown, columns["nearest"], rows=chosen)
         for suffix, column in columns.items():
-            path = directory.hypotheses_file(task.name, suffix, split, checkpoint)
-            atomic_write(path, "".join(f"{line}\n" for line in column))
+            if chosen:
+                path = directory.hypotheses_file(task.name, suffix, split, checkpoint)
+                atomic_write(path, "".join(f"{line}\n" for line in column))
     return ours, theirs
 
 

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cats.nmt.config.schema import Evaluate
+from cats.nmt.data.corpus import Split
 from cats.nmt.errors import UserError
 from cats.nmt.files import file_digest, one_line, read_output
 from cats.nmt.scoring.scores import Scores
 from cats.nmt.training.run import RunDirectory
+
+
+def translated_rows(split: Split, headline: str | None, settings: Evaluate) -> list[int]:
+    """The indices of the lines of a split that are translated. They are the same for every run with these settings.
+
+    Args:
+        headline: the stratum that results are reported on, if the corpus has one.
+    """
+    if settings.search == "none":
+        return []
+    rows = split.rows(headline) if settings.strata == "headline" else []
+    rows = rows or split.rows(None)
+    count = min(settings.lines or len(rows), len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def digests(run: Path, split: str, checkpoint: str) -> dict[str, str]:

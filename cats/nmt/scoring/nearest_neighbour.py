@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from cats.nmt.data.corpus import Split
 
+# The baseline is left out for tasks with more training pairs than this. It would take hours.
+MOST_NEIGHBOURS = 200_000
+
 _NUMBER = re.compile(r"\d+")
 _ORDERS = range(1, 6)  # of character n-grams
 

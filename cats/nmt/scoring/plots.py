@@ -11,7 +11,7 @@ import numpy as np
 
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
-from cats.nmt.scoring.compare import Comparison
+from cats.nmt.scoring.compare.results import Comparison
 from cats.nmt.scoring.scores import Scores
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def verdict(scores: Scores) -> str:
     """One sentence on whether the model beats the nearest-neighbour baseline."""
     gains = {group: gain for group, gain in scores.gains.items() if gain is not None}
     if not gains:
-        return f"Not compared with {_BASELINE}: there is too much training text."
+        return f"Not compared with {_BASELINE}: there is too much training text, or the settings leave it out."
     below = [group for group, gain in gains.items() if gain <= 0]
     if not below:
         if len(gains) == len(scores.gains):

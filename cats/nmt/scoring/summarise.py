@@ -32,9 +32,10 @@ class Output:
     Attributes:
         language: the target language.
         split: sources and references.
-        lines: a translation of each source.
+        lines: the translations of some or all sources.
         nll: (lines, 2) nats and tokens of each reference. None: the system has no likelihoods.
         identifier: identifies the language of the lines for the off-target rate. None: no off-target rate.
+        rows: the indices of the sources that `lines` translates. None: of all.
     """
 
     language: str
@@ -42,22 +43,25 @@ class Output:
     lines: list[str]
     nll: np.ndarray | None = None
     identifier: Identifier | None = None
+    rows: list[int] | None = None
 
     def cell(self, stratum: str | None) -> TaskCell:
         """Scores of the lines of a stratum; None: all lines."""
         rows = self.split.rows(stratum)
-        lines, references = [self.lines[i] for i in rows], [self.split.target[i] for i in rows]
+        translation = dict(zip(self.split.rows(None) if self.rows is None else self.rows, self.lines, strict=True))
+        translated = [i for i in rows if i in translation]
+        lines, references = [translation[i] for i in translated], [self.split.target[i] for i in translated]
         off_target = None
-        if self.identifier is not None:
+        if self.identifier is not None and (lines or not rows):
             off_target = OffTarget(
                 self.identifier.off_target(lines, self.language, references),
                 self.identifier.off_target(references, self.language, references),
             )
         return TaskCell(
-            quality.score(lines, references, self.language) if rows else Quality(),
+            quality.score(lines, references, self.language) if lines else Quality(),
             None if self.nll is None else likelihood(self.nll[rows]),
             off_target,
-            lines=len(rows),
+            lines=len(lines),
         )
 
 
@@ -114,8 +118,9 @@ def summarise(
 
 
 def averages(cells: Mapping[str, TaskCell], members: Mapping[str, list[str]]) -> dict[str, Cell]:
-    """Macro-averages of each group over its tasks with lines. An average is None if a task lacks the score."""
-    return {group: _average([cells[name] for name in names if cells[name].lines]) for group, names in members.items()}
+    """Macro-averages of each group over its tasks that were scored. An average is None if a task lacks the score."""
+    scored = {name for name, cell in cells.items() if cell.lines or cell.get("nll") is not None}
+    return {group: _average([cells[name] for name in names if name in scored]) for group, names in members.items()}
 
 
 def _average(cells: Sequence[Cell]) -> Cell:

@@ -1,4 +1,4 @@
-"""All tables of scores, as Markdown and CSV: of a run, of a comparison, of a significance test."""
+"""The tables of scores of a run and of a significance test, as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from cats.nmt.scoring import compare
-from cats.nmt.scoring.compare import Comparison, MethodResult, Regret, SetResult
 from cats.nmt.scoring.scores import METRICS, TITLES, Cell, Scores
 from cats.nmt.scoring.significance import Row as TestRow
 
@@ -23,8 +19,6 @@ _MORE = {
     "off_target": ("off-target %", 1),
     "off_target_references": ("references %", 1),
 }
-_CHEAPEST = "T=1"  # the method that time and memory of the others are compared with: plain training
-_MOST_COLUMNS = 12  # a comparison of more languages has a row for each, in place of a column
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ def scores_table(scores: Scores) -> str:
     """The main scores: tasks in the order of their training pairs, then groups."""
     rows = [["language", "group", "pairs", "BLEU", "chrF", "NLL", "nearest neighbour chrF"]]
     for row in _rows(scores):
-        rows.append([*row.start, *_main_scores(row.cell), _number(row.baseline.quality.chrf, 1)])
+        rows.append([*row.start, *_main_scores(row.cell), number(row.baseline.quality.chrf, 1)])
     return aligned(rows, left=2)
 
 
@@ -89,7 +83,7 @@ def checkpoints_table(scores: Mapping[str, Scores]) -> str:
     cells = [{row.label: row.cell for row in _rows(each)} for each in scores.values()]
     for row in _rows(next(iter(scores.values()))):
         here = [by_label.get(row.label, Cell()) for by_label in cells]
-        rows.append([*row.start, *(_number(c.get(metric), digits) for _, metric, digits in metrics for c in here)])
+        rows.append([*row.start, *(number(c.get(metric), digits) for _, metric, digits in metrics for c in here)])
     return aligned(rows, left=2)
 
 
@@ -102,7 +96,7 @@ def strata_table(scores: Scores) -> str:
         row = [name, f"{sum(cell.lines for cell in stratum.model.tasks.values()):,}"]
         for group in groups:
             cell, baseline = stratum.model.groups[group], stratum.nearest_neighbour.groups[group]
-            row += [_number(cell.quality.chrf, 1), _number(baseline.quality.chrf, 1), _number(cell.get("nll"), 3)]
+            row += [number(cell.quality.chrf, 1), number(baseline.quality.chrf, 1), number(cell.get("nll"), 3)]
         rows.append(row)
     return aligned(rows, left=1)
 
@@ -132,27 +126,6 @@ def significance_table(rows: Sequence[TestRow]) -> str:
     return aligned(cells, left=2)
 
 
-def comparison_tables(comparison: Comparison) -> str:
-    """The content of compare.md: for each set the groups' averages and the chrF of each task, then the regrets."""
-    lines = [line for name, result in comparison.sets.items() for line in _set_tables(name, result)]
-    if comparison.regret:
-        lines += _regret_table(comparison.regret)
-    return "\n".join(lines)
-
-
-def comparison_csv(comparison: Comparison) -> str:
-    """The content of compare.csv: a row for each set, method, seed and task or group."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "method", "seed", "name", *compare.METRICS])
-    for name, result in comparison.sets.items():
-        for method, scores in result.methods.items():
-            for cell, values in (*scores.languages.items(), *scores.groups.items()):
-                for seed, *numbers in zip(scores.seeds, values.nll, values.chrf, values.bleu, strict=True):
-                    writer.writerow([name, method, seed, TITLES.get(cell, cell), *numbers])
-    return text.getvalue()
-
-
 def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
     """A Markdown table that is also readable as plain text.
 
@@ -164,10 +137,10 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
 
     def line(row: Sequence[str]) -> str:
         cells = [f"{c:<{w}}" if i < left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        return _line(cells)
+        return line_of(cells)
 
     rule = [("-" * w if i < left else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
-    return "\n".join([line(rows[0]), _line(rule), *map(line, rows[1:])])
+    return "\n".join([line(rows[0]), line_of(rule), *map(line, rows[1:])])
 
 
 def _rows(scores: Scores) -> Iterator[_Row]:
@@ -183,108 +156,13 @@ def _rows(scores: Scores) -> Iterator[_Row]:
             yield _Row(group, f"**{TITLES[group]}**", "", pairs, None, average, theirs.groups[group])
 
 
-def _set_tables(name: str, result: SetResult) -> list[str]:
-    """The lines of the tables of one set."""
-    pairs = ", ".join(f"{task} {count:,}" for task, count in result.pairs.items())
-    seeds = len(next(iter(result.methods.values())).seeds)
-    groups = ["all", *result.groups]
-    tasks = [task for names in result.groups.values() for task in names]
-    digits = {"nll": 3, "chrf": 1, "bleu": 1}
-    columns = [f"{TITLES[group]} {metric}" for metric in ("NLL", "chrF", "BLEU") for group in groups]
-    lines = [f"## {name}", "", f"Training pairs: {pairs}. Mean ± standard deviation over {seeds} seed(s).", ""]
-    cost = _relative_cost(result.methods)
-    lines += _plain(["method", *columns, *(["time", "memory"] if cost else [])])
-    for method, scores in result.methods.items():
-        averages = [_spread(getattr(scores.groups[g], m), digits[m]) for m in compare.METRICS for g in groups]
-        lines.append(_line([method, *averages, *(cost[method] if cost else [])]))
-    baseline = [
-        "" if metric == "nll" else _number(result.nearest_neighbour[group].get(metric), 1)
-        for metric in compare.METRICS
-        for group in groups
-    ]
-    lines += [_line(["nearest neighbour", *baseline, *([""] * 2 if cost else [])]), ""]
-    if cost:
-        first = result.methods[_CHEAPEST]
-        lines += [
-            f"Time of training and peak memory of the process relative to {_CHEAPEST}, which took "
-            f"{_mean(first.seconds):,.0f} s and {_mean(first.peak_memory) / 2**20:,.0f} MiB.",
-            "",
-        ]
-    untrained = [
-        f"{method} (seed {', '.join(map(str, scores.untrained))})"
-        for method, scores in result.methods.items()
-        if scores.untrained
-    ]
-    if untrained:
-        lines += [
-            f"Not trained: {'; '.join(untrained)}. There, all translations are empty, or the chrF of every group is",
-            "below that of the nearest-neighbour baseline.",
-            "",
-        ]
-    lines += ["chrF by language:", ""]
-    rows = [["method", *tasks]]
-    for method, scores in result.methods.items():
-        rows.append([method, *(_spread(scores.languages[task].chrf, 1) for task in tasks)])
-    if len(tasks) > _MOST_COLUMNS:
-        rows = [list(row) for row in zip(*rows, strict=True)]
-        rows[0][0] = "language"
-    lines += [*_plain(rows[0]), *map(_line, rows[1:])]
-    return [*lines, ""]
-
-
-def _relative_cost(methods: Mapping[str, MethodResult]) -> dict[str, list[str]]:
-    """{method: its time and memory as multiples of those of T=1}; empty if those of T=1 are not known."""
-
-    def ratio(values: Sequence[float | None], unit: Sequence[float | None]) -> str:
-        return _number(None if None in values else _mean(values) / _mean(unit), 2)
-
-    first = methods.get(_CHEAPEST)
-    if first is None or None in first.seconds or None in first.peak_memory:
-        return {}
-    return {
-        name: [ratio(each.seconds, first.seconds), ratio(each.peak_memory, first.peak_memory)]
-        for name, each in methods.items()
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    return float(np.mean([value for value in values if value is not None]))
-
-
-def _regret_table(regrets: Mapping[str, Regret]) -> list[str]:
-    """The lines of the table of regrets."""
-    lines = [
-        "## Worst regret",
-        "",
-        "The chrF that a method loses to the best temperature, in the worst set and group. The 95 % interval is by",
-        "bootstrap over seeds and clusters of test lines.",
-        "",
-        "| method | worst regret | interval | where |",
-        "| --- | ---: | :---: | --- |",
-    ]
-    for method, regret in regrets.items():
-        low, high = regret.interval
-        lines.append(_line([method, f"{regret.worst:.1f}", f"{low:.1f} to {high:.1f}", regret.where]))
-    return [*lines, ""]
-
-
-def _plain(heading: Sequence[str]) -> list[str]:
-    """The heading of a Markdown table with one column of text and the rest numbers."""
-    return [_line(heading), "| --- |" + " ---: |" * (len(heading) - 1)]
-
-
-def _line(cells: Sequence[str]) -> str:
+def line_of(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
-
-
 def _main_scores(cell: Cell) -> list[str]:
-    return [_number(cell.quality.bleu, 1), _number(cell.quality.chrf, 1), _number(cell.get("nll"), 3)]
+    return [number(cell.quality.bleu, 1), number(cell.quality.chrf, 1), number(cell.get("nll"), 3)]
 
 
 def _more_scores(cell: Cell) -> list[str]:
@@ -293,11 +171,12 @@ def _more_scores(cell: Cell) -> list[str]:
     for metric, (_, digits) in _MORE.items():
         value = cell.get(metric)
         percent = metric.startswith("off_target")
-        texts.append(_number(100 * value if percent and value is not None else value, digits))
+        texts.append(number(100 * value if percent and value is not None else value, digits))
     return texts
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A number with this many decimals; n/a if there is none."""
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 

@@ -18,6 +18,7 @@ import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -444,9 +445,14 @@ def load_corpus(settings: schema.Data, *, quiet: bool = False) -> Corpus:
         if is_prepared(folder):
             return read_prepared_corpus(folder, settings.tasks, quiet=quiet or not processes.is_main())
         return read_corpus(folder, settings.source, settings.direction, settings.tasks)
+    return _built_in_corpus(settings.languages, settings.sizes, settings.seed)
+
+
+@lru_cache(maxsize=1)  # the training and the scoring of a run load the same one
+def _built_in_corpus(languages: str, sizes: str, seed: int) -> Corpus:
     from cats.nmt.data.cldr.generate import generate  # imported here because it needs Babel
 
-    return generate(settings.languages, settings.sizes, settings.seed)
+    return generate(languages, sizes, seed)
 
 
 def build_model(settings: schema.Model, tokenizer: Tokenizer, *, checkpoint_activations: bool = False) -> Transformer:

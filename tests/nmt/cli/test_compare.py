@@ -12,8 +12,8 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
-from cats.nmt.scoring import grid
-from cats.nmt.scoring.grid import Run
+from cats.nmt.scoring.grid import execute
+from cats.nmt.scoring.grid.runs import Run
 from tests.nmt.scoring.comparisons import finished_runs, write_repeating_corpus
 
 
@@ -25,8 +25,20 @@ def test_the_finished_comparison_is_written_without_training(
     def never(run: Run) -> Any:
         raise AssertionError(f"{run.path} is finished")
 
-    monkeypatch.setattr(grid, "start", never)
-    words = ["--out", str(tmp_path / "out"), "--seeds", "1", "2", "--methods", "T=1", "T=5", "cats"]
+    monkeypatch.setattr(execute, "start", never)
+    words = [
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "1",
+        "2",
+        "--methods",
+        "T=1",
+        "T=5",
+        "cats",
+        "--controls",
+        "none",
+    ]
     assert main(["compare", "--data", str(tmp_path / "toy"), *words]) == 0
     text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
@@ -37,10 +49,11 @@ def test_the_finished_comparison_is_written_without_training(
         *["10.0 ± 0.0"] * 3,
     ]
     summary = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
-    assert list(summary) == ["seeds", "settings", "sets", "regret"] and summary["seeds"] == [1, 2]
-    assert list(summary["sets"]["toy"]) == ["pairs", "groups", "lookup", "methods"]
+    assert list(summary) == ["seeds", "settings", "sets", "regret", "regret_of_all"] and summary["seeds"] == [1, 2]
+    assert list(summary["sets"]["toy"]) == ["pairs", "groups", "lookup", "methods", "baseline", "not_run"]
     assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
-        *("groups", "languages", "chrf_interval", "seeds", "seconds", "peak_memory", "untrained")
+        *("groups", "languages", "chrf_interval", "seeds", "seconds", "peak_memory", "untrained"),
+        *("missing", "validation", "tokens", "trials", "chosen", "differences"),
     ]
     assert list(summary["regret"]["cats"]) == ["worst", "interval", "where", "cells"]
     assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0

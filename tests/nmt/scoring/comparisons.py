@@ -10,17 +10,18 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import to_toml
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.data.corpus_files import write_corpus
-from cats.nmt.scoring.grid import Run
+from cats.nmt.scoring.grid.runs import Run
 from tests.nmt.scoring.samples import cell, content
 
 LINES = [f"line number {word}" for word in ("one", "two", "three", "four", "five", "six")]
 
 
 def planned(*words: str) -> list[Run]:
-    """The runs that `cats compare` makes of these options."""
+    """The runs that `cats compare` makes of these options, without controls unless they are among them."""
     parser = Parser("cats compare", "")
     compare.add_arguments(parser)
-    return compare.planned(parser.parse(words))
+    controls = [] if "--controls" in words else ["--controls", "none"]
+    return compare.planned(parser.parse([*words, *controls]))
 
 
 def finish(run: Run, hypotheses: dict[str, list[str]], chrf: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cats.nmt.scoring.bootstrap import chrf, chrf_counts, cluster_counts, resampled_chrf
+from cats.nmt.scoring.bootstrap import chrf, chrf_counts, cluster_counts, resampled_chrf, seed_weights
 
 HYPOTHESES = ["der Hund schläft heute", "3 Tage", "x", "", "zwei  Katzen, drei Hunde"]
 REFERENCES = ["der Hund schlief heute", "3 Tage", "abc", "leer", "zwei Katzen und drei Hunde"]
@@ -48,9 +48,22 @@ def test_resampling_is_paired_and_centred():
     assert np.array_equal(result["low"]["x"], again["low"]["x"])
 
 
-def test_seeds_are_resampled():
+def test_the_mean_over_seeds_varies_as_student_t():
+    random = np.random.default_rng(1)
+    values = {"a": random.normal(size=5), "b": random.normal(size=5)}
+    weights = seed_weights([[1, 2, 3, 4, 5]] * 2, 200_000, random)
+    assert np.allclose(weights[0].sum(1), 0) and np.array_equal(weights[0], weights[1])
+    difference = weights[0] @ values["b"] - weights[1] @ values["a"]
+    apart = values["b"] - values["a"]
+    error = apart.std(ddof=1) / np.sqrt(5)
+    # Quantiles of Student's t with 4 degrees of freedom, from a table. Their own error here is about 0.02.
+    for share, quantile in ((0.025, -2.776), (0.1, -1.533), (0.5, 0.0), (0.9, 1.533), (0.975, 2.776)):
+        assert np.quantile(difference, share) / error == pytest.approx(quantile, abs=0.06)
+
+
+def test_a_method_with_one_seed_varies_by_its_lines_only():
     flat = np.ones((5, 6, 3), dtype=np.int64)
     worse = flat.copy()
     worse[..., 0] = worse[..., 1] = 2
-    result = resampled_chrf({"m": {1: {"x": flat}, 2: {"x": worse}}}, resamples=100)
-    assert sorted({round(float(v)) for v in result["m"]["x"]}) == [50, 75, 100]
+    result = resampled_chrf({"one": {1: {"x": flat}}, "two": {1: {"x": flat}, 2: {"x": worse}}}, resamples=100)
+    assert {*result["one"]["x"]} == {100.0} and result["two"]["x"].std() > 10

@@ -19,7 +19,7 @@ import torch
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.config.schema import Config, Decode
+from cats.nmt.config.schema import Config, Decode, Evaluate
 from cats.nmt.config.toml import apply_overrides, to_toml
 from cats.nmt.data.batch import collate
 from cats.nmt.data.corpus import Corpus, Split, Task
@@ -28,9 +28,10 @@ from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_checked_json
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.scoring import evaluate, nearest_neighbour, quality
+from cats.nmt.scoring import evaluate, hypotheses, nearest_neighbour, quality
 from cats.nmt.scoring.off_target import train_identifier
 from cats.nmt.scoring.scores import read_scores, to_json
+from cats.nmt.scoring.summarise import Output
 from cats.nmt.training import checkpoint
 from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory
@@ -159,6 +160,76 @@ def test_validation_nll_is_that_of_training(folder: Path) -> None:
         assert scores["languages"][name]["nll"] == pytest.approx(nll, rel=1e-5)  # float32 sums in another order
 
 
+def set_config(run: Path, *overrides: str) -> None:
+    directory = RunDirectory(run)
+    directory.write_config(apply_overrides(directory.read_config(), overrides))
+
+
+def test_some_lines_are_translated_and_all_have_a_likelihood(folder: Path) -> None:
+    run = folder / "run"
+    whole = evaluate.evaluate(run)
+    lines = read_lines(run / "hyp" / "test.xa.txt")
+    set_config(run, "evaluate.lines=4", "evaluate.baseline=false")
+    part = evaluate.evaluate(run)
+    kept = [lines[i] for i in (0, 2, 5, 7)]  # evenly spread over 10
+    assert read_lines(run / "hyp" / "test.xa.txt") == kept
+    assert {suffix: len(read_lines(run / "hyp" / f"test.xa.{suffix}")) for suffix in ("src", "ref", "nll")} == {
+        "src": 4,
+        "ref": 4,
+        "nll": 4,
+    }
+    cell, references = part.model.tasks["xa"], read_lines(run / "hyp" / "test.xa.ref")
+    assert cell.quality == quality.score(kept, references, "xa") and cell.lines == 4
+    assert cell.likelihood == whole.model.tasks["xa"].likelihood
+    assert part.nearest_neighbour.tasks["xa"].quality.chrf is None and not part.is_below_baseline
+
+
+def test_greedy_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beams = []
+    translate = evaluate.decode.translate
+
+    def spied(model: Any, tokenizer: Any, lines: Any, source: str, target: str, settings: Decode) -> list[str]:
+        beams.append(settings.beam)
+        return translate(model, tokenizer, lines, source, target, settings)
+
+    monkeypatch.setattr(evaluate.decode, "translate", spied)
+    evaluate.evaluate(folder / "run")
+    set_config(folder / "run", "evaluate.search=greedy")
+    evaluate.evaluate(folder / "run")
+    assert beams == [2, 2, 1, 1]
+
+
+def test_without_a_search_there_are_likelihoods_only(folder: Path) -> None:
+    run = folder / "run"
+    whole = evaluate.evaluate(run, split="valid")
+    shutil.rmtree(run / "hyp")
+    set_config(run, "evaluate.search=none")
+    scores = evaluate.evaluate(run, split="valid")
+    assert scores == read_scores(run, "scores.valid.json")
+    assert not (run / "hyp").exists() and scores.files == {} and scores.scored_tasks == []
+    for group, cell in scores.model.groups.items():
+        assert cell.likelihood == whole.model.groups[group].likelihood and cell.likelihood is not None
+        assert cell.quality.chrf is None and cell.off_target is None
+
+
+def test_only_the_headline_stratum_is_translated() -> None:
+    meta = [("new-pair" if i % 2 else "seen", "t") for i in range(12)]
+    test = Split([str(i) for i in range(12)], [str(i) for i in range(12)], meta)
+
+    def rows(headline: str | None = "new-pair", **settings: Any) -> list[int]:
+        return hypotheses.translated_rows(test, headline, Evaluate(**settings))
+
+    assert rows() == rows(None, strata="headline") == list(range(12))
+    assert rows(strata="headline") == [1, 3, 5, 7, 9, 11]
+    assert rows(strata="headline", lines=3) == [1, 5, 9] and rows(lines=3) == [0, 4, 8]
+    assert rows(lines=100) == list(range(12)) and rows(search="none") == []
+    # A stratum without translations has a likelihood, too.
+    output = Output("xa", test, [str(i) for i in (1, 5, 9)], np.ones((12, 2)), rows=[1, 5, 9])
+    assert (output.cell("new-pair").lines, output.cell("seen").lines, output.cell(None).lines) == (3, 0, 3)
+    assert output.cell("new-pair").quality.chrf == 100.0 and output.cell("seen").quality.chrf is None
+    assert output.cell("seen").likelihood == output.cell(None).likelihood
+
+
 def test_zero_shot_directions_and_long_training_text(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,7 +242,7 @@ def test_zero_shot_directions_and_long_training_text(
         return dataclasses.replace(load(run, config, origin, quiet=quiet), zero_shot=tests)
 
     monkeypatch.setattr(RunDirectory, "load_corpus", with_more)
-    monkeypatch.setattr(evaluate, "MOST_NEIGHBOURS", 30)
+    monkeypatch.setattr(evaluate.nearest_neighbour, "MOST_NEIGHBOURS", 30)
     monkeypatch.setitem(quality.TOKENIZERS, "xa", ("ja-mecab", "13a"))
     monkeypatch.setattr(quality, "bleu_tokenizer", lambda language: "13a")
     capsys.readouterr()

@@ -1,24 +1,25 @@
-"""cats.nmt.scoring.grid: the plan of a comparison, resuming, and the processes."""
+"""cats.nmt.scoring.grid: the plan of a comparison, and resuming."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
+import math
 
 import pytest
 
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.config.toml import apply_overrides, read_config, read_preset, to_toml
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides, read_preset, to_toml
 from cats.nmt.errors import UserError
-from cats.nmt.scoring import grid
+from cats.nmt.scoring.grid import runs as grid
+from cats.nmt.scoring.grid.methods import Methods
 from tests.nmt.scoring.comparisons import LINES, finish, planned
 
 
 def test_the_plan_compares_like_with_like(tmp_path):
     runs = planned("--out", str(tmp_path), "--seeds", "1", "2", "--set", "train.lr=1e-3")
-    assert len(runs) == 2 * 6 * 2
+    assert len(runs) == 2 * 7 * 2
     assert len({run.path for run in runs}) == len(runs)
     for run in runs:
         assert run.config.train.lr == 1e-3
@@ -26,12 +27,14 @@ def test_the_plan_compares_like_with_like(tmp_path):
     ted = {run.method: run.config for run in runs if run.set == "ted" and run.seed == 1}
     assert ted["cats"].sampling == ted["uniform"].sampling == ted["tokens"].sampling  # weightings use the same sampler
     assert ted["T=5"].sampling.temperature == 5
+    del ted["staged"]  # the others differ in nothing else
     assert len({(c.model, c.train, c.tokenizer, c.data, c.sampling.batch_tokens) for c in ted.values()}) == 1
 
 
 def test_the_set_opus100_has_the_settings_of_its_preset(tmp_path):
     words = ["--out", str(tmp_path), "--sets", "opus100", "--methods", "T=5", "cats", "--seeds", "1"]
-    preset = apply_overrides(read_preset("opus100-cldr"), ["method.name=static", *grid.METHODS["T=5"]])
+    scored = ["evaluate.strata=headline", "evaluate.baseline=false"]
+    preset = apply_overrides(read_preset("opus100-cldr"), [*Methods().settings("T=5", steps=1500), *scored])
     static, cats = (run.config for run in planned(*words))
     assert dataclasses.replace(static, train=preset.train) == preset and static.train.steps == preset.train.steps
     assert cats.data == preset.data and cats.evaluate == preset.evaluate
@@ -73,10 +76,73 @@ def test_all_start_from_a_preset_and_a_file(tmp_path):
         assert (run.config.model.norm, run.config.train.steps, run.config.train.lr) == ("scalenorm", 9, 1e-4)
 
 
-def test_a_variant_is_cats_with_other_settings(tmp_path):
-    words = ["--out", str(tmp_path), "--methods", "T=1", "--variant", "slow:method.alpha_lr=0.01,method.inner_steps=3"]
-    slow = next(run for run in planned(*words) if run.method == "slow")
-    assert (slow.config.method.name, slow.config.method.alpha_lr, slow.config.method.inner_steps) == ("cats", 0.01, 3)
+def configs(*words: str) -> dict[str, Config]:
+    """The settings of each method, of a plan with one set and one seed."""
+    return {run.method: run.config for run in planned("--sets", "ted", "--seeds", "1", *words)}
+
+
+def test_a_variant_is_a_method_with_other_settings(tmp_path):
+    variants = {
+        "slow": "method.alpha_lr=0.01,method.inner_steps=3",
+        "late": "T=2r,train.pretrain_steps=9",
+        "skewed": "staged,sampling.ratios=[1,2,3,4,5,6,7,8],data.tasks=az,be,train.clip=2",
+        "later": "late,train.pretrain_steps=11",
+    }
+    words = [f"--variant={name}:{text}" for name, text in variants.items()]
+    found = configs("--out", str(tmp_path), "--methods", "T=1", *words)
+    assert (found["slow"].method.name, found["slow"].method.alpha_lr, found["slow"].method.inner_steps) == (
+        "cats",
+        0.01,
+        3,
+    )
+    assert (found["late"].sampling.temperature, found["late"].train.restart, found["late"].train.pretrain_steps) == (
+        2,
+        True,
+        9,
+    )
+    assert (found["skewed"].sampling.ratios, found["skewed"].data.tasks) == (tuple(range(1, 9)), ("az", "be"))
+    assert (found["skewed"].train.clip, found["skewed"].sampling.first_temperature) == (2, 1)
+    assert (found["later"].sampling.temperature, found["later"].train.pretrain_steps) == (2, 11)
+
+
+def test_suffixes_are_the_same_method_with_a_restart_at_the_same_update(tmp_path):
+    words = ["--set=train.steps=1350", "--set=sampling.temperature_end=2", "--methods"]
+    found = configs(
+        "--out", str(tmp_path), *words, "T=3", "T=3r", "T=infr", "staged", "cats", "cats-r", "cats-staged", "tokens-r"
+    )
+    restarted = {name for name, config in found.items() if config.train.restart}
+    assert restarted == {"T=3r", "T=infr", "staged", "cats-r", "cats-staged", "tokens-r"}
+    assert {found[name].train.pretrain_steps for name in restarted} == {472}
+    assert found["T=infr"].sampling.temperature == math.inf
+    assert {name for name, config in found.items() if config.sampling.first_temperature} == {"staged", "cats-staged"}
+    assert found["tokens-r"].sampling == found["cats"].sampling and found["tokens-r"].method.name == "static"
+    assert found["T=3"].sampling.temperature_end == 0 and found["cats-r"].method == found["cats"].method
+
+
+def test_controls_are_added_unless_they_are_left_out(tmp_path):
+    words = ["--out", str(tmp_path), "--methods", "T=2", "cats", "staged", "--variant", "mine:cats-r,method.strength=1"]
+    temperatures = ["T=1", "T=1r", "T=5", "T=5r", "T=inf", "T=infr", "T=2", "T=2r"]
+    ours = ["cats", "cats-fixed", "cats-r", "cats-r-fixed", "staged", "mine", "mine-fixed"]
+    with_all = list(configs(*words, "--controls", "temperatures", "fixed", "restart"))
+    assert with_all == [*temperatures, *ours]
+    assert list(configs(*words, "--controls", "none")) == ["T=2", "cats", "staged", "mine"]
+    assert list(configs(*words, "--controls", "fixed")) == ["T=2", "cats", "cats-fixed", "staged", "mine", "mine-fixed"]
+
+
+def test_trials_are_planned_for_every_method_with_a_seed_of_their_own(tmp_path):
+    words = ["--lr", "1e-3", "3e-3", "--trials", "4", "--controls", "fixed", "restart"]
+    runs = planned("--out", str(tmp_path), "--sets", "ted", "--seeds", "4", "5", "--methods", "T=1", "cats", *words)
+    for run in runs:
+        assert [trial.run.config.train.lr for trial in run.trials][:2] == [1e-3, 3e-3]
+        assert len({(trial.run.path, trial.settings) for trial in run.trials}) == 4
+        assert {(trial.run.config.train.seed, trial.run.config.evaluate.search) for trial in run.trials} == {
+            (0, "none")
+        }
+    own = {run.method: [each.settings[1:] for each in run.trials] for run in runs}
+    assert own["T=1"] == [()] * 4 and all(own["cats"][2:]) and own["cats-fixed"] == own["cats"] == own["cats-r"]
+    assert len(grid.everything(runs)) == 2 * 6 + 4 * 4  # a method and its -fixed share the trials
+    fixed = planned("--out", str(tmp_path), *words, "--methods", "T=1", "--variant", "mine:method.strength=1")
+    assert not any("method.strength" in setting for run in fixed for each in run.trials for setting in each.settings)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +151,21 @@ def test_a_variant_is_cats_with_other_settings(tmp_path):
         (["--methods", "catz"], r"unknown method catz.*cats"),
         (["--sets", "tad"], r"unknown set tad.*ted"),
         (["--jobs", "0"], r"--jobs must be at least 1"),
-        (["--variant", "cats:method.alpha_lr=1"], r"NAME:KEY=VALUE"),
-        (["--variant", "new"], r"NAME:KEY=VALUE"),
+        (["--variant", "cats:method.alpha_lr=1"], r"NAME:BASE,KEY=VALUE"),
+        (["--variant", "new"], r"NAME:BASE,KEY=VALUE"),
+        (["--variant", "new:T=1x,train.clip=2"], r"unknown method T=1x"),
+        (["--methods", "cats-s"], r"unknown method cats-s"),
+        (["--methods", "T=1-fixed", "T=1"], r"T=1-fixed needs T=1 among --methods, with method\.name = cats"),
+        (["--methods", "cats-fixed"], r"cats-fixed needs cats among --methods"),
+        (["--controls", "restarts"], r"unknown control restarts .*restart"),
+        (["--set", "evaluate.search=none"], r"nothing to compare"),
+        (["--lr", "1e-3", "--trials", "2", "--tuning-seed", "1"], r"--tuning-seed 1 is one of --seeds"),
         (["--set", "train.lrr=1"], r"train\.lr"),
         (["--seeds", "1", "1"], r"--seeds .*twice"),
         (["--methods", "T=1", "T=5", "T=1"], r"--methods T=1 T=5 T=1: one is given twice"),
         (["--sets", "ted", "ted"], r"--sets .*twice"),
         (["--variant", "../x:method.alpha_lr=1"], r"a plain name"),
-        (["--variant", "a:method.alpha_lr=1", "--variant", "a:method.alpha_lr=2"], r"NAME:KEY=VALUE"),
+        (["--variant", "a:method.alpha_lr=1", "--variant", "a:method.alpha_lr=2"], r"NAME:BASE,KEY=VALUE"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_trained(tmp_path, words, message):
@@ -150,51 +223,3 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(corpus, tmp_path)
     (run.path / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
     grid.check_resumable(run)
     assert not run.path.exists()
-
-
-def test_runs_are_trained_in_processes_and_failures_are_named(corpus, tmp_path):
-    small = ["d_model=16", "heads=2", "ffn=16", "encoder_layers=1", "decoder_layers=1"]
-    quick = ["train.steps=4", "train.warmup=2", "tokenizer.vocab_size=60", "sampling.batch_tokens=40", "decode.beam=1"]
-    sets = [f"--set=model.{x}" for x in small] + [f"--set={x}" for x in quick]
-    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--seeds", "1", "--methods", "T=1", *sets]
-    (run,) = planned(*words)
-    grid.execute([run], jobs=1)
-    assert run.finished
-    assert read_config(run.path / "config.toml") == run.config
-
-    (corpus / "test.en-xa.en").write_bytes(b"\xff\n" * 6)
-    (second,) = planned(*[*words[:4], "--seeds", "2", *words[6:]])
-    with pytest.raises(UserError, match=r"1 of 1 runs failed; .*T=1-seed2.*UTF-8"):
-        grid.execute([second], jobs=1)
-
-
-def program(path: Path, text: str) -> str:
-    """A shell script to start runs with instead of Python."""
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_a_run_may_write_more_errors_than_a_pipe_holds(corpus, tmp_path, monkeypatch):
-    (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1")
-    text = "yes 'a warning' | head -c 1000000 >&2; echo the end >&2; exit 3"
-    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", text))
-    with pytest.raises(UserError, match=r"1 of 1 runs failed; the first: .*T=1-seed1: the end"):
-        grid.execute([run], jobs=1)
-
-
-def test_no_run_outlives_the_comparison(corpus, tmp_path, monkeypatch):
-    words = ["--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "2", "--methods", "T=1"]
-    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", "exec sleep 60"))
-    start, started = grid.start, []
-
-    def second_fails(*arguments):
-        if started:
-            raise UserError("the disk is full")
-        started.append(start(*arguments))
-        return started[0]
-
-    monkeypatch.setattr(grid, "start", second_fails)
-    with pytest.raises(UserError, match="the disk is full"):
-        grid.execute(planned(*words), jobs=2)
-    assert started[0].process.returncode is not None

@@ -1,0 +1,97 @@
+"""Intervals, p-values and regrets from resampled chrF (see ``cats.nmt.scoring.bootstrap``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cats.nmt.scoring.compare.results import Difference, Regret
+
+Samples = Mapping[str, Mapping[str, np.ndarray]]  # resampled chrF of each method and group, (resamples,)
+Means = Mapping[str, Mapping[str, float]]  # chrF of each method and group, mean over the seeds
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def p_value(difference: float, resampled: np.ndarray) -> float:
+    """The two-sided p-value of a difference: the share of resampled differences, moved to mean 0, that are as large.
+
+    The observed difference counts as one more resample, so that no p-value is 0.
+    """
+    as_large = np.abs(resampled - resampled.mean()) >= abs(difference) - 1e-9
+    return float((as_large.sum() + 1) / (len(resampled) + 1))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number (Holm, 1979).
+
+    A corrected value below 0.05 can be called significant for all names at once: the probability of one or more false
+    claims is at most 5 %, however the tests depend on each other.
+    """
+    found: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, (len(p_values) - rank) * p_values[name])
+        found[name] = min(1.0, largest)
+    return {name: found[name] for name in p_values}
+
+
+def differences(means: Means, samples: Samples, baseline: str) -> dict[str, dict[str, Difference]]:
+    """{method: {group: its difference to the baseline}}, corrected over the methods within each group."""
+    result: dict[str, dict[str, Difference]] = {method: {} for method in means if method != baseline}
+    for group in means[baseline]:
+        observed = {method: means[method][group] - means[baseline][group] for method in result}
+        resampled = {method: samples[method][group] - samples[baseline][group] for method in result}
+        raw = {method: p_value(observed[method], resampled[method]) for method in result}
+        corrected = holm(raw)
+        for method in result:
+            result[method][group] = Difference(
+                observed[method], interval(resampled[method]), raw[method], corrected[method]
+            )
+    return result
+
+
+def regrets(
+    means: Mapping[str, Means],
+    samples: Mapping[str, Samples],
+    groups: Mapping[str, Sequence[str]],
+    methods: Sequence[str],
+    rivals: Sequence[str],
+) -> dict[str, Regret]:
+    """The regret of each method: the chrF it loses to the best of its rivals, in the worst set and group.
+
+    In each resample the best rival is chosen again. A method that is at least as good as the best rival everywhere has
+    a worst regret of zero or less; less only if it is not a rival itself.
+
+    Args:
+        means, samples, groups: by set.
+        methods: the methods; each is in all sets.
+        rivals: some of the methods.
+
+    Returns:
+        {method: its regret}; empty without rivals.
+    """
+    if not rivals:
+        return {}
+    cells = [(name, group) for name in groups for group in groups[name]]
+    best = {(name, group): max(means[name][rival][group] for rival in rivals) for name, group in cells}
+    best_resampled = {
+        (name, group): np.max([samples[name][rival][group] for rival in rivals], axis=0) for name, group in cells
+    }
+    result = {}
+    for method in methods:
+        lost = {(name, group): best[name, group] - means[name][method][group] for name, group in cells}
+        resampled = [best_resampled[name, group] - samples[name][method][group] for name, group in cells]
+        worst = max(lost, key=lambda cell: lost[cell])
+        result[method] = Regret(
+            worst=lost[worst],
+            interval=interval(np.max(resampled, axis=0)),
+            where=f"{worst[0]} {worst[1]}",
+            cells={f"{name} {group}": value for (name, group), value in lost.items()},
+        )
+    return result

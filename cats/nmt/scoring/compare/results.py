@@ -1,0 +1,168 @@
+"""The results of a comparison as dataclasses: what compare.json, the tables and the picture show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cats.nmt.files import finite_or_none
+from cats.nmt.scoring.scores import TITLES, Cell
+
+METRICS = ("nll", "chrf", "bleu")  # the fields of SeedScores
+# Groups of a set with noisy training text, beside those of all sets: without the noisy languages.
+CLEAN = {"lores": "lores-clean", "hires": "hires-clean"}
+GROUP_TITLES = {**TITLES, "lores-clean": "LoRes, clean", "hires-clean": "HiRes, clean"}
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """The scores of a task or of a group's average, a number for each seed."""
+
+    nll: list[float]
+    chrf: list[float]
+    bleu: list[float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more chrF a method has than the baseline of its set, in one group.
+
+    Attributes:
+        chrf: the difference of the means over the seeds.
+        interval: its 95 % interval.
+        p: two-sided p-value, not corrected.
+        p_holm: the same, corrected (Holm, 1979) over the methods that are compared with the baseline in this group.
+    """
+
+    chrf: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial: what it set, and its validation NLL (mean over the groups). None: it diverged."""
+
+    settings: dict[str, str]
+    validation: float | None
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method on one set.
+
+    Attributes:
+        groups: scores of the groups' averages, "all" included.
+        languages: scores of the tasks.
+        chrf_interval: 95 % interval of each group's mean chrF.
+        seeds: the seeds of the finished runs, in the order of the scores.
+        seconds: time of training for each seed; None: not recorded.
+        peak_memory: the most bytes that the training held, for each seed; None: not recorded.
+        untrained: the seeds whose model is not trained: all its translations are empty, or every group's chrF is below
+            that of the nearest-neighbour baseline.
+        missing: the seeds that are planned, but not finished.
+        validation: for each seed the validation NLL, mean over the groups; None: not recorded.
+        tokens: target tokens of each task that the model was trained on, mean over the seeds; empty: not recorded.
+        trials: the trials of its settings; empty: there was nothing to choose.
+        chosen: the settings that the trials chose.
+        differences: for each group, how far it is from the set's baseline; empty for the baseline.
+    """
+
+    groups: dict[str, SeedScores]
+    languages: dict[str, SeedScores]
+    chrf_interval: dict[str, tuple[float, float]]
+    seeds: list[int]
+    seconds: list[float | None]
+    peak_memory: list[float | None]
+    untrained: list[int]
+    missing: list[int] = field(default_factory=list)
+    validation: list[float | None] = field(default_factory=list)
+    tokens: dict[str, float] = field(default_factory=dict)
+    trials: list[TrialResult] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+    differences: dict[str, Difference] = field(default_factory=dict)
+
+    @property
+    def mean_validation(self) -> float:
+        """The mean over the seeds of `validation`; inf if one is missing."""
+        known = [value for value in self.validation if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(self.seeds) else math.inf
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """All methods on one set.
+
+    Attributes:
+        pairs: training pairs of each task.
+        groups: tasks of each group that has test lines, without "all".
+        nearest_neighbour: the average of the nearest-neighbour baseline for each group, "all" included.
+        methods: the result of each method with finished runs.
+        baseline: the method that the others are compared with; "" if there is none.
+        not_run: methods without a finished run.
+    """
+
+    pairs: dict[str, int]
+    groups: dict[str, list[str]]
+    nearest_neighbour: dict[str, Cell]
+    methods: dict[str, MethodResult]
+    baseline: str = ""
+    not_run: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Regret:
+    """How much chrF a method loses to the best of some methods.
+
+    Attributes:
+        worst: the loss in the worst of all sets and groups.
+        interval: 95 % interval of `worst`.
+        where: the set and the group with the worst loss, such as "ted lores".
+        cells: the loss for each set and group.
+    """
+
+    worst: float
+    interval: tuple[float, float]
+    where: str
+    cells: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that compare.json, the tables and the picture show.
+
+    Attributes:
+        seeds: all seeds, sorted.
+        settings: configuration of the first run, as TOML.
+        sets: the result for each set.
+        regret: the regret of each method against the best fixed temperature (T=.. without a restart); empty if none was
+            compared. Methods that lack a set have no regret.
+        regret_of_all: the regret against the best of all compared methods.
+    """
+
+    seeds: list[int]
+    settings: str
+    sets: dict[str, SetResult]
+    regret: dict[str, Regret]
+    regret_of_all: dict[str, Regret] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of compare.json, where the nearest-neighbour baseline is called "lookup"."""
+        sets = {
+            name: {
+                "pairs": result.pairs,
+                "groups": result.groups,
+                "lookup": {group: cell.measures() for group, cell in result.nearest_neighbour.items()},
+                "methods": {method: asdict(scores) for method, scores in result.methods.items()},
+                "baseline": result.baseline,
+                "not_run": result.not_run,
+            }
+            for name, result in self.sets.items()
+        }
+        content = {"seeds": self.seeds, "settings": self.settings, "sets": sets}
+        for name in ("regret", "regret_of_all"):
+            content[name] = {method: asdict(value) for method, value in getattr(self, name).items()}
+        found: dict[str, Any] = finite_or_none(content)
+        return found

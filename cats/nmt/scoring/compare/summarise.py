@@ -1,0 +1,284 @@
+"""Collects the results of a comparison from its run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from cats.nmt.config.toml import to_toml
+from cats.nmt.data.cldr.sets import NOISY
+from cats.nmt.data.corpus import Corpus
+from cats.nmt.data.groups import task_groups
+from cats.nmt.errors import UserError
+from cats.nmt.files import one_line
+from cats.nmt.scoring import hypotheses
+from cats.nmt.scoring.bootstrap import cluster_counts, resampled_chrf
+from cats.nmt.scoring.compare.baseline import nearest_neighbour
+from cats.nmt.scoring.compare.inference import Samples, differences, interval, regrets
+from cats.nmt.scoring.compare.results import (
+    CLEAN,
+    METRICS,
+    Comparison,
+    MethodResult,
+    SeedScores,
+    SetResult,
+    TrialResult,
+)
+from cats.nmt.scoring.grid.methods import FIXED, is_fixed_temperature
+from cats.nmt.scoring.grid.runs import Run, chosen, trial_nlls
+from cats.nmt.scoring.grid.trials import as_settings, group_mean
+from cats.nmt.scoring.scores import Cell, Scores, read_scores
+from cats.nmt.scoring.summarise import averages
+from cats.nmt.training.metrics import read_metrics
+from cats.nmt.training.run import load_corpus
+
+RESAMPLES = 2000
+
+
+def summarise(runs: Sequence[Run]) -> Comparison:
+    """Collects the results of the finished runs, and computes intervals, significance and regrets.
+
+    Raises:
+        UserError: no run is finished, the files of one do not fit, or a score is missing.
+    """
+    if not any(run.finished for run in runs):
+        raise UserError(f"no run of {runs[0].path.parent} is finished: there is nothing to compare yet")
+    sets: dict[str, SetResult] = {}
+    samples: dict[str, Samples] = {}
+    for number, name in enumerate(dict.fromkeys(run.set for run in runs if run.finished)):
+        found = _Set([run for run in runs if run.set == name])
+        samples[name] = found.samples(number)
+        sets[name] = found.result(samples[name])
+    everywhere = [
+        method
+        for method in dict.fromkeys(run.method for run in runs)
+        if all(method in result.methods for result in sets.values())
+    ]
+    means = {
+        name: {
+            method: {group: float(np.mean(scores.chrf)) for group, scores in found.groups.items()}
+            for method, found in result.methods.items()
+        }
+        for name, result in sets.items()
+    }
+    groups = {name: list(result.groups) for name, result in sets.items()}
+    temperatures = [method for method in everywhere if is_fixed_temperature(method)]
+    return Comparison(
+        seeds=sorted({run.seed for run in runs}),
+        settings=to_toml(runs[0].config),
+        sets=sets,
+        regret=regrets(means, samples, groups, everywhere, temperatures),
+        regret_of_all=regrets(means, samples, groups, everywhere, everywhere),
+    )
+
+
+class _Set:
+    """The runs of one set and what they are scored on."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.planned, self.runs = runs, [run for run in runs if run.finished]
+        self.config = self.runs[0].config
+        self.corpus = load_corpus(self.config.data)
+        self.tasks = [task.name for task in self.corpus.tasks if task.test.rows(self.corpus.headline)]
+        members = {
+            group: [name for name in names if name in self.tasks]
+            for group, names in task_groups(self.corpus.sizes, self.config.evaluate).items()
+        }
+        self.groups = {group: names for group, names in members.items() if names}
+        for group, names in list(self.groups.items()):
+            clean = [name for name in names if name not in self.noisy]
+            if group in CLEAN and clean and clean != names:
+                self.groups[CLEAN[group]] = clean
+        self.scores = {run: read_scores(run.path) for run in self.runs}
+        for run, found in self.scores.items():
+            names = [*(group for group in members if members[group]), *self.tasks]
+            if lacking := [name for name in names if name not in {**found.model.groups, **found.model.tasks}]:
+                names_lacking = ", ".join(lacking)
+                raise UserError(
+                    f"{run.path}/scores.json lacks {names_lacking}; make it again with: cats evaluate {run.path}"
+                )
+
+    @cached_property
+    def noisy(self) -> tuple[str, ...]:
+        """The tasks with wrong translations in their training text, as far as the settings say so."""
+        data = self.config.data
+        return NOISY[data.languages] if data.sizes == "noisy" and not data.path else ()
+
+    @cached_property
+    def nearest_neighbour(self) -> dict[str, Cell]:
+        """The scores of the baseline for each group."""
+        kept = next(iter(self.scores.values())).nearest_neighbour
+        if any(cell.quality.chrf is not None for cell in kept.groups.values()):
+            return {
+                group: kept.groups.get(group) or averages(kept.tasks, {group: names})[group]
+                for group, names in self.groups.items()
+            }
+        return nearest_neighbour(self.corpus, self.groups, self.config.evaluate, self.runs[0].path.parent)
+
+    @cached_property
+    def counts(self) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+        """The chrF counts of the runs, from their translations: {method: {seed: {task: (clusters, ..)}}}."""
+        return _chrf_counts(self.scores, self.corpus)
+
+    def samples(self, seed: int) -> Samples:
+        """Resampled chrF of each method and group."""
+        return {
+            method: {group: np.mean([values[task] for task in names], axis=0) for group, names in self.groups.items()}
+            for method, values in resampled_chrf(self.counts, RESAMPLES, seed).items()
+        }
+
+    def result(self, samples: Samples) -> SetResult:
+        methods = {
+            method: self._method(method, samples[method]) for method in dict.fromkeys(run.method for run in self.runs)
+        }
+        baseline = self._baseline(methods)
+        if baseline:
+            compared = {
+                method: {group: float(np.mean(scores.chrf)) for group, scores in found.groups.items()}
+                for method, found in methods.items()
+            }
+            against = differences(compared, samples, baseline)
+            methods = {name: replace(found, differences=against.get(name, {})) for name, found in methods.items()}
+        return SetResult(
+            pairs=self.corpus.sizes,
+            groups={group: names for group, names in self.groups.items() if group != "all"},
+            nearest_neighbour=self.nearest_neighbour,
+            methods=methods,
+            baseline=baseline,
+            not_run=[name for name in dict.fromkeys(run.method for run in self.planned) if name not in methods],
+        )
+
+    def _method(self, method: str, samples: Mapping[str, np.ndarray]) -> MethodResult:
+        mine = {run: found for run, found in self.scores.items() if run.method == method}
+        first = next(iter(mine))
+        tuned = bool(first.trials) and all(trial.run.finished for trial in first.trials)
+        groups = {run: self._groups(found) for run, found in mine.items()}
+        return MethodResult(
+            groups={g: _by_seed({run: cells[g] for run, cells in groups.items()}) for g in self.groups},
+            languages={t: _by_seed({run: found.model.tasks[t] for run, found in mine.items()}) for t in self.tasks},
+            chrf_interval={group: interval(values) for group, values in samples.items()},
+            seeds=[run.seed for run in mine],
+            seconds=[found.run.seconds for found in mine.values()],
+            peak_memory=[found.run.peak_memory for found in mine.values()],
+            untrained=[run.seed for run in mine if self._is_untrained(groups[run], self.counts[method][run.seed])],
+            missing=[run.seed for run in self.planned if run.method == method and not run.finished],
+            validation=[self._validation(run) for run in mine],
+            tokens=_mean_tokens(mine),
+            trials=[
+                TrialResult(dict(as_settings(trial.settings)), nll if np.isfinite(nll) else None)
+                for trial, nll in zip(first.trials, trial_nlls(first.trials), strict=True)
+            ]
+            if tuned
+            else [],
+            chosen=dict(as_settings(chosen(first.trials).settings)) if tuned else {},
+        )
+
+    def _groups(self, scores: Scores) -> dict[str, Cell]:
+        """The averages of the groups, those of this set included."""
+        own = averages(scores.model.tasks, self.groups)
+        return {group: scores.model.groups.get(group, own[group]) for group in self.groups}
+
+    def _is_untrained(self, groups: Mapping[str, Cell], counts: Mapping[str, np.ndarray]) -> bool:
+        pairs = [(cell.quality.chrf, self.nearest_neighbour[group].quality.chrf) for group, cell in groups.items()]
+        known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+        return _are_empty(counts.values()) or (bool(known) and all(ours < theirs for ours, theirs in known))
+
+    def _validation(self, run: Run) -> float | None:
+        """The validation NLL of the best checkpoint: mean over the groups. None: not recorded."""
+        best = [record["valid"]["nll"] for record in read_metrics(run.directory.metrics_file) if record.get("best")]
+        if not best:
+            return None
+        named = {group: names for group, names in self.groups.items() if group not in CLEAN.values()}
+        chosen = [names for group, names in named.items() if group != "all"] or [*named.values()]
+        value = group_mean([group_mean([best[-1].get(name) for name in names]) for names in chosen])
+        return value if np.isfinite(value) else None
+
+    def _baseline(self, methods: Mapping[str, MethodResult]) -> str:
+        """The method with the best validation NLL among those that do not use the weights of cats; "" if none is known.
+
+        Only methods with the most seeds can be chosen.
+        """
+        others = {
+            run.method for run in self.runs if run.config.method.name != "cats" and not run.method.endswith(FIXED)
+        }
+        most = max((len(methods[name].seeds) for name in others), default=0)
+        known = {
+            name: found.mean_validation
+            for name, found in methods.items()
+            if name in others and len(found.seeds) == most and np.isfinite(found.mean_validation)
+        }
+        return min(known, key=lambda name: known[name], default="")
+
+
+def _mean_tokens(runs: Iterable[Run]) -> dict[str, float]:
+    """The target tokens of each task that the runs were trained on, mean over the runs."""
+    totals: dict[str, list[int]] = {}
+    for run in runs:
+        own: dict[str, int] = {}
+        for record in read_metrics(run.directory.metrics_file):
+            for task, count in record.get("tokens", {}).items():
+                own[task] = own.get(task, 0) + count
+        for task, count in own.items():
+            totals.setdefault(task, []).append(count)
+    return {task: float(np.mean(counts)) for task, counts in totals.items()}
+
+
+def _chrf_counts(scores: Mapping[Run, Scores], corpus: Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+    """The chrF counts of the runs of one set, from their translations: {method: {seed: {task: (clusters, ..)}}}.
+
+    Raises:
+        UserError: a run was scored on other text than that of the corpus, or its translations were changed.
+    """
+    lines = {task.name: task.test.rows(corpus.headline) for task in corpus.tasks}
+    tasks = [task for task in corpus.tasks if lines[task.name]]
+    names = [
+        task.test.meta[i][1] if task.test.meta else task.test.source[i] for task in tasks for i in lines[task.name]
+    ]
+    index = {name: i for i, name in enumerate(sorted(set(names)))}
+    result: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    for run, found in scores.items():
+        settings = run.directory.read_config().evaluate
+        counts = {}
+        for task in tasks:
+            test, known = task.test, {*lines[task.name]}
+            translated = hypotheses.translated_rows(test, corpus.headline, settings)
+            translations, references = (hypotheses.read(run.path, found, task.name, part) for part in ("txt", "ref"))
+            if references != [one_line(test.target[i]) for i in translated]:
+                raise UserError(
+                    f"{run.path} was scored on other test lines of {task.name} than those of the corpus, which has "
+                    "changed since these runs; restore it, or give another --out"
+                )
+            if len(translations) != len(references):
+                raise UserError(
+                    f"{run.directory.hypotheses_file(task.name, 'txt')} has {len(translations):,} lines instead of "
+                    f"{len(references):,}: it was changed; make it again with: cats evaluate {run.path}"
+                )
+            pairs = [(i, text) for i, text in zip(translated, translations, strict=True) if i in known]
+            counts[task.name] = cluster_counts(
+                [text for _, text in pairs],
+                [test.target[i] for i, _ in pairs],
+                [test.meta[i][1] if test.meta else test.source[i] for i, _ in pairs],
+                index,
+            )
+        result.setdefault(run.method, {})[run.seed] = counts
+    return result
+
+
+def _are_empty(counts: Iterable[np.ndarray]) -> bool:
+    """Whether the translations that these chrF counts belong to are all empty."""
+    return not any(each[..., 0].any() for each in counts)
+
+
+def _by_seed(cells: Mapping[Run, Cell]) -> SeedScores:
+    """The scores in the cells of one method, which has one run per seed."""
+    return SeedScores(*([_score(run, cell, metric) for run, cell in cells.items()] for metric in METRICS))
+
+
+def _score(run: Run, cell: Cell, metric: str) -> float:
+    value = cell.get(metric)
+    if value is None:
+        raise UserError(f"{run.path}: a score is missing (did it diverge?); leave this method out")
+    return value

@@ -1,0 +1,279 @@
+"""The tables of a comparison: compare.md, and the same numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from cats.nmt.scoring.compare.results import (
+    GROUP_TITLES,
+    METRICS,
+    Comparison,
+    Difference,
+    MethodResult,
+    Regret,
+    SetResult,
+)
+from cats.nmt.scoring.tables import aligned, line_of, number
+
+_CHEAPEST = "T=1"  # the method that time and memory of the others are compared with: plain training
+_MOST_COLUMNS = 12  # a comparison of more languages has a row for each, in place of a column
+_SIGNIFICANT = 0.05
+
+
+def comparison_tables(comparison: Comparison) -> str:
+    """The content of compare.md: the tables of each set, then the regrets."""
+    lines = [line for name, result in comparison.sets.items() for line in _set_tables(name, result)]
+    if comparison.regret_of_all:
+        lines += _regret_table(comparison)
+    return "\n".join(lines)
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """The content of compare.csv: a row for each set, method, seed and task or group."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "method", "seed", "name", *METRICS])
+    for name, result in comparison.sets.items():
+        for method, scores in result.methods.items():
+            for cell, values in (*scores.languages.items(), *scores.groups.items()):
+                for seed, *numbers in zip(scores.seeds, values.nll, values.chrf, values.bleu, strict=True):
+                    writer.writerow([name, method, seed, GROUP_TITLES.get(cell, cell), *numbers])
+    return text.getvalue()
+
+
+def summary_csv(comparison: Comparison) -> str:
+    """The content of compare-summary.csv: a row for each set, method and group, with all that the tables say of it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            *("set", "method", "group", "seeds", "planned", "nll", "chrf", "chrf_low", "chrf_high", "bleu"),
+            *("validation", "baseline", "difference", "difference_low", "difference_high", "p", "p_holm"),
+            *("regret_temperatures", "regret_all", "time", "memory", "tokens"),
+        ]
+    )
+    for name, result in comparison.sets.items():
+        cost = _relative_cost(result.methods)
+        for method, found in result.methods.items():
+            for group, scores in found.groups.items():
+                tasks = result.groups.get(group, [*found.languages])
+                cell, apart = f"{name} {group}", found.differences.get(group)
+                numbers: list[float | None] = [
+                    *(_mean(scores.nll), _mean(scores.chrf), *found.chrf_interval[group], _mean(scores.bleu)),
+                    _finite(found.mean_validation),
+                ]
+                against = [None] * 5 if apart is None else [apart.chrf, *apart.interval, apart.p, apart.p_holm]
+                regret = [
+                    table[method].cells.get(cell) if method in table else None
+                    for table in (comparison.regret, comparison.regret_of_all)
+                ]
+                spent = [*cost.get(method, [None, None]), sum(found.tokens.get(task, 0) for task in tasks) or None]
+                planned = len(found.seeds) + len(found.missing)
+                row = [*numbers, result.baseline, *against, *regret, *spent]
+                title = GROUP_TITLES.get(group, group)
+                writer.writerow(
+                    [name, method, title, len(found.seeds), planned, *("" if v is None else v for v in row)]
+                )
+    return text.getvalue()
+
+
+def _set_tables(name: str, result: SetResult) -> list[str]:
+    """The lines of the tables of one set."""
+    pairs = ", ".join(f"{task} {count:,}" for task, count in result.pairs.items())
+    seeds = max(len(found.seeds) for found in result.methods.values())
+    lines = [f"## {name}", "", f"Training pairs: {pairs}. Mean ± standard deviation over {seeds} seed(s).", ""]
+    lines += [*_scores(result), "", *_notes(result)]
+    if any(found.differences for found in result.methods.values()):
+        lines += [*_differences(result), ""]
+    if any(found.trials for found in result.methods.values()):
+        lines += [*_trials(result), ""]
+    lines += ["chrF by language:", "", *_by_language(result, _chrf), ""]
+    if any(found.tokens for found in result.methods.values()):
+        lines += ["Target tokens seen in training, in thousands:", "", *_by_language(result, _tokens), ""]
+    return lines
+
+
+def _scores(result: SetResult) -> list[str]:
+    """The table of the groups' averages, with time and memory."""
+    groups = ["all", *result.groups]
+    digits = {"nll": 3, "chrf": 1, "bleu": 1}
+    columns = [f"{GROUP_TITLES[group]} {metric}" for metric in ("NLL", "chrF", "BLEU") for group in groups]
+    cost = _relative_cost(result.methods)
+    incomplete = any(found.missing for found in result.methods.values()) or bool(result.not_run)
+    rows = [["method", *(["seeds"] if incomplete else []), *columns, *(["time", "memory"] if cost else [])]]
+    for method, found in result.methods.items():
+        count = [f"{len(found.seeds)} of {len(found.seeds) + len(found.missing)}"] if incomplete else []
+        averages = [_spread(getattr(found.groups[g], m), digits[m]) for m in METRICS for g in groups]
+        rows.append([method, *count, *averages, *([number(value, 2) for value in cost[method]] if cost else [])])
+    for method in result.not_run:
+        rows.append([method, "failed or not run", *[""] * (len(rows[0]) - 2)])
+    baseline = [
+        "" if metric == "nll" else number(result.nearest_neighbour[group].get(metric), 1)
+        for metric in METRICS
+        for group in groups
+    ]
+    rows.append(["nearest neighbour", *([""] if incomplete else []), *baseline, *([""] * 2 if cost else [])])
+    return _markdown(rows)
+
+
+def _notes(result: SetResult) -> list[str]:
+    """What the table of a set needs to be read: the unit of time and memory, and which models are not trained."""
+    lines = []
+    if _relative_cost(result.methods):
+        first = result.methods[_CHEAPEST]
+        lines += [
+            f"Time of training and peak memory of the process relative to {_CHEAPEST}, which took "
+            f"{_mean(first.seconds):,.0f} s and {_mean(first.peak_memory) / 2**20:,.0f} MiB.",
+            "",
+        ]
+    untrained = [
+        f"{method} (seed {', '.join(map(str, found.untrained))})"
+        for method, found in result.methods.items()
+        if found.untrained
+    ]
+    if untrained:
+        lines += [
+            f"Not trained: {'; '.join(untrained)}. There, all translations are empty, or the chrF of every group is",
+            "below that of the nearest-neighbour baseline.",
+            "",
+        ]
+    return lines
+
+
+def _differences(result: SetResult) -> list[str]:
+    """The table of each method's chrF with its interval, and its difference to the baseline."""
+    groups = list(result.groups)
+    rows = [
+        [
+            "method",
+            "validation NLL",
+            *(f"{GROUP_TITLES[g]} {what}" for g in groups for what in ("chrF", "difference", "p")),
+        ]
+    ]
+    for method, found in result.methods.items():
+        row = [method, number(_finite(found.mean_validation), 3)]
+        for group in groups:
+            low, high = found.chrf_interval[group]
+            row.append(f"{_mean(found.groups[group].chrf):.1f} ({low:.1f} to {high:.1f})")
+            row += _difference(found.differences.get(group))
+        rows.append(row)
+    single = [method for method, found in result.methods.items() if len(found.seeds) == 1]
+    lines = [
+        f"chrF with 95 % intervals, and the difference to {result.baseline}: it has the best validation NLL (mean over",
+        "the groups and the seeds) of all methods that do not use the weights of cats. Intervals and p-values are by",
+        "bootstrap over seeds and clusters of test lines. p is corrected over the methods of this table (Holm), and *",
+        f"marks p < {_SIGNIFICANT}.",
+    ]
+    if single:
+        lines.append(f"With one seed ({', '.join(single)}) they say nothing about other seeds.")
+    return [*lines, "", *_markdown(rows)]
+
+
+def _difference(found: Difference | None) -> list[str]:
+    """The cells of a difference and its p-value."""
+    if found is None:
+        return ["", ""]
+    low, high = found.interval
+    mark = "*" if found.p_holm < _SIGNIFICANT else ""
+    return [f"{found.chrf:+.1f} ({low:+.1f} to {high:+.1f}){mark}", f"{found.p_holm:.3f}"]
+
+
+def _trials(result: SetResult) -> list[str]:
+    """The table of the settings that the trials chose."""
+    rows = [["method", "chosen", "validation NLL", "trials", "diverged"]]
+    for method, found in result.methods.items():
+        known = [trial.validation for trial in found.trials if trial.validation is not None]
+        if known:
+            settings = ", ".join(f"{name}={value}" for name, value in found.chosen.items())
+            failed = str(len(found.trials) - len(known))
+            rows.append([method, settings, f"{min(known):.3f}", str(len(found.trials)), failed])
+    return [
+        "Settings chosen by the validation NLL (mean over the groups) of one seed that is not in this table:",
+        "",
+        aligned(rows, left=2),
+    ]
+
+
+def _by_language(result: SetResult, text: Callable[[MethodResult, str], str]) -> list[str]:
+    """A table of texts with a column for each language; with many languages, a row for each."""
+    tasks = list(dict.fromkeys(task for names in result.groups.values() for task in names))
+    rows = [["method", *tasks]]
+    rows += [[method, *(text(found, task) for task in tasks)] for method, found in result.methods.items()]
+    if len(tasks) > _MOST_COLUMNS:
+        rows = [list(row) for row in zip(*rows, strict=True)]
+        rows[0][0] = "language"
+    return _markdown(rows)
+
+
+def _chrf(found: MethodResult, task: str) -> str:
+    return _spread(found.languages[task].chrf, 1)
+
+
+def _tokens(found: MethodResult, task: str) -> str:
+    return f"{found.tokens[task] / 1000:,.0f}" if task in found.tokens else "n/a"
+
+
+def _relative_cost(methods: Mapping[str, MethodResult]) -> dict[str, list[float | None]]:
+    """{method: its time and memory as multiples of those of T=1}; empty if those of T=1 are not known."""
+
+    def ratio(values: Sequence[float | None], unit: Sequence[float | None]) -> float | None:
+        return None if None in values else _mean(values) / _mean(unit)
+
+    first = methods.get(_CHEAPEST)
+    if first is None or None in first.seconds or None in first.peak_memory:
+        return {}
+    return {
+        name: [ratio(each.seconds, first.seconds), ratio(each.peak_memory, first.peak_memory)]
+        for name, each in methods.items()
+    }
+
+
+def _regret_table(comparison: Comparison) -> list[str]:
+    """The lines of the table of regrets."""
+    tables = [(comparison.regret, "best T"), (comparison.regret_of_all, "best of all")]
+    tables = [(regrets, against) for regrets, against in tables if regrets]
+    rows = [
+        ["method", *(f"{what}{against}" for _, against in tables for what in ("against the ", "95 %, ", "where, "))]
+    ]
+    rows += [
+        [method, *(text for regrets, _ in tables for text in _regret(regrets[method]))]
+        for method in comparison.regret_of_all
+    ]
+    lines = [
+        "## Worst regret",
+        "",
+        "The chrF that a method loses in the worst set and group: to the best fixed temperature (without a restart),",
+        "and to the best of all methods of this table. The 95 % intervals are by bootstrap over seeds and clusters of",
+        "test lines; the best method is chosen again in each resample.",
+        "",
+    ]
+    return [*lines, *_markdown(rows), ""]
+
+
+def _regret(regret: Regret) -> list[str]:
+    low, high = regret.interval
+    name, _, group = regret.where.partition(" ")
+    return [f"{regret.worst:.1f}", f"{low:.1f} to {high:.1f}", f"{name} {GROUP_TITLES.get(group, group)}"]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table with one column of text and the rest numbers."""
+    return [line_of(rows[0]), "| --- |" + " ---: |" * (len(rows[0]) - 1), *map(line_of, rows[1:])]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

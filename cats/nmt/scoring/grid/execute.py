@@ -1,0 +1,172 @@
+"""Trains the runs of a comparison, several at a time, each in a process of its own.
+
+A run that fails is reported and stepped over. So are the runs that need it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from cats.nmt.config.toml import to_toml
+from cats.nmt.errors import UserError
+from cats.nmt.files import atomic_write
+from cats.nmt.scoring.grid.runs import Run, check_resumable, everything
+from cats.nmt.training.progress import duration, tell
+
+WAIT = 0.2  # seconds between two looks at the processes
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that trains a run.
+
+    Attributes:
+        began: time.monotonic() at its start, seconds.
+        errors: what it writes to standard error.
+    """
+
+    run: Run
+    process: subprocess.Popen[bytes]
+    began: float
+    errors: IO[bytes]
+
+
+def execute(runs: Sequence[Run], jobs: int) -> dict[Path, str]:
+    """Trains and scores the runs that are not finished, and their trials, `jobs` of them at a time.
+
+    Returns:
+        Why each run that failed did so, by its directory. The others are finished.
+
+    Raises:
+        UserError: something else than a run failed, such as writing a file. No process is left behind.
+        KeyboardInterrupt: after Ctrl-C, when all processes have saved their checkpoints and ended.
+    """
+    grid = _Grid(everything(runs), jobs)
+    try:
+        grid.execute()
+    finally:  # no process must outlive this one, whatever ends it
+        for each in grid.working:
+            each.process.terminate()
+        for each in grid.working:
+            each.process.wait()
+    return grid.failed
+
+
+class _Grid:
+    """The state of the execution; `working` always holds the processes that have not ended."""
+
+    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+        self.waiting = [run for run in runs if not run.finished]
+        self.working: list[Process] = []
+        self.failed: dict[Path, str] = {}
+        self.jobs = jobs
+        self.count, self.done = len(runs), len(runs) - len(self.waiting)
+        self.seconds: dict[tuple[str, bool], list[float]] = {}  # of the runs that ended, by `_kind`
+
+    def execute(self) -> None:
+        interrupted = False
+        while self.waiting or self.working:
+            try:
+                while not interrupted and len(self.working) < self.jobs and (run := self.next_ready()) is not None:
+                    self.begin(run)
+                time.sleep(WAIT)
+            except KeyboardInterrupt:  # the processes get it too; each of them saves its checkpoint and ends
+                interrupted = True
+                self.waiting.clear()
+            for each in [each for each in self.working if each.process.poll() is not None]:
+                self.working.remove(each)
+                self.end(each, quiet=interrupted)
+        if interrupted:
+            tell("cats: stopped; the same command continues from here")
+            raise KeyboardInterrupt
+
+    def next_ready(self) -> Run | None:
+        """Takes the first waiting run that can start. Runs that need a failed one fail, too."""
+        for run in list(self.waiting):
+            broken = next((needed.path for needed in run.needs if needed.path in self.failed), None)
+            if broken is not None:
+                self.waiting.remove(run)
+                self.fail(run, f"not started, because {broken} failed")
+            elif all(needed.finished for needed in run.needs):
+                self.waiting.remove(run)
+                return run
+        return None
+
+    def begin(self, run: Run) -> None:
+        try:
+            run = run.settled()
+            check_resumable(run)
+        except UserError as error:
+            self.fail(run, str(error))
+        else:
+            self.working.append(start(run))
+
+    def end(self, ended: Process, *, quiet: bool) -> None:
+        """Reports a process that has ended. quiet: it was interrupted, which is no failure."""
+        error, seconds = _error(ended), time.monotonic() - ended.began
+        if error and not ended.run.finished:  # a trial that diverged is finished
+            if not quiet:
+                self.fail(ended.run, error)
+            return
+        self.done += 1
+        self.seconds.setdefault(_kind(ended.run), []).append(seconds)
+        what = f"{ended.run.path}: {'diverged, ' if error else ''}{duration(seconds)}"
+        tell(f"[{self.done}/{self.count}] {what}; {duration(self.left())} left")
+
+    def fail(self, run: Run, error: str) -> None:
+        self.done += 1
+        self.failed[run.path] = error
+        tell(f"[{self.done}/{self.count}] failed: {run.path}: {error}")
+
+    def left(self) -> float:
+        """An estimate of the seconds until the end, from the runs that have ended so far."""
+        everything = [seconds for found in self.seconds.values() for seconds in found]
+
+        def expected(run: Run) -> float:
+            known = self.seconds.get(_kind(run), everything)
+            return sum(known) / len(known)
+
+        now = time.monotonic()
+        working = sum(max(0.0, expected(each.run) - (now - each.began)) for each in self.working)
+        return (working + sum(map(expected, self.waiting))) / self.jobs
+
+
+def _kind(run: Run) -> tuple[str, bool]:
+    """Runs of the same set, and of trials or not, take about the same time."""
+    return run.set, run.config.evaluate.search == "none"
+
+
+def start(run: Run) -> Process:
+    """Starts the process that trains and scores a run, from its last checkpoint if there is one."""
+    if run.started:
+        where = ["--resume", str(run.path)]
+    else:
+        configuration = run.path.parent / f"{run.path.name}.toml"
+        configuration.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(configuration, to_toml(run.config))
+        where = ["--config", str(configuration), "--out", str(run.path)]
+    threads = run.config.train.threads
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    command = [sys.executable, "-m", "cats", "train", "--quiet", *where]
+    # A file instead of a pipe: nobody reads the output before the end, and a full pipe would stop the process.
+    errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by _error
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+    return Process(run, process, time.monotonic(), errors)
+
+
+def _error(ended: Process) -> str:
+    """The last line that a failed process wrote to standard error; "" if it did not fail."""
+    ended.errors.seek(0)
+    text = ended.errors.read().decode(errors="replace").strip()
+    ended.errors.close()
+    if ended.process.returncode == 0:
+        return ""
+    return text.splitlines()[-1].removeprefix("cats: ") if text else f"exit {ended.process.returncode}"

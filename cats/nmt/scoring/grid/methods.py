@@ -1,0 +1,155 @@
+"""The methods of a comparison by their names, and the settings that each name stands for.
+
+T=3          plain token means, batches drawn at this temperature (any number, or inf)
+NAME         a method of `cats train --method`, or one of `NAMED`
+T=3r, NAME-r the same with a warm restart (`train.restart`) after 35 % of the updates
+NAME-staged  the same, and before this restart T=1
+NAME-fixed   of a method of the name cats: static weights, the mean over time of the alpha of its run of the same seed
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cats.nmt.config.recipes import first_phase
+from cats.nmt.config.schema import METHODS, Config
+from cats.nmt.config.toml import apply_overrides
+from cats.nmt.errors import UserError, unknown
+
+_TOKENS = ["method.name=static", "method.weights=tokens"]  # the mean loss over all tokens
+_ONE_TEMPERATURE = ["sampling.temperature_end=0", "sampling.ratios=[]", "sampling.unimax_epochs=0"]
+_STAGED = ["sampling.first_temperature=1"]  # with a restart
+# Names besides T=.. and those of `cats train --method`. The weightings (tokens, uniform, cats, ..) all use the sampler
+# of the configuration, so tokens is one more temperature. staged is T=1, then T=3 after a warm restart.
+NAMED: dict[str, list[str]] = {
+    "tokens": _TOKENS,
+    "uniform": ["method.name=static", "method.weights=uniform"],
+    "staged": [*_TOKENS, "sampling.temperature=3", *_ONE_TEMPERATURE, *_STAGED],
+}
+DEFAULT = ("T=1", "T=5", "T=inf", "tokens", "uniform", "staged", "cats")
+RANDOM = "rlw"  # random weights
+FIXED = "-fixed"
+# What --controls may name.
+CONTROLS = {
+    "temperatures": "T=1, T=5 and T=inf",
+    "random": "random weights (rlw)",
+    "fixed": "static weights equal to the mean over time of alpha, for each method with the weights of cats",
+    "restart": "each method with a warm restart at the same update",
+}
+_TEMPERATURE = re.compile(r"T=(inf|[0-9]+(?:\.[0-9]+)?)(r?)")
+_SETTING = r"[a-z]+\.[a-z_]+="  # the start of a setting
+
+
+class Methods:
+    """Finds the settings of a method by its name.
+
+    Args:
+        variants: more methods, as NAME:BASE,KEY=VALUE,.. where BASE is another method; without BASE it is cats.
+
+    Raises:
+        UserError: a variant has another form, or its name is taken.
+    """
+
+    def __init__(self, variants: Iterable[str] = ()) -> None:
+        self.variants: dict[str, tuple[str, list[str]]] = {}
+        for variant in variants:
+            name, _, text = variant.partition(":")
+            base, settings = _split(text)
+            plain = name and name == Path(name).name and (base or settings)
+            if not plain or name in self.variants or self._is_known(name):
+                raise UserError(
+                    f"--variant {variant}: write NAME:BASE,KEY=VALUE,.. (BASE: a method, or left out for cats) with a "
+                    "plain name that no other method has"
+                )
+            self.variants[name] = base or "cats", settings
+
+    def settings(self, name: str, steps: int) -> list[str]:
+        """The settings of a method as overrides, in their order. The weights of a method NAME-fixed are not known here.
+
+        Args:
+            steps: the number of updates.
+
+        Raises:
+            UserError: no method has this name.
+        """
+        restart = ["train.restart=true", f"train.pretrain_steps={first_phase(steps)}"]
+        if name in self.variants:
+            base, settings = self.variants[name]
+            return [*self.settings(base, steps), *settings]
+        if found := _TEMPERATURE.fullmatch(name):
+            return [*_TOKENS, f"sampling.temperature={found[1]}", *_ONE_TEMPERATURE, *(restart if found[2] else [])]
+        if name in NAMED:
+            return [*NAMED[name], *(restart if name == "staged" else [])]
+        if name in METHODS or f"{name.partition(':')[0]}:NAME" in METHODS:
+            return [f"method.name={name}"]
+        base, _, suffix = name.rpartition("-")
+        more = {"r": restart, "staged": [*_STAGED, *restart], FIXED[1:]: ["method.name=static"]}
+        if not base or suffix not in more:
+            raise unknown("method", name, self.names())
+        return [*self.settings(base, steps), *more[suffix]]
+
+    def names(self) -> list[str]:
+        """All names but those with suffixes, with T=3 for all temperatures."""
+        return list(dict.fromkeys(["T=3", *NAMED, *METHODS, *self.variants]))
+
+    def with_controls(self, methods: Iterable[str], controls: Iterable[str], base: Config) -> list[str]:
+        """These methods and their controls, each method followed by its own.
+
+        Args:
+            controls: names in CONTROLS.
+            base: the settings that all methods start from.
+        """
+        wanted = list(dict.fromkeys(methods))
+        if "temperatures" in controls:
+            wanted = [*(name for name in ("T=1", "T=5", "T=inf") if name not in wanted), *wanted]
+        if "random" in controls and RANDOM in METHODS:
+            wanted.append(RANDOM)
+        found: dict[str, None] = {}
+        for name in wanted:
+            settings = apply_overrides(base, self.settings(name, base.train.steps))
+            forms = [name]
+            if "restart" in controls and not (settings.train.restart or settings.train.pretrain):
+                forms.append(f"{name}r" if _TEMPERATURE.fullmatch(name) else f"{name}-r")
+            for form in forms:
+                found[form] = None
+                if "fixed" in controls and settings.method.name == "cats":
+                    found[form + FIXED] = None
+        return list(found)
+
+    def _is_known(self, name: str) -> bool:
+        try:
+            self.settings(name, steps=2)
+        except UserError:
+            return False
+        return True
+
+
+def unused_settings(config: Config) -> set[str]:
+    """The settings of [method] that have no effect with the method of a configuration."""
+    if config.method.name == "cats":
+        return {"method.weights"}
+    used = {"method.name", "method.options", "method.weights"}
+    return {f"method.{key}" for key in vars(config.method)} - used
+
+
+def is_fixed_temperature(name: str) -> bool:
+    """Whether a method is plain training at one temperature, without a restart: the usual baseline."""
+    found = _TEMPERATURE.fullmatch(name)
+    return found is not None and not found[2]
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """The base of a variant, "" if there is none, and its settings. The value of a setting may have commas."""
+    parts = re.split(f",(?={_SETTING})", text)
+    base = "" if re.match(_SETTING, parts[0]) else parts.pop(0)
+    return base, parts
+
+
+def check_controls(controls: Iterable[str]) -> None:
+    """Raises an error for a name that is not in CONTROLS."""
+    known: Mapping[str, str] = {**CONTROLS, "none": ""}
+    for name in controls:
+        if name not in known:
+            raise unknown("control", name, known, where="--controls")
