@@ -250,6 +250,13 @@ class Sampler:
             self._next(draw=False)
         return self._next(draw=True)
 
+    def token_shares(self, step: int) -> dict[str, float]:
+        """{task: its expected share of the target tokens} of an update around update `step`."""
+        found = self.mixture.probabilities(self.mixture.phase(step), self.sizes, self.mean_lengths, self.batch_tokens)
+        tokens = {task: p * self.mean_lengths[task] for task, p in zip(self.tasks, found, strict=True)}
+        total = sum(tokens.values())
+        return {task: number / total for task, number in tokens.items()}
+
     def largest_batch(self) -> dict[str, np.ndarray]:
         """The largest possible batch: the longest sentences of the largest bucket, as many per task as can occur."""
         if math.isnan(self.phase):

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import Method, find
 
+_SET_BY_TRAINER = ("reduction",)  # so that the learning rate means the same with all methods
 _WORDS = {"true": True, "false": False, "none": None}
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
@@ -75,7 +76,9 @@ def known_options(method: Method) -> dict[str, tuple[Any, Any]]:
     return {
         p.name: (hints[p.name], p.default)
         for p in inspect.signature(maker).parameters.values()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and _simple(hints.get(p.name))
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in _SET_BY_TRAINER
+        and _simple(hints.get(p.name))
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -18,17 +18,21 @@ from cats.nmt.training.sharding import is_sharded
 
 
 def build_optimizer(
-    method: schema.Method, settings: schema.Train, model: nn.Module, tasks: list[str]
+    method: schema.Method, settings: schema.Train, model: nn.Module, shares: Mapping[str, float]
 ) -> cats.MultiTask:
     """AdamW, wrapped in the weighting of the method.
 
     With `method.weights = "tokens"` the losses themselves carry the weights (see ``TaskLosses.normalizers``), so the
     weights of the optimizer are all 1.
 
+    Args:
+        shares: {task: its expected share of the tokens}.
+
     Raises:
         UserError: `method.weights` has another number of weights than there are tasks, or an option of the method or
             the engine does not fit it.
     """
+    tasks = list(shares)
     # With sharded parameters, fully_shard exchanges the gradients.
     communication = torch.bfloat16 if settings.communication == "bf16" and not is_sharded(settings) else None
     base = torch.optim.AdamW(
@@ -60,7 +64,8 @@ def build_optimizer(
             communication_dtype=communication,
         )
     if not find(method.name).has_plain_weights:
-        weighting = build(method.name, method.options)
+        prior = list(shares.values()) if method.prior == "tokens" else None
+        weighting = build(method.name, method.options, seed=settings.seed, shares=prior, reduction="mean")
         if weighting.needs_gram and weighting.tolerance is None:  # autocast makes larger rounding errors
             weighting.tolerance = {"bf16": 1e-3, "fp16": 1e-5}.get(settings.precision)
         try:
@@ -86,7 +91,7 @@ def weights_are_in_losses(method: schema.Method) -> bool:
 
 
 def gradient_scales(
-    method: schema.Method, weighting: cats.weighting.Weighting, tokens: Mapping[str, float], tasks: int
+    method: schema.Method, weighting: cats.weighting.Weighting, tokens: Mapping[str, float], tasks: Sequence[str]
 ) -> dict[str, float] | None:
     """What the gradient of each task's mean loss is multiplied by, so that all weightings start on the same footing.
 
@@ -96,7 +101,7 @@ def gradient_scales(
 
     Args:
         tokens: {task: number proportional to its target tokens} of the batch.
-        tasks: the number of tasks of the run.
+        tasks: all tasks of the run.
 
     Returns:
         {task: factor}. None: 1 for all.
@@ -104,12 +109,16 @@ def gradient_scales(
     entry = find(method.name)
     if entry.has_plain_weights or method.name == "cats":  # cats has a prior of its own
         return None
-    # The weights sum to the number of tasks, to 1 over the tasks of the batch, or to 1 over all tasks.
-    count = 1 if entry.sums else len(tokens) if weighting.follows else tasks
-    if entry.relative and method.prior == "tokens":
-        total = sum(tokens.values())
-        return {task: count * number / total for task, number in tokens.items()}
-    return dict.fromkeys(tokens, count / len(tokens))
+    total, present = sum(tokens.values()), len(tokens)
+    by_tokens = entry.relative and method.prior == "tokens"
+    wanted = {task: number / total if by_tokens else 1 / present for task, number in tokens.items()}
+    if entry.sums:
+        return wanted
+    if weighting.needs_gram:  # the weights of the tasks of the batch sum to 1, else those of all tasks
+        return {task: present * share for task, share in wanted.items()}
+    neutral = getattr(weighting, "shares", None)  # those of DRO start at the tasks' shares of the data
+    equal = dict(zip(tasks, [1 / len(tasks)] * len(tasks) if neutral is None else neutral.tolist(), strict=True))
+    return {task: share / equal[task] if equal[task] else 0.0 for task, share in wanted.items()}
 
 
 def check_backend(device: torch.device) -> None:

@@ -112,10 +112,10 @@ class Trainer:
             self.model.compile_layers()
         self.step, self.seconds, self.logged_at = 0, 0.0, 0.0  # updates; seconds of training, now and at the last log
         self.best = math.inf  # the lowest validation nll
-        self.reset_optimizer()
-
         groups = task_groups({task: self.origin.corpus[task][0] for task in self.origin.tasks}, config.evaluate)
         self.sampler = build_sampler(config.sampling, config.train, groups, self.training)
+        self.reset_optimizer()
+
         self.adaptive = adaptive_sampling(config, self.sampler, self.model, data, self.write, new=not resume)
         self.loss_log = LossLog(self.tasks, keep_updates=self.adaptive is not None)
         self.losses = TaskLosses(
@@ -152,11 +152,17 @@ class Trainer:
 
         The average of the parameters starts again: the phase before has another mixture or another learning rate.
         """
-        config = self.config
-        self.optimizer = build_optimizer(config.method, config.train, self.model, self.tasks)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "fp16")
+        self.optimizer = self.new_optimizer()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.train.precision == "fp16")
         self.bad_validations = 0  # validations since the best one
-        self.average = ParameterAverage(self.model, config.train.ema)
+        self.average = ParameterAverage(self.model, self.config.train.ema)
+
+    def new_optimizer(self) -> cats.MultiTask:
+        """A fresh optimizer for the phase of the present update."""
+        config, train = self.config, self.config.train
+        second = self.step >= train.pretrain_steps and train.restart_parts != "learning-rate"
+        shares = self.sampler.token_shares(train.pretrain_steps if second else 0)
+        return build_optimizer(config.method, train, self.model, shares)
 
     # ---- the loop
 
@@ -253,7 +259,7 @@ class Trainer:
         # The other processes may have sentences where this one has none. Sharded, all have the same tasks.
         several = processes.world_size() > 1 and not self.sharded
         parts = [part for part in batch.parts if part.indices or several]
-        scales = gradient_scales(method, optimizer.weighting, normalizers, len(self.tasks))
+        scales = gradient_scales(method, optimizer.weighting, normalizers, self.tasks)
         return [(self.losses.separate if apart else self.losses.joint)(part, normalizers, scales) for part in parts]
 
     def begin_update(self) -> None:
@@ -270,7 +276,7 @@ class Trainer:
 
         It is an outer step, of an optimizer of its own: the one of the run learns nothing from it.
         """
-        optimizer = build_optimizer(self.config.method, self.config.train, self.model, self.tasks)
+        optimizer = self.new_optimizer()
         optimizer.weighting.period = min(1, optimizer.weighting.period)
         optimizer.weighting.direction = "gradient"  # others do not exist in an optimizer's first step
         with self.out_of_memory_advice("the largest batch"):
@@ -444,6 +450,8 @@ class Trainer:
             for name, kind in {"step": int, "waited": int, "seconds": float, "best": float, "logged_at": float}.items():
                 if type(state[name]) is not kind:
                     raise TypeError(f"{name} has another type")
+            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+            self.optimizer = self.new_optimizer()
             model, optimizer = state["model"], state["optimizer"]
             if self.sharded:
                 model = sharding.model_shards(model, self.model)
@@ -454,7 +462,6 @@ class Trainer:
             if self.adaptive is not None:
                 self.adaptive.load_state_dict(state["sampling"])
             self.average.load(state.get("average", {}))  # older checkpoints have none
-            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             self.bad_validations, self.logged_at = state["waited"], state["logged_at"]
             # The run may have had more processes, or fewer, than now.
             self.loss_log.restore(state["since_log"][processes.rank() :: processes.world_size()])
