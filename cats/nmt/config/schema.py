@@ -86,6 +86,7 @@ METHODS = (
     "mirror",
     "multidds",
     "multidds-s",
+    "lssd",
 )
 
 

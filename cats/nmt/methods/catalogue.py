@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NUMBERS, GRAM, GRADIENTS = "weights from K numbers", "weights from the Gram matrix", "from the gradients themselves"
-SAMPLER, RECIPE = "sampler", "recipe"
-FAMILIES = (NUMBERS, GRAM, GRADIENTS, SAMPLER, RECIPE)
+SAMPLER, RECIPE, DISTILLATION = "sampler", "recipe", "self-distillation"
+FAMILIES = (NUMBERS, GRAM, GRADIENTS, SAMPLER, RECIPE, DISTILLATION)
 
 ONE_PASS = "1 backward pass"
 PER_TASK = "1 backward pass per task, K gradients in memory"
@@ -25,6 +25,7 @@ class Method:
     Attributes:
         name: the value of `method.name`. X:NAME stands for any name after the colon.
         family: one of FAMILIES. Samplers and recipes choose the batches; the loss is the plain mean over their tokens.
+            So it is with self-distillation, but the loss of a token is another one.
         what: what it does, in one line.
         paper: where it comes from.
         needs: what it needs besides the losses of the tasks.
@@ -236,6 +237,15 @@ CATALOGUE = (
         "validation pairs of all tasks",
         f"{ONE_PASS}, and 2 N every period updates",
         made_by="cats.nmt.methods.multidds.MultiDDSS",
+    ),
+    Method(
+        "lssd",
+        DISTILLATION,
+        "a task that gets worse in validation learns from the best model that it has had",
+        "Huang et al., EMNLP 2022, arXiv 2205.01620",
+        "validation pairs of all tasks",
+        f"{ONE_PASS} and, for the tasks that got worse, a forward pass of the teacher; up to N models in main memory",
+        made_by="cats.nmt.methods.lssd.LSSD",
     ),
 )
 

@@ -47,6 +47,7 @@ class TaskLosses:
         log: gets the summed nll and the number of target tokens of every loss that is computed.
         precision: `train.precision`. smoothing: `train.label_smoothing`.
         over_all_tokens: see ``normalizers``.
+        mixed: changes the loss of each token, before it is divided; see ``SelfDistillation.mixed``.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class TaskLosses:
         precision: str,
         smoothing: float,
         over_all_tokens: bool,
+        mixed: Callable[[Tensor, Tensor, Indices, list[int]], Tensor] | None = None,
     ) -> None:
         self.model, self.dataset, self.log = model, dataset, log
         self.precision, self.smoothing, self.over_all_tokens = precision, smoothing, over_all_tokens
+        self.mixed = mixed
         self.index = {task: n for n, task in enumerate(dataset.shards)}
 
     def normalizers(self, indices: Indices) -> dict[str, float]:
@@ -144,8 +147,10 @@ class TaskLosses:
             with autocast(self.precision, self.dataset.device):
                 logits = self.model.logits(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
             targets = batch.target_out.flatten()[batch.target_cells]
-            smoothed, nll = token_losses(logits.float(), targets, self.smoothing)
-            counts = list(tokens.values())
+            logits, counts = logits.float(), list(tokens.values())
+            smoothed, nll = token_losses(logits, targets, self.smoothing)
+            if self.mixed is not None:
+                smoothed = self.mixed(smoothed, logits, part.indices, counts)
             if not logged:
                 for task, each in zip(tokens, nll.split(counts), strict=True):
                     if task not in part.uncounted:

@@ -39,6 +39,7 @@ from cats.nmt.training.optimizer import build_optimizer, check_backend, gradient
 from cats.nmt.training.progress import Progress, tell
 from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
 from cats.nmt.training.schedule import rate_of_update
+from cats.nmt.training.self_distillation import self_distillation
 from cats.nmt.training.signals import deferred_interrupts
 from cats.nmt.training.training_data import load_training_data
 from cats.nmt.training.validation import validation_nll
@@ -118,6 +119,7 @@ class Trainer:
 
         self.adaptive = adaptive_sampling(config, self.sampler, self.model, data, self.write, new=not resume)
         self.loss_log = LossLog(self.tasks, keep_updates=self.adaptive is not None)
+        self.distillation = self_distillation(config, data, self.device)
         self.losses = TaskLosses(
             self.model,
             self.training,
@@ -125,6 +127,7 @@ class Trainer:
             precision=config.train.precision,
             smoothing=config.train.label_smoothing,
             over_all_tokens=weights_are_in_losses(config.method),
+            mixed=self.distillation.mixed if self.distillation is not None else None,
         )
         self.batches = Prefetcher(
             self.training,
@@ -365,6 +368,8 @@ class Trainer:
         batch_tokens = min(4 * self.config.sampling.batch_tokens, (1 << 28) // self.vocab_size)  # <= 1 GiB of logits
         with self.average.in_model():
             nll = validation_nll(self.model, self.validation, batch_tokens, in_step=self.sharded)
+            if self.distillation is not None:
+                self.distillation.after_validation(self.step, nll, self.model)
         mean = sum(nll.values()) / len(nll) if nll else None
         if bad := [task for task, value in nll.items() if not math.isfinite(value)]:
             self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": False})
@@ -405,6 +410,7 @@ class Trainer:
             "optimizer": sharding.whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),  # empty, except with fp16
             **({"sampling": self.adaptive.state_dict()} if self.adaptive is not None else {}),
+            **({"teachers": self.distillation.state_dict()} if self.distillation is not None else {}),
             "average": self.average.state(),  # empty, except with train.ema
             **self.origin.to_state(),
             "step": self.step,
@@ -461,6 +467,8 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             if self.adaptive is not None:
                 self.adaptive.load_state_dict(state["sampling"])
+            if self.distillation is not None:
+                self.distillation.load_state_dict(state["teachers"])
             self.average.load(state.get("average", {}))  # older checkpoints have none
             self.bad_validations, self.logged_at = state["waited"], state["logged_at"]
             # The run may have had more processes, or fewer, than now.
