@@ -22,6 +22,15 @@ EXTRAS = {
         "tqdm": "tqdm",
     },
     "triton": {"triton": "triton"},
+    "torchjd": {
+        "clarabel": "clarabel",
+        "cvxpy": "cvxpy",
+        "ecos": "ecos",
+        "qpsolvers": "qpsolvers",
+        "quadprog": "quadprog",
+        "scipy": "scipy",
+        "torchjd": "torchjd",
+    },
     "bench": {"matplotlib": "matplotlib", "torchjd": "torchjd"},
 }
 

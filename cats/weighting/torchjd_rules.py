@@ -6,7 +6,8 @@ import inspect
 import sys
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def rule_of_gram(rule: Any) -> Any:
@@ -32,6 +33,8 @@ def rule_of_gram(rule: Any) -> Any:
         found = rule.weighting if isinstance(rule, weighted) else None
     if isinstance(found, weightings) and getattr(getattr(found, "fn", None), "__name__", "") == "compute_gramian":
         found = found.weighting  # the aggregators whose weighting first computes the Gram matrix
+    if type(found).__name__ == "_NashMTLWeighting":
+        return Nash(found)
     if found is None or any(_wants_jacobian(each) for each in found.modules() if isinstance(each, weightings)):
         raise TypeError(
             f"{type(rule).__name__} of TorchJD needs the Jacobian matrix, or two of them, but there is only the "
@@ -45,3 +48,33 @@ def _wants_jacobian(weighting: nn.Module) -> bool:
     parameters = list(inspect.signature(type(weighting).forward).parameters.values())
     kind = parameters[1].annotation if len(parameters) > 1 else None
     return bool(getattr(kind, "__name__", kind) == "Matrix")
+
+
+class Nash(nn.Module):
+    """NashMTL of TorchJD as a rule of the Gram matrix, with all its state in a buffer.
+
+    It takes the Jacobian matrix J, but uses only J Jᵀ and norms of combinations of its rows. So any square matrix with
+    the same J Jᵀ does. What it solves depends on the weights that it found in the step before. If the number of tasks
+    has changed since, it starts from equal weights.
+    """
+
+    before: Tensor | None
+
+    def __init__(self, rule: Any) -> None:
+        super().__init__()
+        # In a list, because its own attributes are not state: it builds its problem anew in each step.
+        self._solver = [rule]
+        self.register_buffer("before", None)
+        if rule.update_weights_every != 1:
+            raise ValueError("NashMTL of TorchJD: only update_weights_every=1 is supported here")
+
+    def forward(self, gram: Tensor) -> Tensor:
+        solver = self._solver[0]
+        solver.n_tasks = len(gram)
+        solver.reset()
+        if self.before is not None and len(self.before) == len(gram):
+            solver.prvs_alpha = self.before.numpy()
+        values, vectors = torch.linalg.eigh(gram)
+        weights: Tensor = solver(vectors * values.clamp(min=0).sqrt())
+        self.before = torch.from_numpy(solver.prvs_alpha).clone()
+        return weights

@@ -72,21 +72,12 @@ def inverse_norms(gram: Tensor) -> Tensor:
     return 1 / (1 + gram.abs().sum(1).sqrt())
 
 
-class PerGroup(cats.weighting.Weighting):
-    """Such weights for each parameter."""
-
-    needs_gram, groups = True, "parameter"
-
-    def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
-        return inverse_norms(gram)
-
-
 def optimizer_of(model: Model, how: str, **more: Any) -> cats.MultiTask:
     base = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
     if how == "gram":
         return cats.MultiTask(base, TASKS, inverse_norms, **more)
     if how == "groups":
-        return cats.MultiTask(base, TASKS, PerGroup(), **more)
+        return cats.MultiTask(base, TASKS, cats.weighting.GradVac(0.5, "parameter"), **more)
     if how == "static":
         return cats.MultiTask(base, TASKS, cats.weighting.Static([1.0, 2.0, 0.5]), **more)
     options: dict[str, Any] = {

@@ -1,0 +1,101 @@
+"""GradVac: gradients that are less similar than usual are turned towards each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .protocol import Groups, Weighting
+from .randomness import checked_seed, random_orders
+
+LIMIT = 0.999  # of the target similarity: to reach 1, the other gradient would have to be added infinitely often
+NOTHING = 1e-12  # relative to ‖g_i‖²: what is left of a gradient that another one cancels is rounding errors
+
+
+class GradVac(Weighting):
+    """The cosine of two tasks' gradients is raised to its moving average t_ij, if it is below it::
+
+        g ← g_i;  for each other task j, in random order:  r = <g, g_j> / (‖g‖ ‖g_j‖)
+            if r < t_ij:  g ← g + ‖g‖ (t_ij √(1 − r²) − r √(1 − t_ij²)) / (‖g_j‖ √(1 − t_ij²)) g_j
+            t_ij ← (1 − β) t_ij + β r                                                        at first, t_ij = 0
+
+    ḡ is the sum of these g. Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in
+    Massively Multilingual Models", ICLR 2021, equation 3 and algorithm 1. With β = 0 it is PCGrad.
+
+    Every g is a combination of the g_n, so the Gram matrix is enough, see :class:`cats.weighting.PCGrad`. Two
+    deviations keep the weights finite: a target above 0.999 counts as 0.999, and a gradient that is 0 has no cosine, so
+    its pairs are left out. Targets of tasks that are absent from a step stay as they are.
+
+    Args:
+        beta: β. The default is what the authors use. LibMTL and TorchJD have 0.5.
+        groups: the groups of parameters that have cosines and targets of their own, as in
+            :attr:`cats.weighting.Weighting.groups`. None: the whole model ("whole_model" of the paper). "layer": each
+            layer ("all_layer", the paper's best). "parameter": each parameter ("all_matrix"). All groups see the tasks
+            in the same random order.
+        seed: of the random order, see :class:`cats.weighting.PCGrad`.
+
+    Raises:
+        TypeError: the seed is not an integer, or beta is not a number.
+        ValueError: beta is not in [0, 1].
+    """
+
+    needs_gram = True
+
+    def __init__(self, beta: float = 0.01, groups: Groups = None, seed: int = 0) -> None:
+        value: object = beta
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"GradVac: beta must be a number, got {value!r}")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"GradVac: beta must be at least 0 and at most 1, got {beta!r}")
+        self.beta = beta
+        self.groups = groups
+        self.seed = checked_seed(seed, "GradVac")
+        self._step = 0
+
+    def start(self, tasks: int) -> None:
+        self._targets = torch.zeros(1, tasks, tasks, dtype=torch.float64)  # (G, N, N); groups are added as they come
+
+    def weights_from_grams(self, grams: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor:
+        more = len(grams) - len(self._targets)
+        if more < 0:
+            raise ValueError(f"GradVac: its state has {-more} groups of parameters more than there are")
+        targets = torch.nn.functional.pad(self._targets, (0, 0, 0, 0, 0, more)).numpy()
+        here = targets[:, present][:, :, present]
+        weights = torch.zeros_like(grams[:, 0]).numpy()
+        for i, order in enumerate(random_orders(len(present), self.seed, self._step)):
+            weights += self._vaccinated(grams.numpy(), i, order, here)
+        targets[np.ix_(range(len(targets)), present, present)] = here
+        self._targets = torch.from_numpy(targets)
+        self._step += 1
+        return torch.from_numpy(weights)
+
+    def _vaccinated(self, grams: np.ndarray, i: int, order: list[int], targets: np.ndarray) -> np.ndarray:
+        """The coefficients of g for task i, (G, K). Moves the targets, (G, K, K)."""
+        norms = np.sqrt(np.einsum("gii->gi", grams))
+        c = np.zeros_like(norms)
+        c[:, i] = 1.0
+        for j in order:
+            dots = np.einsum("gk,gkn->gn", c, grams)  # <g, g_n> for all n
+            size = np.sqrt(np.maximum((dots * c).sum(1), 0.0))  # ‖g‖
+            both = (size**2 > NOTHING * norms[:, i] ** 2) & (norms[:, j] > 0)
+            r = np.where(both, dots[:, j] / np.where(both, size * norms[:, j], 1.0), 0.0).clip(-1, 1)
+            t = targets[:, i, j].clip(-LIMIT, LIMIT)
+            sine_r, sine_t = np.sqrt(1 - r**2), np.sqrt(1 - t**2)
+            change = size * (t * sine_r - r * sine_t) / (np.where(both, norms[:, j], 1.0) * sine_t)
+            c[:, j] += np.where(both & (r < t), change, 0.0)
+            targets[:, i, j] += np.where(both, self.beta * (r - targets[:, i, j]), 0.0)
+        return c
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "targets": self._targets.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        targets = state["targets"]
+        if targets.dim() != 3 or targets.shape[1:] != self._targets.shape[1:]:
+            raise ValueError(f"GradVac: the targets have shape {tuple(targets.shape)}, not (groups, tasks, tasks)")
+        self._step, self._targets = int(state["step"]), targets.to(torch.float64, copy=True)

@@ -1,0 +1,132 @@
+"""Rules of TorchJD by their name."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cats.weighting import torchjd
+from tests.weighting.common import gram_of
+
+rules = pytest.importorskip("torchjd.aggregation")
+
+OPTIONS = {
+    "CAGrad": {"c": 0.4},
+    "Constant": {"weights": [1, 2, 3, 4.5]},
+    "FairGrad": {"alpha": 1.0},
+    "Krum": {"n_byzantine": 1},
+    "NashMTL": {"n_tasks": 4},
+}
+SOLVERS = {"CAGrad": "cvxpy", "FairGrad": "scipy", "NashMTL": "ecos", "UPGrad": "quadprog", "DualProj": "quadprog"}
+RANDOM = {"PCGrad", "GradVac", "Random"}
+NAMES = [
+    "AlignedMTL",
+    "CAGrad",
+    "Constant",
+    "DualProj",
+    "FairGrad",
+    "GradVac",
+    "IMTLG",
+    "Krum",
+    "MGDA",
+    "Mean",
+    "NashMTL",
+]
+NAMES += ["PCD", "PCGrad", "Random", "Sum", "UPGrad"]
+
+
+def steps(count):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(4, 9)) + 0.5 for _ in range(count)]
+
+
+@pytest.fixture
+def options(request):
+    if request.param in SOLVERS:
+        pytest.importorskip(SOLVERS[request.param])
+    return request.param, OPTIONS.get(request.param, {})
+
+
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")  # cvxpy to TorchJD
+@pytest.mark.parametrize("options", NAMES, indirect=True)
+def test_it_is_what_torchjd_does_with_the_gradients(options):
+    name, given = options
+    ours = torchjd(name, **given)
+    kind = getattr(rules, name)
+    theirs = kind(**{k: torch.tensor(v).double() if isinstance(v, list) else v for k, v in given.items()})
+    saved, later = None, []
+    for step, rows in enumerate(steps(4)):
+        if step == 2:
+            saved = ours.state_dict()
+        weights = ours.weights_from_gram(gram_of(rows), None)
+        later += [weights] if step >= 2 else []
+        if name not in RANDOM:
+            # Solvers stop when they are close enough.
+            torch.testing.assert_close(weights @ torch.tensor(rows), theirs(torch.tensor(rows)), rtol=1e-5, atol=1e-6)
+    resumed = torchjd(name, **given)
+    resumed.load_state_dict(saved)
+    torch.rand(3)  # the global random numbers do not matter
+    again = [resumed.weights_from_gram(gram_of(rows), None) for rows in steps(4)[2:]]
+    assert all(map(torch.equal, again, later))
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_random_rules_have_their_own_random_numbers(name):
+    gram = gram_of(np.random.default_rng(1).normal(size=(6, 4)))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    one, two, other = torchjd(name), torchjd(name), torchjd(name, seed=1)
+    first, second = one.weights_from_gram(gram, None), one.weights_from_gram(gram, None)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(two.weights_from_gram(gram, None), first)
+    assert not torch.equal(first, second) and not torch.equal(other.weights_from_gram(gram, None), first)
+
+
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")
+def test_nash_mtl_takes_any_number_of_tasks():
+    pytest.importorskip("ecos")
+    weighting = torchjd("NashMTL", max_norm=0.0)
+    for rows in steps(1)[0], steps(1)[0][:2], steps(1)[0]:
+        gram = gram_of(rows)
+        weights = weighting.weights_from_gram(gram, None)
+        product = weights * (gram @ weights)  # G w = 1 / w, up to a common factor
+        torch.testing.assert_close(product / product.mean(), torch.ones_like(product), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ConFIG", "GradDrop", "ExcessMTL", "SDMGradWeighting", "MoDoWeighting"])
+def test_rules_that_need_the_jacobian_are_refused(name):
+    with pytest.raises(TypeError, match=f"{name} of TorchJD needs the Jacobian"):
+        torchjd(name)
+
+
+def test_wrong_names_and_options():
+    with pytest.raises(ValueError, match="no 'upgrad': did you mean 'UPGrad'"):
+        torchjd("upgrad")
+    with pytest.raises(ValueError, match="no 'Weighting'"):
+        torchjd("Weighting")
+    with pytest.raises(ValueError, match="it has AlignedMTL, "):
+        torchjd("quadratic")
+    with pytest.raises(TypeError, match="AlignedMTL of TorchJD has no option 'scale'; it has pref_vector, scale_mode"):
+        torchjd("AlignedMTL", scale=1)
+    with pytest.raises(TypeError, match=r"CAGrad of TorchJD needs c$"):
+        torchjd("CAGrad")
+    with pytest.raises(ValueError, match="beta"):
+        torchjd("GradVac", beta=2.0)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        torchjd("Random", seed="x")
+
+
+def test_without_torchjd(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
+    with pytest.raises(ImportError, match=r"TorchJD is not installed: pip install 'cats-optim\[torchjd\]'"):
+        torchjd("UPGrad")
+
+
+def test_without_its_solver(monkeypatch):
+    monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"CAGrad of TorchJD: .*cvxpy.*'cats-optim\[torchjd\]' installs all"):
+        torchjd("CAGrad", c=0.4)
