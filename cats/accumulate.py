@@ -44,6 +44,7 @@ class Accumulation:
         engines: computes <g_n, ḡ>.
         outer: whether <g_n, ḡ> is needed. If not, the backward pass of the weighted loss is enough.
         due: whether the weighting is updated at this step.
+        rates: by which ḡ is multiplied to get d of <g_n, d>, element by element; None: d is ḡ, or ``direction``.
         direction: d of <g_n, d>, if it is not ḡ but known already: one tensor or None for each of ``params``.
         step: the number of steps taken before. With the number of the call, it seeds random samples.
         backend: the backend of :mod:`cats.ops`, or None.
@@ -72,6 +73,7 @@ class Accumulation:
         engines: Engines,
         outer: bool,
         due: bool,
+        rates: Gradient | None,
         direction: Gradient | None,
         step: int,
         backend: str | None,
@@ -86,7 +88,7 @@ class Accumulation:
         self.engine: str | None = None
         self.outer = outer
         self.due = due
-        self.direction = direction
+        self.rates, self.direction = rates, direction
         self.step = step
         self.numbers_known = False
         self.calls = 0
@@ -258,7 +260,7 @@ class Accumulation:
                     names=self.names,
                     scale=self.scale,
                     sample_seed=(self.step << 16) + self.calls,
-                    immediate=bool(last) and self.calls == 1 and not self.reducer.averages,
+                    immediate=bool(last) and self.calls == 1 and not self.reducer.averages and self.rates is None,
                     direction=self.direction,
                     whole=self.reducer.whole_backward,
                     before_last_pass=before_last_pass,
@@ -280,6 +282,13 @@ class Accumulation:
         if last and self.direction is None:  # frees graphs and activations. A further call makes the numbers unknown.
             self._pending, self._lost = [], True
 
+    def _times_rates(self, combined: Gradient) -> Gradient:
+        """The direction that is made of ḡ."""
+        if self.rates is None:
+            return combined
+        pairs = zip(map(dense, combined), self.rates, strict=True)
+        return [None if g is None or rate is None else g * rate for g, rate in pairs]
+
     def _computed(self, pending: Pending, direction: Gradient) -> Pending:
         if isinstance(pending, Computed):
             return pending
@@ -291,7 +300,7 @@ class Accumulation:
         return dots if self.scale is None else dots * self.scale.double()
 
     def _compute_dots(self, *, last: bool) -> None:
-        direction = [p.grad for p in self.params] if self._own is None else self._own
+        direction = self._times_rates([p.grad for p in self.params] if self._own is None else self._own)
         dots: dict[int, Tensor] = {}
         sqnorms: dict[int, Tensor] | None = None
         for pending in self._pending:
@@ -342,6 +351,9 @@ class Accumulation:
                     weights = self._step_weights.from_losses(self.losses, weights)
                 self.weights = weights
                 self._dots, self._sqnorms = self.reducer.combine(self._gradients, tasks, gradients, weights)
+                if self.rates is not None and self._gradients.rows:
+                    combined = self._gradients.combined or self._gradients.combination()
+                    self._dots = self._gradients.dots(self._times_rates(combined))
                 if self.direction is not None and self._gradients.rows:
                     self._dots = self._with_unscaled_direction(self._gradients.dots(self.direction))
         self.numbers_known = True

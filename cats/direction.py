@@ -3,6 +3,10 @@
 "gradient": ḡ of the same batch, as in Eq. 3 of the CATS paper. The engines compute it, so d is not known before the
 backward pass.
 
+"preconditioned": ḡ times lr / (√v̂ + ε), element by element: the step that Adam would take if it had no memory of
+gradients. <g_n, d> is how much it reduces L_n, to first order, and Σ α_n <g_n, d> is the squared norm of ḡ in Adam's
+metric, so it is positive.
+
 "momentum", "update": what the base optimizer remembers of earlier batches, see :func:`remembered`. It does not depend
 on the batch of g_n. So the expected value of <g_n, d> is the inner product of d with the expected gradient, whereas
 <g_n, ḡ> contains α_n ‖noise of g_n‖², which is the larger part where a task has few rows in a batch.
@@ -32,8 +36,8 @@ def check_direction(name: str, base: Optimizer) -> None:
     if name not in NAMES:
         raise ValueError(f"direction={name!r} does not exist; available: {', '.join(map(repr, NAMES))}")
     kind = type(base).__name__
-    if name == "update" and not isinstance(base, Adam | AdamW):
-        raise ValueError(f"direction='update' needs Adam or AdamW as the base optimizer, not {kind}; use 'momentum'")
+    if name in ("preconditioned", "update") and not isinstance(base, Adam | AdamW):
+        raise ValueError(f"direction={name!r} needs Adam or AdamW as the base optimizer, not {kind}")
     if name == "momentum" and not all("betas" in group or group.get("momentum") for group in base.param_groups):
         raise ValueError(
             f"direction='momentum' needs a base optimizer with a running mean of its gradients in all groups, such as "
@@ -64,9 +68,9 @@ def remembered(name: str, base: Optimizer, params: Sequence[Tensor]) -> Gradient
     <g_n, d> is how much this step reduces L_n, to first order.
 
     A parameter that had no gradient yet has None. Of a sharded parameter, it is the part of this process. None in place
-    of the list for "gradient".
+    of the list for the directions that are made of ḡ.
     """
-    if name == "gradient":
+    if name in ("gradient", "preconditioned"):
         return None
     group_of = {id(p): group for group in base.param_groups for p in group["params"]}
     return [_of_parameter(name, base, p, group_of[id(p)]) for p in params]
@@ -78,15 +82,35 @@ def _of_parameter(name: str, base: Optimizer, p: Tensor, group: dict[str, Any]) 
         return None
     d = local(m)
     if name == "update":
-        state, (beta1, beta2) = base.state[p], group["betas"]
-        # With fused=True it is on the device, where reading it would wait. It is 0 in state that has learnt nothing.
-        step = torch.as_tensor(state["step"]).double().clamp(min=1)
-        square = local(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
-        size = square.sqrt() / (1 - beta2**step) ** 0.5 + group["eps"]
-        d = d / size * (group["lr"] / (1 - beta1**step))
+        beta1, _ = group["betas"]
+        d = d * _rates(base, p, group) / (1 - beta1 ** _step(base, p))
     if group.get("maximize"):  # the optimizer has turned the gradients round
         d = -d
     return d.to(local(p))  # its dtype may be another one
+
+
+@torch.no_grad()
+def rates(name: str, base: Optimizer, params: Sequence[Tensor]) -> Gradient | None:
+    """For "preconditioned", lr / (√v̂ + ε) of each parameter before the step, by which ḡ is multiplied.
+
+    None for a parameter that had no gradient yet. Otherwise as :func:`remembered`. None for the other directions.
+    """
+    if name != "preconditioned":
+        return None
+    group_of = {id(p): group for group in base.param_groups for p in group["params"]}
+    known = [None if _moment(base, p) is None else _rates(base, p, group_of[id(p)]) for p in params]
+    return [None if r is None else r.to(local(p)) for r, p in zip(known, params, strict=True)]
+
+
+def _rates(base: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
+    _, beta2 = group["betas"]
+    square = local(base.state[p]["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
+    return group["lr"] / (square.sqrt() / (1 - beta2 ** _step(base, p)) ** 0.5 + group["eps"])
+
+
+def _step(base: Optimizer, p: Tensor) -> Tensor:
+    # With fused=True it is on the device, where reading it would wait. It is 0 in state that has learnt nothing yet.
+    return torch.as_tensor(base.state[p]["step"]).double().clamp(min=1)
 
 
 def _moment(base: Optimizer, p: Tensor) -> Tensor | None:

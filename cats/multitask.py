@@ -16,7 +16,7 @@ from . import distributed, ops
 from . import weighting as weightings
 from .accumulate import Accumulation
 from .agreement import Description, describe_call, describe_settings
-from .direction import check_direction, is_known, remembered
+from .direction import check_direction, is_known, rates, remembered
 from .distributed import Call, Communication, Reducer, Statistics
 from .engines.choose import NAMES as ENGINES
 from .engines.choose import Engines
@@ -466,7 +466,7 @@ class MultiTask(Optimizer):
         * ``losses``: {task: L_n} of the last step.
         * ``dots``: {task: <g_n, ḡ>} of the last step that computed it, with ḡ = Σ α_n g_n and α_n as in
           :attr:`alpha`. With ``reduction="sum"``, ``p.grad`` holds N ḡ. If the weighting has another ``direction`` d:
-          <g_n, d>, with d as the base optimizer remembers it, of what was in ``p.grad`` before.
+          <g_n, d>. "preconditioned" is of this ḡ; the others are of what was in ``p.grad`` before.
         * ``sqnorms``: {task: ‖g_n‖²} of the same step. nan where the engine does not know it, and with replicas in
           several processes if the weighting does not need it.
         * ``sqnorm``: Σ α_n <g_n, ḡ> of the same step. This is ‖ḡ‖² or, if ``cross_batch``, an estimate of it. With
@@ -602,6 +602,7 @@ class MultiTask(Optimizer):
             reducer=own.reducer,
             outer=self.needs_task_gradients,
             due=due,
+            rates=rates(direction, self.base, params) if due else None,
             direction=remembered(direction, self.base, params) if due else None,
             step=own.counts["step"],
             backend=self.backend,

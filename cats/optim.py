@@ -83,13 +83,16 @@ class CATS(MultiTask):
             memory.
         direction: d of v_n = <g_n, d>, only for "proximal". Then r_n = <g_n, d> / <ḡ, d>.
             "gradient": ḡ, as in the paper.
+            "preconditioned": ḡ times lr / (√v̂ + ε), Adam's metric. v_n is how much L_n decreases along it, to first
+            order. Σ α_n v_n is positive.
             "momentum": the running mean of the gradients that the base optimizer has before the step, as Adam and its
             relatives or SGD with momentum have it. It is of earlier batches, so the sampling noise of this one adds no
             bias to v_n, as it does to <g_n, ḡ>; cross_batch does the same with half of the batch.
             "update": the last step of Adam or AdamW, lr m̂ / (√v̂ + ε). So v_n is how much L_n decreases by it, to first
-            order. It needs memory for one more gradient.
-            In the first step the last two do not exist, and α does not change. Steps with accumulation and with several
-            processes need not wait for the final ḡ.
+            order.
+            <ḡ, d> of the last two is negative where the last steps have gone too far, as they may at a high learning
+            rate. Then α does not change. "preconditioned" and "update" need memory for one more gradient. In the first
+            step only "gradient" exists.
 
     Warns:
         UserWarning: once per task, if its weight was at its floor for 100 updates of α; once per multiplier, if it

@@ -71,6 +71,8 @@ METHODS: dict[str, Callable[[Optimizer, int, Trial], cats.MultiTask]] = {
     "lagrangian": partial(_cats, simplex="lagrangian"),
     "proximal": _cats,
     "proximal, κ=1": partial(_cats, strength=1.0),
+    "preconditioned": partial(_cats, direction="preconditioned"),
+    "preconditioned, κ=1": partial(_cats, direction="preconditioned", strength=1.0),
     "momentum": partial(_cats, direction="momentum"),
     "momentum, κ=1": partial(_cats, direction="momentum", strength=1.0),
     "update": partial(_cats, direction="update"),

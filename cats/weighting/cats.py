@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -92,15 +92,12 @@ class CATS(Weighting):
             raise ValueError("CATS: simplex='lagrangian' has no floor; its lower bound for α is epsilon")
         if simplex != "proximal" and prior is not None:
             raise ValueError(f"CATS: a prior needs simplex='proximal', got simplex={simplex!r}")
-        if direction not in ("gradient", "momentum", "update"):
-            raise ValueError(f"CATS: direction must be 'gradient', 'momentum' or 'update', got {direction!r}")
+        if direction not in get_args(Direction):
+            raise ValueError(f"CATS: direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
         if direction != "gradient" and simplex != "proximal":
             raise ValueError(f"CATS: direction={direction!r} needs simplex='proximal', got simplex={simplex!r}")
         if direction != "gradient" and cross_batch:
-            raise ValueError(
-                f"CATS: cross_batch needs direction='gradient': direction={direction!r} is of earlier batches, so the "
-                "noise of a batch adds no bias anyway"
-            )
+            raise ValueError(f"CATS: cross_batch needs direction='gradient', got direction={direction!r}")
         self.period = inner_steps
         self.alpha_lr = alpha_lr
         self.multiplier_lr = multiplier_lr

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 Groups: TypeAlias = str | Callable[[str, nn.Parameter], Hashable] | Sequence[Hashable] | None
 
-Direction: TypeAlias = Literal["gradient", "momentum", "update"]
+Direction: TypeAlias = Literal["gradient", "preconditioned", "momentum", "update"]
 
 
 class Weighting:
@@ -40,9 +40,9 @@ class Weighting:
             The other steps cost one backward pass of the weighted loss.
         cross_batch: whether the steps that compute <g_n, ḡ> need two losses per task, from two independent halves of
             its batch. The dots in :meth:`update` are then ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>) for the halves A, B.
-        direction: d of the dots <g_n, d>: "gradient" (ḡ), "momentum" or "update" (of the base optimizer before this
-            step), see :func:`cats.direction.remembered`. A step before which d is not known does not call
-            :meth:`update`, so the first one with "momentum" and "update" never does.
+        direction: d of the dots <g_n, d>: "gradient" (ḡ), "preconditioned" (ḡ in Adam's metric), "momentum" or "update"
+            (of the base optimizer before this step), see :mod:`cats.direction`. The first step, before which the base
+            optimizer remembers nothing, calls :meth:`update` only with "gradient".
         scale: :meth:`weights` are this many times the weights α_n that the optimizer reports. With another scale than
             1, ḡ is Σ α_n g_n in :meth:`update` and in the statistics, and ``scale`` times that in ``p.grad``.
         groups: if ``needs_gram``, the groups of parameters that have a Gram matrix and weights of their own. None: one

@@ -85,6 +85,7 @@ def optimizer_of(model: Model, how: str, **more: Any) -> cats.MultiTask:
         "lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3},
         "softmax": {"simplex": "softmax", "loss_term": True},
         "momentum": {"direction": "momentum"},
+        "preconditioned": {"direction": "preconditioned"},
         "update": {"direction": "update", "loss_term": True},
         "two_pass": {"engine": "two_pass", "loss_term": True},
         "forward_mode": {"engine": "forward_mode", "loss_term": True},

@@ -25,6 +25,9 @@ BASES = {
 }
 
 
+CASES = [("groups", "preconditioned"), ("groups", "update"), ("groups", "momentum"), ("SGD", "momentum")]
+
+
 class Remembered:
     """The directions, from the gradients of all steps. Not from the optimizer's state."""
 
@@ -54,7 +57,8 @@ class Remembered:
             sum((1 - beta2) * beta2 ** (s - 1 - k) * g**2 for k, g in enumerate(past[:s])) for s in range(1, t + 1)
         ]
         v = torch.stack(squares).amax(0) if group["amsgrad"] else squares[-1]
-        return group["lr"] * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + group["eps"])
+        rate = group["lr"] / ((v / (1 - beta2**t)).sqrt() + group["eps"])
+        return rate if direction == "preconditioned" else rate * m / (1 - beta1**t)
 
 
 def gradients(model, x, y):
@@ -69,8 +73,12 @@ def numbers(named):
     return torch.tensor([*named.values()], dtype=torch.float64)
 
 
-def inner(gradient, remembered, direction, shared):
-    return sum(float((gradient[p] * remembered.of(p, direction)).sum()) for p in shared)
+def inner(rows, remembered, direction, shared, alpha=None):
+    """<g_n, d> of each task."""
+    found = {p: remembered.of(p, direction) for p in shared}
+    if direction == "preconditioned":
+        found = {p: rate * sum(a * row[p] for a, row in zip(alpha, rows, strict=True)) for p, rate in found.items()}
+    return [sum(float((row[p] * d).sum()) for p, d in found.items()) for row in rows]
 
 
 def step(opt, model, x, y, calls=1, **options):
@@ -88,7 +96,7 @@ def step(opt, model, x, y, calls=1, **options):
 
 @pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("engine", [*ENGINES, "segments"])
-@pytest.mark.parametrize(("base", "direction"), [("groups", "update"), ("groups", "momentum"), ("SGD", "momentum")])
+@pytest.mark.parametrize(("base", "direction"), CASES)
 def test_every_engine_gives_the_inner_products(base, direction, engine, calls, monkeypatch):
     if engine == "segments":  # for such small layers too
         monkeypatch.setattr(segments, "_ROWS", 1)
@@ -107,7 +115,7 @@ def test_every_engine_gives_the_inner_products(base, direction, engine, calls, m
         assert opt.needs_task_gradients == (number > 0)
         step(opt, model, x, y, calls)
         alpha = numbers(opt.alpha)
-        expected = torch.tensor([inner(row, known, direction, shared) for row in rows], dtype=torch.float64)
+        expected = torch.tensor(inner(rows, known, direction, shared, alpha), dtype=torch.float64)
         known.note()
         opt.step()
         if number == 0:
@@ -129,7 +137,7 @@ def test_options_of_the_base_optimizer(base, direction):
     known = Remembered(opt.base)
     for number in range(4):
         x, y = data(number)
-        expected = [inner(row, known, direction, list(model.parameters())) for row in gradients(model, x, y)]
+        expected = inner(gradients(model, x, y), known, direction, list(model.parameters()))
         step(opt, model, x, y)
         known.note()
         opt.step()
@@ -161,7 +169,7 @@ def test_parameters_without_a_gradient():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("direction", ["momentum", "update"])
+@pytest.mark.parametrize("direction", ["preconditioned", "momentum", "update"])
 def test_a_scaler_changes_nothing(direction, engine):
     seen = []
     for scale in (None, 2.0**12):
@@ -219,7 +227,7 @@ def test_other_gradients_in_grad_are_no_part_of_the_numbers():
     assert seen[0] == pytest.approx(seen[1], rel=1e-9)
 
 
-@pytest.mark.parametrize("direction", ["momentum", "update"])
+@pytest.mark.parametrize("direction", ["preconditioned", "momentum", "update"])
 def test_saved_in_the_middle_it_continues_bit_for_bit(direction, tmp_path):
     def start():
         model = TinyNet()
@@ -270,8 +278,11 @@ def test_no_direction_of_descent_leaves_the_weights():
     [
         (lambda p: cats.CATS(torch.optim.SGD(p, lr=0.1), 2, direction="momentum"), "running mean.*SGD has none"),
         (lambda p: cats.CATS(torch.optim.Adafactor(p), 2, direction="momentum"), "Adafactor has none"),
-        (lambda p: cats.CATS(torch.optim.SGD(p, lr=0.1, momentum=0.9), 2, direction="update"), "Adam or AdamW"),
-        (lambda p: cats.CATS(torch.optim.Adam(p), 2, direction="newton"), "'gradient', 'momentum' or 'update'"),
+        (lambda p: cats.CATS(torch.optim.SGD(p, lr=0.1, momentum=0.9), 2, direction="preconditioned"), "Adam or AdamW"),
+        (
+            lambda p: cats.CATS(torch.optim.Adam(p), 2, direction="newton"),
+            "must be one of gradient, .*'newton'",
+        ),
         (lambda p: cats.CATS(torch.optim.Adam(p), 2, direction="update", simplex="softmax"), "simplex='proximal'"),
         (lambda p: cats.CATS(torch.optim.Adam(p), 2, direction="update", cross_batch=True), "cross_batch needs"),
         (lambda p: cats.MultiTask(torch.optim.Adam(p), 2, Backwards()), "direction='backwards' does not exist"),

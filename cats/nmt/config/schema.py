@@ -298,8 +298,9 @@ class Method:
     )
     direction: str = setting(
         "gradient",
-        "cats, proximal: what a task's gradient is compared with: that of the batch, or Adam's momentum or last update",
-        choices=("gradient", "momentum", "update"),
+        "cats, proximal: what a task's gradient is compared with: that of the batch, as it is or in Adam's metric; "
+        "or Adam's momentum or last update",
+        choices=("gradient", "preconditioned", "momentum", "update"),
     )
     engine: str = setting(
         "auto",

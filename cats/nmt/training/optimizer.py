@@ -57,7 +57,7 @@ def build_optimizer(
             reduction="mean",  # so that the learning rate and the clipping mean the same as with the other methods
             loss_term=method.loss_term,
             cross_batch=method.cross_batch,
-            direction=cast(Literal["gradient", "momentum", "update"], method.direction),
+            direction=cast(Literal["gradient", "preconditioned", "momentum", "update"], method.direction),
             engine=method.engine,
             rows=None if method.rows == 1 else method.rows,
             model=model,

@@ -58,6 +58,7 @@ def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
         ["method.cross_batch=true"],
         ["method.direction=momentum", "train.accumulate=2"],
         ["method.direction=update", "method.engine=per_task"],
+        ["method.direction=preconditioned"],
         ["method.loss_term=true"],
         ["method.simplex=lagrangian", "method.alpha_lr=0.01", "method.multiplier_lr=0.01"],
     ],
