@@ -56,7 +56,9 @@ def torchjd(name: str, *, seed: int = 0, tolerance: float | None = None, **optio
     missing = [p.name for p in accepted.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise TypeError(f"{name} of TorchJD needs {', '.join(missing)}")
-    tensors = {key: torch.tensor(v, dtype=torch.float64) if _is_list(v) else v for key, v in options.items()}
+    tensors = {
+        key: torch.tensor(v, dtype=torch.float64, device="cpu") if _is_list(v) else v for key, v in options.items()
+    }
     try:
         rule = kind(**tensors)
     except ImportError as error:

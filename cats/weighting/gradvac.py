@@ -58,7 +58,8 @@ class GradVac(Weighting):
         self._step = 0
 
     def start(self, tasks: int) -> None:
-        self._targets = torch.zeros(1, tasks, tasks, dtype=torch.float64)  # (G, N, N); groups are added as they come
+        # (G, N, N); groups are added as they come
+        self._targets = torch.zeros(1, tasks, tasks, dtype=torch.float64, device="cpu")
 
     def weights_from_grams(self, grams: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor:
         more = len(grams) - len(self._targets)
@@ -79,15 +80,19 @@ class GradVac(Weighting):
         norms = np.sqrt(np.einsum("gii->gi", grams))
         c = np.zeros_like(norms)
         c[:, i] = 1.0
+        dots = grams[:, i].copy()  # <g, g_n> for all n
         for j in order:
-            dots = np.einsum("gk,gkn->gn", c, grams)  # <g, g_n> for all n
             size = np.sqrt(np.maximum((dots * c).sum(1), 0.0))  # ‖g‖
             both = (size**2 > NOTHING * norms[:, i] ** 2) & (norms[:, j] > 0)
             r = np.where(both, dots[:, j] / np.where(both, size * norms[:, j], 1.0), 0.0).clip(-1, 1)
             t = targets[:, i, j].clip(-LIMIT, LIMIT)
             sine_r, sine_t = np.sqrt(1 - r**2), np.sqrt(1 - t**2)
-            change = size * (t * sine_r - r * sine_t) / (np.where(both, norms[:, j], 1.0) * sine_t)
-            c[:, j] += np.where(both & (r < t), change, 0.0)
+            low = both & (r < t)
+            if low.any():
+                change = size * (t * sine_r - r * sine_t) / (np.where(low, norms[:, j], 1.0) * sine_t)
+                change = np.where(low, change, 0.0)
+                c[:, j] += change
+                dots += change[:, None] * grams[:, j]
             targets[:, i, j] += np.where(both, self.beta * (r - targets[:, i, j]), 0.0)
         return c
 
@@ -96,6 +101,6 @@ class GradVac(Weighting):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         targets = state["targets"]
-        if targets.dim() != 3 or targets.shape[1:] != self._targets.shape[1:]:
-            raise ValueError(f"GradVac: the targets have shape {tuple(targets.shape)}, not (groups, tasks, tasks)")
+        if targets.dim() != 3 or targets.shape[1:] != self._targets.shape[1:] or not targets.isfinite().all():
+            raise ValueError(f"GradVac: 'targets' must be (groups, tasks, tasks) numbers, got {tuple(targets.shape)}")
         self._step, self._targets = int(state["step"]), targets.to(torch.float64, copy=True)

@@ -81,14 +81,14 @@ def shortest(gram: Tensor) -> Tensor:
         return zero / zero.sum()
     if len(gram) == 2:
         between = gram[0, 0] + gram[1, 1] - 2 * gram[0, 1]  # ‖g_1 − g_2‖²
-        share = (gram[1, 1] - gram[0, 1]) / between if between > RIDGE * gram.diagonal().sum() else torch.tensor(0.5)
-        first = share.to(gram.dtype).clamp(0, 1)
+        share = (gram[1, 1] - gram[0, 1]) / between if between > RIDGE * gram.diagonal().sum() else gram.new_tensor(0.5)
+        first = share.clamp(0, 1)
         return torch.stack([first, 1 - first])
     # With any m > 0, the y ≥ 0 that minimises ‖Σ y_n g_n‖² + m (Σ y_n − 1)² is a multiple of w: both have the same
     # conditions of optimality. In z_n = y_n ‖g_n‖ and with m = min ‖g_n‖², no number depends on the size of a gradient.
     u = norms.min() / norms
     cosines = gram / norms / norms[:, None]
-    z = nonnegative(cosines + torch.outer(u, u) + RIDGE * torch.eye(len(u), dtype=u.dtype), u)
+    z = nonnegative(cosines + torch.outer(u, u) + RIDGE * torch.eye(len(u)).to(u), u)
     return z * u / (z * u).sum()
 
 

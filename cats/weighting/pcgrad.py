@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class PCGrad(Weighting):
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
         inner = gram.numpy()
         sqnorms = inner.diagonal()
-        coefficients = torch.eye(len(gram), dtype=torch.float64).numpy()
+        coefficients = np.eye(len(gram))
         for c, order in zip(coefficients, random_orders(len(gram), self.seed, self._step), strict=True):
             dots = c @ inner  # <g, g_j> for all j
             for j in order:

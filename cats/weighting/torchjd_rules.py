@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_NASH = "_NashMTLWeighting"
+
 
 def rule_of_gram(rule: Any) -> Any:
     """The rule itself, or what computes the weights of a TorchJD ``Aggregator`` from the Gram matrix.
@@ -33,7 +35,7 @@ def rule_of_gram(rule: Any) -> Any:
         found = rule.weighting if isinstance(rule, weighted) else None
     if isinstance(found, weightings) and getattr(getattr(found, "fn", None), "__name__", "") == "compute_gramian":
         found = found.weighting  # the aggregators whose weighting first computes the Gram matrix
-    if type(found).__name__ == "_NashMTLWeighting":
+    if type(found).__name__ == _NASH:
         return Nash(found)
     if found is None or any(_wants_jacobian(each) for each in found.modules() if isinstance(each, weightings)):
         raise TypeError(
@@ -45,6 +47,8 @@ def rule_of_gram(rule: Any) -> Any:
 
 def _wants_jacobian(weighting: nn.Module) -> bool:
     """Whether ``forward`` is declared to take a ``Matrix``: not a ``PSDMatrix``, nor a Tensor whose rows it counts."""
+    if type(weighting).__name__ == _NASH:  # declared to take a Tensor, but it multiplies it by its transpose
+        return True
     parameters = list(inspect.signature(type(weighting).forward).parameters.values())
     kind = parameters[1].annotation if len(parameters) > 1 else None
     return bool(getattr(kind, "__name__", kind) == "Matrix")
