@@ -93,6 +93,7 @@ CATALOGUE = (
         "the norm of each task's gradient, of all parameters",
         PER_TASK,
         made_by="cats.weighting.GradNorm",
+        space={"method.options": ("power=0.5", "lr=0.1", "power=0.5,lr=0.1")},
         relative=False,
     ),
     Method(
@@ -101,6 +102,7 @@ CATALOGUE = (
         "weight moves to the tasks with the largest losses, by exponentiated gradient ascent",
         "Sagawa et al., ICLR 2020, arXiv 1911.08731",
         made_by="cats.weighting.GroupDRO",
+        space={"method.options": ("step_size=0.003", "step_size=0.03", "step_size=0.1")},
     ),
     Method(
         "cvar-dro",
@@ -108,6 +110,7 @@ CATALOGUE = (
         "the mean loss of the worst tasks, which make up a given share of the data",
         "Oren et al., EMNLP 2019, arXiv 1909.02060",
         made_by="cats.weighting.CVaRDRO",
+        space={"method.options": ("tail=0.25", "tail=0.75", "floor=0.3")},
     ),
     Method(
         "chi-square-dro",
@@ -115,6 +118,7 @@ CATALOGUE = (
         "the worst mixture of the tasks within a chi-square ball around the tasks' shares, by primal-dual steps",
         "Zhou et al., EMNLP 2021, arXiv 2109.04020",
         made_by="cats.weighting.ChiSquareDRO",
+        space={"method.options": ("rho=0.05", "rho=0.3", "step_size=0.01")},
     ),
     Method(
         "uncertainty",
@@ -122,6 +126,7 @@ CATALOGUE = (
         "each loss is divided by a learnt variance",
         "Kendall et al., CVPR 2018, arXiv 1705.07115",
         made_by="cats.weighting.Uncertainty",
+        space={"method.options": ("lr=0.001", "lr=0.003", "lr=0.03")},
     ),
     Method(
         "dwa",
@@ -129,6 +134,7 @@ CATALOGUE = (
         "weight to the tasks whose losses fall slowly",
         "Liu et al., CVPR 2019, arXiv 1803.10704",
         made_by="cats.weighting.DWA",
+        space={"method.options": ("temperature=1", "temperature=4", "window=50")},
     ),
     Method(
         "famo",
@@ -138,6 +144,7 @@ CATALOGUE = (
         "the losses of the batch once more after the update",
         f"{ONE_PASS}, 1 more forward pass",
         made_by="cats.weighting.FAMO",
+        space={"method.options": ("lr=0.005", "lr=0.1", "decay=0.001")},
     ),
     Method(
         "temperature",
@@ -150,6 +157,7 @@ CATALOGUE = (
         RECIPE,
         "T changes from sampling.temperature (1) to sampling.temperature_end (5), linearly in 1/T",
         "Wang, Zhai & Hassan, EMNLP 2020, arXiv 2010.02523 (there linear in T)",
+        space={"sampling.temperature_end": ("2", "3", "inf")},
     ),
     Method("ratios", RECIPE, "the shares of the sentences are given: sampling.ratios", "any tuned mixture"),
     Method(
@@ -157,6 +165,7 @@ CATALOGUE = (
         RECIPE,
         "uniform in tokens, with at most sampling.unimax_epochs (5) passes over each task",
         "Chung et al., ICLR 2023, arXiv 2304.09151",
+        space={"sampling.unimax_epochs": ("2", "10", "20")},
     ),
     Method(
         "pretrain-finetune",
@@ -189,6 +198,7 @@ CATALOGUE = (
         "Jean, Firat & Johnson 2019, arXiv 1909.06434",
         "a finished run, or its validation losses: reference or baselines",
         made_by="cats.nmt.methods.adaptive.Adaptive",
+        space={"method.options": ("power=0.5", "power=2", "epsilon=0.3")},
     ),
     Method(
         "bandit",
@@ -196,6 +206,7 @@ CATALOGUE = (
         "EXP3.S: tasks whose training loss falls fastest are drawn more often",
         "Graves et al., ICML 2017, arXiv 1704.03003; Kreutzer et al. 2021, arXiv 2110.06997",
         made_by="cats.nmt.methods.bandit.Bandit",
+        space={"method.options": ("rate=0.03", "rate=0.3", "exploration=0.2")},
     ),
     Method(
         "chi-square-ibr",
@@ -203,6 +214,7 @@ CATALOGUE = (
         "the worst mixture in a chi-square ball, renewed every period (iterated best response)",
         "Zhou et al., EMNLP 2021, arXiv 2109.04020",
         made_by="cats.nmt.methods.chi_square_ibr.ChiSquareIBR",
+        space={"method.options": ("rho=0.02", "rho=0.1", "period=50")},
     ),
     Method(
         "doremi",
@@ -212,6 +224,7 @@ CATALOGUE = (
         "two earlier runs: reference, then ratios_from",
         f"{ONE_PASS}; three runs",
         made_by="cats.nmt.methods.doremi.DoReMi",
+        space={"method.options": ("rate=0.3", "rate=3", "smoothing=0.01")},
     ),
     Method(
         "mirror",
@@ -219,6 +232,7 @@ CATALOGUE = (
         "mirror ascent on the losses between T=1 and T=3, a form of group DRO; a control",
         "Sagawa et al., ICLR 2020, arXiv 1911.08731, with a box",
         made_by="cats.nmt.methods.mirror.Mirror",
+        space={"method.options": ("rate=0.02", "rate=0.1", "temperature=5")},
     ),
     Method(
         "multidds",
@@ -228,6 +242,7 @@ CATALOGUE = (
         "validation pairs of all tasks",
         f"{ONE_PASS}, and 2 N every period updates",
         made_by="cats.nmt.methods.multidds.MultiDDS",
+        space={"method.options": ("rate=0.0003", "rate=0.003", "period=50")},
     ),
     Method(
         "multidds-s",
@@ -237,6 +252,7 @@ CATALOGUE = (
         "validation pairs of all tasks",
         f"{ONE_PASS}, and 2 N every period updates",
         made_by="cats.nmt.methods.multidds.MultiDDSS",
+        space={"method.options": ("rate=0.0003", "rate=0.003", "period=50")},
     ),
     Method(
         "lssd",

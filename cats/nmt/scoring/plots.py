@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LABELS = 12  # with more languages, only the means of the groups are labelled
+_MARKERS = "osD^v"  # of methods, after each ten colours
 _INK, _GRID = "#333333", "#dddddd"
 
 Curve = list[tuple[int, float]]  # step and value of each point
@@ -105,16 +106,17 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         for number, (method, scores) in enumerate(result.methods.items()):
             low, high = scores.groups["lores"].chrf, scores.groups["hires"].chrf
             x, y = float(np.mean(low)), float(np.mean(high))
-            colour = f"C{number}"
+            colour = f"C{number % 10}"
             axis.plot(low, high, ".", color=colour, alpha=0.4)
             axis.plot(scores.chrf_interval["lores"], [y, y], color=colour, alpha=0.5, lw=1)
             axis.plot([x, x], scores.chrf_interval["hires"], color=colour, alpha=0.5, lw=1)
-            marker, size = ("*", 12) if method == "cats" else ("o", 7)
+            marker, size = ("*", 12) if method == "cats" else (_MARKERS[number // 10 % len(_MARKERS)], 7)
             axis.plot([x], [y], marker, ms=size, color=colour, label=method)
         axis.set_title(name)
         axis.set_xlabel("LoRes chrF")
         axis.set_ylabel("HiRes chrF")
-    axes[0].legend(frameon=False)
+    columns = 1 + (len(axes[0].get_legend_handles_labels()[1]) - 1) // 12
+    axes[0].legend(frameon=False, fontsize=9 if columns == 1 else 6, ncols=columns)
     save_figure(figure, path)
 
 

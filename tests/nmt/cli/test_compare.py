@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,33 @@ def test_the_finished_comparison_is_written_without_training(
     assert list(summary["regret"]["cats"]) == ["worst", "interval", "where", "cells"]
     assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_after_a_failure_there_are_tables_and_the_exit_status_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = finished_runs(write_repeating_corpus(tmp_path / "toy"), tmp_path / "out")
+    shutil.rmtree(runs[0].path)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'cats: it is broken' >&2\nexit 2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    words = [
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "1",
+        "2",
+        "--methods",
+        "T=1",
+        "T=5",
+        "cats",
+        "--controls",
+        "none",
+    ]
+    assert main(["compare", "--data", str(tmp_path / "toy"), *words]) == 2
+    out, err = capsys.readouterr()
+    assert "| T=1 | 1 of 2 |" in out and "| T=5 | 2 of 2 |" in out
+    assert err.splitlines()[-1] == f"cats: 1 of 6 runs failed; the first: {runs[0].path}: it is broken"
+    assert main(["compare", "--data", str(tmp_path / "toy"), *words, "--only-finished"]) == 0
+    assert capsys.readouterr().out == out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,15 @@ import pytest
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.config.toml import apply_overrides
+from cats.nmt.data.corpus import Split
+from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.compare import baseline, tables
+from cats.nmt.scoring.compare import summarise as summarise_module
 from cats.nmt.scoring.compare.summarise import summarise
 from cats.nmt.scoring.grid.runs import Run
-from tests.nmt.scoring.comparisons import finished_runs
+from tests.nmt.scoring.comparisons import LINES, finish, finished_runs, planned
+from tests.nmt.scoring.samples import cell, content
 
 
 @pytest.fixture
@@ -97,9 +103,9 @@ def test_methods_that_are_not_trained_are_named(finished):
         (empty.path / "hyp" / f"test.{task}.txt").write_text("\n" * 6)
     for run in finished:
         scores = json.loads((run.path / "scores.json").read_text())
-        for group, cell in scores["groups"].items():
+        for group, average in scores["groups"].items():
             below = run.method == "T=5" or (run.method == "cats" and group == "lores")
-            cell["chrf"] = 40.0 if below else 60.0
+            average["chrf"] = 40.0 if below else 60.0
             scores["lookup"]["groups"][group]["chrf"] = 50.0
         (run.path / "scores.json").write_text(json.dumps(scores))
     summary = summarise(finished)
@@ -166,3 +172,121 @@ def test_scores_that_lack_a_task_name_the_run(finished):
     path.write_text(json.dumps(scores), encoding="utf-8")
     with pytest.raises(UserError, match=rf"{finished[1].path}/scores\.json lacks lores, xb; make it again"):
         summarise(finished)
+
+
+def record(run: Run, nll: dict[str, float], tokens: dict[str, int]) -> None:
+    """Leave in metrics.jsonl that a run saw these tokens twice, and had this validation NLL at its best."""
+    lines = [{"step": step, "tokens": tokens, "seconds": 1.0} for step in (1, 2)]
+    valid = [{"step": 1, "valid": {"nll": {name: 9.0 for name in nll}, "all": 9.0}, "best": True}]
+    valid += [{"step": 2, "valid": {"nll": nll, "all": 1.0}, "best": True}]
+    valid += [{"step": 3, "valid": {"nll": {name: 0.0 for name in nll}, "all": 0.0}, "best": False}]
+    text = "".join(f"{json.dumps(line)}\n" for line in [*lines, *valid])
+    (run.path / "metrics.jsonl").write_text(text)
+
+
+def test_differences_are_to_the_method_with_the_best_validation_nll_that_is_not_cats(finished):
+    for run in finished:
+        nll = {"T=1": {"xa": 1.0, "xb": 3.0}, "T=5": {"xa": 1.5, "xb": 2.0}, "cats": {"xa": 0.5, "xb": 0.5}}[run.method]
+        record(run, nll, {"xa": 1500 * run.seed, "xb": 500})
+    summary = summarise(finished)
+    result = summary.sets["toy"]
+    assert result.baseline == "T=5"  # 1.75 against 2.0
+    assert result.methods["T=1"].validation == [2.0, 2.0] and result.methods["T=5"].differences == {}
+    apart = result.methods["T=1"].differences
+    assert (apart["lores"].chrf, apart["hires"].chrf, apart["all"].chrf) == (-100.0, 100.0, 0.0)
+    # No seed and no line differs, so each p-value is that of one in all resamples, times the two methods (Holm).
+    assert apart["lores"].p_holm == pytest.approx(2 / 2001) and apart["all"].p_holm == 1.0
+    assert result.methods["cats"].tokens == {"xa": 4500.0, "xb": 1000.0}  # the mean of 3,000 and 6,000
+    text = tables.comparison_tables(summary)
+    assert "the difference to T=5: it has the best validation NLL" in text
+    assert "| -100.0 (-100.0 to -100.0)* | 0.001 |" in text
+    tokens = text.partition("Target tokens seen in training, in thousands:\n\n")[2].splitlines()
+    assert tokens[:3] == ["| method | xb | xa |", "| --- | ---: | ---: |", "| T=1 | 1 | 4 |"]
+    row = next(r for r in csv.DictReader(tables.summary_csv(summary).splitlines()) if r["group"] == "LoRes")
+    assert (row["method"], row["seeds"], row["chrf"], row["difference"]) == ("T=1", "2", "0.0", "-100.0")
+    assert (row["validation"], row["regret_temperatures"], row["tokens"]) == ("2.0", "100.0", "1000.0")
+
+
+def test_tables_of_a_part_say_what_is_missing(finished):
+    for run in finished:
+        if run.method == "cats" or (run.method, run.seed) == ("T=5", 2):
+            (run.path / "scores.json").unlink()
+    summary = summarise(finished)
+    result = summary.sets["toy"]
+    assert result.not_run == ["cats"] and result.methods["T=5"].missing == [2]
+    assert (result.methods["T=1"].seeds, result.methods["T=5"].seeds) == ([1, 2], [1])
+    text = tables.comparison_tables(summary)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in text.splitlines() if " | " in line}
+    assert "| T=1 | 2 of 2 |" in text and "| T=5 | 1 of 2 |" in text and rows["cats"] == "failed or not run"
+    assert summary.regret.keys() == summary.regret_of_all.keys() == {"T=1", "T=5"}
+    for run in finished:
+        (run.path / "scores.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"no run of .* is finished: there is nothing to compare yet"):
+        summarise(finished)
+
+
+def test_runs_with_all_lines_and_with_headline_lines_give_one_table(finished, corpus):
+    read = read_corpus(corpus)
+    tasks = []
+    for task in read.tasks:  # half of the test lines are in the headline stratum
+        meta = [("new-pair" if i % 2 else "seen", str(i % 3)) for i in range(6)]
+        tasks.append(dataclasses.replace(task, test=Split(task.test.source, task.test.target, meta)))
+    shutil.rmtree(corpus)
+    write_corpus(dataclasses.replace(read, tasks=tasks), corpus)
+    for run in finished:
+        run.directory.write_config(apply_overrides(run.config, ["evaluate.strata=all"]))
+    whole = summarise(finished)
+    for run in finished[::2]:
+        run.directory.write_config(run.config)
+        for path in (run.path / "hyp").iterdir():
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[1::2]))
+    assert summarise(finished).to_json() == whole.to_json()
+
+
+def test_noisy_languages_are_left_out_of_groups_of_their_own(finished, monkeypatch):
+    monkeypatch.setattr(summarise_module._Set, "noisy", ("xa",))
+    groups = ["evaluate.lores=[]", "evaluate.hires=xa,xb"]
+    for run in finished:
+        object.__setattr__(run, "config", apply_overrides(run.config, groups))
+        scores = json.loads((run.path / "scores.json").read_text())
+        scores["groups"] = {g: {**scores["groups"]["all"]} for g in ("all", "hires")}
+        (run.path / "scores.json").write_text(json.dumps(scores))
+    summary = summarise(finished)
+    assert summary.sets["toy"].groups == {"hires": ["xa", "xb"], "hires-clean": ["xb"]}
+    assert [summary.sets["toy"].methods[m].groups["hires-clean"].chrf[0] for m in ("T=1", "T=5")] == [0.0, 100.0]
+    assert summary.regret["T=1"].where == "toy hires-clean"
+    assert "HiRes, clean chrF" in tables.comparison_tables(summary)
+
+
+def test_the_chosen_settings_are_in_the_tables(corpus, tmp_path):
+    runs = planned(
+        "--data",
+        str(corpus),
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "1",
+        "--methods",
+        "T=1",
+        "--lr",
+        "1e-3",
+        "3e-3",
+        "6e-3",
+    )
+    finish(runs[0], {"xa": LINES, "xb": LINES}, {"xa": 100.0, "xb": 100.0})
+    for trial, nll in zip(runs[0].trials, (2.0, 1.5, None), strict=True):
+        trial.run.path.mkdir(parents=True)
+        if nll is None:
+            (trial.run.path / "metrics.jsonl").write_text('{"step": 9, "diverged": "training diverged"}\n')
+            continue
+        groups = {g: cell(None, nll, languages=["ru"]) for g in ("all", "lores", "hires")}
+        (trial.run.path / "scores.valid.json").write_text(json.dumps(content(groups=groups)))
+    found = summarise(runs).sets["toy"].methods["T=1"]
+    assert found.chosen == {"train.lr": "0.003"}
+    assert [(trial.settings["train.lr"], trial.validation) for trial in found.trials] == [
+        ("0.001", 2.0),
+        ("0.003", 1.5),
+        ("0.006", None),
+    ]
+    row = next(line for line in tables.comparison_tables(summarise(runs)).splitlines() if "train.lr=0.003" in line)
+    assert [text.strip() for text in row.strip("|").split("|")] == ["T=1", "train.lr=0.003", "1.500", "3", "1"]

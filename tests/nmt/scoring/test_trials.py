@@ -6,7 +6,11 @@ import math
 
 import pytest
 
+from cats.nmt.config.schema import Config
+from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
+from cats.nmt.methods import options
+from cats.nmt.methods.catalogue import CATALOGUE, Method
 from cats.nmt.scoring.grid import trials
 from tests.nmt.scoring.samples import cell, content, scores
 
@@ -37,6 +41,13 @@ def test_settings_are_chosen_by_the_mean_over_the_groups() -> None:
     only = {"all": cell(1.0, 3.0, languages=["ru"]), "lores": cell(None, None, languages=[]), "hires": cell(1.0, 3.0)}
     only["hires"]["languages"] = ["ru"]
     assert trials.validation_nll(scores(languages={"ru": content()["languages"]["ru"]}, groups=only)) == 3.0
+
+
+@pytest.mark.parametrize("method", [method for method in CATALOGUE if method.space], ids=lambda method: method.name)
+def test_the_values_of_every_space_are_allowed(method: Method) -> None:
+    for settings in trials.trial_settings(method.space, [1e-3], 1 + math.prod(map(len, method.space.values()))):
+        config = apply_overrides(Config(), [f"method.name={method.name}", *settings])
+        options.check(method.name, config.method.options)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def _notes(result: SetResult) -> list[str]:
         lines += [
             f"Time of training and peak memory of the process relative to {_CHEAPEST}, which took "
             f"{_mean(first.seconds):,.0f} s and {_mean(first.peak_memory) / 2**20:,.0f} MiB.",
+            "It is the time on the clock: with other work on the machine, small differences mean nothing.",
             "",
         ]
     untrained = [

@@ -17,6 +17,7 @@ from cats.nmt.config.recipes import first_phase
 from cats.nmt.config.schema import METHODS, Config
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError, unknown
+from cats.nmt.methods.catalogue import find
 
 _TOKENS = ["method.name=static", "method.weights=tokens"]  # the mean loss over all tokens
 _ONE_TEMPERATURE = ["sampling.temperature_end=0", "sampling.ratios=[]", "sampling.unimax_epochs=0"]
@@ -128,9 +129,13 @@ class Methods:
 
 def unused_settings(config: Config) -> set[str]:
     """The settings of [method] that have no effect with the method of a configuration."""
+    used = {"method.name", "method.options"}
     if config.method.name == "cats":
-        return {"method.weights"}
-    used = {"method.name", "method.options", "method.weights"}
+        return {"method.weights", "method.options"}
+    if find(config.method.name).has_plain_weights:
+        used.add("method.weights")
+    else:
+        used |= {"method.prior", "method.engine"}
     return {f"method.{key}" for key in vars(config.method)} - used
 
 
