@@ -83,6 +83,7 @@ METHODS = (
     "bandit",
     "chi-square-ibr",
     "doremi",
+    "double-power-law",
     "mirror",
     "multidds",
     "multidds-s",

@@ -227,6 +227,15 @@ CATALOGUE = (
         space={"method.options": ("rate=0.3", "rate=3", "smoothing=0.01")},
     ),
     Method(
+        "double-power-law",
+        SAMPLER,
+        "constant ratios that a law fitted to a sweep of runs predicts to be best",
+        "Chen et al., NeurIPS 2023, arXiv 2304.03216",
+        "a sweep: finished runs with different ratios, or a file of their ratios and losses",
+        f"{ONE_PASS}; the runs of the sweep",
+        made_by="cats.nmt.methods.double_power_law.DoublePowerLaw",
+    ),
+    Method(
         "mirror",
         SAMPLER,
         "mirror ascent on the losses between T=1 and T=3, a form of group DRO; a control",

@@ -29,6 +29,9 @@ class Runs(Protocol):
     def mean_probabilities(self, run: str) -> np.ndarray:
         """The mean sampling probabilities over the updates of a run with an adaptive method."""
 
+    def sweep(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """(runs, tasks) ratios of the sentences and lowest validation losses, see ``cats.nmt.training.sweep``."""
+
 
 class Gradients(Protocol):
     """Gradients of a task's mean token loss at the current parameters, without dropout, on batches drawn for this.

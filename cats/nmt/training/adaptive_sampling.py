@@ -106,7 +106,7 @@ class AdaptiveSampling:
     ) -> None:
         assert isinstance(sampler.mixture, Mixture)
         self.rule, self.begin, self.gradients, self.write = rule, begin, gradients, write
-        self.tasks = sampler.tasks
+        self.tasks, self.lengths = sampler.tasks, sampler.mean_lengths
         configured = sampler.mixture
         self.configured = np.array(
             configured.probabilities(configured.phase(begin), sampler.sizes, sampler.mean_lengths, sampler.batch_tokens)
@@ -118,7 +118,7 @@ class AdaptiveSampling:
 
     def start(self) -> None:
         """Begins a new run."""
-        known = Known(self.tasks, self.sizes, self.configured, ReferenceRuns(self.tasks))
+        known = Known(self.tasks, self.sizes, self.configured, ReferenceRuns(self.tasks, self.lengths))
         self._change(self.begin, self.rule.start(known))
 
     def after_update(self, step: int, losses: list[tuple[str, Tensor, int]]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from cats.nmt.errors import UserError
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.sweep import read_sweep
 
 LAST = 0.1  # the training loss at the end of a run is the mean over this last share of its updates
 
@@ -20,10 +21,11 @@ class ReferenceRuns:
 
     Args:
         tasks: those of this run, in their order.
+        lengths: {task: mean target tokens of a sentence}.
     """
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self.tasks = tasks
+    def __init__(self, tasks: Sequence[str], lengths: Mapping[str, float]) -> None:
+        self.tasks, self.lengths = tasks, lengths
 
     def training_nll(self, run: str) -> np.ndarray:
         """The mean over the tokens of the last tenth of the updates."""
@@ -62,6 +64,9 @@ class ReferenceRuns:
                 total[task] += value * (stop - start)
         found = self._ordered(total, "probability", run)
         return found / found.sum()
+
+    def sweep(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        return read_sweep(Path(path), self.tasks, self.lengths)
 
     def _ordered(self, values: Mapping[str, float], what: str, where: str) -> np.ndarray:
         if missing := [task for task in self.tasks if task not in values]:

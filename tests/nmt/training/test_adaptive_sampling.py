@@ -216,7 +216,7 @@ def test_doremi_in_three_runs(corpus: Path, tmp_path: Path) -> None:
     (final,) = [line for line in metrics(paths["final"]) if "probabilities" in line]
     np.testing.assert_allclose(list(final["probabilities"].values()), used.mean(0))
     assert used[0].tolist() == [0.5, 0.5] and (used[-1] != 0.5).all()
-    runs = ReferenceRuns(["xa", "xb"])
+    runs = ReferenceRuns(["xa", "xb"], {})
     last = metrics(paths["reference"])[-2]
     assert last["step"] == 60 and dict(zip("ab", runs.training_nll(str(paths["reference"])), strict=True)) == {
         "a": pytest.approx(last["losses"]["xa"]),
@@ -230,7 +230,7 @@ def test_doremi_in_three_runs(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"method\.options: .*/reference is not the run of an adaptive method"):
         runs.mean_probabilities(str(paths["reference"]))
     with pytest.raises(UserError, match=r"method\.options: .*/reference has no validation NLL of xc$"):
-        ReferenceRuns(["xa", "xc"]).validation_nll([str(paths["reference"])])
+        ReferenceRuns(["xa", "xc"], {}).validation_nll([str(paths["reference"])])
 
 
 @pytest.mark.parametrize(
