@@ -15,7 +15,7 @@ from .randomness import checked_seed, random_numbers
 _BASES = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Weighting"}
 
 
-def torchjd(name: str, *, seed: int = 0, tolerance: float | None = None, **options: Any) -> Gramian:
+def torchjd(name: str, /, *, seed: int = 0, tolerance: float | None = None, **options: Any) -> Gramian:
     """The weights that an ``Aggregator`` or ``Weighting`` of TorchJD computes from the Gram matrix::
 
         cats.weighting.torchjd("UPGrad")

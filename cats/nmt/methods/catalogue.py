@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 NUMBERS, GRAM, GRADIENTS = "weights from K numbers", "weights from the Gram matrix", "from the gradients themselves"
@@ -147,6 +147,45 @@ CATALOGUE = (
         space={"method.options": ("lr=0.005", "lr=0.1", "decay=0.001")},
     ),
     Method(
+        "mgda",
+        GRAM,
+        "the shortest convex combination of the gradients, which descends on all losses at once",
+        "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650",
+        "the inner products of all tasks' gradients",
+        PER_TASK,
+        made_by="cats.weighting.MGDA",
+        relative=False,
+    ),
+    Method(
+        "pcgrad",
+        GRAM,
+        "the part of a gradient that conflicts with another one is removed",
+        "Yu et al., NeurIPS 2020, arXiv 2001.06782",
+        "the inner products of all tasks' gradients",
+        PER_TASK,
+        made_by="cats.weighting.PCGrad",
+        sums=True,
+    ),
+    Method(
+        "gradvac",
+        GRAM,
+        "gradients that are less similar than usual are turned towards each other",
+        "Wang et al., ICLR 2021, arXiv 2010.05874",
+        "the inner products of all tasks' gradients; per layer with method.options=groups=layer",
+        PER_TASK,
+        made_by="cats.weighting.GradVac",
+        sums=True,
+    ),
+    Method(
+        "torchjd:NAME",
+        GRAM,
+        "a rule of TorchJD: UPGrad, CAGrad, AlignedMTL, IMTLG, NashMTL, FairGrad, DualProj, ...",
+        "Quinton & Rey, arXiv 2406.16232, and the papers of the rules",
+        "the inner products of all tasks' gradients, and pip install '.[torchjd]'",
+        PER_TASK,
+        made_by="cats.weighting.torchjd",
+    ),
+    Method(
         "temperature",
         RECIPE,
         "a task is drawn with probability ~ pairs^(1/T): sampling.temperature",
@@ -274,8 +313,16 @@ CATALOGUE = (
     ),
 )
 
+# Rules of TorchJD that are not as `torchjd:NAME` says, see ``Method.relative`` and ``Method.sums``.
+_BALANCING = {"AlignedMTL", "FairGrad", "IMTLG", "MGDA", "NashMTL", "PCD"}
+_SUMS = {"GradVac", "PCGrad", "Sum"}
+
 
 def find(name: str) -> Method:
     """The method that a value of `method.name` means, which the configuration has checked."""
-    prefix, colon, _ = name.partition(":")
-    return next(method for method in CATALOGUE if method.name == (f"{prefix}:NAME" if colon else name))
+    prefix, colon, rule = name.partition(":")
+    method = next(method for method in CATALOGUE if method.name == (f"{prefix}:NAME" if colon else name))
+    rule = rule.removesuffix("Weighting")
+    if rule in _BALANCING | _SUMS:
+        return replace(method, relative=rule not in _BALANCING, sums=rule in _SUMS)
+    return method

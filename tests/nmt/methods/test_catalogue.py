@@ -21,3 +21,8 @@ def test_every_line_is_complete(method: Method):
     assert find(method.name.replace("NAME", "UPGrad")) is method
     if method.made_by:
         assert callable(method.maker()) and method.maker().__doc__
+
+
+def test_rules_of_torchjd_differ():
+    assert find("torchjd:MGDAWeighting").relative is False and find("torchjd:CAGrad").relative is True
+    assert find("torchjd:PCGrad").sums is True and find("torchjd:UPGrad").sums is False

@@ -23,6 +23,7 @@ MORE: dict[str, list[str]] = {
     "dwa": ["method.options=window=3"],
     "group-dro": ["method.options=step_size=0.1"],
     "chi-square-dro": ["method.options=step_size=0.1"],
+    "gradvac": ["method.options=beta=0.3,groups=layer"],
     "ratios": ["sampling.ratios=[1,2]"],
     "unimax": ["sampling.unimax_epochs=1"],
 }
@@ -34,10 +35,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_short_corpus(tmp_path_factory.mktemp("methods") / "toy")
 
 
-@pytest.mark.parametrize(
-    "name", [method.name for method in CATALOGUE if method.family != SAMPLER and ":" not in method.name]
-)
+NAMES = [method.name for method in CATALOGUE if method.family != SAMPLER]
+
+
+@pytest.mark.parametrize("name", [name.replace("NAME", "GradVac") for name in NAMES])
 def test_every_method_resumes_bit_for_bit(small: Path, tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    if name.startswith("torchjd"):
+        pytest.importorskip("torchjd")
     config = settings(small, *FEW, "model.dropout=0.1", f"method.name={name}", *MORE.get(name, []))
     train(config, tmp_path / "whole", quiet=True)
     update = Trainer.update
@@ -49,6 +53,13 @@ def test_every_method_resumes_bit_for_bit(small: Path, tmp_path: Path, name: str
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
     assert metrics(tmp_path / "whole")[-2]["skipped"] == 0
+
+
+def test_rules_of_torchjd_that_do_not_exist(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchjd")
+    for name, message in ("UPGard", "did you mean 'UPGrad'"), ("ConFIG", "ConFIG of TorchJD needs the Jacobian"):
+        with pytest.raises(UserError, match=f"method.name = torchjd:{name}: .*{message}"):
+            train(settings(small, f"method.name=torchjd:{name}"), tmp_path / "run")
 
 
 def test_wrong_options_are_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
