@@ -12,7 +12,7 @@ from bench.common.machine import cores
 from bench.common.results import provenance
 from cats.nmt.files import atomic_write
 
-from .methods import METHODS, REFERENCE
+from .methods import COMPARED, METHODS, REFERENCE
 from .problems import problems
 from .run import run
 from .tables import MOST_SEEDS, markdown
@@ -29,7 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--problems", metavar="TEXT", default="", help="only problems whose name contains this")
     parser.add_argument(
-        "--methods", metavar="NAME", nargs="+", default=list(METHODS), help=f"default: {' '.join(METHODS)}"
+        "--methods",
+        metavar="NAME",
+        nargs="+",
+        default=list(COMPARED),
+        help=f"any of {', '.join(METHODS)} (default: {', '.join(COMPARED)})",
     )
     parser.add_argument("--seeds", metavar="N", type=int, default=5, help="how many seeds (default: 5)")
     parser.add_argument("--jobs", metavar="N", type=int, default=cores(), help="trainings at a time (default: cores)")

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 
 from .methods import METHODS
-from .problems import problems
+from .problems import Loss, Trial, problems
 from .records import Training, WeightingResults
 
 
@@ -43,10 +43,18 @@ def train(name: str, method: str, seed: int) -> Training:
         try:
             for _ in range(problem.steps):
                 optimizer.zero_grad()
-                optimizer.backward(trial.losses())
+                losses = trial.losses()
+                if optimizer.weighting.losses_again:
+                    losses = _callables(losses, trial)
+                optimizer.backward(losses)
                 optimizer.step()
         except (RuntimeError, ValueError) as error:  # the gradients are not finite, or the weights are too large
             return Training(name, method, seed, [], [], str(error))
     alpha = list(optimizer.alpha.values())
     total = sum(alpha) or 1.0  # the lagrangian form can end with weights of 0
     return Training(name, method, seed, trial.errors(), [weight / total for weight in alpha])
+
+
+def _callables(losses: Sequence[Loss], trial: Trial) -> list[Loss]:
+    """Losses that can be evaluated again. Tensors are those of problems in which every batch has all examples."""
+    return [loss if callable(loss) else lambda n=n: trial.losses()[n] for n, loss in enumerate(losses)]  # type: ignore

@@ -78,8 +78,14 @@ def optimizer_of(model: Model, how: str, **more: Any) -> cats.MultiTask:
         return cats.MultiTask(base, TASKS, inverse_norms, **more)
     if how == "groups":
         return cats.MultiTask(base, TASKS, cats.weighting.GradVac(0.5, "parameter"), **more)
-    if how == "static":
-        return cats.MultiTask(base, TASKS, cats.weighting.Static([1.0, 2.0, 0.5]), **more)
+    weightings: dict[str, Callable[[], cats.weighting.Weighting]] = {
+        "static": lambda: cats.weighting.Static([1.0, 2.0, 0.5]),
+        "group_dro": lambda: cats.weighting.GroupDRO(step_size=0.5),
+        "famo": lambda: cats.weighting.FAMO(lr=0.1),
+        "gradnorm": lambda: cats.weighting.GradNorm(lr=0.1),
+    }
+    if how in weightings:
+        return cats.MultiTask(base, TASKS, weightings[how](), **more)
     options: dict[str, Any] = {
         "halves": {"cross_batch": True},
         "lagrangian": {"simplex": "lagrangian", "alpha_lr": 1e-3, "multiplier_lr": 1e-3},
@@ -140,6 +146,7 @@ def train(
     for step in range(STEPS):
         optimizer.zero_grad()
         for call in range(calls):
+            last = call == calls - 1 if how == "famo" else None
             losses: dict[str, Any] = {}
             for task, (x, y) in batch(step).items():
                 mine = [i for i in range(len(x)) if i % count == place and (i // count) % calls == call]
@@ -152,9 +159,9 @@ def train(
                     losses[task] = [loss(x, y, task, [i for i in mine if i % 4 // 2 == half]) for half in (0, 1)]
             if losses and form == "rows":
                 values, ids = mixed(losses)
-                optimizer.backward(values, tasks=ids, reduction="sum")
+                optimizer.backward(values, tasks=ids, reduction="sum", last=last)
             elif losses or count > 1:
-                optimizer.backward(losses)
+                optimizer.backward(losses, last=last)
         nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
         optimizer.step()
         history.append({k: v for k, v in optimizer.statistics.items() if k in ("losses", "dots", "sqnorms", "sqnorm")})

@@ -26,6 +26,7 @@ pytestmark = needs_gloo
 
 RUNS = [("proximal", 1), ("softmax", 2), ("lagrangian", 2), ("shared", 2), ("static", 1)]
 RUNS += [("two_pass", 2), ("forward_mode", 2), ("momentum", 1), ("update", 2)]
+RUNS += [("group_dro", 2), ("famo", 1), ("famo", 2), ("gradnorm", 2)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
 
 
 def run(rank: int, count: int, how: str, calls: int) -> dict[str, Any]:
-    return train(rank, count, how, calls, form="callables" if how == "forward_mode" else "tensors")
+    return train(rank, count, how, calls, form="callables" if how in ("forward_mode", "famo") else "tensors")
 
 
 @pytest.mark.parametrize(("how", "calls"), RUNS)

@@ -51,6 +51,11 @@ RUNS = [
     ("fsdp", "momentum", 2, "tensors"),
     ("hybrid", "update", 1, "callables"),
     ("replicas", "update", 2, "rows"),
+    ("ddp", "group_dro", 2, "tensors"),
+    ("ddp", "famo", 1, "callables"),
+    ("fsdp", "famo", 1, "callables"),
+    ("hybrid", "famo", 2, "callables"),
+    ("fsdp", "gradnorm", 2, "tensors"),
 ]
 DDP = functools.partial(nn.parallel.DistributedDataParallel, find_unused_parameters=True)
 

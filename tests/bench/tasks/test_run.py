@@ -123,3 +123,9 @@ def test_conclusions() -> None:
 
 def show_source() -> Any:
     return command.provenance("bench.tasks", [])
+
+
+@pytest.mark.usefixtures("short")
+def test_losses_given_as_tensors_are_evaluated_again() -> None:
+    training = run.train(EQUAL, "FAMO", 0)
+    assert training.failure is None and training.alpha[0] != training.alpha[1]
