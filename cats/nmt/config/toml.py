@@ -176,7 +176,8 @@ def _parse(text: str, kind: Any) -> Any:
         except ValueError:
             return text
     if kind == tuple[str, ...] and not text.startswith("["):
-        return [word.strip() for word in text.split(",") if word.strip()]
+        words = re.split(r",(?![^\[]*\])", text)  # a word may have a list in brackets: a=[1,2],b=3 has two
+        return [word.strip() for word in words if word.strip()]
     try:
         return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

@@ -41,7 +41,6 @@ class Adaptive(SamplingRule):
         epsilon: float = 0.1,
     ) -> None:
         check(
-            "adaptive",
             baselines=(all(0 <= nll < np.inf for nll in baselines), baselines, "at least 0"),
             power=(0 <= power < np.inf, power, "at least 0"),
             epsilon=(0 < epsilon < np.inf, epsilon, "above 0"),
@@ -50,7 +49,7 @@ class Adaptive(SamplingRule):
         self.baselines, self.power, self.epsilon = tuple(baselines), power, epsilon
         if bool(self.reference) == bool(self.baselines):
             raise ValueError(
-                "adaptive: give the validation NLL of a baseline for every task: reference=RUN takes those of a run, "
+                "give the validation NLL of a baseline for every task: reference=RUN takes those of a run, "
                 "baselines=[1.5, 2.0, ..] lists them"
             )
 

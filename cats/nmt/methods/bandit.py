@@ -35,7 +35,6 @@ class Bandit(SamplingRule):
 
     def __init__(self, period: int = 20, rate: float = 0.1, exploration: float = 0.05, bonus: float = 0.0) -> None:
         check(
-            "bandit",
             period=(period > 0, period, "at least 1"),
             rate=(0 < rate < np.inf, rate, "above 0"),
             exploration=(0 < exploration <= 1, exploration, "above 0 and at most 1"),

@@ -39,7 +39,6 @@ class ChiSquareIBR(SamplingRule):
         reference: str = "",
     ) -> None:
         check(
-            "chi-square-ibr",
             rho=(0 < rho < np.inf, rho, "above 0"),
             period=(period > 0, period, "at least 1"),
             ema=(0 < ema <= 1, ema, "above 0 and at most 1"),

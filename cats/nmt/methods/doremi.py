@@ -38,14 +38,13 @@ class DoReMi(SamplingRule):
         period: int = 10,
     ) -> None:
         check(
-            "doremi",
             rate=(0 < rate < np.inf, rate, "above 0"),
             smoothing=(0 <= smoothing <= 1, smoothing, "between 0 and 1"),
             period=(period > 0, period, "at least 1"),
         )
         if bool(reference) == bool(ratios_from):
             raise ValueError(
-                "doremi takes three runs: a reference, as from --method static; a proxy, with "
+                "it takes three runs: a reference, as from --method static; a proxy, with "
                 "method.options=reference=RUN; and the final one, with method.options=ratios_from=RUN"
             )
         self.reference, self.ratios_from = reference, ratios_from

@@ -35,7 +35,6 @@ class Mirror(SamplingRule):
         self, rate: float = 0.05, temperature: float = 3.0, period: int = 10, first: int = 50, decay: float = 0.9
     ) -> None:
         check(
-            "mirror",
             rate=(0 < rate < np.inf, rate, "above 0"),
             temperature=(temperature >= 1, temperature, "at least 1"),
             period=(period > 0, period, "at least 1"),

@@ -25,7 +25,6 @@ class _DifferentiableDataSelection(SamplingRule):
 
     def __init__(self, period: int = 100, rate: float = 1e-3, moves: int = 200) -> None:
         check(
-            "multidds",
             period=(period > 0, period, "at least 1"),
             rate=(0 < rate < np.inf, rate, "above 0"),
             moves=(moves > 0, moves, "at least 1"),
@@ -99,7 +98,7 @@ class MultiDDS(_DifferentiableDataSelection):
 
     def __init__(self, period: int = 100, rate: float = 1e-3, moves: int = 200, step: float = 1e-3) -> None:
         super().__init__(period, rate, moves)
-        check("multidds", step=(0 <= step < np.inf, step, "at least 0"))
+        check(step=(0 <= step < np.inf, step, "at least 0"))
         self.step = step
 
     def rewards(self, gradients: Gradients, count: int) -> np.ndarray:

@@ -146,13 +146,12 @@ def log(probabilities: np.ndarray) -> np.ndarray:
     return np.log(probabilities, out=np.full(len(probabilities), -np.inf), where=probabilities > 0)
 
 
-def check(name: str, **conditions: tuple[bool, object, str]) -> None:
+def check(**conditions: tuple[bool, object, str]) -> None:
     """Raises ValueError for the first option whose condition is false.
 
     Args:
-        name: of the method.
         conditions: {option: (whether its value is allowed, the value, what it must be)}.
     """
     for option, (right, value, need) in conditions.items():
         if not right:
-            raise ValueError(f"{name}: {option} must be {need}, not {value}")
+            raise ValueError(f"{option} must be {need}, not {value}")

@@ -308,3 +308,8 @@ def test_every_number_has_bounds():
         if kind is int:
             with pytest.raises(UserError, match=rf"{re.escape(name)} must be"):
                 replace_settings(Config(), {name: 10**13})
+
+
+def test_a_word_may_have_a_list_in_brackets() -> None:
+    config = apply_overrides(Config(), ["method.name=adaptive", "method.options=baselines=[1.5, 2.0],power=2"])
+    assert config.method.options == ("baselines=[1.5, 2.0]", "power=2")

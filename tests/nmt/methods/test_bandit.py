@@ -69,5 +69,5 @@ def test_it_finds_the_task_that_still_learns() -> None:
 
 @pytest.mark.parametrize("options", [{"rate": 0.0}, {"period": 0}, {"exploration": 0.0}, {"bonus": -1.0}])
 def test_wrong_options(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"bandit: {next(iter(options))} must be"):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         Bandit(**options)

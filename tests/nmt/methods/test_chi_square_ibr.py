@@ -77,5 +77,5 @@ def test_baselines_of_a_reference_run() -> None:
 
 @pytest.mark.parametrize("options", [{"rho": 0.0}, {"period": 0}, {"ema": 1.5}, {"floor": 1.0}])
 def test_wrong_options(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"chi-square-ibr: {next(iter(options))} must be"):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         ChiSquareIBR(**options)

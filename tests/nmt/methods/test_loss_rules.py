@@ -94,7 +94,7 @@ def test_mirror_waits_and_takes_tasks_without_a_token() -> None:
     expected = np.array([100, 50, 50]) * np.exp(np.clip(a - a[0], 0, np.log([1, 2, 2])))
     np.testing.assert_allclose(found, expected / expected.sum())
     for name, value in (("rate", 0.0), ("temperature", 0.5), ("period", 0), ("first", -1), ("decay", 2.0)):
-        with pytest.raises(ValueError, match=f"mirror: {name} must be"):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
             Mirror(**{name: value})
 
 
@@ -112,7 +112,7 @@ def test_the_final_run_of_doremi_has_constant_ratios() -> None:
     now = rule.start(known([0.8, 0.2], runs=Runs(mean=[0.3, 0.7])))
     assert now.tolist() == [0.3, 0.7] and decide(rule, now, updates([(3, 10), (1, 10)])) is None
     for options in ({}, {"reference": "a", "ratios_from": "b"}):
-        with pytest.raises(ValueError, match=r"doremi takes three runs: a reference, .* a proxy, .* and the final one"):
+        with pytest.raises(ValueError, match=r"it takes three runs: a reference, .* a proxy, .* and the final one"):
             DoReMi(**options)
-    with pytest.raises(ValueError, match="doremi: rate must be"):
+    with pytest.raises(ValueError, match=r"^rate must be"):
         DoReMi(reference="a", rate=-1)

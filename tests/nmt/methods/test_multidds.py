@@ -112,5 +112,5 @@ def test_gradients_that_are_zero_or_not_finite() -> None:
 
 @pytest.mark.parametrize("options", [{"rate": 0.0}, {"period": 0}, {"moves": 0}, {"step": -1.0}])
 def test_wrong_options(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"multidds: {next(iter(options))} must be"):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         MultiDDS(**options)
