@@ -27,7 +27,7 @@ class LSSD:
     """
 
     def __init__(self, weight: float = 0.5, wait: int = 1) -> None:
-        check("lssd", weight=(weight >= 0, weight, "at least 0"), wait=(wait >= 0, wait, "at least 0"))
+        check(weight=(weight >= 0, weight, "at least 0"), wait=(wait >= 0, wait, "at least 0"))
         self.weight, self.wait = weight, wait
         self.best: dict[str, float] = {}  # {task: its lowest validation nll}
         self.step: dict[str, int] = {}  # {task: updates of the model that had it}
