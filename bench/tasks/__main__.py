@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0, or 2 if the arguments are wrong."""
     parser = Parser(
         prog="python -m bench.tasks",
-        description="Compares task weightings with equal weights on small multi-task problems. This takes about ten "
-        "minutes on two cores.",
+        description="Compares task weightings with equal weights on small multi-task problems. This takes ten to "
+        "twenty minutes on two cores.",
         epilog="Prints Markdown, and writes <machine>-<date>-tasks.json and .md to bench/results.",
         allow_abbrev=False,
     )
