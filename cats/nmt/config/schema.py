@@ -75,6 +75,7 @@ METHODS = (
     "pcgrad",
     "gradvac",
     "torchjd:NAME",
+    "target-projection",
     "temperature",
     "temperature-schedule",
     "ratios",

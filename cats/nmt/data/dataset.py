@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,6 +36,14 @@ class TokenDataset:
         self.pad_id, self.eos_id = tokenizer.pad_id, tokenizer.eos_id
         self.frames = {task: tokenizer.frame(*directions[task]) for task in shards}
         self.starts = {task: tokenizer.start(directions[task][1]) for task in shards}
+
+    def subset(self, chosen: Mapping[str, tuple[str, np.ndarray]]) -> TokenDataset:
+        """A data set of some pairs: {name of the task in it: (task here, indices of its pairs)}."""
+        other = copy.copy(self)
+        other.shards = {name: self.shards[task].subset(pairs) for name, (task, pairs) in chosen.items()}
+        other.frames = {name: self.frames[task] for name, (task, _) in chosen.items()}
+        other.starts = {name: self.starts[task] for name, (task, _) in chosen.items()}
+        return other
 
     def lengths(self) -> dict[str, np.ndarray]:
         """{task: (pairs, 2) int32}: source and target tokens, tags and ends included."""

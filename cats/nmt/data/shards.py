@@ -49,6 +49,11 @@ class Shard:
         places = np.repeat(starts - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
         return Ragged(self.tokens[places], lengths)
 
+    def subset(self, pairs: np.ndarray) -> Shard:
+        """A copy of some pairs."""
+        rows = self.gather(np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel())
+        return Shard(rows.ids, np.concatenate([[0], rows.lengths.cumsum()]).astype(np.int64))
+
     def lengths(self) -> np.ndarray:
         """(pairs, 2) int32: pieces of source and target."""
         return np.diff(self.offsets).astype(np.int32).reshape(-1, 2)

@@ -186,6 +186,16 @@ CATALOGUE = (
         made_by="cats.weighting.torchjd",
     ),
     Method(
+        "target-projection",
+        GRADIENTS,
+        "what conflicts with the gradient of a task's trusted pairs is removed from the task's gradient",
+        "Yang et al., EMNLP 2021, arXiv 2109.04778",
+        "validation pairs of all tasks, of which four fifths are trusted",
+        "2 backward passes per task, 2 N gradients in memory",
+        made_by="cats.nmt.methods.target_projection.TargetProjection",
+        sums=True,
+    ),
+    Method(
         "temperature",
         RECIPE,
         "a task is drawn with probability ~ pairs^(1/T): sampling.temperature",

@@ -14,6 +14,7 @@ from cats.nmt.config import schema
 from cats.nmt.errors import UserError
 from cats.nmt.methods.catalogue import find
 from cats.nmt.methods.options import build
+from cats.nmt.methods.target_projection import trusted_names
 from cats.nmt.training.sharding import is_sharded
 
 
@@ -65,7 +66,11 @@ def build_optimizer(
         )
     if not find(method.name).has_plain_weights:
         prior = list(shares.values()) if method.prior == "tokens" else None
-        weighting = build(method.name, method.options, seed=settings.seed, shares=prior, reduction="mean")
+        trusted = trusted_names(tasks) if method.name == "target-projection" else {}
+        weighting = build(
+            method.name, method.options, seed=settings.seed, shares=prior, reduction="mean", trusted=trusted
+        )
+        tasks = [*tasks, *trusted.values()]
         if weighting.needs_gram and weighting.tolerance is None:  # autocast makes larger rounding errors
             weighting.tolerance = {"bf16": 1e-3, "fp16": 1e-5}.get(settings.precision)
         try:

@@ -42,6 +42,7 @@ from cats.nmt.training.schedule import rate_of_update
 from cats.nmt.training.self_distillation import self_distillation
 from cats.nmt.training.signals import deferred_interrupts
 from cats.nmt.training.training_data import load_training_data
+from cats.nmt.training.trusted import TrustedLosses, split_validation
 from cats.nmt.training.validation import validation_nll
 
 
@@ -94,6 +95,7 @@ class Trainer:
         self.origin, self.vocab_size = data.origin, data.tokenizer.vocab_size
         if started_with is not None:  # a run keeps its digest: cats average compares those of its checkpoints
             self.origin = dataclasses.replace(data.origin, digest=started_with.digest)
+        self.validation, trusted = split_validation(config, self.validation)
         if config.train.patience and not any(map(len, self.validation.shards.values())):
             raise UserError("train.patience needs validation pairs, and the corpus has none")
 
@@ -129,6 +131,7 @@ class Trainer:
             over_all_tokens=weights_are_in_losses(config.method),
             mixed=self.distillation.mixed if self.distillation is not None else None,
         )
+        self.trusted = TrustedLosses(config, self.model, trusted) if trusted is not None else None
         self.batches = Prefetcher(
             self.training,
             self.sampler,
@@ -263,7 +266,11 @@ class Trainer:
         several = processes.world_size() > 1 and not self.sharded
         parts = [part for part in batch.parts if part.indices or several]
         scales = gradient_scales(method, optimizer.weighting, normalizers, self.tasks)
-        return [(self.losses.separate if apart else self.losses.joint)(part, normalizers, scales) for part in parts]
+        loss_of = self.losses.separate if apart else self.losses.joint
+        losses: list[Losses | TokenLosses] = [loss_of(part, normalizers, scales) for part in parts]
+        if self.trusted is not None:
+            losses.append(self.trusted.of_update(self.step, batch.indices))
+        return losses
 
     def begin_update(self) -> None:
         """Sets what the number of the update determines: the phase, the learning rate, the seed of the dropout."""
