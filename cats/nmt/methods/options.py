@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import Method, find
 
-_SET_BY_TRAINER = ("reduction",)  # so that the learning rate means the same with all methods
+# The learning rate means the same with all methods, so the trainer sets the reduction. A name is part of `method.name`.
+_SET_BY_TRAINER = ("reduction", "name")
 _WORDS = {"true": True, "false": False, "none": None}
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
@@ -27,7 +28,7 @@ def build(name: str, options: Sequence[str], **given: Any) -> Any:
     Raises:
         UserError: an option is unknown or given twice, its value has a wrong type, or the class refuses it.
     """
-    method, chosen = find(name), check(name, options)
+    method, chosen = find(name), parsed(name, options)
     maker, parts = method.maker(), name.split(":", 1)[1:]
     known = inspect.signature(maker).parameters
     arguments = {**{key: value for key, value in given.items() if key in known}, **chosen}
@@ -37,7 +38,19 @@ def build(name: str, options: Sequence[str], **given: Any) -> Any:
         raise UserError(f"method.name = {name}: {error}") from error
 
 
-def check(name: str, options: Sequence[str]) -> dict[str, Any]:
+def check(name: str, options: Sequence[str]) -> None:
+    """Finds all errors that do not depend on the corpus.
+
+    Raises:
+        UserError: see ``build``.
+    """
+    if find(name).made_by:
+        build(name, options)
+    else:
+        parsed(name, options)
+
+
+def parsed(name: str, options: Sequence[str]) -> dict[str, Any]:
     """The options as {key: value}.
 
     Raises:

@@ -90,5 +90,5 @@ def test_options_are_described(method: Any):
 def test_a_method_without_options(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(options, "find", lambda name: Method("plain", NUMBERS, "", ""))
     with pytest.raises(UserError, match=re.escape("method.options: plain has none; its settings are in [method]")):
-        options.check("plain", ("a=1",))
-    assert options.check("plain", ()) == {}
+        options.parsed("plain", ("a=1",))
+    assert options.parsed("plain", ()) == {}

@@ -62,6 +62,30 @@ def test_rules_of_torchjd_that_do_not_exist(small: Path, tmp_path: Path) -> None
             train(settings(small, f"method.name=torchjd:{name}"), tmp_path / "run")
 
 
-def test_wrong_options_are_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"method\.options: static has none"):
-        train(settings(tmp_path / "absent", "method.name=static", "method.options=rate=1"), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["method.name=static", "method.options=rate=1"], r"method\.options: static has none"),
+        (
+            ["method.name=mgda", "method.options=normalisation=l3"],
+            "normalisation of mgda must be none or l2 or",
+        ),
+        (["method.name=group-dro", "method.options=step_size=-1"], r"method\.name = group-dro: GroupDRO: step_size"),
+        (["method.name=rlw", "method.options=reduction=sum"], "unknown option reduction; known: seed"),
+        (["method.name=torchjd:UPgrad"], "TorchJD has no 'UPgrad': did you mean 'UPGrad'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_options_are_refused_before_the_corpus_is_read(tmp_path: Path, more: list[str], message: str) -> None:
+    if "torchjd" in more[0]:
+        pytest.importorskip("torchjd")
+    with pytest.raises(UserError, match=message) as error:
+        train(settings(tmp_path / "absent", *more), tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["one_pass", "two_pass", "forward_mode"])
+def test_engines_that_cannot_compute_the_gram_matrix_are_refused(small: Path, tmp_path: Path, engine: str) -> None:
+    with pytest.raises(UserError, match=rf"method\.name = pcgrad: engine='{engine}' does not compute what"):
+        train(settings(small, "method.name=pcgrad", f"method.engine={engine}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
