@@ -31,6 +31,7 @@ class Adaptive(SamplingRule):
     """
 
     period = 0
+    needs_losses = False
     state = ("prior", "baseline")
 
     def __init__(

@@ -67,6 +67,7 @@ class DoublePowerLaw(SamplingRule):
     """
 
     period = 10**9  # the ratios never change
+    needs_losses = False
 
     def __init__(self, sweep: str = "") -> None:
         if not sweep:

@@ -20,6 +20,7 @@ class _DifferentiableDataSelection(SamplingRule):
     configures; the paper has `sampling.temperature=1`.
     """
 
+    needs_losses = False
     needs_gradients = True
     state = ("psi", "mean", "square", "moves_so_far")
 

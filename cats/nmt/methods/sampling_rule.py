@@ -78,7 +78,8 @@ class Seen:
     Attributes:
         probabilities: (tasks,) float64, those of the last decision.
         losses: (updates, tasks, 2) float64: the summed nll in nats (no label smoothing) and the target tokens of each
-            update since the last decision. Both are 0 where a task is not in the batch, or its loss is not finite.
+            update since the last decision. Both are 0 where a task is not in the batch, or its loss is not finite. No updates
+            for a rule without `needs_losses`.
         validation: (tasks,) float64 nats per token; only for a rule with `period` 0.
         gradients: only for a rule with `needs_gradients`.
     """
@@ -106,12 +107,14 @@ class SamplingRule(ABC):
 
     Attributes:
         period: updates between two decisions. 0: one after each validation.
+        needs_losses: whether `decide` uses `Seen.losses`. They are kept, and saved, until the next decision.
         needs_gradients: whether `decide` uses `Seen.gradients`.
         state: the names of all attributes that `start` and `decide` set, float64 arrays. They are in the checkpoints,
             so a resumed run decides the same, and reads no other run again.
     """
 
     period: int
+    needs_losses: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()
 

@@ -131,7 +131,8 @@ class AdaptiveSampling:
             self._report(1, 0)
         if step <= self.begin:
             return
-        self.unread.append(losses)
+        if self.rule.needs_losses:
+            self.unread.append(losses)
         if self.rule.period and (step - self.begin) % self.rule.period == 0:
             self._decide(step)
 

@@ -135,6 +135,14 @@ def test_a_loss_that_is_not_finite_counts_as_absent(corpus: Path, tmp_path: Path
     assert seen == [[[[7, 3], [1, 1]], [[0, 0], [1, 1]], [[9, 3], [1, 1]]]]
 
 
+@pytest.mark.parametrize(("name", "kept"), [("bandit", 3), ("multidds-s", 0), ("adaptive", 0)])
+def test_losses_are_kept_only_for_rules_that_look_at_them(corpus: Path, tmp_path: Path, name: str, kept: int) -> None:
+    trainer = Trainer(short(corpus, *options(name)), tmp_path / "run", resume=False, quiet=True)
+    for _ in range(7):
+        trainer.update()
+    assert len(trainer.adaptive.state_dict()["losses"]) == kept
+
+
 def test_gradients_disturb_nothing(corpus: Path, tmp_path: Path) -> None:
     """A run with a method that takes gradients, but never changes a probability, is the static run."""
     same = ["sampling.temperature=3", "train.steps=12"]
