@@ -78,8 +78,8 @@ class Seen:
     Attributes:
         probabilities: (tasks,) float64, those of the last decision.
         losses: (updates, tasks, 2) float64: the summed nll in nats (no label smoothing) and the target tokens of each
-            update since the last decision. Both are 0 where a task is not in the batch, or its loss is not finite. No updates
-            for a rule without `needs_losses`.
+            update since the last decision. Both are 0 where a task is not in the batch, or its loss is not finite. For
+            a rule without `needs_losses` there are none.
         validation: (tasks,) float64 nats per token; only for a rule with `period` 0.
         gradients: only for a rule with `needs_gradients`.
     """
