@@ -112,13 +112,11 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train the runs that are missing, then write compare.json, .csv, .md and .png of those that are finished."""
     from cats.nmt.scoring.grid.execute import execute
-    from cats.nmt.scoring.grid.runs import check_resumable, everything
+    from cats.nmt.scoring.grid.runs import check_all, everything
     from cats.nmt.training.run import load_corpus
 
     runs = planned(args)
-    for each in everything(runs):
-        if all(needed.finished for needed in each.needs):
-            check_resumable(each.settled())
+    check_all([each for each in runs if each.finished] if args.only_finished else runs)
     if args.only_finished:
         write(args.out, runs)
         return

@@ -14,6 +14,7 @@ pytest.importorskip("sacrebleu")
 from cats.nmt.config.toml import read_config
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.grid import execute
+from cats.nmt.scoring.grid.runs import check_all
 from cats.nmt.scoring.grid.trials import validation_nll
 from cats.nmt.scoring.scores import read_scores
 from tests.nmt.scoring.comparisons import planned
@@ -126,8 +127,11 @@ def test_a_method_with_fewer_trials_than_the_others_is_not_trained(fake: Fake, w
 
 
 def test_if_all_trials_diverge_the_method_fails(fake: Fake, words: list[str]) -> None:
-    failed = execute.execute(planned(*words, "--lr", "0.01", "0.02"), jobs=1)
-    assert len(failed) == 4 and all("all trials diverged" in error for error in failed.values())
+    runs = planned(*words, "--lr", "0.01", "0.02")
+    for _ in range(2):
+        check_all(runs)  # it is no reason to stop the others
+        failed = execute.execute(runs, jobs=1)
+        assert len(failed) == 4 and all("all trials diverged" in error for error in failed.values())
 
 
 def test_after_an_interruption_the_rest_is_trained(

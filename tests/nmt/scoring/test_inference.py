@@ -100,4 +100,9 @@ def test_regret_against_some_and_against_all() -> None:
         "T=5": 5,
         "x": 2,
     }
+    assert {m: (r.above, r.above_interval) for m, r in temperatures.items()} == {
+        "T=1": (8, (8, 8)),
+        "T=5": (3, (3, 3)),
+        "x": (0, (0, 0)),
+    }
     assert inference.regrets(means, samples, groups, methods, []) == {}

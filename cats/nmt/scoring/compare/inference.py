@@ -83,15 +83,21 @@ def regrets(
     best_resampled = {
         (name, group): np.max([samples[name][rival][group] for rival in rivals], axis=0) for name, group in cells
     }
+    lost = {method: {cell: best[cell] - means[cell[0]][method][cell[1]] for cell in cells} for method in methods}
+    worst_resampled = {
+        method: np.max([best_resampled[cell] - samples[cell[0]][method][cell[1]] for cell in cells], axis=0)
+        for method in methods
+    }
+    least = min(methods, key=lambda method: max(lost[method].values()))
     result = {}
     for method in methods:
-        lost = {(name, group): best[name, group] - means[name][method][group] for name, group in cells}
-        resampled = [best_resampled[name, group] - samples[name][method][group] for name, group in cells]
-        worst = max(lost, key=lambda cell: lost[cell])
+        worst = max(cells, key=lambda cell: lost[method][cell])
         result[method] = Regret(
-            worst=lost[worst],
-            interval=interval(np.max(resampled, axis=0)),
+            worst=lost[method][worst],
+            interval=interval(worst_resampled[method]),
             where=f"{worst[0]} {worst[1]}",
-            cells={f"{name} {group}": value for (name, group), value in lost.items()},
+            cells={f"{name} {group}": value for (name, group), value in lost[method].items()},
+            above=lost[method][worst] - max(lost[least].values()),
+            above_interval=interval(worst_resampled[method] - worst_resampled[least]),
         )
     return result

@@ -121,12 +121,16 @@ class Regret:
         interval: 95 % interval of `worst`.
         where: the set and the group with the worst loss, such as "ted lores".
         cells: the loss for each set and group.
+        above: how much higher `worst` is than the lowest one of all methods.
+        above_interval: 95 % interval of `above`, for the same other method; 0 for the lowest itself.
     """
 
     worst: float
     interval: tuple[float, float]
     where: str
     cells: dict[str, float]
+    above: float = 0.0
+    above_interval: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class _Set:
         return MethodResult(
             groups={g: _by_seed({run: cells[g] for run, cells in groups.items()}) for g in self.groups},
             languages={t: _by_seed({run: found.model.tasks[t] for run, found in mine.items()}) for t in self.tasks},
-            chrf_interval={group: interval(values) for group, values in samples.items()},
+            chrf_interval={group: interval(np.clip(values, 0, 100)) for group, values in samples.items()},
             seeds=[run.seed for run in mine],
             seconds=[found.run.seconds for found in mine.values()],
             peak_memory=[found.run.peak_memory for found in mine.values()],

@@ -237,9 +237,8 @@ def _regret_table(comparison: Comparison) -> list[str]:
     """The lines of the table of regrets."""
     tables = [(comparison.regret, "best T"), (comparison.regret_of_all, "best of all")]
     tables = [(regrets, against) for regrets, against in tables if regrets]
-    rows = [
-        ["method", *(f"{what}{against}" for _, against in tables for what in ("against the ", "95 %, ", "where, "))]
-    ]
+    columns = ("against the {}", "95 %, {}", "where, {}", "above the lowest, {}")
+    rows = [["method", *(column.format(against) for _, against in tables for column in columns)]]
     rows += [
         [method, *(text for regrets, _ in tables for text in _regret(regrets[method]))]
         for method in comparison.regret_of_all
@@ -249,7 +248,9 @@ def _regret_table(comparison: Comparison) -> list[str]:
         "",
         "The chrF that a method loses in the worst set and group: to the best fixed temperature (without a restart),",
         "and to the best of all methods of this table. The 95 % intervals are by bootstrap over seeds and clusters of",
-        "test lines; the best method is chosen again in each resample.",
+        "test lines; the best method is chosen again in each resample. *Above the lowest*: how much higher a worst",
+        "regret is than the lowest of all methods, with the interval of this difference. A method is in this table if",
+        "it is in all sets.",
         "",
     ]
     return [*lines, *_markdown(rows), ""]
@@ -258,7 +259,9 @@ def _regret_table(comparison: Comparison) -> list[str]:
 def _regret(regret: Regret) -> list[str]:
     low, high = regret.interval
     name, _, group = regret.where.partition(" ")
-    return [f"{regret.worst:.1f}", f"{low:.1f} to {high:.1f}", f"{name} {GROUP_TITLES.get(group, group)}"]
+    least, most = regret.above_interval
+    above = f"{regret.above:+.1f} ({least:+.1f} to {most:+.1f})" if least or most else ""  # empty for the lowest
+    return [f"{regret.worst:.1f}", f"{low:.1f} to {high:.1f}", f"{name} {GROUP_TITLES.get(group, group)}", above]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:

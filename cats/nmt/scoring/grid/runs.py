@@ -98,6 +98,17 @@ def everything(runs: Iterable[Run]) -> list[Run]:
     return [*tuning.values(), *runs]
 
 
+def check_all(runs: Iterable[Run]) -> None:
+    """Calls `check_resumable` for all runs and their trials whose settings are known by now."""
+    for run in everything(runs):
+        if all(needed.finished for needed in run.needs):
+            try:
+                settled = run.settled()
+            except UserError:  # nothing can be chosen; it is reported when it is this run's turn
+                continue
+            check_resumable(settled)
+
+
 def check_resumable(run: Run) -> None:
     """Removes the directory of a run that was stopped before its first checkpoint, so that it can start again.
 
