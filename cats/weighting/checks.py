@@ -118,3 +118,14 @@ def shares_of(numbers: Sequence[float] | Tensor | None, tasks: int, what: str) -
     if (values < 0).any() or not 0 < values.sum() < torch.inf:
         raise ValueError(f"{what} needs finite numbers of at least 0, not all of them 0, got {values.tolist()}")
     return values
+
+
+def checked_grams(grams: Tensor, name: str) -> Tensor:
+    """The Gram matrices, (..., K, K).
+
+    Raises:
+        ValueError: a number is nan or infinite.
+    """
+    if not grams.isfinite().all():
+        raise ValueError(f"{name}: the Gram matrix has numbers that are nan or infinite")
+    return grams

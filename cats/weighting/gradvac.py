@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_number, checked_grams
+from .pcgrad import NOTHING
 from .protocol import Groups, Weighting
 from .randomness import checked_seed, random_orders
 
 LIMIT = 0.999  # of the target similarity: to reach 1, the other gradient would have to be added infinitely often
-NOTHING = 1e-12  # relative to ‖g_i‖²: what is left of a gradient that another one cancels is rounding errors
+CANCELLED = 1e-12  # relative to ‖g_i‖²: what is left of a gradient that another one cancels is rounding errors
 
 
 class GradVac(Weighting):
@@ -25,34 +26,30 @@ class GradVac(Weighting):
             t_ij ← (1 − β) t_ij + β r                                                        at first, t_ij = 0
 
     ḡ is the sum of these g. Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in
-    Massively Multilingual Models", ICLR 2021, equation 3 and algorithm 1. With β = 0 it is PCGrad.
+    Massively Multilingual Models", ICLR 2021, algorithm 1. With β = 0 it is PCGrad.
 
     Every g is a combination of the g_n, so the Gram matrix is enough, see :class:`cats.weighting.PCGrad`. Two
     deviations keep the weights finite: a target above 0.999 counts as 0.999, and a gradient that is 0 has no cosine, so
     its pairs are left out. Targets of tasks that are absent from a step stay as they are.
 
     Args:
-        beta: β. The default is what the authors use. LibMTL and TorchJD have 0.5.
+        beta: β. The default is the one of the paper, as public code for its translation experiments has it
+            (chenllliang/Gradient-Vaccine). LibMTL and TorchJD have 0.5.
         groups: the groups of parameters that have cosines and targets of their own, as in
             :attr:`cats.weighting.Weighting.groups`. None: the whole model ("whole_model" of the paper). "layer": each
-            layer ("all_layer", the paper's best). "parameter": each parameter ("all_matrix"). All groups see the tasks
+            layer ("all_layer", as in the paper). "parameter": each parameter ("all_matrix"). All groups see the tasks
             in the same random order.
         seed: of the random order, see :class:`cats.weighting.PCGrad`.
 
     Raises:
         TypeError: the seed is not an integer, or beta is not a number.
-        ValueError: beta is not in [0, 1].
+        ValueError: beta is not in [0, 1]; in a step: a Gram matrix is not finite.
     """
 
     needs_gram = True
 
     def __init__(self, beta: float = 0.01, groups: Groups = None, seed: int = 0) -> None:
-        value: object = beta
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"GradVac: beta must be a number, got {value!r}")
-        if not 0 <= beta <= 1:
-            raise ValueError(f"GradVac: beta must be at least 0 and at most 1, got {beta!r}")
-        self.beta = beta
+        self.beta = check_number("GradVac: beta", beta, high=1.0)
         self.groups = groups
         self.seed = checked_seed(seed, "GradVac")
         self._step = 0
@@ -62,6 +59,7 @@ class GradVac(Weighting):
         self._targets = torch.zeros(1, tasks, tasks, dtype=torch.float64, device="cpu")
 
     def weights_from_grams(self, grams: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor:
+        checked_grams(grams, "GradVac")
         more = len(grams) - len(self._targets)
         if more < 0:
             raise ValueError(f"GradVac: its state has {-more} groups of parameters more than there are")
@@ -78,12 +76,13 @@ class GradVac(Weighting):
     def _vaccinated(self, grams: np.ndarray, i: int, order: list[int], targets: np.ndarray) -> np.ndarray:
         """The coefficients of g for task i, (G, K). Moves the targets, (G, K, K)."""
         norms = np.sqrt(np.einsum("gii->gi", grams))
+        counts = norms**2 > NOTHING * norms.max(1, keepdims=True) ** 2
         c = np.zeros_like(norms)
         c[:, i] = 1.0
         dots = grams[:, i].copy()  # <g, g_n> for all n
         for j in order:
             size = np.sqrt(np.maximum((dots * c).sum(1), 0.0))  # ‖g‖
-            both = (size**2 > NOTHING * norms[:, i] ** 2) & (norms[:, j] > 0)
+            both = (size**2 > CANCELLED * norms[:, i] ** 2) & counts[:, i] & counts[:, j]
             r = np.where(both, dots[:, j] / np.where(both, size * norms[:, j], 1.0), 0.0).clip(-1, 1)
             t = targets[:, i, j].clip(-LIMIT, LIMIT)
             sine_r, sine_t = np.sqrt(1 - r**2), np.sqrt(1 - t**2)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .checks import checked_grams
 from .protocol import Weighting
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]
@@ -38,7 +39,8 @@ class MGDA(Weighting):
             L_n ‖g_n‖.
 
     Raises:
-        ValueError: there is no such normalisation; in a step with "loss" or "loss+": a loss is not positive.
+        ValueError: there is no such normalisation; in a step: the Gram matrix is not finite, or with "loss" or "loss+"
+            a loss is not positive.
     """
 
     needs_gram = True
@@ -49,7 +51,7 @@ class MGDA(Weighting):
         self.normalisation = normalisation
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
-        norms = gram.diagonal().sqrt()
+        norms = checked_grams(gram, "MGDA").diagonal().sqrt()
         sizes = torch.ones_like(norms)
         used = torch.ones_like(norms, dtype=torch.bool)
         if self.normalisation in ("l2", "loss+"):

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import checked_grams
 from .protocol import Weighting
 from .randomness import checked_seed, random_orders
+
+NOTHING = 1e-60  # relative to the largest ‖g_n‖²: a smaller gradient counts as 0, so that weights do not overflow
 
 
 class PCGrad(Weighting):
@@ -28,6 +31,7 @@ class PCGrad(Weighting):
 
     Raises:
         TypeError: the seed is not an integer.
+        ValueError: in a step: the Gram matrix is not finite.
     """
 
     needs_gram = True
@@ -37,13 +41,14 @@ class PCGrad(Weighting):
         self._step = 0
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
-        inner = gram.numpy()
+        inner = checked_grams(gram, "PCGrad").numpy()
         sqnorms = inner.diagonal()
+        counts = sqnorms > NOTHING * sqnorms.max()
         coefficients = np.eye(len(gram))
         for c, order in zip(coefficients, random_orders(len(gram), self.seed, self._step), strict=True):
             dots = c @ inner  # <g, g_j> for all j
             for j in order:
-                if dots[j] < 0 and sqnorms[j] > 0:
+                if dots[j] < 0 and counts[j]:
                     change = -dots[j] / sqnorms[j]
                     c[j] += change
                     dots = dots + change * inner[j]

@@ -75,6 +75,33 @@ def test_a_step_that_is_not_finite_changes_nothing(method):
     assert all(map(torch.equal, net.parameters(), weights))
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "TorchJD"])
+def test_the_scale_of_all_losses_does_not_matter(method):
+    """In float32, from the losses to the weights."""
+    found = []
+    for factor in 1.0, 1e-12, 1e12:
+        net = Net().float()
+        net.x, net.y = net.x.float(), net.y.float()
+        optimizer = optimizer_of(net, method)
+        optimizer.backward([factor * net.loss(n) for n in range(3)])
+        optimizer.step()
+        found.append(torch.tensor(list(optimizer.alpha.values())))
+    torch.testing.assert_close(found[1:], [found[0]] * 2, rtol=1e-4, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "TorchJD"])
+def test_weights_stay_finite_and_nan_raises(method):
+    weighting = METHODS[method]()
+    weighting.names = TASKS
+    weighting.start(3)
+    tiny = torch.tensor([[1.0, 0, 0], [-1e-150, 1e-160, 0], [-1e-20, 0, 1e-25]]).double()
+    weights = weighting.weights_from_grams((tiny @ tiny.T)[None], torch.ones(3).double(), range(3))
+    assert max(row.abs().max() for row in weights) < 1e30  # far from the largest float32 number
+    for bad in float("nan"), float("inf"):
+        with pytest.raises(ValueError, match="nan or infinite"):
+            weighting.weights_from_grams(torch.full((1, 3, 3), bad).double(), torch.ones(3).double(), range(3))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_task(method):
     net = Net()
