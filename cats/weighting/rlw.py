@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .adaptive import Adaptive, Reduction
+from .randomness import checked_seed, random_numbers
 
 
 class RLW(Adaptive):
@@ -17,35 +18,29 @@ class RLW(Adaptive):
     TMLR 2022, arXiv 2111.10603, Section 3, with the normal distribution.
 
     Args:
-        seed: of the random numbers. They do not depend on those of torch, and go on after a checkpoint where they were.
-            With several processes, all need the same seed.
+        seed: of the random numbers, which depend on it and on the number of the step only. With several processes, all
+            need the same seed.
         reduction: whether the weights are N α_n ("sum") or α_n ("mean", as in the paper).
 
     Raises:
-        ValueError: an option has a value that is not allowed.
+        TypeError, ValueError: an option is not an integer, or has a value that is not allowed.
     """
 
-    remembered = ("alpha", "random")
+    remembered = ("step",)
 
     def __init__(self, *, seed: int = 0, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ValueError(f"RLW: seed must be an integer of at least 0 and below 2^63, got {seed!r}")
-        self.seed = seed
+        self.seed = checked_seed(seed, "RLW")
 
     def start(self, tasks: int) -> None:
         super().start(tasks)
-        self._random = torch.Generator("cpu").manual_seed(self.seed).get_state()
-        self._draw(tasks)
-
-    def _draw(self, tasks: int) -> None:
-        generator = torch.Generator("cpu")
-        generator.set_state(self._random)
-        self._alpha = torch.randn(tasks, generator=generator, dtype=torch.float64, device="cpu").softmax(0)
-        self._random = generator.get_state()
+        self._tasks = tasks
+        self._step = torch.zeros((), dtype=torch.int64, device="cpu")
 
     def weights(self) -> Tensor:
-        return self._alpha * self.scale
+        source = random_numbers(self.seed, int(self._step))
+        x = [source.gauss(0.0, 1.0) for _ in range(self._tasks)]
+        return torch.tensor(x, dtype=torch.float64, device="cpu").softmax(0) * self.scale
 
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
-        self._draw(len(self._alpha))
+        self._step = self._step + 1
