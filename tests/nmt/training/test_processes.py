@@ -36,6 +36,9 @@ ALONE = {
     "cats": [*EXACT, "train.accumulate=2"],
     "tokens": [*EXACT, "method.name=static", "sampling.batch_tokens=12"],
     "lagrangian": [*EXACT, "method.simplex=lagrangian", "method.alpha_lr=1e-2", "sampling.batch_tokens=40"],
+    "famo": [*EXACT, "method.name=famo", "sampling.batch_tokens=40"],
+    "gradnorm": [*EXACT, "method.name=gradnorm", "sampling.batch_tokens=40"],
+    "pcgrad": [*EXACT, "method.name=pcgrad", "train.accumulate=2", "sampling.batch_tokens=40"],
     "losses": [*EXACT, "method.name=mirror", "method.options=period=2,first=0,rate=1", "sampling.batch_tokens=40"],
     "gradients": [*EXACT, "method.name=multidds-s", "method.options=period=5,rate=0.01"],
 }

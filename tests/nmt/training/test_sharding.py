@@ -29,6 +29,8 @@ RUNS = {
     "two_pass": ["method.engine=two_pass", "train.checkpoint_activations=true"],
     "tokens": ["method.name=static", "sampling.batch_tokens=12"],
     "hybrid": ["train.distributed=hybrid"],
+    "famo": ["method.name=famo", "sampling.batch_tokens=40"],
+    "pcgrad": ["method.name=pcgrad", "sampling.batch_tokens=40"],
 }
 STOP = 5  # the update after which a run is interrupted; the next one is an outer step
 
