@@ -212,9 +212,9 @@ CATALOGUE = (
     Method(
         "unimax",
         RECIPE,
-        "uniform in tokens, with at most sampling.unimax_epochs (5) passes over each task",
+        "uniform in tokens, with at most sampling.unimax_epochs (100) passes over each task",
         "Chung et al., ICLR 2023, arXiv 2304.09151",
-        space={"sampling.unimax_epochs": ("2", "10", "20")},
+        space={"sampling.unimax_epochs": ("20", "50", "200")},
     ),
     Method(
         "pretrain-finetune",
