@@ -50,6 +50,7 @@ class Weighting:
             the first number (``decoder.layers.0``), or without a number those of one module. A callable: maps the name
             of a parameter and the parameter to its group, which may be any hashable object. A sequence: one such object
             for each parameter of the optimizer, in their order. Names are those of the optimizer's ``model``.
+            Replicas in several processes exchange each group by itself: many small groups are many messages.
         tolerance: if ``needs_gram``, which eigenvalues of the Gram matrix count as rounding errors, see
             :class:`cats.weighting.Gramian`.
         names: the names of the tasks, for messages. The optimizer sets them before :meth:`start`.
