@@ -154,6 +154,7 @@ CATALOGUE = (
         "the inner products of all tasks' gradients",
         PER_TASK,
         made_by="cats.weighting.MGDA",
+        space={"method.options": ("normalisation=l2", "normalisation=loss", "normalisation=loss+")},
         relative=False,
     ),
     Method(
@@ -174,6 +175,7 @@ CATALOGUE = (
         "the inner products of all tasks' gradients; per layer with method.options=groups=layer",
         PER_TASK,
         made_by="cats.weighting.GradVac",
+        space={"method.options": ("beta=0.001", "beta=0.1", "groups=layer")},
         sums=True,
     ),
     Method(
@@ -193,6 +195,7 @@ CATALOGUE = (
         "validation pairs of all tasks, of which four fifths are trusted",
         "2 backward passes per task, 2 N gradients in memory",
         made_by="cats.nmt.methods.target_projection.TargetProjection",
+        space={"method.options": ("groups=layer", "groups=parameter")},
         sums=True,
     ),
     Method(
@@ -247,7 +250,6 @@ CATALOGUE = (
         "Jean, Firat & Johnson 2019, arXiv 1909.06434",
         "a finished run, or its validation losses: reference or baselines",
         made_by="cats.nmt.methods.adaptive.Adaptive",
-        space={"method.options": ("power=0.5", "power=2", "epsilon=0.3")},
     ),
     Method(
         "bandit",
@@ -273,7 +275,6 @@ CATALOGUE = (
         "two earlier runs: reference, then ratios_from",
         f"{ONE_PASS}; three runs",
         made_by="cats.nmt.methods.doremi.DoReMi",
-        space={"method.options": ("rate=0.3", "rate=3", "smoothing=0.01")},
     ),
     Method(
         "double-power-law",
@@ -320,6 +321,7 @@ CATALOGUE = (
         "validation pairs of all tasks",
         f"{ONE_PASS} and, for the tasks that got worse, a forward pass of the teacher; up to N models in main memory",
         made_by="cats.nmt.methods.lssd.LSSD",
+        space={"method.options": ("weight=0.3", "weight=0.7", "wait=2")},
     ),
 )
 

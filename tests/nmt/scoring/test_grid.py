@@ -12,6 +12,7 @@ pytest.importorskip("sacrebleu")
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, read_preset, to_toml
 from cats.nmt.errors import UserError
+from cats.nmt.scoring.grid import methods
 from cats.nmt.scoring.grid import runs as grid
 from cats.nmt.scoring.grid.methods import Methods
 from tests.nmt.scoring.comparisons import LINES, finish, planned
@@ -117,6 +118,14 @@ def test_suffixes_are_the_same_method_with_a_restart_at_the_same_update(tmp_path
     assert {name for name, config in found.items() if config.sampling.first_temperature} == {"staged", "cats-staged"}
     assert found["tokens-r"].sampling == found["cats"].sampling and found["tokens-r"].method.name == "static"
     assert found["T=3"].sampling.temperature_end == 0 and found["cats-r"].method == found["cats"].method
+
+
+def test_a_name_with_a_colon_may_have_a_suffix(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", ("cats", "static", "other:NAME"))
+    assert Methods().settings("other:One", 100) == ["method.name=other:One"]
+    restarted = ["method.name=other:One", "train.restart=true", "train.pretrain_steps=35"]
+    assert Methods(["mine:other:One,train.clip=2"]).settings("mine", 100) == ["method.name=other:One", "train.clip=2"]
+    assert Methods().settings("other:One-r", 100) == restarted
 
 
 def test_controls_are_added_unless_they_are_left_out(tmp_path):

@@ -170,7 +170,7 @@ def _differences(result: SetResult) -> list[str]:
         f"marks p < {_SIGNIFICANT}.",
     ]
     if single:
-        lines.append(f"With one seed ({', '.join(single)}) they say nothing about other seeds.")
+        lines.append(f"With one seed ({', '.join(single)}), intervals and p-values say nothing about other seeds.")
     return [*lines, "", *_markdown(rows)]
 
 

@@ -83,13 +83,15 @@ class Methods:
             return [*_TOKENS, f"sampling.temperature={found[1]}", *_ONE_TEMPERATURE, *(restart if found[2] else [])]
         if name in NAMED:
             return [*NAMED[name], *(restart if name == "staged" else [])]
-        if name in METHODS or f"{name.partition(':')[0]}:NAME" in METHODS:
+        if name in METHODS:
             return [f"method.name={name}"]
         base, _, suffix = name.rpartition("-")
         more = {"r": restart, "staged": [*_STAGED, *restart], FIXED[1:]: ["method.name=static"]}
-        if not base or suffix not in more:
-            raise unknown("method", name, self.names())
-        return [*self.settings(base, steps), *more[suffix]]
+        if base and suffix in more:
+            return [*self.settings(base, steps), *more[suffix]]
+        if f"{name.partition(':')[0]}:NAME" in METHODS:
+            return [f"method.name={name}"]
+        raise unknown("method", name, self.names())
 
     def names(self) -> list[str]:
         """All names but those with suffixes, with T=3 for all temperatures."""
