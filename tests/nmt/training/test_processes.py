@@ -41,6 +41,8 @@ ALONE = {
     "pcgrad": [*EXACT, "method.name=pcgrad", "train.accumulate=2", "sampling.batch_tokens=40"],
     "losses": [*EXACT, "method.name=mirror", "method.options=period=2,first=0,rate=1", "sampling.batch_tokens=40"],
     "gradients": [*EXACT, "method.name=multidds-s", "method.options=period=5,rate=0.01"],
+    "trusted": [*EXACT, "method.name=target-projection", "sampling.batch_tokens=12"],
+    "teachers": [*EXACT, "method.name=lssd", "method.options=wait=0", "sampling.batch_tokens=12", "train.ema=0.5"],
 }
 WAIT = timedelta(minutes=1)
 TOGETHER = ["train.steps=14", "train.validate_every=5", "train.save_every=3", "train.log_every=4"]  # with dropout
@@ -87,9 +89,13 @@ def work(rank: int, folder: Path) -> None:
     with pytest.raises(UserError, match="no longer have the same model or task weights"):
         trainer.log()
     refused = {"method.cross_batch=true": "needs a process that has all", f"train.seed={rank}": "different text or set"}
+    refused |= {
+        f"train.distributed=fsdp method.name={name}": f"{name} needs train.distributed = replicas"
+        for name in ("lssd", "target-projection")
+    }
     for setting, message in refused.items():
         with pytest.raises(UserError, match=message):
-            Trainer(settings(corpus, setting), folder / "two" / "refused", resume=False, quiet=True)
+            Trainer(settings(corpus, *setting.split()), folder / "two" / "refused", resume=False, quiet=True)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
