@@ -68,6 +68,7 @@ def combine_adamw(
     dots: int,
     sqnorms: int,
 ) -> None: ...
+def graddrop(work: Work, leak: int, seed: int, step: int, positions: list[int]) -> None: ...
 def row_dots(
     x: int,
     x_stride: int,

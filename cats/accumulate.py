@@ -97,7 +97,13 @@ class Accumulation:
         self.scale: Tensor | None = None
         index, count = groups or (None, 1)
         self._gradients = TaskGradients(
-            params, shared, cross_batch=weighting.cross_batch, backend=backend, groups=index, group_count=count
+            params,
+            shared,
+            cross_batch=weighting.cross_batch,
+            backend=backend,
+            groups=index,
+            group_count=count,
+            rule=weighting.combine if weighting.combines else None,
         )
         self._sqnorm: float | None = None  # ‖ḡ‖², if the weights differ between groups of parameters
         self._dots: Tensor | None = None  # (K,) float64 on the device

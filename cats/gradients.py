@@ -25,6 +25,26 @@ def local(t: Any) -> Tensor:
     return t.to_local() if is_sharded(t) else t
 
 
+def position(params: Sequence[Any], i: int, first: int = 0) -> int:
+    """A number for element number ``first`` of parameter i, of those that this process has of it.
+
+    The numbers of an element are the same in one process and in several. They count the elements of a parameter in
+    row-major order, from a multiple of 2^40.
+
+    Raises:
+        RuntimeError: the parameter is sharded along another dimension than the first.
+    """
+    p = params[i]
+    if is_sharded(p):
+        *replicated, sharded = p.placements
+        if not all(each.is_replicate() for each in replicated) or not sharded.is_shard(0):
+            raise RuntimeError(f"a parameter is sharded as {p.placements}, but must be along its first dimension")
+        mesh, last = p.device_mesh, len(replicated)
+        rows = -(-p.shape[0] // mesh.size(last)) * mesh.get_local_rank(last)
+        first += min(rows, p.shape[0]) * (p.numel() // max(1, p.shape[0]))
+    return (i << 40) + first
+
+
 def power_of_two(size: Tensor) -> Tensor:
     """The power of two next to ``size``, 0-d, by which float numbers are scaled without rounding errors.
 

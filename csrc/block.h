@@ -17,6 +17,8 @@ constexpr int64_t CACHE = 256 << 10;     // bytes of a block: it and the next bl
 constexpr double SMALLEST = 0x1p-80;     // a block's sum of squares below this may have lost terms below 2^-126
 constexpr double SMALLEST_DOT = 0x1p-100;  // the same for a dot product whose squares are not computed
 
+static inline size_t element_size(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
+
 // Elements per block of K gradients.
 static inline int64_t block_length(int64_t tasks, size_t element) {
     const int64_t length = CACHE / int64_t(element) / std::max<int64_t>(1, tasks) / 64 * 64;
@@ -57,6 +59,19 @@ template <class S, class C> CATS_INLINE const C* widen(C* buffer, const S* sourc
     if (count < LANES) source = static_cast<S*>(std::memcpy(padded, source, size_t(count) * sizeof(S)));
     for (int64_t i = 0; i < count; i += LANES) store(buffer + i, load(source + i));
     return buffer;
+}
+
+// The first `count` elements of c, rounded to T: c itself if it has this type, else in `buffer`.
+template <class T, class C> CATS_INLINE const T* rounded(const C* c, T* buffer, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) store(buffer + i, load(c + i));
+    return buffer;
+}
+template <class T> CATS_INLINE const T* rounded(const T* c, T*, int64_t) { return c; }
+
+template <class T, class C> CATS_INLINE void write(T* out, const C* c, int64_t count) {
+    T buffer[MAX_BLOCK];
+    const T* result = rounded<T>(c, buffer, count);
+    std::memcpy(out, result, size_t(count) * sizeof(T));
 }
 
 // Prefetches the next data into the second-level cache while the processor computes.

@@ -42,13 +42,6 @@ CATS_INLINE void adamw_update(const AdamW& o, const C* c, C* param, C* exp_avg, 
     }
 }
 
-// The first `count` elements of c, rounded to T: c itself if it has this type, else in `buffer`.
-template <class T, class C> CATS_INLINE const T* rounded(const C* c, T* buffer, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) store(buffer + i, load(c + i));
-    return buffer;
-}
-template <class T> CATS_INLINE const T* rounded(const T* c, T*, int64_t) { return c; }
-
 template <class T, class C> CATS_INLINE void update(const Job& job, const int64_t* others, int64_t start, int64_t count, C* c) {
     const AdamW& options = *job.adamw;
     T* param = reinterpret_cast<T*>(others[0]) + start;
@@ -65,12 +58,6 @@ template <class T, class C> CATS_INLINE void update(const Job& job, const int64_
         T buffer[MAX_BLOCK];
         std::memcpy(param, rounded<T>(values, buffer, count), size_t(count) * sizeof(T));
     }
-}
-
-template <class T, class C> CATS_INLINE void write(T* out, const C* c, int64_t count) {
-    T buffer[MAX_BLOCK];
-    const T* result = rounded<T>(c, buffer, count);
-    std::memcpy(out, result, size_t(count) * sizeof(T));
 }
 
 // The combination of a block, its dot products with the gradients, and their squares.
@@ -153,8 +140,6 @@ template <Instructions I> CATS_INLINE void run_any(const Job& job) {
     }
 }
 CATS_DISPATCH(run_best, run_any, const Job&)
-
-size_t element_size(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
 void start(const Work& work, int64_t rows, const double* weights, const AdamW* adamw, double* dots, double* sqnorms) {
     const int64_t size = dots ? (rows + 1) * work.tasks : 0;

@@ -34,6 +34,11 @@ void cuda_combine_adamw(int64_t pointers, int64_t width, int64_t chunks, int64_t
 void cuda_gram(int64_t pointers, int64_t width, int64_t chunks, int64_t first, int64_t count, int64_t type,
                int64_t aligned, int64_t tasks, int64_t partials, int64_t stream);
 
+// The result is at address `tasks`. leak: float64 (K). words: int64: seed, step, and for each row of `pointers` the position of
+// its first element among the random numbers.
+void cuda_graddrop(int64_t pointers, int64_t width, int64_t chunks, int64_t first, int64_t count, int64_t type,
+                   int64_t aligned, int64_t tasks, int64_t leak, int64_t words, int64_t stream);
+
 // The inner products of the rows of x and y, (count, width), added by task. A stride is the number of elements from a row to
 // the next. x has this type, y the same or, with y_is_float, float32. aligned: every row begins at a multiple of 16 bytes.
 // owners: int64, the task of every row; rows of other numbers are left out. A block of threads takes `rows` rows.

@@ -12,6 +12,7 @@ void bind_cuda(pybind11::module_& m) {
     m.def("cuda_prepare_adamw", &cuda_prepare_adamw, Release());
     m.def("cuda_combine_adamw", &cuda_combine_adamw, Release());
     m.def("cuda_gram", &cuda_gram, Release());
+    m.def("cuda_graddrop", &cuda_graddrop, Release());
     m.def("cuda_reduce", &cuda_reduce, Release());
     m.def("cuda_reduce_gram", &cuda_reduce_gram, Release());
     m.def("cuda_row_dots", &cuda_row_dots, Release());

@@ -26,6 +26,15 @@ struct AdamW {
 // float64 parameters. weights: (K). dots, sqnorms: (groups, K).
 void combine_adamw(const Work& work, const double* weights, const AdamW& options, double* dots, double* sqnorms);
 
+// The random numbers of graddrop: which ones, and per parameter the position of its first element among them.
+struct Draws {
+    uint64_t seed, step;
+    const int64_t* positions;
+};
+
+// `work` lists, after the K gradients, the output tensor. It has the gradients' type. leak: (K).
+void graddrop(const Work& work, const double* leak, const Draws& draws);
+
 // Two matrices of `count` rows of `width` elements, and the task of every row; -1: none.
 struct RowDots {
     const void *x, *y;

@@ -61,6 +61,11 @@ PYBIND11_MODULE(_native, m) {
         combine_adamw(work.work, doubles(weights), {step_size, decay, beta1, beta2, eps, correction, grad_scale, skip},
                       doubles(dots), doubles(sqnorms));
     });
+    m.def("graddrop", [](const OwnedWork& work, uintptr_t leak, int64_t seed, int64_t step, const std::vector<int64_t>& positions) {
+        if (positions.size() != work.work.numels.size()) throw py::value_error("one position per parameter is needed");
+        py::gil_scoped_release release;
+        graddrop(work.work, doubles(leak), {uint64_t(seed), uint64_t(step), positions.data()});
+    });
     m.def("row_dots", [](uintptr_t x, int64_t x_stride, uintptr_t y, int64_t y_stride, uintptr_t owners, int64_t count, int64_t width,
                          int64_t tasks, int type, bool y_is_float, int threads, uintptr_t result) {
         py::gil_scoped_release release;

@@ -150,7 +150,7 @@ def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tu
 
     Returns dots (G, 1, K) and squared norms (G, K), float64, of the gradients before grad_scale.
     """
-    table, geometry, device, tasks, groups = pieces
+    table, geometry, device, tasks, groups, _ = pieces
     step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
     weights = common.to_device(weights, device)
     found_inf, grad_scale = (None if t is None else common.to_device(t, device) for t in (found_inf, grad_scale))

@@ -140,7 +140,7 @@ def combine_dots(pieces: DevicePieces, weights: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _launch(pieces: DevicePieces, weights: Tensor, partials: Tensor | None) -> None:
-    table, geometry, device, tasks, _ = pieces
+    table, geometry, device, tasks, *_ = pieces
     for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = options(tasks, dtypes[0], aligned, len(weights), partials is not None)
         arguments = (table, geometry.chunks, base, geometry.chunk_count, weights, partials)

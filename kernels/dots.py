@@ -66,7 +66,7 @@ def options(tasks: int, dtypes: Sequence[torch.dtype], aligned: bool) -> tuple[d
 
 def dots(pieces: DevicePieces) -> tuple[Tensor]:
     """(G, K) float64: the gradients' inner products with the direction."""
-    table, geometry, device, tasks, groups = pieces
+    table, geometry, device, tasks, groups, _ = pieces
     partials = torch.empty(tasks, geometry.chunk_count, dtype=torch.float64, device=device)
     for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = options(tasks, dtypes, aligned)

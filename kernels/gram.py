@@ -279,7 +279,7 @@ def gram(pieces: DevicePieces) -> tuple[Tensor]:
 
 
 def _unrolled(pieces: DevicePieces) -> Tensor:
-    table, geometry, device, tasks, groups = pieces
+    table, geometry, device, tasks, groups, _ = pieces
     partials = torch.empty(tasks * tasks, geometry.chunk_count, dtype=torch.float64, device=device)
     for dtypes, aligned, base, chunks in geometry.launches:
         constants, launch = unrolled_options(tasks, dtypes[0], aligned)
@@ -289,7 +289,7 @@ def _unrolled(pieces: DevicePieces) -> Tensor:
 
 
 def _blocks(pieces: DevicePieces) -> Tensor:
-    table, geometry, device, tasks, groups = pieces
+    table, geometry, device, tasks, groups, _ = pieces
     rows, count, *_ = blocks(tasks, torch.float32, True)
     size = rows * count
     slots = min(MAX_SLOTS, MAX_BYTES // (8 * size * size))

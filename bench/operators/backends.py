@@ -9,7 +9,7 @@ import torch
 from cats import ops
 
 from .baselines.eager import fused_adamw, same_moments
-from .cases import ADAMW, TWO_PASSES, Problem
+from .cases import ADAMW, GRADDROP, TWO_PASSES, Problem
 from .contender import BACKEND, COMPOSED, Contender
 from .oracle import Outcome
 
@@ -54,6 +54,9 @@ def call(operator: str, problem: Problem, backend: str) -> Callable[[], Outcome]
     def dots() -> Outcome:
         return Outcome(dots=ops.dots(grads, problem.direction, backend=backend))
 
+    def graddrop() -> Outcome:
+        return Outcome(signs=ops.graddrop(grads, seed=1, out=out, backend=backend))
+
     def gram() -> Outcome:
         return Outcome(gram=ops.gram(grads, backend=backend))
 
@@ -72,6 +75,7 @@ def call(operator: str, problem: Problem, backend: str) -> Callable[[], Outcome]
         "combine_dots": combine_dots,
         "dots": dots,
         "gram": gram,
+        GRADDROP: graddrop,
         TWO_PASSES: gram_combine,
         "combine_adamw_": combine_adamw_,
     }[operator]

@@ -17,6 +17,7 @@ STREAMING = ("combine", "combine_dots", "dots", "combine_adamw_")  # memory-boun
 OPERATORS = (*STREAMING, "gram")
 # Methods whose weights depend on the Gram matrix read the gradients twice: first gram, then combine.
 TWO_PASSES = "gram, combine"
+GRADDROP = "graddrop"
 ROW_DOTS = "row_dots"  # of two matrices instead of gradients: bench/operators/rows.py
 
 ADAMW: dict[str, Any] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.01}
@@ -94,7 +95,7 @@ Suite = Sequence[Workload | RowsWorkload]
 def quick() -> Suite:
     """Takes two minutes on two cores."""
     return [
-        flat(8, 4e6, operators=(*OPERATORS, TWO_PASSES), compiled=("combine_dots",)),
+        flat(8, 4e6, operators=(*OPERATORS, GRADDROP, TWO_PASSES), compiled=("combine_dots",)),
         flat(2, 1e7, operators=("combine_dots",)),
         flat(32, 1e6, operators=("combine_dots", "gram")),
         flat(8, 4e6, dtype=torch.bfloat16, operators=("combine_dots",)),
@@ -105,8 +106,8 @@ def quick() -> Suite:
 def cpu() -> Suite:
     """Every operator, several K and P, and every dtype. Takes ten minutes on two cores."""
     return [
-        flat(2, 1e7, compiled=STREAMING),
-        flat(8, 1e7, operators=(*OPERATORS, TWO_PASSES), compiled=OPERATORS),
+        flat(2, 1e7, operators=(*OPERATORS, GRADDROP), compiled=(*STREAMING, GRADDROP)),
+        flat(8, 1e7, operators=(*OPERATORS, GRADDROP, TWO_PASSES), compiled=(*OPERATORS, GRADDROP)),
         flat(16, 1e7, operators=("combine_dots", "gram")),
         flat(32, 1e7, compiled=("combine_dots",)),
         flat(8, 1e5),
@@ -116,7 +117,7 @@ def cpu() -> Suite:
             8,
             1e7,
             dtype=torch.bfloat16,
-            operators=("combine", "combine_dots", "combine_adamw_"),
+            operators=("combine", "combine_dots", "combine_adamw_", GRADDROP),
             compiled=("combine_dots",),
         ),
         flat(8, 1e7, dtype=torch.float16, operators=("combine_dots",)),
@@ -142,7 +143,7 @@ def gpu() -> Suite:
     for dtype in (torch.float32, torch.bfloat16):
         for tasks in (2, 8, 32, 64, 92, 128):
             elements = 2**30 // (tasks * dtype.itemsize)
-            operators = (*OPERATORS, TWO_PASSES) if tasks == 8 else OPERATORS
+            operators = (*OPERATORS, GRADDROP, TWO_PASSES) if tasks == 8 else OPERATORS
             compiled: tuple[str, ...] = ()
             if tasks <= 8:
                 compiled = OPERATORS if dtype is torch.float32 else ("combine", "combine_dots")
@@ -161,8 +162,8 @@ def work(operator: str, tasks: int, elements: int, dtype: torch.dtype) -> Work:
     """The least work of an operator on K gradients of P elements.
 
     Moments are float32, or float64 if the parameters are. A multiplication and an addition are two operations. The
-    AdamW update itself counts as 15 operations per element. A Gram matrix needs its triangle only, but matrix units
-    compute the whole square.
+    AdamW update itself counts as 15 operations per element, a random number as 20. A Gram matrix needs its triangle
+    only, but matrix units compute the whole square.
 
     Raises:
         ValueError: there is no such operator.
@@ -178,6 +179,8 @@ def work(operator: str, tasks: int, elements: int, dtype: torch.dtype) -> Work:
             return Work(gradients, elements * size, 6 * tasks * elements)
         case "dots":
             return Work(gradients + elements * size, 0, 2 * tasks * elements)
+        case "graddrop":
+            return Work(gradients, elements * size, (4 * tasks + 20) * elements)
         case "gram":
             return Work(gradients, 0, tasks * (tasks + 1) * elements, matrix_operations=square)
         case "gram, combine":

@@ -29,6 +29,7 @@ class Outcome(NamedTuple):
     sqnorms: Tensor | None = None
     gram: Tensor | None = None
     state: bool = False
+    signs: Sequence[Tensor] | None = None  # per element the sum of the positive or of the negative gradients
 
 
 # The parts that a backend must compute.
@@ -36,6 +37,7 @@ REQUIRED = {
     "combine": ("combined",),
     "combine_dots": ("combined", "dots", "sqnorms"),
     "dots": ("dots",),
+    "graddrop": ("signs",),
     "gram": ("gram",),
     "gram, combine": ("gram", "combined"),
     "combine_adamw_": ("dots", "sqnorms", "state"),
@@ -54,7 +56,7 @@ class Oracle:
         self.gram = torch.zeros(problem.tasks, problem.tasks, **exact)
         self.along = torch.zeros(problem.tasks, **exact)  # <g_n, direction>
         self.along_norm = torch.zeros((), **exact)
-        width = max(1, 2**24 // problem.tasks)  # columns of a block; a block has 128 MiB in float64
+        self.width = width = max(1, 2**24 // problem.tasks)  # columns of a block; a block has 128 MiB in float64
         with_direction = "dots" in problem.workload.operators
         start = 0
         for i, column in enumerate(problem.columns):
@@ -89,6 +91,8 @@ class Oracle:
             found["sqnorms"] = worst(outcome.sqnorms, self.norms**2, SUM_BOUND * self.norms**2)
         if outcome.gram is not None:
             found["gram"] = worst(outcome.gram, self.gram, SUM_BOUND * torch.outer(self.norms, self.norms))
+        if outcome.signs is not None:
+            found["signs"] = self._signs(outcome.signs)
         if outcome.state:
             found["state"] = self._state()
         return found
@@ -114,6 +118,22 @@ class Oracle:
             worst(t.view(-1), exact, limit)
             for t, exact, limit in zip(tensors, self._split(self.combined), self._split(bound), strict=True)
         )
+
+    def _signs(self, tensors: Sequence[Tensor]) -> float:
+        """The error from the nearer of the two sums of each element: every contender has its own random numbers."""
+        largest = 0.0
+        unit = 2.0**-24 if self.problem.dtype is not torch.float64 else 2 * 2.0**-53
+        for column, t in zip(self.problem.columns, tensors, strict=True):
+            for first in range(0, t.numel(), self.width):
+                part = slice(first, first + self.width)
+                block = torch.stack([g.view(-1)[part].double() for g in column])
+                up, down, result = block.clamp(min=0).sum(0), block.clamp(max=0).sum(0), t.view(-1)[part].double()
+                exact = torch.where((result - up).abs() <= (result - down).abs(), up, down)
+                bound = exact.abs() * ((self.problem.tasks + 1) * unit)
+                if self._narrow:
+                    bound += self._rounding(exact.abs() + bound)
+                largest = max(largest, worst(result, exact, bound))
+        return largest
 
     @property
     def _narrow(self) -> bool:

@@ -80,7 +80,7 @@ class Target:
 
 BOTH = ("float32", "bfloat16")
 SINGLE_PASS = ("combine", "combine_dots", "dots", "combine_adamw_")
-EVERY = (*SINGLE_PASS, "gram", "gram, combine", "row_dots")
+EVERY = (*SINGLE_PASS, "graddrop", "gram", "gram, combine", "row_dots")
 ANY = ("float32", "bfloat16", "float16", "float64")
 
 TARGETS = (
@@ -98,6 +98,8 @@ TARGETS = (
         (2, 32),
         1e7,
     ),
+    Target("cpu", "graddrop: × best eager", 3, against(EAGER), ("graddrop",), (2, 32), 1e7, BOTH),
+    Target("cpu", "graddrop: × best compiled", 1, against(COMPILED), ("graddrop",), (2, 32), 1e7, BOTH),
     Target("cpu", "row_dots: of the roofline", 0.9, of_roofline, ("row_dots",), elements=1e6, layout="rows"),
     Target("cpu", "row_dots: × best eager", 1, against(EAGER), ("row_dots",), dtypes=BOTH, layout=None),
     Target("cpu", "row_dots: × best compiled", 1, against(COMPILED), ("row_dots",), dtypes=BOTH, layout=None),

@@ -48,6 +48,7 @@ METHODS: dict[str, Callable[[Optimizer, int, Trial], cats.MultiTask]] = {
     "Uncertainty": partial(_other, weighting.Uncertainty),
     "DWA": partial(_other, weighting.DWA),
     "FAMO": partial(_other, weighting.FAMO),
+    "GradDrop": partial(_other, weighting.GradDrop),
 }
 # Those in the tables of bench/README.md, which are run if no others are named.
 COMPARED = (REFERENCE, "GradNorm", "softmax", "lagrangian", "proximal", "proximal, κ=1")

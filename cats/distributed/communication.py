@@ -45,6 +45,11 @@ class Communication:
         return dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
 
     @property
+    def rank(self) -> int:
+        """The place of this process among them."""
+        return dist.get_rank(self.group)
+
+    @property
     def ranks(self) -> list[int]:
         """The global ranks of the processes, in their order."""
         return dist.get_process_group_ranks(self.group)

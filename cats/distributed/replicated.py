@@ -14,6 +14,7 @@ from cats.engines.pending import UnsupportedError
 from cats.engines.per_task import TaskGradients
 from cats.gradients import Gradient, add, add_to_grad, take_grads
 from cats.weighting import Weighting
+from cats.weighting.checks import needs_per_task
 
 from .buckets import BucketedMean
 from .communication import Communication
@@ -28,9 +29,9 @@ class Replicated(Processes):
 
     Each backward() call all-reduces one gradient: that of the weighted loss, bucket by bucket while the backward pass
     forms it, or the combination ḡ of per-task gradients. The squared norms ‖g_n‖² would need one more for every task,
-    so they are not known. Only for weightings that need inner products or norms of the mean gradients, or that find
-    their weights after the gradients, the processes exchange all K gradients, so that each has a share of the elements
-    of the means.
+    so they are not known. Only for weightings that need the mean gradients themselves, their inner products or norms,
+    or that find their weights after the gradients, the processes exchange all K gradients, so that each has a share of
+    the elements of the means.
     """
 
     def __init__(self, communication: Communication) -> None:
@@ -41,7 +42,7 @@ class Replicated(Processes):
     def check(
         self, tasks: Sequence[int], params: Sequence[Tensor], weighting: Weighting, *, per_task: bool, reason: str
     ) -> None:
-        self._shares = per_task and (weighting.follows or weighting.needs_sqnorms or weighting.cross_batch)
+        self._shares = per_task and (weighting.follows or needs_per_task(weighting) is not None)
 
     @property
     def _has_means(self) -> bool:

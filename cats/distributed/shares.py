@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cats.gradients import Gradient, dense
+from cats.gradients import Gradient, dense, position
 
 from .communication import Communication
 
@@ -78,6 +78,51 @@ class Shares:
             for i, part in zip(chosen, parts, strict=False):
                 gradient[i] = part.view(self._params[i].shape) if i in self.present else None
         return gradient
+
+    @property
+    def positions(self) -> list[int]:
+        """For each of the :meth:`parts` of a share, the number of its first element, see :func:`position`."""
+        return [position(self._params, i, first) for pieces in self._pieces() for i, first, _ in pieces]
+
+    def parts(self, share: Gradient) -> Gradient:
+        """The share as views: one for each parameter of which it has elements."""
+        parts: Gradient = []
+        for pieces, mine in zip(self._pieces(), share, strict=True):
+            assert mine is not None
+            begin = 0
+            for _, _, count in pieces:
+                parts.append(mine[begin : begin + count])
+                begin += count
+        return parts
+
+    def joined(self, parts: Gradient) -> Gradient:
+        """The share, from one tensor for each of its parts."""
+        share: Gradient = []
+        rest = iter(parts)
+        for chosen, pieces in zip(self._chosen, self._pieces(), strict=True):
+            mine = self._params[chosen[0]].new_zeros(self._length(chosen))  # its end may belong to no parameter
+            begin = 0
+            for _, _, count in pieces:
+                part = next(rest)
+                assert part is not None
+                mine[begin : begin + count] = part
+                begin += count
+            share.append(mine)
+        return share
+
+    def _pieces(self) -> list[list[tuple[int, int, int]]]:
+        """For each tensor of a share, what it holds: parameter, first element, number of elements."""
+        found: list[list[tuple[int, int, int]]] = []
+        for chosen in self._chosen:
+            length, pieces, start = self._length(chosen), [], 0
+            low = self._communication.rank * length
+            for i, size in zip(chosen, self._sizes(chosen), strict=True):
+                first, end = max(0, low - start), min(size, low + length - start)
+                if first < end:
+                    pieces.append((i, first, end - first))
+                start += size
+            found.append(pieces)
+        return found
 
     def _sizes(self, chosen: Sequence[int]) -> list[int]:
         return [self._params[i].numel() for i in chosen]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from cats import ops
-from cats.gradients import Gradient, add, add_to_grad
+from cats.gradients import Gradient, add, add_to_grad, position
 
 from .autograd import compiled_graphs_explained, gradient, needed_again
 from .examples import Examples
@@ -70,13 +70,27 @@ class Layout(Protocol):
     Attributes:
         shared: how many of the tensors that are kept belong to shared parameters. They are the first ones.
         groups: the group of each tensor that is kept.
+        positions: for each of the :meth:`parts`, the number of its first element, see :func:`cats.gradients.position`.
     """
 
     shared: int
     groups: Sequence[int]
 
+    @property
+    def positions(self) -> Sequence[int]: ...
+
     def gather(self, share: Gradient) -> Gradient:
         """The gradient of the parameters, from what is kept."""
+
+    def parts(self, share: Gradient) -> Gradient:
+        """What is kept as views, of which each has elements of one parameter only."""
+
+    def joined(self, parts: Gradient) -> Gradient:
+        """What is kept, from one tensor for each of its parts."""
+
+
+# From K gradients, the numbers of their tensors' first elements, K tasks and a backend to ḡ.
+Rule: TypeAlias = Callable[[Sequence[Gradient], Sequence[int], Sequence[int], str | None], Gradient]
 
 
 class TaskGradients:
@@ -92,6 +106,7 @@ class TaskGradients:
         backend: the backend of :mod:`cats.ops`, or None.
         groups: the group of each parameter, counted from 0. None: all are in group 0.
         group_count: the number of groups. Some may have no parameter here.
+        rule: computes ḡ, if it is no weighted sum: :meth:`cats.weighting.Weighting.combine`.
 
     Attributes:
         rows: {task index: its one or two gradients}, in the order of the tasks.
@@ -111,10 +126,12 @@ class TaskGradients:
         backend: str | None,
         groups: Sequence[int] | None = None,
         group_count: int = 1,
+        rule: Rule | None = None,
     ) -> None:
         self.params = params
         self.groups = [0] * len(params) if groups is None else groups
         self.group_count = group_count
+        self.rule = rule
         self.shared = shared
         self.halves = 2 if cross_batch else 1
         self.backend = backend
@@ -152,6 +169,8 @@ class TaskGradients:
 
     def combination(self) -> Gradient:
         """ḡ of all parameters."""
+        if self.rule is not None:
+            return self._whole(self._by_rule(self.rule))
         assert self.weights is not None
         weights = self.weights.repeat_interleave(self.halves, dim=-1) / self.halves
         rows = self._all()
@@ -173,9 +192,26 @@ class TaskGradients:
         With ``cross_batch``, v_n = ½(<g_n^A, ḡ^B> + <g_n^B, ḡ^A>), and ‖g_n‖² is the mean of the two halves' squared
         norms.
         """
+        if self.rule is not None:
+            return self._by_rule_and_dots(self.rule)
         assert self.weights is not None
         form = combine_dots_across if self.halves == 2 else combine_dots
         combined, dots, sqnorms = form(self._all(), self.weights, self._kept_shared, backend=self.backend)
+        return self._whole(combined), dots / square(self.scale), sqnorms / square(self.scale)
+
+    def _by_rule(self, rule: Rule) -> Gradient:
+        """ḡ as the gradients are kept."""
+        rows, tasks, layout = self._all(), list(self.rows), self.layout
+        if layout is None:
+            positions = [position(self.params, i) for i in range(len(self.params))]
+            return rule(rows, positions, tasks, self.backend)
+        return layout.joined(rule([layout.parts(row) for row in rows], layout.positions, tasks, self.backend))
+
+    def _by_rule_and_dots(self, rule: Rule) -> tuple[Gradient, Tensor, Tensor]:
+        combined = self._by_rule(rule)
+        rows = self._all_shared()
+        dots = ops.dots(rows, combined[: self._kept_shared], backend=self.backend)
+        sqnorms = torch.cat([ops.dots([row], row, backend=self.backend) for row in rows])
         return self._whole(combined), dots / square(self.scale), sqnorms / square(self.scale)
 
     def dots(self, direction: Gradient) -> Tensor:

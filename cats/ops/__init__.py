@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import dispatch
-from .api import combine, combine_adamw_, combine_dots, dots, gram, row_dots
+from .api import combine, combine_adamw_, combine_dots, dots, graddrop, gram, row_dots
 
 if TYPE_CHECKING:
     from .dispatch import backends
@@ -24,4 +24,4 @@ else:
     _Backends.__call__.__doc__ = dispatch.backends.__doc__
     sys.modules[backends.__name__].__class__ = _Backends
 
-__all__ = ["backends", "combine", "combine_adamw_", "combine_dots", "dots", "gram", "row_dots"]
+__all__ = ["backends", "combine", "combine_adamw_", "combine_dots", "dots", "graddrop", "gram", "row_dots"]

@@ -44,7 +44,7 @@ from .checks import Grads, RowMatrices, Tasks, Weights
 from .interface import AdamW
 from .library import call
 
-__all__ = ["combine", "combine_adamw_", "combine_dots", "dots", "gram", "row_dots"]
+__all__ = ["combine", "combine_adamw_", "combine_dots", "dots", "graddrop", "gram", "row_dots"]
 
 
 def combine(
@@ -204,6 +204,57 @@ def combine_adamw_(
     )
     dots = dots[:, 0]
     return (dots[0], sqnorms[0]) if groups is None else (dots, sqnorms)
+
+
+def graddrop(
+    grads: Grads,
+    *,
+    seed: int,
+    step: int = 0,
+    leak: float | Sequence[float] = 0.0,
+    positions: Sequence[int] | None = None,
+    out: Sequence[Any] | None = None,
+    backend: str | None = None,
+) -> list[Any]:
+    """The sum of the tasks' gradients with one of their two signs, chosen at random for every element.
+
+    Gradient Sign Dropout (Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout",
+    NeurIPS 2020, Algorithm 1). For an element with the gradients g_n,
+
+        P = (1 + sum_n g_n / sum_n |g_n|) / 2        the share of the positive ones
+        M_n = 1 if g_n > 0 and P > U, or g_n < 0 and P <= U; else 0
+        result = sum_n (l_n + (1 - l_n) M_n) g_n     with l_n the leak
+
+    The paper masks the gradients of activations. Here, as in TorchJD and LibMTL, they are those of parameters. The
+    paper leaves open what happens if P = U: here that counts as P < U. If all gradients of an element are 0, the result
+    is 0.
+
+    Returns N tensors with the parameters' shapes and dtypes, None where no task has a gradient. The gradients are read
+    once, and the result is written once. If gradients of an element have one sign only, all of them are kept. If one of
+    them is not finite, the result is NaN; so it may be if the sum of their sizes overflows. For float32, the error of
+    an element is at most (K + 1) 2^-24 sum_n |c_n g_n|, with c_n = l_n + (1 - l_n) M_n and the M_n that were chosen. P
+    is computed in float32 or better (for float64 gradients in float64). So if P differs from U by less than
+    (K + 4) 2^-24, backends may choose different signs.
+
+    seed, step: ints up to 2^62; only the seed may be negative. U depends on them and on the element's position, and on
+        nothing else: neither on the backend, nor on the number of threads, nor on how memory is laid out. It has 24
+        bits: U = (k + 1/2) 2^-24 with k from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+        3", SC 2011). The key is seed, the counter is (position // 4, step), each as two words of 32 bits, the low one
+        first; and k are the upper bits of word number position % 4.
+    leak: l_n, a number from 0 to 1 for all tasks, or K of them. 1 keeps all gradients of a task.
+    positions: N ints of at least 0, the position of each parameter's first element. The others follow in row-major
+        order. None: 2^40 i for parameter i. Give them if a tensor is only a part of a parameter.
+    out: the result of an earlier call, as in `combine`.
+
+    Parameters whose gradients are not contiguous are computed by the reference. A CUDA graph that captures a call
+    repeats its random numbers.
+    """
+    tasks = Tasks(grads)
+    leaks = tasks.leak(leak)
+    combined = tasks.out(out, 1, True)
+    draws = tasks.draws(seed, step, positions)
+    call("graddrop", tasks.direct, grads=tasks.rows, leak=leaks, out=combined, draws=draws, backend=backend)
+    return combined[0]
 
 
 def row_dots(x: Tensor, y: Tensor, rows: Tensor, tasks: int, *, backend: str | None = None) -> Tensor:

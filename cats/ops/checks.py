@@ -14,12 +14,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import dispatch, layout
+from .interface import Draws
 
 Grads = Iterable[Iterable[Tensor | None]]
 Weights = Tensor | Iterable[float] | Iterable[Iterable[float]]
 
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _MAX_GROUPS = 1 << 31
+_POSITIONS = 1 << 40  # between the first elements of two parameters, if positions are not given
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -234,6 +236,35 @@ class Tasks(_Values):
             needed = f"({self.count},) or (R, {self.count})"
             raise ValueError(f"weights has shape {tuple(shape)}, but {self.count} tasks need {needed}")
         return (matrix.unsqueeze(0), True) if len(shape) == 1 else (matrix, False)
+
+    def leak(self, leak: float | Sequence[float]) -> Tensor:
+        """(1, K) float64 on the CPU."""
+        numbers = [leak] * self.count if isinstance(leak, (int, float)) else leak
+        if not isinstance(numbers, (list, tuple)):
+            raise TypeError(f"leak must be a number, or one per task, not {type(leak).__name__}")
+        if len(numbers) != self.count:
+            raise ValueError(f"leak has {len(numbers)} entries, but there are {self.count} tasks")
+        for n, number in enumerate(numbers):
+            if not isinstance(number, (int, float)):
+                raise TypeError(f"leak[{n}] must be a number, not {type(number).__name__}")
+            if not 0 <= number <= 1:
+                raise ValueError(f"leak[{n}] is {number:g}, but must be from 0 to 1")
+        return torch.tensor([[float(number) for number in numbers]], dtype=torch.float64, device="cpu")
+
+    def draws(self, seed: int, step: int, positions: Sequence[int] | None) -> Draws:
+        given = range(0, self.size * _POSITIONS, _POSITIONS) if positions is None else positions
+        if len(given) != self.size:
+            raise ValueError(f"positions has {len(given)} entries, but there are {self.size} parameters")
+        numbers = {"seed": seed, "step": step}
+        if positions is not None:
+            numbers |= {f"positions[{i}]": position for i, position in enumerate(positions)}
+        for name, number in numbers.items():
+            if not isinstance(number, (int, torch.SymInt)) or isinstance(number, bool):
+                raise TypeError(f"{name} must be an int, not {type(number).__name__}")
+            least = -(1 << 62) if name == "seed" else 0
+            if not least <= number <= 1 << 62:
+                raise ValueError(f"{name} is {number}, but must be from {'-2^62' if least else '0'} to 2^62")
+        return Draws(seed, step, list(given))
 
     def scalar(self, name: str, value: float | Tensor) -> Tensor:
         """The number as a tensor without axes."""

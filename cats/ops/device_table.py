@@ -77,6 +77,7 @@ class DevicePieces(NamedTuple):
     device: torch.device
     tasks: int
     groups: int  # number of groups
+    params: list[int]  # the parameter of each row of pointers
 
     @property
     def kinds(self) -> list[tuple[Dtypes, bool]]:
@@ -109,7 +110,8 @@ def device_pieces(
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         geometry = _geometry(flat, len(grads), groups, device, upload)
         pointers = upload(_words(flat.pointers), device).view(len(flat.params), width)
-    return DevicePieces(pointers, geometry, device, len(grads), max(groups) + 1), flat.fallback
+    pieces = DevicePieces(pointers, geometry, device, len(grads), max(groups) + 1, flat.params)
+    return pieces, flat.fallback
 
 
 # Geometries by tasks, sizes, dtypes, alignment, groups and device. Those in _recent also belong to a stream: they are

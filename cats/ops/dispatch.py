@@ -1,6 +1,6 @@
 """Which backend computes a call, and what the reference computes instead.
 
-A backend is a module in cats/ops/backends. It has some or all of the six operators; `LIMITS`, what it takes; and
+A backend is a module in cats/ops/backends. It has some or all of the seven operators; `LIMITS`, what it takes; and
 `split`, which makes the dense pieces of memory that its operators take (from cats/ops/layout.py or device_table.py).
 row_dots alone takes two matrices, not gradients: its pieces are those of `layout.row_pieces` for every backend.
 The reference has no `split`: its operators take the tensors themselves. A backend that cannot work here raises
@@ -33,9 +33,9 @@ from torch import Tensor
 
 from . import layout, self_check
 from .backends import reference
-from .interface import AdamW, Row
+from .interface import AdamW, Draws, Row
 
-OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_", "row_dots")
+OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_", "graddrop", "row_dots")
 BACKENDS = {name: f"{__package__}.backends.{name}" for name in ("reference", "native", "triton", "cuda")}
 # Device type -> backends for calls that name none, in this order, then the reference.
 DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("cuda", "triton")}
@@ -94,6 +94,25 @@ def combine_adamw_(
     return dots, sqnorms
 
 
+def graddrop(grads: Sequence[Row], leak: Tensor, out: Sequence[Row], draws: Draws, backend: str | None) -> None:
+    """Writes the gradients' sums of one sign into out, one row. leak: (1, K) float64."""
+    # Kernels number the elements in the order of their memory. Other orders than the row-major one are the reference's.
+    first = [next((g for g in column if g is not None), None) for column in zip(*grads, strict=True)]
+    others = [i for i, g in enumerate(first) if g is not None and not g.is_contiguous()]
+    target: Sequence[Row] = out
+    if others:
+        if backend:
+            load(backend)
+        reference.graddrop(
+            layout.select(grads, others), layout.select(out, others), [0] * len(others), leak, draws.select(others)
+        )
+        kept = [i for i in range(len(first)) if i not in set(others)]
+        grads, target, draws = layout.select(grads, kept), layout.select(out, kept), draws.select(kept)
+    if target[0]:
+        _run("graddrop", backend, grads, target, [0] * len(grads[0]), leak, draws)
+    _mark_written(*out)
+
+
 def row_dots(x: Tensor, y: Tensor, rows: Tensor, tasks: int, backend: str | None) -> Tensor:
     """(tasks,): by task, the sum of the inner products of the rows of x and y, both (R, W). rows: (R,) int64.
 
@@ -121,9 +140,9 @@ def _run(
     groups: Sequence[int],
     *arguments: Any,
 ) -> Any:
-    """The operator's statistics, by the first backend of the choice that can compute them; None for combine.
+    """The operator's statistics, by the first backend of the choice that can compute them; None if it has none.
 
-    arguments: the weights, if the operator has them, and the settings of AdamW.
+    arguments: the weights or leaks, if the operator has them, and the settings of AdamW or the random numbers.
     """
     device = layout.device_of(grads)
     where = device or layout.device_of([arguments[:1]])
@@ -205,6 +224,7 @@ def _run_dense(
     statistics = getattr(module, operator)(pieces, *arguments)
     if fallback:
         chosen = layout.select(grads, fallback), layout.select(others, fallback), [groups[i] for i in fallback]
+        arguments = tuple(each.select(fallback) if isinstance(each, Draws) else each for each in arguments)
         rest = getattr(reference, operator)(*chosen, *arguments)
         if statistics is not None:
             _add(statistics, rest)

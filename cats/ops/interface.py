@@ -1,4 +1,4 @@
-"""Types that dispatch and the backends share: the limits of a backend, and the settings of an AdamW update."""
+"""Types that dispatch and the backends share: limits of a backend, settings of an AdamW update, random numbers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ class Limits:
         if operator == "dots" and directions is not None:
             return lambda dtypes: dtypes[1] in directions[dtypes[0]]
         return None
+
+
+class Draws(NamedTuple):
+    """Which random numbers graddrop uses: a sequence for every seed and step, and where each parameter begins in it."""
+
+    seed: int
+    step: int
+    positions: Sequence[int]  # of the first element of each parameter; the others follow in row-major order
+
+    def select(self, params: Sequence[int]) -> Draws:
+        """Those of these parameters only."""
+        return self._replace(positions=[self.positions[i] for i in params])
+
+    def words(self) -> Tensor:
+        """All numbers as one int64 tensor on the CPU, as kernels on a GPU take them."""
+        return torch.tensor([self.seed, self.step, *self.positions], dtype=torch.int64, device="cpu")
 
 
 class AdamW(NamedTuple):

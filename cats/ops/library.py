@@ -1,8 +1,8 @@
 """The operators as custom operators of torch.library: schemas, fake versions, and how `cats.ops` calls them.
 
 In a schema, gradients are one flat list of K N entries followed by the number of tasks, out is the flat list of its
-tensors without None, and the settings of AdamW are single arguments. Statistics always have their group axis. No result
-shares memory with an argument.
+tensors without None, and the settings of AdamW are single arguments, as are those of the random numbers of graddrop.
+Statistics always have their group axis. No result shares memory with an argument.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, layout
-from .interface import AdamW
+from .interface import AdamW, Draws
 
 Flat = Sequence[Tensor | None]
 
@@ -40,13 +40,19 @@ def _call_registered(operator: str, **arguments: Any) -> Any:
 
 
 def _flattened(
-    grads: Sequence[Flat], out: Sequence[Flat] | None = None, settings: AdamW | None = None, **arguments: Any
+    grads: Sequence[Flat],
+    out: Sequence[Flat] | None = None,
+    settings: AdamW | None = None,
+    draws: Draws | None = None,
+    **arguments: Any,
 ) -> dict[str, Any]:
     """The arguments as they are in the schemas."""
     if out is not None:
         arguments["out"] = [t for row in out for t in row if t is not None]
     if settings is not None:
         arguments.update(zip(AdamW._fields, settings, strict=True))
+    if draws is not None:
+        arguments.update(zip(Draws._fields, draws, strict=True))
     return arguments | {"grads": [g for row in grads for g in row], "tasks": len(grads)}
 
 
@@ -73,7 +79,7 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
 
     def implementation(*values: Any) -> Any:
         arguments = dict(zip(names, values, strict=True))
-        for name in "weights", "x", "y", "rows":
+        for name in "weights", "leak", "x", "y", "rows":
             if name in arguments:
                 layout.address(arguments[name])  # raises if they are not in memory
         if "grads" in arguments:
@@ -81,10 +87,12 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
             size = len(flat) // tasks
             arguments["grads"] = [flat[start : start + size] for start in range(0, len(flat), size)]
         if "out" in arguments:
-            arguments["out"] = _out_rows(arguments["grads"], arguments["out"], len(arguments["weights"]))
+            arguments["out"] = _out_rows(arguments["grads"], arguments["out"], len(arguments.get("weights", [1])))
         if operator == "combine_adamw_":
             arguments["settings"] = AdamW(*(arguments.pop(name) for name in AdamW._fields))
             arguments["settings"].check()
+        if operator == "graddrop":
+            arguments["draws"] = Draws(*(arguments.pop(name) for name in Draws._fields))
         return getattr(dispatch, operator)(**arguments)
 
     _library.impl(operator, torch.no_grad()(implementation), "CompositeExplicitAutograd")
@@ -134,6 +142,12 @@ _define(
     " Tensor(c!)[] exp_avg_sqs, Tensor step, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
     " Tensor? found_inf, Tensor? grad_scale, int[] groups, str? backend) -> (Tensor, Tensor)",
     _fake_statistics,
+)
+_define(
+    # seed and step change from call to call: torch.compile must not compile again for every number.
+    "graddrop(Tensor?[] grads, int tasks, Tensor leak, Tensor(a!)[] out, SymInt seed, SymInt step, int[] positions,"
+    " str? backend) -> ()",
+    lambda **arguments: None,
 )
 _define(
     "row_dots(Tensor x, Tensor y, Tensor rows, SymInt tasks, str? backend) -> Tensor",

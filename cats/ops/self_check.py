@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .interface import AdamW, Dtypes
+from .backends.reference import thresholds
+from .interface import AdamW, Draws, Dtypes
 from .layout import RowPieces
 
 SIZES = (2_100, 130, 7)  # elements of the parameters: a whole tile of every kernel and its end, and less than one
@@ -37,6 +38,9 @@ STEP, LR = 3, 1e-2
 # found_inf and grad_scale of updates: not given, or as torch.amp.GradScaler gives them, with and without an overflow.
 Scaling = tuple[float, float]
 SCALING: tuple[Scaling | None, ...] = (None, (0.0, 4.0), (1.0, 4.0))
+
+# The random numbers of graddrop. Positions are multiples of 4, of one word, and in between.
+DRAWS = Draws(seed=-3, step=5, positions=(1 << 40, (1 << 33) - 8, 7))
 
 # Relative errors. Those of float64 have room for the order of the sums.
 STATISTICS = {torch.float64: 1e-12}
@@ -159,6 +163,7 @@ class _Check:
         self.combined = np.einsum("rk,kp->rp", self.weights, self.matrix)  # (R, P)
         arithmetic = (tasks + 1) * ARITHMETIC.get(self.dtype, 2.0**-24)
         self.allowed = arithmetic * np.einsum("rk,kp->rp", np.abs(self.weights), np.abs(self.matrix))
+        self.leak = np.array([[n % 4 / 4 for n in range(tasks)]])
         self.relative = STATISTICS.get(self.dtype, 2e-6)
 
     def tensors(self, dtype: torch.dtype, positive: bool = False) -> list[Tensor]:
@@ -193,6 +198,9 @@ class _Check:
         elif operator in ("combine", "combine_dots"):
             others = [self.tensors(dtype) for dtype in dtypes[1:]]
             arguments = [weights]
+        elif operator == "graddrop":
+            others = [self.tensors(dtypes[1])]
+            arguments = [torch.from_numpy(self.leak), DRAWS]
         before = [wide(row) for row in others]
         rule = module.LIMITS.dtype_rule(operator, self.tasks)
         pieces, fallback = module.split(self.grads, others, GROUPS, rule)
@@ -211,6 +219,8 @@ class _Check:
         if operator == "dots":
             expected, allowed = self.products(before[0][None])
             return differs("the dots", found[0], expected[..., 0], allowed[..., 0])
+        if operator == "graddrop":
+            return self.compare_drop(after[0])
         if operator == "combine_adamw_":
             wrong = self.compare_update(before, after, scaling)
         else:
@@ -249,6 +259,25 @@ class _Check:
             or differs("the second moments", after[2], square, square_error)
             or differs("the parameters", after[0], param, param_error + rounding(self.kernel.dtypes[1], param))
         )
+
+    def compare_drop(self, after: Array) -> str | None:
+        """GradDrop in float64. Where P is close to U, both signs are right."""
+        up, down = np.maximum(self.matrix, 0), np.minimum(self.matrix, 0)
+        leak = self.leak.T
+        both = np.stack([(up + leak * down).sum(0), (down + leak * up).sum(0)])
+        sizes = np.stack([(up - leak * down).sum(0), (leak * up - down).sum(0)])
+        unit = ARITHMETIC.get(self.dtype, 2.0**-24)
+        allowed = (self.tasks + 1) * unit * sizes + rounding(self.dtype, both)
+        first = zip(DRAWS.positions, SIZES, strict=True)
+        bound = np.concatenate([thresholds(DRAWS, *each, torch.device("cpu")).numpy() for each in first])
+        size = (up - down).sum(0)
+        above = self.matrix.sum(0) - bound * size  # of 0 for P = U
+        right = np.where(above > 0, 0, 1)
+        # Where the other sign is allowed too, the one that is nearer to the result counts.
+        near = np.abs(above) <= 2 * (self.tasks + 4) * unit * size
+        right = np.where(near, np.abs(after - both).argmin(0), right)[None]
+        expected, error = (np.take_along_axis(each, right, 0)[0] for each in (both, allowed))
+        return differs("the result", after, expected, error)
 
     def products(self, right: Array) -> tuple[Array, Array]:
         """(G, K, R) inner products of the gradients with the rows of (R, P), and the allowed errors."""

@@ -6,6 +6,7 @@ from .chi_square_dro import ChiSquareDRO
 from .cvar_dro import CVaRDRO
 from .dwa import DWA
 from .famo import FAMO
+from .graddrop import GradDrop
 from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .gramian import Gramian
@@ -26,6 +27,7 @@ __all__ = [
     "RLW",
     "CVaRDRO",
     "ChiSquareDRO",
+    "GradDrop",
     "GradNorm",
     "GradVac",
     "Gramian",

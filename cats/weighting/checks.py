@@ -17,6 +17,7 @@ _OF_GRADIENTS = {
     "needs_gram": "the Gram matrix",
     "cross_batch": "two losses per task",
     "needs_sqnorms": "the norms of the gradients",
+    "combines": "the gradients themselves",
 }
 
 
@@ -35,6 +36,8 @@ def check_needs(weighting: Weighting, engine: str) -> None:
     of_losses = [name for name in ("needs_losses", "losses_again") if getattr(weighting, name)]
     if weighting.needs_gram and weighting.cross_batch:
         raise ValueError("a weighting with needs_gram cannot be cross_batch: its Gram matrix is of one batch")
+    if weighting.combines and (len(of_gradients) > 1 or weighting.period != 1):
+        raise ValueError("a weighting with combines needs period=1, and neither needs_gram, cross_batch nor norms")
     if of_losses and not weighting.losses_only:
         raise ValueError(f"a weighting with {of_losses[0]} must be losses_only: there is no <g_n, ḡ> for it")
     if of_gradients and weighting.losses_only:

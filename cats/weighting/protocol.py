@@ -15,7 +15,7 @@ Direction: TypeAlias = Literal["gradient", "preconditioned", "momentum", "update
 class Weighting:
     """Base class of all weightings. :class:`cats.MultiTask` uses only what this class declares.
 
-    A weighting never sees a tensor of the size of the model. There are three kinds:
+    There are four kinds. Only the last one sees tensors of the size of the model:
 
     * Weights known *before* the gradients (CATS, Static, ...). Implement :meth:`weights`, and :meth:`update` if
       they change. One pass over the gradients computes the combined gradient and the arguments of :meth:`update`.
@@ -25,6 +25,8 @@ class Weighting:
     * Weights that follow from the Gram matrix of *this* step (MGDA, PCGrad, ...). Set ``needs_gram`` and implement
       :meth:`weights_from_gram`, or :meth:`weights_from_grams` to know which tasks are present, or to compute weights
       per group of parameters. This takes two passes: one for the Gram matrix, one for the combined gradient.
+    * A combined gradient that is no weighted sum (GradDrop). Set ``combines`` and implement :meth:`combine`, and
+      :meth:`weights`, which are only reported.
 
     Instead of a weighting, a callable that maps a Gram matrix to weights is accepted too, such as a TorchJD
     ``Weighting`` (see :class:`cats.weighting.Gramian`).
@@ -32,6 +34,7 @@ class Weighting:
     Attributes:
         needs_gram: whether the weights come from :meth:`weights_from_gram`.
         needs_losses: whether they come from :meth:`weights_from_losses`. In every step, whatever ``period`` is.
+        combines: whether the combined gradient comes from :meth:`combine`, in every step. ``period`` must be 1.
         needs_sqnorms: whether :meth:`update` needs ‖g_n‖².
         losses_only: whether :meth:`update` needs the losses only. Then no step computes <g_n, ḡ>.
         losses_again: whether :meth:`update_after` is called too, with the losses after the step. Users must pass
@@ -58,6 +61,7 @@ class Weighting:
 
     needs_gram: bool = False
     needs_losses: bool = False
+    combines: bool = False
     needs_sqnorms: bool = False
     losses_only: bool = False
     losses_again: bool = False
@@ -147,6 +151,28 @@ class Weighting:
             present: the indices of the K tasks among the N, ascending.
         """
         return [self.weights_from_gram(gram, losses) for gram in grams]
+
+    def combine(
+        self,
+        gradients: Sequence[Sequence[Tensor | None]],
+        positions: Sequence[int],
+        present: Sequence[int],
+        backend: str | None,
+    ) -> list[Tensor | None]:
+        """The combined gradient of the K tasks present: a tensor like the gradients for each of the N tensors.
+
+        It must work on each element by itself, because with several processes each sees its part of the elements. It
+        must give the same result if it is called again in a step, so it must not change the state.
+
+        Args:
+            gradients: K lists of N tensors. None: the task does not use the parameter. With several processes, parts of
+                the mean gradients.
+            positions: N ints: a number for the first element of each tensor. The others follow in row-major order. The
+                number of an element is the same in every step, however the elements are divided over processes.
+            present: the indices of the K tasks among the N, ascending.
+            backend: the backend of :mod:`cats.ops` that the user asked for, or None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement combine()")
 
     @property
     def multipliers(self) -> dict[str, float | Tensor]:

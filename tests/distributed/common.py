@@ -82,6 +82,7 @@ def optimizer_of(model: Model, how: str, **more: Any) -> cats.MultiTask:
         "static": lambda: cats.weighting.Static([1.0, 2.0, 0.5]),
         "group_dro": lambda: cats.weighting.GroupDRO(step_size=0.5),
         "famo": lambda: cats.weighting.FAMO(lr=0.1),
+        "graddrop": lambda: cats.weighting.GradDrop(leak=[0.1, 0.0, 0.5], seed=7),
         "gradnorm": lambda: cats.weighting.GradNorm(lr=0.1),
     }
     if how in weightings:

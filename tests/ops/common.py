@@ -54,6 +54,7 @@ class Backend:
         self.dots = functools.partial(ops.dots, backend=name)
         self.gram = functools.partial(ops.gram, backend=name)
         self.combine_adamw_ = functools.partial(ops.combine_adamw_, backend=name)
+        self.graddrop = functools.partial(ops.graddrop, backend=name)
         self.row_dots = functools.partial(ops.row_dots, backend=name)
 
     def few(self, tasks: int) -> int:

@@ -5,6 +5,7 @@
 #include "combine.cu"
 #include "combine_half.cu"
 #include "cuda_bindings.cpp"
+#include "graddrop.cu"
 #include "gram.cu"
 #include "reduce.cu"
 #include "row_dots.cu"

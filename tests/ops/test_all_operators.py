@@ -131,6 +131,7 @@ def everything(backend: Backend, grads: Grads) -> list[Tensor]:
     state = State(backend, grads[0][0].dtype, [g.shape for g in grads[0]])
     adamw = state.update(grads, weights[0], step=3)
     statistics = [dots, sqnorms, backend.gram(grads), backend.dots(grads, combined[1])]
+    statistics += backend.graddrop(grads, seed=1)
     return [*combined[0], *combined[1], *plain, *state.tensors, *adamw, *statistics]
 
 
@@ -243,6 +244,8 @@ def test_operators_pass_opcheck(backend: Backend, rows: int) -> None:
         direction = [torch.ones(shape, device=backend.device) for shape in TRACED[:-1]] + [None]
         torch.library.opcheck(namespace.dots.default, (flat, 3, direction, groups, last))
         torch.library.opcheck(namespace.gram.default, (flat, 3, groups, last))
+        positions = [i << 40 for i in range(5)]
+        torch.library.opcheck(namespace.graddrop.default, (flat, 3, weights.abs(), out, 5, 2, positions, last))
         state = State(backend, shapes=TRACED)
         scalars = (torch.tensor(1.0), torch.tensor(0.1), 0.9, 0.98, 1e-8, 0.01)
         for extra in ((None, None), (torch.tensor(0.0), torch.tensor(2.0))):
@@ -260,8 +263,9 @@ def test_compiles_without_a_break(backend: Backend) -> None:
         plain = backend.combine(doubled, [0.5, 0.25, -1.0])
         combined, dots, sqnorms = backend.combine_dots(grads, rows, groups=[0, 1, 0, 1, 2])
         along, gram = backend.dots(grads, direction), backend.gram(grads)
+        signs = [t for t in backend.graddrop(grads, seed=1) if t is not None]
         update = backend.combine_adamw_(params, grads, rows[0], *moments, step=1, **ADAMW)
-        return plain[0] + 1, combined[1][0] * dots.sum(), combined[0][4], sqnorms, along, gram.trace(), *update
+        return plain[0] + 1, combined[1][0] * dots.sum(), combined[0][4], sqnorms, along, gram.trace(), *signs, *update
 
     torch.compiler.reset()
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
@@ -282,6 +286,8 @@ def test_shapes_are_known_without_data(backend: Backend) -> None:
         assert [[None if t is None else tuple(t.shape) for t in row] for row in combined] == [[*TRACED[:4], None]] * 2
         assert (dots.shape, sqnorms.shape, dots.dtype) == ((2, 2, 3), (2, 3), torch.float64)
         assert dots.device.type == sqnorms.device.type == backend.device.type
+        signs = backend.graddrop(grads, seed=1)
+        assert [None if t is None else tuple(t.shape) for t in signs] == [*TRACED[:4], None]
         assert backend.gram(grads).shape == (3, 3) and backend.dots(grads, combined[0]).shape == (3,)
 
 
@@ -307,6 +313,9 @@ def test_more_elements_than_int32_counts(backend: Backend) -> None:
     assert (dots.item(), sqnorms.item()) == (110, 55)
     assert torch.equal(combined[places].cpu(), 2 * values) and combined.count_nonzero() == len(values)
     combined.fill_(float("nan"))
+    backend.graddrop([[marked]], seed=1, out=[combined])
+    assert torch.equal(combined[places].cpu(), values) and combined.count_nonzero() == len(values)
+    combined.fill_(float("nan"))
     backend.combine([[marked]], [2.0], out=[combined])
     assert torch.equal(combined[places].cpu(), 2 * values) and combined.count_nonzero() == len(values)
     if backend.device.type == "cuda":  # on a CPU the moments would take another 16 GiB
@@ -330,6 +339,7 @@ def run(size):
     ops.combine_dots(grads, [1.0] * tasks, out=others[0], backend=backend)
     ops.dots(grads, others[0], backend=backend)
     ops.gram(grads, backend=backend)
+    ops.graddrop(grads, seed=1, out=others[0], backend=backend)
     ops.combine_adamw_(others[0], grads, [1.0] * tasks, *others[1:], step=1, lr=0.1, beta1=0.9, beta2=0.98, eps=1e-8,
                        weight_decay=0.0, backend=backend)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -355,6 +365,7 @@ def test_memory_beyond_arguments_and_results(backend: Backend, tasks: int, size:
         backend.combine_dots(grads, [1.0] * tasks, out=[combined])
         backend.dots(grads, [combined])
         backend.gram(grads)
+        backend.graddrop(grads, seed=1, out=[combined])
         state.update(grads, [1.0] * tasks)
         taken = torch.cuda.max_memory_allocated(backend.device) - before
     assert taken < 64e6

@@ -35,7 +35,9 @@ def everything(backend: Backend, grads: list[list[Any]], rows: int = 1) -> list[
     params, *moments = ([torch.full_like(g, 0.5) for g in grads[0]] for _ in range(3))
     updated = backend.combine_adamw_(params, grads, weights[0], *moments, step=3, **ADAMW)
     along, gram = backend.dots(grads, combined[-1]), backend.gram(grads)
+    signs = backend.graddrop(grads, seed=1, leak=0.25)
     return [
+        *signs,
         *(t for row in combined for t in row),
         dots,
         sqnorms,
@@ -141,6 +143,10 @@ def test_what_the_kernels_cannot_do_is_refused(emulator: Any) -> None:
         emulator.cuda_gram(0, 1, 0, 0, 1, 0, 1, 129, 0, 0)
     with pytest.raises(ValueError, match="rows of weights"):
         emulator.cuda_combine(0, 1, 0, 0, 1, 0, 1, 65, 0, 2, 0, 0, 0)
+    with pytest.raises(ValueError, match="1 to 128"):
+        emulator.cuda_graddrop(0, 1, 0, 0, 1, 0, 1, 129, 0, 0, 0)
+    with pytest.raises(ValueError, match="no type"):
+        emulator.cuda_graddrop(0, 1, 0, 0, 1, 4, 1, 2, 0, 0, 0)
     with pytest.raises(ValueError, match="no type"):
         emulator.cuda_gram(0, 1, 0, 0, 1, 4, 1, 2, 0, 0)
 
@@ -177,7 +183,7 @@ def test_blocks_of_rows_are_for_large_gpus(emulated: Any) -> None:
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_80,code=[sm_80,sm_90]"]
 
 
-SOURCES = ["combine.cu", "combine_half.cu", "gram.cu", "reduce.cu", "row_dots.cu", "write.cu"]
+SOURCES = ["combine.cu", "combine_half.cu", "graddrop.cu", "gram.cu", "reduce.cu", "row_dots.cu", "write.cu"]
 
 
 # Part of a kernel's name -> threads that run on a multiprocessor at a time.
@@ -188,6 +194,7 @@ THREADS = {
     "ELi4ELi1ELb1": 2 * 256,
     "ELi8ELi1ELb": 512,
     "ELi8ELi4ELb": 256,
+    "graddrop_kernel": 2 * 256,
     "gram_small_kernel": 256,
     "ELi1EEEvNS_13GramArguments": 2 * 320,
     "ELi3EEEvNS_13GramArguments": 2 * 224,
@@ -258,6 +265,14 @@ def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
         # With an update, also a parameter's elements and its moments. With up to four gradients, they come first, too.
         state = 0 if update == "0" else 5 if "16" in dtype else 3
         assert (loads, first) == (int(cap) + state, int(cap) + (state if cap < "8" else 0)), (dtype, cap, update)
+
+    # graddrop: 16 bytes of each gradient of a lane.
+    found = {}
+    for text in re.split(r"\.visible \.entry ", compiled["graddrop.cu"][1])[1:]:
+        if match := re.search(r"graddrop_kernelINS_\d+(\w+?)ELi(\d)", text.split("(")[0]):
+            first = re.split(r"\bfma\.rn|\badd\.f", text, maxsplit=1)[0]
+            found[match.groups()] = text.count(wide), first.count(wide)
+    assert len(found) == 4 * 2 and all(counts == (int(cap), int(cap)) for (_, cap), counts in found.items()), found
 
     # row_dots: of each matrix, 16 bytes for each of four places, or the same number of elements for each of two.
     found = {}

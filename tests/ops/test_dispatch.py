@@ -74,7 +74,7 @@ def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.Monke
     monkeypatch.setitem(dispatch.BACKENDS, "native", "cats.elsewhere")
     assert ops.backends()["native"] == (
         "this version of cats has no native backend"
-        " (module cats.elsewhere has no combine, combine_dots, dots, gram, combine_adamw_, row_dots)"
+        " (module cats.elsewhere has no combine, combine_dots, dots, gram, combine_adamw_, graddrop, row_dots)"
     )
     monkeypatch.setattr(dispatch, "_modules", {})  # as in a new process
     module.LIMITS = Limits()  # type: ignore[attr-defined]

@@ -31,6 +31,7 @@ ARGUMENTS = {
         *("grads", "weights", "params", "exp_avgs", "exp_avg_sqs"),
         *("step", "lr", "found_inf", "grad_scale"),
     ),
+    "graddrop": ("grads", "out"),
     "row_dots": ("x", "y", "rows"),
 }
 WRITTEN = ("out", "params", "exp_avgs", "exp_avg_sqs")
@@ -59,6 +60,8 @@ def arguments(operator: str, name: str = "", change: Change = lambda t: t) -> di
         found[name] = change(found[name])
     if operator == "combine_adamw_":
         found |= {"beta1": 0.5, "beta2": 0.5, "eps": 1e-8, "weight_decay": 0.25}
+    if operator == "graddrop":
+        found["seed"] = 0
     if operator == "row_dots":
         found["tasks"] = 2
     return found

@@ -34,6 +34,8 @@ def test_operators_pass_opcheck(rows: int, requires_grad: bool) -> None:
     if rows == 1:
         torch.library.opcheck(namespace.dots.default, (flat, 3, direction, groups, None))
         torch.library.opcheck(namespace.gram.default, (flat, 3, groups, None))
+        positions = [i << 40 for i in range(5)]
+        torch.library.opcheck(namespace.graddrop.default, (flat, 3, weights.abs(), flat_out(1), 5, 2, positions, None))
         params, exp_avgs, exp_avg_sqs = state()
         scalars = (torch.tensor(1.0), torch.tensor(0.1), 0.9, 0.98, 1e-8, 0.01)
         for extra in ((None, None), (torch.tensor(0.0), torch.tensor(2.0))):
@@ -63,6 +65,7 @@ def calls() -> list[tuple[str, Callable[..., Any]]]:
         ("combine_dots", combine_dots),
         ("dots", lambda grads: ops.dots(grads, [torch.ones(s) for s in SHAPES[:4]] + [None]) + 1),
         ("gram", lambda grads: ops.gram(grads).trace()),
+        ("graddrop", lambda grads: ops.graddrop(grads, seed=5, step=2, leak=0.5)[0] + 1),
         ("combine_adamw_", adamw),
     ]
 

@@ -68,9 +68,9 @@ def test_right_kernels_pass_on_every_backend(backend: Backend, aligned: bool) ->
     module = dispatch._load(backend.name)
     assert not isinstance(module, str)
     cases = [("combine_dots", torch.bfloat16, 3), ("gram", torch.float32, 3), ("dots", torch.float32, 3)]
-    cases += [("row_dots", torch.bfloat16, 3)]
+    cases += [("row_dots", torch.bfloat16, 3), ("graddrop", torch.float32, 3)]
     cases += [("combine_adamw_", torch.float32, 2), ("gram", torch.bfloat16, 12)]
-    for operator, dtype, tasks in cases if aligned else cases[:4]:
+    for operator, dtype, tasks in cases if aligned else cases[:5]:
         each = kernel(operator, dtype, tasks)._replace(device=backend.device, aligned=aligned)
         assert self_check.check(module, each) is None, operator
 
@@ -98,6 +98,9 @@ def wrong_kernels(native: ModuleType) -> Iterator[tuple[str, str, Callable[..., 
             return native.combine_adamw_(p, w, settings._replace(**{name: None}))
 
         yield f"{ignored} is ignored", "combine_adamw_", ignores
+    yield "another seed", "graddrop", lambda p, w, d: native.graddrop(p, w, d._replace(seed=d.seed + 1))
+    yield "another position", "graddrop", lambda p, w, d: native.graddrop(p, w, d._replace(positions=(0, 0, 0)))
+    yield "leaks are swapped", "graddrop", lambda p, w, d: native.graddrop(p, w.flip(1).contiguous(), d)
     yield (
         "the last row is lost",
         "row_dots",

@@ -33,8 +33,10 @@ TASKS = (1, 2, 3, 5, 8, 16, 33, 92, 128)
 # Shared memory that one program can have, in bytes: CUDA C++ Programming Guide, technical specifications.
 SHARED = {80: 163 << 10, 90: 227 << 10}
 POINTERS = {
-    **dict.fromkeys(("table", "chunks", "order", "bounds", "owners"), "*i64"),
-    **dict.fromkeys(("weights", "partials", "scalars", "found_inf", "grad_scale", "left", "right", "result"), "*fp64"),
+    **dict.fromkeys(("table", "chunks", "order", "bounds", "owners", "words"), "*i64"),
+    **dict.fromkeys(
+        ("weights", "leak", "partials", "scalars", "found_inf", "grad_scale", "left", "right", "result"), "*fp64"
+    ),
 }
 
 
@@ -57,6 +59,7 @@ def grid(tasks: tuple[int, ...], capabilities: tuple[int, ...], operators: tuple
 
 
 OPERATORS = ("combine", "combine_dots", "combine_dots of 2", "dots", "combine_adamw_", "combine_adamw_ scaled", "gram")
+OPERATORS += ("graddrop", "graddrop of parts")  # parts begin at positions that are no multiples of 4
 ROW_DOTS = ("row_dots", "row_dots narrow", "row_dots with float32")
 REDUCTIONS = [Case(name, count, "float64", 90) for name in ("reduce", "reduce_slots") for count in (2, 128)]
 # Small and large tiles, one and several tasks per thread, one and two blocks, padded or not.
@@ -64,6 +67,8 @@ QUICK = [
     *(Case(op, k, d, 90) for op in ("combine_dots", "combine_adamw_", "gram") for k in (2, 8, 33, 128)
       for d in ("float32", "bfloat16")),
     *(Case(op, k, d, 80) for op in ("combine_dots", "gram") for k, d in ((8, "bfloat16"), (128, "float32"))),
+    *(Case("graddrop", k, d, 90) for k in (2, 8, 33) for d in ("float32", "bfloat16")),
+    *(Case("graddrop of parts", 8, d, 90) for d in ("float32", "float64")),
     *(Case(op, 16, "float32", 90) for op in ("combine", "combine_dots of 2", "dots", "combine_adamw_ scaled")),
     *(Case(op, 92, "bfloat16", 90) for op in ROW_DOTS),
     Case("row_dots", 8, "float32", 80),
@@ -81,9 +86,9 @@ FULL = [*grid(TASKS, (80, 90), OPERATORS), *grid((1, 8, 128), (80, 90), ROW_DOTS
 
 def configuration(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     """The kernel, its constexpr arguments and its launch options, from the functions that the launchers call."""
-    common, combine, dots, adamw, gram, row_dots = (
+    common, combine, dots, adamw, graddrop, gram, row_dots = (
         importlib.import_module(f"cats.kernels.{name}")
-        for name in ("common", "combine", "dots", "adamw", "gram", "row_dots")
+        for name in ("common", "combine", "dots", "adamw", "graddrop", "gram", "row_dots")
     )
     dtype = DTYPES[case.dtype]
     if case.operator.startswith("combine_adamw_"):
@@ -97,6 +102,9 @@ def configuration(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         return combine.combine_kernel, constants | absent, options
     if case.operator == "dots":
         return dots.dots_kernel, *dots.options(case.tasks, (dtype, dtype), case.aligned)
+    if case.operator.startswith("graddrop"):
+        fours = case.operator == "graddrop"
+        return graddrop.graddrop_kernel, *graddrop.options(case.tasks, dtype, case.aligned, fours)
     if case.operator in ROW_DOTS:
         width = 64 if "narrow" in case.operator else 4096
         return row_dots.row_dots_kernel, *row_dots.options(width, case.tasks, row_dtypes(case), case.aligned)
@@ -316,7 +324,7 @@ def test_elements_beyond_2_to_the_31(kernels: Any, operator: str) -> None:
     chunk, order, bounds = ([0, start, length], [0], [0, 1])
     parts = [torch.tensor(part, device=device) for part in ([chunk], order, bounds)]
     geometry = table.Geometry(*parts, [launch])
-    pieces = table.DevicePieces(torch.tensor([addresses], device=device), geometry, device, 2, 1)
+    pieces = table.DevicePieces(torch.tensor([addresses], device=device), geometry, device, 2, 1, [0])
     if single:
         weights = torch.tensor([[1.0, 2.0]], dtype=torch.float64, device=device)
         kernels("combine")._launch(pieces, weights, None)

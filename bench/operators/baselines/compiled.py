@@ -48,6 +48,14 @@ def unrolled_gram(grads: list[Tensor]) -> Tensor:
     return torch.stack([(wide[i] * wide[j]).sum() for i in range(len(wide)) for j in range(i + 1)])
 
 
+def unrolled_graddrop(grads: list[Tensor], out: Tensor) -> None:
+    wide = [_wide(g) for g in grads]
+    up, down = wide[0].clamp(min=0), wide[0].clamp(max=0)
+    for g in wide[1:]:
+        up, down = up + g.clamp(min=0), down + g.clamp(max=0)
+    out.copy_(torch.where(up > torch.rand_like(up) * (up - down), up, down))
+
+
 def unrolled_adamw(
     grads: list[Tensor], weights: Tensor, param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor
 ) -> None:
@@ -103,6 +111,14 @@ def contender(operator: str, problem: Problem) -> Contender:
         def run() -> Outcome:
             parts = [dots_of(row, d) for row, d in zip(rows, direction, strict=True)]
             return Outcome(dots=torch.stack(parts).double().sum(0))
+
+    elif operator == "graddrop":
+        graddrop = torch.compile(unrolled_graddrop, **options)
+
+        def run() -> Outcome:
+            for row, place in zip(rows, out, strict=True):
+                graddrop(row, place)
+            return Outcome(signs=problem.out)
 
     elif operator == "gram":
         if problem.tasks * (problem.tasks + 1) // 2 > UNROLLED_PAIRS:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cases import ADAMW, TWO_PASSES, Problem
+from ..cases import ADAMW, GRADDROP, TWO_PASSES, Problem
 from ..contender import EAGER, Contender
 from ..oracle import Outcome
 
@@ -228,6 +228,37 @@ def _gram_combine(problem: Problem) -> Iterator[Contender]:
     yield from _stacked(problem, "G @ G.T + mv", mm)
 
 
+def _graddrop(problem: Problem) -> Iterator[Contender]:
+    out = problem.out
+    up, down, part = ([torch.zeros_like(t) for t in out] for _ in range(3))
+
+    def loop() -> Outcome:
+        """Adds the gradients of each sign, so only two sums of the model's size are kept."""
+        for column, place, above, below, one in zip(problem.columns, out, up, down, part, strict=True):
+            torch.clamp(column[0], min=0, out=above)
+            torch.clamp(column[0], max=0, out=below)
+            for g in column[1:]:
+                above.add_(torch.clamp(g, min=0, out=one))
+                below.add_(torch.clamp(g, max=0, out=one))
+            torch.sub(above, below, out=one)
+            one.mul_(torch.rand_like(one))  # P > U, multiplied by the sum of the sizes
+            torch.where(above > one, above, below, out=place)
+        return Outcome(signs=out)
+
+    parts = _split(problem)
+
+    def masks() -> Outcome:
+        """As the papers and TorchJD write it."""
+        matrix = problem.stacked
+        share = 0.5 * (1 + matrix.sum(0) / matrix.abs().sum(0))
+        above = share > torch.rand_like(share)
+        torch.sum(matrix * ((matrix > 0) == above), 0, out=problem.flat_out)
+        return Outcome(signs=parts)
+
+    yield Contender("loop of clamp and add_, rand", EAGER, loop)
+    yield from _stacked(problem, "masks", masks)
+
+
 def same_moments(problem: Problem) -> bool:
     """Whether torch's AdamW keeps the moments in the same dtype as combine_adamw_."""
     return problem.dtype in (torch.float32, torch.float64)
@@ -273,6 +304,7 @@ FORMS: dict[str, Callable[[Problem], Iterator[Contender]]] = {
     "combine_dots": _combine_dots,
     "dots": _dots,
     "gram": _gram,
+    GRADDROP: _graddrop,
     TWO_PASSES: _gram_combine,
     "combine_adamw_": _combine_adamw,
 }

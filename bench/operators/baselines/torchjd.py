@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.common.measure import Unavailable
 
-from ..cases import TWO_PASSES, Problem
+from ..cases import GRADDROP, TWO_PASSES, Problem
 from ..contender import TORCHJD, Contender
 from ..oracle import Outcome
 
@@ -29,7 +29,7 @@ def contenders(operator: str, problem: Problem) -> Iterator[Contender]:
     Raises:
         Unavailable: TorchJD is not installed, or has no such operation.
     """
-    if operator not in ("combine", "combine_dots", TWO_PASSES):
+    if operator not in ("combine", "combine_dots", GRADDROP, TWO_PASSES):
         raise Unavailable("TorchJD has no such operation")
     if importlib.util.find_spec("torchjd") is None:
         raise Unavailable("TorchJD is not installed; pip install torchjd")
@@ -53,11 +53,14 @@ def contenders(operator: str, problem: Problem) -> Iterator[Contender]:
             for p in params:
                 p.grad = None
             autojac.jac_to_grad(params, retain_jac=True, **options)
-            return Outcome(combined=[p.grad for p in params if p.grad is not None])
+            found = [p.grad for p in params if p.grad is not None]
+            return Outcome(signs=found) if operator == GRADDROP else Outcome(combined=found)
 
         return run
 
-    if operator == TWO_PASSES:
+    if operator == GRADDROP:
+        yield Contender("TorchJD jac_to_grad", TORCHJD, to_grad(aggregator=aggregation.GradDrop()))
+    elif operator == TWO_PASSES:
         aggregator = aggregation.GramianWeightedAggregator(Known())
         yield Contender("TorchJD jac_to_grad", TORCHJD, to_grad(aggregator=aggregator))
         without_copy = to_grad(aggregator=aggregator, optimize_gramian_computation=True)

@@ -75,6 +75,7 @@ METHODS = (
     "pcgrad",
     "gradvac",
     "torchjd:NAME",
+    "graddrop",
     "target-projection",
     "temperature",
     "temperature-schedule",

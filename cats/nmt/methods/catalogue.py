@@ -188,6 +188,17 @@ CATALOGUE = (
         made_by="cats.weighting.torchjd",
     ),
     Method(
+        "graddrop",
+        GRADIENTS,
+        "of the gradients of each parameter, those of one sign, chosen at random",
+        "Chen et al., NeurIPS 2020, arXiv 2010.06808",
+        "the gradients of all tasks",
+        PER_TASK,
+        made_by="cats.weighting.GradDrop",
+        sums=True,
+        space={"method.options": ("leak=0.25", "leak=0.5")},
+    ),
+    Method(
         "target-projection",
         GRADIENTS,
         "what conflicts with the gradient of a task's trusted pairs is removed from the task's gradient",

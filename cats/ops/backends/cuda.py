@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import nvidia
 from ..compiled import why_missing
 from ..device_table import DevicePieces, Launch, device_pieces
-from ..interface import AdamW, Limits
+from ..interface import AdamW, Draws, Limits
 from ..layout import TYPES, RowPieces
 
 try:
@@ -118,6 +118,19 @@ def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tu
     return statistics
 
 
+def graddrop(pieces: DevicePieces, leak: Tensor, draws: Draws) -> None:
+    """Writes the gradients' sums of one sign. leak: (1, K)."""
+    with torch.cuda.device(pieces.device):
+        work = _Pass(pieces)
+        leak, words = _on_device(leak, work.device), upload(draws.select(pieces.params).words(), work.device)
+        for _, common, _ in work.launches(0, leak):
+            _kernels.cuda_graddrop(*common, leak.data_ptr(), words.data_ptr(), work.stream)
+
+
+if not hasattr(_native, "cuda_graddrop"):  # a module that was built from older sources
+    del graddrop
+
+
 def row_dots(pieces: RowPieces) -> Tensor:
     """(K,): the inner products of the rows of two matrices, added by task."""
     x, y, rows, tasks = pieces
@@ -163,7 +176,7 @@ class _Pass:
     """The launches that process every chunk once."""
 
     def __init__(self, pieces: DevicePieces) -> None:
-        self.table, self.geometry, self.device, self.tasks, self.groups = pieces
+        self.table, self.geometry, self.device, self.tasks, self.groups, _ = pieces
         self.stream = torch.cuda.current_stream(self.device).cuda_stream
 
     def sums(self, *shape: int) -> Tensor:
@@ -177,7 +190,7 @@ class _Pass:
         """For each launch: its description, its first arguments, and the address for its chunks' sums.
 
         values: the number of sums per chunk. After the caller has launched a range of chunks, their sums are added to
-        left and right. Without right, the sums are triangles of Gram matrices.
+        left and right. Without right, the sums are triangles of Gram matrices. Without values, neither is used.
         """
         chunks, order, bounds, launches = self.geometry
         table = self.table.data_ptr(), self.table.shape[1], chunks.data_ptr()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import why_missing
-from ..interface import AdamW, Limits
+from ..interface import AdamW, Draws, Limits
 from ..layout import TYPES, HostPieces, RowPieces, host_pieces
 
 try:
@@ -90,6 +90,16 @@ def combine_adamw_(pieces: HostPieces, weights: Tensor, settings: AdamW) -> tupl
     for work, _, _ in pieces.works:
         _native.combine_adamw(work, weights.data_ptr(), *options, dots.data_ptr(), sqnorms.data_ptr())
     return dots, sqnorms
+
+
+def graddrop(pieces: HostPieces, leak: Tensor, draws: Draws) -> None:
+    """Writes the gradients' sums of one sign. leak: (1, K)."""
+    for work, _, params in pieces.works:
+        _native.graddrop(work, leak.data_ptr(), draws.seed, draws.step, [draws.positions[i] for i in params])
+
+
+if not hasattr(_native, "graddrop"):  # a module that was built from older sources
+    del graddrop
 
 
 def row_dots(pieces: RowPieces) -> Tensor:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..interface import AdamW, Limits, Row
+from ..interface import AdamW, Draws, Limits, Row
 from ..layout import device_of
 
 LIMITS = Limits()
@@ -118,6 +118,47 @@ def combine_adamw_(
         for j, (old, new) in enumerate(zip(before, (param, exp_avg, exp_avg_sq), strict=True)):
             _store(new if skip is None else torch.where(skip, old, new), block.others(j))
     return dots.total, sqnorms.total
+
+
+@torch.no_grad()
+def graddrop(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int], leak: Tensor, draws: Draws) -> None:
+    """The gradients' sums of one sign. others: the result, one row. leak: (1, K) float64. groups: not used."""
+    leaks = leak.to(device_of(grads) or leak.device, non_blocking=True)[0].unbind()
+    positions = list(draws.positions)
+    for block in _blocks(grads, range(len(groups)), others):  # a parameter is a group, and its blocks come in order
+        position, width = positions[block.group], block.matrix.shape[1]
+        positions[block.group] += width
+        zero = block.matrix.new_zeros(())
+        above = block.matrix > 0  # not for NaN, which therefore gets into `negative`
+        positive, negative = torch.where(above, block.matrix, zero), torch.where(above, zero, block.matrix)
+        up, down = positive.sum(0), negative.sum(0)
+        kept = torch.stack([leaks[n] for n in block.tasks]).unsqueeze(1)
+        size = up - down
+        # P > U, multiplied by the size. All of one sign are kept, even if their sum is so small that it is rounded.
+        chosen = (up + down > thresholds(draws, position, width, zero.device) * size) | (up + down == size)
+        result = torch.where(chosen, up + (kept * negative).sum(0), down + (kept * positive).sum(0))
+        _store(result + (size - size), block.others(0))  # NaN if the size is not finite
+
+
+def thresholds(draws: Draws, position: int, count: int, device: torch.device) -> Tensor:
+    """2 U - 1, (count,) float64, for `count` elements that begin at this position."""
+    first, last = position // 4, (position + count - 1) // 4
+    counters = torch.arange(first, last + 1, dtype=torch.int64, device=device)
+    words = torch.stack(_philox(draws.seed, draws.step, counters), 1).flatten()[position % 4 :][:count]
+    return (2 * (words >> 8) + 1 - (1 << 24)).double() * 2.0**-24
+
+
+def _philox(seed: int, step: int, counters: Tensor) -> list[Tensor]:
+    """Four words of 32 bits for every counter, as int64: Philox4x32-10, see `cats.ops.graddrop`."""
+    word = (1 << 32) - 1
+    a, b = counters & word, counters >> 32
+    c, d = torch.full_like(a, step & word), torch.full_like(a, step >> 32)
+    low, high = seed & word, (seed >> 32) & word
+    for _ in range(10):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57  # beyond 63 bits they wrap around, which keeps all 64 bits
+        a, b, c, d = ((q >> 32) & word) ^ b ^ low, q & word, ((p >> 32) & word) ^ d ^ high, p & word
+        low, high = (low + 0x9E3779B9) & word, (high + 0xBB67AE85) & word
+    return [a, b, c, d]
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from cats.kernels import common
 from cats.kernels.adamw import combine_adamw_
 from cats.kernels.combine import MAX_COMBINATIONS, combine, combine_dots
 from cats.kernels.dots import dots
+from cats.kernels.graddrop import graddrop
 from cats.kernels.gram import gram
 from cats.kernels.row_dots import row_dots
 
@@ -51,7 +52,7 @@ if not common.INTERPRETED.value:
     if lack := _no_compiler() or _too_old():
         raise ImportError(lack)
 
-__all__ = ["LIMITS", "combine", "combine_adamw_", "combine_dots", "dots", "gram", "row_dots", "split"]
+__all__ = ["LIMITS", "combine", "combine_adamw_", "combine_dots", "dots", "graddrop", "gram", "row_dots", "split"]
 
 LIMITS = Limits(
     tasks=common.MAX_TASKS,

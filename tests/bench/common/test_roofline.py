@@ -25,7 +25,7 @@ def test_operations_run_on_the_fastest_unit() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_probes_stay_inside_their_memory(monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype) -> None:
     """The probe moves the operator's bytes: in one part, or in two parts for two passes."""
-    operators = (*cases.OPERATORS, cases.TWO_PASSES)
+    operators = (*cases.OPERATORS, cases.GRADDROP, cases.TWO_PASSES)
     problem = Problem(flat(3, 1001, dtype=dtype, operators=operators), CPU)
     moved = []
 

@@ -46,6 +46,6 @@ def test_every_suite_has_every_operator_and_distinct_names() -> None:
     for suite in (cases.quick(), cases.cpu(), cases.gpu()):
         names = [f"{op} {w.name}" for w in suite for op in w.operators]
         assert len(set(names)) == len(names)
-        assert {op for w in suite for op in w.operators} >= {*cases.OPERATORS, cases.ROW_DOTS}
+        assert {op for w in suite for op in w.operators} >= {*cases.OPERATORS, cases.GRADDROP, cases.ROW_DOTS}
         assert all(set(w.compiled) <= set(w.operators) for w in suite)
     assert all(w.tasks * w.elements * w.dtype.itemsize > 0.8 * 2**30 for w in cases.gpu() if w.layout == "flat")

@@ -21,7 +21,7 @@ SHAPES = [[40, 30], [7], [], [513]]
 @pytest.mark.parametrize("shapes", [SHAPES, [[70_001]]])
 def test_every_contender_passes_the_check(uncompiled: None, dtype: torch.dtype, shapes: list[list[int]]) -> None:
     """Every baseline computes what the oracle does, so a run refuses none of them by mistake."""
-    operators = (*cases.OPERATORS, cases.TWO_PASSES)
+    operators = (*cases.OPERATORS, cases.GRADDROP, cases.TWO_PASSES)
     problem = Problem(Workload(3, shapes, dtype, operators, operators, "list"), CPU)
     oracle = Oracle(problem)
     for operator in operators:
@@ -41,6 +41,7 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Problem, Outcome], Outcome]]] = {
     "dots": ("combine_dots", lambda p, o: o._replace(dots=o.dots + _norms(p) * 3 * SUM_BOUND)),
     "sqnorms": ("combine_dots", lambda p, o: o._replace(sqnorms=o.sqnorms * (1 + 3 * SUM_BOUND))),
     "gram": ("gram", lambda p, o: o._replace(gram=o.gram + torch.outer(_norms(p), _norms(p)) * 3 * SUM_BOUND)),
+    "signs": ("graddrop", lambda p, o: o._replace(signs=[t + 2.0**-16 * t.abs().max() for t in o.signs or ()])),
     "state": ("combine_adamw_", lambda p, o: _moved(p, o)),
 }
 
