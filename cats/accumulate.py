@@ -323,6 +323,8 @@ class Accumulation:
     def _check_reducer(self, losses: TaskLosses | Examples) -> None:
         per_task = self.outer and self.engine == "per_task"
         reason = self.engines.reason
+        if self.weighting.needs_losses:
+            reason = f"{type(self.weighting).__name__} knows its weights after the last backward() of a step only"
         self.reducer.check(losses.tasks, self.params, self.weighting, per_task=per_task, reason=reason)
 
     def _choose(self, losses: TaskLosses | Examples) -> str:

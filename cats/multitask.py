@@ -106,9 +106,9 @@ class MultiTask(Wrapper):
 
     * A replica of the plain model. A step all-reduces ḡ and K numbers. Where ḡ comes from one backward pass (all
       engines but "per_task"), it is all-reduced in buckets while that pass goes on. ‖g_n‖² is nan: it would need
-      the mean of g_n over the processes. Weightings that need the Gram matrix, and ``cross_batch``, need these
-      means. There, K reduce-scatters give each process a share of the elements of all of them, and ḡ is gathered
-      from the shares.
+      the mean of g_n over the processes. Weightings that need the Gram matrix or norms, and ``cross_batch``, need
+      these means. There, K reduce-scatters give each process a share of the elements of all of them, and ḡ is
+      gathered from the shares.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
       pass the losses of the same tasks in the same order. The engines are "per_task" and "two_pass".
       FullyShardedDataParallel and other DTensors are refused.
@@ -136,7 +136,8 @@ class MultiTask(Wrapper):
     consists of such functions.
 
     step() has one host sync: it reads the losses, the inner products, the norms, and whether all of them are finite.
-    Weightings that need the Gram matrix have another host sync in each backward().
+    Weightings that need the Gram matrix, or the losses before the backward pass (FAMO), have another host sync in each
+    backward(). One that needs the losses again after the step has a third one.
 
     Raises:
         TypeError, ValueError: an argument is not as described above, or a parameter is complex.
@@ -260,8 +261,9 @@ class MultiTask(Wrapper):
             scaler: the GradScaler, if you use one. Pass unscaled losses, then call ``scaler.step(optimizer)``.
             last: whether this is the last call before step(). None: it is if the step before had as many calls. Engines
                 with one backward pass need to know it, to free what they hold, and to compute <g_n, ḡ> with the final
-                ḡ. So pass it if the number of calls changes between steps, or if resumed training must repeat
-                uninterrupted training bit for bit.
+                ḡ. Weightings whose weights follow from the losses (FAMO) need it, to wait for all losses. So pass it if
+                the number of calls changes between steps, or if resumed training must repeat uninterrupted training bit
+                for bit.
 
         Raises:
             TypeError, ValueError: a task is unknown, there are no losses, a sequence does not have N losses, a loss is

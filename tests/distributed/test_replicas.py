@@ -42,6 +42,7 @@ def everything(rank: int, count: int, folder: Path) -> dict[str, Any]:
     result |= {"saved": {flat: saved(folder / flat) for flat in FORMS}}
     result |= {"traffic": {kind: traffic(rank, kind) for kind in TRAFFIC}, "overlap": overlap(rank), "half": half(rank)}
     result |= {"float16": float16(), "late": late(rank), "no losses": no_losses()}
+    result |= {"after the step": fails_after_the_step(rank)}
     result |= {"unequal": unequal(rank), "changing": {kind: changing(rank, kind) for kind in CHANGING}}
     return result
 
@@ -133,6 +134,31 @@ def late(rank: int) -> str:
 def test_an_engine_that_refuses_while_gradients_are_sent_stops_all(found: list[dict[str, Any]]) -> None:
     assert found[0]["late"] == "engine one_pass: too late"
     assert found[1]["late"].startswith("process 0 failed with RuntimeError: engine one_pass: too late")
+
+
+def fails_after_the_step(rank: int) -> str:
+    """In one process, a callable fails when its loss is needed again after the step."""
+    p, count = nn.Parameter(torch.ones(2)), 0
+    optimizer = cats.MultiTask(torch.optim.SGD([p], lr=0.1), ["az"], cats.weighting.FAMO())
+
+    def loss() -> Tensor:
+        nonlocal count
+        count += 1
+        if rank == 0 and count == 2:
+            raise ZeroDivisionError("no rows")
+        return p.square().sum()
+
+    optimizer.backward({"az": loss})
+    try:
+        optimizer.step()
+    except (RuntimeError, ZeroDivisionError) as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_process_that_fails_after_the_step_stops_all(found: list[dict[str, Any]]) -> None:
+    assert found[0]["after the step"] == "no rows"
+    assert "process 0 failed with ZeroDivisionError: no rows" in found[1]["after the step"]
 
 
 def no_losses() -> str:
