@@ -26,6 +26,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
 from cats.nmt.methods import options
+from cats.nmt.methods.catalogue import GRADIENTS, GRAM, find
 from cats.nmt.model.transformer import check_compiler
 from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.adaptive_sampling import adaptive_sampling
@@ -248,8 +249,13 @@ class Trainer:
         weighting, engine = self.optimizer.weighting, self.config.method.engine
         if not weighting.period or weighting.losses_only:
             return False
-        needs = weighting.needs_gram or weighting.needs_sqnorms or weighting.cross_batch
-        return needs or engine in ("per_task", "two_pass") or self.sharded
+        return self.needs_per_task or weighting.needs_sqnorms or engine in ("per_task", "two_pass") or self.sharded
+
+    @property
+    def needs_per_task(self) -> bool:
+        """Whether only the engine per_task computes what the method needs."""
+        weighting, family = self.optimizer.weighting, find(self.config.method.name).family
+        return family in (GRAM, GRADIENTS) or weighting.cross_batch
 
     def losses_of(self, batch: PrefetchedBatch, optimizer: cats.MultiTask) -> list[Losses | TokenLosses]:
         """The losses for every part of a batch (`train.accumulate`); their gradients add up.
@@ -308,8 +314,8 @@ class Trainer:
                 # What auto has chosen may be another engine, because it refused the best one.
                 engine = self.optimizer.statistics.get("engine", expected) if method.engine == "auto" else method.engine
                 instead = "two_pass" if method.engine == "auto" or self.sharded else "auto"
-                if weighting.needs_gram or weighting.cross_batch:
-                    instead = ""  # only per_task can do it
+                if self.needs_per_task:
+                    instead = ""
             raise out_of_memory(self.out, where, engine, instead, tasks) from None
 
     @property

@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 
+from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
-from cats.nmt.methods.catalogue import CATALOGUE, SAMPLER
+from cats.nmt.methods.catalogue import CATALOGUE, GRADIENTS, GRAM, SAMPLER, find
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, final_state, metrics, settings, write_short_corpus
 
@@ -52,7 +53,9 @@ def test_every_method_resumes_bit_for_bit(small: Path, tmp_path: Path, name: str
     train(config, tmp_path / "parts", resume=True, quiet=True)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
-    assert metrics(tmp_path / "whole")[-2]["skipped"] == 0
+    last = metrics(tmp_path / "whole")[-2]
+    per_task = name == "gradnorm" or find(name).family in (GRAM, GRADIENTS)
+    assert last["skipped"] == 0 and last["engine"] == {"cats": "one_pass"}.get(name, "per_task" if per_task else "")
 
 
 def test_rules_of_torchjd_that_do_not_exist(small: Path, tmp_path: Path) -> None:
@@ -89,3 +92,18 @@ def test_engines_that_cannot_compute_the_gram_matrix_are_refused(small: Path, tm
     with pytest.raises(UserError, match=rf"method\.name = pcgrad: engine='{engine}' does not compute what"):
         train(settings(small, "method.name=pcgrad", f"method.engine={engine}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_its_method(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The state of another method is refused. Options may change, and are named."""
+    config = settings(small, *FEW, "method.name=group-dro", "train.steps=2")
+    train(config, tmp_path / "run", quiet=True)
+    capsys.readouterr()
+    for name in ("rlw", "pcgrad", "bandit"):
+        with pytest.raises(UserError, match=r"last\.pt does not match .*; start a new run"):
+            train(apply_overrides(config, [f"method.name={name}"]), tmp_path / "run", resume=True)
+        assert f'method.name = "{name}" (was "group-dro")' in capsys.readouterr().err
+    changed = apply_overrides(config, ["method.options=step_size=0.5", "train.steps=3"])
+    train(changed, tmp_path / "run", resume=True)
+    assert 'method.options = ["step_size=0.5"] (was [])' in capsys.readouterr().err
+    assert final_state(tmp_path / "run")["step"] == 3
