@@ -53,6 +53,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in lines:
         line.pop("seconds", None)
+        line.pop("cpu_seconds", None)
         line.pop("tokens_per_second", None)
         line.pop("peak_memory", None)
     return lines
@@ -61,7 +62,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def final_state(run: Path) -> dict[str, Any]:
     """The last checkpoint, without the values that depend on the clock or on the free memory."""
     state = checkpoint.load(run / "checkpoints" / "last.pt")
-    for clock in ("seconds", "logged_at"):
+    for clock in ("seconds", "cpu_seconds", "logged_at"):
         state.pop(clock)
     optimizer = state["optimizer"]
     optimizer["param_groups"][0].pop("multitask")  # the next entry once more, as bytes

@@ -41,7 +41,11 @@ def add_arguments(parser: Parser) -> None:
     from cats.nmt.scoring.grid.plan import SETS
 
     parser.add_argument(
-        "--sets", nargs="+", default=["ted", "wmt"], metavar="SET", help=f"any of {', '.join(SETS)} (default: ted wmt)"
+        "--sets",
+        nargs="+",
+        default=["ted", "wmt"],
+        metavar="SET[:KEY=VALUE,..]",
+        help=f"any of {', '.join(SETS)}; with settings of its own, e.g. ted:train.steps=900 (default: ted wmt)",
     )
     parser.add_argument("--data", metavar="DIR", help="compare on this corpus instead of the CLDR sets")
     parser.add_argument(

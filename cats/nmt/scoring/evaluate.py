@@ -203,12 +203,13 @@ def _translate(
 
 def _facts(directory: RunDirectory, config: Config, corpus: Corpus, split: str, checkpoint: str) -> RunFacts:
     """What was scored; steps, time, speed and memory of the training are read from metrics.jsonl."""
-    steps, seconds, tokens, memory = 0, 0.0, 0, 0
+    steps, seconds, tokens, memory, cpu_seconds = 0, 0.0, 0, 0, None
     for record in read_metrics(directory.metrics_file):
         steps = record["step"]
         if "tokens" in record:
             seconds, tokens = record["seconds"], tokens + sum(record["tokens"].values())
             memory = max(memory, record.get("peak_memory") or 0)
+            cpu_seconds = record.get("cpu_seconds")
     return RunFacts(
         corpus=corpus.name,
         split=split,
@@ -220,4 +221,5 @@ def _facts(directory: RunDirectory, config: Config, corpus: Corpus, split: str, 
         seconds=seconds or None,
         tokens_per_second=tokens / seconds if seconds else None,
         peak_memory=memory or None,
+        cpu_seconds=cpu_seconds,
     )

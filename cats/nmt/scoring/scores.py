@@ -142,6 +142,7 @@ class RunFacts:
         seed: train.seed of the configuration.
         steps: updates of the model.
         seconds: time of training. None: not recorded.
+        cpu_seconds: processor time of the main process in it. None: not recorded.
         tokens_per_second: target tokens of training per second. None: not recorded.
         peak_memory: the most bytes that the training held. None: not recorded.
     """
@@ -156,6 +157,7 @@ class RunFacts:
     seconds: float | None
     tokens_per_second: float | None
     peak_memory: float | None = None
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,7 @@ def from_json(content: Mapping[str, Any]) -> Scores:
             seconds=_number(content["seconds"]),
             tokens_per_second=_number(content["tokens_per_second"]),
             peak_memory=_number(content.get("peak_memory")),
+            cpu_seconds=_number(content.get("cpu_seconds")),
         ),
         files={name: _text(digest) for name, digest in content.get("files", {}).items()},
     )

@@ -28,6 +28,8 @@ class LossRecord:
         tokens: {task: target tokens since the last such line}.
         tokens_per_second: target tokens of all tasks per second of training since the last such line.
         seconds: seconds of training so far.
+        cpu_seconds: seconds of processor time of the main process in them. On a busy machine it says more than the
+            clock. nan on a GPU, and after a resume from a checkpoint that did not record it.
         engine: how the last outer step computed `dots`; "" before the first one.
         peak_memory: the most bytes that the main process has held since it started: of the GPU, or else of main memory.
             None on Windows without a GPU.
@@ -45,6 +47,7 @@ class LossRecord:
     tokens: dict[str, int]
     tokens_per_second: float
     seconds: float
+    cpu_seconds: float
     engine: str
     peak_memory: int | None
 
@@ -77,7 +80,7 @@ def _is_record(value: Any) -> bool:
     if type(step) is not int or not 0 <= step < 2**53 or not isinstance(valid, dict):
         return False
     tables = (value.get("losses", {}), value.get("alpha", {}), value.get("tokens", {}), valid.get("nll", {}))
-    single = (value.get("seconds", 0.0), value.get("peak_memory"), valid.get("all"))
+    single = (value.get("seconds", 0.0), value.get("cpu_seconds"), value.get("peak_memory"), valid.get("all"))
     return (
         all(isinstance(table, dict) and all(map(_is_number_or_none, table.values())) for table in tables)
         and all(map(_is_number_or_none, single))

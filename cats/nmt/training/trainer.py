@@ -115,6 +115,7 @@ class Trainer:
             check_compiler(self.device)
             self.model.compile_layers()
         self.step, self.seconds, self.logged_at = 0, 0.0, 0.0  # updates; seconds of training, now and at the last log
+        self.cpu_seconds = 0.0 if self.device.type == "cpu" else math.nan
         self.best = math.inf  # the lowest validation nll
         groups = task_groups({task: self.origin.corpus[task][0] for task in self.origin.tasks}, config.evaluate)
         self.sampler = build_sampler(config.sampling, config.train, groups, self.training)
@@ -177,7 +178,7 @@ class Trainer:
         """Trains to the last update, or until `train.patience` stops it."""
         config = self.config.train
         self.model.train()
-        clock = time.perf_counter() - self.seconds
+        clock, cpu_clock = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
         progress = Progress(self.step, config.steps, quiet=self.quiet)
         if self.device.type == "cuda":
             self.probe_largest_batch()
@@ -185,7 +186,7 @@ class Trainer:
             while self.step < config.steps and not self.stopped_early:
                 with self.out_of_memory_advice(f"update {self.step + 1}"):
                     self.update()
-                self.seconds = time.perf_counter() - clock
+                self.seconds, self.cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu_clock
                 progress.update()
                 done = self.step == config.steps
                 validating = done or self.step % config.validate_every == 0
@@ -356,6 +357,7 @@ class Trainer:
             tokens=tokens,
             tokens_per_second=sum(tokens.values()) / max(1e-9, self.seconds - self.logged_at),
             seconds=self.seconds,
+            cpu_seconds=self.cpu_seconds,
             engine=statistics["engine"],
             peak_memory=peak_memory(self.device),
         )
@@ -428,6 +430,7 @@ class Trainer:
             **self.origin.to_state(),
             "step": self.step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "best": self.best,
             "waited": self.bad_validations,  # an older name, so that old checkpoints can be read
             "since_log": since_log,
@@ -470,6 +473,7 @@ class Trainer:
                 if type(state[name]) is not kind:
                     raise TypeError(f"{name} has another type")
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+            self.cpu_seconds = float(state.get("cpu_seconds", math.nan))
             self.optimizer = self.new_optimizer()
             model, optimizer = state["model"], state["optimizer"]
             if self.sharded:

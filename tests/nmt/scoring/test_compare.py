@@ -128,6 +128,21 @@ def test_time_and_memory_are_relative_to_plain_training(finished):
     assert "BLEU | time | memory |" in text and "relative to T=1, which took 102 s and 1,024 MiB." in text
     rows = [line for line in text.split("chrF by language")[0].splitlines() if line.startswith(("| T=", "| cats"))]
     assert [row.split(" | ")[-2:] for row in rows] == [["1.00", "1.00 |"], ["1.00", "1.00 |"], ["1.10", "1.10 |"]]
+    assert "time on the clock" in text
+
+
+def test_the_time_of_the_processor_is_compared_if_all_runs_have_it(finished):
+    for number, run in enumerate(finished):
+        path = run.path / "scores.json"
+        factor = {"T=1": 1.0, "T=5": 1.2, "cats": 1.1}[run.method]
+        measured = {"seconds": 100.0 + 50 * number, "cpu_seconds": factor * 80, "peak_memory": 2**30}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **measured}))
+    text = tables.comparison_tables(summarise(finished))
+    assert "relative to T=1, which took 80 s" in text and "time of the processor" in text
+    rows = [line for line in text.split("chrF by language")[0].splitlines() if line.startswith(("| T=", "| cats"))]
+    assert [row.split(" | ")[-2] for row in rows] == ["1.00", "1.20", "1.10"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cpu_seconds": None}))
+    assert "time on the clock" in tables.comparison_tables(summarise(finished))
 
 
 def test_a_carriage_return_is_no_line(finished):

@@ -41,6 +41,13 @@ def test_the_set_opus100_has_the_settings_of_its_preset(tmp_path):
     assert cats.data == preset.data and cats.evaluate == preset.evaluate
 
 
+def test_a_set_may_have_settings_of_its_own(tmp_path):
+    words = ["--sets", "ted:train.steps=900,train.betas=[0.9,0.99]", "wmt", "--methods", "T=3r", "--seeds", "1"]
+    ted, wmt = (run.config.train for run in planned("--out", str(tmp_path), *words))
+    assert (ted.steps, ted.betas, ted.pretrain_steps) == (900, (0.9, 0.99), 315)
+    assert (wmt.steps, wmt.betas, wmt.pretrain_steps) == (1300, (0.9, 0.98), 455)
+
+
 def test_the_runs_share_the_cores_of_this_process(tmp_path, monkeypatch):
     def threads(jobs: int) -> int:
         words = ["--out", str(tmp_path), "--methods", "T=1", "--seeds", "1", "--sets", "ted", "--jobs", str(jobs)]
@@ -159,6 +166,8 @@ def test_trials_are_planned_for_every_method_with_a_seed_of_their_own(tmp_path):
     [
         (["--methods", "catz"], r"unknown method catz.*cats"),
         (["--sets", "tad"], r"unknown set tad.*ted"),
+        (["--sets", "ted:"], r"--sets ted:: write NAME, or NAME:KEY=VALUE"),
+        (["--sets", "ted:half"], r"--sets ted:half: write NAME, or NAME:KEY=VALUE"),
         (["--jobs", "0"], r"--jobs must be at least 1"),
         (["--variant", "cats:method.alpha_lr=1"], r"NAME:BASE,KEY=VALUE"),
         (["--variant", "new"], r"NAME:BASE,KEY=VALUE"),

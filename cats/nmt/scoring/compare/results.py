@@ -62,6 +62,7 @@ class MethodResult:
         peak_memory: the most bytes that the training held, for each seed; None: not recorded.
         untrained: the seeds whose model is not trained: all its translations are empty, or every group's chrF is below
             that of the nearest-neighbour baseline.
+        cpu_seconds: processor time of the training for each seed; None: not recorded.
         missing: the seeds that are planned, but not finished.
         validation: for each seed the validation NLL, mean over the groups; None: not recorded.
         tokens: target tokens of each task that the model was trained on, mean over the seeds; empty: not recorded.
@@ -77,6 +78,7 @@ class MethodResult:
     seconds: list[float | None]
     peak_memory: list[float | None]
     untrained: list[int]
+    cpu_seconds: list[float | None] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     validation: list[float | None] = field(default_factory=list)
     tokens: dict[str, float] = field(default_factory=dict)

@@ -164,6 +164,7 @@ class _Set:
             seconds=[found.run.seconds for found in mine.values()],
             peak_memory=[found.run.peak_memory for found in mine.values()],
             untrained=[run.seed for run in mine if self._is_untrained(groups[run], self.counts[method][run.seed])],
+            cpu_seconds=[found.run.cpu_seconds for found in mine.values()],
             missing=[run.seed for run in self.planned if run.method == method and not run.finished],
             validation=[self._validation(run) for run in mine],
             tokens=_mean_tokens(mine),

@@ -124,11 +124,11 @@ def _notes(result: SetResult) -> list[str]:
     """What the table of a set needs to be read: the unit of time and memory, and which models are not trained."""
     lines = []
     if _relative_cost(result.methods):
-        first = result.methods[_CHEAPEST]
+        times, what = _times(result.methods)
         lines += [
             f"Time of training and peak memory of the process relative to {_CHEAPEST}, which took "
-            f"{_mean(first.seconds):,.0f} s and {_mean(first.peak_memory) / 2**20:,.0f} MiB.",
-            "It is the time on the clock: with other work on the machine, small differences mean nothing.",
+            f"{_mean(times[_CHEAPEST]):,.0f} s and {_mean(result.methods[_CHEAPEST].peak_memory) / 2**20:,.0f} MiB.",
+            f"It is the {what}: with other work on the machine, small differences mean nothing.",
             "",
         ]
     untrained = [
@@ -224,13 +224,21 @@ def _relative_cost(methods: Mapping[str, MethodResult]) -> dict[str, list[float 
     def ratio(values: Sequence[float | None], unit: Sequence[float | None]) -> float | None:
         return None if None in values else _mean(values) / _mean(unit)
 
+    times, _ = _times(methods)
     first = methods.get(_CHEAPEST)
-    if first is None or None in first.seconds or None in first.peak_memory:
+    if first is None or None in times[_CHEAPEST] or None in first.peak_memory:
         return {}
     return {
-        name: [ratio(each.seconds, first.seconds), ratio(each.peak_memory, first.peak_memory)]
+        name: [ratio(times[name], times[_CHEAPEST]), ratio(each.peak_memory, first.peak_memory)]
         for name, each in methods.items()
     }
+
+
+def _times(methods: Mapping[str, MethodResult]) -> tuple[dict[str, list[float | None]], str]:
+    """{method: its time of training for each seed}, and what it is: processor time, if it is known of all runs."""
+    if all(each.cpu_seconds and None not in each.cpu_seconds for each in methods.values()):
+        return {name: each.cpu_seconds for name, each in methods.items()}, "time of the processor"
+    return {name: each.seconds for name, each in methods.items()}, "time on the clock"
 
 
 def _regret_table(comparison: Comparison) -> list[str]:

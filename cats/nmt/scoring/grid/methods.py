@@ -57,7 +57,7 @@ class Methods:
         self.variants: dict[str, tuple[str, list[str]]] = {}
         for variant in variants:
             name, _, text = variant.partition(":")
-            base, settings = _split(text)
+            base, settings = split_settings(text)
             plain = name and name == Path(name).name and (base or settings)
             if not plain or name in self.variants or self._is_known(name):
                 raise UserError(
@@ -147,8 +147,8 @@ def is_fixed_temperature(name: str) -> bool:
     return found is not None and not found[2]
 
 
-def _split(text: str) -> tuple[str, list[str]]:
-    """The base of a variant, "" if there is none, and its settings. The value of a setting may have commas."""
+def split_settings(text: str) -> tuple[str, list[str]]:
+    """What is before the settings of "BASE,KEY=VALUE,..", or "", and the settings. A value may have commas."""
     parts = re.split(f",(?={_SETTING})", text)
     base = "" if re.match(_SETTING, parts[0]) else parts.pop(0)
     return base, parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cats.nmt.config.checks import is_utf8, replace_settings
@@ -12,14 +12,14 @@ from cats.nmt.cores import threads_per_process
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import find
 from cats.nmt.scoring.grid import trials
-from cats.nmt.scoring.grid.methods import DEFAULT, FIXED, Methods, check_controls
+from cats.nmt.scoring.grid.methods import DEFAULT, FIXED, Methods, check_controls, split_settings
 from cats.nmt.scoring.grid.runs import Run, Trial
 from cats.nmt.scoring.grid.trials import trial_settings
 
 # Languages, sizes and number of updates of each set. At T=1 the updates are 40 epochs of the small sets, and 3 epochs
 # of wmt, which has one language with far more text than the others. noisy is ted with wrong translations in two
-# languages. opus100 also needs a larger vocabulary and larger
-# batches, and has three groups: the settings of preset opus100-cldr.
+# languages. opus100 also needs a larger vocabulary and larger batches, and has three groups: the settings of preset
+# opus100-cldr.
 SETS: dict[str, list[str]] = {
     "ted": ["data.languages=related", "data.sizes=ted", "train.steps=2700"],
     "diverse": ["data.languages=diverse", "data.sizes=ted", "train.steps=2700"],
@@ -55,7 +55,7 @@ def plan(
     Args:
         out: folder of the run directories.
         base: the settings that all runs start from.
-        sets: names in SETS.
+        sets: names in SETS, also with settings of their own, such as "ted:train.steps=1350".
         methods: see `cats.nmt.scoring.grid.methods`.
         seeds: values of train.seed.
         jobs: number of runs at a time, which share the cores; see ``threads_per_process``.
@@ -73,8 +73,8 @@ def plan(
     known = Methods(variants)
     chosen = [*methods, *known.variants]
     check_controls(controls)
-    _check_names("set", sets, SETS)
-    for option, given in (("methods", chosen), ("sets", sets), ("seeds", seeds)):
+    own_settings = [_set_and_settings(text) for text in sets]
+    for option, given in (("methods", chosen), ("sets", [name for name, _ in own_settings]), ("seeds", seeds)):
         if len(set(given)) < len(given):
             raise UserError(f"--{option} {' '.join(map(str, given))}: one is given twice")
     if jobs < 1:
@@ -86,7 +86,7 @@ def plan(
     corpora = (
         {Path(data).resolve().name: [f"data.path={data}"]}
         if data
-        else {name: ["data.path=", *SETS[name]] for name in sets}
+        else {name: ["data.path=", *SETS[name], *settings] for name, settings in own_settings}
     )
     runs: list[Run] = []
     for name, settings in corpora.items():
@@ -157,7 +157,16 @@ def _file_name(method: str) -> str:
     return method.replace(":", "-")
 
 
-def _check_names(what: str, names: Sequence[str], known: Mapping[str, object]) -> None:
-    for name in names:
-        if name not in known:
-            raise unknown(what, name, known)
+def _set_and_settings(text: str) -> tuple[str, list[str]]:
+    """The name of a set and its own settings, from "NAME" or "NAME:KEY=VALUE,..".
+
+    Raises:
+        UserError: there is no such set, or what follows is no setting.
+    """
+    name, colon, rest = text.partition(":")
+    if name not in SETS:
+        raise unknown("set", name, SETS)
+    before, settings = split_settings(rest) if colon else ("", [])
+    if colon and (before or not rest):
+        raise UserError(f"--sets {text}: write NAME, or NAME:KEY=VALUE,..")
+    return name, settings
