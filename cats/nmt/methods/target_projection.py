@@ -19,14 +19,14 @@ class TargetProjection(cats.weighting.TargetProjection):
     languages together as large as the one that is trained on.
 
     Args:
-        trusted: {task: the name of its trusted task}. The trainer sets it.
+        trusted: {task: the name of its trusted task}. The trainer sets it, when it knows the tasks.
         groups: compare and project the gradients of each layer, or of each parameter, instead of the whole model.
     """
 
     def __init__(
-        self, trusted: Mapping[str | int, str | int], groups: Literal["layer", "parameter"] | None = None
+        self, trusted: Mapping[str | int, str | int] | None = None, groups: Literal["layer", "parameter"] | None = None
     ) -> None:
-        super().__init__(trusted, groups)
+        super().__init__(trusted or {}, groups)
 
 
 def trusted_names(tasks: Iterable[str]) -> dict[str, str]:
