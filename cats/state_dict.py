@@ -29,6 +29,7 @@ def add_entry(state: dict[str, Any], tasks: Sequence[Task], weighting: Weighting
     """Adds the entry to the base optimizer's state_dict, in both places."""
     entry = {
         "tasks": list(tasks),
+        "kind": type(weighting).__name__,
         "weighting": weighting.state_dict(),
         "weights": own.weights.clone(),
         "counts": dict(own.counts),
@@ -65,7 +66,7 @@ def load_entry(entry: Any, tasks: Sequence[Task], weighting: Weighting, own: Sta
     """Loads the entry into the weighting and into the optimizer's own state. If it raises, they may be half loaded.
 
     Raises:
-        ValueError: it is for other tasks, or something is missing or has a wrong type or length.
+        ValueError: it is for other tasks or another weighting, or something is missing or has a wrong type or length.
     """
     if not isinstance(entry, Mapping):
         raise ValueError(f"state_dict: 'multitask' must be a dict, got {type(entry).__name__}")
@@ -75,6 +76,9 @@ def load_entry(entry: Any, tasks: Sequence[Task], weighting: Weighting, own: Sta
     names = entry["tasks"]
     if not isinstance(names, list | tuple) or tuple(names) != tuple(tasks):
         raise ValueError(f"state_dict is for tasks {names!r}, this optimizer has {list(tasks)}")
+    kind = type(weighting).__name__
+    if entry.get("kind", kind) != kind:  # earlier versions did not save it
+        raise ValueError(f"state_dict is for the weighting {entry['kind']}, this optimizer has {kind}")
     own.weights = _weights(entry["weights"], len(tasks))
     own.counts = {name: _count(entry["counts"], name) for name in own.counts}
     own.last = {name: _last(entry["last"], name, like) for name, like in own.last.items()}

@@ -55,7 +55,7 @@ class StepWeights:
         host = torch.cat([grams.flatten(), values.to(grams.device)]).cpu()
         grams, values = host[: -len(tasks)].view(grams.shape), host[-len(tasks) :]
         self._start_again()
-        if torch.isfinite(grams).all():
+        if torch.isfinite(host).all():
             tolerance = self._weighting.tolerance
             if tolerance is None:
                 tolerance = len(tasks) * precision({p.dtype for p in self._params})
@@ -66,7 +66,7 @@ class StepWeights:
                     f"the weighting returned weights for {len(rows)} groups of parameters, not {len(grams)}"
                 )
             by_group = torch.stack([self._checked(row, tasks) for row in rows])
-        else:  # step() will be skipped, and solvers fail on such a matrix
+        else:  # step() will be skipped, and solvers fail on such numbers
             by_group = torch.ones_like(grams[:, 0])
         grouped = len(by_group) > 1
         gradients.weights = by_group if grouped else by_group[0]

@@ -87,8 +87,9 @@ class Wrapper(Optimizer):
         """Restores what :meth:`state_dict` returned for the same tasks. If it raises, nothing has changed.
 
         Raises:
-            ValueError: it is the state of a plain optimizer (load that into ``.base``), or of other tasks, or it does
-                not fit the weighting or the base optimizer, or something is missing or has a wrong type or length.
+            ValueError: it is the state of a plain optimizer (load that into ``.base``), or of other tasks or another
+                kind of weighting, or it does not fit the weighting or the base optimizer, or something is missing or
+                has a wrong type or length.
         """
         state = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():

@@ -34,8 +34,10 @@ def torchjd(name: str, /, *, seed: int = 0, tolerance: float | None = None, **op
     Raises:
         ImportError: TorchJD is not installed, or the solver that this class needs.
         ValueError: TorchJD has no such class, or the class refuses an option.
-        TypeError: an option is unknown or missing, or the class needs the Jacobian matrix.
+        TypeError: the name is no str, an option is unknown or missing, or the class needs the Jacobian matrix.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"torchjd: the name of a class of TorchJD is a str, got {name!r}")
     try:
         import torchjd.aggregation as rules
     except ImportError as error:

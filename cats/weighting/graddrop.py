@@ -51,12 +51,12 @@ class GradDrop(Weighting):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
             raise ValueError(f"GradDrop: seed must be an integer of at least 0 and below 2^62, got {seed!r}")
         self.seed = seed
-        self._step = 0
 
     def start(self, tasks: int) -> None:
         if isinstance(self.leak, list) and len(self.leak) != tasks:
             raise ValueError(f"GradDrop: {len(self.leak)} leaks for {tasks} tasks")
         self._tasks = tasks
+        self._step = 0
 
     def weights(self) -> Tensor:
         return torch.ones(self._tasks, dtype=torch.float64, device="cpu")

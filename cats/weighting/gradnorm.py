@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +79,16 @@ class GradNorm(Adaptive):
         else:
             self._initial[0] = per_task(self._given, tasks, "GradNorm: initial")
             self._initial[1] = 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "simplex": self.simplex}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        numbers = dict(state)
+        simplex = numbers.pop("simplex", self.simplex)  # earlier versions did not save it
+        if simplex != self.simplex:  # it says what the numbers are: w or p
+            raise ValueError(f"GradNorm: the state is for simplex={simplex!r}, this has simplex={self.simplex!r}")
+        super().load_state_dict(numbers)
 
     def _alpha(self) -> Tensor:
         value = self._adam[0]

@@ -52,9 +52,9 @@ class GradVac(Weighting):
         self.beta = check_number("GradVac: beta", beta, high=1.0)
         self.groups = groups
         self.seed = checked_seed(seed, "GradVac")
-        self._step = 0
 
     def start(self, tasks: int) -> None:
+        self._step = 0
         # (G, N, N); groups are added as they come
         self._targets = torch.zeros(1, tasks, tasks, dtype=torch.float64, device="cpu")
 

@@ -42,6 +42,8 @@ class Gramian(Weighting):
     needs_gram = True
 
     def __init__(self, rule: Callable[[Tensor], Tensor], tolerance: float | None = None) -> None:
+        if isinstance(rule, type):
+            raise TypeError(f"a weighting is an object, got the class {rule.__name__}: pass {rule.__name__}(...)")
         if not callable(rule):
             raise TypeError(
                 f"a weighting is a cats.weighting.Weighting or a callable that takes a Gram matrix, got {rule!r}"

@@ -38,6 +38,8 @@ class PCGrad(Weighting):
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = checked_seed(seed, "PCGrad")
+
+    def start(self, tasks: int) -> None:
         self._step = 0
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
@@ -59,4 +61,6 @@ class PCGrad(Weighting):
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step = int(state["step"])
+        if state.keys() != {"step"} or type(state["step"]) is not int:
+            raise ValueError(f"PCGrad: the state must be the number of the step, got {list(state)}")
+        self._step = state["step"]

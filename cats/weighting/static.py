@@ -27,13 +27,12 @@ class Static(Weighting):
     period = 0
 
     def __init__(self, weights: Sequence[float] | Tensor | float = 1.0) -> None:
-        self._weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
-        if self._weights.dim() > 1 or not torch.isfinite(self._weights).all():
+        self._given = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
+        if self._given.dim() > 1 or not torch.isfinite(self._given).all():
             raise ValueError(f"Static: weights must be one number or one finite number per task, got {weights}")
 
     def start(self, tasks: int) -> None:
-        if self._weights.dim() == 0:
-            self._weights = self._weights.repeat(tasks)
+        self._weights = self._given.repeat(tasks) if self._given.dim() == 0 else self._given
         if len(self._weights) != tasks:
             raise ValueError(f"Static: {len(self._weights)} weights for {tasks} tasks")
 

@@ -78,7 +78,7 @@ class TargetProjection(Weighting):
             trained = [n for n, name in enumerate(names) if name not in given.values()]
             self._oracles = {n: [names.index(given[names[n]])] if names[n] in given else [] for n in trained}
         else:
-            oracle = [names.index(name) for name in used]
+            oracle = [names.index(name) for name in dict.fromkeys(used)]  # one that is given twice counts once
             self._oracles = {n: oracle for n in range(tasks) if n not in oracle}
         if not used or not self._oracles:
             raise ValueError("TargetProjection: it needs at least one trusted task and one to train")

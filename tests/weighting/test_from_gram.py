@@ -63,15 +63,17 @@ def test_parts_of_a_batch_and_resuming(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_that_is_not_finite_changes_nothing(method):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing(method, bad):
     net = Net()
     optimizer = optimizer_of(net, method)
     run(net, optimizer, [0], conflict=False)
     before, weights = optimizer.weighting.state_dict(), [p.detach().clone() for p in net.parameters()]
-    optimizer.zero_grad()
-    optimizer.backward([net.loss(0), net.loss(1) * float("nan"), net.loss(2)])
-    optimizer.step()
-    assert optimizer.statistics["skipped"] == 1 and same(optimizer.weighting.state_dict(), before)
+    for spoiled in net.loss(1) * bad, net.loss(1) + bad:  # the gradient of a sum is finite
+        optimizer.zero_grad()
+        optimizer.backward([net.loss(0), spoiled, net.loss(2)])
+        optimizer.step()
+    assert optimizer.statistics["skipped"] == 2 and same(optimizer.weighting.state_dict(), before)
     assert all(map(torch.equal, net.parameters(), weights))
 
 

@@ -117,3 +117,14 @@ def test_shared_names_the_layer_whose_norms_count():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=f"GradNorm: {message}"):
         GradNorm(**options).start(2)
+
+
+def test_a_state_of_the_other_simplex_is_refused():
+    one, other = GradNorm(), GradNorm(simplex="softmax")
+    one.start(2)
+    other.start(2)
+    state = one.state_dict()
+    with pytest.raises(ValueError, match="for simplex='renormalise', this has simplex='softmax'"):
+        other.load_state_dict(state)
+    del state["simplex"]  # as earlier versions wrote it
+    one.load_state_dict(state)

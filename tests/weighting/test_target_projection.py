@@ -67,6 +67,11 @@ def test_trusted_gradients_that_cancel_each_other():
     assert weights_of(TargetProjection([1, 2]), rows).tolist() == [1, 0, 0]
 
 
+def test_a_trusted_task_that_is_named_twice_counts_once():
+    rows = np.array([[1.0, 0], [0, 1], [-1, 0.0]])
+    assert weights_of(TargetProjection([2, 2]), rows).tolist() == [1, 1, 1]
+
+
 def test_names():
     base = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     for wrong, message in [

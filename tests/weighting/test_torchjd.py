@@ -118,6 +118,8 @@ def test_wrong_names_and_options():
         torchjd("GradVac", beta=2.0)
     with pytest.raises(TypeError, match="seed must be an integer"):
         torchjd("Random", seed="x")
+    with pytest.raises(TypeError, match="the name of a class of TorchJD is a str, got 3"):
+        torchjd(3)
 
 
 def test_without_torchjd(monkeypatch):
