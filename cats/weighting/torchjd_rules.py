@@ -59,7 +59,8 @@ class Nash(nn.Module):
 
     It takes the Jacobian matrix J, but uses only J Jᵀ and norms of combinations of its rows. So any square matrix with
     the same J Jᵀ does. What it solves depends on the weights that it found in the step before. If the number of tasks
-    has changed since, it starts from equal weights.
+    has changed since, it starts from equal weights. One task, or gradients that are all 0, have equal weights and leave
+    the state as it is.
     """
 
     before: Tensor | None
@@ -74,6 +75,9 @@ class Nash(nn.Module):
 
     def forward(self, gram: Tensor) -> Tensor:
         solver = self._solver[0]
+        if len(gram) == 1 or not gram.any():  # TorchJD's problem has no form for one task, and divides by ‖G‖
+            norm = float(gram.sum().clamp(min=0).sqrt())  # of the sum of the gradients
+            return gram.new_ones(len(gram)) * (solver.max_norm / norm if 0 < solver.max_norm < norm else 1.0)
         solver.n_tasks = len(gram)
         solver.reset()
         if self.before is not None and len(self.before) == len(gram):

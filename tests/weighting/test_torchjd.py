@@ -97,6 +97,14 @@ def test_nash_mtl_takes_any_number_of_tasks():
         torch.testing.assert_close(product / product.mean(), torch.ones_like(product), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("max_norm", "weight"), [(0.0, 1.0), (1.0, 0.5), (3.0, 1.0)])
+def test_nash_mtl_of_one_task_and_of_gradients_that_are_0(max_norm, weight):
+    pytest.importorskip("ecos")
+    weighting = torchjd("NashMTL", max_norm=max_norm)
+    assert weighting.weights_from_gram(torch.tensor([[4.0]]).double(), None).tolist() == [weight]
+    assert weighting.weights_from_gram(torch.zeros(3, 3).double(), None).tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("name", ["ConFIG", "GradDrop", "ExcessMTL", "SDMGradWeighting", "MoDoWeighting"])
 def test_rules_that_need_the_jacobian_are_refused(name):
     with pytest.raises(TypeError, match=f"{name} of TorchJD needs the Jacobian"):
