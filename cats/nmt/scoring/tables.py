@@ -157,8 +157,9 @@ def _rows(scores: Scores) -> Iterator[_Row]:
 
 
 def line_of(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+    """A line of a Markdown table. A cell may have a "|"."""
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _main_scores(cell: Cell) -> list[str]:

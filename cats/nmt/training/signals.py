@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the current update is finished and saved before training stops."""
+"""Ctrl-C, SIGTERM and a closed terminal: the current update is finished and saved before training stops."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ FORWARD_SECONDS = 5.0
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C or SIGTERM has arrived, to be called between two updates.
+    """Yields a function that says whether Ctrl-C, SIGTERM or SIGHUP has arrived, to be called between two updates.
 
-    A second signal raises KeyboardInterrupt at once. (A cluster sends SIGTERM some time before it kills a job.)
+    SIGHUP, which a closed terminal sends, stays ignored under nohup. A second signal raises KeyboardInterrupt at once.
+    (A cluster sends SIGTERM some time before it kills a job.)
     """
     first_at = math.inf
 
@@ -32,7 +33,7 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
 
     before = {}
     try:
-        for which in (signal.SIGINT, signal.SIGTERM):
+        for which in _stopping():
             before[which] = signal.signal(which, handle)
     except ValueError:  # only the main thread may set handlers; in another thread, the caller keeps its own
         yield lambda: False
@@ -42,3 +43,11 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
+
+
+def _stopping() -> list[signal.Signals]:
+    """The signals that stop training."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # Windows has none
+        found.append(signal.SIGHUP)
+    return found

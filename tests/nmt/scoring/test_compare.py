@@ -240,6 +240,12 @@ def test_tables_of_a_part_say_what_is_missing(finished):
         summarise(finished)
 
 
+def test_a_name_may_have_a_bar(finished):
+    renamed = [dataclasses.replace(run, method="a|b") if run.method == "cats" else run for run in finished]
+    rows = [row for row in tables.comparison_tables(summarise(renamed)).splitlines() if "a" in row and "|b |" in row]
+    assert len(rows) >= 3 and all(row.startswith(r"| a\|b |") for row in rows)
+
+
 def test_runs_with_all_lines_and_with_headline_lines_give_one_table(finished, corpus):
     read = read_corpus(corpus)
     tasks = []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,7 +146,7 @@ def test_after_an_interruption_the_rest_is_trained(
         calls.append(seconds)
         if len(fake.started) == 2 and sum(run.finished for run in runs) == 2 and not calls.count(-1):
             calls.append(-1)
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(execute.time, "sleep", sleep)
@@ -187,6 +190,33 @@ def test_a_run_may_write_more_errors_than_a_pipe_holds(corpus, tmp_path, monkeyp
     text = "yes 'a warning' | head -c 1000000 >&2; echo the end >&2; exit 3"
     monkeypatch.setattr(sys, "executable", program(tmp_path / "python", text))
     assert execute.execute([run], jobs=1) == {run.path: "the end"}
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_comparison_stops_its_runs_and_each_saves(corpus, tmp_path, monkeypatch, which):
+    """It is sent to this process alone, as `kill` does, and each run gets it once: a second one stops it at once."""
+    (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1")
+    text = f"trap 'echo saved >> {tmp_path}/signals; sleep 0.3; exit 130' TERM; : > {tmp_path}/up; sleep 60 & wait $!"
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", text))
+    main, up = os.getpid(), tmp_path / "up"
+
+    def send() -> None:
+        while not up.exists():
+            threading.Event().wait(0.01)
+        os.kill(main, which)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        execute.execute([run], jobs=1)
+    thread.join()
+    assert (tmp_path / "signals").read_text() == "saved\n"
+
+
+def test_a_run_that_is_killed_is_reported_with_the_signal(corpus, tmp_path, monkeypatch):
+    (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1")
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", "echo a warning >&2; kill -KILL $$"))
+    assert execute.execute([run], jobs=1) == {run.path: "the process was ended by signal 9; was there enough memory?"}
 
 
 def test_no_run_outlives_the_comparison(corpus, tmp_path, monkeypatch):

@@ -183,6 +183,7 @@ def test_trials_are_planned_for_every_method_with_a_seed_of_their_own(tmp_path):
         (["--methods", "T=1", "T=5", "T=1"], r"--methods T=1 T=5 T=1: one is given twice"),
         (["--sets", "ted", "ted"], r"--sets .*twice"),
         (["--variant", "../x:method.alpha_lr=1"], r"a plain name"),
+        (["--variant", "a\nb:method.alpha_lr=1"], r"a plain name"),
         (["--variant", "a:method.alpha_lr=1", "--variant", "a:method.alpha_lr=2"], r"NAME:BASE,KEY=VALUE"),
     ],
 )
@@ -241,3 +242,41 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(corpus, tmp_path)
     (run.path / "config.toml").write_text(to_toml(run.config), encoding="utf-8")
     grid.check_resumable(run)
     assert not run.path.exists()
+
+
+def test_the_folder_of_a_run_that_a_process_trains_is_not_removed(corpus, tmp_path):
+    (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--methods", "T=1", "--seeds", "1")
+    run.path.mkdir(parents=True)
+    with run.directory.training_lock(), pytest.raises(UserError, match="another process is training this run"):
+        grid.check_resumable(run)
+    assert run.path.exists()
+
+
+def test_a_run_without_its_last_checkpoint_is_resumed_from_the_one_before(corpus, tmp_path):
+    (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--methods", "T=1", "--seeds", "1")
+    run.directory.checkpoints.mkdir(parents=True)
+    run.directory.config_file.write_text(to_toml(run.config), encoding="utf-8")
+    run.directory.checkpoint("previous").touch()
+    grid.check_resumable(run)
+    assert run.started and run.path.exists()
+
+
+def test_methods_that_no_run_could_be_trained_with_are_refused_first(corpus, tmp_path):
+    words = ["--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1"]
+    with pytest.raises(UserError, match=r"bandit.*unknown option rat .*rate"):
+        grid.check_all(planned(*words, "--variant", 'fast:bandit,method.options=["rat=1"]'))
+    with pytest.raises(UserError, match=r"methods torchjd:A and torchjd-A would both be .*torchjd-A-seed1; rename one"):
+        grid.check_all(planned(*words, "torchjd:A", "--variant", "torchjd-A:T=2"))
+
+
+def test_a_temperature_has_no_restart_although_the_other_methods_have_one(tmp_path):
+    order = [
+        "train.restart=true",
+        "train.pretrain_steps=9",
+        "train.restart_parts=optimizer",
+        "sampling.first_temperature=2",
+    ]
+    found = configs("--out", str(tmp_path), *(f"--set={each}" for each in order), "--methods", "T=1", "T=1r", "uniform")
+    assert (found["T=1"].train.restart, found["T=1"].sampling.first_temperature) == (False, 0)
+    assert (found["T=1r"].train.restart, found["T=1r"].sampling.first_temperature) == (True, 0)
+    assert found["T=1r"].train.restart_parts == "optimizer" and found["uniform"].train.pretrain_steps == 9

@@ -106,3 +106,4 @@ def test_regret_against_some_and_against_all() -> None:
         "x": (0, (0, 0)),
     }
     assert inference.regrets(means, samples, groups, methods, []) == {}
+    assert inference.regrets(means, samples, {"ted": []}, methods, methods) == {}  # no task is in a group

@@ -55,6 +55,7 @@ def test_the_values_of_every_space_are_allowed(method: Method) -> None:
     ("arguments", "message"),
     [
         (([1e-3, 3e-3], 1, 0, [1]), r"--trials 1 is too few for the 2 learning rates"),
+        (([], 0, 0, [1]), r"--trials must be at least 1, not 0"),
         (([1e-3, 1e-3], 2, 0, [1]), r"--lr 0.001 0.001: must be different numbers above 0"),
         (([0.0], 1, 0, [1]), r"above 0"),
         (([1e-3], 2, 1, [1, 2]), r"--tuning-seed 1 is one of --seeds"),

@@ -74,11 +74,11 @@ def regrets(
         rivals: some of the methods.
 
     Returns:
-        {method: its regret}; empty without rivals.
+        {method: its regret}; empty without rivals or groups.
     """
-    if not rivals:
-        return {}
     cells = [(name, group) for name in groups for group in groups[name]]
+    if not rivals or not cells:
+        return {}
     best = {(name, group): max(means[name][rival][group] for rival in rivals) for name, group in cells}
     best_resampled = {
         (name, group): np.max([samples[name][rival][group] for rival in rivals], axis=0) for name, group in cells

@@ -6,11 +6,12 @@ A run that fails is reported and stepped over. So are the runs that need it.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
 from cats.nmt.scoring.grid.runs import Run, check_resumable, everything
 from cats.nmt.training.progress import duration, tell
+from cats.nmt.training.signals import deferred_interrupts
 
 WAIT = 0.2  # seconds between two looks at the processes
 
@@ -47,11 +49,13 @@ def execute(runs: Sequence[Run], jobs: int) -> dict[Path, str]:
 
     Raises:
         UserError: something else than a run failed, such as writing a file. No process is left behind.
-        KeyboardInterrupt: after Ctrl-C, when all processes have saved their checkpoints and ended.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when all processes have saved their checkpoints and ended. A second
+            signal ends them at once.
     """
     grid = _Grid(everything(runs), jobs)
     try:
-        grid.execute()
+        with deferred_interrupts() as interrupted:
+            grid.execute(interrupted)
     finally:  # no process must outlive this one, whatever ends it
         for each in grid.working:
             each.process.terminate()
@@ -71,20 +75,21 @@ class _Grid:
         self.count, self.done = len(runs), len(runs) - len(self.waiting)
         self.seconds: dict[tuple[str, bool], list[float]] = {}  # of the runs that ended, by `_kind`
 
-    def execute(self) -> None:
-        interrupted = False
+    def execute(self, interrupted: Callable[[], bool]) -> None:
+        stopping = False
         while self.waiting or self.working:
-            try:
-                while not interrupted and len(self.working) < self.jobs and (run := self.next_ready()) is not None:
-                    self.begin(run)
-                time.sleep(WAIT)
-            except KeyboardInterrupt:  # the processes get it too; each of them saves its checkpoint and ends
-                interrupted = True
+            if interrupted() and not stopping:
+                stopping = True
                 self.waiting.clear()
+                for each in self.working:  # each of them saves its checkpoint and ends
+                    each.process.terminate()
+            while len(self.working) < self.jobs and (run := self.next_ready()) is not None:
+                self.begin(run)
+            time.sleep(WAIT)
             for each in [each for each in self.working if each.process.poll() is not None]:
                 self.working.remove(each)
-                self.end(each, quiet=interrupted)
-        if interrupted:
+                self.end(each, quiet=stopping)
+        if interrupted():
             tell("cats: stopped; the same command continues from here")
             raise KeyboardInterrupt
 
@@ -158,15 +163,20 @@ def start(run: Run) -> Process:
     command = [sys.executable, "-m", "cats", "train", "--quiet", *where]
     # A file instead of a pipe: nobody reads the output before the end, and a full pipe would stop the process.
     errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by _error
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+    # In a group of its own, a run gets Ctrl-C once, from this process. A second signal would stop it at once.
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, process_group=0)
     return Process(run, process, time.monotonic(), errors)
 
 
 def _error(ended: Process) -> str:
-    """The last line that a failed process wrote to standard error; "" if it did not fail."""
+    """Why a process failed: the signal that ended it, or the last line of its standard error; "" if it did not fail."""
     ended.errors.seek(0)
     text = ended.errors.read().decode(errors="replace").strip()
     ended.errors.close()
-    if ended.process.returncode == 0:
+    status = ended.process.returncode
+    if status == 0:
         return ""
-    return text.splitlines()[-1].removeprefix("cats: ") if text else f"exit {ended.process.returncode}"
+    if status < 0:
+        memory = "; was there enough memory?" if status == -signal.SIGKILL else ""
+        return f"the process was ended by signal {-status}{memory}"
+    return text.splitlines()[-1].removeprefix("cats: ") if text else f"exit {status}"

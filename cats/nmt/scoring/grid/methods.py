@@ -20,7 +20,13 @@ from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import find
 
 _TOKENS = ["method.name=static", "method.weights=tokens"]  # the mean loss over all tokens
-_ONE_TEMPERATURE = ["sampling.temperature_end=0", "sampling.ratios=[]", "sampling.unimax_epochs=0"]
+_ONE_TEMPERATURE = [
+    *("sampling.temperature_end=0", "sampling.ratios=[]", "sampling.unimax_epochs=0", "sampling.first_temperature=0")
+]
+_ONE_PHASE = [  # no restart, also where the other methods have one
+    *("train.restart=false", "train.restart_parts=all", "train.pretrain=[]", "train.pretrain_steps=0"),
+    "train.finetune=[]",
+]
 _STAGED = ["sampling.first_temperature=1"]  # with a restart
 # Names besides T=.. and those of `cats train --method`. The weightings (tokens, uniform, cats, ..) all use the sampler
 # of the configuration, so tokens is one more temperature. staged is T=1, then T=3 after a warm restart.
@@ -58,7 +64,7 @@ class Methods:
         for variant in variants:
             name, _, text = variant.partition(":")
             base, settings = split_settings(text)
-            plain = name and name == Path(name).name and (base or settings)
+            plain = name.isprintable() and name and name == Path(name).name and (base or settings)
             if not plain or name in self.variants or self._is_known(name):
                 raise UserError(
                     f"--variant {variant}: write NAME:BASE,KEY=VALUE,.. (BASE: a method, or left out for cats) with a "
@@ -80,7 +86,8 @@ class Methods:
             base, settings = self.variants[name]
             return [*self.settings(base, steps), *settings]
         if found := _TEMPERATURE.fullmatch(name):
-            return [*_TOKENS, f"sampling.temperature={found[1]}", *_ONE_TEMPERATURE, *(restart if found[2] else [])]
+            order = restart if found[2] else _ONE_PHASE
+            return [*_TOKENS, f"sampling.temperature={found[1]}", *_ONE_TEMPERATURE, *order]
         if name in NAMED:
             return [*NAMED[name], *(restart if name == "staged" else [])]
         if name in METHODS:

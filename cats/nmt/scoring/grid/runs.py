@@ -13,6 +13,7 @@ from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import FIELDS, Config
 from cats.nmt.config.toml import apply_overrides, read_config
 from cats.nmt.errors import UserError
+from cats.nmt.methods import options
 from cats.nmt.scoring.grid.methods import unused_settings
 from cats.nmt.scoring.grid.trials import validation_nll
 from cats.nmt.scoring.scores import read_scores
@@ -54,7 +55,8 @@ class Run:
     @property
     def started(self) -> bool:
         """Whether the run can be resumed."""
-        return self.directory.config_file.exists() and self.directory.checkpoint("last").exists()
+        checkpoints = [self.directory.checkpoint(name) for name in ("last", "previous")]
+        return self.directory.config_file.exists() and any(path.exists() for path in checkpoints)
 
     @property
     def finished(self) -> bool:
@@ -99,7 +101,19 @@ def everything(runs: Iterable[Run]) -> list[Run]:
 
 
 def check_all(runs: Iterable[Run]) -> None:
-    """Calls `check_resumable` for all runs and their trials whose settings are known by now."""
+    """Finds the errors that all runs would end with, before any of them is started.
+
+    Raises:
+        UserError: two methods would have the same folder, the options of a method are wrong, or `check_resumable`
+            raises for a run or a trial whose settings are known by now.
+    """
+    runs = list(runs)
+    by_path: dict[Path, Run] = {}
+    for run in runs:
+        if (other := by_path.setdefault(run.path, run)) is not run:
+            raise UserError(f"methods {other.method} and {run.method} would both be {run.path}; rename one of them")
+    for run in runs:
+        options.check(run.config.method.name, run.config.method.options)
     for run in everything(runs):
         if all(needed.finished for needed in run.needs):
             try:
@@ -113,7 +127,7 @@ def check_resumable(run: Run) -> None:
     """Removes the directory of a run that was stopped before its first checkpoint, so that it can start again.
 
     Raises:
-        UserError: the directory has a run with other settings.
+        UserError: the directory has a run with other settings, or another process is training it.
     """
     if not run.path.exists():
         return
@@ -125,7 +139,8 @@ def check_resumable(run: Run) -> None:
                 f"{run.path} has a run with other settings ({', '.join(other)}); give another --out, or remove it"
             )
     if not run.finished and not run.started:
-        shutil.rmtree(run.path)
+        with run.directory.training_lock():
+            shutil.rmtree(run.path)
 
 
 def mean_weights(run: Run) -> list[float]:

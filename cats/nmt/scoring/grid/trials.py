@@ -71,7 +71,9 @@ def check(rates: Sequence[float], count: int, seed: int, seeds: Sequence[int]) -
     """Raises an error for options that do not fit together."""
     if any(not 0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
         raise UserError(f"--lr {' '.join(map(str, rates))}: must be different numbers above 0")
-    if count < max(1, len(rates)):
+    if count < 1:
+        raise UserError(f"--trials must be at least 1, not {count}")
+    if count < len(rates):
         raise UserError(f"--trials {count} is too few for the {len(rates)} learning rates of --lr")
     if count > 1 and seed in seeds:
         raise UserError(f"--tuning-seed {seed} is one of --seeds: settings must be chosen with another seed")
