@@ -225,9 +225,8 @@ def graddrop(
         M_n = 1 if g_n > 0 and P > U, or g_n < 0 and P <= U; else 0
         result = sum_n (l_n + (1 - l_n) M_n) g_n     with l_n the leak
 
-    The paper masks the gradients of activations. Here, as in TorchJD and LibMTL, they are those of parameters. The
-    paper leaves open what happens if P = U: here that counts as P < U. If all gradients of an element are 0, the result
-    is 0.
+    The paper masks the gradients of activations. Here, as in TorchJD, they are those of parameters. The paper leaves
+    open what happens if P = U: here that counts as P < U. If all gradients of an element are 0, the result is 0.
 
     Returns N tensors with the parameters' shapes and dtypes, None where no task has a gradient. The gradients are read
     once, and the result is written once. If gradients of an element have one sign only, all of them are kept. If one of

@@ -58,7 +58,7 @@ class DWA(Adaptive):
         self._sums[here] += losses
         self._counts[here] += 1
         self._steps = self._steps + 1
-        if self._steps == self.window:
+        if self._steps >= self.window:  # it may be shorter than it was when the state was saved
             seen = self._counts > 0
             self._means = torch.where(seen, torch.stack([self._means[1], self._sums / self._counts]), self._means)
             self._windows = self._windows + seen

@@ -20,7 +20,7 @@ class GradDrop(Weighting):
     Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020,
     Algorithm 1. The positive gradients of an element are kept with probability P = ½(1 + Σ g_n / Σ |g_n|), otherwise
     the negative ones; :func:`cats.ops.graddrop` has the details. Where the gradients agree, ḡ is Σ g_n. The paper masks
-    the gradients of activations. This masks those of parameters, as TorchJD and LibMTL do.
+    the gradients of activations, as LibMTL does. This masks those of parameters, as TorchJD does.
 
     Every step computes one gradient per task (engine "per_task"), and if it has several backward() calls, adds them
     before a sign is chosen. ḡ is no weighted sum: the weights that the optimizer reports are 1, its ``dots`` are

@@ -65,34 +65,37 @@ class GradVac(Weighting):
             raise ValueError(f"GradVac: its state has {-more} groups of parameters more than there are")
         targets = torch.nn.functional.pad(self._targets, (0, 0, 0, 0, 0, more)).numpy()
         here = targets[:, present][:, :, present]
-        weights = torch.zeros_like(grams[:, 0]).numpy()
-        for i, order in enumerate(random_orders(len(present), self.seed, self._step)):
-            weights += self._vaccinated(grams.numpy(), i, order, here)
+        orders = random_orders(len(present), self.seed, self._step)
+        coefficients = self._vaccinated(grams.numpy(), np.array(orders), here)
         targets[np.ix_(range(len(targets)), present, present)] = here
         self._targets = torch.from_numpy(targets)
         self._step += 1
-        return torch.from_numpy(weights)
+        return torch.from_numpy(coefficients.sum(1))
 
-    def _vaccinated(self, grams: np.ndarray, i: int, order: list[int], targets: np.ndarray) -> np.ndarray:
-        """The coefficients of g for task i, (G, K). Moves the targets, (G, K, K)."""
+    def _vaccinated(self, grams: np.ndarray, orders: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The coefficients of g for each task i, (G, K, K). Moves the targets, (G, K, K).
+
+        No task's g depends on another one's, so all of them meet their next task, of orders (K, K − 1), at once.
+        """
+        tasks = np.arange(len(orders))
         norms = np.sqrt(np.einsum("gii->gi", grams))
         counts = norms**2 > NOTHING * norms.max(1, keepdims=True) ** 2
-        c = np.zeros_like(norms)
-        c[:, i] = 1.0
-        dots = grams[:, i].copy()  # <g, g_n> for all n
-        for j in order:
-            size = np.sqrt(np.maximum((dots * c).sum(1), 0.0))  # ‖g‖
-            both = (size**2 > CANCELLED * norms[:, i] ** 2) & counts[:, i] & counts[:, j]
-            r = np.where(both, dots[:, j] / np.where(both, size * norms[:, j], 1.0), 0.0).clip(-1, 1)
-            t = targets[:, i, j].clip(-LIMIT, LIMIT)
+        c = np.zeros_like(grams)
+        c[:, tasks, tasks] = 1.0
+        dots = grams.copy()  # <g, g_n> for all n
+        for others in orders.T:  # (K,)
+            pairs = (slice(None), tasks, others)
+            size = np.sqrt(np.maximum(np.einsum("gij,gij->gi", dots, c), 0.0))  # ‖g‖
+            both = (size**2 > CANCELLED * norms**2) & counts & counts[:, others]
+            r = np.where(both, dots[pairs] / np.where(both, size * norms[:, others], 1.0), 0.0).clip(-1, 1)
+            t = targets[pairs].clip(-LIMIT, LIMIT)
             sine_r, sine_t = np.sqrt(1 - r**2), np.sqrt(1 - t**2)
             low = both & (r < t)
-            if low.any():
-                change = size * (t * sine_r - r * sine_t) / (np.where(low, norms[:, j], 1.0) * sine_t)
-                change = np.where(low, change, 0.0)
-                c[:, j] += change
-                dots += change[:, None] * grams[:, j]
-            targets[:, i, j] += np.where(both, self.beta * (r - targets[:, i, j]), 0.0)
+            change = size * (t * sine_r - r * sine_t) / (np.where(low, norms[:, others], 1.0) * sine_t)
+            change = np.where(low, change, 0.0)
+            c[pairs] += change
+            dots += change[:, :, None] * grams[:, others]
+            targets[pairs] += np.where(both, self.beta * (r - targets[pairs]), 0.0)
         return c
 
     def state_dict(self) -> dict[str, Any]:

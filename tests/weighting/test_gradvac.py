@@ -73,7 +73,7 @@ def test_two_gradients_reach_their_target_similarity(rows, target):
     norms = np.linalg.norm(rows, axis=1)
     if norms.min() == 0 or abs(cosine(*rows)) > 1 - 1e-9:  # parallel gradients stay parallel
         return
-    c = GradVac()._vaccinated(gram_of(rows).numpy()[None], 0, [1], np.full((1, 2, 2), target))[0]
+    c = GradVac()._vaccinated(gram_of(rows).numpy()[None], np.array([[1], [0]]), np.full((1, 2, 2), target))[0, 0]
     # The cosine of float64 gradients and sums.
     assert cosine(c @ rows, rows[1]) == pytest.approx(max(target, cosine(*rows)), abs=1e-6)
 

@@ -77,6 +77,20 @@ def test_dwa_compares_two_windows():
     assert weighting.weights().std() > 0.01
 
 
+def test_dwa_with_a_shorter_window_than_in_its_state():
+    one, other = DWA(window=9), DWA(window=2)
+    one.start(2)
+    other.start(2)
+    losses = torch.ones(2).double()
+    for _ in range(5):
+        one.update(losses, losses, losses, [0, 1])
+    other.load_state_dict(one.state_dict())
+    other.update(losses, losses, losses, [0, 1])  # ends the window
+    for _ in range(2):
+        other.update(losses * torch.tensor([1.0, 0.5]), losses, losses, [0, 1])
+    torch.testing.assert_close(other.weights(), 2 * torch.tensor([0.5, 0.25]).double().softmax(0))
+
+
 def test_uncertainty_descends_on_its_loss():
     rng = np.random.default_rng(2)
     weighting = Uncertainty(lr=0.1, start=0.3)
