@@ -220,6 +220,10 @@ def test_differences_are_to_the_method_with_the_best_validation_nll_that_is_not_
     row = next(r for r in csv.DictReader(tables.summary_csv(summary).splitlines()) if r["group"] == "LoRes")
     assert (row["method"], row["seeds"], row["chrf"], row["difference"]) == ("T=1", "2", "0.0", "-100.0")
     assert (row["validation"], row["regret_temperatures"], row["tokens"]) == ("2.0", "100.0", "1000.0")
+    next(run for run in finished if run.method == "T=1").directory.scores_file().unlink()
+    text = tables.comparison_tables(summarise(finished))
+    assert "of the methods with 2 seeds that do not use" in text and "With one seed (T=1), intervals" in text
+    assert "\nWhere a method has one seed, the intervals say nothing about other seeds.\n\n| method" in text
 
 
 def test_tables_of_a_part_say_what_is_missing(finished):

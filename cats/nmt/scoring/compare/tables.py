@@ -162,12 +162,14 @@ def _differences(result: SetResult) -> list[str]:
             row.append(f"{_mean(found.groups[group].chrf):.1f} ({low:.1f} to {high:.1f})")
             row += _difference(found.differences.get(group))
         rows.append(row)
-    single = [method for method, found in result.methods.items() if len(found.seeds) == 1]
+    counts = {method: len(found.seeds) for method, found in result.methods.items()}
+    single = [method for method, count in counts.items() if count == 1]
+    which = "all methods" if len({*counts.values()}) == 1 else f"the methods with {counts[result.baseline]} seeds"
     lines = [
         f"chrF with 95 % intervals, and the difference to {result.baseline}: it has the best validation NLL (mean over",
-        "the groups and the seeds) of all methods that do not use the weights of cats. Intervals and p-values are by",
-        "bootstrap over seeds and clusters of test lines. p is corrected over the methods of this table (Holm), and *",
-        f"marks p < {_SIGNIFICANT}.",
+        f"the groups and the seeds) of {which} that do not use the weights of cats. Intervals and p-values are by",
+        "bootstrap over seeds and clusters of test lines. p is corrected over the methods of this table (Holm), for",
+        f"each group by itself, and * marks p < {_SIGNIFICANT}.",
     ]
     if single:
         lines.append(f"With one seed ({', '.join(single)}), intervals and p-values say nothing about other seeds.")
@@ -259,9 +261,13 @@ def _regret_table(comparison: Comparison) -> list[str]:
         "test lines; the best method is chosen again in each resample. *Above the lowest*: how much higher a worst",
         "regret is than the lowest of all methods, with the interval of this difference. A method is in this table if",
         "it is in all sets.",
-        "",
     ]
-    return [*lines, *_markdown(rows), ""]
+    seeds = {
+        len(result.methods[method].seeds) for result in comparison.sets.values() for method in comparison.regret_of_all
+    }
+    if 1 in seeds:
+        lines.append("Where a method has one seed, the intervals say nothing about other seeds.")
+    return [*lines, "", *_markdown(rows), ""]
 
 
 def _regret(regret: Regret) -> list[str]:
