@@ -36,19 +36,7 @@ def torchjd(name: str, /, *, seed: int = 0, tolerance: float | None = None, **op
         ValueError: TorchJD has no such class, or the class refuses an option.
         TypeError: the name is no str, an option is unknown or missing, or the class needs the Jacobian matrix.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"torchjd: the name of a class of TorchJD is a str, got {name!r}")
-    try:
-        import torchjd.aggregation as rules
-    except ImportError as error:
-        raise ImportError("TorchJD is not installed: pip install 'cats-optim[torchjd]'") from error
-    known = [each for each in rules.__all__ if inspect.isclass(getattr(rules, each)) and each not in _BASES]
-    if name not in known:
-        lower = {each.lower(): each for each in known}
-        near = difflib.get_close_matches(name.lower(), lower, n=1)
-        hint = f"did you mean {lower[near[0]]!r}?" if near else f"it has {', '.join(known)}"
-        raise ValueError(f"TorchJD has no {name!r}: {hint}")
-    kind = getattr(rules, name)
+    kind = class_of(name)
     accepted = inspect.signature(kind).parameters
     if name == "NashMTL":
         options.setdefault("n_tasks", 1)  # the number in each step replaces it, see torchjd_rules.Nash
@@ -67,6 +55,30 @@ def torchjd(name: str, /, *, seed: int = 0, tolerance: float | None = None, **op
         raise ImportError(f"{name} of TorchJD: {error}; pip install 'cats-optim[torchjd]' installs all") from error
     checked = Gramian(rule, tolerance)  # refuses rules that need the Jacobian matrix
     return Gramian(Seeded(checked.rule, checked_seed(seed, "torchjd")), tolerance)
+
+
+def class_of(name: str) -> type[nn.Module]:
+    """The class of TorchJD with this name, as :func:`torchjd` takes it.
+
+    Raises:
+        ImportError: TorchJD is not installed.
+        TypeError: the name is no str.
+        ValueError: TorchJD has no such class.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"torchjd: the name of a class of TorchJD is a str, got {name!r}")
+    try:
+        import torchjd.aggregation as rules
+    except ImportError as error:
+        raise ImportError("TorchJD is not installed: pip install 'cats-optim[torchjd]'") from error
+    known = [each for each in rules.__all__ if inspect.isclass(getattr(rules, each)) and each not in _BASES]
+    if name not in known:
+        lower = {each.lower(): each for each in known}
+        near = difflib.get_close_matches(name.lower(), lower, n=1)
+        hint = f"did you mean {lower[near[0]]!r}?" if near else f"it has {', '.join(known)}"
+        raise ValueError(f"TorchJD has no {name!r}: {hint}")
+    kind: type[nn.Module] = getattr(rules, name)
+    return kind
 
 
 def _is_list(value: Any) -> bool:

@@ -88,10 +88,14 @@ def check_number(what: str, value: object, low: float = 0.0, high: float = math.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be a number, got {value!r}")
-    if not (low <= float(value) <= high and math.isfinite(value)):
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        number = math.inf
+    if not (low <= number <= high and math.isfinite(number)):
         wanted = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{what} must be a finite number {wanted}, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_count(what: str, value: object) -> int:
@@ -106,7 +110,7 @@ def per_task(numbers: Sequence[float] | Tensor | None, tasks: int, what: str) ->
     try:
         given = torch.zeros(tasks) if numbers is None else numbers
         values = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError):
+    except (OverflowError, RuntimeError, TypeError, ValueError):
         values = torch.empty(0)
     if values.shape != (tasks,):
         raise ValueError(f"{what} needs one number for each of the {tasks} tasks, got {numbers!r}")

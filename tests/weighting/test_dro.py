@@ -169,6 +169,7 @@ def test_wrong_arguments(kind):
         ([0.0, 0.0, 0.0], "needs finite numbers of at least 0, not all of them 0"),
         ([1.0, 1.0, float("inf")], "needs finite numbers"),
         ("abc", "needs one number for each of the 3 tasks"),
+        ([10**400, 1.0, 1.0], "needs one number for each of the 3 tasks"),
     ):
         with pytest.raises(ValueError, match=f"{name}: shares {message}"):
             kind(shares=shares).start(3)
@@ -176,5 +177,7 @@ def test_wrong_arguments(kind):
         kind(baselines=[0.0, float("nan"), 0.0]).start(3)
     with pytest.raises(ValueError, match=r"CVaRDRO: tail must be a finite number from 1e-06 to 1, got 1\.5"):
         CVaRDRO(tail=1.5)
+    with pytest.raises(ValueError, match="GroupDRO: step_size must be a finite number of at least 0, got 1000"):
+        GroupDRO(step_size=10**400)
     with pytest.raises(ValueError, match="ChiSquareDRO: period must be an integer of at least 1"):
         ChiSquareDRO(period=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import textwrap
+from dataclasses import replace
 
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import format_value
@@ -12,7 +13,7 @@ from cats.nmt.config.recipes import RECIPES, recipe
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import unknown
 from cats.nmt.methods.catalogue import CATALOGUE, FAMILIES, Method
-from cats.nmt.methods.options import described
+from cats.nmt.methods.options import described, options_of_rule
 
 SUMMARY = "list the methods of `cats train --method`, or describe one"
 HELP = """\
@@ -37,9 +38,10 @@ def run(args: argparse.Namespace) -> None:
     names = [method.name for method in CATALOGUE]
     prefix, colon, _ = args.name.partition(":")
     name = f"{prefix}:NAME" if colon else args.name
-    if name not in names:
+    if name not in names or args.name == f"{prefix}:":
         raise unknown("method", args.name, names)
-    print(details(CATALOGUE[names.index(name)]))
+    method = CATALOGUE[names.index(name)]
+    print(details(method if name == args.name else replace(method, name=args.name)))
 
 
 def table() -> str:
@@ -71,5 +73,6 @@ def details(method: Method) -> str:
         options = described(method)
         lines += ["", "options:" if options else "It has no options."]
         lines += [f"  {name}: {text}" for name, text in options.items()]
+        lines += [f"  {text}" for text in options_of_rule(method.name)]
         lines += ["", textwrap.indent(inspect.getdoc(method.maker()) or "", "  ")]
     return "\n".join(lines)

@@ -100,6 +100,9 @@ def _check_combinations(config: Config, prefix: str) -> None:
         raise UserError(
             f"{prefix}train.restart has no effect with train.pretrain, which makes the same reset; leave one out"
         )
+    if (train.pretrain or train.restart) and train.steps < 2:
+        name = "train.pretrain" if train.pretrain else "train.restart"
+        raise UserError(f"{prefix}{name} needs two phases: set train.steps to at least 2, not {train.steps}")
     if (train.pretrain or train.restart) and not 0 < train.pretrain_steps < train.steps:
         name = "train.pretrain" if train.pretrain else "train.restart"
         raise UserError(

@@ -31,8 +31,8 @@ class Method:
         needs: what it needs besides the losses of the tasks.
         cost: of an update, compared with one backward pass.
         made_by: the class or function that `method.options` are passed to, such as "cats.weighting.RLW". Empty if the
-            method has settings of its own. It is a string because importing it imports torch, which would make
-            `cats methods` slow.
+            method has settings of its own. It is a string, so that the table can be read without importing
+            the methods.
         relative: whether its weights say how a task counts relative to `method.prior`, so that equal weights are the
             plain mean over the batch's tokens. If not, they balance the tasks by the sizes of their gradients, which
             would undo or invert the prior: the gradients are those of the tasks' mean losses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from cats.nmt.methods.sampling_rule import check
@@ -27,7 +28,7 @@ class LSSD:
     """
 
     def __init__(self, weight: float = 0.5, wait: int = 1) -> None:
-        check(weight=(weight >= 0, weight, "at least 0"), wait=(wait >= 0, wait, "at least 0"))
+        check(weight=(0 <= weight < math.inf, weight, "finite and at least 0"), wait=(wait >= 0, wait, "at least 0"))
         self.weight, self.wait = weight, wait
         self.best: dict[str, float] = {}  # {task: its lowest validation nll}
         self.step: dict[str, int] = {}  # {task: updates of the model that had it}

@@ -8,11 +8,18 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import cats
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import Method, find
 
 # The learning rate means the same with all methods, so the trainer sets the reduction. A name is part of `method.name`.
 _SET_BY_TRAINER = ("reduction", "name")
+# Where the trainer gives an argument that may be set as an option too: what it is then.
+_DEFAULTS = {
+    "seed": "train.seed",
+    "shares": "the tasks' shares of the tokens (of method.prior=tokens)",
+    "tolerance": "none (bf16: 1e-3, fp16: 1e-5)",
+}
 _WORDS = {"true": True, "false": False, "none": None}
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
@@ -34,7 +41,7 @@ def build(name: str, options: Sequence[str], **given: Any) -> Any:
     arguments = {**{key: value for key, value in given.items() if key in known}, **chosen}
     try:
         return maker(*parts, **arguments)
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"method.name = {name}: {error}") from error
 
 
@@ -74,6 +81,8 @@ def parsed(name: str, options: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"method.options: {key} is given twice")
         kind = known[key][0] if key in known else Any
         value = _parse(text)
+        if _is_huge(value):
+            raise UserError(f"method.options: {key} of {name} must be smaller: it has a whole number beyond 2^63")
         if not _fits(value, kind):
             raise UserError(f"method.options: {key} of {name} must be {_shown(kind)}, not {text}")
         chosen[key] = value
@@ -108,6 +117,13 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether it has a whole number that fits in no tensor."""
+    if isinstance(value, list):
+        return any(map(_is_huge, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _simple(kind: Any) -> bool:
@@ -146,13 +162,32 @@ def _shown(kind: Any) -> str:
 
 def described(method: Method) -> Mapping[str, str]:
     """{option: its type and default in words}."""
-    return {
-        name: _shown(kind) + ("" if default is inspect.Parameter.empty else f", {_written(default)} by default")
-        for name, (kind, default) in known_options(method).items()
-    }
+    words = {}
+    for name, (kind, default) in known_options(method).items():
+        known = "" if default is inspect.Parameter.empty else f", {_DEFAULTS.get(name) or _written(default)} by default"
+        words[name] = _shown(kind) + known
+    return words
+
+
+def options_of_rule(name: str) -> list[str]:
+    """The options that the class of TorchJD has which torchjd:NAME means, with their defaults; none for other names.
+
+    Raises:
+        UserError: TorchJD is not installed, or has no such class.
+    """
+    rule = name.partition(":")[2]
+    if rule in ("", "NAME"):
+        return []
+    try:
+        known = inspect.signature(cats.weighting.by_name.class_of(rule)).parameters.values()
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{name}: {error}") from error
+    return [f"{p.name}: of {rule}, " + ("needed" if p.default is p.empty else f"{p.default} by default") for p in known]
 
 
 def _written(value: Any) -> str:
     """A value as it is written in an option."""
+    if value == ():
+        return "empty"
     words = {id(word): text for text, word in _WORDS.items()}
     return words.get(id(value), str(value))

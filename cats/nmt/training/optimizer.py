@@ -67,9 +67,10 @@ def build_optimizer(
     if not find(method.name).has_plain_weights:
         prior = list(shares.values()) if method.prior == "tokens" else None
         trusted = trusted_names(tasks) if method.name == "target-projection" else {}
-        weighting = build(
-            method.name, method.options, seed=settings.seed, shares=prior, reduction="mean", trusted=trusted
-        )
+        given = {"seed": settings.seed, "shares": prior, "reduction": "mean", "trusted": trusted}
+        weighting = build(method.name, method.options, **given)
+        if method.name.startswith("torchjd:"):
+            _try_once(method.name, build(method.name, method.options, **given), len(tasks))
         tasks = [*tasks, *trusted.values()]
         if weighting.needs_gram and weighting.tolerance is None:  # autocast makes larger rounding errors
             weighting.tolerance = {"bf16": 1e-3, "fp16": 1e-5}.get(settings.precision)
@@ -88,6 +89,18 @@ def build_optimizer(
             f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
         )
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights), communication_dtype=communication)
+
+
+def _try_once(name: str, weighting: cats.weighting.Weighting, tasks: int) -> None:
+    """Computes weights of orthogonal gradients: only then TorchJD says that an option does not fit the number of tasks.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        weighting.weights_from_gram(torch.eye(tasks, dtype=torch.float64), torch.ones(tasks, dtype=torch.float64))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"method.name = {name}: {' '.join(str(error).split())}") from error
 
 
 def weights_are_in_losses(method: schema.Method) -> bool:

@@ -23,6 +23,20 @@ def test_a_recipe_shows_what_it_sets(capsys: pytest.CaptureFixture[str]) -> None
     assert "  train.pretrain_steps = 560\n" in out and "  sampling.first_temperature = 1.0\n" in out
 
 
+def test_a_rule_of_torchjd_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchjd")
+    assert main(["methods", "torchjd:CAGrad"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("torchjd:CAGrad: ") and "  c: of CAGrad, needed\n" in out
+    assert "  seed: a whole number, train.seed by default\n" in out
+
+
+def test_unknown_rules_of_torchjd(refused: Callable[..., str]) -> None:
+    pytest.importorskip("torchjd")
+    assert refused("methods", "torchjd:UPGard") == "torchjd:UPGard: TorchJD has no 'UPGard': did you mean 'UPGrad'?"
+    assert refused("methods", "torchjd:").startswith("unknown method torchjd:")
+
+
 def test_unknown_methods(refused: Callable[..., str]) -> None:
     assert refused("methods", "stagd").startswith("unknown method stagd (did you mean staged?); known: cats, static, ")
     assert "(did you mean staged?)" in refused("train", "--method", "stagd")

@@ -59,3 +59,9 @@ def test_ratios_need_ratios():
         apply_overrides(Config(), ["method.name=ratios"])
     known = apply_overrides(Config(), ["sampling.ratios=[1,2]"])
     assert apply_overrides(known, ["method.name=ratios"]).sampling.ratios == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["staged", "restart", "pretrain-finetune"])
+def test_two_phases_need_two_updates(name: str):
+    with pytest.raises(UserError, match=r"needs two phases: set train\.steps to at least 2, not 1"):
+        apply_overrides(Config(), [f"method.name={name}", "train.steps=1"])

@@ -10,7 +10,8 @@ import pytest
 
 from cats.nmt.errors import UserError
 from cats.nmt.methods import options
-from cats.nmt.methods.catalogue import NUMBERS, Method
+from cats.nmt.methods.catalogue import NUMBERS, Method, find
+from cats.nmt.methods.lssd import LSSD
 
 
 class Example:
@@ -63,6 +64,8 @@ def test_text_becomes_arguments():
         ("every=1.5", r"every of example must be a whole number, not 1\.5"),
         ("kind=three", r"kind of example must be one or two, not three"),
         ("start=[1,a]", r"start of example must be a list or a number or none, not \[1,a\]"),
+        (f"rate=1{'0' * 400}", r"rate of example must be smaller: it has a whole number beyond 2\^63"),
+        ("start=[1, 9223372036854775808]", r"start of example must be smaller: it has a whole number beyond 2\^63"),
         ("rate=2", r"method\.name = example: rate must be at most 1, got 2"),
     ],
 )
@@ -85,6 +88,19 @@ def test_options_are_described(method: Any):
         "start": "a list or a number or none, none by default",
         "strict": "true or false, false by default",
     }
+
+
+def test_the_default_of_an_argument_that_the_trainer_gives_is_what_the_trainer_gives():
+    assert options.described(find("rlw")) == {"seed": "a whole number, train.seed by default"}
+    assert options.described(find("group-dro"))["shares"].endswith(
+        "the tasks' shares of the tokens (of method.prior=tokens) by default"
+    )
+    assert options.described(find("adaptive"))["baselines"] == "a list, empty by default"
+
+
+def test_weight_of_lssd_that_is_not_finite():
+    with pytest.raises(ValueError, match="weight must be finite and at least 0, not inf"):
+        LSSD(weight=float("inf"))
 
 
 def test_a_method_without_options(monkeypatch: pytest.MonkeyPatch):

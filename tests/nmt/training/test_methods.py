@@ -87,6 +87,14 @@ def test_wrong_options_are_refused_before_the_corpus_is_read(tmp_path: Path, mor
     assert "\n" not in str(error.value)
 
 
+def test_options_of_torchjd_that_do_not_fit_the_number_of_tasks(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchjd")
+    given = ["method.name=torchjd:Constant", "method.options=weights=[1,2,3]"]
+    with pytest.raises(UserError, match=r"method\.name = torchjd:Constant: .*3 rows") as error:
+        train(settings(small, *given), tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("engine", ["one_pass", "two_pass", "forward_mode"])
 def test_engines_that_cannot_compute_the_gram_matrix_are_refused(small: Path, tmp_path: Path, engine: str) -> None:
     with pytest.raises(UserError, match=rf"method\.name = pcgrad: engine='{engine}' does not compute what"):
