@@ -200,7 +200,9 @@ class MultiTask(Wrapper):
         self._shared = None if shared is None else shared_parameters(shared, self.param_groups)
         groups_of_parameters(weighting.groups, [], self.param_groups, model)  # raises if there are no such groups
         self._engines = Engines(engine, None if rows == 1 else rows, backend, model)
-        self._own = State(len(self.tasks))  # after this, no method assigns to an attribute of self: see State
+        self._own = State(
+            len(self.tasks), weighting.scale
+        )  # after this, no method assigns to an attribute of self: see State
         # Optimizer.__init__ would make new param_groups. This part of it only sets up hooks and profiling.
         super().__setstate__({})
 

@@ -29,17 +29,18 @@ class State:
     Attributes:
         accumulation: what backward() has gathered. None between step() and the next backward().
         reducer: combines gradients over the processes. None before the first backward().
-        weights: (N,) float64 on the CPU. If the weighting needs the Gram matrix: the weights of the last step.
+        weights: (N,) float64 on the CPU. If the weights follow from the step: those of the last one, at first ``scale``
+            divided by N.
         counts: {name: number of steps}, see :attr:`cats.MultiTask.statistics`.
         last: {name: numbers of the last step}, as above.
         grad_scale, found_inf: set by GradScaler before step(), and deleted after it. Only then do they exist.
         lock: held by every method that reads or changes the state, so that several threads may call backward().
     """
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, scale: float) -> None:
         self.accumulation: Accumulation | None = None
         self.reducer: Reducer | None = None
-        self.weights: Tensor = torch.full((tasks,), 1 / tasks, dtype=torch.float64, device="cpu")
+        self.weights: Tensor = torch.full((tasks,), scale / tasks, dtype=torch.float64, device="cpu")
         self.counts = {"step": 0, "task_gradient_steps": 0, "skipped": 0, "nonfinite_in_a_row": 0}
         self.last: dict[str, Any] = {
             **{"losses": {}, "dots": {}, "sqnorms": {}, "sqnorm": math.nan},

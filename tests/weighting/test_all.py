@@ -82,3 +82,10 @@ def test_a_weighting_starts_anew_in_a_new_optimizer(name):
 def test_a_class_in_place_of_an_object(kind):
     with pytest.raises(TypeError, match=rf"an object, got the class {kind.__name__}: pass {kind.__name__}\("):
         optimizer_of(Net(), kind)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("kind", [CATS, GradNorm, GroupDRO, CVaRDRO, ChiSquareDRO, DWA, FAMO])
+def test_weights_are_equal_before_the_first_step(kind, reduction):
+    alpha = optimizer_of(Net(), kind(reduction=reduction)).alpha
+    assert list(alpha.values()) == pytest.approx([1 / 3] * 3)
