@@ -178,6 +178,8 @@ def test_trials_are_planned_for_every_method_with_a_seed_of_their_own(tmp_path):
         (["--controls", "restarts"], r"unknown control restarts .*restart"),
         (["--set", "evaluate.search=none"], r"nothing to compare"),
         (["--lr", "1e-3", "--trials", "2", "--tuning-seed", "1"], r"--tuning-seed 1 is one of --seeds"),
+        (["--lr", "1e-3", "--variant", "slow:T=1,train.lr=1e-4"], r"method slow has a train\.lr of its own.* --lr"),
+        (["--lr", "1e-3", "--set", "train.lr=1e-4"], r"--set train\.lr would be replaced by --lr"),
         (["--set", "train.lrr=1"], r"train\.lr"),
         (["--seeds", "1", "1"], r"--seeds .*twice"),
         (["--methods", "T=1", "T=5", "T=1"], r"--methods T=1 T=5 T=1: one is given twice"),

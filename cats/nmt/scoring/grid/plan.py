@@ -95,6 +95,10 @@ def plan(
             raise UserError("evaluate.search = none leaves nothing to compare; set greedy or beam")
         names = known.with_controls(chosen, controls, start)
         own = {method: known.settings(method, start.train.steps) for method in names}
+        if rates and "train.lr" in trials.as_settings(overrides):
+            raise UserError("--set train.lr would be replaced by --lr; leave one out")
+        if twice := [method for method in names if rates and "train.lr" in trials.as_settings(own[method])]:
+            raise UserError(f"method {twice[0]} has a train.lr of its own, which --lr would replace; leave one out")
         configs = {method: apply_overrides(start, own[method]) for method in names}
         for method in filter(_is_fixed, names):
             source = method.removesuffix(FIXED)
