@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ import numpy as np
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_file
-from cats.nmt.methods.catalogue import find
+from cats.nmt.methods.catalogue import DISTILLATION, SAMPLER, find
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import RunDirectory
 
+LARGEST = 1e300  # of a ratio or loss
 Runs = list[tuple[Mapping[str, Any], Mapping[str, Any]]]  # ({task: ratio}, {task: loss}) of each run
 
 
@@ -50,37 +50,50 @@ def read_sweep(path: Path, tasks: Sequence[str], lengths: Mapping[str, float]) -
         for number, run in enumerate(runs, start=1):
             for task in tasks:
                 value = run[part].get(task)
-                if not isinstance(value, int | float) or not 0 < value < math.inf:
+                if not isinstance(value, int | float) or not 0 < value < LARGEST:
                     raise UserError(f"{path}: run {number} has no {what} above 0 of {task}")
         tables.append(np.array([[float(run[part][task]) for task in tasks] for run in runs]).reshape(-1, len(tasks)))
     return tables[0] / tables[0].sum(1, keepdims=True), tables[1]
 
 
 def _of_folder(path: Path, tasks: Sequence[str], lengths: Mapping[str, float]) -> Runs:
-    """The runs in a folder that had constant ratios and plain token means; others are passed over."""
+    """The finished runs in a folder that had constant ratios and plain token means; others are passed over.
+
+    Raises:
+        UserError: there are none, or they had different numbers of updates, which move the losses too.
+    """
+    steps: dict[int, str] = {}  # {train.steps: a run}
     found: Runs = []
     for each in sorted(path.iterdir()):
         directory = RunDirectory(each)
-        if not directory.is_started or directory.is_exported or not _is_constant(directory.read_config()):
+        if not directory.is_started or directory.is_exported or not _is_constant(config := directory.read_config()):
+            continue
+        records = read_metrics(directory.metrics_file)
+        last = max((record["step"] for record in records), default=0)
+        if last < config.train.steps and not config.train.patience:
             continue
         tokens: dict[str, float] = dict.fromkeys(tasks, 0.0)
         lowest: dict[str, float] = {}
-        for record in read_metrics(directory.metrics_file):
+        for record in records:
             for task, count in record.get("tokens", {}).items():
                 tokens[task] = tokens.get(task, 0.0) + count
             for task, nll in record.get("valid", {}).get("nll", {}).items():
                 if nll is not None:
                     lowest[task] = min(nll, lowest.get(task, nll))
         if lowest and set(tasks) <= tokens.keys() & lowest.keys():
+            steps.setdefault(config.train.steps, each.name)
             found.append(({task: tokens[task] / lengths[task] for task in tasks}, lowest))
     if not found:
         raise UserError(f"{path} has no finished runs of these tasks with constant ratios; train some temperatures")
+    if len(steps) > 1:
+        shown = ", ".join(f"{count} in {name}" for count, name in steps.items())
+        raise UserError(f"{path}: the runs of a sweep need the same train.steps, which is {shown}; move some of them")
     return found
 
 
 def _is_constant(config: Config) -> bool:
     sampling, train, method = config.sampling, config.train, find(config.method.name)
-    changing = sampling.temperature_end or train.pretrain or train.restart or method.family == "sampler"
+    changing = sampling.temperature_end or train.pretrain or train.restart or method.family in (SAMPLER, DISTILLATION)
     return not changing and method.has_plain_weights and config.method.weights == "tokens"
 
 

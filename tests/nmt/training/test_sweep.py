@@ -42,6 +42,7 @@ def test_files(tmp_path: Path) -> None:
         ("a.json", '[{"ratios": {"xa": 1, "xb": 2}}]', r"a\.json is not a sweep"),
         ("a.json", as_json([(1, 0, 2, 2)]), r"a\.json: run 1 has no ratio above 0 of xb"),
         ("a.json", '[{"ratios": {"xa": 1, "xb": 2}, "losses": {"xb": 2}}]', r"run 1 has no loss above 0 of xa"),
+        ("a.json", as_json([(10**400, 1, 2, 2)]), r"run 1 has no ratio above 0 of xa"),
         ("a.csv", "run,task\n1,xa\n", r"a\.csv is not a sweep: it needs the columns run,task,ratio,loss"),
         ("a.csv", "run,task,ratio,loss\n1,xa,much,2\n", r"a\.csv is not a sweep"),
     ],
@@ -59,11 +60,19 @@ def test_runs_of_constant_temperatures(tmp_path: Path) -> None:
         config = settings(corpus, *few, "method.name=temperature", f"sampling.temperature={temperature}")
         train(config, tmp_path / "runs" / temperature, quiet=True)
     train(settings(corpus, *few, "method.name=restart"), tmp_path / "runs" / "restart", quiet=True)  # passed over
+    train(settings(corpus, *few, "method.name=temperature"), tmp_path / "runs" / "stopped", quiet=True)
+    lines = (tmp_path / "runs" / "stopped" / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    early = "".join(line for line in lines if json.loads(line)["step"] <= 5)  # not finished: passed over, too
+    (tmp_path / "runs" / "stopped" / "metrics.jsonl").write_text(early, encoding="utf-8")
     ratios, losses = read_sweep(tmp_path / "runs", ["xa", "xb"], LENGTHS)
     # 60 and 20 pairs; the sampler rounds the sentences of 10 batches.
     assert ratios[:, 0].tolist() == pytest.approx([0.75, 0.5], abs=0.05) and losses.shape == (2, 2)
     valid = [line["valid"]["nll"]["xa"] for line in metrics(tmp_path / "runs" / "1") if "valid" in line]
     assert losses[0, 0] == min(valid)
+    config = settings(corpus, *few, "method.name=temperature", "train.steps=5")
+    train(config, tmp_path / "runs" / "short", quiet=True)
+    with pytest.raises(UserError, match=r"need the same train\.steps, which is 10 in 1, 5 in short; move some"):
+        read_sweep(tmp_path / "runs", ["xa", "xb"], LENGTHS)
     with pytest.raises(UserError, match="has no finished runs of these tasks with constant ratios"):
         read_sweep(tmp_path / "toy", ["xa", "xb"], LENGTHS)
     with pytest.raises(UserError, match="there is no sweep"):
