@@ -50,6 +50,8 @@ class Bandit(SamplingRule):
 
     def decide(self, seen: Seen) -> np.ndarray | None:
         losses, tokens = seen.mean_losses(), seen.losses[..., 1].sum(0)
+        if not tokens.any():
+            return None  # all updates since the last decision were skipped
         share = np.maximum(tokens, 1.0) / tokens.sum()
         progress = (self.before - losses) / share  # nan for a task that has not been seen twice
         self.before = np.where(np.isnan(losses), self.before, losses)
@@ -79,5 +81,5 @@ def exp3s(weights: np.ndarray, gains: np.ndarray, shared: float) -> np.ndarray:
     powers = weights + gains
     powers = np.exp(powers - powers.max())
     others = (powers.sum() - powers) / (len(powers) - 1)
-    mixed = np.log((1 - shared) * powers + shared * others)
+    mixed = log((1 - shared) * powers + shared * others)
     return mixed - mixed.max()

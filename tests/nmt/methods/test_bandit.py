@@ -51,6 +51,19 @@ def test_two_decisions_by_hand() -> None:
     np.testing.assert_allclose(found, 0.9 * q / q.sum() + 0.05)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"rate": 1000.0}, {"bonus": 5.0}])
+def test_large_gains_and_updates_that_were_skipped(options: dict[str, float]) -> None:
+    rule, now = Bandit(**options), np.array([0.6, 0.4, 0.0])
+    rule.start(known(now))
+    for step in range(12):
+        losses = updates([(4 - 0.1 * step, 60), (5 - 0.2 * step, 40), (3, 20)])
+        assert decide(rule, now, 0 * losses) is None  # no loss was finite
+        found = decide(rule, now, losses)
+        now = now if found is None else found
+    assert now.min() > 0
+
+
 def test_it_finds_the_task_that_still_learns() -> None:
     """The first task is learned, the last is noise that nobody learns; the one between makes progress."""
     random = np.random.default_rng(1)
