@@ -79,7 +79,9 @@ class Weighting:
         return self.needs_gram or self.needs_losses
 
     def start(self, tasks: int) -> None:
-        """Called once, before all other methods, with the number N of tasks.
+        """Called when an optimizer is made, before all other methods, with the number N of tasks.
+
+        It sets all state to that of the beginning: another optimizer may have used the weighting before.
 
         Raises:
             ValueError: this weighting does not fit N tasks.

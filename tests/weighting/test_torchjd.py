@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import cats
 from cats.weighting import torchjd
 from tests.weighting.common import gram_of
 
@@ -48,6 +49,15 @@ def options(request):
     if request.param in SOLVERS:
         pytest.importorskip(SOLVERS[request.param])
     return request.param, OPTIONS.get(request.param, {})
+
+
+def test_random_rules_start_anew_in_a_new_optimizer():
+    gram, weighting = torch.eye(3).double(), torchjd("Random")
+    found = []
+    for _ in range(2):
+        cats.MultiTask(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), 3, weighting)
+        found.append([weighting.weights_from_gram(gram, None).tolist() for _ in range(3)])
+    assert found[0] == found[1]
 
 
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")  # cvxpy to TorchJD
