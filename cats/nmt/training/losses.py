@@ -44,7 +44,7 @@ class TaskLosses:
     """Computes the loss of every task: label-smoothed cross entropy, summed over tokens and divided by a normalizer.
 
     Args:
-        log: gets the summed nll and the number of target tokens of every loss that is computed.
+        log: gets the summed nll and the numbers of target tokens and of sentence pairs of every loss that is computed.
         precision: `train.precision`. smoothing: `train.label_smoothing`.
         over_all_tokens: see ``normalizers``.
         mixed: changes the loss of each token, before it is divided; see ``SelfDistillation.mixed``.
@@ -154,7 +154,7 @@ class TaskLosses:
             if not logged:
                 for task, each in zip(tokens, nll.split(counts), strict=True):
                     if task not in part.uncounted:
-                        self.log.add(task, each.sum(), tokens[task])
+                        self.log.add(task, each.sum(), tokens[task], len(part.indices[task]))
                 logged = True
 
             def per_token(values: np.ndarray) -> Tensor:

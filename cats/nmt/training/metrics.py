@@ -26,6 +26,8 @@ class LossRecord:
         multipliers: {name: value} of the weighting's multipliers.
         dots, sqnorms, skipped: see ``cats.MultiTask.statistics``. dots and sqnorms may be None.
         tokens: {task: target tokens since the last such line}.
+        examples: {task: sentence pairs since the last such line}. None: since then, training was resumed from a
+            checkpoint of an older version, which did not count them.
         tokens_per_second: target tokens of all tasks per second of training since the last such line.
         seconds: seconds of training so far.
         cpu_seconds: seconds of processor time of the main process in them. On a busy machine it says more than the
@@ -45,6 +47,7 @@ class LossRecord:
     sqnorms: dict[str, float] | None
     skipped: int
     tokens: dict[str, int]
+    examples: dict[str, int | None]
     tokens_per_second: float
     seconds: float
     cpu_seconds: float
@@ -79,7 +82,7 @@ def _is_record(value: Any) -> bool:
     step, valid = value.get("step"), value.get("valid", {})
     if type(step) is not int or not 0 <= step < 2**53 or not isinstance(valid, dict):
         return False
-    tables = (value.get("losses", {}), value.get("alpha", {}), value.get("tokens", {}), valid.get("nll", {}))
+    tables = (*(value.get(name, {}) for name in ("losses", "alpha", "tokens", "examples")), valid.get("nll", {}))
     single = (value.get("seconds", 0.0), value.get("cpu_seconds"), value.get("peak_memory"), valid.get("all"))
     return (
         all(isinstance(table, dict) and all(map(_is_number_or_none, table.values())) for table in tables)

@@ -341,8 +341,8 @@ class Trainer:
         """Writes a line of metrics and returns it."""
         self.check_replicas(list(self.optimizer.alpha.values()))
         sums = self.loss_log.totals()
-        tokens = {task: int(count) for task, (_, count) in sums.items()}
-        losses = {task: nll / count for task, (nll, count) in sums.items()}
+        tokens = {task: int(count) for task, (_, count, _) in sums.items()}
+        losses = {task: nll / count for task, (nll, count, _) in sums.items()}
         statistics = self.optimizer.statistics
         record = LossRecord(
             step=self.step,
@@ -355,6 +355,7 @@ class Trainer:
             sqnorms=statistics.get("sqnorms"),
             skipped=statistics.get("skipped", 0),
             tokens=tokens,
+            examples={task: None if math.isnan(pairs) else int(pairs) for task, (_, _, pairs) in sums.items()},
             tokens_per_second=sum(tokens.values()) / max(1e-9, self.seconds - self.logged_at),
             seconds=self.seconds,
             cpu_seconds=self.cpu_seconds,

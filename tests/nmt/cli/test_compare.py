@@ -55,7 +55,7 @@ def test_the_finished_comparison_is_written_without_training(
     assert list(summary["sets"]["toy"]) == ["pairs", "groups", "lookup", "methods", "baseline", "not_run"]
     assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
         *("groups", "languages", "chrf_interval", "seeds", "seconds", "peak_memory", "untrained"),
-        *("cpu_seconds", "missing", "validation", "tokens", "trials", "chosen", "differences"),
+        *("cpu_seconds", "missing", "validation", "tokens", "examples", "trials", "chosen", "differences"),
     ]
     assert list(summary["regret"]["cats"]) == [*("worst", "interval", "where", "cells", "above", "above_interval")]
     assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0

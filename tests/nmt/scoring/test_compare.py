@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,9 +190,14 @@ def test_scores_that_lack_a_task_name_the_run(finished):
         summarise(finished)
 
 
-def record(run: Run, nll: dict[str, float], tokens: dict[str, int]) -> None:
-    """Leave in metrics.jsonl that a run saw these tokens twice, and had this validation NLL at its best."""
-    lines = [{"step": step, "tokens": tokens, "seconds": 1.0} for step in (1, 2)]
+def record(run: Run, nll: dict[str, float], tokens: dict[str, int], *examples: dict[str, int | None]) -> None:
+    """Leave in metrics.jsonl that a run saw these tokens twice, and had this validation NLL at its best.
+
+    examples: the sentence pairs of the first line, and of the second.
+    """
+    lines: list[dict[str, Any]] = [{"step": step, "tokens": tokens, "seconds": 1.0} for step in (1, 2)]
+    for line, pairs in zip(lines, examples, strict=False):
+        line["examples"] = pairs
     valid = [{"step": 1, "valid": {"nll": {name: 9.0 for name in nll}, "all": 9.0}, "best": True}]
     valid += [{"step": 2, "valid": {"nll": nll, "all": 1.0}, "best": True}]
     valid += [{"step": 3, "valid": {"nll": {name: 0.0 for name in nll}, "all": 0.0}, "best": False}]
@@ -224,6 +230,25 @@ def test_differences_are_to_the_method_with_the_best_validation_nll_that_is_not_
     text = tables.comparison_tables(summarise(finished))
     assert "of the methods with 2 seeds that do not use" in text and "With one seed (T=1), intervals" in text
     assert "\nWhere a method has one seed, the intervals say nothing about other seeds.\n\n| method" in text
+
+
+def test_examples_seen_are_shown_where_all_runs_of_a_set_have_them(finished):
+    for run in finished:
+        record(run, {"xa": 1.0, "xb": 1.0}, {"xa": 900, "xb": 50}, {"xa": 1000 * run.seed}, {"xa": 1000, "xb": 50})
+    summary = summarise(finished)
+    assert summary.sets["toy"].methods["cats"].examples == {"xa": 2500.0, "xb": 50.0}  # the mean of 2,000 and 3,000
+    text = tables.comparison_tables(summary)
+    shown = text.partition("Examples seen in training, in thousands of sentence pairs:\n\n")[2].splitlines()
+    assert shown[:3] == ["| method | xb | xa |", "| --- | ---: | ---: |", "| T=1 | 0.1 | 2.5 |"]
+    assert "Target tokens" not in text
+    row = next(r for r in csv.DictReader(tables.summary_csv(summary).splitlines()) if r["group"] == "LoRes")
+    assert (row["tokens"], row["examples"]) == ("100.0", "50.0")
+    for examples in [({"xa": 5},), ({"xa": 5}, {"xa": None})]:  # one line lacks them, or does not know their number
+        record(finished[0], {"xa": 1.0, "xb": 1.0}, {"xa": 900, "xb": 50}, *examples)
+        summary = summarise(finished)
+        assert summary.sets["toy"].methods[finished[0].method].examples == {}
+        text = tables.comparison_tables(summary)
+        assert "Target tokens seen in training, in thousands:" in text and "Examples seen" not in text
 
 
 def test_tables_of_a_part_say_what_is_missing(finished):

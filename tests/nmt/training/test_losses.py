@@ -45,8 +45,8 @@ def test_a_batch_in_parts_gives_the_same_update(corpus, tmp_path, float64, metho
         trainers[-1].loss_log.read()
     one, four = trainers
     assert one.loss_log.sums["xb"][1] < 0.3 * one.loss_log.sums["xa"][1]
-    for task, (nats, tokens) in one.loss_log.sums.items():
-        assert four.loss_log.sums[task] == pytest.approx([nats, tokens], rel=1e-6)
+    for task, (nats, tokens, pairs) in one.loss_log.sums.items():
+        assert four.loss_log.sums[task] == pytest.approx([nats, tokens, pairs], rel=1e-6)
     assert four.optimizer.alpha == pytest.approx(one.optimizer.alpha, rel=1e-6)
     assert (len(set(one.optimizer.alpha.values())) == 2) == (method[0] in CATS)
     for ours, theirs in zip(four.model.parameters(), one.model.parameters(), strict=True):
@@ -64,8 +64,8 @@ def test_losses_that_are_computed_twice_are_logged_once(corpus, tmp_path):
         assert trainers[-1].optimizer.statistics["engine"] == engine
     plain, *others = trainers
     for other in others:
-        for task, (nats, tokens) in plain.loss_log.sums.items():
-            assert other.loss_log.sums[task] == pytest.approx([nats, tokens], rel=1e-5)
+        for task, (nats, tokens, pairs) in plain.loss_log.sums.items():
+            assert other.loss_log.sums[task] == pytest.approx([nats, tokens, pairs], rel=1e-5)
         assert other.optimizer.alpha == pytest.approx(plain.optimizer.alpha, rel=1e-4)
 
 

@@ -63,6 +63,8 @@ def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:
         '{"step": 1, "tokens": {"az": 3}, "seconds": null}',
         '{"step": 1, "tokens": {"az": 3}}',
         '{"step": 1, "tokens": {"az": null}, "seconds": 1}',
+        '{"step": 1, "examples": 3}',
+        '{"step": 1, "examples": {"az": "x"}}',
         '{"step": 1, "valid": 3}',
         '{"step": 1, "valid": {"nll": {"az": {}}}}',
         '{"step": 1, "diverged": 3}',

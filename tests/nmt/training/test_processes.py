@@ -126,6 +126,7 @@ def test_two_processes_train_as_one(folder: Path, tmp_path: Path, name: str) -> 
     assert ours["best"] == pytest.approx(theirs["best"], rel=1e-9)
     for two, one in zip(metrics(folder / "two" / name), metrics(tmp_path / "one"), strict=True):
         assert two.keys() == one.keys() and two.get("tokens") == one.get("tokens")
+        assert two.get("examples") == one.get("examples")
         for key in "losses", "alpha", "multipliers", "dots", "probabilities":
             assert (two.get(key) or {}) == pytest.approx(one.get(key) or {}, rel=1e-6, abs=1e-12), key
         assert two.get("valid", {}).get("nll", {}) == pytest.approx(one.get("valid", {}).get("nll", {}), rel=1e-9)
@@ -157,10 +158,10 @@ def test_one_process_alone() -> None:
 def test_a_run_of_two_processes_resumes_with_one(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "two" / "parts", tmp_path / "run")
     state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
-    state["since_log"] = [{"xa": [1.0, 2.0]}, {"xa": [3.0, 4.0], "xb": [5.0, 6.0]}]
+    state["since_log"] = [{"xa": [1.0, 2.0, 1.0]}, {"xa": [3.0, 4.0, 2.0], "xb": [5.0, 6.0, 3.0]}]
     checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
     trainer = Trainer(configured(folder / "toy", "parts"), tmp_path / "run", resume=True, quiet=True)
-    assert trainer.loss_log.sums == {"xa": [4.0, 6.0], "xb": [5.0, 6.0]}
+    assert trainer.loss_log.sums == {"xa": [4.0, 6.0, 3.0], "xb": [5.0, 6.0, 3.0]}
 
 
 @pytest.mark.parametrize(

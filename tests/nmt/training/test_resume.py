@@ -24,7 +24,7 @@ from cats.nmt.training import checkpoint
 from cats.nmt.training.metrics import Metrics
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
-from tests.nmt.common import assert_same, assert_same_runs, short, write_short_corpus
+from tests.nmt.common import assert_same, assert_same_runs, final_state, metrics, short, write_short_corpus
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,27 @@ def test_configurations_of_other_versions(corpus: Path, whole: Path, tmp_path: P
         UserError, match=r"config\.toml: unknown setting 'train\.patients' \(did you mean train\.patience"
     ):
         read_config(run / "config.toml")
+
+
+def test_checkpoints_of_versions_that_did_not_count_sentence_pairs(
+    corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of metrics after such a checkpoint does not know their number; all else is the same."""
+    update = Trainer.update
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Trainer, "update", lambda trainer: update(trainer) if trainer.step < 37 else 1 / 0)
+        train(short(corpus), tmp_path / "run", quiet=True)
+    last = tmp_path / "run" / "checkpoints" / "last.pt"  # of update 35
+    state = checkpoint.load(last)
+    state["since_log"] = [{task: sums[:2] for task, sums in part.items()} for part in state["since_log"]]
+    checkpoint.save(last, state)
+    train(short(corpus), tmp_path / "run", resume=True, quiet=True)
+    assert_same(final_state(tmp_path / "run"), final_state(whole))
+    expected = metrics(whole)
+    unknown = next(line for line in expected if "examples" in line and line["step"] == 40)
+    assert min(unknown["examples"].values()) > 0
+    unknown["examples"] = dict.fromkeys(unknown["examples"])
+    assert metrics(tmp_path / "run") == expected
 
 
 def test_the_newest_validated_models_are_kept(whole: Path) -> None:

@@ -108,6 +108,7 @@ def assert_close(one: Path, other: Path) -> None:
         }
     for two, single in zip(metrics(one), metrics(other), strict=True):
         assert two.get("tokens") == single.get("tokens")
+        assert two.get("examples") == single.get("examples")  # pairs that only fill up a batch do not count
         for key in "losses", "alpha", "dots":
             assert (two.get(key) or {}) == pytest.approx(single.get(key) or {}, rel=1e-5), key
         assert two.get("valid", {}).get("nll", {}) == pytest.approx(single.get("valid", {}).get("nll", {}), rel=1e-6)

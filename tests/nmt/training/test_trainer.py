@@ -17,6 +17,16 @@ from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, final_state, metrics, settings
 
 
+def test_examples_are_the_sentence_pairs_of_the_batches(corpus, tmp_path):
+    config = settings(corpus, "train.steps=20", "train.accumulate=3")
+    trainer = Trainer(config, tmp_path / "run", resume=False, quiet=True)
+    batches = [trainer.batches.take(step).indices for step in range(20)]
+    trainer.run()
+    lines = [line for line in metrics(tmp_path / "run") if "losses" in line]
+    for line, drawn in zip(lines, (batches[:10], batches[10:]), strict=True):
+        assert line["examples"] == {task: sum(len(batch.get(task, ())) for batch in drawn) for task in ("xa", "xb")}
+
+
 @pytest.mark.parametrize("method", ["cats", "static"])
 def test_two_runs_are_the_same_run(corpus, tmp_path, method):
     config = settings(corpus, f"method.name={method}")

@@ -66,6 +66,7 @@ class MethodResult:
         missing: the seeds that are planned, but not finished.
         validation: for each seed the validation NLL, mean over the groups; None: not recorded.
         tokens: target tokens of each task that the model was trained on, mean over the seeds; empty: not recorded.
+        examples: the same in sentence pairs; empty: one of the runs has not recorded all of them.
         trials: the trials of its settings; empty: there was nothing to choose.
         chosen: the settings that the trials chose.
         differences: for each group, how far it is from the set's baseline; empty for the baseline.
@@ -82,6 +83,7 @@ class MethodResult:
     missing: list[int] = field(default_factory=list)
     validation: list[float | None] = field(default_factory=list)
     tokens: dict[str, float] = field(default_factory=dict)
+    examples: dict[str, float] = field(default_factory=dict)
     trials: list[TrialResult] = field(default_factory=list)
     chosen: dict[str, str] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)

@@ -167,7 +167,8 @@ class _Set:
             cpu_seconds=[found.run.cpu_seconds for found in mine.values()],
             missing=[run.seed for run in self.planned if run.method == method and not run.finished],
             validation=[self._validation(run) for run in mine],
-            tokens=_mean_tokens(mine),
+            tokens=_mean_seen(mine, "tokens"),
+            examples=_mean_seen(mine, "examples") if all(map(_records_examples, mine)) else {},
             trials=[
                 TrialResult(dict(as_settings(trial.settings)), nll if np.isfinite(nll) else None)
                 for trial, nll in zip(first.trials, trial_nlls(first.trials), strict=True)
@@ -214,17 +215,23 @@ class _Set:
         return min(known, key=lambda name: known[name], default="")
 
 
-def _mean_tokens(runs: Iterable[Run]) -> dict[str, float]:
-    """The target tokens of each task that the runs were trained on, mean over the runs."""
+def _mean_seen(runs: Iterable[Run], what: str) -> dict[str, float]:
+    """The "tokens" or "examples" of each task that the runs were trained on, mean over the runs."""
     totals: dict[str, list[int]] = {}
     for run in runs:
         own: dict[str, int] = {}
         for record in read_metrics(run.directory.metrics_file):
-            for task, count in record.get("tokens", {}).items():
+            for task, count in record.get(what, {}).items():
                 own[task] = own.get(task, 0) + count
         for task, count in own.items():
             totals.setdefault(task, []).append(count)
     return {task: float(np.mean(counts)) for task, counts in totals.items()}
+
+
+def _records_examples(run: Run) -> bool:
+    """Whether all lines of the run's losses have the number of sentence pairs. Those of older versions have not."""
+    lines = [record for record in read_metrics(run.directory.metrics_file) if "tokens" in record]
+    return bool(lines) and all("examples" in line and None not in line["examples"].values() for line in lines)
 
 
 def _chrf_counts(scores: Mapping[Run, Scores], corpus: Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:

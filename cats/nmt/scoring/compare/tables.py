@@ -53,7 +53,7 @@ def summary_csv(comparison: Comparison) -> str:
         [
             *("set", "method", "group", "seeds", "planned", "nll", "chrf", "chrf_low", "chrf_high", "bleu"),
             *("validation", "baseline", "difference", "difference_low", "difference_high", "p", "p_holm"),
-            *("regret_temperatures", "regret_all", "time", "memory", "tokens"),
+            *("regret_temperatures", "regret_all", "time", "memory", "tokens", "examples"),
         ]
     )
     for name, result in comparison.sets.items():
@@ -71,7 +71,8 @@ def summary_csv(comparison: Comparison) -> str:
                     table[method].cells.get(cell) if method in table else None
                     for table in (comparison.regret, comparison.regret_of_all)
                 ]
-                spent = [*cost.get(method, [None, None]), sum(found.tokens.get(task, 0) for task in tasks) or None]
+                seen = [sum(by.get(task, 0) for task in tasks) or None for by in (found.tokens, found.examples)]
+                spent = [*cost.get(method, [None, None]), *seen]
                 planned = len(found.seeds) + len(found.missing)
                 row = [*numbers, result.baseline, *against, *regret, *spent]
                 title = GROUP_TITLES.get(group, group)
@@ -92,7 +93,10 @@ def _set_tables(name: str, result: SetResult) -> list[str]:
     if any(found.trials for found in result.methods.values()):
         lines += [*_trials(result), ""]
     lines += ["chrF by language:", "", *_by_language(result, _chrf), ""]
-    if any(found.tokens for found in result.methods.values()):
+    if all(found.examples for found in result.methods.values()):
+        title = "Examples seen in training, in thousands of sentence pairs:"
+        lines += [title, "", *_by_language(result, _examples), ""]
+    elif any(found.tokens for found in result.methods.values()):
         lines += ["Target tokens seen in training, in thousands:", "", *_by_language(result, _tokens), ""]
     return lines
 
@@ -218,6 +222,10 @@ def _chrf(found: MethodResult, task: str) -> str:
 
 def _tokens(found: MethodResult, task: str) -> str:
     return f"{found.tokens[task] / 1000:,.0f}" if task in found.tokens else "n/a"
+
+
+def _examples(found: MethodResult, task: str) -> str:
+    return f"{found.examples.get(task, 0) / 1000:,.1f}"
 
 
 def _relative_cost(methods: Mapping[str, MethodResult]) -> dict[str, list[float | None]]:
