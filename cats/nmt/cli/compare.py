@@ -26,7 +26,7 @@ methods:
   staged          T=1, then T=3 after a warm restart
   cats, ..        any method of cats train --method, all on the sampler of the settings
   T=3r, cats-r    the same with a warm restart after 35 % of the updates; cats-staged: with T=1 before it
-  cats-fixed      static weights: the mean over time of the weights of cats, of the run with the same seed
+  cats-fixed      the mean over time of the weights of cats as constants, from the run with the same seed
 
 examples:
   cats compare --methods cats --seeds 4 5 6               cats and its controls
@@ -171,7 +171,7 @@ def planned(args: argparse.Namespace) -> list[Run]:
         seeds=args.seeds,
         jobs=args.jobs,
         variants=args.variant,
-        controls=[] if args.controls == ["none"] else args.controls,
+        controls=args.controls,
         rates=args.lr,
         count=max(1, len(args.lr)) if args.trials is None else args.trials,
         tuning_seed=args.tuning_seed,

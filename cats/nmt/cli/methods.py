@@ -65,6 +65,8 @@ def _facts(method: Method) -> list[str]:
 def details(method: Method) -> str:
     """One method with its options, or the settings that it changes."""
     lines = [f"{method.name}: {method.what}", *_facts(method), f"family: {method.family}"]
+    if method.note:
+        lines += ["", *textwrap.wrap(method.note, _WIDTH)]
     if method.name in RECIPES:
         steps = Config().train.steps
         lines += ["", f"It sets, unless they are given with method.name (for {steps:,} updates):"]

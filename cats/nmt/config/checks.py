@@ -70,6 +70,8 @@ def _check_combinations(config: Config, prefix: str) -> None:
         width, heads = config.model.d_model, config.model.heads
         raise UserError(f"{prefix}model.d_model = {width} is not a multiple of model.heads = {heads}")
     method = config.method
+    if method.token_weights and method.weights != "tokens":
+        raise UserError(f"{prefix}method.token_weights needs method.weights = tokens; leave one of them out")
     if method.simplex == "proximal" and not isinstance(method.alpha_lr, str) and method.alpha_lr > 1:
         raise UserError(
             f"{prefix}method.alpha_lr must be at most 1 with method.simplex = proximal, not {method.alpha_lr}"

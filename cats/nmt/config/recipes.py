@@ -12,6 +12,7 @@ UNIMAX_EPOCHS = 100.0
 # Sampling with one temperature, in one phase, with plain token means.
 _PLAIN: dict[str, Any] = {
     "method.weights": "tokens",
+    "method.token_weights": (),
     "sampling.temperature_end": 0.0,
     "sampling.first_temperature": 0.0,
     "sampling.ratios": (),

@@ -268,6 +268,11 @@ class Method:
         "static, samplers, recipes: tokens (plain mean over the batch's tokens), uniform, or one number per task",
         need=WEIGHTS,
     )
+    token_weights: tuple[float, ...] = setting(
+        (),
+        "with weights = tokens: how much a token of each task counts in the mean, one number per task; empty: the same",
+        need=RATIOS,
+    )
     inner_steps: int = setting(5, "cats: updates of the model per update of alpha", need=POSITIVE_COUNT)
     simplex: str = setting(
         "proximal",
@@ -317,6 +322,11 @@ class Method:
     rows: float = setting(
         1.0, "cats, one_pass: share of each task's rows that the dot products are estimated from; 1: exact", need=SHARE
     )
+
+    @property
+    def follows_tokens(self) -> bool:
+        """Whether alpha is the tasks' shares of each batch's tokens times factors, which start at 1."""
+        return self.name == "cats" and self.simplex == "proximal" and self.prior == "tokens"
 
 
 @dataclass(frozen=True)
@@ -474,3 +484,9 @@ TYPES: dict[str, Any] = {
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)
 }
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of the setting "section.key"."""
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)

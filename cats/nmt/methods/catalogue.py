@@ -37,6 +37,7 @@ class Method:
             plain mean over the batch's tokens. If not, they balance the tasks by the sizes of their gradients, which
             would undo or invert the prior: the gradients are those of the tasks' mean losses.
         sums: whether the weights sum to the number of tasks instead of 1 if they are equal.
+        note: what to know before its results are read. `cats methods NAME` shows it.
         space: {setting: values} that the trials of `cats compare` choose from, besides the learning rate.
     """
 
@@ -49,6 +50,7 @@ class Method:
     made_by: str = ""
     relative: bool = True
     sums: bool = False
+    note: str = ""
     space: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -247,6 +249,9 @@ CATALOGUE = (
         RECIPE,
         "HiRes tasks for 35 % of the updates, then LoRes tasks alone (train.finetune): shows what is forgotten",
         "transfer without joint training: Zoph et al., EMNLP 2016, arXiv 1604.02201",
+        note="best.pt has the lowest mean validation NLL over all tasks, also over those of the first phase: it may be "
+        "from before they are forgotten. To see what is forgotten, read the NLL of each task in metrics.jsonl (valid), "
+        "or score the last model: cats evaluate RUN --checkpoint last.",
     ),
     Method(
         "staged",

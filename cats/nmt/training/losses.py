@@ -46,7 +46,7 @@ class TaskLosses:
     Args:
         log: gets the summed nll and the numbers of target tokens and of sentence pairs of every loss that is computed.
         precision: `train.precision`. smoothing: `train.label_smoothing`.
-        over_all_tokens: see ``normalizers``.
+        token_weights: {task: how much a token of it counts}; see ``normalizers``.
         mixed: changes the loss of each token, before it is divided; see ``SelfDistillation.mixed``.
     """
 
@@ -58,11 +58,11 @@ class TaskLosses:
         *,
         precision: str,
         smoothing: float,
-        over_all_tokens: bool,
+        token_weights: Mapping[str, float] | None,
         mixed: Callable[[Tensor, Tensor, Indices, list[int]], Tensor] | None = None,
     ) -> None:
         self.model, self.dataset, self.log = model, dataset, log
-        self.precision, self.smoothing, self.over_all_tokens = precision, smoothing, over_all_tokens
+        self.precision, self.smoothing, self.token_weights = precision, smoothing, token_weights
         self.mixed = mixed
         self.index = {task: n for n, task in enumerate(dataset.shards)}
 
@@ -70,12 +70,15 @@ class TaskLosses:
         """{task: number of target tokens per process} of a whole batch.
 
         Each part's loss is divided by this number. The optimizer sums over the parts and takes the mean over the
-        processes. The result is the mean over the task's tokens. With `over_all_tokens` every task gets the number of
-        tokens of all tasks. The sum of the tasks' losses is then the mean over all tokens of the batch.
+        processes. The result is the mean over the task's tokens. With `token_weights` the sum of the tasks' losses is
+        the weighted mean over all tokens of the batch instead.
         """
         count = processes.world_size()
         result = {task: self.dataset.target_tokens({task: rows}) / count for task, rows in indices.items()}
-        return dict.fromkeys(indices, sum(result.values())) if self.over_all_tokens else result
+        if self.token_weights is None:
+            return result
+        total = sum(self.token_weights[task] * number for task, number in result.items())
+        return {task: total / self.token_weights[task] for task in result}
 
     def joint(self, part: Part, normalizers: Mapping[str, float], scales: Mapping[str, float] | None) -> TokenLosses:
         """The losses of all tasks in one forward pass. The part may be empty. scales: see ``separate``."""

@@ -22,7 +22,8 @@ class LossRecord:
         loss: the mean of `losses`.
         losses: {task: mean nll per target token since the last such line, in nats}.
         lr: the learning rate of the last update.
-        alpha: {task: weight}.
+        alpha: {task: weight} of the last update.
+        prior: {task: share of that update's tokens}, which alpha is relative to; empty if it does not follow them.
         multipliers: {name: value} of the weighting's multipliers.
         dots, sqnorms, skipped: see ``cats.MultiTask.statistics``. dots and sqnorms may be None.
         tokens: {task: target tokens since the last such line}.
@@ -42,6 +43,7 @@ class LossRecord:
     losses: dict[str, float]
     lr: float
     alpha: dict[str | int, float]
+    prior: dict[str | int, float]
     multipliers: dict[str, float]
     dots: dict[str, float] | None
     sqnorms: dict[str, float] | None
@@ -82,12 +84,14 @@ def _is_record(value: Any) -> bool:
     step, valid = value.get("step"), value.get("valid", {})
     if type(step) is not int or not 0 <= step < 2**53 or not isinstance(valid, dict):
         return False
-    tables = (*(value.get(name, {}) for name in ("losses", "alpha", "tokens", "examples")), valid.get("nll", {}))
+    names = ("losses", "alpha", "prior", "tokens", "examples")
+    tables = (*(value.get(name, {}) for name in names), valid.get("nll", {}))
     single = (value.get("seconds", 0.0), value.get("cpu_seconds"), value.get("peak_memory"), valid.get("all"))
     return (
         all(isinstance(table, dict) and all(map(_is_number_or_none, table.values())) for table in tables)
         and all(map(_is_number_or_none, single))
         and ("tokens" not in value or None not in (value.get("seconds"), *value["tokens"].values()))
+        and None not in value.get("prior", {}).values()
         and isinstance(value.get("diverged", ""), str)
         and ("probabilities" not in value or _is_change(value))
     )

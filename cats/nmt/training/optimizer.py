@@ -84,10 +84,7 @@ def build_optimizer(
         weights = [1.0 if method.weights == "tokens" else 1.0 / len(tasks)] * len(tasks)
     else:
         weights = list(method.weights)
-    if len(weights) != len(tasks):
-        raise UserError(
-            f"method.weights has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
-        )
+    _check_number("method.weights", weights, tasks)
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights), communication_dtype=communication)
 
 
@@ -103,9 +100,25 @@ def _try_once(name: str, weighting: cats.weighting.Weighting, tasks: int) -> Non
         raise UserError(f"method.name = {name}: {' '.join(str(error).split())}") from error
 
 
-def weights_are_in_losses(method: schema.Method) -> bool:
-    """Whether the loss is the plain mean over the tokens of the batch, so that the optimizer has nothing to weight."""
-    return method.weights == "tokens" and find(method.name).has_plain_weights
+def token_weights(method: schema.Method, tasks: Sequence[str]) -> dict[str, float] | None:
+    """{task: how much a token of it counts}, if the loss is a mean over all tokens of the batch. None: it is not.
+
+    The optimizer then has nothing to weight.
+
+    Raises:
+        UserError: `method.token_weights` has another number of weights than there are tasks.
+    """
+    if method.weights != "tokens" or not find(method.name).has_plain_weights:
+        return None
+    weights = method.token_weights or (1.0,) * len(tasks)
+    _check_number("method.token_weights", weights, tasks)
+    return dict(zip(tasks, weights, strict=True))
+
+
+def _check_number(name: str, weights: Sequence[float], tasks: Sequence[str]) -> None:
+    """Raises an error unless a setting has one weight per task."""
+    if len(weights) != len(tasks):
+        raise UserError(f"{name} has {len(weights)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})")
 
 
 def gradient_scales(

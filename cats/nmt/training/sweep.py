@@ -94,7 +94,8 @@ def _of_folder(path: Path, tasks: Sequence[str], lengths: Mapping[str, float]) -
 def _is_constant(config: Config) -> bool:
     sampling, train, method = config.sampling, config.train, find(config.method.name)
     changing = sampling.temperature_end or train.pretrain or train.restart or method.family in (SAMPLER, DISTILLATION)
-    return not changing and method.has_plain_weights and config.method.weights == "tokens"
+    plain = method.has_plain_weights and config.method.weights == "tokens" and not config.method.token_weights
+    return not changing and plain
 
 
 def _of_json(path: Path) -> Runs:

@@ -36,7 +36,7 @@ from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
 from cats.nmt.training.memory import check_memory, out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord, Metrics
-from cats.nmt.training.optimizer import build_optimizer, check_backend, gradient_scales, weights_are_in_losses
+from cats.nmt.training.optimizer import build_optimizer, check_backend, gradient_scales, token_weights
 from cats.nmt.training.progress import Progress, tell
 from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
 from cats.nmt.training.schedule import rate_of_update
@@ -97,8 +97,11 @@ class Trainer:
         if started_with is not None:  # a run keeps its digest: cats average compares those of its checkpoints
             self.origin = dataclasses.replace(data.origin, digest=started_with.digest)
         self.validation, trusted = split_validation(config, self.validation)
-        if config.train.patience and not any(map(len, self.validation.shards.values())):
+        has_validation = any(map(len, self.validation.shards.values()))
+        if config.train.patience and not has_validation:
             raise UserError("train.patience needs validation pairs, and the corpus has none")
+        if config.evaluate.search == "none" and not has_validation:
+            raise UserError("evaluate.search = none scores the validation pairs only, and the corpus has none")
 
         check_memory(config, self.vocab_size, self.device)
         torch.manual_seed(config.train.seed)
@@ -130,7 +133,7 @@ class Trainer:
             self.loss_log,
             precision=config.train.precision,
             smoothing=config.train.label_smoothing,
-            over_all_tokens=weights_are_in_losses(config.method),
+            token_weights=token_weights(config.method, self.tasks),
             mixed=self.distillation.mixed if self.distillation is not None else None,
         )
         self.trusted = TrustedLosses(config, self.model, trusted) if trusted is not None else None
@@ -264,7 +267,7 @@ class Trainer:
         All tasks go through the model together, unless outer steps take them apart.
         """
         method, normalizers = self.config.method, self.losses.normalizers(batch.indices)
-        if isinstance(optimizer, cats.CATS) and method.simplex == "proximal" and method.prior == "tokens":
+        if isinstance(optimizer, cats.CATS) and method.follows_tokens:
             optimizer.prior = normalizers  # with these weights, the loss is the plain mean over the batch's tokens
         apart = self.takes_tasks_apart and optimizer.needs_task_gradients
         if apart and optimizer.weighting.cross_batch:
@@ -343,13 +346,15 @@ class Trainer:
         sums = self.loss_log.totals()
         tokens = {task: int(count) for task, (_, count, _) in sums.items()}
         losses = {task: nll / count for task, (nll, count, _) in sums.items()}
-        statistics = self.optimizer.statistics
+        statistics, optimizer = self.optimizer.statistics, self.optimizer
+        prior = optimizer.prior if isinstance(optimizer, cats.CATS) and self.config.method.follows_tokens else {}
         record = LossRecord(
             step=self.step,
             loss=sum(losses.values()) / len(losses),
             losses=losses,
             lr=self.optimizer.param_groups[0]["lr"],
             alpha=self.optimizer.alpha,
+            prior=prior,
             multipliers=self.optimizer.multipliers,
             dots=statistics.get("dots"),
             sqnorms=statistics.get("sqnorms"),

@@ -62,7 +62,7 @@ class TrustedLosses:
             self.log,
             precision=config.train.precision,
             smoothing=config.train.label_smoothing,
-            over_all_tokens=False,
+            token_weights=None,
         )
 
     def of_update(self, step: int, tasks: Iterable[str]) -> dict[str, LazyLoss]:

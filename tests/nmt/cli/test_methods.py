@@ -23,6 +23,14 @@ def test_a_recipe_shows_what_it_sets(capsys: pytest.CaptureFixture[str]) -> None
     assert "  train.pretrain_steps = 560\n" in out and "  sampling.first_temperature = 1.0\n" in out
 
 
+def test_where_to_see_what_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "lowres-finetune"]) == 0
+    out = capsys.readouterr().out
+    assert "best.pt has the lowest mean validation NLL over all tasks" in out
+    assert "cats evaluate RUN --checkpoint last" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 120
+
+
 def test_a_rule_of_torchjd_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchjd")
     assert main(["methods", "torchjd:CAGrad"]) == 0

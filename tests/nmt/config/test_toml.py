@@ -182,6 +182,7 @@ def test_overrides():
             "method.weights=[1,",
             r"method\.weights must be 'tokens', 'uniform' or a list",
         ),
+        ("method.token_weights=[1,0]", r"method\.token_weights must be finite numbers above 0"),
         ("method.engine=two-pass", r"method\.engine must be one of auto, .*did you mean two_pass\?"),
         ("method.rows=0", r"method\.rows must be above 0 and at most 1"),
         ("data.path=a\udcffb", r"data\.path = .* is not valid UTF-8"),
@@ -195,6 +196,10 @@ def test_bad_overrides_are_refused(override, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["method.token_weights=[1,2]", "method.weights=uniform"],
+            r"method\.token_weights needs method\.weights = tokens; leave one of them out",
+        ),
         (
             ["method.cross_batch=true", "method.engine=one_pass"],
             "cross_batch needs method.engine = per_task .or auto.,",

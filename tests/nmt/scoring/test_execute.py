@@ -52,7 +52,8 @@ class Fake:
         self.program.chmod(0o755)
         (folder / "scores.json").write_text(json.dumps(content()))
         alphas = [{"xa": 0.5, "xb": 0.5}, {"xa": 0.75, "xb": 0.25}]
-        lines = [json.dumps({"step": step, "alpha": alpha}) for step, alpha in enumerate(alphas, start=1)]
+        prior = {"xa": 0.5, "xb": 0.5}
+        lines = [json.dumps({"step": n, "alpha": alpha, "prior": prior}) for n, alpha in enumerate(alphas, start=1)]
         (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
         for rate, nll in (("0.001", 2.0), ("0.003", 1.5)):
             groups = {g: cell(1.0, nll, languages=["ru"]) for g in ("all", "lores", "hires")}
@@ -95,7 +96,7 @@ def test_settings_are_chosen_first_and_weights_are_taken_from_the_run_of_the_sam
         config = read_config(run.path / "config.toml")
         assert (config.train.lr, config.train.seed) == (0.003, run.seed)  # 0.009 diverged, and 0.001 is worse
         if run.method == "cats-fixed":
-            assert (config.method.name, config.method.weights) == ("static", (0.625, 0.375))
+            assert (config.method.name, config.method.token_weights) == ("static", (1.25, 0.75))
             assert fake.started.index(run.path.name) > fake.started.index(f"cats-seed{run.seed}")
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 12 and said[-1].startswith("[12/12] ") and said[-1].endswith("; 0 s left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -161,6 +162,60 @@ def test_trials_are_planned_for_every_method_with_a_seed_of_their_own(tmp_path):
     assert not any("method.strength" in setting for run in fixed for each in run.trials for setting in each.settings)
 
 
+def test_settings_of_a_file_are_not_searched_unless_the_method_replaces_them(tmp_path):
+    file = tmp_path / "base.toml"
+    file.write_text("[method]\nstrength = 0.7\n[sampling]\nunimax_epochs = 9.0\n", encoding="utf-8")
+    words = ["--out", str(tmp_path), "--sets", "ted", "--seeds", "1", "--trials", "9", "--methods", "cats", "unimax"]
+    searched = {
+        run.method: {setting.split("=")[0] for trial in run.trials for setting in trial.settings}
+        for run in planned(*words, "--config", str(file))
+    }
+    assert searched["cats"] == {"train.lr", "method.alpha_lr"}
+    assert searched["unimax"] == {"train.lr", "sampling.unimax_epochs"}
+
+
+def weights_of(run, lines):
+    """What the control of a finished run of cats with these (alpha, prior, tokens) for every ten updates sets."""
+    records = [
+        {"step": 10 * n, "seconds": 1.0}
+        | {name: dict(zip("ab", each, strict=True)) for name, each in numbers.items() if each}
+        for n, numbers in enumerate((dict(zip(("alpha", "prior", "tokens"), line, strict=True)) for line in lines), 1)
+    ]
+    run.path.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{json.dumps(record)}\n" for record in [*records, {"step": 40, "valid": {"nll": {}, "all": None}}])
+    run.directory.metrics_file.write_text(text, encoding="utf-8")
+    found = grid.constant_weights(run)
+    return found["method.weights"], found["method.token_weights"]
+
+
+def test_constant_weights_are_relative_to_the_tokens_of_each_batch(tmp_path):
+    def cats(*words):
+        (run,) = planned("--out", str(tmp_path), "--sets", "ted", "--seeds", "1", "--methods", "cats", *words)
+        return run
+
+    # Factors of 1.5 and 0.75 in the first phase, of 0.5 and 1.5 in the second.
+    first = [((0.5, 0.5), (1 / 3, 2 / 3), (900, 100))] * 2
+    second = [((0.25, 0.75), (0.5, 0.5), (900, 100)), ((0.125, 1.125), (0.25, 0.75), (100, 900))]
+    assert weights_of(cats(), second) == ("tokens", [0.5, 1.5])
+    restart = ["--set", "train.restart=true", "--set"]
+    both = first + second
+    assert weights_of(cats(*restart, "train.pretrain_steps=20"), both) == ("tokens", [0.5, 1.5])
+    # The third line has updates of both phases.
+    later = weights_of(cats(*restart, "train.pretrain_steps=21"), [*first, ((0.9, 0.1), (0.5, 0.5), (1, 1)), second[1]])
+    assert later == ("tokens", [0.5, 1.5])
+    # alpha goes on at a reset of the learning rate only. Alone, the second phase has factors of its own.
+    whole = cats(*restart, "train.pretrain_steps=20", "--set", "train.restart_parts=learning-rate")
+    assert weights_of(whole, both) == weights_of(cats(), both) != ("tokens", [0.5, 1.5])
+    # Without tokens in the second phase, or at all; without the shares of the batch, as in older metrics.
+    alone = [((0.6, 0.4), (0.5, 0.5), (1, 1)), ((0.0, 1.0), (0.0, 1.0), (0, 9))]
+    assert weights_of(cats(*restart, "train.pretrain_steps=10"), alone) == ("tokens", [pytest.approx(1.2), 1.0])
+    assert weights_of(cats(), alone[1:]) == ("tokens", [1.0, 1.0])
+    assert weights_of(cats(), [((0.5, 0.5), None, (30, 10)), ((0.5, 0.5), None, (10, 10))]) == ("tokens", [0.8, 4 / 3])
+    # With a prior that does not follow the tokens, the mean losses are weighted.
+    uniform = cats("--set", "method.prior=uniform")
+    assert weights_of(uniform, [*second[:1], ((0.75, 0.25), None, (1, 9))]) == ([0.5, 0.5], [])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -175,6 +230,7 @@ def test_trials_are_planned_for_every_method_with_a_seed_of_their_own(tmp_path):
         (["--methods", "cats-s"], r"unknown method cats-s"),
         (["--methods", "T=1-fixed", "T=1"], r"T=1-fixed needs T=1 among --methods, with method\.name = cats"),
         (["--methods", "cats-fixed"], r"cats-fixed needs cats among --methods"),
+        (["--controls", "none", "fixed"], r"--controls none fixed: none leaves out all controls; give it alone"),
         (["--controls", "restarts"], r"unknown control restarts .*restart"),
         (["--set", "evaluate.search=none"], r"nothing to compare"),
         (["--lr", "1e-3", "--trials", "2", "--tuning-seed", "1"], r"--tuning-seed 1 is one of --seeds"),

@@ -11,7 +11,9 @@ from torch import Tensor
 
 pytest.importorskip("sentencepiece")
 
+import cats
 from cats.nmt.config.toml import apply_overrides
+from cats.nmt.errors import UserError
 from cats.nmt.methods.catalogue import NUMBERS, Method
 from cats.nmt.training.losses import add_gradients
 from cats.nmt.training.trainer import Trainer
@@ -86,3 +88,41 @@ def test_equal_weights_are_the_plain_mean(
     assert trainer.optimizer.weighting.losses == pytest.approx(  # type: ignore[attr-defined]
         [nll / count for nll, count, _ in losses.values()], rel=0.2
     )  # label smoothing makes a difference
+
+
+def test_equal_token_weights_are_the_plain_mean_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
+    plain = gradient(one_update(corpus, tmp_path / "plain", "method.name=static"))
+    equal = gradient(one_update(corpus, tmp_path / "equal", "method.name=static", "method.token_weights=[1,1]"))
+    assert torch.equal(equal, plain)
+
+
+def test_token_weights_are_alpha_relative_to_the_tokens_of_the_batch(corpus: Path, tmp_path: Path) -> None:
+    """The control of CATS weights a batch with other shares as CATS does with the same factors."""
+    trainer = one_update(corpus, tmp_path / "cats", "method.alpha_lr=0", "method.floor=0")
+    trainer.optimizer.zero_grad()
+    state = trainer.optimizer.weighting.state_dict()
+    state["a"] = torch.tensor([0.4, -0.7], dtype=torch.float64)
+    trainer.optimizer.weighting.load_state_dict(state)
+    assert isinstance(trainer.optimizer, cats.CATS)
+    prior, alpha = trainer.optimizer.prior, trainer.optimizer.alpha
+    factors = [alpha[task] / prior[task] for task in ("xa", "xb")]
+    weights = f"method.token_weights={factors}"
+    static = one_update(corpus, tmp_path / "static", "method.name=static", weights)
+    static.optimizer.zero_grad()
+    shares = set()
+    for step in range(2, 30):
+        batch = trainer.batches.take(step)
+        if len(batch.indices) < 2 or len(shares) == 3:
+            continue
+        for each in (trainer, static):
+            add_gradients(each.optimizer, each.losses_of(batch, each.optimizer), each.scaler)
+        assert torch.allclose(gradient(static), gradient(trainer), rtol=1e-4, atol=1e-6)
+        shares.add(trainer.optimizer.prior["xb"])
+        for each in (trainer, static):
+            each.optimizer.zero_grad()
+    assert len(shares) == 3
+
+
+def test_token_weights_are_one_number_per_task(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method\.token_weights has 3 numbers, the corpus 2 tasks \(xa, xb\)"):
+        one_update(corpus, tmp_path / "run", "method.name=static", "method.token_weights=[1,2,3]")

@@ -52,12 +52,19 @@ def test_patience_does_not_count_during_pretraining(corpus: Path, tmp_path: Path
     assert 212 <= final_state(tmp_path / "run")["step"] < 400
 
 
-def test_patience_needs_validation_pairs(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.patience=1", r"train\.patience needs validation pairs"),
+        ("evaluate.search=none", r"evaluate\.search = none scores the validation pairs only, and the corpus has none"),
+    ],
+)
+def test_some_settings_need_validation_pairs(corpus: Path, tmp_path: Path, setting: str, message: str) -> None:
     shutil.copytree(corpus, tmp_path / "toy")
     for path in (tmp_path / "toy").glob("valid.*"):
         path.unlink()
-    with pytest.raises(UserError, match=r"train\.patience needs validation pairs"):
-        train(short(tmp_path / "toy", "train.patience=1"), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=message):
+        train(short(tmp_path / "toy", setting), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -59,7 +59,8 @@ def test_runs_of_constant_temperatures(tmp_path: Path) -> None:
     for temperature in ("1", "inf"):
         config = settings(corpus, *few, "method.name=temperature", f"sampling.temperature={temperature}")
         train(config, tmp_path / "runs" / temperature, quiet=True)
-    train(settings(corpus, *few, "method.name=restart"), tmp_path / "runs" / "restart", quiet=True)  # passed over
+    for other in ("method.name=restart", "method.token_weights=[1,2]"):  # passed over
+        train(settings(corpus, *few, "method.name=static", other), tmp_path / "runs" / other, quiet=True)
     train(settings(corpus, *few, "method.name=temperature"), tmp_path / "runs" / "stopped", quiet=True)
     lines = (tmp_path / "runs" / "stopped" / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     early = "".join(line for line in lines if json.loads(line)["step"] <= 5)  # not finished: passed over, too

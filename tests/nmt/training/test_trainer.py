@@ -45,6 +45,12 @@ def test_the_last_updates_are_logged_too(corpus, tmp_path):
     assert all(sum(line["tokens"].values()) > 0 for line in lines)
 
 
+def test_metrics_have_the_prior_that_alpha_is_relative_to(corpus, tmp_path):
+    train(settings(corpus, "method.strength=0", "train.log_every=3"), tmp_path / "cats", quiet=True)
+    lines = [line for line in metrics(tmp_path / "cats") if "alpha" in line]
+    assert len({line["prior"]["xb"] for line in lines}) > 1 and all(line["alpha"] == line["prior"] for line in lines)
+
+
 def test_frozen_alpha_is_uniform_weighting(corpus, tmp_path):
     train(
         settings(corpus, "method.alpha_lr=0", "method.prior=uniform", "model.dropout=0"), tmp_path / "cats", quiet=True

@@ -4,13 +4,14 @@ T=3          plain token means, batches drawn at this temperature (any number, o
 NAME         a method of `cats train --method`, or one of `NAMED`
 T=3r, NAME-r the same with a warm restart (`train.restart`) after 35 % of the updates
 NAME-staged  the same, and before this restart T=1
-NAME-fixed   of a method of the name cats: static weights, the mean over time of the alpha of its run of the same seed
+NAME-fixed   of a method of the name cats: the mean over time of the weights of its run of the same seed, as constants
+             relative to the tokens of each batch, see `cats.nmt.scoring.grid.runs.constant_weights`
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from cats.nmt.config.recipes import first_phase
@@ -19,7 +20,7 @@ from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import find
 
-_TOKENS = ["method.name=static", "method.weights=tokens"]  # the mean loss over all tokens
+_TOKENS = ["method.name=static", "method.weights=tokens", "method.token_weights=[]"]  # the mean loss over all tokens
 _ONE_TEMPERATURE = [
     *("sampling.temperature_end=0", "sampling.ratios=[]", "sampling.unimax_epochs=0", "sampling.first_temperature=0")
 ]
@@ -32,7 +33,7 @@ _STAGED = ["sampling.first_temperature=1"]  # with a restart
 # of the configuration, so tokens is one more temperature. staged is T=1, then T=3 after a warm restart.
 NAMED: dict[str, list[str]] = {
     "tokens": _TOKENS,
-    "uniform": ["method.name=static", "method.weights=uniform"],
+    "uniform": ["method.name=static", "method.weights=uniform", "method.token_weights=[]"],
     "staged": [*_TOKENS, "sampling.temperature=3", *_ONE_TEMPERATURE, *_STAGED],
 }
 DEFAULT = ("T=1", "T=5", "T=inf", "tokens", "uniform", "staged", "cats")
@@ -42,7 +43,7 @@ FIXED = "-fixed"
 CONTROLS = {
     "temperatures": "T=1, T=5 and T=inf",
     "random": "random weights (rlw)",
-    "fixed": "static weights equal to the mean over time of alpha, for each method with the weights of cats",
+    "fixed": "the mean over time of the weights of cats as constants, for each method with them",
     "restart": "each method with a warm restart at the same update",
 }
 _TEMPERATURE = re.compile(r"T=(inf|[0-9]+(?:\.[0-9]+)?)(r?)")
@@ -140,9 +141,9 @@ def unused_settings(config: Config) -> set[str]:
     """The settings of [method] that have no effect with the method of a configuration."""
     used = {"method.name", "method.options"}
     if config.method.name == "cats":
-        return {"method.weights", "method.options"}
+        return {"method.weights", "method.token_weights", "method.options"}
     if find(config.method.name).has_plain_weights:
-        used.add("method.weights")
+        used |= {"method.weights", "method.token_weights"}
     else:
         used |= {"method.prior", "method.engine"}
     return {f"method.{key}" for key in vars(config.method)} - used
@@ -162,8 +163,13 @@ def split_settings(text: str) -> tuple[str, list[str]]:
 
 
 def check_controls(controls: Iterable[str]) -> None:
-    """Raises an error for a name that is not in CONTROLS."""
-    known: Mapping[str, str] = {**CONTROLS, "none": ""}
-    for name in controls:
+    """Raises an error for a name that is not in CONTROLS, or for none beside another name."""
+    names = list(controls)
+    if names == ["none"]:
+        return
+    if "none" in names:
+        raise UserError(f"--controls {' '.join(names)}: none leaves out all controls; give it alone")
+    known = [*CONTROLS, "none"]
+    for name in names:
         if name not in known:
             raise unknown("control", name, known, where="--controls")

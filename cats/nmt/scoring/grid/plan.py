@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cats.nmt.config.checks import is_utf8, replace_settings
-from cats.nmt.config.schema import Config
+from cats.nmt.config.schema import FIELDS, Config, value_of
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.cores import threads_per_process
 from cats.nmt.errors import UserError, unknown
@@ -110,9 +110,7 @@ def plan(
             method: [
                 _trial(out / name, name, method, configs[method], number, tried, tuning_seed)
                 for number, tried in enumerate(
-                    trial_settings(
-                        _space(configs[method], [*overrides, *own[method]]), rates or [start.train.lr], count
-                    ),
+                    trial_settings(_space(start, own[method], overrides), rates or [start.train.lr], count),
                     start=1,
                 )
             ]
@@ -136,10 +134,23 @@ def plan(
     return runs
 
 
-def _space(config: Config, settings: Sequence[str]) -> dict[str, Sequence[str]]:
-    """The settings of a method that trials choose, with their values; without those that are given."""
-    given = trials.as_settings(settings)
-    return {name: values for name, values in find(config.method.name).space.items() if name not in given}
+def _space(start: Config, own: Sequence[str], overrides: Sequence[str]) -> dict[str, Sequence[str]]:
+    """The settings of a method that trials choose, with their values; without those that are given.
+
+    Args:
+        start: the settings that all methods start from. One that is not its default here counts as given, unless the
+            method replaces it.
+        own: the settings of the method, as overrides.
+        overrides: those for all runs; they are also in `start`.
+    """
+    config = apply_overrides(start, own)
+    space = find(config.method.name).space
+    default = apply_overrides(replace_settings(start, {name: FIELDS[name].default for name in space}), own)
+    given = {
+        *trials.as_settings([*overrides, *own]),
+        *(name for name in space if value_of(config, name) != value_of(default, name)),
+    }
+    return {name: values for name, values in space.items() if name not in given}
 
 
 def _trial(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cats.nmt.config.checks import replace_settings
-from cats.nmt.config.schema import FIELDS, Config
+from cats.nmt.config.schema import FIELDS, Config, value_of
 from cats.nmt.config.toml import apply_overrides, read_config
 from cats.nmt.errors import UserError
 from cats.nmt.methods import options
@@ -80,8 +80,7 @@ class Run:
         if self.trials:
             config = apply_overrides(config, chosen(self.trials).settings)
         if self.source is not None:
-            weights = mean_weights(self.source)
-            config = replace_settings(config, {"method.weights": weights})
+            config = replace_settings(config, constant_weights(self.source))
         return replace(self, config=config)
 
 
@@ -143,23 +142,51 @@ def check_resumable(run: Run) -> None:
             shutil.rmtree(run.path)
 
 
-def mean_weights(run: Run) -> list[float]:
-    """The mean over time of each task's weight in a finished run, in the order of the tasks.
+def constant_weights(run: Run) -> dict[str, Any]:
+    """The settings with which static training weights the tasks as a finished run of cats did, but constantly.
+
+    If alpha follows the tokens of each batch, alpha_n is the share π_n of task n in them times a factor. The mean of
+    the factor over time, Σ alpha_n / Σ π_n over the lines of the metrics, is how much a token of the task counts
+    (`method.token_weights`). With factors that never change, both runs weight all batches alike. Otherwise the mean of
+    alpha_n is the weight of the task's mean loss (`method.weights`).
+
+    alpha starts anew at a reset (`train.restart` or `train.pretrain`), often with another mixture. One list cannot be
+    right in both phases: it is the mean over the second one, which is longer and decides the result. A task that has no
+    tokens there gets the mean over the whole run.
 
     Raises:
         UserError: its metrics have no weights, or weights of 0 only.
     """
     from cats.nmt.training.metrics import read_metrics
 
-    path = run.directory.metrics_file
-    weights: dict[str, list[float]] = {}
-    for record in read_metrics(path):
-        for task, value in record.get("alpha", {}).items():
-            weights.setdefault(task, []).append(value or 0.0)
-    means = [sum(values) / len(values) for values in weights.values()]
-    if not any(means):
+    path, method, train = run.directory.metrics_file, run.config.method, run.config.train
+    lines = [record for record in read_metrics(path) if "alpha" in record]
+    reset = train.pretrain_steps if train.restart_parts != "learning-rate" else 0
+    starts = [0, *(record["step"] for record in lines)]  # the updates that the lines count from
+    second = [record for record, start in zip(lines, starts, strict=False) if start >= reset]
+    known = {**_relative_alpha(lines, method.follows_tokens), **_relative_alpha(second, method.follows_tokens)}
+    if not any(known.values()):
         raise UserError(f"{path} has no weights to average; train the run again")
-    return means
+    means = [known.get(task, 1.0) for task in lines[0]["alpha"]]  # a task that is never trained needs a number, too
+    if method.follows_tokens:
+        return {"method.weights": "tokens", "method.token_weights": means}
+    return {"method.weights": means, "method.token_weights": []}
+
+
+def _relative_alpha(lines: Iterable[Mapping[str, Any]], by_tokens: bool) -> dict[str, float]:
+    """{task: mean of alpha relative to its share of the tokens}, or of alpha itself. Only tasks that have tokens.
+
+    The share is that of alpha's batch. Older metrics lack it: there it is that of all batches since the line before.
+    """
+    alphas: dict[str, float] = {}
+    shares: dict[str, float] = {}
+    for line in lines:
+        tokens = line.get("prior") or line.get("tokens", {})
+        total = sum(tokens.values()) or 1.0
+        for task, alpha in line["alpha"].items():
+            alphas[task] = alphas.get(task, 0.0) + (alpha or 0.0)
+            shares[task] = shares.get(task, 0.0) + (tokens.get(task, 0.0) / total if by_tokens else 1.0)
+    return {task: alphas[task] / shares[task] for task in alphas if shares[task]}
 
 
 def trial_nlls(trials: Sequence[Trial]) -> list[float]:
@@ -192,5 +219,4 @@ def _relevant_settings(config: Config) -> dict[str, object]:
     method cats change.
     """
     unused = {*_HARMLESS, *unused_settings(config)}
-    values = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in FIELDS}
-    return {name: value for name, value in values.items() if name not in unused}
+    return {name: value_of(config, name) for name in FIELDS if name not in unused}
