@@ -113,7 +113,7 @@ def test_with_an_average_the_teacher_is_the_average(corpus: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["method.options=weight=-1"], "method.name = lssd: weight must be at least 0, not -1"),
+        (["method.options=weight=-1"], "method.name = lssd: weight must be finite and at least 0, not -1"),
         (["data.path=bare"], "method.name = lssd needs validation pairs of xa, xb"),
     ],
 )
