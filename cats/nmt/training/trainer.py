@@ -9,41 +9,30 @@ numbers of threads and processes. On a GPU it does so only if torch's kernels ar
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import nn
 
 import cats
 from cats.nmt.config.schema import Config
-from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
-from cats.nmt.methods import options
-from cats.nmt.methods.catalogue import GRADIENTS, GRAM, find
-from cats.nmt.model.transformer import check_compiler
-from cats.nmt.training import processes, sharding, warmstart
-from cats.nmt.training.adaptive_sampling import adaptive_sampling
-from cats.nmt.training.average import ParameterAverage
-from cats.nmt.training.batches import PrefetchedBatch, Prefetcher, build_sampler
-from cats.nmt.training.loss_log import LossLog, Sums
-from cats.nmt.training.losses import Losses, TaskLosses, TokenLosses, add_gradients
-from cats.nmt.training.memory import check_memory, out_of_memory, peak_memory
-from cats.nmt.training.metrics import LossRecord, Metrics
-from cats.nmt.training.optimizer import build_optimizer, check_backend, gradient_scales, token_weights
+from cats.nmt.training import processes
+from cats.nmt.training.batches import PrefetchedBatch
+from cats.nmt.training.losses import Losses, TokenLosses, add_gradients
+from cats.nmt.training.memory import out_of_memory, peak_memory
+from cats.nmt.training.metrics import LossRecord
+from cats.nmt.training.optimizer import gradient_scales
 from cats.nmt.training.progress import Progress, tell
-from cats.nmt.training.run import RunDirectory, build_model, default_device, set_threads
+from cats.nmt.training.run import RunDirectory, set_threads
 from cats.nmt.training.schedule import rate_of_update
-from cats.nmt.training.self_distillation import self_distillation
 from cats.nmt.training.signals import deferred_interrupts
-from cats.nmt.training.training_data import load_training_data
-from cats.nmt.training.trusted import TrustedLosses, split_validation
+from cats.nmt.training.training_state import TrainingState
 from cats.nmt.training.validation import validation_nll
 
 
@@ -76,104 +65,8 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
             processes.barrier()
 
 
-class Trainer:
-    """One training run: the model, its optimizer, and the rest of what a checkpoint holds."""
-
-    def __init__(self, config: Config, out: Path, *, resume: bool, quiet: bool) -> None:
-        self.config, self.out, self.quiet = config, out, quiet or not processes.is_main()
-        self.directory, self.device = RunDirectory(out), default_device()
-        if processes.world_size() > 1 and config.method.name == "cats" and config.method.cross_batch:
-            raise UserError(
-                "method.cross_batch splits the batch into halves, which needs a process that has all of it; leave out "
-                "method.cross_batch or torchrun"
-            )
-        check_backend(self.device)
-        options.check(config.method.name, config.method.options)
-        saved, problem = self.directory.newest_checkpoint() if resume else ({}, "")
-        started_with = self.directory.check_resumed(config, saved, quiet=self.quiet) if resume else None
-        data = load_training_data(config, self.directory, self.device, started_with=started_with, quiet=self.quiet)
-        self.tasks, self.training, self.validation = data.tasks, data.training, data.validation
-        self.origin, self.vocab_size = data.origin, data.tokenizer.vocab_size
-        if started_with is not None:  # a run keeps its digest: cats average compares those of its checkpoints
-            self.origin = dataclasses.replace(data.origin, digest=started_with.digest)
-        self.validation, trusted = split_validation(config, self.validation)
-        has_validation = any(map(len, self.validation.shards.values()))
-        if config.train.patience and not has_validation:
-            raise UserError("train.patience needs validation pairs, and the corpus has none")
-        if config.evaluate.search == "none" and not has_validation:
-            raise UserError("evaluate.search = none scores the validation pairs only, and the corpus has none")
-
-        check_memory(config, self.vocab_size, self.device)
-        torch.manual_seed(config.train.seed)
-        recompute = config.train.checkpoint_activations
-        self.model = build_model(config.model, data.tokenizer, checkpoint_activations=recompute)
-        if config.train.init_from and not resume:
-            warmstart.copy_parameters(self.model, data.tokenizer, config, quiet=self.quiet)
-        self.sharded = sharding.is_sharded(config.train)
-        if self.sharded:
-            sharding.shard(self.model, config.train, self.device)
-        else:
-            self.model.to(self.device)
-        if config.train.compile:
-            check_compiler(self.device)
-            self.model.compile_layers()
-        self.step, self.seconds, self.logged_at = 0, 0.0, 0.0  # updates; seconds of training, now and at the last log
-        self.cpu_seconds = 0.0 if self.device.type == "cpu" else math.nan
-        self.best = math.inf  # the lowest validation nll
-        groups = task_groups({task: self.origin.corpus[task][0] for task in self.origin.tasks}, config.evaluate)
-        self.sampler = build_sampler(config.sampling, config.train, groups, self.training)
-        self.reset_optimizer()
-
-        self.adaptive = adaptive_sampling(config, self.sampler, self.model, data, self.write, new=not resume)
-        self.loss_log = LossLog(self.tasks, keep_updates=self.adaptive is not None)
-        self.distillation = self_distillation(config, data, self.device)
-        self.losses = TaskLosses(
-            self.model,
-            self.training,
-            self.loss_log,
-            precision=config.train.precision,
-            smoothing=config.train.label_smoothing,
-            token_weights=token_weights(config.method, self.tasks),
-            mixed=self.distillation.mixed if self.distillation is not None else None,
-        )
-        self.trusted = TrustedLosses(config, self.model, trusted) if trusted is not None else None
-        self.batches = Prefetcher(
-            self.training,
-            self.sampler,
-            accumulate=config.train.accumulate,
-            build_first=not self.takes_tasks_apart or self.optimizer.weighting.period != 1,
-            everywhere=self.sharded,
-        )
-        if not resume:
-            state = self.state([])
-            if processes.is_main():
-                self.directory.create(config, data.tokenizer, state)
-        processes.barrier()
-        if resume:
-            self.load(saved, problem)
-            if processes.is_main():
-                self.directory.record_corpus(config.data.path)
-        self.metrics: Metrics | None = None
-        if processes.is_main():
-            self.metrics = Metrics(self.directory.metrics_file, self.directory.tensorboard, self.step)
-        processes.barrier()
-
-    def reset_optimizer(self) -> None:
-        """Makes a fresh optimizer, with fresh task weights, and restarts the patience. The model stays.
-
-        The average of the parameters starts again: the phase before has another mixture or another learning rate.
-        """
-        self.optimizer = self.new_optimizer()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.train.precision == "fp16")
-        self.bad_validations = 0  # validations since the best one
-        self.average = ParameterAverage(self.model, self.config.train.ema)
-
-    def new_optimizer(self) -> cats.MultiTask:
-        """A fresh optimizer for the phase of the present update."""
-        config, train = self.config, self.config.train
-        second = self.step >= train.pretrain_steps and train.restart_parts != "learning-rate"
-        shares = self.sampler.token_shares(train.pretrain_steps if second else 0)
-        return build_optimizer(config.method, train, self.model, shares)
+class Trainer(TrainingState):
+    """Trains a run to its end: `run` is the loop, and `update` one iteration of it."""
 
     # ---- the loop
 
@@ -246,20 +139,6 @@ class Trainer:
         """Whether all losses of the last update are finite, in all processes."""
         finite = all(map(math.isfinite, self.optimizer.statistics["losses"].values()))
         return not processes.any_process(not finite)
-
-    @property
-    def takes_tasks_apart(self) -> bool:
-        """Whether outer steps have a forward pass for every task, because the engine has a backward pass for each."""
-        weighting, engine = self.optimizer.weighting, self.config.method.engine
-        if not weighting.period or weighting.losses_only:
-            return False
-        return self.needs_per_task or weighting.needs_sqnorms or engine in ("per_task", "two_pass") or self.sharded
-
-    @property
-    def needs_per_task(self) -> bool:
-        """Whether only the engine per_task computes what the method needs."""
-        weighting, family = self.optimizer.weighting, find(self.config.method.name).family
-        return family in (GRAM, GRADIENTS) or weighting.cross_batch
 
     def losses_of(self, batch: PrefetchedBatch, optimizer: cats.MultiTask) -> list[Losses | TokenLosses]:
         """The losses for every part of a batch (`train.accumulate`); their gradients add up.
@@ -372,10 +251,6 @@ class Trainer:
         self.logged_at = self.seconds
         return record
 
-    def write(self, record: dict[str, Any]) -> None:
-        if self.metrics is not None:
-            self.metrics.write(record)
-
     def validate(self) -> float | None:
         """The mean validation nll over the tasks, or None without validation pairs. Saves the model if it is the best.
 
@@ -417,86 +292,3 @@ class Trainer:
                 f"{self.out}: the processes no longer have the same model or task weights; resume from the last "
                 f"checkpoint with: cats train --resume {self.out}"
             )
-
-    # ---- checkpoints
-
-    def state(self, since_log: list[Sums]) -> dict[str, Any]:
-        """What a checkpoint holds. With sharded parameters, all processes must call this.
-
-        Args:
-            since_log: the loss sums of every process, as ``LossLog.per_process`` gives them.
-        """
-        return {
-            "model": sharding.whole(self.model.state_dict()),
-            "optimizer": sharding.whole(self.optimizer.state_dict()),
-            "scaler": self.scaler.state_dict(),  # empty, except with fp16
-            **({"sampling": self.adaptive.state_dict()} if self.adaptive is not None else {}),
-            **({"teachers": self.distillation.state_dict()} if self.distillation is not None else {}),
-            "average": self.average.state(),  # empty, except with train.ema
-            **self.origin.to_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-            "best": self.best,
-            "waited": self.bad_validations,  # an older name, so that old checkpoints can be read
-            "since_log": since_log,
-            "logged_at": self.logged_at,
-        }
-
-    def save(self) -> None:
-        """Writes last.pt. All processes must call this."""
-        if self.metrics is not None:
-            self.metrics.sync()  # the lines of metrics must be on the disk before the checkpoint that needs them
-        state = self.state(self.loss_log.per_process())
-        if processes.is_main():
-            self.directory.save_checkpoint(state)
-
-    def save_model(self, better: bool) -> None:
-        """Writes the model alone: as best.pt if it is better, and as step-N.pt if `train.keep` asks for it.
-
-        With `train.ema` it has the average of the parameters. All processes must call this.
-        """
-        with self.average.in_model():
-            state = {
-                "model": sharding.whole(self.model.state_dict()),
-                **self.origin.to_state(),
-                "step": self.step,
-                "best": self.best,
-            }
-            if processes.is_main():
-                self.directory.save_model(state, best=better, keep=self.config.train.keep)
-
-    def load(self, state: dict[str, Any], problem: str) -> None:
-        """Continues from a checkpoint.
-
-        Args:
-            problem: why it is not the last one, if it is not. It is printed.
-        """
-        if processes.is_main():
-            self.directory.remove_temporary_files()
-        try:
-            for name, kind in {"step": int, "waited": int, "seconds": float, "best": float, "logged_at": float}.items():
-                if type(state[name]) is not kind:
-                    raise TypeError(f"{name} has another type")
-            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-            self.cpu_seconds = float(state.get("cpu_seconds", math.nan))
-            self.optimizer = self.new_optimizer()
-            model, optimizer = state["model"], state["optimizer"]
-            if self.sharded:
-                model = sharding.model_shards(model, self.model)
-                optimizer = sharding.optimizer_shards(optimizer, self.optimizer)
-            self.model.load_state_dict(model)
-            self.optimizer.load_state_dict(optimizer)
-            self.scaler.load_state_dict(state["scaler"])
-            if self.adaptive is not None:
-                self.adaptive.load_state_dict(state["sampling"])
-            if self.distillation is not None:
-                self.distillation.load_state_dict(state["teachers"])
-            self.average.load(state.get("average", {}))  # older checkpoints have none
-            self.bad_validations, self.logged_at = state["waited"], state["logged_at"]
-            # The run may have had more processes, or fewer, than now.
-            self.loss_log.restore(state["since_log"][processes.rank() :: processes.world_size()])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise self.directory.mismatch(self.directory.checkpoint("last"), "; start a new run") from error
-        if problem and processes.is_main():
-            print(f"cats: {problem}; resuming from the one before it, of update {self.step}", file=sys.stderr)
