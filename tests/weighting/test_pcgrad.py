@@ -29,6 +29,7 @@ def on_gradients(rows, orders):
 def test_it_is_the_algorithm_on_gradients(seed):
     rows = np.random.default_rng(seed).normal(size=(5, 7))
     weighting = PCGrad(seed)
+    weighting.start(5)
     for step in range(3):
         weights = weighting.weights_from_gram(gram_of(rows), None).numpy()
         np.testing.assert_allclose(weights @ rows, on_gradients(rows, random_orders(5, seed, step)), rtol=1e-10)

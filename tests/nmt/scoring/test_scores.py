@@ -53,6 +53,7 @@ def complete() -> dict[str, Any]:
         "seconds": None,
         "tokens_per_second": None,
         "peak_memory": None,
+        "cpu_seconds": None,
         "files": {"test.az.txt": "0123abcd"},
     }
 
