@@ -22,7 +22,9 @@ def test_every_path_in_a_document_exists(document: str, root: Path) -> None:
     assert paths and not sorted(path for path in paths if not (root / path).exists())
 
 
-@pytest.mark.parametrize("document", ["bench/README.md", "cats/nmt/README.md", "csrc/README.md", "docs/scaling.md"])
+@pytest.mark.parametrize(
+    "document", ["bench/README.md", "cats/nmt/README.md", "csrc/README.md", "docs/results.md", "docs/scaling.md"]
+)
 def test_every_link_in_a_folders_document_exists(document: str, root: Path) -> None:
     """Links only: these documents also name files of a run directory or of a corpus in backticks."""
     path = root / document
