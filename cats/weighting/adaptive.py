@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .checks import per_task, shares_of
 from .protocol import Weighting
 
 Reduction = Literal["sum", "mean"]
@@ -56,3 +58,30 @@ class Adaptive(Weighting):
                     f"{type(self).__name__}: a loss or norm is nan or infinite, and the weights would be too: "
                     f"{each.tolist()}"
                 )
+
+
+class Robust(Adaptive):
+    """What the forms of distributionally robust optimisation have in common: they compare losses L_n − b_n.
+
+    Args:
+        shares: p, a number of at least 0 for each task. Only the ratios matter. None: uniform.
+        baselines: b_n, a number for each task. None: 0.
+        reduction: see :class:`Adaptive`.
+
+    Attributes:
+        shares: p, (N,) float64, with sum 1.
+        baselines: b, (N,) float64.
+    """
+
+    def __init__(
+        self, shares: Sequence[float] | Tensor | None, baselines: Sequence[float] | Tensor | None, reduction: Reduction
+    ) -> None:
+        super().__init__(reduction)
+        self._given = shares, baselines
+
+    def start(self, tasks: int) -> None:
+        super().start(tasks)
+        (shares, baselines), name = self._given, type(self).__name__
+        given = shares_of(shares, tasks, f"{name}: shares")
+        self.shares = given / given.sum()
+        self.baselines = per_task(baselines, tasks, f"{name}: baselines")

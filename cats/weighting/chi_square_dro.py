@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adaptive import Adaptive, Reduction
-from .checks import check_count, check_number, per_task, shares_of
+from .adaptive import Reduction, Robust
+from .checks import check_count, check_number
 
 LARGEST = 1e3  # a step of q is clipped to this range: it leads to the edge of the ball anyway
 
 
-class ChiSquareDRO(Adaptive):
+class ChiSquareDRO(Robust):
     """Minimises max_q Σ q_n L_n over the distributions with ½ Σ (q_n − p_n)² / p_n ≤ ρ.
 
     Zhou, Levy, Li, Ghazvininejad & Neubig, "Distributionally Robust Multilingual Machine Translation", EMNLP 2021,
@@ -50,18 +50,13 @@ class ChiSquareDRO(Adaptive):
         baselines: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(reduction)
+        super().__init__(shares, baselines, reduction)
         self.rho = check_number("ChiSquareDRO: rho", rho)
         self.step_size = check_number("ChiSquareDRO: step_size", step_size)
         self.period = check_count("ChiSquareDRO: period", period)
-        self._given = shares, baselines
 
     def start(self, tasks: int) -> None:
         super().start(tasks)
-        shares, baselines = self._given
-        given = shares_of(shares, tasks, "ChiSquareDRO: shares")
-        self.shares = given / given.sum()
-        self.baselines = per_task(baselines, tasks, "ChiSquareDRO: baselines")
         self._q = self.shares.clone()
 
     def weights(self) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adaptive import Adaptive, Reduction
-from .checks import check_number, per_task, shares_of
+from .adaptive import Reduction, Robust
+from .checks import check_number
 
 
-class CVaRDRO(Adaptive):
+class CVaRDRO(Robust):
     """Minimises max_q Σ q_n L_n over the distributions with q_n ≤ p_n / α: the mean loss of the worst share α.
 
     Oren, Sagawa, Hashimoto & Liang, "Distributionally Robust Language Modeling", EMNLP 2019, arXiv 1909.02060
@@ -48,18 +48,13 @@ class CVaRDRO(Adaptive):
         baselines: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(reduction)
+        super().__init__(shares, baselines, reduction)
         self.tail = check_number("CVaRDRO: tail", tail, 1e-6, 1.0)
         self.rate = check_number("CVaRDRO: rate", rate, 1e-6, 1.0)
         self.floor = check_number("CVaRDRO: floor", floor, 0.0, 1.0)
-        self._given = shares, baselines
 
     def start(self, tasks: int) -> None:
         super().start(tasks)
-        shares, baselines = self._given
-        given = shares_of(shares, tasks, "CVaRDRO: shares")
-        self.shares = given / given.sum()
-        self.baselines = per_task(baselines, tasks, "CVaRDRO: baselines")
         self._means = torch.zeros(tasks, dtype=torch.float64, device="cpu")
         self._seen = torch.zeros(tasks, dtype=torch.bool, device="cpu")
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .adaptive import Adaptive, Reduction
-from .checks import check_number, per_task, shares_of
+from .adaptive import Reduction, Robust
+from .checks import check_number
 
 SMALLEST = -700.0  # log q_n stays above this, so that q_n is positive, and a task can come back
 
 
-class GroupDRO(Adaptive):
+class GroupDRO(Robust):
     """Minimises the loss of the worst task: min_θ max_q Σ q_n L_n over the simplex.
 
     Sagawa, Koh, Hashimoto & Liang, "Distributionally Robust Neural Networks", ICLR 2020, arXiv 1911.08731,
@@ -46,16 +46,11 @@ class GroupDRO(Adaptive):
         baselines: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(reduction)
+        super().__init__(shares, baselines, reduction)
         self.step_size = check_number("GroupDRO: step_size", step_size)
-        self._given = shares, baselines
 
     def start(self, tasks: int) -> None:
         super().start(tasks)
-        shares, baselines = self._given
-        given = shares_of(shares, tasks, "GroupDRO: shares")
-        self.shares = given / given.sum()
-        self.baselines = per_task(baselines, tasks, "GroupDRO: baselines")
         self._logits = self.shares.log().clamp(min=SMALLEST)
 
     def weights(self) -> Tensor:

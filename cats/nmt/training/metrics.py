@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             raise UserError(f"{path}, line {number}: damaged; remove the line") from None
     return records
+
+
+def lowest_validation_nll(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """{task: its lowest validation NLL in these lines of metrics.jsonl}, in nats per token."""
+    lowest: dict[str, float] = {}
+    for record in records:
+        for task, nll in record.get("valid", {}).get("nll", {}).items():
+            if nll is not None:
+                lowest[task] = min(nll, lowest.get(task, nll))
+    return lowest
 
 
 def _is_record(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cats.nmt.errors import UserError
-from cats.nmt.training.metrics import read_metrics
+from cats.nmt.training.metrics import lowest_validation_nll, read_metrics
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.sweep import read_sweep
 
@@ -43,12 +43,7 @@ class ReferenceRuns:
 
     def validation_nll(self, runs: Sequence[str]) -> np.ndarray:
         """The lowest of each task over all validations of all runs."""
-        lowest: dict[str, float] = {}
-        for run in runs:
-            for record in _records(run):
-                for task, nll in record.get("valid", {}).get("nll", {}).items():
-                    if nll is not None:
-                        lowest[task] = min(nll, lowest.get(task, nll))
+        lowest = lowest_validation_nll(record for run in runs for record in _records(run))
         return self._ordered(lowest, "validation NLL", ", ".join(runs))
 
     def mean_probabilities(self, run: str) -> np.ndarray:

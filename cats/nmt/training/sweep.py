@@ -22,7 +22,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_file
 from cats.nmt.methods.catalogue import DISTILLATION, SAMPLER, find
-from cats.nmt.training.metrics import read_metrics
+from cats.nmt.training.metrics import lowest_validation_nll, read_metrics
 from cats.nmt.training.run import RunDirectory
 
 LARGEST = 1e300  # of a ratio or loss
@@ -73,13 +73,10 @@ def _of_folder(path: Path, tasks: Sequence[str], lengths: Mapping[str, float]) -
         if last < config.train.steps and not config.train.patience:
             continue
         tokens: dict[str, float] = dict.fromkeys(tasks, 0.0)
-        lowest: dict[str, float] = {}
         for record in records:
             for task, count in record.get("tokens", {}).items():
                 tokens[task] = tokens.get(task, 0.0) + count
-            for task, nll in record.get("valid", {}).get("nll", {}).items():
-                if nll is not None:
-                    lowest[task] = min(nll, lowest.get(task, nll))
+        lowest = lowest_validation_nll(records)
         if lowest and set(tasks) <= tokens.keys() & lowest.keys():
             steps.setdefault(config.train.steps, each.name)
             found.append(({task: tokens[task] / lengths[task] for task in tasks}, lowest))

@@ -55,6 +55,8 @@ class TrustedLosses:
 
     def __init__(self, config: Config, model: Transformer, dataset: TokenDataset) -> None:
         self.dataset, self.seed, self.tokens = dataset, config.train.seed, config.sampling.batch_tokens
+        sizes = {name: len(shard) for name, shard in dataset.shards.items()}
+        self.mean_tokens = {name: dataset.target_tokens({name: np.arange(size)}) / size for name, size in sizes.items()}
         self.log = LossLog([])  # nobody reads it
         self.losses = TaskLosses(
             model,
@@ -76,6 +78,5 @@ class TrustedLosses:
     def _draw(self, step: int, name: str, tokens: int) -> np.ndarray:
         """Pairs with about so many target tokens, without replacement, at least one."""
         size = len(self.dataset.shards[name])
-        mean = self.dataset.target_tokens({name: np.arange(size)}) / size
         random = np.random.default_rng([self.seed, 4, step, list(self.dataset.shards).index(name)])
-        return random.choice(size, min(size, max(1, round(tokens / mean))), replace=False)
+        return random.choice(size, min(size, max(1, round(tokens / self.mean_tokens[name]))), replace=False)

@@ -19,6 +19,12 @@ from cats.nmt.scoring.grid.runs import Run
 from tests.nmt.scoring.comparisons import finished_runs, write_repeating_corpus
 
 
+def comparison(folder: Path) -> list[str]:
+    """The command for the runs of `finished_runs` in folder/out, on the corpus in folder/toy."""
+    methods = ["--methods", "T=1", "T=5", "cats", "--controls", "none", "--seeds", "1", "2"]
+    return ["compare", "--data", str(folder / "toy"), "--out", str(folder / "out"), *methods]
+
+
 def test_the_finished_comparison_is_written_without_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -28,20 +34,7 @@ def test_the_finished_comparison_is_written_without_training(
         raise AssertionError(f"{run.path} is finished")
 
     monkeypatch.setattr(execute, "start", never)
-    words = [
-        "--out",
-        str(tmp_path / "out"),
-        "--seeds",
-        "1",
-        "2",
-        "--methods",
-        "T=1",
-        "T=5",
-        "cats",
-        "--controls",
-        "none",
-    ]
-    assert main(["compare", "--data", str(tmp_path / "toy"), *words]) == 0
+    assert main(comparison(tmp_path)) == 0
     text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("| T=1 |"))
@@ -71,23 +64,10 @@ def test_after_a_failure_there_are_tables_and_the_exit_status_tells(
     program.write_text("#!/bin/sh\necho 'cats: it is broken' >&2\nexit 2\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    words = [
-        "--out",
-        str(tmp_path / "out"),
-        "--seeds",
-        "1",
-        "2",
-        "--methods",
-        "T=1",
-        "T=5",
-        "cats",
-        "--controls",
-        "none",
-    ]
-    assert main(["compare", "--data", str(tmp_path / "toy"), *words]) == 2
+    assert main(comparison(tmp_path)) == 2
     out, err = capsys.readouterr()
     assert "| T=1 | 1 of 2 |" in out and "| T=5 | 2 of 2 |" in out
     assert err.splitlines()[-1] == f"cats: 1 of 6 runs failed; the first: {runs[0].path}: it is broken"
     runs[0].path.mkdir()  # another process may be about to train it
-    assert main(["compare", "--data", str(tmp_path / "toy"), *words, "--only-finished"]) == 0
+    assert main([*comparison(tmp_path), "--only-finished"]) == 0
     assert capsys.readouterr().out == out and runs[0].path.exists()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.training.reference_runs import ReferenceRuns
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, assert_same_runs, final_state, metrics, short, write_short_corpus
+from tests.nmt.training.common import interrupted
 
 OPTIONS = {
     "adaptive": "baselines=[0.5,2.0]",
@@ -44,21 +42,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_short_corpus(tmp_path_factory.mktemp("adaptive") / "toy")
 
 
-@contextmanager
-def interrupted(step: int) -> Iterator[None]:
-    """The run is stopped by a signal in the middle of update `step`."""
-    update = Trainer.update
-
-    def stopping(trainer: Trainer) -> None:
-        if trainer.step == step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        update(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "update", stopping)
-        yield
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_resumed_run_is_the_same(corpus: Path, tmp_path: Path, name: str) -> None:
     """It is stopped between two decisions, and just after one."""
@@ -66,7 +49,7 @@ def test_a_resumed_run_is_the_same(corpus: Path, tmp_path: Path, name: str) -> N
     train(config, tmp_path / "whole", quiet=True)
     run = tmp_path / "parts"
     for stop in (13, 22, 23):
-        with interrupted(stop):
+        with interrupted(stop, signal.SIGINT):
             train(read_config(run / "config.toml") if run.exists() else config, run, resume=run.exists(), quiet=True)
     train(read_config(run / "config.toml"), run, resume=True, quiet=True)
     assert_same_runs(tmp_path / "whole", run)

@@ -18,7 +18,7 @@ from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
 from cats.nmt.training.validation import validation_nll
 from tests.nmt.common import assert_same, assert_same_runs, final_state, metrics, short, write_short_corpus
-from tests.nmt.training.test_phases import interrupted
+from tests.nmt.training.common import interrupted
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ from cats.nmt.data.sampler import temperature_probabilities
 from cats.nmt.errors import UserError
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, assert_same_runs, final_state, metrics, short, write_short_corpus
+from tests.nmt.training.common import interrupted
 
 
 @pytest.fixture(scope="module")
@@ -161,18 +158,3 @@ def test_fresh_starts_that_make_no_sense(corpus: Path, tmp_path: Path, more: lis
     with pytest.raises(UserError, match=message):
         train(short(corpus, *more), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-@contextmanager
-def interrupted(step: int) -> Iterator[None]:
-    """Sends SIGTERM in the middle of update `step` of the training in the block, as clusters do."""
-    update = Trainer.update
-
-    def stopping(trainer: Trainer) -> None:
-        if trainer.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        update(trainer)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "update", stopping)
-        yield

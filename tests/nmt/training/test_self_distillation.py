@@ -18,7 +18,7 @@ from cats.nmt.methods.lssd import LSSD
 from cats.nmt.training import checkpoint
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, assert_same_runs, final_state, metrics, short, write_short_corpus
-from tests.nmt.training.test_phases import interrupted
+from tests.nmt.training.common import interrupted
 
 # The learning rate is so high that the validation loss does not always fall.
 UNSTEADY = ["method.name=lssd", "train.lr=0.2", "train.validate_every=4", "train.keep=20"]

@@ -19,7 +19,7 @@ from cats.nmt.training.losses import add_gradients
 from cats.nmt.training.trainer import Trainer, train
 from cats.nmt.training.training_data import load_training_data
 from tests.nmt.common import assert_same_runs, metrics, short, write_short_corpus
-from tests.nmt.training.test_phases import interrupted
+from tests.nmt.training.common import interrupted
 
 METHOD = "method.name=target-projection"
 NOISY = ["train.lr=0.1", "sampling.batch_tokens=12"]  # so that some gradients conflict

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,8 @@ from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import load_corpus
 
 RESAMPLES = 2000
+
+Records = list[dict[str, Any]]  # the lines of a run's metrics.jsonl
 
 
 def summarise(runs: Sequence[Run]) -> Comparison:
@@ -153,6 +156,7 @@ class _Set:
 
     def _method(self, method: str, samples: Mapping[str, np.ndarray]) -> MethodResult:
         mine = {run: found for run, found in self.scores.items() if run.method == method}
+        records = [read_metrics(run.directory.metrics_file) for run in mine]
         first = next(iter(mine))
         tuned = bool(first.trials) and all(trial.run.finished for trial in first.trials)
         groups = {run: self._groups(found) for run, found in mine.items()}
@@ -166,9 +170,9 @@ class _Set:
             untrained=[run.seed for run in mine if self._is_untrained(groups[run], self.counts[method][run.seed])],
             cpu_seconds=[found.run.cpu_seconds for found in mine.values()],
             missing=[run.seed for run in self.planned if run.method == method and not run.finished],
-            validation=[self._validation(run) for run in mine],
-            tokens=_mean_seen(mine, "tokens"),
-            examples=_mean_seen(mine, "examples") if all(map(_records_examples, mine)) else {},
+            validation=[self._validation(each) for each in records],
+            tokens=_mean_seen(records, "tokens"),
+            examples=_mean_seen(records, "examples") if all(map(_have_examples, records)) else {},
             trials=[
                 TrialResult(dict(as_settings(trial.settings)), nll if np.isfinite(nll) else None)
                 for trial, nll in zip(first.trials, trial_nlls(first.trials), strict=True)
@@ -188,9 +192,9 @@ class _Set:
         known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
         return _are_empty(counts.values()) or (bool(known) and all(ours < theirs for ours, theirs in known))
 
-    def _validation(self, run: Run) -> float | None:
-        """The validation NLL of the best checkpoint: mean over the groups. None: not recorded."""
-        best = [record["valid"]["nll"] for record in read_metrics(run.directory.metrics_file) if record.get("best")]
+    def _validation(self, records: Records) -> float | None:
+        """The validation NLL of a run's best checkpoint: mean over the groups. None: not recorded."""
+        best = [record["valid"]["nll"] for record in records if record.get("best")]
         if not best:
             return None
         named = {group: names for group, names in self.groups.items() if group not in CLEAN.values()}
@@ -215,12 +219,12 @@ class _Set:
         return min(known, key=lambda name: known[name], default="")
 
 
-def _mean_seen(runs: Iterable[Run], what: str) -> dict[str, float]:
+def _mean_seen(runs: Iterable[Records], what: str) -> dict[str, float]:
     """The "tokens" or "examples" of each task that the runs were trained on, mean over the runs."""
     totals: dict[str, list[int]] = {}
-    for run in runs:
+    for records in runs:
         own: dict[str, int] = {}
-        for record in read_metrics(run.directory.metrics_file):
+        for record in records:
             for task, count in record.get(what, {}).items():
                 own[task] = own.get(task, 0) + count
         for task, count in own.items():
@@ -228,9 +232,9 @@ def _mean_seen(runs: Iterable[Run], what: str) -> dict[str, float]:
     return {task: float(np.mean(counts)) for task, counts in totals.items()}
 
 
-def _records_examples(run: Run) -> bool:
-    """Whether all lines of the run's losses have the number of sentence pairs. Those of older versions have not."""
-    lines = [record for record in read_metrics(run.directory.metrics_file) if "tokens" in record]
+def _have_examples(records: Records) -> bool:
+    """Whether all lines of a run's losses have the number of sentence pairs. Those of older versions have not."""
+    lines = [record for record in records if "tokens" in record]
     return bool(lines) and all("examples" in line and None not in line["examples"].values() for line in lines)
 
 
