@@ -143,9 +143,9 @@ def run(args: argparse.Namespace) -> None:
 def write(out: Path, runs: Sequence[Run]) -> None:
     """Write the tables and the picture of the runs that are finished, and print the tables."""
     from cats.nmt.files import atomic_write
-    from cats.nmt.scoring import plots
     from cats.nmt.scoring.compare import tables
     from cats.nmt.scoring.compare.summarise import summarise
+    from cats.nmt.scoring.plots.comparison import draw_comparison
 
     comparison = summarise(runs)
     text = tables.comparison_tables(comparison)
@@ -153,7 +153,7 @@ def write(out: Path, runs: Sequence[Run]) -> None:
     atomic_write(out / "compare.csv", tables.comparison_csv(comparison))
     atomic_write(out / "compare-summary.csv", tables.summary_csv(comparison))
     atomic_write(out / "compare.md", text)
-    plots.draw_comparison(comparison, out / "compare.png")
+    draw_comparison(comparison, out / "compare.png")
     print(text)
     print(f"Written: {out}/compare.md, compare.csv, compare-summary.csv, compare.json, compare.png")
 

@@ -11,7 +11,8 @@ from cats.nmt.config.schema import Config, Evaluate
 from cats.nmt.config.toml import to_toml
 from cats.nmt.data.corpus import SPLITS
 from cats.nmt.files import atomic_write
-from cats.nmt.scoring import plots, tables
+from cats.nmt.scoring import tables
+from cats.nmt.scoring.plots.curves import draw_alpha, draw_loss
 from cats.nmt.scoring.scores import TITLES, Scores, read_scores
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import RunDirectory
@@ -35,8 +36,8 @@ def write(run: Path) -> None:
     name = run.resolve().name.encode("utf-8", "replace").decode()  # a file system also allows other names
     page = markdown(name, scores, checkpoints, records, directory.read_config())
     atomic_write(directory.report_file, page)
-    plots.draw_loss(records, scores, directory.loss_plot)
-    plots.draw_alpha(records, scores, directory.alpha_plot)
+    draw_loss(records, scores, directory.loss_plot)
+    draw_alpha(records, scores, directory.alpha_plot)
 
 
 def verdict(scores: Scores) -> str:

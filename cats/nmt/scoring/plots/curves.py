@@ -1,26 +1,20 @@
-"""The pictures of a run and of a comparison, drawn with matplotlib."""
+"""The curves of a run over its updates: losses and task weights."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write
-from cats.nmt.scoring.compare.results import Comparison
+from cats.nmt.scoring.plots.style import INK, label_ends, new_figure, save_figure
 from cats.nmt.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MOST_LABELS = 12  # with more languages, only the means of the groups are labelled
-_MARKERS = "osD^v"  # of methods, after each ten colours
-_INK, _GRID = "#333333", "#dddddd"
 
 Curve = list[tuple[int, float]]  # step and value of each point
 
@@ -48,10 +42,10 @@ def draw_loss(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) 
     figure, axes = new_figure(len(panels), sharey=True)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         _draw_curves(axis, curves, scores)
-        axis.set_title(title, loc="left", color=_INK)
+        axis.set_title(title, loc="left", color=INK)
         axis.set_xlabel("update")
     axes[0].set_ylabel("NLL, nats per target token")
-    _label_ends(axes[-1])
+    label_ends(axes[-1])
     _draw_legend(axes[0], scores)
     save_figure(figure, path)
 
@@ -77,80 +71,15 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path)
     figure, (axis,) = new_figure(1)
     _draw_curves(axis, curves, scores)
     uniform = 1 / max(1, len(curves))
-    axis.axhline(uniform, color=_INK, linewidth=0.9, linestyle=":", zorder=1)
+    axis.axhline(uniform, color=INK, linewidth=0.9, linestyle=":", zorder=1)
     if curves and all(value > 0 for points in curves.values() for _, value in points):
         _set_log_scale(axis, uniform)
     axis.set_xlabel("update")
     axis.set_ylabel("α, share of the total (running mean)")
-    axis.set_title(f"task weights, method {scores.run.method}", loc="left", color=_INK)
-    _label_ends(axis)
+    axis.set_title(f"task weights, method {scores.run.method}", loc="left", color=INK)
+    label_ends(axis)
     _draw_legend(axis, scores, dotted="uniform")
     save_figure(figure, path)
-
-
-def draw_comparison(comparison: Comparison, path: Path) -> None:
-    """Draws the chrF of LoRes against that of HiRes, a panel for each set that has both groups.
-
-    Large marks are means over seeds, bars their 95 % intervals, small dots the seeds. Nothing is drawn if no set has
-    both groups.
-
-    Args:
-        comparison: the results to draw.
-        path: the PNG file to write.
-    """
-    panels = {name: r for name, r in comparison.sets.items() if {"lores", "hires"} <= r.groups.keys()}
-    if not panels:
-        return
-    figure, axes = new_figure(len(panels))
-    for axis, (name, result) in zip(axes, panels.items(), strict=True):
-        for number, (method, scores) in enumerate(result.methods.items()):
-            low, high = scores.groups["lores"].chrf, scores.groups["hires"].chrf
-            x, y = float(np.mean(low)), float(np.mean(high))
-            colour = f"C{number % 10}"
-            axis.plot(low, high, ".", color=colour, alpha=0.4)
-            axis.plot(scores.chrf_interval["lores"], [y, y], color=colour, alpha=0.5, lw=1)
-            axis.plot([x, x], scores.chrf_interval["hires"], color=colour, alpha=0.5, lw=1)
-            marker, size = ("*", 12) if method == "cats" else (_MARKERS[number // 10 % len(_MARKERS)], 7)
-            axis.plot([x], [y], marker, ms=size, color=colour, label=method)
-        axis.set_title(name)
-        axis.set_xlabel("LoRes chrF")
-        axis.set_ylabel("HiRes chrF")
-    columns = 1 + (len(axes[0].get_legend_handles_labels()[1]) - 1) // 12
-    axes[0].legend(frameon=False, fontsize=9 if columns == 1 else 6, ncols=columns)
-    save_figure(figure, path)
-
-
-def new_figure(panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side, in the project's style. No window is opened.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
-    figure = Figure(figsize=(8.4, 3.8 if panels > 1 else 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, sharey=sharey, squeeze=False)[0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(_INK)
-        axis.tick_params(colors=_INK, labelsize=9)
-        axis.grid(color=_GRID, linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.xaxis.label.set_color(_INK)
-        axis.yaxis.label.set_color(_INK)
-        axis.title.set_size(10.5)
-    return figure, axes
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG. If that fails, an older file at `path` is kept."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    atomic_write(path, buffer.getvalue())
 
 
 def _set_log_scale(axis: Axes, uniform: float) -> None:
@@ -212,50 +141,6 @@ def _mean(curves: Sequence[Curve]) -> Curve:
     return [(step, sum(here) / len(here)) for step, here in sorted(values.items())]
 
 
-def _label_ends(axis: Axes) -> None:
-    """Writes the name of each labelled line at its right end. Names that would overlap are moved apart.
-
-    The scales of the axes must be set before.
-    """
-    gap = 0.055  # the height of a line of text, as a share of the axes' height
-    axis.autoscale_view()  # matplotlib would do this later, but the heights below depend on it
-    ends = []
-    for line in axis.get_lines():
-        if not str(line.get_label()).startswith("_"):
-            point = axis.transData.transform(np.asarray(line.get_xydata())[-1])
-            ends.append((float(axis.transAxes.inverted().transform(point)[1]), line))
-    ends.sort(key=lambda end: end[0])
-    heights = _spread([end for end, _ in ends], gap)
-    for height, (end, line) in zip(heights, ends, strict=True):
-        axis.annotate(
-            str(line.get_label()),
-            xy=(1.005, end),
-            xytext=(1.04, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=line.get_color(),
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-        )
-
-
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Moves ascending heights as little as possible (least squares) so that they are `gap` apart and in 0.03 .. 1."""
-    # After subtracting i * gap from height i this is isotonic regression: neighbours in the wrong order are merged into
-    # a block that gets their mean.
-    blocks: list[tuple[float, int]] = []
-    for i, height in enumerate(heights):
-        mean, count = height - i * gap, 1
-        while blocks and blocks[-1][0] > mean:
-            before, size = blocks.pop()
-            mean, count = (mean * count + before * size) / (count + size), count + size
-        blocks.append((mean, count))
-    highest = max(0.03, 1 - (len(heights) - 1) * gap)
-    flat = [min(max(mean, 0.03), highest) for mean, count in blocks for _ in range(count)]
-    return [mean + i * gap for i, mean in enumerate(flat)]
-
-
 def _draw_legend(axis: Axes, scores: Scores, dotted: str | None = None) -> None:
     """Explains the line styles. dotted: what the dotted line shows, if there is one."""
     from matplotlib.lines import Line2D
@@ -267,5 +152,5 @@ def _draw_legend(axis: Axes, scores: Scores, dotted: str | None = None) -> None:
     if "midres" in scores.members:
         handles.insert(1, Line2D([], [], color="#238b45", linestyle="-.", label="MidRes"))
     if dotted:
-        handles.append(Line2D([], [], color=_INK, linewidth=0.9, linestyle=":", label=dotted))
-    axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=_INK)
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=":", label=dotted))
+    axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=INK)

@@ -1,28 +1,25 @@
-"""cats.nmt.scoring.plots: the pictures of a run."""
+"""The curves of a run."""
 
 from __future__ import annotations
 
-import math
-import sys
 from pathlib import Path
 
 import pytest
 
-from cats.nmt.errors import UserError
-from cats.nmt.scoring import plots
+from cats.nmt.scoring.plots import curves
 from tests.nmt.scoring.samples import cell, png_size, scores
 
 
 def test_pictures_of_a_run_that_diverged(tmp_path: Path) -> None:
     lines = [{"step": 10, "losses": {"az": 2.0}}, {"step": 20, "losses": {"az": None}, "valid": {"nll": {"az": None}}}]
-    plots.draw_loss(lines, scores(), tmp_path / "loss.png")
+    curves.draw_loss(lines, scores(), tmp_path / "loss.png")
     assert png_size(tmp_path / "loss.png")[0] > 0
 
 
 def test_pictures_of_a_task_that_is_not_scored(tmp_path: Path) -> None:
     lines = [{"step": 10, "losses": {"az": 2.0, "new": 1.0}, "alpha": {"az": 0.5, "new": None}}]
-    plots.draw_loss(lines, scores(), tmp_path / "loss.png")
-    plots.draw_alpha(lines, scores(), tmp_path / "alpha.png")
+    curves.draw_loss(lines, scores(), tmp_path / "loss.png")
+    curves.draw_alpha(lines, scores(), tmp_path / "alpha.png")
     assert png_size(tmp_path / "loss.png")[0] > 0 and png_size(tmp_path / "alpha.png")[0] > 0
 
 
@@ -40,8 +37,8 @@ def test_pictures_of_many_languages_and_of_weights_at_zero(tmp_path: Path) -> No
         }
         for step in (10, 20)
     ]
-    plots.draw_loss(records, many, tmp_path / "loss.png")
-    plots.draw_alpha(records, many, tmp_path / "alpha.png")
+    curves.draw_loss(records, many, tmp_path / "loss.png")
+    curves.draw_alpha(records, many, tmp_path / "alpha.png")
     assert png_size(tmp_path / "loss.png")[0] > 900 and png_size(tmp_path / "alpha.png")[0] > 900
 
 
@@ -49,31 +46,13 @@ def test_pictures_of_many_languages_and_of_weights_at_zero(tmp_path: Path) -> No
 @pytest.mark.parametrize("alpha", [{"az": 0.999, "be": 0.001}, {"az": 0.5, "be": 0.5}, {"az": 1.0, "be": 0.0}])
 def test_pictures_of_extreme_weights(alpha: dict[str, float], tmp_path: Path) -> None:
     records = [{"step": step, "alpha": alpha} for step in (10, 20)]
-    plots.draw_alpha(records, scores(), tmp_path / "alpha.png")
+    curves.draw_alpha(records, scores(), tmp_path / "alpha.png")
     assert png_size(tmp_path / "alpha.png")[0] > 900
-
-
-def test_labels_keep_a_distance_and_move_as_little_as_possible() -> None:
-    assert plots._spread([0.2, 0.5, 0.9], 0.05) == [0.2, 0.5, 0.9]
-    close = plots._spread([0.5, 0.5, 0.51], 0.06)
-    assert math.isclose(close[1] - close[0], 0.06) and math.isclose(close[2] - close[1], 0.06)
-    assert math.isclose(sum(close) / 3, (0.5 + 0.5 + 0.51) / 3)  # moved as far up as down
-    low = plots._spread([0.0, 0.0], 0.06)
-    assert low[0] >= 0.03 and math.isclose(low[1] - low[0], 0.06)
-    high = plots._spread([1.0, 1.0], 0.06)
-    assert math.isclose(high[1], 1.0) and math.isclose(high[0], 0.94)
-    assert plots._spread([], 0.06) == []
 
 
 def test_running_mean() -> None:
     points = [(i, float(i % 2)) for i in range(80)]
-    smoothed = plots._smooth(points)
+    smoothed = curves._smooth(points)
     assert [step for step, _ in smoothed] == list(range(80))
     assert smoothed[40][1] == pytest.approx((0 + 1 + 0 + 1 + 0) / 5)  # two points on either side
-    assert plots._smooth(points[:3]) == points[:3]
-
-
-def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"pip install 'cats-optim\[nmt\]'"):
-        plots.new_figure(1)
+    assert curves._smooth(points[:3]) == points[:3]
