@@ -6,13 +6,14 @@ Every setting is written with its help line. Reading is strict: an unknown secti
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import tomllib
 import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from cats.nmt.config.checks import format_value, replace_settings, suggest_setting
 from cats.nmt.config.schema import FIELDS, SECTIONS, TYPES, Config
@@ -117,8 +118,8 @@ def read_settings(preset: str | None, path: Path | str | None) -> Config:
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """A copy of `config` changed by overrides such as ``"train.lr=1e-3"``, in their order.
 
-    Strings need no quotes. Lists are written as in TOML; a list of names may be written without quotes and brackets,
-    such as az,be.
+    Strings need no quotes. Lists are written as in TOML; those of names also without quotes, and a list also without
+    brackets: [az,be] or az,be.
 
     Raises:
         UserError: an override without ``=``, an unknown setting, wrong type, or a value out of range.
@@ -163,11 +164,36 @@ def _help(f: dataclasses.Field[Any]) -> str:
     return str(text)
 
 
+def split_at_commas(text: str) -> list[str]:
+    """The parts of a text between commas. A comma within brackets or quotes separates nothing.
+
+    A quote only begins a quoted part at the start of a part or of what is in brackets, or after "=": the one in o'clock
+    is a letter. So are a quote and a bracket that are never closed.
+    """
+    parts, start, depth, position = [], 0, 0, 0
+    while position < len(text):
+        character = text[position]
+        if character in "\"'" and (position == start or text[:position].rstrip()[-1:] in ",=["):
+            end = text.find(character, position + 1)
+            position = max(position, end)
+        elif character == "[" and "]" in text[position:]:
+            depth += 1
+        elif character == "]":
+            depth = max(0, depth - 1)
+        elif character == "," and not depth:
+            parts.append(text[start:position])
+            start = position + 1
+        position += 1
+    return [*parts, text[start:]]
+
+
 def _parse(text: str, kind: Any) -> Any:
     """The value of `text` for a setting of the type `kind`. Text of another type is returned, and refused later."""
     quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
+    if kind == tuple[str, ...]:
+        return _names(text)
     if kind is str or quoted:
         return text[1:-1] if quoted else text
     if isinstance(kind, types.UnionType) and not text.startswith("["):
@@ -175,10 +201,28 @@ def _parse(text: str, kind: Any) -> Any:
             return float(text) if float in get_args(kind) else text
         except ValueError:
             return text
-    if kind == tuple[str, ...] and not text.startswith("["):
-        words = re.split(r",(?![^\[]*\])", text)  # a word may have a list in brackets: a=[1,2],b=3 has two
-        return [word.strip() for word in words if word.strip()]
+    if get_origin(kind) is tuple and not text.startswith("["):
+        text = f"[{text}]"
     try:
         return kind(text) if kind in (int, float) else tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
+
+
+def _names(text: str) -> Any:
+    """A list of names, which need no quotes. Text that is no list is returned.
+
+    In TOML, brackets begin a list. Without quotes they may also be part of a name, as in a=[1,2],b=3, which has two.
+    """
+    if text.startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return tomllib.loads(f"value = {text}")["value"]
+        if not text.endswith("]"):
+            return text
+        text = text[1:-1]
+    words = [word.strip() for word in split_at_commas(text)]
+    return [_unquoted(word) for word in words if word]
+
+
+def _unquoted(word: str) -> str:
+    return word[1:-1] if len(word) >= 2 and word[0] == word[-1] and word[0] in "\"'" else word

@@ -17,7 +17,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +33,7 @@ from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, nearest, unknown
 from cats.nmt.files import atomic_write, hard_link, locked, read_file, remove_temporary_files
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, export_file, processes
@@ -438,14 +438,20 @@ def load_corpus(settings: schema.Data, *, quiet: bool = False) -> Corpus:
         quiet: do not say that a prepared folder of an earlier version is not verified. Only the main process says it.
 
     Raises:
-        UserError: the folder is missing, or its files are unusable.
+        UserError: the folder is missing, its files are unusable, or it lacks a task of `data.tasks`.
     """
     if settings.path:
         folder = Path(settings.path)
         if is_prepared(folder):
             return read_prepared_corpus(folder, settings.tasks, quiet=quiet or not processes.is_main())
         return read_corpus(folder, settings.source, settings.direction, settings.tasks)
-    return _built_in_corpus(settings.languages, settings.sizes, settings.seed)
+    corpus = _built_in_corpus(settings.languages, settings.sizes, settings.seed)
+    known = [task.name for task in corpus.tasks]
+    for name in settings.tasks:
+        if name not in known:
+            raise unknown("task", name, known, where="data.tasks")
+    tasks = [task for task in corpus.tasks if not settings.tasks or task.name in settings.tasks]
+    return replace(corpus, tasks=tasks)
 
 
 @lru_cache(maxsize=1)  # the training and the scoring of a run load the same one

@@ -165,6 +165,34 @@ def test_overrides():
 
 
 @pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("az,be", ("az", "be")),
+        ("az", ("az",)),
+        ("", ()),
+        ("[]", ()),
+        ("[az, be]", ("az", "be")),
+        ('["az", "be"]', ("az", "be")),
+        ("'az','be'", ("az", "be")),
+        ("[az,'b,e']", ("az", "b,e")),
+        ("[o'clock,d'or]", ("o'clock", "d'or")),
+        ("a=[1,2],b=3", ("a=[1,2]", "b=3")),
+        ("[a=[1,2],b=3]", ("a=[1,2]", "b=3")),
+        ("a='x,y',b=3", ("a='x,y'", "b=3")),
+        ("a[,b", ("a[", "b")),
+    ],
+)
+def test_a_list_of_names_needs_no_quotes_and_no_brackets(text, names):
+    assert apply_overrides(Config(), [f"data.tasks={text}"]).data.tasks == names
+
+
+def test_a_list_of_numbers_needs_no_brackets():
+    config = apply_overrides(Config(), ["sampling.ratios=0.3, 0.7", "train.betas=0.8,0.9"])
+    assert (config.sampling.ratios, config.train.betas) == ((0.3, 0.7), (0.8, 0.9))
+    assert apply_overrides(config, ["sampling.ratios="]).sampling.ratios == ()
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.lr", r"'train\.lr' is not an override: write section\.key=value"),
@@ -182,6 +210,9 @@ def test_overrides():
             "method.weights=[1,",
             r"method\.weights must be 'tokens', 'uniform' or a list",
         ),
+        ("train.betas=0.8;0.9", r"train\.betas"),
+        ("data.tasks=[az,be", r"data\.tasks needs a list"),
+        ("data.tasks=[1,2]", r"data\.tasks needs a list"),
         ("method.token_weights=[1,0]", r"method\.token_weights must be finite numbers above 0"),
         ("method.engine=two-pass", r"method\.engine must be one of auto, .*did you mean two_pass\?"),
         ("method.rows=0", r"method\.rows must be above 0 and at most 1"),

@@ -114,6 +114,33 @@ def test_a_variant_is_a_method_with_other_settings(tmp_path):
     assert (found["later"].sampling.temperature, found["later"].train.pretrain_steps) == (2, 11)
 
 
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("train.pretrain=[de,it],train.lr=0.01", ["train.pretrain=[de,it]", "train.lr=0.01"]),
+        ('train.pretrain=["de","it"],train.lr=0.01', ['train.pretrain=["de","it"]', "train.lr=0.01"]),
+        ("train.pretrain=de,it,train.lr=0.01", ["train.pretrain=de,it", "train.lr=0.01"]),
+        ("train.betas=[0.9,0.99],train.lr=0.01", ["train.betas=[0.9,0.99]", "train.lr=0.01"]),
+        ("method.options=a=[1,2],b=3,train.lr=1", ["method.options=a=[1,2],b=3", "train.lr=1"]),
+        ("data.path='/a,train.lr=1/b',train.lr=2", ["data.path='/a,train.lr=1/b'", "train.lr=2"]),
+        ("method.options=[reference='x,train.lr=1'],train.lr=2", ["method.options=[reference='x,train.lr=1']"]),
+        ("data.path=/o'clock,train.lr=2", ["data.path=/o'clock", "train.lr=2"]),
+        ("data.path=/a[1,train.lr=2", ["data.path=/a[1", "train.lr=2"]),
+    ],
+)
+def test_settings_are_split_at_the_commas_outside_of_their_values(text, settings):
+    base, found = methods.split_settings(f"cats-r,{text}")
+    assert base == "cats-r" and found[: len(settings)] == settings
+    assert methods.split_settings(text)[0] == ""
+    apply_overrides(Config(), [each for each in found if "pretrain" not in each])
+
+
+def test_a_variant_may_list_tasks(tmp_path):
+    for text in ("[ru,pt]", "ru,pt", '["ru","pt"]'):
+        found = configs("--out", str(tmp_path), f"--variant=mine:cats,train.pretrain={text},train.pretrain_steps=9")
+        assert (found["mine"].train.pretrain, found["mine"].train.pretrain_steps) == (("ru", "pt"), 9)
+
+
 def test_suffixes_are_the_same_method_with_a_restart_at_the_same_update(tmp_path):
     words = ["--set=train.steps=1350", "--set=sampling.temperature_end=2", "--methods"]
     found = configs(

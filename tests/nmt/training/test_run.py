@@ -20,7 +20,7 @@ from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint, export
 from cats.nmt.training.origin import Origin
-from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.run import RunDirectory, load_corpus
 from cats.nmt.training.trainer import train
 from tests.nmt.common import metrics, settings, write_toy_corpus
 
@@ -268,3 +268,14 @@ def test_a_checkpoint_with_a_wrong_type(trained, tmp_path, name, value):
     checkpoint.save(path, {**checkpoint.load(path), name: value})
     with pytest.raises(UserError, match=r"last\.pt does not match"):
         resumed(tmp_path / "run")
+
+
+def test_only_the_named_tasks_of_the_built_in_corpus_are_trained(corpus, monkeypatch):
+    monkeypatch.setattr("cats.nmt.training.run._built_in_corpus", lambda *_: read_corpus(corpus))
+
+    def sizes(*names: str) -> dict[str, int]:
+        return load_corpus(replace_settings(Config(), {"data.tasks": list(names)}).data).sizes
+
+    assert sizes() == {"xa": 200, "xb": 40} and sizes("xb") == {"xb": 40} and list(sizes("xb", "xa")) == ["xa", "xb"]
+    with pytest.raises(UserError, match=r"data\.tasks: unknown task xc.*xa"):
+        sizes("xa", "xc")

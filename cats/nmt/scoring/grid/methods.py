@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cats.nmt.config.recipes import first_phase
 from cats.nmt.config.schema import METHODS, Config
-from cats.nmt.config.toml import apply_overrides
+from cats.nmt.config.toml import apply_overrides, split_at_commas
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import find
 
@@ -156,10 +156,19 @@ def is_fixed_temperature(name: str) -> bool:
 
 
 def split_settings(text: str) -> tuple[str, list[str]]:
-    """What is before the settings of "BASE,KEY=VALUE,..", or "", and the settings. A value may have commas."""
-    parts = re.split(f",(?={_SETTING})", text)
-    base = "" if re.match(_SETTING, parts[0]) else parts.pop(0)
-    return base, parts
+    """What is before the settings of "BASE,KEY=VALUE,..", or "", and the settings.
+
+    A value may have commas. One that is followed by what looks like a setting must be within brackets or quotes.
+    """
+    base, settings = "", list[str]()
+    for number, part in enumerate(split_at_commas(text)):
+        if re.match(_SETTING, part):
+            settings.append(part)
+        elif settings:  # the rest of a value without brackets, such as az,be
+            settings[-1] += f",{part}"
+        else:
+            base += f",{part}" if number else part
+    return base, settings
 
 
 def check_controls(controls: Iterable[str]) -> None:
