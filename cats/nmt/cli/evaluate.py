@@ -53,8 +53,8 @@ def score(path: Path, split: str, *, checkpoint: str = "best", data: str | None 
     Args:
         data: the folder of the run's corpus, if it was moved.
     """
-    from cats.nmt.scoring import report
     from cats.nmt.scoring.evaluate import evaluate
+    from cats.nmt.scoring.report import markdown
     from cats.nmt.scoring.tables import scores_table
     from cats.nmt.training.run import RunDirectory
 
@@ -62,9 +62,9 @@ def score(path: Path, split: str, *, checkpoint: str = "best", data: str | None 
     directory = RunDirectory(path)
     reported = split == "test" and directory.scores_file().exists()
     if reported:
-        report.write(path)  # before anything is printed, which fails if nobody reads it
+        markdown.write(path)  # before anything is printed, which fails if nobody reads it
     if not quiet:
-        print(f"\n{scores_table(scores)}\n\n{report.verdict(scores)}")
+        print(f"\n{scores_table(scores)}\n\n{markdown.verdict(scores)}")
     if reported and not quiet and checkpoint == "best":
         tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
         print(f"\n{path}: report.md, loss.png, alpha.png, scores.json")

@@ -12,7 +12,8 @@ import pytest
 
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
-from cats.nmt.scoring import report, tables
+from cats.nmt.scoring import tables
+from cats.nmt.scoring.report import markdown
 from cats.nmt.scoring.scores import METRICS, read_scores, to_json, write_scores
 from tests.nmt.scoring.samples import content, scores
 
@@ -82,7 +83,7 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
 
 def test_a_run_without_scores(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no scores\.json; make it with: cats evaluate"):
-        report.write(tmp_path)
+        markdown.write(tmp_path)
     for text in (
         "{",
         "[" * 100_000,
@@ -94,7 +95,7 @@ def test_a_run_without_scores(tmp_path: Path) -> None:
     ):
         (tmp_path / "scores.json").write_text(text)
         with pytest.raises(UserError, match=r"scores\.json is damaged"):
-            report.write(tmp_path)
+            markdown.write(tmp_path)
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
@@ -135,6 +136,6 @@ def test_wrong_values_anywhere_give_one_line_or_a_table(tmp_path: Path, wrong: A
         except UserError as error:
             assert "\n" not in str(error)
             continue
-        report.markdown("run", found, {"best": found, "last": found}, [], Config())
+        markdown.text("run", found, {"best": found, "last": found}, [], Config())
         tables.scores_csv(found)
         json.dumps(to_json(found), allow_nan=False)

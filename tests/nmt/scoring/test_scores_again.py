@@ -19,7 +19,8 @@ from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.data.corpus_files import write_corpus
 from cats.nmt.files import read_output
-from cats.nmt.scoring import evaluate, report
+from cats.nmt.scoring import evaluate
+from cats.nmt.scoring.report import markdown
 from cats.nmt.scoring.scores import Cell, Scores, read_scores
 from cats.nmt.training.trainer import train
 from tests.nmt.cli.common import TINY
@@ -83,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.decode, "translate", lambda *_: list(FOUND))
         evaluate.evaluate(folder / "run", quiet=True)
-    report.write(folder / "run")
+    markdown.write(folder / "run")
     return folder / "run"
 
 

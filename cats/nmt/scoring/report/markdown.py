@@ -1,4 +1,4 @@
-"""The report of a run: report.md, with loss.png and alpha.png beside it."""
+"""report.md of a run, with loss.png and alpha.png beside it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(run: Path) -> None:
     records = read_metrics(directory.metrics_file)
     checkpoints = {"best": scores, **_other_checkpoints(run)}
     name = run.resolve().name.encode("utf-8", "replace").decode()  # a file system also allows other names
-    page = markdown(name, scores, checkpoints, records, directory.read_config())
+    page = text(name, scores, checkpoints, records, directory.read_config())
     atomic_write(directory.report_file, page)
     draw_loss(records, scores, directory.loss_plot)
     draw_alpha(records, scores, directory.alpha_plot)
@@ -55,7 +55,7 @@ def verdict(scores: Scores) -> str:
     return f"Below the nearest-neighbour baseline in {', '.join(chrf)}: the model is not trained."
 
 
-def markdown(
+def text(
     name: str,
     scores: Scores,
     checkpoints: Mapping[str, Scores],

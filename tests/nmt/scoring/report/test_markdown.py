@@ -1,4 +1,4 @@
-"""cats.nmt.scoring.report: the page of a run and its verdict."""
+"""cats.nmt.scoring.report.markdown: report.md of a run, and its verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import to_toml
-from cats.nmt.scoring import report, tables
+from cats.nmt.scoring import tables
+from cats.nmt.scoring.report import markdown
 from cats.nmt.scoring.scores import Scores, from_json
 from tests.nmt.scoring.samples import baseline, cell, content, png_size, record, scores
 
@@ -29,7 +30,7 @@ def test_checkpoints_side_by_side(run: Path) -> None:
     last = content()
     last["languages"]["az"] = cell(41.0, 1.5, pairs=150)
     (run / "scores.last.json").write_text(json.dumps(last))
-    report.write(run)
+    markdown.write(run)
     section = (run / "report.md").read_text(encoding="utf-8").partition("## Checkpoints")[2].splitlines()
     assert [c.strip() for c in section[2].strip("|").split("|")][3:] == [
         *("BLEU best", "BLEU last", "chrF best", "chrF last", "NLL best", "NLL last")
@@ -51,7 +52,7 @@ def test_three_groups(run: Path) -> None:
     )
     (run / "scores.json").write_text(json.dumps(three))
     (run / "config.toml").write_text("[evaluate]\nlores_below = 130\nhires_from = 1000\n")
-    report.write(run)
+    markdown.write(run)
     text = (run / "report.md").read_text(encoding="utf-8")
     assert "LoRes are the languages with fewer training pairs than 130, HiRes those with at least 1,000." in text
 
@@ -63,25 +64,25 @@ def against(**chrf: float | None) -> Scores:
 
 def test_no_baseline_at_all() -> None:
     nothing = against(all=None, lores=None, hires=None)
-    assert report.verdict(nothing).startswith("Not compared with the nearest-neighbour baseline")
+    assert markdown.verdict(nothing).startswith("Not compared with the nearest-neighbour baseline")
 
 
 def test_verdict_names_every_group_that_is_not_trained() -> None:
-    text = report.verdict(scores())
+    text = markdown.verdict(scores())
     assert text == (
         "Below the nearest-neighbour baseline in All (chrF 50.0 against 50.0), LoRes (chrF 40.0 against 45.0): "
         "the model is not trained."
     )
     beaten = against(all=49.9, lores=39.9, hires=60.0)
-    assert report.verdict(beaten).endswith("numbers replaced) in every group.")
+    assert markdown.verdict(beaten).endswith("numbers replaced) in every group.")
     some = against(all=None, lores=39.9, hires=None)
-    assert report.verdict(some).endswith("numbers replaced) in LoRes; the other groups have no baseline.")
+    assert markdown.verdict(some).endswith("numbers replaced) in LoRes; the other groups have no baseline.")
 
 
 def test_write(run: Path) -> None:
-    report.write(run)
+    markdown.write(run)
     text = (run / "report.md").read_text(encoding="utf-8")
-    assert tables.scores_table(scores()) in text and report.verdict(scores()) in text
+    assert tables.scores_table(scores()) in text and markdown.verdict(scores()) in text
     assert "40 updates, best by validation NLL after 20" in text
     assert "10 s of training at 1,234 target tokens/s" in text
     assert "- BLEU (ru, az): `tok:13a`\n- BLEU (be): `tok:char`\n- chrF: `nc:6`\n" in text
@@ -96,14 +97,14 @@ def test_write(run: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file system that allows any name")
 def test_a_run_whose_name_is_no_text(run: Path, tmp_path: Path) -> None:
-    report.write(run.rename(tmp_path.with_name("other\udcff")))
+    markdown.write(run.rename(tmp_path.with_name("other\udcff")))
     assert (tmp_path.with_name("other\udcff") / "report.md").read_text(encoding="utf-8").startswith("# other?\n")
 
 
 def test_strata_table(run: Path) -> None:
     part = {key: content()[key] for key in ("languages", "groups", "lookup")}
     headline = scores(strata={"new-pair": part, "seen-skeleton": part}, headline="new-pair")
-    text = report.markdown("run", headline, {"best": headline}, [], Config())
+    text = markdown.text("run", headline, {"best": headline}, [], Config())
     assert "computed on the test lines of stratum new-pair" in text
     row = next(line for line in text.splitlines() if line.startswith("| new-pair "))
     assert [c.strip() for c in row.strip("|").split("|")][1:5] == ["30", "50.0", "50.0", "1.250"]
@@ -112,5 +113,5 @@ def test_strata_table(run: Path) -> None:
 @pytest.mark.parametrize("lines", [0, 1])
 def test_pictures_of_a_run_with_hardly_any_training(run: Path, lines: int) -> None:
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record(10))}\n" for _ in range(lines)))
-    report.write(run)
+    markdown.write(run)
     assert png_size(run / "loss.png")[0] > 900

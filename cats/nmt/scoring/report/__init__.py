@@ -1,0 +1,1 @@
+"""Reports: report.md of one run, and the HTML page of one or several runs."""
