@@ -155,7 +155,7 @@ def write(out: Path, runs: Sequence[Run]) -> None:
     atomic_write(out / "compare.md", text)
     draw_comparison(comparison, out / "compare.png")
     print(text)
-    print(f"Written: {out}/compare.md, compare.csv, compare-summary.csv, compare.json, compare.png")
+    print(f"Written: {out}/compare.md, compare.csv, compare-summary.csv, compare.json, compare.png, compare.svg")
 
 
 def planned(args: argparse.Namespace) -> list[Run]:

@@ -6,7 +6,7 @@
     checkpoints/      last.pt, previous.pt, best.pt, step-N.pt, average.pt
     scores.json       the scores of an evaluated run; scores.csv has the same numbers
     hyp/              its translations
-    report.md         its report, with loss.png and alpha.png
+    report.md         its report, with loss.png, alpha.png and the same pictures as SVG
     torchrun-id       the id of the torchrun job that started the run, if there was one
 
 An exported model is a directory with config.toml, tokenizer.model and model.safetensors.

@@ -44,10 +44,12 @@ def test_a_run_directory_is_complete(trained: Path) -> None:
     run = trained / "run"
     assert {path.name for path in run.iterdir()} == {
         "alpha.png",
+        "alpha.svg",
         "checkpoints",
         "config.toml",
         "hyp",
         "loss.png",
+        "loss.svg",
         "metrics.jsonl",
         "report.md",
         "scores.csv",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cats.nmt.scoring.compare.results import Comparison
-from cats.nmt.scoring.plots.style import new_figure, save_figure
+from cats.nmt.scoring.plots.style import label_points, method_style, new_figure, save_figure
 
-_MARKERS = "osD^v"  # of methods, after each ten colours
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:
@@ -20,25 +22,31 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
 
     Args:
         comparison: the results to draw.
-        path: the PNG file to write.
+        path: the PNG file to write; an SVG file is written beside it.
     """
+    figure = comparison_figure(comparison)
+    if figure is not None:
+        save_figure(figure, path)
+
+
+def comparison_figure(comparison: Comparison) -> Figure | None:
+    """The picture of `draw_comparison`. None: no set has both groups."""
     panels = {name: r for name, r in comparison.sets.items() if {"lores", "hires"} <= r.groups.keys()}
     if not panels:
-        return
+        return None
     figure, axes = new_figure(len(panels))
     for axis, (name, result) in zip(axes, panels.items(), strict=True):
-        for number, (method, scores) in enumerate(result.methods.items()):
+        means = {}
+        for method, scores in result.methods.items():
             low, high = scores.groups["lores"].chrf, scores.groups["hires"].chrf
-            x, y = float(np.mean(low)), float(np.mean(high))
-            colour = f"C{number % 10}"
-            axis.plot(low, high, ".", color=colour, alpha=0.4)
-            axis.plot(scores.chrf_interval["lores"], [y, y], color=colour, alpha=0.5, lw=1)
-            axis.plot([x, x], scores.chrf_interval["hires"], color=colour, alpha=0.5, lw=1)
-            marker, size = ("*", 12) if method == "cats" else (_MARKERS[number // 10 % len(_MARKERS)], 7)
-            axis.plot([x], [y], marker, ms=size, color=colour, label=method)
-        axis.set_title(name)
+            x, y = means[method] = float(np.mean(low)), float(np.mean(high))
+            style = method_style(method)
+            axis.plot(low, high, ".", color=style.colour, alpha=0.4)
+            axis.plot(scores.chrf_interval["lores"], [y, y], color=style.colour, alpha=0.5, linewidth=1)
+            axis.plot([x, x], scores.chrf_interval["hires"], color=style.colour, alpha=0.5, linewidth=1)
+            axis.plot([x], [y], linestyle="", label=method, zorder=3, **style.mark)
+        axis.set_title(name, loc="left")
         axis.set_xlabel("LoRes chrF")
         axis.set_ylabel("HiRes chrF")
-    columns = 1 + (len(axes[0].get_legend_handles_labels()[1]) - 1) // 12
-    axes[0].legend(frameon=False, fontsize=9 if columns == 1 else 6, ncols=columns)
-    save_figure(figure, path)
+        label_points(axis, means)
+    return figure

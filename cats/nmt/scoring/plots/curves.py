@@ -25,7 +25,7 @@ def draw_loss(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) 
     Args:
         records: the lines of metrics.jsonl.
         scores: groups and training pairs of the languages.
-        path: the PNG file to write.
+        path: the PNG file to write; an SVG file is written beside it.
     """
     training: dict[str, Curve] = {}
     validation: dict[str, Curve] = {}
@@ -59,7 +59,7 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path)
     Args:
         records: the lines of metrics.jsonl.
         scores: groups and training pairs of the languages, and the method.
-        path: the PNG file to write.
+        path: the PNG file to write; an SVG file is written beside it.
     """
     curves: dict[str, Curve] = {}
     for record in records:
@@ -116,9 +116,9 @@ def _draw_curves(axis: Axes, curves: Mapping[str, Curve], scores: Scores) -> Non
     names = sorted((name for name in curves if name in scores.pairs), key=lambda name: (scores.pairs[name], name))
     few = len(names) <= _MOST_LABELS
     for title, palette, style, members in (
-        ("LoRes", colormaps["YlOrRd"], "-", [name for name in names if name in low]),
-        ("MidRes", colormaps["Greens"], "-.", [name for name in names if name in middle]),
-        ("HiRes", colormaps["YlGnBu"], "--", [name for name in names if name not in low | middle]),
+        ("LoRes", colormaps["Oranges"], "-", [name for name in names if name in low]),
+        ("MidRes", colormaps["Greys"], "-.", [name for name in names if name in middle]),
+        ("HiRes", colormaps["Blues"], "--", [name for name in names if name not in low | middle]),
     ):
         for i, name in enumerate(members):
             colour = palette(0.95 - 0.45 * i / max(1, len(members) - 1))
@@ -146,11 +146,11 @@ def _draw_legend(axis: Axes, scores: Scores, dotted: str | None = None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color="#bd0026", linestyle="-", label="LoRes"),
-        Line2D([], [], color="#225ea8", linestyle="--", label="HiRes"),
+        Line2D([], [], color="#a63603", linestyle="-", label="LoRes"),
+        Line2D([], [], color="#08519c", linestyle="--", label="HiRes"),
     ]
     if "midres" in scores.members:
-        handles.insert(1, Line2D([], [], color="#238b45", linestyle="-.", label="MidRes"))
+        handles.insert(1, Line2D([], [], color="#525252", linestyle="-.", label="MidRes"))
     if dotted:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=":", label=dotted))
     axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=INK)

@@ -1,11 +1,14 @@
-"""The style of all pictures: figures and axes, labels at the ends of lines, and how a picture is saved."""
+"""The style of all pictures: colours, figures and axes, labels beside what they name, and how a picture is saved."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,10 +20,110 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GRID = "#333333", "#dddddd"
+WIDTH = 8.4  # inches
+TEXT = 10  # points, at this width. Nothing is smaller than 9.
+
+# The colours of Okabe and Ito (Color Universal Design, 2008, https://jfly.uni-koeln.de/color/), which people with any
+# kind of colour vision can tell apart, without yellow, which is too light for lines on white.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# The methods in the order of their colours and markers. After each seven the colours start again, with other markers.
+# Add names at the end: in any other place, the methods behind it would get other colours than in older pictures.
+_PLACES = (
+    *("cats", "T=1", "T=inf", "uniform", "staged", "T=5", "tokens"),
+    *("multidds", "temperature", "rlw", "gradnorm", "pretrain-finetune", "T=3", "static"),
+    *("multidds-s", "restart", "famo", "group-dro", "lowres-finetune", "unimax", "ratios"),
+    *("mgda", "temperature-schedule", "pcgrad", "cvar-dro", "gradvac", "chi-square-dro", "uncertainty"),
+    *("dwa", "graddrop", "target-projection", "adaptive", "bandit", "chi-square-ibr", "doremi"),
+    *("double-power-law", "mirror", "lssd", "T=2", "T=10", "T=100", "T=20"),
+)
+_FORM = re.compile(r"(T=(?:inf|[\d.]+))(r?)|(.+?)((?:-r|-staged|-fixed)*)", re.DOTALL)
+_DASHES: dict[str, Any] = {"": "-", "r": "--", "-r": "--", "-staged": "-.", "-fixed": ":"}
+_OTHER_DASHES = ((0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 1, 2)))
 
 
-def new_figure(panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side, in the project's style. No window is opened.
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method is drawn. In grey, the marker and the dashes tell methods apart.
+
+    Attributes:
+        colour: "#rrggbb".
+        marker: a marker of matplotlib.
+        dash: a line style of matplotlib.
+        filled: whether the marker is filled. It is hollow for a form of a method, such as that with a restart.
+    """
+
+    colour: str
+    marker: str
+    dash: Any
+    filled: bool
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """The arguments of matplotlib's plot() for the markers."""
+        fill = self.colour if self.filled else "white"
+        return {"marker": self.marker, "markerfacecolor": fill, "markeredgecolor": self.colour, "markersize": 6.5}
+
+
+def method_style(name: str) -> MethodStyle:
+    """How a method is drawn in every picture. It follows from the name alone, also for names that nobody knows.
+
+    Args:
+        name: as in ``cats.nmt.scoring.grid.methods``: cats, T=3, T=3r, cats-r-fixed, a variant, .. A form of a method
+            has its colour and marker, with other dashes and a hollow marker; so has "NAME, settings".
+    """
+    name, _, settings = name.partition(", ")
+    match = _FORM.fullmatch(name)
+    base, form = (match[1] or match[3], match[2] or match[4] or "") if match else (name, "")
+    # A checksum, not hash(): that differs from process to process.
+    place = _PLACES.index(base) if base in _PLACES else zlib.crc32(base.encode("utf-8", "replace"))
+    more = form + settings
+    return MethodStyle(
+        colour=COLOURS[place % len(COLOURS)],
+        marker=MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
+        dash=_DASHES[more] if more in _DASHES else _OTHER_DASHES[zlib.crc32(more.encode()) % len(_OTHER_DASHES)],
+        filled=not more,
+    )
+
+
+def method_colour(name: str) -> str:
+    """The colour of a method in every picture, as "#rrggbb"; see ``method_style``."""
+    return method_style(name).colour
+
+
+def text_colour(colour: Any) -> str:
+    """A colour darkened as far as text needs to be read on white: a contrast of 4.5 to 1 (WCAG 2.1, 1.4.3)."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    rgb = np.asarray(to_rgb(colour))
+    while 1.05 / (_luminance(rgb) + 0.05) < 4.5:
+        rgb = rgb * 0.95
+    return to_hex((rgb[0], rgb[1], rgb[2]))
+
+
+def _luminance(rgb: np.ndarray) -> float:
+    """The relative luminance of WCAG 2.1, 0 to 1."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def new_figure(
+    panels: int,
+    *,
+    rows: int = 1,
+    sharex: bool = False,
+    sharey: bool | Literal["row"] = False,
+    height: float | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with rows of panels, in the project's style. No window is opened.
+
+    Args:
+        panels: in all rows together; a multiple of `rows`.
+        sharex, sharey: as for ``matplotlib.figure.Figure.subplots``.
+        height: in inches, of the whole figure.
+
+    Returns:
+        The figure, and its panels row by row.
 
     Raises:
         UserError: matplotlib is missing.
@@ -30,26 +133,46 @@ def new_figure(panels: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
-    figure = Figure(figsize=(8.4, 3.8 if panels > 1 else 4.2), dpi=150, layout="constrained")
+    height = height or {1: 3.8 if panels > 1 else 4.2}.get(rows, 0.4 + 2.9 * rows)
+    figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, sharey=sharey, squeeze=False)[0])
+    grid = figure.subplots(rows, panels // rows, sharex=sharex, sharey=sharey, squeeze=False)
+    axes = list(grid.flat)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(INK)
-        axis.tick_params(colors=INK, labelsize=9)
+        axis.tick_params(colors=INK, labelsize=TEXT)
         axis.grid(color=GRID, linewidth=0.6)
         axis.set_axisbelow(True)
-        axis.xaxis.label.set_color(INK)
-        axis.yaxis.label.set_color(INK)
-        axis.title.set_size(10.5)
+        for label in (axis.xaxis.label, axis.yaxis.label):
+            label.set_color(INK)
+            label.set_size(TEXT)
+        axis.title.set_size(TEXT + 1)
     return figure, axes
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG. If that fails, an older file at `path` is kept."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    atomic_write(path, buffer.getvalue())
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Writes a figure as PNG and as SVG, each completely or not at all: if it fails, an older file is kept.
+
+    The SVG is the same in every run. Its text stays text: it can be searched, read aloud and edited, and the file is
+    small. Where a reader lacks the font, DejaVu Sans, the usual replacements are narrower, so that nothing overlaps.
+
+    Args:
+        path: of the PNG, or of both without the suffix.
+
+    Returns:
+        The two files.
+    """
+    from matplotlib import rc_context
+
+    stem = str(path).removesuffix(".png").removesuffix(".svg")
+    files = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
+    with rc_context({"svg.hashsalt": "cats", "svg.fonttype": "none"}):
+        for file, metadata in zip(files, ({}, {"Date": None}), strict=True):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=file.suffix[1:], metadata=metadata)
+            atomic_write(file, buffer.getvalue())
+    return files
 
 
 def label_ends(axis: Axes) -> None:
@@ -57,31 +180,46 @@ def label_ends(axis: Axes) -> None:
 
     The scales of the axes must be set before.
     """
-    gap = 0.055  # the height of a line of text, as a share of the axes' height
-    axis.autoscale_view()  # matplotlib would do this later, but the heights below depend on it
+    unit = _lay_out(axis)
+    gap = 1.3 * TEXT * unit / axis.get_window_extent().height  # a line of text, as a share of the axes' height
     ends = []
     for line in axis.get_lines():
         if not str(line.get_label()).startswith("_"):
             point = axis.transData.transform(np.asarray(line.get_xydata())[-1])
-            ends.append((float(axis.transAxes.inverted().transform(point)[1]), line))
+            x, y = axis.transAxes.inverted().transform(point)
+            ends.append((float(y), float(x), line))
     ends.sort(key=lambda end: end[0])
-    heights = _spread([end for end, _ in ends], gap)
-    for height, (end, line) in zip(heights, ends, strict=True):
+    heights = _spread([end for end, *_ in ends], gap)
+    for height, (end, right, line) in zip(heights, ends, strict=True):
         axis.annotate(
             str(line.get_label()),
-            xy=(1.005, end),
+            xy=(right + 0.005, end),
             xytext=(1.04, height),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            color=line.get_color(),
-            fontsize=9,
+            color=text_colour(line.get_color()),
+            fontsize=TEXT,
             va="center",
             arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
         )
 
 
+def _lay_out(axis: Axes) -> float:
+    """Computes the sizes and limits of all axes, which places depend on. Returns the pixels of a point (1/72 inch)."""
+    from matplotlib.figure import Figure
+
+    figure = axis.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    return figure.dpi / 72
+
+
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Moves ascending heights as little as possible (least squares) so that they are `gap` apart and in 0.03 .. 1."""
+    """Moves ascending heights as little as possible (least squares) so that they are `gap` apart and in 0.03 .. 1.
+
+    If there is no room for that, they are less than `gap` apart.
+    """
+    gap = min(gap, 0.97 / max(1, len(heights) - 1))
     # After subtracting i * gap from height i this is isotonic regression: neighbours in the wrong order are merged into
     # a block that gets their mean.
     blocks: list[tuple[float, int]] = []
@@ -94,3 +232,69 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     highest = max(0.03, 1 - (len(heights) - 1) * gap)
     flat = [min(max(mean, 0.03), highest) for mean, count in blocks for _ in range(count)]
     return [mean + i * gap for i, mean in enumerate(flat)]
+
+
+def label_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Writes the name of each point beside it, in the colour of the method of this name, where there is room.
+
+    Args:
+        points: {method: (x, y)} in data coordinates. The scales of the axes must be set before.
+    """
+    from matplotlib.text import Text
+
+    unit = _lay_out(axis)
+    frame = axis.get_window_extent()
+    centres = {name: axis.transData.transform(point) for name, point in points.items()}
+    taken = [Box(x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit) for x, y in centres.values()]
+    for name in sorted(points, key=lambda name: -centres[name][1]):
+        colour = method_colour(name)
+        text = axis.annotate(
+            name,
+            points[name],
+            (0, 0),
+            textcoords="offset points",
+            fontsize=TEXT,
+            color=text_colour(colour),
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},  # bars may run behind it
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
+        )
+        extent = Text.get_window_extent(text)  # that of an annotation includes its line
+        box = _free_place(centres[name], (extent.width, extent.height), taken, Box(*frame.extents), unit)
+        taken.append(box)
+        x, y = centres[name]
+        text.set_position(((box.left - x) / unit, (box.bottom - y) / unit))
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlap(self, other: Box) -> float:
+        """The area in both."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return max(0.0, width) * max(0.0, height)
+
+
+def _free_place(centre: Any, size: tuple[float, float], taken: Sequence[Box], frame: Box, unit: float) -> Box:
+    """The nearest place for a text beside a point that overlaps nothing; else the one that overlaps least.
+
+    It may reach over the right edge of the frame, but over no other.
+    """
+    (x, y), (width, height) = centre, size
+    places = []
+    for distance in (7, 16, 28, 42, 60):  # points
+        for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+            left = x + right * distance * unit - width * (1 - right) / 2
+            bottom = y + up * distance * unit - height * (1 - up) / 2
+            box = Box(left, bottom, left + width, bottom + height)
+            outside = box.left < frame.left or box.bottom < frame.bottom or box.top > frame.top
+            overlap = sum(box.overlap(other) for other in taken)
+            if not outside and not overlap:
+                return box
+            places.append((outside, overlap, distance, box))
+    return min(places)[-1]
