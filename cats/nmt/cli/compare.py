@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cats.nmt.cli import grid
 from cats.nmt.cli.parser import Parser
-from cats.nmt.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,16 +38,8 @@ examples:
 
 def add_arguments(parser: Parser) -> None:
     from cats.nmt.scoring.grid.methods import CONTROLS, DEFAULT
-    from cats.nmt.scoring.grid.plan import SETS
 
-    parser.add_argument(
-        "--sets",
-        nargs="+",
-        default=["ted", "wmt"],
-        metavar="SET[:KEY=VALUE,..]",
-        help=f"any of {', '.join(SETS)}; with settings of its own, e.g. ted:train.steps=900 (default: ted wmt)",
-    )
-    parser.add_argument("--data", metavar="DIR", help="compare on this corpus instead of the CLDR sets")
+    grid.add_corpora(parser, ["ted", "wmt"])
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -63,81 +55,13 @@ def add_arguments(parser: Parser) -> None:
         help="controls to add to the methods, or none (default: all): "
         + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items()),
     )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="SEED", help="random seeds (default: 1 2 3)"
-    )
-    parser.add_argument(
-        "--variant",
-        action="append",
-        default=[],
-        metavar="NAME:BASE,KEY=VALUE,..",
-        help="another method: BASE (default: cats) with these settings, e.g. slow:method.alpha_lr=0.01",
-    )
-    parser.add_argument(
-        "--lr",
-        nargs="+",
-        type=float,
-        default=[],
-        metavar="LR",
-        help="learning rates to choose from on validation text, the same for every method (default: train.lr)",
-    )
-    parser.add_argument(
-        "--trials",
-        type=int,
-        metavar="N",
-        help="trials of each method to choose its settings by; those beyond --lr go to settings of its own, or to more "
-        "learning rates (default: one for each of --lr)",
-    )
-    parser.add_argument(
-        "--tuning-seed", type=int, default=0, metavar="SEED", help="seed of the trials, not one of --seeds (default: 0)"
-    )
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="number of runs at a time (default: 2)")
-    parser.add_argument("--only-finished", action="store_true", help="train nothing; make tables of what is finished")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/compare"),
-        metavar="DIR",
-        help="folder for the runs and the tables (default: runs/compare)",
-    )
-    parser.add_argument(
-        "--preset", metavar="NAME", help="settings that all runs start from; cats train --help lists the names"
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="TOML file of settings; wins over the preset, but not over the settings of a set, such as train.steps",
-    )
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a setting for all runs"
-    )
+    grid.add_options(parser, Path("runs/compare"))
 
 
 def run(args: argparse.Namespace) -> None:
     """Train the runs that are missing, then write compare.json, .csv, .md and .png of those that are finished."""
-    from cats.nmt.scoring.grid.execute import execute
-    from cats.nmt.scoring.grid.runs import check_all, everything
-    from cats.nmt.training.run import load_corpus
-
     runs = planned(args)
-    check_all([each for each in runs if each.finished] if args.only_finished else runs)
-    if args.only_finished:
-        write(args.out, runs)
-        return
-    if args.data:
-        load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
-    try:
-        failed = execute(runs, args.jobs)
-    except KeyboardInterrupt:
-        if any(each.finished for each in runs):
-            write(args.out, runs)
-        raise
-    if any(each.finished for each in runs):
-        write(args.out, runs)
-    if failed:
-        path, error = next(iter(failed.items()))
-        count = len(everything(runs))
-        raise UserError(f"{len(failed)} of {count} runs failed; the first: {path}: {error}")
+    grid.run(args, runs, lambda: write(args.out, runs))
 
 
 def write(out: Path, runs: Sequence[Run]) -> None:
@@ -160,21 +84,6 @@ def write(out: Path, runs: Sequence[Run]) -> None:
 
 def planned(args: argparse.Namespace) -> list[Run]:
     """The runs that the options ask for."""
-    from cats.nmt.config.toml import read_settings
     from cats.nmt.scoring.grid.plan import plan
 
-    return plan(
-        args.out,
-        read_settings(args.preset, args.config),
-        sets=args.sets,
-        methods=args.methods,
-        seeds=args.seeds,
-        jobs=args.jobs,
-        variants=args.variant,
-        controls=args.controls,
-        rates=args.lr,
-        count=max(1, len(args.lr)) if args.trials is None else args.trials,
-        tuning_seed=args.tuning_seed,
-        data=args.data,
-        overrides=args.overrides,
-    )
+    return plan(grid.chosen(args), args.methods, args.controls)

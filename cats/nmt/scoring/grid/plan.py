@@ -1,8 +1,9 @@
-"""The runs of a comparison, with their settings."""
+"""The runs of a grid, with their settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cats.nmt.config.checks import is_utf8, replace_settings
@@ -34,90 +35,90 @@ SETS: dict[str, list[str]] = {
 _SCORED = ["evaluate.strata=headline", "evaluate.baseline=false"]
 
 
-def plan(
-    out: Path,
-    base: Config,
-    *,
-    sets: Sequence[str],
-    methods: Sequence[str] = DEFAULT,
-    seeds: Sequence[int],
-    jobs: int,
-    variants: Sequence[str] = (),
-    controls: Sequence[str] = (),
-    rates: Sequence[float] = (),
-    count: int = 1,
-    tuning_seed: int = 0,
-    data: str | None = None,
-    overrides: Sequence[str] = (),
-) -> list[Run]:
-    """All runs of a comparison. All settings are checked here, before anything is trained.
+@dataclass(frozen=True)
+class Grid:
+    """What the runs of a grid have in common.
 
-    Args:
+    Attributes:
         out: folder of the run directories.
         base: the settings that all runs start from.
         sets: names in SETS, also with settings of their own, such as "ted:train.steps=1350".
-        methods: see `cats.nmt.scoring.grid.methods`.
         seeds: values of train.seed.
         jobs: number of runs at a time, which share the cores; see ``threads_per_process``.
         variants: more methods; see `Methods`.
-        controls: names in CONTROLS.
         rates: learning rates to choose from; empty: that of the settings.
         count: the number of trials of each method and set. 1: nothing is chosen.
         tuning_seed: train.seed of the trials.
         data: folder of a corpus to use instead of the sets.
         overrides: settings for all runs, "KEY=VALUE".
-
-    Raises:
-        UserError: a name is unknown or given twice, or a setting is invalid.
     """
-    known = Methods(variants)
-    chosen = [*methods, *known.variants]
-    check_controls(controls)
-    own_settings = [_set_and_settings(text) for text in sets]
-    for option, given in (("methods", chosen), ("sets", [name for name, _ in own_settings]), ("seeds", seeds)):
-        if len(set(given)) < len(given):
-            raise UserError(f"--{option} {' '.join(map(str, given))}: one is given twice")
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, not {jobs}")
-    if not is_utf8(str(out)):
-        raise UserError(f"{str(out)!r} is not valid UTF-8; choose another --out")
-    trials.check(rates, count, tuning_seed, seeds)
-    shared = [f"train.threads={threads_per_process(jobs)}", *_SCORED, *overrides]
-    corpora = (
-        {Path(data).resolve().name: [f"data.path={data}"]}
-        if data
-        else {name: ["data.path=", *SETS[name], *settings] for name, settings in own_settings}
-    )
-    runs: list[Run] = []
-    for name, settings in corpora.items():
-        start = apply_overrides(base, [*settings, *shared])
-        if start.evaluate.search == "none":
-            raise UserError("evaluate.search = none leaves nothing to compare; set greedy or beam")
-        names = known.with_controls(chosen, controls, start)
-        own = {method: known.settings(method, start.train.steps) for method in names}
-        if rates and "train.lr" in trials.as_settings(overrides):
+
+    out: Path
+    base: Config
+    sets: Sequence[str]
+    seeds: Sequence[int]
+    jobs: int
+    variants: Sequence[str] = ()
+    rates: Sequence[float] = ()
+    count: int = 1
+    tuning_seed: int = 0
+    data: str | None = None
+    overrides: Sequence[str] = ()
+
+    def corpora(self) -> dict[str, Config]:
+        """The settings that all methods start from on each set, or on the corpus in `data`, by its name.
+
+        Raises:
+            UserError: an option is wrong, or a set or a seed is given twice.
+        """
+        own = [_set_and_settings(text) for text in self.sets]
+        check_different("sets", [name for name, _ in own])
+        check_different("seeds", self.seeds)
+        if self.jobs < 1:
+            raise UserError(f"--jobs must be at least 1, not {self.jobs}")
+        if not is_utf8(str(self.out)):
+            raise UserError(f"{str(self.out)!r} is not valid UTF-8; choose another --out")
+        trials.check(self.rates, self.count, self.tuning_seed, self.seeds)
+        if self.rates and "train.lr" in trials.as_settings(self.overrides):
             raise UserError("--set train.lr would be replaced by --lr; leave one out")
-        if twice := [method for method in names if rates and "train.lr" in trials.as_settings(own[method])]:
-            raise UserError(f"method {twice[0]} has a train.lr of its own, which --lr would replace; leave one out")
-        configs = {method: apply_overrides(start, own[method]) for method in names}
-        for method in filter(_is_fixed, names):
-            source = method.removesuffix(FIXED)
-            if source not in names or configs[source].method.name != "cats":
-                raise UserError(f"method {method} needs {source} among --methods, with method.name = cats")
-        if rates and count == 1:
-            configs = {method: replace_settings(config, {"train.lr": rates[0]}) for method, config in configs.items()}
-        tuning = {
-            method: [
-                _trial(out / name, name, method, configs[method], number, tried, tuning_seed)
-                for number, tried in enumerate(
-                    trial_settings(_space(start, own[method], overrides), rates or [start.train.lr], count),
-                    start=1,
-                )
-            ]
-            for method in names
-            if count > 1 and not _is_fixed(method)
+        shared = [f"train.threads={threads_per_process(self.jobs)}", *_SCORED, *self.overrides]
+        if self.data:
+            name = Path(self.data).resolve().name
+            return {name: apply_overrides(self.base, [f"data.path={self.data}", *shared])}
+        return {
+            name: apply_overrides(self.base, ["data.path=", *SETS[name], *settings, *shared]) for name, settings in own
         }
-        for seed in seeds:  # the outer loop, so that a comparison that is stopped has all methods for its first seeds
+
+    def runs(self, name: str, folder: Path, start: Config, own: Mapping[str, Sequence[str]]) -> list[Run]:
+        """The runs of some methods on one set, in the order of the seeds: all methods first come with the first seed.
+
+        Args:
+            name: of the set.
+            folder: the folder of the run directories.
+            start: the settings that all methods start from.
+            own: {method: its settings, as overrides}. A method NAME-fixed needs NAME among them.
+
+        Raises:
+            UserError: a setting is invalid.
+        """
+        if twice := [method for method in own if self.rates and "train.lr" in trials.as_settings(own[method])]:
+            raise UserError(f"method {twice[0]} has a train.lr of its own, which --lr would replace; leave one out")
+        configs = {method: apply_overrides(start, own[method]) for method in own}
+        for method in filter(_is_fixed, own):
+            source = method.removesuffix(FIXED)
+            if source not in own or configs[source].method.name != "cats":
+                raise UserError(f"method {method} needs {source} among --methods, with method.name = cats")
+        if self.rates and self.count == 1:
+            configs = {
+                method: replace_settings(config, {"train.lr": self.rates[0]}) for method, config in configs.items()
+            }
+        tuning = {
+            method: self._trials(name, folder, method, configs[method], _space(start, own[method], self.overrides))
+            for method in own
+            if self.count > 1 and not _is_fixed(method)
+        }
+        runs: list[Run] = []
+        for seed in self.seeds:
             found: dict[str, Run] = {}
             for method, config in configs.items():
                 source = method.removesuffix(FIXED)
@@ -125,13 +126,54 @@ def plan(
                     name,
                     method,
                     seed,
-                    out / name / f"{_file_name(method)}-seed{seed}",
+                    folder / f"{_file_name(method)}-seed{seed}",
                     replace_settings(config, {"train.seed": seed}),
                     tuple(tuning.get(source, ())),
                     found[source] if _is_fixed(method) else None,
                 )
             runs += found.values()
+        return runs
+
+    def _trials(
+        self, name: str, folder: Path, method: str, config: Config, space: Mapping[str, Sequence[str]]
+    ) -> list[Trial]:
+        """The trials of a method on one set."""
+        found = []
+        for number, settings in enumerate(trial_settings(space, self.rates or [config.train.lr], self.count), start=1):
+            tried = apply_overrides(config, [*settings, f"train.seed={self.tuning_seed}", "evaluate.search=none"])
+            path = folder / "tuning" / f"{_file_name(method)}-trial{number}"
+            found.append(Trial(Run(name, method, self.tuning_seed, path, tried), settings))
+        return found
+
+
+def plan(grid: Grid, methods: Sequence[str] = DEFAULT, controls: Sequence[str] = ()) -> list[Run]:
+    """All runs of a comparison. All settings are checked here, before anything is trained.
+
+    Args:
+        methods: see `cats.nmt.scoring.grid.methods`; those of `grid.variants` are added.
+        controls: names in CONTROLS.
+
+    Raises:
+        UserError: a name is unknown or given twice, or a setting is invalid.
+    """
+    known = Methods(grid.variants)
+    chosen = [*methods, *known.variants]
+    check_controls(controls)
+    check_different("methods", chosen)
+    runs: list[Run] = []
+    for name, start in grid.corpora().items():
+        if start.evaluate.search == "none":
+            raise UserError("evaluate.search = none leaves nothing to compare; set greedy or beam")
+        names = known.with_controls(chosen, controls, start)
+        own = {method: known.settings(method, start.train.steps) for method in names}
+        runs += grid.runs(name, grid.out / name, start, own)
     return runs
+
+
+def check_different(option: str, values: Sequence[object]) -> None:
+    """Raises an error if a value of an option is given twice."""
+    if len(set(values)) < len(values):
+        raise UserError(f"--{option} {' '.join(map(str, values))}: one is given twice")
 
 
 def _space(start: Config, own: Sequence[str], overrides: Sequence[str]) -> dict[str, Sequence[str]]:
@@ -151,15 +193,6 @@ def _space(start: Config, own: Sequence[str], overrides: Sequence[str]) -> dict[
         *(name for name in space if value_of(config, name) != value_of(default, name)),
     }
     return {name: values for name, values in space.items() if name not in given}
-
-
-def _trial(
-    folder: Path, name: str, method: str, config: Config, number: int, settings: tuple[str, ...], seed: int
-) -> Trial:
-    """One trial of a method on one set, in the set's folder."""
-    own = apply_overrides(config, [*settings, f"train.seed={seed}", "evaluate.search=none"])
-    path = folder / "tuning" / f"{_file_name(method)}-trial{number}"
-    return Trial(Run(name, method, seed, path, own), settings)
 
 
 def _is_fixed(method: str) -> bool:

@@ -1,0 +1,137 @@
+"""What `cats compare` and `cats pareto` share: the options of a grid of runs, and training the runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cats.nmt.cli.parser import Parser
+from cats.nmt.errors import UserError
+
+if TYPE_CHECKING:
+    from cats.nmt.scoring.grid.plan import Grid
+    from cats.nmt.scoring.grid.runs import Run
+
+
+def add_corpora(parser: Parser, default: Sequence[str]) -> None:
+    """Add --sets and --data."""
+    from cats.nmt.scoring.grid.plan import SETS
+
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        default=list(default),
+        metavar="SET[:KEY=VALUE,..]",
+        help=f"any of {', '.join(SETS)}; with settings of its own, e.g. ted:train.steps=900 "
+        f"(default: {' '.join(default)})",
+    )
+    parser.add_argument("--data", metavar="DIR", help="train on this corpus instead of the CLDR sets")
+
+
+def add_options(parser: Parser, out: Path) -> None:
+    """Add the options from --seeds to --set.
+
+    Args:
+        out: the default of --out.
+    """
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="SEED", help="random seeds (default: 1 2 3)"
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME:BASE,KEY=VALUE,..",
+        help="another method: BASE (default: cats) with these settings, e.g. slow:method.alpha_lr=0.01; a list is "
+        "written as az,be or [az,be]",
+    )
+    parser.add_argument(
+        "--lr",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="LR",
+        help="learning rates to choose from on validation text, the same for every method (default: train.lr)",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="trials of each method to choose its settings by; those beyond --lr go to settings of its own, or to more "
+        "learning rates (default: one for each of --lr)",
+    )
+    parser.add_argument(
+        "--tuning-seed", type=int, default=0, metavar="SEED", help="seed of the trials, not one of --seeds (default: 0)"
+    )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="number of runs at a time (default: 2)")
+    parser.add_argument("--only-finished", action="store_true", help="train nothing; make tables of what is finished")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=out,
+        metavar="DIR",
+        help=f"folder for the runs and the tables (default: {out})",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="settings that all runs start from; cats train --help lists the names"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file of settings; wins over the preset, but not over the settings of a set, such as train.steps",
+    )
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a setting for all runs"
+    )
+
+
+def chosen(args: argparse.Namespace) -> Grid:
+    """The grid that these options ask for."""
+    from cats.nmt.config.toml import read_settings
+    from cats.nmt.scoring.grid.plan import Grid
+
+    return Grid(
+        args.out,
+        read_settings(args.preset, args.config),
+        sets=args.sets,
+        seeds=args.seeds,
+        jobs=args.jobs,
+        variants=args.variant,
+        rates=args.lr,
+        count=max(1, len(args.lr)) if args.trials is None else args.trials,
+        tuning_seed=args.tuning_seed,
+        data=args.data,
+        overrides=args.overrides,
+    )
+
+
+def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]) -> None:
+    """Train the runs that are missing, then write the results of those that are finished.
+
+    Raises:
+        UserError: some runs failed. The results of the others are written.
+    """
+    from cats.nmt.scoring.grid.execute import execute
+    from cats.nmt.scoring.grid.runs import check_all, everything
+    from cats.nmt.training.run import load_corpus
+
+    check_all([each for each in runs if each.finished] if args.only_finished else runs)
+    if args.only_finished:
+        write()
+        return
+    if args.data:
+        load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
+    try:
+        failed = execute(runs, args.jobs)
+    except KeyboardInterrupt:
+        if any(each.finished for each in runs):
+            write()
+        raise
+    if any(each.finished for each in runs):
+        write()
+    if failed:
+        path, error = next(iter(failed.items()))
+        count = len(everything(runs))
+        raise UserError(f"{len(failed)} of {count} runs failed; the first: {path}: {error}")
