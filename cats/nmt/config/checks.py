@@ -98,6 +98,10 @@ def _check_combinations(config: Config, prefix: str) -> None:
         ):
             if unsupported:
                 raise UserError(f"{prefix}train.distributed = {train.distributed} needs {name} = {instead}")
+    if train.best_metric != "nll" and not train.validate_bleu:
+        raise UserError(
+            f"{prefix}train.best_metric = {train.best_metric} needs train.validate_bleu (1: at each validation)"
+        )
     if train.pretrain and train.restart:
         raise UserError(
             f"{prefix}train.restart has no effect with train.pretrain, which makes the same reset; leave one out"

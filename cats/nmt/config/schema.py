@@ -383,7 +383,23 @@ class Train:
         0, "updates between two checkpoints, in addition to those at validations; 0: only at validations", need=COUNT
     )
     keep: int = setting(0, "number of newest validations whose models are kept, for cats average", need=COUNT)
-    patience: int = setting(0, "stop after this many validations without a better mean NLL; 0: never", need=COUNT)
+    validate_bleu: int = setting(
+        0,
+        "translate validation lines by greedy search, for BLEU and chrF, at each N-th validation and the last; 0: off",
+        need=COUNT,
+    )
+    validate_lines: int = setting(
+        100, "train.validate_bleu: lines of each task to translate, evenly spread, always the same; 0: all", need=COUNT
+    )
+    best_metric: str = setting(
+        "nll",
+        "what the best model has: the lowest validation NLL, or the highest BLEU or chrF of train.validate_bleu; means "
+        "over the tasks",
+        choices=("nll", "bleu", "chrf"),
+    )
+    patience: int = setting(
+        0, "stop after this many validations without a better train.best_metric; 0: never", need=COUNT
+    )
     init_from: str = setting("", "run directory whose best model training starts from; empty: random parameters")
     pretrain: tuple[str, ...] = setting(
         (),

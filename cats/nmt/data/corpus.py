@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cats.nmt.config.schema import Evaluate
 from cats.nmt.data.groups import task_groups
 from cats.nmt.data.readers import PairReader
 
+T = TypeVar("T")
 SPLITS = ("train", "valid", "test")
 HEADLINE = "new-pair"  # the stratum that results are reported on, if the corpus has it
 ENGLISH = ("en", "eng", "en_XX", "eng_Latn")  # the codes of English in public corpora; "en" stands for any of them
+
+
+def evenly_spread(rows: Sequence[T], count: int) -> list[T]:
+    """`count` of the rows, evenly spread and always the same. All of them if there are not so many, or if it is 0."""
+    count = min(count or len(rows), len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 class PairsDigest:

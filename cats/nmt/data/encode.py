@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,17 +97,31 @@ def encode_pairs(
     Returns:
         The pairs that were kept, and the number of pairs left out by reason.
     """
-    source, target = direction
-    before, after = tokenizer.frame(source, target)
     left_out: Counter[str] = Counter()
     kept: list[list[int]] = []
-    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
-    for pair in zip(tokenizer.encode(sources, source), tokenizer.encode(targets, target), strict=True):
-        if reason := length_filter.reason(len(pair[0]), len(pair[1]), len(before) + len(after)):
+    for ids, reason in _filtered(pairs, tokenizer, direction, length_filter):
+        if reason:
             left_out[reason] += 1
         else:
-            kept += pair
+            kept += ids
     return pack(kept, tokenizer.vocab_size), left_out
+
+
+def kept_pairs(pairs: Pairs, tokenizer: Tokenizer, direction: tuple[str, str], length_filter: LengthFilter) -> Pairs:
+    """The text of the pairs that ``encode_pairs`` keeps, in the same order."""
+    reasons = (reason for _, reason in _filtered(pairs, tokenizer, direction, length_filter))
+    return [pair for pair, reason in zip(pairs, reasons, strict=True) if not reason]
+
+
+def _filtered(
+    pairs: Pairs, tokenizer: Tokenizer, direction: tuple[str, str], length_filter: LengthFilter
+) -> Iterator[tuple[tuple[list[int], list[int]], str]]:
+    """The ids of the pieces of both sides of every pair, and why it is left out, or ""."""
+    source, target = direction
+    before, after = tokenizer.frame(source, target)
+    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+    for ids in zip(tokenizer.encode(sources, source), tokenizer.encode(targets, target), strict=True):
+        yield ids, length_filter.reason(len(ids[0]), len(ids[1]), len(before) + len(after))
 
 
 def encode_tasks(

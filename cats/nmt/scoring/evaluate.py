@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cats.nmt import quality
 from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import Config, Decode
 from cats.nmt.data.corpus import SPLITS, Corpus, Split, StreamedSplit, Task
@@ -23,7 +24,7 @@ from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, one_line
 from cats.nmt.model import decode, loss
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.scoring import hypotheses, nearest_neighbour, quality, tables
+from cats.nmt.scoring import hypotheses, nearest_neighbour, tables
 from cats.nmt.scoring.off_target import Identifier, train_identifier
 from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
 from cats.nmt.scoring.summarise import Output, summarise

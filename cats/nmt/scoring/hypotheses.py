@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cats.nmt.config.schema import Evaluate
-from cats.nmt.data.corpus import Split
+from cats.nmt.data.corpus import Split, evenly_spread
 from cats.nmt.errors import UserError
 from cats.nmt.files import file_digest, one_line, read_output
 from cats.nmt.scoring.scores import Scores
@@ -21,9 +21,7 @@ def translated_rows(split: Split, headline: str | None, settings: Evaluate) -> l
     if settings.search == "none":
         return []
     rows = split.rows(headline) if settings.strata == "headline" else []
-    rows = rows or split.rows(None)
-    count = min(settings.lines or len(rows), len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
+    return evenly_spread(rows or split.rows(None), settings.lines)
 
 
 def digests(run: Path, split: str, checkpoint: str) -> dict[str, str]:

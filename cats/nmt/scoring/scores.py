@@ -14,31 +14,13 @@ from typing import Any
 
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_checked_json, write_checked_json
+from cats.nmt.quality import Quality
 
 MOST_NATS = 700  # per token: e^700 is near the largest float64
 # The groups of tasks that scores are averaged over, with their titles.
 TITLES = {"all": "All", "lores": "LoRes", "midres": "MidRes", "hires": "HiRes"}
 # The measures of a cell, by their names in scores.json and in their order there.
 METRICS = ("bleu", "bleu_13a", "chrf", "chrfpp", "spbleu", "nll", "perplexity", "off_target", "off_target_references")
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Corpus scores of translations, 0 to 100. None: cannot be computed, such as spBLEU without its model.
-
-    Attributes:
-        bleu: BLEU with the tokenizer for the target language.
-        bleu_13a: BLEU with the tokenizer 13a for every language, as in the tables of Zhang et al. (2020) on OPUS-100.
-        chrf: chrF with character n-grams only.
-        chrfpp: chrF++, with words and pairs of words.
-        spbleu: BLEU on the sentencepiece tokens of FLORES-200.
-    """
-
-    bleu: float | None = None
-    bleu_13a: float | None = None
-    chrf: float | None = None
-    chrfpp: float | None = None
-    spbleu: float | None = None
 
 
 @dataclass(frozen=True)

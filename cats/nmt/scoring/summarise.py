@@ -8,15 +8,15 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from cats.nmt import quality
 from cats.nmt.data.corpus import Corpus, Split
-from cats.nmt.scoring import quality
+from cats.nmt.quality import Quality
 from cats.nmt.scoring.off_target import Identifier
 from cats.nmt.scoring.scores import (
     MOST_NATS,
     Cell,
     Likelihood,
     OffTarget,
-    Quality,
     RunFacts,
     Scores,
     Stratum,

@@ -95,8 +95,12 @@ def _is_record(value: Any) -> bool:
     if type(step) is not int or not 0 <= step < 2**53 or not isinstance(valid, dict):
         return False
     names = ("losses", "alpha", "prior", "tokens", "examples")
-    tables = (*(value.get(name, {}) for name in names), valid.get("nll", {}))
-    single = (value.get("seconds", 0.0), value.get("cpu_seconds"), value.get("peak_memory"), valid.get("all"))
+    scores = value.get("scores", {})
+    if not isinstance(scores, dict):
+        return False
+    tables = (*(value.get(name, {}) for name in names), valid.get("nll", {}), *scores.values())
+    means = (valid.get(name) for name in ("all", "bleu", "chrf"))
+    single = (value.get("seconds", 0.0), value.get("cpu_seconds"), value.get("peak_memory"), *means)
     return (
         all(isinstance(table, dict) and all(map(_is_number_or_none, table.values())) for table in tables)
         and all(map(_is_number_or_none, single))

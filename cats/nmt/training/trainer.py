@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -22,18 +22,20 @@ from torch import nn
 import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
-from cats.nmt.training import processes
+from cats.nmt.training import processes, sharding
 from cats.nmt.training.batches import PrefetchedBatch
 from cats.nmt.training.losses import Losses, TokenLosses, add_gradients
 from cats.nmt.training.memory import out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord
 from cats.nmt.training.optimizer import gradient_scales
 from cats.nmt.training.progress import Progress, tell
-from cats.nmt.training.run import RunDirectory, set_threads
+from cats.nmt.training.run import RunDirectory, build_model, set_threads
 from cats.nmt.training.schedule import rate_of_update
 from cats.nmt.training.signals import deferred_interrupts
 from cats.nmt.training.training_state import TrainingState
-from cats.nmt.training.validation import validation_nll
+from cats.nmt.training.validation import is_better, validation_nll, validation_scores
+
+SHOWN = {"nll": "NLL {:.3f}", "bleu": "BLEU {:.1f}", "chrf": "chrF {:.1f}"}  # how progress shows the means
 
 
 def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> None:
@@ -42,7 +44,7 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
     Args:
         config: see ``cats.nmt.config.schema``.
         out: created, unless ``resume``. See ``cats.nmt.training.run`` for its files. ``checkpoints/best.pt`` has the
-            model with the lowest validation nll (mean over the languages). ``last.pt`` is the newest checkpoint and has
+            best model by `train.best_metric`. ``last.pt`` is the newest checkpoint and has
             everything that is needed to resume; ``previous.pt`` is the one before.
         resume: continue from ``last.pt``. On a CPU the result is bit for bit that of a run without interruption.
         quiet: print no progress and no notices about the corpus.
@@ -90,8 +92,8 @@ class Trainer(TrainingState):
                 if done or self.step % config.log_every == 0:
                     record = self.log()
                     facts.append(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s")
-                if validating and (nll := self.validate()) is not None:
-                    facts.append(f"validation NLL {nll:.3f}")
+                if validating and (means := self.validate()):
+                    facts.append(f"validation {', '.join(SHOWN[name].format(mean) for name, mean in means.items())}")
                 if facts:
                     progress.say(self.step, self.seconds, ", ".join(facts), now=validating)
                 saving = validating or bool(config.save_every and self.step % config.save_every == 0)
@@ -251,10 +253,11 @@ class Trainer(TrainingState):
         self.logged_at = self.seconds
         return record
 
-    def validate(self) -> float | None:
-        """The mean validation nll over the tasks, or None without validation pairs. Saves the model if it is the best.
+    def validate(self) -> dict[str, float]:
+        """{name: mean over the tasks} of the validation nll and, if they are due, of BLEU and chrF.
 
-        Without validation pairs the newest model counts as the best.
+        Saves the model if it is the best by `train.best_metric`. A validation without that number decides nothing.
+        Without validation pairs the result is empty, and the newest model counts as the best.
 
         Raises:
             UserError: the nll is not finite, or, without validation pairs, the last loss is not finite.
@@ -266,24 +269,53 @@ class Trainer(TrainingState):
             nll = validation_nll(self.model, self.validation, batch_tokens, in_step=self.sharded)
             if self.distillation is not None:
                 self.distillation.after_validation(self.step, nll, self.model)
-        mean = sum(nll.values()) / len(nll) if nll else None
+        means = {"nll": sum(nll.values()) / len(nll)} if nll else {}
+        record: dict[str, Any] = {"step": self.step, "valid": {"nll": nll, "all": means.get("nll")}, "best": False}
         if bad := [task for task, value in nll.items() if not math.isfinite(value)]:
-            self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": False})
+            self.write(record)
             raise self.diverged(f"the validation NLL of {', '.join(bad)} is not finite")
-        usable = mean is not None or self.last_losses_are_finite()
+        usable = bool(nll) or self.last_losses_are_finite()
         if not usable and self.step == self.config.train.steps:
             raise self.diverged("the loss of the last update is not finite")
-        better = usable if mean is None else mean < self.best
-        # While only some tasks are trained, the mean over all of them is no reason to stop.
-        pretraining = self.step <= self.config.train.pretrain_steps
-        self.bad_validations = 0 if better or pretraining else self.bad_validations + 1
-        if mean is not None:
-            self.best = min(self.best, mean)
-        self.write({"step": self.step, "valid": {"nll": nll, "all": mean}, "best": better})
+        if self.scores_are_due:
+            record["scores"] = self.scores()
+            means |= {name: sum(scores.values()) / len(scores) for name, scores in record["scores"].items()}
+            record["valid"] |= {name: means[name] for name in record["scores"]}
+        metric = self.config.train.best_metric
+        better = is_better(metric, means[metric], self.best) if metric in means else usable and not nll
+        if better and nll:
+            self.best = means[metric]
+        if metric in means or not nll:
+            # While only some tasks are trained, the mean over all of them is no reason to stop.
+            pretraining = self.step <= self.config.train.pretrain_steps
+            self.bad_validations = 0 if better or pretraining else self.bad_validations + 1
+        record["best"] = better
+        self.write(record)
         if self.adaptive is not None:
             self.adaptive.after_validation(self.step, nll)
         self.save_model(better)
-        return mean
+        return means
+
+    @property
+    def scores_are_due(self) -> bool:
+        """Whether `train.validate_bleu` asks for the scores of this validation."""
+        train = self.config.train
+        last = self.step == train.steps
+        return train.validate_bleu > 0 and (last or self.step // train.validate_every % train.validate_bleu == 0)
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """See ``validation_scores``. With sharded parameters, the main process makes a copy of the whole model."""
+        config, model = self.config, self.model
+        with self.average.in_model():
+            if self.sharded:
+                state = sharding.whole(model.state_dict())
+                if processes.is_main():
+                    model = build_model(config.model, self.tokenizer)
+                    model.load_state_dict(state)
+                    model.to(self.device)
+            return validation_scores(
+                model, self.tokenizer, self.validation_text, config.train.validate_lines, config.decode
+            )
 
     def check_replicas(self, numbers: list[float]) -> None:
         """Raises if these numbers, of the model or the task weights, are not the same in all processes."""

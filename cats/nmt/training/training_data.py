@@ -9,7 +9,7 @@ import torch
 
 from cats.nmt.config.schema import Config
 from cats.nmt.data.dataset import TokenDataset
-from cats.nmt.data.encode import EncodingSettings, encode_tasks
+from cats.nmt.data.encode import EncodingSettings, Pairs, encode_tasks, kept_pairs
 from cats.nmt.data.groups import task_groups
 from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.tokenizer import Tags, Tokenizer
@@ -22,12 +22,26 @@ COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of thi
 
 
 @dataclass(frozen=True)
+class ValidationText:
+    """The text of the validation pairs of a task, without those that were left out, and its two languages."""
+
+    source: str
+    target: str
+    pairs: Pairs
+
+
+@dataclass(frozen=True)
 class TrainingData:
-    """What a run is trained and validated on. origin: what checkpoints record about it."""
+    """What a run is trained and validated on.
+
+    validation_text: {task: the text of its pairs in `validation`}; empty without `train.validate_bleu`.
+    origin: what checkpoints record about it.
+    """
 
     tokenizer: Tokenizer
     training: TokenDataset
     validation: TokenDataset
+    validation_text: dict[str, ValidationText]
     origin: Origin
 
     @property
@@ -72,6 +86,12 @@ def load_training_data(
     most = config.data.valid_pairs or None
     valid_pairs = {task.name: list(task.valid)[:most] for task in corpus.tasks}
     validation = encode_tasks(corpus.tasks, valid_pairs, tokenizer, encoding.length_filter)
+    validation_text = {
+        task: ValidationText(*directions[task], kept)
+        for task, pairs in valid_pairs.items()
+        if config.train.validate_bleu
+        and (kept := kept_pairs(pairs, tokenizer, directions[task], encoding.length_filter))
+    }
     if not quiet:
         counts = [
             f"{task}: {count} {split} pairs left out, {reason}"
@@ -86,6 +106,7 @@ def load_training_data(
         tokenizer,
         TokenDataset(encoded.shards, directions, tokenizer, device, multiple=multiple),
         TokenDataset(validation.shards, directions, tokenizer, device),
+        validation_text,
         origin,
     )
 

@@ -30,10 +30,12 @@ from cats.nmt.training.losses import TaskLosses
 from cats.nmt.training.memory import check_memory
 from cats.nmt.training.metrics import Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend, token_weights
+from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory, build_model, default_device
 from cats.nmt.training.self_distillation import self_distillation
 from cats.nmt.training.training_data import load_training_data
-from cats.nmt.training.trusted import TrustedLosses, split_validation
+from cats.nmt.training.trusted import TrustedLosses, split_validation, validation_text
+from cats.nmt.training.validation import WORST
 
 
 class TrainingState:
@@ -60,10 +62,13 @@ class TrainingState:
         self.origin, self.vocab_size = data.origin, data.tokenizer.vocab_size
         if started_with is not None:  # a run keeps its digest: cats average compares those of its checkpoints
             self.origin = dataclasses.replace(data.origin, digest=started_with.digest)
+        self.tokenizer = data.tokenizer
         self.validation, trusted = split_validation(config, data.validation)
+        self.validation_text = validation_text(config, data.validation_text)
         has_validation = any(map(len, self.validation.shards.values()))
-        if config.train.patience and not has_validation:
-            raise UserError("train.patience needs validation pairs, and the corpus has none")
+        for name in ("patience", "validate_bleu"):
+            if getattr(config.train, name) and not has_validation:
+                raise UserError(f"train.{name} needs validation pairs, and the corpus has none")
         if config.evaluate.search == "none" and not has_validation:
             raise UserError("evaluate.search = none scores the validation pairs only, and the corpus has none")
 
@@ -72,7 +77,7 @@ class TrainingState:
         self.model = self._new_model(data.tokenizer, warm=bool(config.train.init_from) and not resume)
         self.step, self.seconds, self.logged_at = 0, 0.0, 0.0  # updates; seconds of training, now and at the last log
         self.cpu_seconds = 0.0 if self.device.type == "cpu" else math.nan
-        self.best = math.inf  # the lowest validation nll
+        self.best = WORST[config.train.best_metric]  # the best validation so far
         groups = task_groups({task: self.origin.corpus[task][0] for task in self.origin.tasks}, config.evaluate)
         self.sampler = build_sampler(config.sampling, config.train, groups, self.training)
         self.reset_optimizer()
@@ -240,6 +245,8 @@ class TrainingState:
                 self.distillation.load_state_dict(state["teachers"])
             self.average.load(state.get("average", {}))  # older checkpoints have none
             self.bad_validations, self.logged_at = state["waited"], state["logged_at"]
+            if Origin.of_state(state).settings.get("train.best_metric", "nll") != self.config.train.best_metric:
+                self.best, self.bad_validations = WORST[self.config.train.best_metric], 0  # of another metric
             # The run may have had more processes, or fewer, than now.
             self.loss_log.restore(state["since_log"][processes.rank() :: processes.world_size()])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

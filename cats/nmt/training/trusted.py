@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cats.nmt.training.batches import Part
 from cats.nmt.training.loss_log import LossLog
 from cats.nmt.training.losses import LazyLoss, TaskLosses
 from cats.nmt.training.sharding import is_sharded
+from cats.nmt.training.training_data import ValidationText
 
 KEPT = 5  # one of so many validation pairs stays for validation
 
@@ -44,6 +46,13 @@ def split_validation(config: Config, validation: TokenDataset) -> tuple[TokenDat
         validation.subset({task: (task, np.flatnonzero(kept)) for task, kept in places.items()}),
         validation.subset({names[task]: (task, np.flatnonzero(~kept)) for task, kept in places.items()}),
     )
+
+
+def validation_text(config: Config, text: Mapping[str, ValidationText]) -> dict[str, ValidationText]:
+    """The text of the pairs that ``split_validation`` leaves for validation."""
+    if config.method.name != "target-projection":
+        return dict(text)
+    return {task: replace(each, pairs=each.pairs[::KEPT]) for task, each in text.items()}
 
 
 class TrustedLosses:

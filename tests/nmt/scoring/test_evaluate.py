@@ -19,6 +19,7 @@ import torch
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
+from cats.nmt import quality
 from cats.nmt.config.schema import Config, Decode, Evaluate
 from cats.nmt.config.toml import apply_overrides, to_toml
 from cats.nmt.data.batch import collate
@@ -28,7 +29,7 @@ from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_checked_json
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.scoring import evaluate, hypotheses, nearest_neighbour, quality
+from cats.nmt.scoring import evaluate, hypotheses, nearest_neighbour
 from cats.nmt.scoring.off_target import train_identifier
 from cats.nmt.scoring.scores import read_scores, to_json
 from cats.nmt.scoring.summarise import Output

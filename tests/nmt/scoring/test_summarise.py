@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.data.corpus import Corpus, Split, Task
-from cats.nmt.scoring.scores import METRICS, Cell, Likelihood, Quality, RunFacts, TaskCell, to_json
+from cats.nmt.quality import Quality
+from cats.nmt.scoring.scores import METRICS, Cell, Likelihood, RunFacts, TaskCell, to_json
 from cats.nmt.scoring.summarise import Output, averages, summarise
 
 RUN = RunFacts("toy", "test", "best", "cats", 1.0, 1, 10, None, None)

@@ -67,6 +67,7 @@ def test_metrics_line_that_was_cut_short(tmp_path: Path) -> None:
         '{"step": 1, "examples": {"az": "x"}}',
         '{"step": 1, "valid": 3}',
         '{"step": 1, "valid": {"nll": {"az": {}}}}',
+        '{"step": 1, "scores": {"bleu": 3}}',
         '{"step": 1, "diverged": 3}',
         '{"step": 1, "probabilities": {"az": 0.5}}',
         '{"step": 1, "probabilities": {"az": null}, "from_update": 3}',

@@ -34,7 +34,7 @@ EXACT = ["model.dropout=0", "train.steps=12", "train.validate_every=6", "train.l
 # With such small batches, a process often has no sentence of some task, or no sentence at all.
 ALONE = {
     "cats": [*EXACT, "train.accumulate=2"],
-    "tokens": [*EXACT, "method.name=static", "sampling.batch_tokens=12"],
+    "tokens": [*EXACT, "method.name=static", "sampling.batch_tokens=12", "train.validate_bleu=1"],
     "lagrangian": [*EXACT, "method.simplex=lagrangian", "method.alpha_lr=1e-2", "sampling.batch_tokens=40"],
     "famo": [*EXACT, "method.name=famo", "sampling.batch_tokens=40"],
     "gradnorm": [*EXACT, "method.name=gradnorm", "sampling.batch_tokens=40"],
@@ -126,7 +126,7 @@ def test_two_processes_train_as_one(folder: Path, tmp_path: Path, name: str) -> 
     assert ours["best"] == pytest.approx(theirs["best"], rel=1e-9)
     for two, one in zip(metrics(folder / "two" / name), metrics(tmp_path / "one"), strict=True):
         assert two.keys() == one.keys() and two.get("tokens") == one.get("tokens")
-        assert two.get("examples") == one.get("examples")
+        assert two.get("examples") == one.get("examples") and two.get("scores") == one.get("scores")
         for key in "losses", "alpha", "multipliers", "dots", "probabilities":
             assert (two.get(key) or {}) == pytest.approx(one.get(key) or {}, rel=1e-6, abs=1e-12), key
         assert two.get("valid", {}).get("nll", {}) == pytest.approx(one.get("valid", {}).get("nll", {}), rel=1e-9)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 EXACT = ["model.dropout=0", "train.steps=8", "train.validate_every=4", "train.log_every=3", "data.valid_pairs=3"]
 # With such small batches, a process often has no sentence of some task, or no sentence at all.
 RUNS = {
-    "fsdp": ["train.accumulate=2", "train.keep=2", "train.ema=0.9"],
+    "fsdp": ["train.accumulate=2", "train.keep=2", "train.ema=0.9", "train.validate_bleu=2", "train.best_metric=chrf"],
     "two_pass": ["method.engine=two_pass", "train.checkpoint_activations=true"],
     "tokens": ["method.name=static", "sampling.batch_tokens=12"],
     "hybrid": ["train.distributed=hybrid"],
@@ -107,7 +107,7 @@ def assert_close(one: Path, other: Path) -> None:
             k: v.shape for k, v in moments.items()
         }
     for two, single in zip(metrics(one), metrics(other), strict=True):
-        assert two.get("tokens") == single.get("tokens")
+        assert two.get("tokens") == single.get("tokens") and two.get("scores") == single.get("scores")
         assert two.get("examples") == single.get("examples")  # pairs that only fill up a batch do not count
         for key in "losses", "alpha", "dots":
             assert (two.get(key) or {}) == pytest.approx(single.get(key) or {}, rel=1e-5), key

@@ -9,9 +9,10 @@ from pathlib import Path
 from cats.nmt.config.schema import Evaluate
 from cats.nmt.data.corpus import Corpus, Split
 from cats.nmt.files import one_line, read_checked_json, write_checked_json
+from cats.nmt.quality import Quality
 from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.nearest_neighbour import MOST_NEIGHBOURS, translate
-from cats.nmt.scoring.scores import Cell, Quality, TaskCell
+from cats.nmt.scoring.scores import Cell, TaskCell
 from cats.nmt.scoring.summarise import Output, averages
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from cats.nmt.scoring.scores import Quality
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU, CHRF
@@ -23,6 +22,25 @@ CODES = {
     **{"zho": "zh", "cmn": "zh", "chi": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"},
     **{"tha": "th", "mya": "my", "bur": "my", "khm": "km", "lao": "lo"},
 }
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Corpus scores of translations, 0 to 100. None: cannot be computed, such as spBLEU without its model.
+
+    Attributes:
+        bleu: BLEU with the tokenizer for the target language.
+        bleu_13a: BLEU with the tokenizer 13a for every language, as in the tables of Zhang et al. (2020) on OPUS-100.
+        chrf: chrF with character n-grams only.
+        chrfpp: chrF++, with words and pairs of words.
+        spbleu: BLEU on the sentencepiece tokens of FLORES-200.
+    """
+
+    bleu: float | None = None
+    bleu_13a: float | None = None
+    chrf: float | None = None
+    chrfpp: float | None = None
+    spbleu: float | None = None
 
 
 @cache

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
+from cats.nmt import quality
 from cats.nmt.data.tokenizer import Tokenizer
-from cats.nmt.scoring import quality
 
 HYPOTHESES = ["Monday, 3 hours ago", "in 12 kilometres", "the Czech koruna", "5 min and 20 s, then 1 h"]
 REFERENCES = ["Tuesday, 3 hours ago", "in 12 kilometres", "Czech koruna", "5 min and 20 s, then 2 h"]
