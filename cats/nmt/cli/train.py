@@ -74,6 +74,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     require_trainer("training")
+    from cats.nmt.data.monolingual import language_of
     from cats.nmt.training import processes
     from cats.nmt.training.run import RunDirectory
     from cats.nmt.training.trainer import train
@@ -92,7 +93,9 @@ def run(args: argparse.Namespace) -> None:
         train(config, path, resume=resume, quiet=args.quiet)
         try:
             if processes.is_main():
-                score(path, "valid" if config.evaluate.search == "none" else "test", quiet=args.quiet)
+                modelling = config.data.tasks and all(map(language_of, config.data.tasks))  # without test text
+                split = "valid" if config.evaluate.search == "none" or modelling else "test"
+                score(path, split, quiet=args.quiet)
         except KeyboardInterrupt:
             print(f"cats: trained but not scored; to score it: cats evaluate {path}", file=sys.stderr)
             raise

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"cats: {args.run}: {diverged}; this is the model of {args.checkpoint}.pt", file=sys.stderr)
     config, tokenizer = trained.config, trained.tokenizer
     tagged = set(tokenizer.languages)
-    directions = [direction(task, tagged) for task in directory.task_names(trained.origin)]
+    found = [direction(task, tagged) for task in directory.task_names(trained.origin)]
+    directions = [(one, other) for one, other in found if one != other]  # without language modelling
     targets = target_languages(directions, tokenizer)
     if args.to not in targets:
         known = ", ".join(targets)

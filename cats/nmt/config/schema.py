@@ -136,7 +136,11 @@ class Data:
         "from data.source, into data.source, or all pairs of the corpus in both directions",
         choices=("one-to-many", "many-to-one", "many-to-many"),
     )
-    tasks: tuple[str, ...] = setting((), "names of the tasks to train on, such as az,be; empty: all")
+    tasks: tuple[str, ...] = setting(
+        (),
+        "names of the tasks to train on, such as az,be; empty: all; en-en: language modelling of English (T5's span "
+        "corruption) on the corpus's lines",
+    )
     valid_pairs: int = setting(
         0, "use only this many validation pairs of each task, the first ones; 0: all", need=COUNT
     )

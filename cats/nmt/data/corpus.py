@@ -113,7 +113,10 @@ class StreamedSplit:
 
 @dataclass(frozen=True)
 class Task:
-    """One translation direction. `name` is the target language if `source` is English, else "source-target"."""
+    """One translation direction. `name` is the target language if `source` is English, else "source-target".
+
+    If both are the same language, as in "en-en", it is language modelling: see ``cats.nmt.data.monolingual``.
+    """
 
     name: str
     source: str

@@ -175,6 +175,10 @@ def _directions(
     # A pair that begins with the source comes first: train.en-az is used, train.az-en is not.
     for pair in sorted(found.pairs, key=lambda pair: (pair[0] != source, pair)):
         splits, name = found.pairs[pair], "-".join(pair)
+        if pair[0] == pair[1]:
+            if "train" in splits:
+                trained[name] = _Direction(name, pair, False)  # language modelling
+            continue
         if source not in pair and direction != "many-to-many":
             if "train" in splits:
                 notices.append(f"{name}: left out, {source} is not one of its languages")

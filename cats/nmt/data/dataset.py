@@ -70,8 +70,8 @@ class TokenDataset:
         sources = [[*before, *shard.side(2 * i).tolist(), *after] for i in range(len(shard))]
         return sources, [[*shard.side(2 * i + 1).tolist(), self.eos_id] for i in range(len(shard))]
 
-    def batch(self, indices: Mapping[str, np.ndarray]) -> Batch:
-        """The padded batch of {task: indices of its pairs}, one task after the other."""
+    def batch(self, indices: Mapping[str, np.ndarray], step: int = 0) -> Batch:
+        """The padded batch of {task: indices of its pairs}, one task after the other, as they are in this update."""
         counts = [len(chosen) for chosen in indices.values()]
         before, after = (
             np.repeat(np.array([self.frames[task][place] for task in indices], dtype=np.int64), counts, axis=0)
@@ -79,17 +79,17 @@ class TokenDataset:
         )
         nothing, ends = np.empty((sum(counts), 0), dtype=np.int64), np.full((sum(counts), 1), self.eos_id)
         return collate(
-            _framed(self._sides(indices, 0), before, after),
-            _framed(self._sides(indices, 1), nothing, ends),
+            _framed(self._sides(indices, 0, step), before, after),
+            _framed(self._sides(indices, 1, step), nothing, ends),
             np.repeat([self.starts[task] for task in indices], counts),
             self.pad_id,
             self.device,
             multiple=self.multiple,
         )
 
-    def _sides(self, indices: Mapping[str, np.ndarray], side: int) -> Ragged:
+    def _sides(self, indices: Mapping[str, np.ndarray], side: int, step: int) -> Ragged:
         """The pieces of the sources (side 0) or targets (side 1) of these pairs."""
-        parts = [self.shards[task].gather(2 * chosen + side) for task, chosen in indices.items()]
+        parts = [self.shards[task].at(step).gather(2 * chosen + side) for task, chosen in indices.items()]
         return Ragged(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

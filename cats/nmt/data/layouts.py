@@ -24,7 +24,8 @@ from cats.nmt.errors import UserError
 
 # `cats data inspect --help` prints this list.
 DESCRIPTION = """\
-  Moses, many pairs   {train,valid,test}.en-xx.en with .xx, and .meta
+  Moses, many pairs   {train,valid,test}.en-xx.en with .xx, and .meta; {train,valid}.xx-xx.xx: text of one language,
+                      for language modelling
   ML50                the same below clean/, dedup/ or raw/
   Moses, one pair     {train,valid,test}.en with .xx
   OPUS-100            supervised/{x-y}/opus.{x-y}-{train,dev,test}.x with .y, zero-shot/ beside it
@@ -75,14 +76,20 @@ class Found:
     notices: list[str] = field(default_factory=list)
     files: set[Path | None] = field(default_factory=set)
 
-    def add(self, pair: tuple[str, str], split: str, reader: PairReader) -> None:
-        """Adds one split of a pair, unless the folder has that split already."""
+    def add(self, pair: tuple[str, str], split: str, reader: PairReader, *, monolingual: bool = False) -> None:
+        """Adds one split of a pair, unless the folder has that split already.
+
+        Args:
+            monolingual: the reader yields every line of a text twice, for language modelling, which has no test.
+        """
         self.files.update(reader.paths, [reader.meta])
         for code in pair:
             if not _CODE.fullmatch(code):
                 raise UserError(f"{reader.paths[0]}: {code!r} is not a language code, such as en or zh_Hans")
         name = "-".join(pair)
-        if pair[0] == pair[1]:
+        if monolingual and split == "test":
+            return
+        if pair[0] == pair[1] and not monolingual:
             self.notices.append(f"{name}: left out, both languages are the same")
             return
         splits = self.pairs.setdefault(pair, {})
@@ -252,7 +259,8 @@ def _aligned(sides: Sides, join_pieces: bool = False) -> Found:
                         )
                 if pair[0] in files:
                     paths = files[pair[0]], files[pair[1]]
-                    found.add(pair, split, two_files(*paths, files.get("meta"), join_pieces=join_pieces))
+                    reader = two_files(*paths, files.get("meta"), join_pieces=join_pieces)
+                    found.add(pair, split, reader, monolingual=pair[0] == pair[1])
     return found
 
 

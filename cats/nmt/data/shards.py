@@ -58,6 +58,10 @@ class Shard:
         """(pairs, 2) int32: pieces of source and target."""
         return np.diff(self.offsets).astype(np.int32).reshape(-1, 2)
 
+    def at(self, step: int) -> Shard:
+        """The pairs as they are in an update. Only the lines of ``cats.nmt.data.monolingual`` change."""
+        return self
+
     def save(self, folder: Path, name: str) -> None:
         """Writes ``<name>.tokens.npy`` and ``<name>.offsets.npy``. The caller records that both are complete."""
         for file_name, array in zip(self.file_names(name), (self.tokens, self.offsets), strict=True):

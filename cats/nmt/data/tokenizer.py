@@ -18,6 +18,7 @@ from cats.nmt.errors import UserError, unknown
 from cats.nmt.files import atomic_write, read_file
 
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
+_SENTINELS = tuple(f"<extra_id_{i}>" for i in range(32))  # T5's names; it has 100. 32 suffice for lines of 640 pieces
 _LONGEST = 2000  # training lines are cut into parts of at most this many characters
 _NO_PIECE_ACROSS = "\x01"  # no piece contains it; it is only inserted into training text
 _RESERVED = "\u2585"  # sentencepiece's own character for unknown text: it skips lines that contain it
@@ -43,7 +44,8 @@ class Tags(NamedTuple):
 class Tokenizer:
     """Converts text to ids and back.
 
-    The ids are pad, unk, bos, eos, then one tag ``<2xx>`` per tagged language, then the pieces. There is one model for
+    The ids are pad, unk, bos, eos, then one tag ``<2xx>`` per tagged language, then the sentinels of language modelling
+    (``<extra_id_0>``, ..) if there are any, then the pieces. There is one model for
     all languages, or one per language. In the second case the vocabulary is the union of their pieces, and a line is
     segmented by the model of its language.
 
@@ -62,8 +64,9 @@ class Tokenizer:
             language: _OneLanguage(own, self._processor) for language, own in pieces.languages(model).items()
         }
         controls = itertools.takewhile(self._processor.is_control, range(len(_SPECIALS), self.vocab_size))
-        languages = [self._processor.id_to_piece(i).removeprefix("<2").removesuffix(">") for i in controls]
-        self._tags = {language: i for i, language in enumerate(languages, start=len(_SPECIALS))}
+        names = {self._processor.id_to_piece(i): i for i in controls}
+        self._tags = {name[2:-1]: i for name, i in names.items() if name not in _SENTINELS}
+        self._sentinels = [names[name] for name in _SENTINELS if name in names]
 
     @classmethod
     def train(
@@ -74,6 +77,7 @@ class Tokenizer:
         tags: Tags | None = None,
         *,
         coverage: float = 1.0,
+        sentinels: bool = False,
     ) -> Tokenizer:
         """Trains a tokenizer on `lines`. The same arguments give the same bytes.
 
@@ -83,6 +87,7 @@ class Tokenizer:
             vocab_size: the number of ids, specials and tags included. If the text is too short for so many, there are
                 fewer.
             coverage: the share of the text's characters that get a piece; the rarest characters are unknown.
+            sentinels: add those of language modelling.
 
         Raises:
             UserError: `vocab_size` is too small for all characters of the text, or there is no text.
@@ -90,12 +95,12 @@ class Tokenizer:
         characters = set().union(*lines) - {" ", _RESERVED, _NO_PIECE_ACROSS}
         if not characters:
             raise UserError("no text to train the tokenizer on: all lines are blank")
-        symbols = [f"<2{language}>" for language in languages]
+        symbols = [*(f"<2{language}>" for language in languages), *(_SENTINELS if sentinels else ())]
         needed = len(_SPECIALS) + len(symbols) + len(characters | {"▁"})
         if vocab_size < needed and coverage == 1:
             raise UserError(
                 f"tokenizer.vocab_size={vocab_size} is too small: {len(characters)} characters and {len(symbols)} "
-                f"languages need at least {needed}"
+                f"{'tags and sentinels' if sentinels else 'languages'} need at least {needed}"
             )
         model = io.BytesIO()
         try:
@@ -130,7 +135,9 @@ class Tokenizer:
         return cls(model.getvalue(), tags)
 
     @classmethod
-    def union(cls, models: Mapping[str, Tokenizer], languages: list[str], tags: Tags | None = None) -> Tokenizer:
+    def union(
+        cls, models: Mapping[str, Tokenizer], languages: list[str], tags: Tags | None = None, *, sentinels: bool = False
+    ) -> Tokenizer:
         """Joins the models of single languages: one vocabulary of all their pieces.
 
         The text of a language is still segmented by its own model.
@@ -138,8 +145,9 @@ class Tokenizer:
         Args:
             models: {language: its tokenizer, made by ``train``}, of all source and target languages.
             languages: the languages that get a tag.
+            sentinels: add those of language modelling.
         """
-        controls = [f"<2{language}>" for language in languages]
+        controls = [*(f"<2{language}>" for language in languages), *(_SENTINELS if sentinels else ())]
         scores: dict[str, float] = {}
         for model in models.values():
             for piece, score in itertools.islice(model.pieces().items(), model.first_piece, None):
@@ -195,8 +203,13 @@ class Tokenizer:
 
     @property
     def first_piece(self) -> int:
-        """The first id of a piece; smaller ids are specials and tags."""
-        return len(_SPECIALS) + len(self._tags)
+        """The first id of a piece; smaller ids are specials, tags and sentinels."""
+        return len(_SPECIALS) + len(self._tags) + len(self._sentinels)
+
+    @property
+    def sentinels(self) -> list[int]:
+        """The ids that mark lost spans in language modelling, the first one first; empty if there are none."""
+        return self._sentinels
 
     def pieces(self) -> dict[str, float]:
         """{piece: score} in the order of ids, specials and tags included."""
@@ -264,7 +277,7 @@ class Tokenizer:
         return [[*ids, self.eos_id] for ids in self.encode(lines, language)]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """The text of every list of ids, up to its first eos. Specials and tags are ignored."""
+        """The text of every list of ids, up to its first eos. Specials, tags and sentinels are ignored."""
         if not ids:
             return []
         first = self.first_piece

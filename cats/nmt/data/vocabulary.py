@@ -22,8 +22,9 @@ def train_tokenizer(corpus: Corpus, settings: schema.Tokenizer) -> Tokenizer:
     languages = tagged_languages(corpus, settings)
     if settings.per_language:
         models = train_language_tokenizers(corpus, settings, set(), languages)
-        return Tokenizer.union(models, languages, Tags.from_settings(settings))
-    return _train(vocabulary_text(corpus, settings.temperature, settings.most_pairs), languages, settings)
+        return Tokenizer.union(models, languages, Tags.from_settings(settings), sentinels=needs_sentinels(corpus))
+    text = vocabulary_text(corpus, settings.temperature, settings.most_pairs)
+    return _train(text, languages, settings, sentinels=needs_sentinels(corpus))
 
 
 def train_language_tokenizers(
@@ -51,6 +52,11 @@ def tagged_languages(corpus: Corpus, settings: schema.Tokenizer) -> list[str]:
     """The languages of a corpus that need tags: all target languages, and the sources if sources have their own tag."""
     tasks = [*corpus.tasks, *corpus.zero_shot]
     return sorted({task.target for task in tasks} | {task.source for task in tasks if settings.tag_of == "source"})
+
+
+def needs_sentinels(corpus: Corpus) -> bool:
+    """Whether a task of the corpus is language modelling, see ``cats.nmt.data.monolingual``."""
+    return any(task.source == task.target for task in corpus.tasks)
 
 
 def vocabulary_text(corpus: Corpus, temperature: float, most_pairs: int) -> list[str]:
@@ -84,11 +90,12 @@ def language_text(corpus: Corpus, language: str, most_pairs: int) -> list[str]:
     return sorted(lines)
 
 
-def _train(text: list[str], languages: list[str], settings: schema.Tokenizer) -> Tokenizer:
+def _train(text: list[str], languages: list[str], settings: schema.Tokenizer, *, sentinels: bool = False) -> Tokenizer:
     return Tokenizer.train(
         text,
         languages,
         settings.vocab_size,
         Tags.from_settings(settings),
         coverage=settings.character_coverage,
+        sentinels=sentinels,
     )

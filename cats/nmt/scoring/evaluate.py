@@ -19,6 +19,8 @@ from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import Config, Decode
 from cats.nmt.data.corpus import SPLITS, Corpus, Split, StreamedSplit, Task
 from cats.nmt.data.groups import task_groups
+from cats.nmt.data.monolingual import VALIDATION_SEED, CorruptedLines
+from cats.nmt.data.shards import pack
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, one_line
@@ -74,6 +76,8 @@ def evaluate(
     corpus = directory.load_corpus(config, trained.origin, quiet=quiet)
     members = task_groups(corpus.sizes, config.evaluate)
     tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]
+    # Language modelling has no test text.
+    tasks = [task for task in tasks if task.source != task.target or _lines(task, split)]
     # A language may have been added to the corpus after the training.
     unknown = [task.name for task in tasks if not trained.tokenizer.translates(task.source, task.target)]
     tasks = [task for task in tasks if task.name not in unknown]
@@ -87,6 +91,8 @@ def evaluate(
     set_threads(config.train.threads, config.model.d_model)
     rows = {
         task.name: hypotheses.translated_rows(lines, corpus.headline, config.evaluate)
+        if task.source != task.target  # language modelling is not translated
+        else []
         for task in tasks
         if (lines := _lines(task, split)) is not None
     }
@@ -112,7 +118,8 @@ def line_nll(
 ) -> np.ndarray:
     """NLL of each line of a split, see ``cats.nmt.model.loss.line_nll``.
 
-    A line longer than `decode.max_length` tokens is cut to this length.
+    A line longer than `decode.max_length` tokens is cut to this length. If source and target are the same language, it
+    is that of the lost spans of language modelling, which are the same as in validation.
 
     Args:
         source: the source language.
@@ -125,6 +132,12 @@ def line_nll(
     targets = tokenizer.encode_target(split.target, target)
     for row in (*sources, *targets):
         del row[settings.max_length + 1 : -1]  # the last token is the end of the sentence
+    if source == target:
+        before, after = tokenizer.frame(source, target)
+        lines = pack([part for row in targets for part in ([], row[:-1])], tokenizer.vocab_size)
+        pairs = CorruptedLines.of(lines, tokenizer.sentinels, VALIDATION_SEED)
+        sources = [[*before, *pairs.side(2 * i), *after] for i in range(len(pairs))]
+        targets = [[*pairs.side(2 * i + 1), tokenizer.eos_id] for i in range(len(pairs))]
     return loss.line_nll(model, sources, targets, start=tokenizer.start(target), batch_tokens=settings.batch_tokens)
 
 

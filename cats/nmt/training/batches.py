@@ -21,11 +21,13 @@ Indices = dict[str, np.ndarray]  # {task: indices of its sentence pairs}
 class Part:
     """The pairs that go through the model together.
 
+    step: the update, on which the lines of language modelling depend.
     built: their tensors, if they have been made in advance.
     uncounted: the tasks whose pair is only there so that all processes have the same tasks: its loss counts as 0.
     """
 
     indices: Indices
+    step: int = 0
     built: Batch | None = None
     uncounted: frozenset[str] = frozenset()
 
@@ -76,11 +78,11 @@ class Prefetcher:
 
     def _make(self, step: int, indices: Indices) -> PrefetchedBatch:
         shares = [split_batch(share, self.accumulate) for share in split_batch(indices, processes.world_size())]
-        parts = [Part(part) for part in shares[processes.rank()]]
+        parts = [Part(part, step) for part in shares[processes.rank()]]
         if self.everywhere:
             parts = [_with_tasks(part, indices, [share[i] for share in shares]) for i, part in enumerate(parts)]
         if self.build_first and parts[0].indices:
-            parts[0].built = self.dataset.batch(parts[0].indices)
+            parts[0].built = self.dataset.batch(parts[0].indices, step)
         return PrefetchedBatch(step, indices, parts)
 
 
@@ -88,7 +90,7 @@ def _with_tasks(part: Part, indices: Indices, shares: list[Indices]) -> Part:
     """The part with a pair of each task that other processes have in their shares and this one does not."""
     tasks = [task for task in indices if any(task in share for share in shares)]
     filled = {task: part.indices.get(task, indices[task][:1]) for task in tasks}
-    return Part(filled, uncounted=frozenset(tasks) - part.indices.keys())
+    return Part(filled, part.step, uncounted=frozenset(tasks) - part.indices.keys())
 
 
 def build_sampler(

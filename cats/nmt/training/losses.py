@@ -59,7 +59,7 @@ class TaskLosses:
         precision: str,
         smoothing: float,
         token_weights: Mapping[str, float] | None,
-        mixed: Callable[[Tensor, Tensor, Indices, list[int]], Tensor] | None = None,
+        mixed: Callable[[Tensor, Tensor, Part, list[int]], Tensor] | None = None,
     ) -> None:
         self.model, self.dataset, self.log = model, dataset, log
         self.precision, self.smoothing, self.token_weights = precision, smoothing, token_weights
@@ -101,10 +101,10 @@ class TaskLosses:
         Args:
             scales: {task: number that its gradient, but not its loss, is multiplied by}. None: 1 for all.
         """
-        parts = {task: Part({task: rows}, uncounted=part.uncounted) for task, rows in part.indices.items()}
+        parts = {task: Part({task: rows}, part.step, uncounted=part.uncounted) for task, rows in part.indices.items()}
         return {task: self._total(each, normalizers, scales) for task, each in parts.items()}
 
-    def two_halves(self, indices: Indices, parts: int) -> list[dict[str, tuple[LazyLoss, LazyLoss]]]:
+    def two_halves(self, indices: Indices, parts: int, step: int) -> list[dict[str, tuple[LazyLoss, LazyLoss]]]:
         """{task: losses of two independent halves of its pairs} for each part of a batch, for `method.cross_batch`.
 
         Each half has its own mean. A task with only one pair is left out.
@@ -119,7 +119,8 @@ class TaskLosses:
             count = min(parts, len(halves[1]))
             for i in range(count):
                 first, second = (
-                    self._total(Part({task: half[i::count]}), {task: n}) for half, n in zip(halves, tokens, strict=True)
+                    self._total(Part({task: half[i::count]}, step), {task: n})
+                    for half, n in zip(halves, tokens, strict=True)
                 )
                 result[i][task] = first, second
         if not result[0]:
@@ -146,14 +147,14 @@ class TaskLosses:
 
         def losses() -> Tensor:
             nonlocal logged
-            batch = self.dataset.batch(part.indices) if part.built is None else part.built
+            batch = self.dataset.batch(part.indices, part.step) if part.built is None else part.built
             with autocast(self.precision, self.dataset.device):
                 logits = self.model.logits(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
             targets = batch.target_out.flatten()[batch.target_cells]
             logits, counts = logits.float(), list(tokens.values())
             smoothed, nll = token_losses(logits, targets, self.smoothing)
             if self.mixed is not None:
-                smoothed = self.mixed(smoothed, logits, part.indices, counts)
+                smoothed = self.mixed(smoothed, logits, part, counts)
             if not logged:
                 for task, each in zip(tokens, nll.split(counts), strict=True):
                     if task not in part.uncounted:

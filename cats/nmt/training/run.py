@@ -17,7 +17,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,9 +31,10 @@ from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.corpus_files import read_corpus
+from cats.nmt.data.monolingual import chosen_tasks, language_of
 from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
-from cats.nmt.errors import UserError, nearest, unknown
+from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, hard_link, locked, read_file, remove_temporary_files
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, export_file, processes
@@ -444,14 +445,12 @@ def load_corpus(settings: schema.Data, *, quiet: bool = False) -> Corpus:
         folder = Path(settings.path)
         if is_prepared(folder):
             return read_prepared_corpus(folder, settings.tasks, quiet=quiet or not processes.is_main())
-        return read_corpus(folder, settings.source, settings.direction, settings.tasks)
-    corpus = _built_in_corpus(settings.languages, settings.sizes, settings.seed)
-    known = [task.name for task in corpus.tasks]
-    for name in settings.tasks:
-        if name not in known:
-            raise unknown("task", name, known, where="data.tasks")
-    tasks = [task for task in corpus.tasks if not settings.tasks or task.name in settings.tasks]
-    return replace(corpus, tasks=tasks)
+        # Language modelling takes the text of a language from all tasks.
+        named = () if any(map(language_of, settings.tasks)) else settings.tasks
+        corpus = read_corpus(folder, settings.source, settings.direction, named)
+    else:
+        corpus = _built_in_corpus(settings.languages, settings.sizes, settings.seed)
+    return chosen_tasks(corpus, settings.tasks)
 
 
 @lru_cache(maxsize=1)  # the training and the scoring of a run load the same one

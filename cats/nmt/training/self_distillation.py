@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.methods.lssd import LSSD
 from cats.nmt.methods.options import build
 from cats.nmt.model.transformer import Transformer
+from cats.nmt.training.batches import Part
 from cats.nmt.training.losses import autocast
 from cats.nmt.training.run import build_model
 from cats.nmt.training.sharding import is_sharded
@@ -65,14 +65,15 @@ class SelfDistillation:
         best = set(self.rule.step.values())
         self.parameters = {step: parameters for step, parameters in self.parameters.items() if step in best}
 
-    def mixed(self, losses: Tensor, logits: Tensor, indices: Mapping[str, np.ndarray], tokens: Sequence[int]) -> Tensor:
+    def mixed(self, losses: Tensor, logits: Tensor, part: Part, tokens: Sequence[int]) -> Tensor:
         """The losses of all tokens of a batch, (tokens,), mixed as ``LSSD`` says for the tasks that have a teacher now.
 
         Args:
             losses: (tokens,), without distillation. logits: (tokens, V).
-            indices: {task: the pairs of the batch}; their tokens follow in this order.
+            part: the pairs of each task of the batch; their tokens follow in this order.
             tokens: the number of target tokens of each task.
         """
+        indices = part.indices
         teachers = {task: self.rule.teacher(task) for task in indices}
         if not any(step is not None for step in teachers.values()):
             return losses
@@ -80,7 +81,7 @@ class SelfDistillation:
         own, parts = logits.split(list(tokens)), list(losses.split(list(tokens)))
         for step in sorted({step for step in teachers.values() if step is not None}):
             taught = [task for task in indices if teachers[task] == step]
-            probabilities = self._probabilities(step, {task: indices[task] for task in taught})
+            probabilities = self._probabilities(step, Part({task: indices[task] for task in taught}, part.step))
             for task, p in zip(taught, probabilities.split([tokens[places[t]] for t in taught]), strict=True):
                 n = places[task]
                 distillation = -torch.linalg.vecdot(p, own[n].log_softmax(-1))
@@ -88,13 +89,13 @@ class SelfDistillation:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _probabilities(self, step: int, indices: Mapping[str, np.ndarray]) -> Tensor:
+    def _probabilities(self, step: int, part: Part) -> Tensor:
         """What a teacher expects for each target token, (tokens, V) float32."""
         if self.loaded != step:
             for name, p in self.model.named_parameters():
                 p.copy_(self.parameters[step][name])
             self.loaded = step
-        batch = self.dataset.batch(indices)
+        batch = self.dataset.batch(part.indices, part.step)
         with autocast(self.precision, self.dataset.device):
             logits = self.model.logits(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
         return logits.float().softmax(-1)

@@ -152,7 +152,7 @@ class Trainer(TrainingState):
             optimizer.prior = normalizers  # with these weights, the loss is the plain mean over the batch's tokens
         apart = self.takes_tasks_apart and optimizer.needs_task_gradients
         if apart and optimizer.weighting.cross_batch:
-            return [*self.losses.two_halves(batch.indices, self.config.train.accumulate)]
+            return [*self.losses.two_halves(batch.indices, self.config.train.accumulate, batch.step)]
         # The other processes may have sentences where this one has none. Sharded, all have the same tasks.
         several = processes.world_size() > 1 and not self.sharded
         parts = [part for part in batch.parts if part.indices or several]

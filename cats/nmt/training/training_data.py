@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,9 @@ from cats.nmt.config.schema import Config
 from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.data.encode import EncodingSettings, Pairs, encode_tasks, kept_pairs
 from cats.nmt.data.groups import task_groups
+from cats.nmt.data.monolingual import VALIDATION_SEED, CorruptedLines
 from cats.nmt.data.prepare import training_tokens
+from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.training import processes, warmstart
@@ -90,6 +93,7 @@ def load_training_data(
         task: ValidationText(*directions[task], kept)
         for task, pairs in valid_pairs.items()
         if config.train.validate_bleu
+        and directions[task][0] != directions[task][1]  # language modelling is not scored
         and (kept := kept_pairs(pairs, tokenizer, directions[task], encoding.length_filter))
     }
     if not quiet:
@@ -101,11 +105,23 @@ def load_training_data(
         ]
         for notice in [*corpus.notices, *counts]:
             print(notice, file=sys.stderr)
+    lines = {task.name for task in corpus.tasks if task.source == task.target}
+    if lines and not tokenizer.sentinels:
+        raise UserError(
+            f"{', '.join(sorted(lines))}: language modelling needs a tokenizer with sentinels; "
+            "train one with these tasks in data.tasks, in a new run or a new prepared folder"
+        )
+
+    def corrupted(shards: Mapping[str, Shard], seed: int) -> dict[str, Shard]:
+        """The shards with lost spans in those of language modelling."""
+        sentinels = tokenizer.sentinels
+        return {n: CorruptedLines.of(s, sentinels, seed) if n in lines else s for n, s in shards.items()}
+
     multiple = COMPILED_MULTIPLE if config.train.compile else 1
     return TrainingData(
         tokenizer,
-        TokenDataset(encoded.shards, directions, tokenizer, device, multiple=multiple),
-        TokenDataset(validation.shards, directions, tokenizer, device),
+        TokenDataset(corrupted(encoded.shards, config.train.seed), directions, tokenizer, device, multiple=multiple),
+        TokenDataset(corrupted(validation.shards, VALIDATION_SEED), directions, tokenizer, device),
         validation_text,
         origin,
     )
