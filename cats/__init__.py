@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cats import engines, ops, weighting
+from cats import curvature, engines, ops, weighting
 from cats.multitask import MultiTask, NonFiniteError
 from cats.optim import CATS
 
 __version__ = "0.1.0"
-__all__ = ["CATS", "MultiTask", "NonFiniteError", "__version__", "engines", "ops", "weighting"]
+__all__ = ["CATS", "MultiTask", "NonFiniteError", "__version__", "curvature", "engines", "ops", "weighting"]
 
 
 def _find_kernels_of_a_clone() -> None:
