@@ -1,15 +1,40 @@
-"""Curvature Aware Task Scaling (CATS) for PyTorch: a multi-task optimizer and the fused operators it uses."""
+"""Curvature Aware Task Scaling (CATS) for PyTorch: a multi-task optimizer and the fused operators it uses.
+
+The names are imported when they are first used: importing torch takes seconds, and the command ``cats`` has something
+to say before that.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cats import curvature, engines, ops, weighting
-from cats.multitask import MultiTask, NonFiniteError
-from cats.optim import CATS
+if TYPE_CHECKING:
+    from cats import curvature, engines, ops, weighting
+    from cats.multitask import MultiTask, NonFiniteError
+    from cats.optim import CATS
 
 __version__ = "0.1.0"
 __all__ = ["CATS", "MultiTask", "NonFiniteError", "__version__", "curvature", "engines", "ops", "weighting"]
+
+# {public name: the module that has it}; the other public names are modules.
+_MODULES = {"CATS": "cats.optim", "MultiTask": "cats.multitask", "NonFiniteError": "cats.multitask"}
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of cats
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            value = getattr(import_module(_MODULES[name]), name)
+        elif name in __all__:
+            value = import_module(f"cats.{name}")
+        else:
+            raise AttributeError(f"module 'cats' has no attribute {name!r}")
+        globals()[name] = value  # __getattr__ is called for names that are not there
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 def _find_kernels_of_a_clone() -> None:

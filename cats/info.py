@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -117,6 +116,8 @@ def _choices() -> list[tuple[str, str]]:
 
 
 def _version(package: str) -> str:
+    import importlib.metadata  # slow to import
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

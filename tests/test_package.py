@@ -86,6 +86,7 @@ def test_constraints_satisfy_what_the_library_accepts(root: Path) -> None:
 
 
 def test_import_brings_in_torch_and_nothing_heavier(root: Path) -> None:
+    assert "torch" not in run_python("import sys, cats; print(*sys.modules)", root).split()
     brought = run_python(
         "import sys, torch; before = set(sys.modules); import cats; cats.ops, cats.weighting, cats.CATS;"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
+from cats.nmt.screen import doing
 
 SUMMARY = "average the newest models of a run: often better than each of them"
 HELP = """\
@@ -33,6 +34,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing(f"reading the models of {args.run}")
     from cats.nmt.training import checkpoint
     from cats.nmt.training.run import RunDirectory
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cats.nmt.cli import grid
 from cats.nmt.cli.parser import Parser
+from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train the runs that are missing, then write compare.json, .csv, .md and .png of those that are finished."""
+    doing(f"looking for finished runs in {args.out}")
     runs = planned(args)
     grid.run(args, runs, lambda: write(args.out, runs))
 

@@ -10,6 +10,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import FIELDS, Config, Data
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
+from cats.nmt.screen import doing
 
 SUMMARY = "write the built-in corpus as parallel text: train.en-xx.en, train.en-xx.xx, ..."
 HELP = """\
@@ -32,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing("generating the built-in corpus")
     from cats.nmt.data.corpus_files import write_corpus
 
     data = apply_overrides(

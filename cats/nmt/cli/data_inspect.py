@@ -11,6 +11,7 @@ from cats.nmt.cli.options import add_corpus, corpus_config
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import Config
 from cats.nmt.data.layouts import DESCRIPTION
+from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
     from cats.nmt.data.corpus import Corpus
@@ -31,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing(f"reading {args.dir}")
     from cats.nmt.scoring.tables import aligned
     from cats.nmt.training.run import load_corpus
 

@@ -10,6 +10,7 @@ from cats.nmt.cli.options import add_corpus, add_settings, base_config, corpus_c
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
+from cats.nmt.screen import doing
 
 SUMMARY = "turn text into tokens once, before training"
 HELP = """\
@@ -34,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     require_trainer("preparing")
+    doing(f"reading {args.dir}")
     from cats.nmt.data.encode import EncodingSettings
     from cats.nmt.data.prepare import prepare
     from cats.nmt.data.prepared import read_prepared

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cats.nmt.cli import translate
 from cats.nmt.cli.parser import Parser
+from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
     from cats.nmt.scoring.scores import Scores
@@ -39,6 +40,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing(f"loading {args.run}")
     from cats.nmt.scoring.tables import checkpoints_table
 
     names = list(dict.fromkeys(args.checkpoint))

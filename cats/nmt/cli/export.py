@@ -8,6 +8,7 @@ from pathlib import Path
 from cats.nmt.cli import translate
 from cats.nmt.cli.options import add_checkpoint
 from cats.nmt.cli.parser import Parser
+from cats.nmt.screen import doing
 
 SUMMARY = "write a trained model to a folder of its own: safetensors, tokenizer, settings"
 HELP = """\
@@ -26,6 +27,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing(f"loading {args.run}")
     from cats.nmt.training import export
     from cats.nmt.training.run import RunDirectory
 

@@ -7,6 +7,7 @@ import argparse
 from cats.info import check, describe
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
+from cats.nmt.screen import doing
 
 SUMMARY = "show versions, devices, backends and missing packages"
 HELP = """\
@@ -22,6 +23,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing("looking at this machine")
     print(describe())
     if not args.check:
         return

@@ -14,6 +14,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.errors import unknown
 from cats.nmt.methods.catalogue import CATALOGUE, FAMILIES, Method
 from cats.nmt.methods.options import described, options_of_rule
+from cats.nmt.screen import doing
 
 SUMMARY = "list the methods of `cats train --method`, or describe one"
 HELP = """\
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if name not in names or args.name == f"{prefix}:":
         raise unknown("method", args.name, names)
     method = CATALOGUE[names.index(name)]
+    doing(f"looking up {args.name}")  # the options are read from its class, which imports torch
     print(details(method if name == args.name else replace(method, name=args.name)))
 
 

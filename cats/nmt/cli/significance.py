@@ -11,6 +11,7 @@ from pathlib import Path
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
 from cats.nmt.files import output_file
+from cats.nmt.screen import doing
 
 SUMMARY = "test whether one run is significantly better than another"
 HELP = """\
@@ -31,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing(f"comparing {args.first} and {args.second}")
     from cats.nmt.scoring import significance
     from cats.nmt.scoring.tables import significance_table
 

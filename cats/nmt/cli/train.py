@@ -14,6 +14,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, describe
 from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
+from cats.nmt.screen import doing
 
 SUMMARY = "train a model and score it; without options: eight languages in about five minutes"
 HELP = """\
@@ -74,6 +75,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     require_trainer("training")
+    doing("loading PyTorch", quiet=args.quiet)
     from cats.nmt.data.monolingual import language_of
     from cats.nmt.training import processes
     from cats.nmt.training.run import RunDirectory

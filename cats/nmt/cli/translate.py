@@ -15,6 +15,7 @@ from cats.nmt.config.schema import TYPES, Config, Decode
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import line_blocks, output_file
+from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
     from cats.nmt.data.tokenizer import Tokenizer
@@ -76,6 +77,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
+    doing(f"loading {args.run}")
     from cats.nmt.data.directions import direction, target_languages
     from cats.nmt.model.decode import translations
     from cats.nmt.training.run import RunDirectory, set_threads

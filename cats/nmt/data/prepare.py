@@ -50,6 +50,7 @@ from cats.nmt.files import (
     remove_temporary_files,
     write_checked_json,
 )
+from cats.nmt.screen import doing
 
 UNFINISHED = "making.json"  # in an unfinished folder: the corpus and the settings that it is made from
 BLOCK = 20_000  # pairs that a process encodes at a time
@@ -84,7 +85,7 @@ def training_tokens(
             prepare(corpus, settings, folder, tokenizer=tokenizer, quiet=quiet)
         encoded = read_prepared(folder, settings, tokenizer)
     else:
-        tokenizer = tokenizer or train_tokenizer(corpus, settings.tokenizer)
+        tokenizer = tokenizer or _new_tokenizer(corpus, settings, quiet=quiet)
         pairs = {task.name: list(task.train) for task in corpus.tasks}
         encoded = encode_tasks(corpus.tasks, pairs, tokenizer, settings.length_filter)
     for task, shard in encoded.shards.items():
@@ -95,6 +96,11 @@ def training_tokens(
                 f"raise {settings.length_filter.advice(reasons)}"
             )
     return encoded
+
+
+def _new_tokenizer(corpus: Corpus, settings: EncodingSettings, *, quiet: bool) -> Tokenizer:
+    doing("training the tokenizer", quiet=quiet)
+    return train_tokenizer(corpus, settings.tokenizer)
 
 
 def prepare(
@@ -135,7 +141,7 @@ def prepare(
             verify(folder, begun, [TOKENIZER])
             tokenizer = Tokenizer.load(folder / TOKENIZER, settings.tags)
         else:
-            tokenizer = tokenizer or train_tokenizer(corpus, settings.tokenizer)
+            tokenizer = tokenizer or _new_tokenizer(corpus, settings, quiet=quiet)
             tokenizer.save(folder / TOKENIZER)
             write_checked_json(folder / UNFINISHED, {**made_with, FILES: {TOKENIZER: file_digest(folder / TOKENIZER)}})
         pairs = sum(corpus.sizes.values())

@@ -30,6 +30,7 @@ from cats.nmt.scoring import hypotheses, nearest_neighbour, tables
 from cats.nmt.scoring.off_target import Identifier, train_identifier
 from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
 from cats.nmt.scoring.summarise import Output, summarise
+from cats.nmt.screen import doing
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import RunDirectory, TrainedModel, set_threads
 
@@ -73,6 +74,7 @@ def evaluate(
     directory = RunDirectory(run)
     trained = directory.load_model(checkpoint, quiet=quiet)
     config = trained.config if data is None else replace_settings(trained.config, {"data.path": data})
+    doing(f"reading {config.data.path or 'the built-in corpus'}", quiet=quiet)
     corpus = directory.load_corpus(config, trained.origin, quiet=quiet)
     members = task_groups(corpus.sizes, config.evaluate)
     tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import time
 from types import TracebackType
+
+from cats.nmt.screen import tell
 
 LINE_EVERY = 30.0  # at least this many seconds between two lines, except for validations
 
@@ -46,15 +47,6 @@ class Progress:
             left = duration(seconds / step * (self.steps - step))
             tell(f"update {step:,} of {self.steps:,}: {facts}, {left} left")
             self.last_line_at = time.monotonic()
-
-
-def tell(text: str) -> None:
-    """Prints a line on standard error. If that fails, hours of work go on all the same.
-
-    It fails if standard error is a log file on a full disk, or a pipe that nobody reads any more.
-    """
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

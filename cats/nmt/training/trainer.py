@@ -22,13 +22,14 @@ from torch import nn
 import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
+from cats.nmt.screen import tell
 from cats.nmt.training import processes, sharding
 from cats.nmt.training.batches import PrefetchedBatch
 from cats.nmt.training.losses import Losses, TokenLosses, add_gradients
 from cats.nmt.training.memory import out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord
 from cats.nmt.training.optimizer import gradient_scales
-from cats.nmt.training.progress import Progress, tell
+from cats.nmt.training.progress import Progress
 from cats.nmt.training.run import RunDirectory, build_model, set_threads
 from cats.nmt.training.schedule import rate_of_update
 from cats.nmt.training.signals import deferred_interrupts

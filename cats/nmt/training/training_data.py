@@ -17,6 +17,7 @@ from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
+from cats.nmt.screen import doing
 from cats.nmt.training import processes, warmstart
 from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory, load_corpus
@@ -67,6 +68,7 @@ def load_training_data(
     """
     new = started_with is None
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
+    doing(f"reading {config.data.path or 'the built-in corpus'}", quiet=quiet)
     with processes.main_first():
         if started_with is None:
             corpus = load_corpus(config.data, quiet=quiet)

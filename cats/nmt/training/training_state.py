@@ -21,6 +21,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.methods import options
 from cats.nmt.methods.catalogue import GRADIENTS, GRAM, find
 from cats.nmt.model.transformer import Transformer, check_compiler
+from cats.nmt.screen import doing
 from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.adaptive_sampling import adaptive_sampling
 from cats.nmt.training.average import ParameterAverage
@@ -129,6 +130,7 @@ class TrainingState:
         else:
             model.to(self.device)
         if config.train.compile:
+            doing("compiling the layers: the first updates take minutes", quiet=self.quiet)
             check_compiler(self.device)
             model.compile_layers()
         return model

@@ -20,7 +20,8 @@ from cats.nmt.config.toml import to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
 from cats.nmt.scoring.grid.runs import Run, check_resumable, everything
-from cats.nmt.training.progress import duration, tell
+from cats.nmt.screen import doing, tell
+from cats.nmt.training.progress import duration
 from cats.nmt.training.signals import deferred_interrupts
 
 WAIT = 0.2  # seconds between two looks at the processes
@@ -112,6 +113,7 @@ class _Grid:
         except UserError as error:
             self.fail(run, str(error))
         else:
+            doing(f"training {run.path}")
             self.working.append(start(run))
 
     def end(self, ended: Process, *, quiet: bool) -> None:
