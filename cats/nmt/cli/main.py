@@ -24,6 +24,7 @@ from cats.nmt.cli import (
     export,
     info,
     methods,
+    plot,
     significance,
     train,
     translate,
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "average": average,
     "significance": significance,
     "compare": compare,
+    "plot": plot,
     "methods": methods,
     "info": info,
 }

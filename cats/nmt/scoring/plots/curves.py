@@ -1,25 +1,31 @@
-"""The curves of a run over its updates: losses and task weights."""
+"""Curves over the updates with a line for each language: losses, task weights, examples seen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cats.nmt.scoring.plots.style import INK, label_ends, new_figure, save_figure
-from cats.nmt.scoring.scores import Scores
+from cats.nmt.scoring.plots.runs import NothingToDraw, PlottedRun, Runs
+from cats.nmt.scoring.plots.series import Curve, Records, alpha_shares, mean, seen, training_nll, validation
+from cats.nmt.scoring.plots.style import INK, TEXT, label_ends, new_figure, save_figure, short_numbers
+from cats.nmt.scoring.scores import TITLES, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_LABELS = 12  # with more languages, only the means of the groups are labelled
+# The colour map of each group's languages, its line style, and the colour of its mean. Orange and blue are different
+# for everybody; in grey, the line styles tell the groups apart.
+_GROUPS: dict[str, tuple[str, Any, str]] = {
+    "lores": ("Oranges", "-", "#a63603"),
+    "midres": ("Greys", "-.", "#525252"),
+    "hires": ("Blues", "--", "#08519c"),
+}
 
-Curve = list[tuple[int, float]]  # step and value of each point
 
-
-def draw_loss(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) -> None:
+def draw_loss(records: Records, scores: Scores, path: Path) -> None:
     """Draws the NLL of each language over the updates: on training text (a running mean) and on validation text.
 
     Args:
@@ -27,30 +33,30 @@ def draw_loss(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) 
         scores: groups and training pairs of the languages.
         path: the PNG file to write; an SVG file is written beside it.
     """
-    training: dict[str, Curve] = {}
-    validation: dict[str, Curve] = {}
-    for record in records:
-        for name, value in record.get("losses", {}).items():
-            if value is not None:  # a loss that is not finite is null in the file
-                training.setdefault(name, []).append((record["step"], value))
-        for name, value in record.get("valid", {}).get("nll", {}).items():
-            if value is not None:
-                validation.setdefault(name, []).append((record["step"], value))
-    panels = {"training (running mean)": {name: _smooth(curve) for name, curve in training.items()}}
-    if validation:
-        panels["validation"] = validation
+    save_figure(loss_figure(records, scores), path)
+
+
+def loss_figure(records: Records, scores: Scores) -> Figure:
+    """The picture of `draw_loss`."""
+    names = _by_size(scores.pairs)
+    panels = {
+        "training (running mean)": {name: training_nll(records, name) for name in names},
+        "validation": {name: validation(records, name, "nll") for name in names},
+    }
+    panels = {title: curves for title, curves in panels.items() if any(curves.values())} or {"training": {}}
     figure, axes = new_figure(len(panels), sharey=True)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        _draw_curves(axis, curves, scores)
+        draw_languages(axis, curves, scores.members)
         axis.set_title(title, loc="left", color=INK)
         axis.set_xlabel("update")
+        short_numbers(axis)
     axes[0].set_ylabel("NLL, nats per target token")
     label_ends(axes[-1])
-    _draw_legend(axes[0], scores)
-    save_figure(figure, path)
+    _draw_legend(axes[0], scores.members)
+    return figure
 
 
-def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path) -> None:
+def draw_alpha(records: Records, scores: Scores, path: Path) -> None:
     """Draws each task's share of the sum of α over the updates, and the share of uniform weights as a dotted line.
 
     The curves are running means: with a prior of token shares, α follows what is in each batch. The scale is
@@ -61,96 +67,177 @@ def draw_alpha(records: Sequence[Mapping[str, Any]], scores: Scores, path: Path)
         scores: groups and training pairs of the languages, and the method.
         path: the PNG file to write; an SVG file is written beside it.
     """
-    curves: dict[str, Curve] = {}
-    for record in records:
-        alpha = {name: value for name, value in record.get("alpha", {}).items() if value is not None}
-        total = sum(alpha.values())
-        for name, value in alpha.items():
-            curves.setdefault(name, []).append((record["step"], value / total if total else 0.0))
-    curves = {name: _smooth(points) for name, points in curves.items()}
+    save_figure(alpha_figure(records, scores), path)
+
+
+def alpha_figure(records: Records, scores: Scores) -> Figure:
+    """The picture of `draw_alpha`."""
+    shares = alpha_shares(records)
+    curves = {name: shares[name] for name in _by_size(scores.pairs) if name in shares}
     figure, (axis,) = new_figure(1)
-    _draw_curves(axis, curves, scores)
-    uniform = 1 / max(1, len(curves))
-    axis.axhline(uniform, color=INK, linewidth=0.9, linestyle=":", zorder=1)
-    if curves and all(value > 0 for points in curves.values() for _, value in points):
-        _set_log_scale(axis, uniform)
+    draw_languages(axis, curves, scores.members)
+    _set_share_scale([axis], curves.values())
     axis.set_xlabel("update")
+    short_numbers(axis)
     axis.set_ylabel("α, share of the total (running mean)")
     axis.set_title(f"task weights, method {scores.run.method}", loc="left", color=INK)
     label_ends(axis)
-    _draw_legend(axis, scores, dotted="uniform")
-    save_figure(figure, path)
+    _draw_legend(axis, scores.members, dotted="uniform")
+    return figure
+
+
+def alphas(runs: Runs) -> Figure:
+    """α of each language over the updates, a panel for each method: the mean over its seeds of the running means.
+
+    Methods whose weights never change have no panel.
+
+    Raises:
+        NothingToDraw: no run has weights that change.
+    """
+    by_run = {run.path: alpha_shares(run.records) for run in runs.runs}
+    found = _by_method(runs, lambda run, task: by_run[run.path].get(task, []))
+    found = {method: curves for method, curves in found.items() if any(map(_changes, curves.values()))}
+    if not found:
+        raise NothingToDraw("no run has weights that change")
+    figure, axes = _panels(found, runs.groups)
+    _set_share_scale(axes, [curve for curves in found.values() for curve in curves.values()])
+    return _with_names(figure, axes, "α, share of the total", runs.groups, dotted="uniform")
+
+
+def examples(runs: Runs) -> Figure:
+    """How many sentence pairs of each language a model was trained on so far, a panel for each method.
+
+    The mean over the seeds.
+
+    Raises:
+        NothingToDraw: no run has recorded it, as runs of older versions.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    # A language that is not trained yet has no line: its 0 has no place on a logarithmic scale.
+    found = _by_method(runs, lambda run, task: [each for each in seen(run.records, [task], "examples") if each[1]])
+    if not found:
+        raise NothingToDraw("no run has the examples of each language in its metrics; train it again")
+    figure, axes = _panels(found, runs.groups)
+    for axis in axes:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    return _with_names(figure, axes, "sentence pairs seen", runs.groups)
+
+
+def draw_languages(axis: Axes, curves: Mapping[str, Curve], groups: Mapping[str, Sequence[str]]) -> None:
+    """Draws one line for each language. With many languages the lines are thin, and the groups' means are bold.
+
+    Args:
+        curves: {language: its curve}, in the order of their shades, the darkest first. Empty ones are left out.
+        groups: {group: languages}; one that is in neither LoRes nor MidRes is drawn as HiRes.
+    """
+    from matplotlib import colormaps
+
+    names = [name for name, curve in curves.items() if curve]
+    few = len(names) <= _MOST_LABELS
+    group_of = {name: group for group in ("lores", "midres") for name in groups.get(group, ())}
+    for group, (palette, style, bold) in _GROUPS.items():
+        members = [name for name in names if group_of.get(name, "hires") == group]
+        for i, name in enumerate(members):
+            colour = colormaps[palette](0.95 - 0.45 * i / max(1, len(members) - 1))
+            # A label that starts with "_" is not shown.
+            width, opacity, label = (1.6, 1.0, name) if few else (0.7, 0.4, "_")
+            axis.plot(*_columns(curves[name]), style, color=colour, linewidth=width, alpha=opacity, label=label)
+        if members and not few:
+            means = mean(curves[name] for name in members)
+            axis.plot(*_columns(means), style, color=bold, linewidth=2.4, label=TITLES[group])
+    axis.set_xlim(0, max((curves[name][-1][0] for name in names), default=1))
+
+
+def _by_method(runs: Runs, curve: Callable[[PlottedRun, str], Curve]) -> dict[str, dict[str, Curve]]:
+    """{method: {task: the mean over its seeds}}, without methods that have no curve at all."""
+    found = {
+        method: {task: mean(curve(run, task) for run in seeds) for task in runs.tasks}
+        for method, seeds in runs.methods.items()
+    }
+    return {method: curves for method, curves in found.items() if any(curves.values())}
+
+
+def _panels(found: Mapping[str, Mapping[str, Curve]], groups: Mapping[str, Sequence[str]]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each method, with a line for each language."""
+    columns = min(2, len(found))
+    rows = -(-len(found) // columns)
+    figure, places = new_figure(rows * columns, rows=rows, sharex=True, sharey=True)
+    axes = places[: len(found)]
+    for axis, (method, curves) in zip(axes, found.items(), strict=True):
+        draw_languages(axis, curves, groups)
+        axis.set_title(method, loc="left", color=INK)
+        short_numbers(axis)
+    for axis in places[len(found) :]:
+        axis.remove()
+    for axis in axes[-columns:]:
+        axis.set_xlabel("update")
+        axis.tick_params(labelbottom=True)
+    axes[0].set_xlim(0, max(curve[-1][0] for curves in found.values() for curve in curves.values() if curve))
+    return figure, axes
+
+
+def _with_names(
+    figure: Figure, axes: Sequence[Axes], title: str, groups: Mapping[str, Sequence[str]], dotted: str | None = None
+) -> Figure:
+    """The figure with the names of the languages at the right of each row. The scales must be set before."""
+    for axis in axes[::2]:
+        axis.set_ylabel(title)
+    label_ends(*axes[1:-1:2], axes[-1])
+    _draw_legend(axes[0], groups, dotted)
+    return figure
+
+
+def _changes(curve: Curve) -> bool:
+    values = [value for _, value in curve]
+    return bool(values) and max(values) - min(values) > 1e-9
+
+
+def _set_share_scale(axes: Sequence[Axes], curves: Iterable[Curve]) -> None:
+    """Adds the share of uniform weights as a dotted line. The scale is logarithmic, unless a share is 0."""
+    curves = [curve for curve in curves if curve]
+    uniform = len(axes) / max(len(axes), len(curves))
+    for axis in axes:
+        axis.axhline(uniform, color=INK, linewidth=0.9, linestyle=":", zorder=1)
+    values = [value for curve in curves for _, value in curve]
+    if values and min(values) > 0:
+        _set_log_scale(axes[0], uniform)
 
 
 def _set_log_scale(axis: Axes, uniform: float) -> None:
     """Makes the scale of task weights logarithmic, with readable ticks."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axis.set_yscale("log")
     # Small changes must look small in the picture, so the axis shows at least 10 % above and below the uniform weight.
     low, high = axis.get_ylim()
     low, high = min(low, uniform / 1.1), max(high, uniform * 1.1)
     axis.set_ylim(low, high)
-    if high < 12 * low:  # matplotlib puts ticks at powers of ten only, which are too few within one decade
-        axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+    # By default matplotlib has ticks at powers of ten only.
+    axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]) if high < 3 * low else LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
-def _smooth(points: Curve) -> Curve:
-    """Running mean. The window is 1/20 of the curve, because what is in the few tokens of one update is noisy."""
-    half = len(points) // 40
-    sums = np.concatenate([[0.0], np.cumsum([value for _, value in points])])
-    at = np.arange(len(points))
-    first, last = np.maximum(at - half, 0), np.minimum(at + half + 1, len(points))
-    means = (sums[last] - sums[first]) / (last - first)
-    return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
+def _by_size(pairs: Mapping[str, int]) -> list[str]:
+    """The tasks, those with the fewest training pairs first."""
+    return sorted(pairs, key=lambda name: (pairs[name], name))
 
 
-def _draw_curves(axis: Axes, curves: Mapping[str, Curve], scores: Scores) -> None:
-    """Draws one line for each language. With many languages the lines are thin, and the groups' means are bold."""
-    from matplotlib import colormaps
-
-    low, middle = ({*scores.members.get(group, ())} for group in ("lores", "midres"))
-    # A task that is trained on but not scored belongs to no group.
-    names = sorted((name for name in curves if name in scores.pairs), key=lambda name: (scores.pairs[name], name))
-    few = len(names) <= _MOST_LABELS
-    for title, palette, style, members in (
-        ("LoRes", colormaps["Oranges"], "-", [name for name in names if name in low]),
-        ("MidRes", colormaps["Greys"], "-.", [name for name in names if name in middle]),
-        ("HiRes", colormaps["Blues"], "--", [name for name in names if name not in low | middle]),
-    ):
-        for i, name in enumerate(members):
-            colour = palette(0.95 - 0.45 * i / max(1, len(members) - 1))
-            steps, values = zip(*curves[name], strict=True)
-            # A label that starts with "_" is not shown.
-            width, opacity, label = (1.6, 1.0, name) if few else (0.7, 0.4, "_")
-            axis.plot(steps, values, style, color=colour, linewidth=width, alpha=opacity, label=label)
-        if members and not few:
-            steps, values = zip(*_mean([curves[name] for name in members]), strict=True)
-            axis.plot(steps, values, style, color=palette(0.9), linewidth=2.4, label=title)
-    axis.set_xlim(0, max((points[-1][0] for points in curves.values()), default=1))
+def _columns(curve: Curve) -> tuple[list[float], list[float]]:
+    return [x for x, _ in curve], [y for _, y in curve]
 
 
-def _mean(curves: Sequence[Curve]) -> Curve:
-    """The mean of several curves, at each step where at least one of them has a value."""
-    values: dict[int, list[float]] = {}
-    for curve in curves:
-        for step, value in curve:
-            values.setdefault(step, []).append(value)
-    return [(step, sum(here) / len(here)) for step, here in sorted(values.items())]
-
-
-def _draw_legend(axis: Axes, scores: Scores, dotted: str | None = None) -> None:
+def _draw_legend(axis: Axes, groups: Mapping[str, Sequence[str]], dotted: str | None = None) -> None:
     """Explains the line styles. dotted: what the dotted line shows, if there is one."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color="#a63603", linestyle="-", label="LoRes"),
-        Line2D([], [], color="#08519c", linestyle="--", label="HiRes"),
+        Line2D([], [], color=colour, linestyle=style, label=TITLES[group])
+        for group, (_, style, colour) in _GROUPS.items()
+        if groups.get(group)
     ]
-    if "midres" in scores.members:
-        handles.insert(1, Line2D([], [], color="#525252", linestyle="-.", label="MidRes"))
     if dotted:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=":", label=dotted))
-    axis.legend(handles=handles, frameon=False, fontsize=9, loc="best", labelcolor=INK)
+    axis.legend(handles=handles, frameon=False, fontsize=TEXT, loc="best", labelcolor=INK)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INK, GRID = "#333333", "#dddddd"
 WIDTH = 8.4  # inches
-TEXT = 10  # points, at this width. Nothing is smaller than 9.
+TEXT = 11  # points, at this width
 
 # The colours of Okabe and Ito (Color Universal Design, 2008, https://jfly.uni-koeln.de/color/), which people with any
 # kind of colour vision can tell apart, without yellow, which is too light for lines on white.
@@ -62,7 +62,7 @@ class MethodStyle:
     def mark(self) -> dict[str, Any]:
         """The arguments of matplotlib's plot() for the markers."""
         fill = self.colour if self.filled else "white"
-        return {"marker": self.marker, "markerfacecolor": fill, "markeredgecolor": self.colour, "markersize": 6.5}
+        return {"marker": self.marker, "markerfacecolor": fill, "markeredgecolor": self.colour, "markersize": 6}
 
 
 def method_style(name: str) -> MethodStyle:
@@ -151,6 +151,14 @@ def new_figure(
     return figure, axes
 
 
+def short_numbers(axis: Axes) -> None:
+    """Few ticks at the bottom, with 2k for 2000 and 2M for 2,000,000."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
 def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Writes a figure as PNG and as SVG, each completely or not at all: if it fails, an older file is kept.
 
@@ -175,33 +183,38 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     return files
 
 
-def label_ends(axis: Axes) -> None:
+def label_ends(*axes: Axes) -> None:
     """Writes the name of each labelled line at its right end. Names that would overlap are moved apart.
 
-    The scales of the axes must be set before.
+    Args:
+        axes: of one figure. Their scales must be set before.
     """
-    unit = _lay_out(axis)
-    gap = 1.3 * TEXT * unit / axis.get_window_extent().height  # a line of text, as a share of the axes' height
-    ends = []
-    for line in axis.get_lines():
-        if not str(line.get_label()).startswith("_"):
-            point = axis.transData.transform(np.asarray(line.get_xydata())[-1])
-            x, y = axis.transAxes.inverted().transform(point)
-            ends.append((float(y), float(x), line))
-    ends.sort(key=lambda end: end[0])
-    heights = _spread([end for end, *_ in ends], gap)
-    for height, (end, right, line) in zip(heights, ends, strict=True):
-        axis.annotate(
-            str(line.get_label()),
-            xy=(right + 0.005, end),
-            xytext=(1.04, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=text_colour(line.get_color()),
-            fontsize=TEXT,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-        )
+    unit = _lay_out(axes[0])
+    for axis in axes:
+        gap = 1.3 * TEXT * unit / axis.get_window_extent().height  # a line of text, as a share of the axes' height
+        ends = []
+        for line in axis.get_lines():
+            if not str(line.get_label()).startswith("_"):
+                point = axis.transData.transform(np.asarray(line.get_xydata())[-1])
+                x, y = axis.transAxes.inverted().transform(point)
+                ends.append((float(np.clip(y, 0, 1)), float(x), line))  # a line may end above the picture
+        ends.sort(key=lambda end: end[0])
+        heights = _spread([end for end, *_ in ends], gap)
+        for height, (end, right, line) in zip(heights, ends, strict=True):
+            axis.annotate(
+                str(line.get_label()),
+                xy=(right + 0.005, end),
+                xytext=(1.05, height),
+                xycoords="axes fraction",
+                textcoords="axes fraction",
+                color=text_colour(line.get_color()),
+                fontsize=TEXT,
+                va="center",
+                arrowprops={
+                    **{"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+                    "relpos": (0, 0.5),  # from the middle of the text's left side
+                },
+            )
 
 
 def _lay_out(axis: Axes) -> float:

@@ -1,0 +1,91 @@
+"""The runs that are drawn together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cats.nmt.errors import UserError
+from cats.nmt.scoring.plots.runs import NothingToDraw, first_tasks, read_runs
+from tests.nmt.scoring.plots.made import made_run, write_metrics
+
+STATIC = "method.name=static"
+
+
+def named(tmp_path: Path, against: str = "") -> list[str]:
+    """The methods of all runs in the folder, by the names of the runs."""
+    return [run.method for run in read_runs(sorted(tmp_path.iterdir()), against=against).runs]
+
+
+def test_names_of_folders_as_compare_writes_them(tmp_path: Path) -> None:
+    made_run(tmp_path / "T=3r-seed2", STATIC, "sampling.temperature=3", seed=2)
+    made_run(tmp_path / "cats-fixed-seed1", STATIC, "method.token_weights=1,1,2")
+    made_run(tmp_path / "cats-fixed-seed2", STATIC, "method.token_weights=1,2,2", seed=2)
+    made_run(tmp_path / "my-seed1", seed=7)  # not the seed of the run: the name of the folder means something else
+    assert named(tmp_path) == ["T=3r", "cats-fixed", "cats-fixed", "cats"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (("method.name=cats",), "cats"),
+        ((STATIC, "sampling.temperature=5"), "T=5"),
+        ((STATIC, "sampling.temperature=inf"), "T=inf"),
+        ((STATIC, "sampling.temperature=3", "train.restart=true", "train.pretrain_steps=10"), "T=3r"),
+        ((STATIC, "method.weights=uniform"), "uniform"),
+        ((STATIC, "method.token_weights=1,1,2"), "fixed weights"),
+        ((STATIC, "sampling.ratios=1,1,2"), "static"),
+        (("train.restart=true", "train.pretrain_steps=10"), "cats-r"),
+        (("train.restart=true", "train.pretrain_steps=10", "sampling.first_temperature=1"), "cats-staged"),
+        (("method.name=restart", "train.restart=true", "train.pretrain_steps=10"), "restart"),
+    ],
+)
+def test_names_from_the_settings(settings: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    made_run(tmp_path / "run", *settings)
+    assert named(tmp_path) == [name]
+
+
+def test_settings_that_differ_are_named(tmp_path: Path) -> None:
+    made_run(tmp_path / "a", "model.d_model=32")
+    made_run(tmp_path / "b", "model.d_model=64")
+    made_run(tmp_path / "c", "model.d_model=64", "evaluate.lines=5", "train.threads=2", seed=2)
+    made_run(tmp_path / "d", STATIC)
+    assert named(tmp_path) == ["cats, d_model=32", "cats, d_model=64", "cats, d_model=64", "T=3"]
+    assert named(tmp_path, against="model.d_model") == ["cats", "cats", "cats", "T=3"]
+
+
+def test_many_settings_that_differ_are_named_by_the_folder(tmp_path: Path) -> None:
+    made_run(tmp_path / "a")
+    made_run(tmp_path / "b", "model.d_model=32", "model.ffn=32", "model.encoder_layers=1")
+    assert named(tmp_path) == ["cats, a", "cats, b"]
+
+
+def test_groups_are_those_of_the_scores(tmp_path: Path) -> None:
+    paths = [made_run(tmp_path / "a"), made_run(tmp_path / "b", chrf=50.0, seed=2)]
+    runs = read_runs(paths)
+    assert runs.groups == {"lores": ["az", "be"], "hires": ["ru"]} and runs.tasks == ["az", "be", "ru"]
+    assert runs.panels == {"LoRes": ["az", "be"], "HiRes": ["ru"]}
+    assert read_runs(paths[:1]).panels == {"All": ["az", "be", "ru"]}  # nothing tells their sizes
+
+
+def test_runs_that_cannot_be_drawn(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run directory"):
+        read_runs([tmp_path / "none"])
+    new, good = made_run(tmp_path / "new", steps=[]), made_run(tmp_path / "good")
+    with pytest.raises(UserError, match="new has no metrics yet: there is nothing to draw"):
+        read_runs([new])
+    assert read_runs([new, good]).notices == [f"{new} has no metrics yet; left out"]
+    other = made_run(tmp_path / "other")
+    write_metrics(other, [{"step": 10, "losses": {"de": 1.0}, "alpha": {"de": 1.0}}])
+    with pytest.raises(UserError, match=r"other was trained on other languages \(de\) than .*good \(az, be, ru\)"):
+        read_runs([good, other])
+    assert len(read_runs([good, good]).runs) == 1
+
+
+def test_tasks_that_are_trained_first(tmp_path: Path) -> None:
+    pre = "train.pretrain_steps=10"
+    run = made_run(tmp_path / "a", "train.pretrain=hires,be", pre, chrf=50.0)
+    assert first_tasks(read_runs([run])) == ["be", "ru"]
+    with pytest.raises(NothingToDraw, match=r"train\.pretrain"):
+        first_tasks(read_runs([made_run(tmp_path / "b")]))
