@@ -70,6 +70,17 @@ def _check_combinations(config: Config, prefix: str) -> None:
         width, heads = config.model.d_model, config.model.heads
         raise UserError(f"{prefix}model.d_model = {width} is not a multiple of model.heads = {heads}")
     method = config.method
+    if config.model.clsr:
+        for name, unsupported, instead in (
+            ("tokenizer.source_tag", config.tokenizer.source_tag == "none", "prepend or replace-eos"),
+            ("method.engine", method.engine in ("one_pass", "forward_mode"), "auto, per_task or two_pass"),
+            ("method.rows", method.rows < 1, "1"),
+            ("train.distributed", config.train.distributed != "replicas", "replicas"),
+            ("train.checkpoint_activations", config.train.checkpoint_activations, "false"),
+            ("train.compile", config.train.compile, "false"),
+        ):
+            if unsupported:
+                raise UserError(f"{prefix}model.clsr needs {name} = {instead}")
     if method.token_weights and method.weights != "tokens":
         raise UserError(f"{prefix}method.token_weights needs method.weights = tokens; leave one of them out")
     if method.simplex == "proximal" and not isinstance(method.alpha_lr, str) and method.alpha_lr > 1:

@@ -214,6 +214,12 @@ class Model:
         "embedding matrices: tied (source = target = output), decoder-tied (target = output) or separate (three)",
         choices=("tied", "decoder-tied", "separate"),
     )
+    clsr: float = setting(
+        0.0,
+        "budget of language-specific routing (CLSR: Zhang et al. 2021), the share of outputs that each language makes "
+        "with matrices of its own, such as 0.3; 0: off",
+        need=FRACTION,
+    )
     max_length: int = setting(
         256,
         "longest side of a training pair in tokens, tag and end included; longer pairs are left out and counted",

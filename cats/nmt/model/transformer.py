@@ -8,7 +8,7 @@ values of earlier positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cats.nmt.errors import UserError
+from cats.nmt.model.clsr import Gate, Routes, Routing, routed
 
 _CACHE_POSITIONS = 16  # initial capacity of the decoder's cache, in target positions
 
@@ -48,6 +49,10 @@ class Packing:
     def pack(self, x: Tensor) -> Tensor:
         """(B, L, d) -> (N, d), the N tokens row after row."""
         return x.flatten(0, 1).index_select(0, self.index)
+
+    def of_tokens(self, x: Tensor) -> Tensor:
+        """(B,) -> (N,): the entry of the row of each token."""
+        return x[self.index // self.mask.shape[1]]
 
     def pad(self, x: Tensor) -> Tensor:
         """(N, d) -> (B, L, d), with zeros as padding."""
@@ -88,6 +93,7 @@ class Shape:
     norm: str
     attention_dropout: float
     activation_dropout: float
+    gated: bool = False  # whether the sub-layers have the gates of ``cats.nmt.model.clsr``
 
 
 class Attention(nn.Module):
@@ -133,14 +139,17 @@ class EncoderLayer(nn.Module):
         self.attention_norm, self.attention = make_norm(shape.norm, shape.d_model), Attention(shape)
         self.ffn_norm, self.ffn = make_norm(shape.norm, shape.d_model), FeedForward(shape)
         self.dropout = nn.Dropout(shape.dropout)
+        self.attention_gate, self.ffn_gate = (Gate(shape.d_model) if shape.gated else None for _ in range(2))
 
-    def forward(self, x: Tensor, rows: Packing) -> Tensor:
+    def forward(self, x: Tensor, rows: Packing, routes: Routes | None = None) -> Tensor:
         """x: (N, d), the packed tokens."""
         y = self.attention_norm(x)
         key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
-        mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, rows.mask[:, None, None])
-        x = x + self.dropout(self.attention.out(rows.pack(mixed)))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        mixed = rows.pack(self.attention.mix(rows.pad(self.attention.query(y)), key, value, rows.mask[:, None, None]))
+        x = x + self.dropout(routed(routes, self.attention_gate, y, mixed, self.attention.out(mixed)))
+        y = self.ffn_norm(x)
+        out = self.ffn(y)
+        return x + self.dropout(routed(routes, self.ffn_gate, y, out, out))
 
 
 class DecoderLayer(nn.Module):
@@ -150,21 +159,36 @@ class DecoderLayer(nn.Module):
         self.cross_norm, self.cross = make_norm(shape.norm, shape.d_model), Attention(shape)
         self.ffn_norm, self.ffn = make_norm(shape.norm, shape.d_model), FeedForward(shape)
         self.dropout = nn.Dropout(shape.dropout)
+        self.attention_gate, self.cross_gate, self.ffn_gate = (
+            Gate(shape.d_model) if shape.gated else None for _ in range(3)
+        )
 
-    def forward(self, x: Tensor, rows: Packing, memory: Tensor, sources: Packing) -> Tensor:
+    def forward(
+        self, x: Tensor, rows: Packing, memory: Tensor, sources: Packing, routes: Routes | None = None
+    ) -> Tensor:
         """x: (N, d), the packed target tokens; memory: (M, d), the packed source tokens."""
         y = self.attention_norm(x)
         # No mask is needed: the padding is on the right, which causal attention does not see.
         key, value = self.attention.split(rows.pad(self.attention.key_value(y)))
-        mixed = self.attention.mix(rows.pad(self.attention.query(y)), key, value, causal=True)
-        x = x + self.dropout(self.attention.out(rows.pack(mixed)))
+        mixed = rows.pack(self.attention.mix(rows.pad(self.attention.query(y)), key, value, causal=True))
+        x = x + self.dropout(routed(routes, self.attention_gate, y, mixed, self.attention.out(mixed)))
         key, value = self.cross.split(sources.pad(self.cross.key_value(memory)))
-        query = rows.pad(self.cross.query(self.cross_norm(x)))
-        mixed = self.cross.mix(query, key, value, sources.mask[:, None, None])
-        x = x + self.dropout(self.cross.out(rows.pack(mixed)))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        y = self.cross_norm(x)
+        mixed = rows.pack(self.cross.mix(rows.pad(self.cross.query(y)), key, value, sources.mask[:, None, None]))
+        x = x + self.dropout(routed(routes, self.cross_gate, y, mixed, self.cross.out(mixed)))
+        y = self.ffn_norm(x)
+        out = self.ffn(y)
+        return x + self.dropout(routed(routes, self.ffn_gate, y, out, out))
 
-    def step(self, x: Tensor, past: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, places: Packing) -> Tensor:
+    def step(
+        self,
+        x: Tensor,
+        past: Tensor,
+        memory: tuple[Tensor, Tensor],
+        mask: Tensor,
+        places: Packing,
+        routes: Routes | None = None,
+    ) -> Tensor:
         """Computes one position of all hypotheses.
 
         x: (rows, d), the tokens at this position. past: (positions, rows, 2 d), keys and values; those of this
@@ -173,10 +197,14 @@ class DecoderLayer(nn.Module):
         y = self.attention_norm(x)
         past[-1] = self.attention.key_value(y)
         key, value = self.attention.split(past.transpose(0, 1))
-        x = x + self.attention.out(self.attention.mix(self.attention.query(y)[:, None], key, value)[:, 0])
-        query = places.pad(self.cross.query(self.cross_norm(x)))
-        x = x + self.cross.out(places.pack(self.cross.mix(query, *memory, mask[:, None, None])))
-        return x + self.ffn(self.ffn_norm(x))
+        mixed = self.attention.mix(self.attention.query(y)[:, None], key, value)[:, 0]
+        x = x + routed(routes, self.attention_gate, y, mixed, self.attention.out(mixed))
+        y = self.cross_norm(x)
+        mixed = places.pack(self.cross.mix(places.pad(self.cross.query(y)), *memory, mask[:, None, None]))
+        x = x + routed(routes, self.cross_gate, y, mixed, self.cross.out(mixed))
+        y = self.ffn_norm(x)
+        out = self.ffn(y)
+        return x + routed(routes, self.ffn_gate, y, out, out)
 
 
 @dataclass
@@ -192,21 +220,22 @@ class DecoderState:
     places: Packing  # (n, places per sentence): the places that hold a hypothesis; row i is the i-th of them
     past: list[Tensor]  # for each layer: keys and values of target positions, (capacity, rows, 2 d)
     length: int = 0  # positions in use
+    languages: Tensor | None = None  # (n,) the language of each sentence, in a model with ``cats.nmt.model.clsr``
 
     def select(self, index: Tensor, places: Packing, sentences: Tensor | None = None) -> DecoderState:
         """The state whose row i is row index[i] of this one: reorders, drops and repeats hypotheses.
 
         places: the places of the new rows. sentences: the sentences that stay, in ascending order; None: all.
         """
-        mask, memory, past = self.mask, self.memory, self.past
+        mask, memory, past, languages = self.mask, self.memory, self.past, self.languages
         if sentences is not None:
-            mask = mask[sentences]
+            mask, languages = mask[sentences], None if languages is None else languages[sentences]
             memory = [(key[sentences], value[sentences]) for key, value in memory]
         if sentences is not None or places.mask.shape[1] > 1:  # else there is one hypothesis per sentence, and all stay
             past = [block.new_empty(block.shape[0], len(index), block.shape[2]) for block in self.past]
             for old, new in zip(self.past, past, strict=True):
                 torch.index_select(old[: self.length], 1, index, out=new[: self.length])
-        return DecoderState(mask, memory, places, past, self.length)
+        return DecoderState(mask, memory, places, past, self.length, languages)
 
     def reserve(self) -> None:
         """Makes room for one more position. The capacity is doubled, so that all copies together take linear time."""
@@ -229,6 +258,8 @@ class Transformer(nn.Module):
         activation_dropout: the dropout inside the feed-forward layers.
         checkpoint_activations: in training, keep only the input of every layer and recompute the layer in the backward
             pass (Chen et al., 2016). The gradients are the same; it needs less memory and more time.
+        language_tags, language_budget: the ids of the language tags in a source, and the budget of ``clsr.Routing``; if
+            there are tags, the model has language-specific paths.
     """
 
     def __init__(
@@ -248,11 +279,14 @@ class Transformer(nn.Module):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         checkpoint_activations: bool = False,
+        language_tags: Sequence[int] = (),
+        language_budget: float = 0.0,
     ) -> None:
         super().__init__()
         self.pad_id, self.checkpoint_activations = pad_id, checkpoint_activations
         self.scale = math.sqrt(d_model)
-        shape = Shape(d_model, heads, ffn, dropout, norm, attention_dropout, activation_dropout)
+        gated = bool(language_tags)
+        shape = Shape(d_model, heads, ffn, dropout, norm, attention_dropout, activation_dropout, gated)
         self.embedding = nn.Embedding(vocab_size, d_model, padding_idx=pad_id)
         self.source_embedding = None if embeddings == "tied" else nn.Embedding(vocab_size, d_model, padding_idx=pad_id)
         self.output = nn.Linear(d_model, vocab_size, bias=False) if embeddings == "separate" else None
@@ -263,6 +297,7 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(decoder_layers))
         self.decoder_norm = make_norm(norm, d_model)
         self.dropout = nn.Dropout(dropout)
+        self.routing = Routing(d_model, language_tags, language_budget) if gated else None
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -285,7 +320,7 @@ class Transformer(nn.Module):
     def _decoder_layers(self) -> Iterable[DecoderLayer]:
         return cast(Iterable[DecoderLayer], self.decoder)
 
-    def _layer(self, layer: nn.Module, x: Tensor, *context: Tensor | Packing) -> Tensor:
+    def _layer(self, layer: nn.Module, x: Tensor, *context: Tensor | Packing | Routes | None) -> Tensor:
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(layer, x, *context, use_reentrant=False))
         return cast(Tensor, layer(x, *context))
@@ -301,8 +336,11 @@ class Transformer(nn.Module):
     def _encode(self, source: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Packing]:
         rows = Packing(source != self.pad_id, cells)
         x = rows.pack(self._embed(source, self.source_embedding or self.embedding, self.source_norm))
+        routes = None
+        if self.routing is not None:
+            routes = self.routing.encoder_routes(rows.of_tokens(self.routing.languages(source)))
         for layer in self.encoder:
-            x = self._layer(layer, x, rows)
+            x = self._layer(layer, x, rows, routes)
         return self.encoder_norm(x), rows
 
     def hidden(
@@ -319,8 +357,11 @@ class Transformer(nn.Module):
         memory, sources = self._encode(source, source_cells)
         rows = Packing(target_in != self.pad_id, target_cells)
         x = rows.pack(self._embed_target(target_in))
+        routes = None
+        if self.routing is not None:
+            routes = self.routing.decoder_routes(rows.of_tokens(self.routing.languages(source)))
         for layer in self.decoder:
-            x = self._layer(layer, x, rows, memory, sources)
+            x = self._layer(layer, x, rows, memory, sources, routes)
         return self.decoder_norm(x)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -345,13 +386,16 @@ class Transformer(nn.Module):
         """
         return Packing(target_in != self.pad_id).pad(self.logits(source, target_in))
 
-    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder states (B, S, d) of source (B, S) int64, and its mask (B, S) bool, True for a token."""
+    def encode(self, source: Tensor) -> tuple[Tensor, ...]:
+        """What ``start`` takes: the encoder states (B, S, d) of source (B, S) int64, and its mask (B, S) bool, True for
+        a token. With ``cats.nmt.model.clsr`` also the language of each row, (B,).
+        """
         memory, rows = self._encode(source)
-        return rows.pad(memory), rows.mask
+        languages = () if self.routing is None else (self.routing.languages(source),)
+        return rows.pad(memory), rows.mask, *languages
 
-    def start(self, memory: Tensor, mask: Tensor) -> DecoderState:
-        """The state before the first decoding step, with one hypothesis per sentence. memory, mask: from ``encode``."""
+    def start(self, memory: Tensor, mask: Tensor, languages: Tensor | None = None) -> DecoderState:
+        """The state before the first decoding step, with one hypothesis per sentence. Its arguments: see ``encode``."""
         n, _, d = memory.shape
         projected = [layer.cross.split(layer.cross.key_value(memory)) for layer in self._decoder_layers()]
         return DecoderState(
@@ -359,6 +403,7 @@ class Transformer(nn.Module):
             [(key.contiguous(), value.contiguous()) for key, value in projected],
             Packing(mask.new_ones(n, 1)),
             [memory.new_empty(_CACHE_POSITIONS, n, 2 * d) for _ in projected],
+            languages=languages,
         )
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
@@ -369,8 +414,11 @@ class Transformer(nn.Module):
         state.reserve()
         x = self._embed_target(tokens[:, None], state.length)[:, 0]
         state.length += 1
+        routes = None
+        if self.routing is not None and state.languages is not None:
+            routes = self.routing.decoder_routes(state.places.of_tokens(state.languages))
         for layer, past, memory in zip(self._decoder_layers(), state.past, state.memory, strict=True):
-            x = layer.step(x, past[: state.length], memory, state.mask, state.places)
+            x = layer.step(x, past[: state.length], memory, state.mask, state.places, routes)
         return self.project(self.decoder_norm(x))
 
 

@@ -155,6 +155,9 @@ class TaskLosses:
             smoothed, nll = token_losses(logits, targets, self.smoothing)
             if self.mixed is not None:
                 smoothed = self.mixed(smoothed, logits, part, counts)
+            if self.model.routing is not None:
+                # In the loss of every token it is once in each task's mean, and once in the mean over all tokens.
+                smoothed = smoothed + self.model.routing.budget_loss()
             if not logged:
                 for task, each in zip(tokens, nll.split(counts), strict=True):
                     if task not in part.uncounted:

@@ -477,6 +477,8 @@ def build_model(settings: schema.Model, tokenizer: Tokenizer, *, checkpoint_acti
         attention_dropout=settings.attention_dropout,
         activation_dropout=settings.activation_dropout,
         checkpoint_activations=checkpoint_activations,
+        language_tags=[tokenizer.tag(language) for language in tokenizer.languages] if settings.clsr else (),
+        language_budget=settings.clsr,
     )
 
 

@@ -22,6 +22,7 @@ from torch import nn
 import cats
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
+from cats.nmt.model.clsr import MOST_NOISE
 from cats.nmt.screen import tell
 from cats.nmt.training import processes, sharding
 from cats.nmt.training.batches import PrefetchedBatch
@@ -165,10 +166,12 @@ class Trainer(TrainingState):
         return losses
 
     def begin_update(self) -> None:
-        """Sets what the number of the update determines: the phase, the learning rate, the seed of the dropout."""
+        """Sets what the update's number determines: phase, learning rate, noise of the gates, seed of the dropout."""
         train = self.config.train
         if self.step and self.step == train.pretrain_steps and train.restart_parts != "learning-rate":
             self.reset_optimizer()
+        if self.model.routing is not None:
+            self.model.routing.noise = MOST_NOISE * self.step / train.steps
         for group in self.optimizer.param_groups:
             group["lr"] = rate_of_update(self.step, train, self.config.model.d_model)
         torch.manual_seed((train.seed << 32) + processes.rank() * train.steps + self.step + 1)

@@ -158,6 +158,8 @@ class TrainingState:
         weighting, engine = self.optimizer.weighting, self.config.method.engine
         if not weighting.period or weighting.losses_only:
             return False
+        if self.model.routing is not None:  # the budget depends on the tokens of all tasks in a pass
+            return True
         return self.needs_per_task or weighting.needs_sqnorms or engine in ("per_task", "two_pass") or self.sharded
 
     @property

@@ -40,6 +40,11 @@ def initial_tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) ->
     old = _old_tokenizer(RunDirectory(Path(config.train.init_from)), config)
     known = set(old.languages)
     new = [language for language in tagged_languages(corpus, config.tokenizer) if language not in known]
+    if new and config.model.clsr:
+        raise UserError(
+            f"{config.train.init_from} has no matrices (model.clsr) for {', '.join(new)}; leave these languages out, "
+            "or start a new run"
+        )
     if config.data.path and is_prepared(Path(config.data.path)):
         return _prepared_with(Path(config.data.path), old, config.train.init_from)
     if config.tokenizer.per_language:
