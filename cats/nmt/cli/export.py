@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from cats.nmt.cli import translate
@@ -12,28 +13,44 @@ from cats.nmt.screen import doing
 
 SUMMARY = "write a trained model to a folder of its own: safetensors, tokenizer, settings"
 HELP = """\
-Write the model of a run to a folder of its own: model.safetensors, tokenizer.model and config.toml.
+Write the model of a run to a folder of its own: model.safetensors, tokenizer.model and config.toml. With --to
+huggingface, the folder is for the library transformers instead, and its README.md says how to translate with it.
 
 examples:
   cats export runs/NAME my-model
   echo "Monday, 3 hours ago" | cats translate my-model --to az
+  cats export runs/NAME my-model --to huggingface
 """
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, as printed by cats train")
     parser.add_argument("dir", metavar="DIR", help="new or empty folder to write to")
+    parser.add_argument(
+        "--to",
+        choices=("cats", "huggingface"),
+        default="cats",
+        help="the program that shall load the folder (default: cats)",
+    )
     add_checkpoint(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     doing(f"loading {args.run}")
-    from cats.nmt.training import export
+    from cats.nmt.training import export, huggingface
     from cats.nmt.training.run import RunDirectory
 
     directory, out = RunDirectory(Path(args.run)), Path(args.dir)
     trained = directory.load_model(args.checkpoint)
     tasks = directory.task_names(trained.origin)
-    export.write(out, trained, tasks)
+    if args.to == "huggingface":
+        huggingface.write(out, trained, tasks)
+        for sentence in huggingface.approximations(trained.config):
+            print(f"cats: {sentence}", file=sys.stderr)
+    else:
+        export.write(out, trained, tasks)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    print(f"Try it: {translate.example(out, tasks, trained.tokenizer)}")
+    if args.to == "huggingface":
+        print(f"Try it: {out}/README.md has the commands")
+    else:
+        print(f"Try it: {translate.example(out, tasks, trained.tokenizer)}")

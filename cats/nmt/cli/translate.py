@@ -19,10 +19,13 @@ from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
     from cats.nmt.data.tokenizer import Tokenizer
+    from cats.nmt.training.run import RunDirectory, TrainedModel
 
 SUMMARY = "translate standard input, a file or typed lines with a trained model"
 HELP = """\
-Translate standard input or a file, one sentence per line, with a run or an exported model.
+Translate standard input or a file, one sentence per line, with a run or an exported model, or with several of them that
+share a vocabulary, such as runs with other seeds: the next token then has the mean of their probabilities, and the
+settings of the search are those of the first one.
 
 examples:
   echo "Monday, 3 hours ago" | cats translate runs/NAME --to az
@@ -30,13 +33,16 @@ examples:
   cats translate runs/NAME --to ru --input english.txt --output russian.txt --nbest 4
   cats translate runs/NAME --to ru --sample --top-p 0.9 --seed 7 < english.txt
   cats translate runs/NAME --to ru --interactive
+  cats translate runs/SEED1 runs/SEED2 runs/SEED3 --to ru < english.txt
 """
 BLOCK = 32  # maximum lines of a pipe per batch; larger batches delay the first output
 FILE_BLOCK = 32 * BLOCK  # for files: nobody waits for single lines, and batches get lines of more similar length
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, as printed by cats train, or an exported model")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directory, as printed by cats train, or an exported model"
+    )
     parser.add_argument("--to", required=True, metavar="LANG", help="target language, such as az")
     parser.add_argument(
         "--from",
@@ -77,31 +83,27 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
-    doing(f"loading {args.run}")
-    from cats.nmt.data.directions import direction, target_languages
+    doing(f"loading {', '.join(args.runs)}")
     from cats.nmt.model.decode import translations
+    from cats.nmt.model.ensemble import Ensemble
     from cats.nmt.training.run import RunDirectory, set_threads
 
-    directory = RunDirectory(Path(args.run))
-    trained = directory.load_model(args.checkpoint)
-    if diverged := directory.divergence():
-        print(f"cats: {args.run}: {diverged}; this is the model of {args.checkpoint}.pt", file=sys.stderr)
-    config, tokenizer = trained.config, trained.tokenizer
-    tagged = set(tokenizer.languages)
-    found = [direction(task, tagged) for task in directory.task_names(trained.origin)]
-    directions = [(one, other) for one, other in found if one != other]  # without language modelling
-    targets = target_languages(directions, tokenizer)
-    if args.to not in targets:
-        known = ", ".join(targets)
-        raise UserError(f"{args.run} does not translate to '{args.to}'{nearest(args.to, targets)}; known: {known}")
-    source = source_language(args, directions, tokenizer)
+    directories = [RunDirectory(Path(run)) for run in args.runs]
+    trained = [directory.load_model(args.checkpoint) for directory in directories]
+    check_vocabularies(args.runs, [each.tokenizer for each in trained])
+    for directory in directories:
+        if diverged := directory.divergence():
+            print(f"cats: {directory.path}: {diverged}; this is the model of {args.checkpoint}.pt", file=sys.stderr)
+    config, tokenizer = trained[0].config, trained[0].tokenizer
+    model = trained[0].model if len(trained) == 1 else Ensemble(each.model for each in trained)
+    source, *_ = [source_name(*each, args.source, args.to) for each in zip(directories, trained, strict=True)]
     search = search_settings(args, config)
     set_threads(config.train.threads, config.model.d_model)
 
     def translated(lines: list[str], before: int) -> str:
         """Return the output for `lines`, which come after `before` other lines."""
         found = translations(
-            trained.model, tokenizer, lines, source, args.to, search, nbest=args.nbest or 1, lines_before=before
+            model, tokenizer, lines, source, args.to, search, nbest=args.nbest or 1, lines_before=before
         )
         if args.nbest is None:
             return "".join(f"{best[0][0]}\n" for best in found)
@@ -143,33 +145,50 @@ def search_settings(args: argparse.Namespace, config: Config) -> Decode:
     return search
 
 
-def source_language(args: argparse.Namespace, directions: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> str:
-    """Return the tokenizer's name of the source language: the language of --from, or the only one for the target.
+def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
+    """Raise `UserError` unless all models have the vocabulary and the tags of the first one."""
+    for run, tokenizer in zip(runs, tokenizers, strict=True):
+        if (tokenizer.digest(), tokenizer.tags) != (tokenizers[0].digest(), tokenizers[0].tags):
+            what = "other tags" if tokenizer.digest() == tokenizers[0].digest() else "another vocabulary"
+            raise UserError(
+                f"{run} has {what} than {runs[0]}: models that translate together need the same tokenizer; train them "
+                "on the same corpus with the same [tokenizer], such as with other seeds only"
+            )
+
+
+def source_name(directory: RunDirectory, trained: TrainedModel, source: str | None, target: str) -> str:
+    """Return the tokenizer's name of the source language: `source` (of --from), or the only one for the target.
 
     Prints a warning if the run was not trained on the direction.
 
     Raises:
-        UserError: the run does not know the language of --from, or needs --from to tell several sources apart.
+        UserError: the run does not know one of the languages, or needs --from to tell several sources apart.
     """
     from cats.nmt.data.corpus import ENGLISH
-    from cats.nmt.data.directions import source_languages, tokenizer_name
+    from cats.nmt.data.directions import direction, source_languages, target_languages, tokenizer_name
 
-    known = list(dict.fromkeys(source for source, _ in directions))
-    source = args.source
+    run, tokenizer = directory.path, trained.tokenizer
+    tagged = set(tokenizer.languages)
+    found = [direction(task, tagged) for task in directory.task_names(trained.origin)]
+    directions = [(one, other) for one, other in found if one != other]  # without language modelling
+    targets = target_languages(directions, tokenizer)
+    if target not in targets:
+        raise UserError(
+            f"{run} does not translate to '{target}'{nearest(target, targets)}; known: {', '.join(targets)}"
+        )
+    known = list(dict.fromkeys(name for name, _ in directions))
     if source is None:
-        sources = source_languages(directions, args.to)
+        sources = source_languages(directions, target)
         if tokenizer.needs_source and len(sources) > 1:
             raise UserError(f"give the language of the text with --from: {', '.join(sources)}")
-        return tokenizer_name(sources[0], args.to, tokenizer)
+        return tokenizer_name(sources[0], target, tokenizer)
     if source in ENGLISH and source not in known:
         source = ENGLISH[0]
     if known and source not in known:
-        raise UserError(
-            f"{args.run} does not translate from '{source}'{nearest(source, known)}; known: {', '.join(known)}"
-        )
-    if known and (source, args.to) not in directions:
-        print(f"cats: {args.run} was not trained to translate from {source} to {args.to}: zero-shot", file=sys.stderr)
-    return tokenizer_name(source, args.to, tokenizer)
+        raise UserError(f"{run} does not translate from '{source}'{nearest(source, known)}; known: {', '.join(known)}")
+    if known and (source, target) not in directions:
+        print(f"cats: {run} was not trained to translate from {source} to {target}: zero-shot", file=sys.stderr)
+    return tokenizer_name(source, target, tokenizer)
 
 
 def typed_lines(prompt: str) -> Iterator[str]:

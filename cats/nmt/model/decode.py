@@ -14,6 +14,7 @@ from cats.nmt.data.batch import pad
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.files import one_line
+from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.search import Hypothesis, beam_search, sample
 from cats.nmt.model.transformer import Transformer
 
@@ -28,14 +29,19 @@ class Translation(NamedTuple):
 
 
 def translate(
-    model: Transformer, tokenizer: Tokenizer, lines: list[str], source: str, target: str, settings: schema.Decode
+    model: Transformer | Ensemble,
+    tokenizer: Tokenizer,
+    lines: list[str],
+    source: str,
+    target: str,
+    settings: schema.Decode,
 ) -> list[str]:
     """The best translation of every line; see ``translations``."""
     return [found[0].text for found in translations(model, tokenizer, lines, source, target, settings)]
 
 
 def translations(
-    model: Transformer,
+    model: Transformer | Ensemble,
     tokenizer: Tokenizer,
     lines: list[str],
     source: str,
@@ -53,7 +59,7 @@ def translations(
 
     Args:
         model: it is run in evaluation mode; then its mode is restored.
-        tokenizer: the one that the model was trained with.
+        tokenizer: the one that the model, or every model of the ensemble, was trained with.
         lines: text in the language `source`.
         target: the language to translate into, one of the tokenizer's.
         settings: pieces of a line beyond `settings.max_length` are not translated, and a message says so.
@@ -107,7 +113,7 @@ def _encode(
 
 
 def _search(
-    model: Transformer,
+    model: Transformer | Ensemble,
     tokenizer: Tokenizer,
     target: str,
     rows: Tensor,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cats.nmt.errors import UserError
+from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.transformer import Packing, Transformer
 
 # Used instead of -inf where a token is forced, so that scores of different hypotheses still differ in float32.
@@ -25,7 +26,7 @@ class Hypothesis(NamedTuple):
 
 @torch.inference_mode()
 def beam_search(
-    model: Transformer,
+    model: Transformer | Ensemble,
     source: Tensor,
     limits: Tensor,
     *,
@@ -76,7 +77,7 @@ def beam_search(
     left = torch.full((rows, 1), beam, device=device)  # (n, 1) beam minus the finished hypotheses
     places = Packing(scores.isfinite())
     tokens = torch.full((rows,), start, device=device)  # (unfinished hypotheses,) the last token of each
-    state = model.start(*model.encode(source))
+    state: Any = model.start(*model.encode(source))  # each model has a class of its own for it
     length = 0
     while True:
         length += 1
@@ -146,7 +147,7 @@ def _trace_back(
 
 @torch.inference_mode()
 def sample(
-    model: Transformer,
+    model: Transformer | Ensemble,
     source: Tensor,
     limits: Tensor,
     u: Tensor,
@@ -178,7 +179,7 @@ def sample(
     tokens = torch.full_like(number, start)
     totals = torch.zeros(len(number), dtype=torch.float64, device=source.device)
     output = torch.full(u.shape, eos_id, device=source.device)
-    state = model.start(*model.encode(source))
+    state: Any = model.start(*model.encode(source))  # each model has a class of its own for it
     for position in range(u.shape[1]):
         logits = model.step(tokens, state).double()
         if position == 0 and logits.isnan().any():

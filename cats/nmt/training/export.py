@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -23,21 +25,32 @@ def write(out: Path, trained: TrainedModel, tasks: list[str]) -> None:
     Raises:
         UserError: the folder is not empty, or it cannot be written.
     """
-    if not is_free(out):
-        raise UserError(f"{out} exists already; choose another folder")
     weights: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in trained.model.state_dict().items():
         weights.setdefault(tensor.data_ptr(), (name, tensor.cpu().contiguous()))
     files = RunDirectory(out)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
+    # The settings of this config.toml, which may have been changed since the training.
+    origin = dataclasses.replace(trained.origin, settings=settings_of(trained.config))
+    with filled(out, [path.name for path in (files.tokenizer_file, files.config_file, files.weights_file)]):
         trained.tokenizer.save(files.tokenizer_file)
         files.write_config(trained.config)
-        # The settings of this config.toml, which may have been changed since the training.
-        origin = dataclasses.replace(trained.origin, settings=settings_of(trained.config))
         # Written last: a folder that has this file is complete.
         export_file.write(files.weights_file, dict(weights.values()), origin, tasks)
+
+
+@contextmanager
+def filled(out: Path, names: Iterable[str]) -> Iterator[None]:
+    """Makes a new folder, or takes an empty one. If the block fails, its files of these names are removed again.
+
+    Raises:
+        UserError: the folder is not empty.
+    """
+    if not is_free(out):
+        raise UserError(f"{out} exists already; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
     except BaseException:
-        for path in (files.tokenizer_file, files.config_file):
-            path.unlink(missing_ok=True)
+        for name in names:
+            (out / name).unlink(missing_ok=True)
         raise

@@ -57,3 +57,17 @@ def test_export(
     assert "has model.ffn = 64, but model.safetensors was trained with 32; set it back" in refused(
         "translate", out, "--to", "az"
     )
+
+
+def test_export_for_transformers(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model"
+    assert main(["export", str(run), str(out), "--to", "huggingface"]) == 0
+    shown = capfd.readouterr()
+    assert shown.out.endswith(
+        f"target.spm, tokenizer_config.json, vocab.json\nTry it: {out}/README.md has the commands\n"
+    )
+    assert shown.err.startswith("cats: transformers has the length penalty of decode.penalty=fairseq only")
+    assert 'from_pretrained("model")' in (out / "README.md").read_text(encoding="utf-8")
+    (out / "model.safetensors").rename(tmp_path / "kept")
+    assert main(["export", str(run), str(out), "--to", "huggingface"]) == 2  # the folder is not empty
+    assert "exists already" in capfd.readouterr().err

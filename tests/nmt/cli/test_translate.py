@@ -16,6 +16,9 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
+from cats.nmt.cli.translate import check_vocabularies
+from cats.nmt.data.tokenizer import Tags, Tokenizer
+from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
 from tests.nmt.cli.common import Input
 
@@ -183,3 +186,32 @@ def test_translate_bad_languages_and_bad_text(
     out, err = capfd.readouterr()
     assert out.count("\n") == 1  # what came before the bad line is translated
     assert err == "cats: standard input, line 2, byte 3: not UTF-8; convert it, for example with iconv\n"
+
+
+def test_several_runs_translate_together(run: Path, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two copies of a run translate as the run; a run with other weights changes the scores."""
+    source, other = trained / "toy" / "test.en-az.en", trained / "run"
+
+    def scores(*runs: Path) -> list[str]:
+        arguments = ["translate", *map(str, runs), "--to", "az", "--input", str(source), "--nbest", "1"]
+        assert main(arguments) == 0
+        return capfd.readouterr().out.splitlines()
+
+    alone = scores(run)
+    assert scores(run, other) == alone
+    state = checkpoint.load(run / "checkpoints" / "best.pt")
+    state["model"]["embedding.weight"] *= 1.5
+    checkpoint.save(run / "checkpoints" / "best.pt", state)
+    assert scores(run, other) != alone
+
+
+def test_runs_with_other_vocabularies_or_tags_cannot_translate_together() -> None:
+    first, same, tags, other = (
+        Tokenizer.train(["alpha", "bravo"], [language], 30, Tags(source))
+        for language, source in (("az", "prepend"), ("az", "prepend"), ("az", "none"), ("be", "prepend"))
+    )
+    check_vocabularies(["A", "B"], [first, same])
+    with pytest.raises(UserError, match="C has other tags than A: models that translate together need the same"):
+        check_vocabularies(["A", "C"], [first, tags])
+    with pytest.raises(UserError, match="D has another vocabulary than A: "):
+        check_vocabularies(["A", "B", "D"], [first, same, other])
