@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,15 +41,14 @@ class Ensemble(nn.Module):
     def _members(self) -> Iterable[Transformer]:
         return cast(Iterable[Transformer], self.models)
 
-    def encode(self, source: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What each member's ``encode`` returns: its states, and the mask."""
-        states, masks = zip(*(model.encode(source) for model in self._members()), strict=True)
-        return list(states), list(masks)
+    def encode(self, source: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """What ``start`` takes: for each member, what its own ``encode`` returns."""
+        return tuple(model.encode(source) for model in self._members())
 
-    def start(self, memories: Sequence[Tensor], masks: Sequence[Tensor]) -> EnsembleState:
-        """memories, masks: from ``encode``."""
-        every = zip(self._members(), memories, masks, strict=True)
-        return EnsembleState([model.start(memory, mask) for model, memory, mask in every])
+    def start(self, *encoded: tuple[Tensor, ...]) -> EnsembleState:
+        """The state before the first decoding step. Its arguments: see ``encode``."""
+        every = zip(self._members(), encoded, strict=True)
+        return EnsembleState([model.start(*own) for model, own in every])
 
     def step(self, tokens: Tensor, state: EnsembleState) -> Tensor:
         """Log probabilities (rows, V) of the next token; see ``Transformer.step``."""

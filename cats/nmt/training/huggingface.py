@@ -95,6 +95,8 @@ def _refuse(config: Config, tokenizer: Tokenizer, directions: Sequence[tuple[str
         reason = (
             f"model.norm={config.model.norm}: its translation models with norms before the sub-layers have LayerNorm"
         )
+    elif config.model.clsr:
+        reason = "model.clsr: it has no language-specific routing"
     elif tokenizer.tags.source == "replace-eos":
         reason = "tokenizer.source_tag=replace-eos: its tokenizers of this kind end a source with </s>"
     elif tokenizer.models and len({source for source, _ in directions}) != 1:

@@ -85,6 +85,7 @@ def test_every_parameter_is_in_the_file_once(tmp_path: Path) -> None:
     [
         ("model.norm=rmsnorm", "model.norm=rmsnorm"),
         ("model.norm=scalenorm", "model.norm=scalenorm"),
+        ("model.clsr=0.3", "model.clsr"),
         ("tokenizer.source_tag=replace-eos", "tokenizer.source_tag=replace-eos"),
         ("tokenizer.per_language=true", "tokenizer.per_language with several source languages"),
     ],
