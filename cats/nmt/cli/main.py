@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cats.nmt.cli import (
+    analyse,
     average,
     compare,
     data_cldr,
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "average": average,
     "significance": significance,
     "compare": compare,
+    "analyse": analyse,
     "plot": plot,
     "methods": methods,
     "info": info,

@@ -106,6 +106,7 @@ def _check_combinations(config: Config, prefix: str) -> None:
             ("model.norm", config.model.norm == "scalenorm", "rmsnorm or layernorm"),
             ("train.precision", train.precision == "fp16", "bf16 or fp32"),
             ("train.compile", train.compile, "false"),
+            ("train.analyse_every", train.analyse_every > 0, "0"),
         ):
             if unsupported:
                 raise UserError(f"{prefix}train.distributed = {train.distributed} needs {name} = {instead}")

@@ -407,6 +407,11 @@ class Train:
         "over the tasks",
         choices=("nll", "bleu", "chrf"),
     )
+    analyse_every: int = setting(
+        0,
+        "updates between two measurements of the loss landscape on the validation text, as by cats analyse; 0: never",
+        need=COUNT,
+    )
     patience: int = setting(
         0, "stop after this many validations without a better train.best_metric; 0: never", need=COUNT
     )

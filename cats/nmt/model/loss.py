@@ -70,6 +70,14 @@ def token_losses(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Ten
     return _SmoothedLoss.apply(logits, targets, smoothing / (logits.shape[-1] - 1) if smoothing else 0.0)
 
 
+def smoothed_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The label-smoothed losses of ``token_losses``, (M,). They can be differentiated twice, but need more memory."""
+    log_p = torch.log_softmax(logits, dim=-1)
+    nll = -log_p.gather(-1, targets[:, None]).squeeze(-1)
+    wrong = smoothing / (logits.shape[-1] - 1) if smoothing else 0.0
+    return (1 - wrong * logits.shape[-1]) * nll - wrong * log_p.sum(-1)
+
+
 def line_batches(sources: list[list[int]], targets: list[list[int]], batch_tokens: int) -> list[list[int]]:
     """The indices of the lines of each forward pass of ``line_nll``: lines of similar length, the longest first."""
     order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i])), reverse=True)

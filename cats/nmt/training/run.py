@@ -3,6 +3,7 @@
     config.toml       all settings
     tokenizer.model   the sentencepiece model
     metrics.jsonl     losses, task weights and validation scores; tensorboard/ has the same numbers
+    landscape.jsonl   curvature and alignment of the tasks, from cats analyse or train.analyse_every
     checkpoints/      last.pt, previous.pt, best.pt, step-N.pt, average.pt
     scores.json       the scores of an evaluated run; scores.csv has the same numbers
     hyp/              its translations
@@ -48,12 +49,14 @@ class TrainedModel:
 
     model: the model in evaluation mode, on the default device.
     origin: what it was trained with.
+    step: the updates that it was trained for; None if its file does not say so, as that of an average.
     """
 
     config: Config
     tokenizer: Tokenizer
     model: Transformer
     origin: Origin
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ class RunDirectory:
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def landscape_file(self) -> Path:
+        return self.path / "landscape.jsonl"
 
     @property
     def tensorboard(self) -> Path:
@@ -180,7 +187,7 @@ class RunDirectory:
         """
         config = self.read_config()
         path = self.weights_file if self.is_exported else self.checkpoint(name)
-        parameters, origin = self.read_model(name)
+        parameters, origin, step = self.read_model(name)
         tokenizer = self.load_tokenizer(config.tokenizer)
         self.check_files(config, tokenizer, origin, path, quiet=quiet)
         model = build_model(config.model, tokenizer)
@@ -188,10 +195,10 @@ class RunDirectory:
             model.load_state_dict(with_tied(parameters, model))
         except (RuntimeError, TypeError, AttributeError):
             raise self.mismatch(path) from None
-        return TrainedModel(config, tokenizer, model.to(default_device()).eval(), origin)
+        return TrainedModel(config, tokenizer, model.to(default_device()).eval(), origin, step)
 
-    def read_model(self, name: str = "best") -> tuple[dict[str, Tensor], Origin]:
-        """The parameters of a checkpoint or of an exported model, and what it was trained with.
+    def read_model(self, name: str = "best") -> tuple[dict[str, Tensor], Origin, int | None]:
+        """The parameters of a checkpoint or of an exported model, what it was trained with, and for how many updates.
 
         Of a run with `train.ema` it is always their average, that of last.pt included.
 
@@ -199,7 +206,7 @@ class RunDirectory:
             UserError: there is no such file, or it is damaged.
         """
         if self.is_exported:
-            return export_file.read(self.weights_file)
+            return *export_file.read(self.weights_file), None
         path = self.checkpoint(name)
         if not path.exists():
             there = sorted(found.stem for found in self.checkpoints.glob("*.pt"))
@@ -214,7 +221,7 @@ class RunDirectory:
         state = checkpoint.load(path)
         try:
             average = state.get("average") or {}  # last.pt of a run with train.ema; elsewhere it is the model
-            return dict(average.get("parameters", state["model"])), Origin.of_state(state)
+            return dict(average.get("parameters", state["model"])), Origin.of_state(state), state.get("step")
         except (AttributeError, KeyError, TypeError, ValueError):
             raise self.mismatch(path) from None
 

@@ -26,6 +26,7 @@ from cats.nmt.model.clsr import MOST_NOISE
 from cats.nmt.screen import tell
 from cats.nmt.training import processes, sharding
 from cats.nmt.training.batches import PrefetchedBatch
+from cats.nmt.training.landscape import Landscape, add_record
 from cats.nmt.training.losses import Losses, TokenLosses, add_gradients
 from cats.nmt.training.memory import out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord
@@ -78,7 +79,7 @@ class Trainer(TrainingState):
         """Trains to the last update, or until `train.patience` stops it."""
         config = self.config.train
         self.model.train()
-        clock, cpu_clock = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
+        clock, cpu_clock = self.clocks()
         progress = Progress(self.step, config.steps, quiet=self.quiet)
         if self.device.type == "cuda":
             self.probe_largest_batch()
@@ -91,6 +92,10 @@ class Trainer(TrainingState):
                 done = self.step == config.steps
                 validating = done or self.step % config.validate_every == 0
                 facts = []
+                if self.landscape is not None and (done or self.step % config.analyse_every == 0):
+                    progress.bar.set_postfix_str("measuring the loss landscape")
+                    facts.append(self.analyse(self.landscape))
+                    clock, cpu_clock = self.clocks()  # the time of the training does not include this
                 if done or self.step % config.log_every == 0:
                     record = self.log()
                     facts.append(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s")
@@ -107,6 +112,10 @@ class Trainer(TrainingState):
                     self.interrupt()
         if self.stopped_early and not self.quiet:
             tell(f"stopped after update {self.step}: no improvement in {self.bad_validations} validations")
+
+    def clocks(self) -> tuple[float, float]:
+        """When the training would have started, on the two clocks, if it had gone on without a break."""
+        return time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
 
     def update(self) -> None:
         """One iteration of Algorithm 1: an inner or an outer step."""
@@ -320,6 +329,24 @@ class Trainer(TrainingState):
             return validation_scores(
                 model, self.tokenizer, self.validation_text, config.train.validate_lines, config.decode
             )
+
+    def analyse(self, landscape: Landscape) -> str:
+        """Adds the loss landscape at this update to landscape.jsonl. The training goes on as without it.
+
+        Every process measures all of it, so that none waits long for another one.
+
+        Returns:
+            What progress shows.
+        """
+        try:
+            with self.average.in_model():
+                record = landscape.measure(self.model, self.step)
+        except (cats.NonFiniteError, torch.OutOfMemoryError) as error:  # no reason to stop the training
+            return f"landscape not measured ({str(error).partition('. ')[0]})"
+        if processes.is_main():
+            add_record(self.directory, record)
+        tops = record.eigenvalues.values()
+        return f"top eigenvalues {min(tops):.3g} to {max(tops):.3g}"
 
     def check_replicas(self, numbers: list[float]) -> None:
         """Raises if these numbers, of the model or the task weights, are not the same in all processes."""

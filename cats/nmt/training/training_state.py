@@ -26,6 +26,7 @@ from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.adaptive_sampling import adaptive_sampling
 from cats.nmt.training.average import ParameterAverage
 from cats.nmt.training.batches import Prefetcher, build_sampler
+from cats.nmt.training.landscape import Landscape, LandscapeSettings, drop_records_after
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import TaskLosses
 from cats.nmt.training.memory import check_memory
@@ -67,9 +68,13 @@ class TrainingState:
         self.validation, trusted = split_validation(config, data.validation)
         self.validation_text = validation_text(config, data.validation_text)
         has_validation = any(map(len, self.validation.shards.values()))
-        for name in ("patience", "validate_bleu"):
+        for name in ("patience", "validate_bleu", "analyse_every"):
             if getattr(config.train, name) and not has_validation:
                 raise UserError(f"train.{name} needs validation pairs, and the corpus has none")
+        self.landscape: Landscape | None = None
+        if config.train.analyse_every:
+            settings = LandscapeSettings(label_smoothing=config.train.label_smoothing)
+            self.landscape = Landscape(data.validation, settings)
         if config.evaluate.search == "none" and not has_validation:
             raise UserError("evaluate.search = none scores the validation pairs only, and the corpus has none")
 
@@ -255,5 +260,7 @@ class TrainingState:
             self.loss_log.restore(state["since_log"][processes.rank() :: processes.world_size()])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise self.directory.mismatch(self.directory.checkpoint("last"), "; start a new run") from error
+        if processes.is_main():
+            drop_records_after(self.directory, self.step)
         if problem and processes.is_main():
             print(f"cats: {problem}; resuming from the one before it, of update {self.step}", file=sys.stderr)

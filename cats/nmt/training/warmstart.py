@@ -75,7 +75,7 @@ def copy_parameters(model: nn.Module, tokenizer: Tokenizer, config: Config, *, q
     old = _old_tokenizer(run, config)
     ids = {piece: i for i, piece in enumerate(tokenizer.pieces())}
     rows = torch.tensor([ids[piece] for piece in old.pieces()])
-    parameters, origin = run.read_model()
+    parameters, origin, _ = run.read_model()
     path = run.weights_file if run.is_exported else run.checkpoint("best")
     run.check_files(run.read_config(), old, origin, path, quiet=quiet)
     parameters = with_tied(parameters, model)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 
-from cats.nmt.model.loss import token_losses
+from cats.nmt.model.loss import smoothed_losses, token_losses
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,6 +32,13 @@ def test_smoothed_losses_by_hand(target: int, smoothing: float, expected: float)
     """The first is 0.9 ln(1 / 0.7) + 0.1 ln(1 / 0.1): the wrong tokens share the probability of the smoothing."""
     logits = torch.tensor([[0.7, 0.1, 0.1, 0.1]], dtype=torch.float64).log()
     assert float(token_losses(logits, torch.tensor([target]), smoothing)[0]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_for_second_derivatives_are_the_same(smoothing: float):
+    logits, targets = data()
+    torch.testing.assert_close(smoothed_losses(logits, targets, smoothing), token_losses(logits, targets, smoothing)[0])
+    assert torch.autograd.gradgradcheck(lambda x: smoothed_losses(x, targets, smoothing), logits.requires_grad_())
 
 
 def test_no_smoothing_is_the_nll():

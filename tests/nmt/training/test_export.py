@@ -35,7 +35,7 @@ def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
     export.write(tmp_path / "model", TrainedModel(Config(), tokenizer, model, Origin("d")), ["az"])
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
         assert len(list(file.keys())) == len(model.state_dict()) - 1
-    parameters, origin = RunDirectory(tmp_path / "model").read_model()
+    parameters, origin, _ = RunDirectory(tmp_path / "model").read_model()
     assert origin == Origin("d", settings=settings_of(Config()))
     other.load_state_dict(with_tied(parameters, other))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
