@@ -111,15 +111,17 @@ def kind_of(name: str) -> str:
     """The kind of layer of a parameter of ``Transformer``, as the paper calls them.
 
     E. in the encoder, D. in the decoder: SA self-attention, EA attention to the encoder, FC feed-forward, LN norms.
-    "Emb" are the embeddings, with the output layer.
+    "Emb" are the embeddings, with the output layer. "CLSR" is what ``cats.nmt.model.clsr`` adds.
     """
     first, *rest = name.split(".")
     if first in ("embedding", "source_embedding", "output"):
         return "Emb"
+    part = next(each for each in rest if not each.isdecimal()) if first in ("encoder", "decoder") else first
+    if part == "routing" or part.endswith("gate"):
+        return "CLSR"
     side = "E" if first in ("encoder", "encoder_norm", "source_norm") else "D"
-    part = next((each for each in rest if not each.isdecimal()), "") if first in ("encoder", "decoder") else first
-    parts = {"attention": "SA", "cross": "EA", "ffn": "FC"}
-    return f"{side}.LN" if part.endswith("norm") else f"{side}.{parts.get(part, part)}"
+    kinds = {"attention": "SA", "cross": "EA", "ffn": "FC"}
+    return f"{side}.LN" if part.endswith("norm") else f"{side}.{kinds[part]}"
 
 
 class Landscape:

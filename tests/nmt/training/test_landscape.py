@@ -146,12 +146,20 @@ def test_the_numbers_of_a_record(runs: Path) -> None:
     assert all(record.smallest[task] < 0 < record.largest[task] == record.eigenvalues[task] for task in record.tasks)
 
 
-@pytest.mark.parametrize("norm", ["layernorm", "scalenorm", "layernorm-plain"])
-def test_kinds_of_layer(norm: str) -> None:
-    model = Transformer(9, 4, 2, 4, 2, 1, 0.1, norm=norm, embedding_norm=True, embeddings="separate")
+@pytest.mark.parametrize(
+    ("norm", "tags", "more"),
+    [
+        ("layernorm", (), {"E.LN", "D.LN"}),
+        ("scalenorm", (7, 8), {"E.LN", "D.LN", "CLSR"}),
+        ("layernorm-plain", (), set()),
+    ],
+)
+def test_kinds_of_layer(norm: str, tags: tuple[int, ...], more: set[str]) -> None:
+    model = Transformer(
+        9, 4, 2, 4, 2, 1, 0.1, norm=norm, embedding_norm=True, embeddings="separate", language_tags=tags
+    )
     kinds = {name: kind_of(name) for name, _ in model.named_parameters()}
-    norms = set() if norm == "layernorm-plain" else {"E.LN", "D.LN"}
-    assert set(kinds.values()) == {"E.SA", "E.FC", "D.SA", "D.EA", "D.FC", "Emb"} | norms
+    assert set(kinds.values()) == {"E.SA", "E.FC", "D.SA", "D.EA", "D.FC", "Emb"} | more
     assert kinds["encoder.1.attention.key_value.weight"] == "E.SA" and kinds["decoder.0.cross.out.weight"] == "D.EA"
     assert kinds["output.weight"] == "Emb"
 

@@ -196,7 +196,7 @@ def _groups(runs: Sequence[PlottedRun]) -> tuple[dict[str, list[str]], dict[str,
     for run in runs:
         for name in ("best", "last"):
             if RunDirectory(run.path).checkpoint(name).exists():
-                _, origin = RunDirectory(run.path).read_model(name)
+                _, origin, _ = RunDirectory(run.path).read_model(name)
                 pairs = {task: origin.corpus[task][0] for task in origin.tasks}
                 if tasks <= pairs.keys():
                     return _known(task_groups(pairs, run.config.evaluate), tasks), pairs
