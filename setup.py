@@ -155,7 +155,11 @@ def first_error(text: str) -> str | None:
 setup(
     packages=[*find_packages(include=["cats", "cats.*"]), "cats.kernels"],
     package_dir={"cats": "cats", "cats.kernels": "kernels"},
-    package_data={"cats": ["py.typed", "_native.pyi"], "cats.nmt.config.presets": ["*.toml"]},
+    package_data={
+        "cats": ["py.typed", "_native.pyi"],
+        "cats.nmt.config.presets": ["*.toml"],
+        "cats.nmt.scoring.report": ["page.css", "page.js"],
+    },
     ext_modules=[
         Extension(
             "cats._native",

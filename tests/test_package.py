@@ -150,7 +150,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(root: Path, wheel: Path) 
     kernels = {f"cats/{path.relative_to(root)}" for path in (root / "kernels").rglob("*.py")}
     module = {name for name in held if re.fullmatch(r"cats/_native\.\S+\.so", name)}
     assert len(module) == 1, "a C++ compiler is part of what the tests need"
-    assert held == library | presets | kernels | module | {"cats/py.typed", "cats/_native.pyi", "cats/_build.py"}
+    page = {f"cats/nmt/scoring/report/page.{kind}" for kind in ("css", "js")}
+    assert held == library | presets | page | kernels | module | {"cats/py.typed", "cats/_native.pyi", "cats/_build.py"}
 
 
 def test_an_installed_library_takes_its_own_kernels(wheel: Path, tmp_path: Path) -> None:

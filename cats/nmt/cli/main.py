@@ -26,6 +26,7 @@ from cats.nmt.cli import (
     info,
     methods,
     plot,
+    report,
     significance,
     train,
     translate,
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "compare": compare,
     "analyse": analyse,
     "plot": plot,
+    "report": report,
     "methods": methods,
     "info": info,
 }

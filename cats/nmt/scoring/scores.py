@@ -303,7 +303,7 @@ def _system_to_json(system: SystemScores) -> dict[str, Any]:
 def _system_from_json(content: Mapping[str, Any]) -> SystemScores:
     return SystemScores(
         {name: _task_from_json(cell) for name, cell in content["languages"].items()},
-        {group: Cell(*_measures_from_json(cell)) for group, cell in content["groups"].items()},
+        {group: cell_from_json(cell) for group, cell in content["groups"].items()},
     )
 
 
@@ -321,6 +321,15 @@ def _stratum_from_json(content: Mapping[str, Any], whole: SystemScores) -> Strat
     if (model.tasks.keys(), model.groups.keys()) != (whole.tasks.keys(), whole.groups.keys()):
         raise ValueError("a stratum has other tasks or groups")
     return Stratum(model, _baseline_from_json(content["lookup"], model))
+
+
+def cell_from_json(content: Mapping[str, Any]) -> Cell:
+    """The inverse of `Cell.measures`. Other keys are ignored.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: `content` is not what `Cell.measures` returns.
+    """
+    return Cell(*_measures_from_json(content))
 
 
 def _task_from_json(content: Mapping[str, Any]) -> TaskCell:

@@ -11,7 +11,7 @@ from cats.nmt.scoring.scores import METRICS, TITLES, Cell, Scores
 from cats.nmt.scoring.significance import Row as TestRow
 
 # The metrics of the second table, with their titles and decimals.
-_MORE = {
+MORE_SCORES = {
     "bleu_13a": ("BLEU 13a", 1),
     "chrfpp": ("chrF++", 1),
     "spbleu": ("spBLEU", 1),
@@ -59,7 +59,7 @@ def scores_table(scores: Scores) -> str:
 
 def more_scores_table(scores: Scores) -> str:
     """The other scores of the same tasks and groups, then those of zero-shot directions."""
-    rows = [["language", "group", "pairs", *(title for title, _ in _MORE.values())]]
+    rows = [["language", "group", "pairs", *(title for title, _ in MORE_SCORES.values())]]
     rows += [[*row.start, *_more_scores(row.cell)] for row in _rows(scores)]
     rows += [[name, "zero-shot", "0", *_more_scores(cell)] for name, cell in scores.zero_shot.items()]
     return aligned(rows, left=2)
@@ -167,9 +167,9 @@ def _main_scores(cell: Cell) -> list[str]:
 
 
 def _more_scores(cell: Cell) -> list[str]:
-    """The scores of `_MORE`; shares as percentages."""
+    """The scores of `MORE_SCORES`; shares as percentages."""
     texts = []
-    for metric, (_, digits) in _MORE.items():
+    for metric, (_, digits) in MORE_SCORES.items():
         value = cell.get(metric)
         percent = metric.startswith("off_target")
         texts.append(number(100 * value if percent and value is not None else value, digits))

@@ -324,6 +324,18 @@ class RunDirectory:
         records = read_metrics(self.metrics_file)
         return list(dict.fromkeys(name for record in records for name in record.get("alpha", {})))
 
+    def parameter_count(self, config: Config) -> int | None:
+        """How many parameters the model has. None: without a tokenizer, the size of the vocabulary is not known.
+
+        Raises:
+            UserError: the tokenizer is damaged.
+        """
+        if not self.tokenizer_file.is_file():
+            return None
+        with torch.device("meta"):  # no memory for the numbers
+            model = build_model(config.model, self.load_tokenizer(config.tokenizer))
+        return sum(parameter.numel() for parameter in model.parameters())
+
     def divergence(self) -> str:
         """How the training ended, if it diverged; see ``cats.nmt.training.metrics.divergence``."""
         return "" if self.is_exported else divergence(read_metrics(self.metrics_file))

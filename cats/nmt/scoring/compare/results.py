@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cats.nmt.files import finite_or_none
-from cats.nmt.scoring.scores import TITLES, Cell
+from cats.nmt.scoring.scores import TITLES, Cell, cell_from_json
 
 METRICS = ("nll", "chrf", "bleu")  # the fields of SeedScores
 # Groups of a set with noisy training text, beside those of all sets: without the noisy languages.
@@ -174,3 +175,50 @@ class Comparison:
             content[name] = {method: asdict(value) for method, value in getattr(self, name).items()}
         found: dict[str, Any] = finite_or_none(content)
         return found
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Comparison:
+        """The inverse of `to_json`. Files of older versions may lack fields that have a default.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
+        """
+        return cls(
+            content["seeds"],
+            content["settings"],
+            {name: _set_from_json(values) for name, values in content["sets"].items()},
+            *(
+                {method: _regret_from_json(values) for method, values in content.get(name, {}).items()}
+                for name in ("regret", "regret_of_all")
+            ),
+        )
+
+
+def _set_from_json(content: Mapping[str, Any]) -> SetResult:
+    values = {name: value for name, value in content.items() if name != "lookup"}
+    values["nearest_neighbour"] = {group: cell_from_json(cell) for group, cell in content["lookup"].items()}
+    values["methods"] = {method: _method_from_json(result) for method, result in content["methods"].items()}
+    return SetResult(**values)
+
+
+def _method_from_json(content: Mapping[str, Any]) -> MethodResult:
+    values = dict(content)
+    for name in ("groups", "languages"):
+        values[name] = {cell: SeedScores(**scores) for cell, scores in content[name].items()}
+    values["chrf_interval"] = {group: _pair(interval) for group, interval in content["chrf_interval"].items()}
+    values["trials"] = [TrialResult(**trial) for trial in content.get("trials", ())]
+    values["differences"] = {
+        group: Difference(**{**found, "interval": _pair(found["interval"])})
+        for group, found in content.get("differences", {}).items()
+    }
+    return MethodResult(**values)
+
+
+def _regret_from_json(content: Mapping[str, Any]) -> Regret:
+    pairs = {name: _pair(content[name]) for name in ("interval", "above_interval") if name in content}
+    return Regret(**{**content, **pairs})
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return low, high

@@ -47,9 +47,7 @@ class PlottedRun:
     @property
     def tasks(self) -> set[str]:
         """The tasks that it was trained or validated on."""
-        return {
-            name for line in self.records for name in (*line.get("alpha", {}), *line.get("valid", {}).get("nll", {}))
-        }
+        return recorded_tasks(self.records)
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,11 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
             )
     groups, pairs = _groups(runs)
     return Runs(_with_settings(runs, against), groups, pairs, notices)
+
+
+def recorded_tasks(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The tasks that lines of metrics.jsonl name: those that a run was trained or validated on."""
+    return {name for line in records for name in (*line.get("alpha", {}), *line.get("valid", {}).get("nll", {}))}
 
 
 def first_tasks(runs: Runs) -> list[str]:

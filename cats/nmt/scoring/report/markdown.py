@@ -156,8 +156,11 @@ def _signatures(signatures: Mapping[str, Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def _commands(scores: Scores) -> list[str]:
-    """The lines on how to compute BLEU and chrF of the first task again with sacreBLEU's command line."""
+def sacrebleu_commands(scores: Scores) -> list[str]:
+    """The lines of shell that compute BLEU and chrF of the first task again, in the run directory.
+
+    Empty if no task has lines to score.
+    """
     if not scores.scored_tasks:
         return []
     task = scores.scored_tasks[0]
@@ -165,18 +168,19 @@ def _commands(scores: Scores) -> list[str]:
     reference, translation, stratum = (
         shlex.quote(f"hyp/{scores.run.split}.{task}.{suffix}") for suffix in ("ref", "txt", "stratum")
     )
-    where, commands = "", list[str]()
+    commands = list[str]()
     if scores.headline:
-        where = f", from the lines that `.stratum` marks as {scores.headline}"
         select = f"paste {stratum} {{}} | sed -n $'s/^{scores.headline}\\t//p' > {{}}"
         commands = [select.format(reference, "ref"), select.format(translation, "txt")]
         reference, translation = "ref", "txt"
-    return [
-        f"sacreBLEU's command line computes the same scores from the files in `hyp/`{where}, for example for {task}:",
-        "",
-        "```bash",
-        *commands,
-        f"sacrebleu {reference} -i {translation} -m bleu chrf --tokenize {tokenizer}",
-        "```",
-        "",
-    ]
+    return [*commands, f"sacrebleu {reference} -i {translation} -m bleu chrf --tokenize {tokenizer}"]
+
+
+def _commands(scores: Scores) -> list[str]:
+    """The lines on how to compute BLEU and chrF of the first task again with sacreBLEU's command line."""
+    commands = sacrebleu_commands(scores)
+    if not commands:
+        return []
+    where = f", from the lines that `.stratum` marks as {scores.headline}" if scores.headline else ""
+    what = f"the files in `hyp/`{where}, for example for {scores.scored_tasks[0]}"
+    return [f"sacreBLEU's command line computes the same scores from {what}:", "", "```bash", *commands, "```", ""]

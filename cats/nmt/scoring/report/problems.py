@@ -1,0 +1,128 @@
+"""What is wrong with a run, or looks wrong: what a reader must know before believing its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cats.nmt.scoring import hypotheses
+from cats.nmt.scoring.report.runs import ReportedRun
+from cats.nmt.scoring.scores import TITLES
+from cats.nmt.training.metrics import divergence
+
+# As in cats/weighting/simplex.py: a weight below this many times its floor counts as at its floor, and so does one
+# below this share of its prior.
+_NEAR_FLOOR, _TINY = 1.2, 1e-3
+_LAST = 0.25  # the part of the training, at its end, in which a weight must be at its floor for a warning
+_OFF_TARGET = 0.1  # more off-target lines than references that are taken for another language, as a share of the lines
+_EMPTY = 0.05  # share of empty translations
+# What can be wrong, the worst first.
+KINDS = (
+    *("diverged", "not finished", "not trained", "empty translations", "off-target", "weight at its floor"),
+    *("updates skipped", "not scored"),
+)
+# The first two fields of a problem.
+NOT_TRAINED = (
+    "not trained",
+    "A group is not better than the nearest-neighbour baseline, the translation of the nearest training sentence. "
+    "Train longer, or on more text, before you compare methods.",
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong.
+
+    Attributes:
+        what: one of KINDS.
+        meaning: what follows from it, and what to do: the same for every run.
+        facts: what it is in this run, with numbers.
+    """
+
+    what: str
+    meaning: str
+    facts: str
+
+
+def problems(run: ReportedRun) -> list[Problem]:
+    """What is wrong with a run; empty if nothing is.
+
+    Raises:
+        UserError: a file of translations is not the one that was scored.
+    """
+    return [*_training(run), *_baseline(run), *_collapsed(run), *_off_target(run), *_empty(run)]
+
+
+def _training(run: ReportedRun) -> Iterator[Problem]:
+    if diverged := divergence(run.records):
+        yield Problem("diverged", "Lower train.lr.", diverged)
+    steps, planned = run.scores.run.steps, run.config.train.steps
+    if steps < planned and not run.config.train.patience and not diverged:
+        text = f"scored after {steps:,} of {planned:,} updates"
+        yield Problem("not finished", "Continue with cats train --resume.", text)
+    if skipped := max((record.get("skipped") or 0 for record in run.records), default=0):
+        text = f"{skipped:,} of {steps:,} updates"
+        yield Problem("updates skipped", "Their gradients were not finite. Lower train.lr.", text)
+
+
+def _baseline(run: ReportedRun) -> Iterator[Problem]:
+    ours, theirs = run.scores.model.groups, run.scores.nearest_neighbour.groups
+    below = [
+        f"{TITLES[group]} (chrF {ours[group].quality.chrf:.1f} against {theirs[group].quality.chrf:.1f})"
+        for group, gain in run.scores.gains.items()
+        if gain is not None and gain <= 0
+    ]
+    if below:
+        yield Problem(*NOT_TRAINED, ", ".join(below))
+
+
+def _collapsed(run: ReportedRun) -> Iterator[Problem]:
+    """Tasks whose weight was at its floor at the end of the training."""
+    lines = [record for record in run.records if record.get("alpha")]
+    last = lines[-max(1, round(_LAST * len(lines))) :]
+    low = [task for task in (lines[-1]["alpha"] if lines else {}) if all(_is_low(line, task, run) for line in last)]
+    if low:
+        text = (
+            f"The weight α of a language was at its lower bound in the last {_LAST:.0%} of the training, so that it "
+            "was hardly trained. With method cats, raise method.floor or lower method.strength."
+        )
+        yield Problem("weight at its floor", text, ", ".join(low))
+
+
+def _is_low(line: dict[str, Any], task: str, run: ReportedRun) -> bool:
+    """Whether α of a task is at its lower bound."""
+    alpha = {name: value or 0.0 for name, value in line["alpha"].items()}
+    method, total = run.config.method, sum(alpha.values())
+    floor = 0.0
+    if method.name == "cats":
+        automatic = 0.1 if method.simplex == "proximal" else 0.0
+        floor = automatic if isinstance(method.floor, str) else method.floor
+    share = (line.get("prior") or {}).get(task, 1 / len(alpha))
+    return bool(total > 0 and task in alpha and alpha[task] / total < max(_NEAR_FLOOR * floor, _TINY) * share)
+
+
+def _off_target(run: ReportedRun) -> Iterator[Problem]:
+    found = []
+    for task, cell in {**run.scores.model.tasks, **run.scores.zero_shot}.items():
+        if cell.off_target is not None and cell.off_target.share is not None:
+            by_mistake = cell.off_target.references or 0.0
+            if cell.off_target.share - by_mistake > _OFF_TARGET:
+                found.append(f"{task} {cell.off_target.share:.0%} ({by_mistake:.0%})")
+    if found:
+        text = (
+            "Many translations look like another language than the target language. The share of the references for "
+            "which this is so, in brackets, is the error of the identification."
+        )
+        yield Problem("off-target", text, ", ".join(found))
+
+
+def _empty(run: ReportedRun) -> Iterator[Problem]:
+    found = []
+    for task in run.scores.scored_tasks:
+        lines = hypotheses.read(run.path, run.scores, task, "txt")
+        count = sum(not line.strip() for line in lines)
+        if count > _EMPTY * len(lines):
+            found.append(f"{task} {count:,} of {len(lines):,}")
+    if found:
+        yield Problem("empty translations", "Some lines have no translation.", ", ".join(found))
