@@ -31,6 +31,11 @@ pictures over the updates:
   efficiency  validation loss against the sentence pairs that were seen
   alpha       the weights of the languages
   forgetting  validation loss of the languages that train.pretrain trains first, and of the others
+  curvature   top Hessian eigenvalue of the languages, and how well their gradients agree (after cats analyse)
+
+pictures of the last measurement of cats analyse:
+  similarity  how similar the gradients of each two languages are, in direction and in size
+  layers      the same by kind of layer, mean over the pairs of languages
 
 pictures against a setting, with --against:
   nll         validation loss of the best model
@@ -95,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
 
 def over_time() -> dict[str, Callable[[Runs], Figure]]:
     """The pictures of what changes while a run trains, by their names."""
-    from cats.nmt.scoring.plots import curves, methods
+    from cats.nmt.scoring.plots import curves, landscape, methods
 
     return {
         "loss": methods.losses,
@@ -107,6 +112,9 @@ def over_time() -> dict[str, Callable[[Runs], Figure]]:
         "efficiency": methods.efficiency,
         "alpha": curves.alphas,
         "forgetting": methods.forgetting,
+        "curvature": landscape.curvature,
+        "similarity": landscape.similarity,
+        "layers": landscape.layers,
     }
 
 

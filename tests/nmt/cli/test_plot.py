@@ -34,7 +34,9 @@ def test_all_pictures_that_there_are_data_for(
     printed = capfd.readouterr()
     names = [Path(line.partition(",")[0]).name for line in printed.out.splitlines()]
     assert names == ["loss", "nll", "gap", "examples", "efficiency", "alpha"]
-    assert [line.split()[3] for line in printed.err.splitlines()] == ["bleu:", "chrf:", "forgetting:"]
+    assert [line.split()[3] for line in printed.err.splitlines()] == [
+        *("bleu:", "chrf:", "forgetting:", "curvature:", "similarity:", "layers:")
+    ]
     assert main(["plot", str(run), "--out", str(out), "--against", "model.d_model"]) == 0
     assert capfd.readouterr().out == f"{out}/nll-against-model.d_model, nll-against-model.d_model\n"
 

@@ -43,12 +43,12 @@ def losses(runs: Runs) -> Figure:
     figure, axes = new_figure(2 * len(panels), rows=2)
     for row, (title, curve) in enumerate(rows.items()):
         for axis, (group, tasks) in zip(axes[row * len(panels) :], panels.items(), strict=False):
-            _draw(axis, runs, tasks, curve)
+            draw_methods(axis, runs, tasks, curve)
             axis.set_title(group if row == 0 else "", loc="left", color=INK)
             _set_scale(axis, UPDATES)
             _leave_out_the_start(axis)
         axes[row * len(panels)].set_ylabel(title)
-    return _finished(figure, axes, len(panels), "no run has losses yet")
+    return finished(figure, axes, len(panels), "no run has losses yet")
 
 
 def scores(runs: Runs, measure: str) -> Figure:
@@ -65,14 +65,14 @@ def scores(runs: Runs, measure: str) -> Figure:
     figure, axes = new_figure(2 * len(panels), rows=len(panels), sharex=False, sharey="row")
     for row, (group, tasks) in enumerate(panels.items()):
         for axis, scale in zip(axes[2 * row :], (UPDATES, TOKENS), strict=False):
-            _draw(axis, runs, tasks, _over(scale, curve))
+            draw_methods(axis, runs, tasks, _over(scale, curve))
             _set_scale(axis, scale)
             if measure == "nll":
                 _leave_out_the_start(axis)
         axes[2 * row].set_title(group, loc="left", color=INK)
         axes[2 * row].set_ylabel(MEASURES[measure])
     source = "it needs two validations" if measure == "nll" else "train with train.validate_bleu"
-    return _finished(figure, axes, 2, f"no run has a {MEASURES[measure]} in its metrics; {source}")
+    return finished(figure, axes, 2, f"no run has a {MEASURES[measure]} in its metrics; {source}")
 
 
 def efficiency(runs: Runs) -> Figure:
@@ -86,12 +86,12 @@ def efficiency(runs: Runs) -> Figure:
     figure, axes = new_figure(len(panels))
     for axis, (group, tasks) in zip(axes, panels.items(), strict=True):
         scale = Axis(f"sentence pairs of {group} seen" if group != "All" else "sentence pairs seen", "examples")
-        _draw(axis, runs, tasks, _over(scale, curve))
+        draw_methods(axis, runs, tasks, _over(scale, curve))
         axis.set_title(group, loc="left", color=INK)
         _set_scale(axis, scale)
         _leave_out_the_start(axis)
     axes[0].set_ylabel(MEASURES["nll"])
-    return _finished(figure, axes, len(panels), "no run has validations and the examples of each language")
+    return finished(figure, axes, len(panels), "no run has validations and the examples of each language")
 
 
 def gap(runs: Runs) -> Figure:
@@ -105,12 +105,12 @@ def gap(runs: Runs) -> Figure:
     panels = runs.panels
     figure, axes = new_figure(len(panels), sharey=True)
     for axis, (group, tasks) in zip(axes, panels.items(), strict=True):
-        _draw(axis, runs, tasks, _gap)
+        draw_methods(axis, runs, tasks, _gap)
         axis.axhline(0, color=INK, linewidth=0.9, linestyle=":", zorder=1)
         axis.set_title(group, loc="left", color=INK)
         _set_scale(axis, UPDATES)
     axes[0].set_ylabel("training minus validation NLL, nats")
-    return _finished(figure, axes, len(panels), "no run has a validation yet")
+    return finished(figure, axes, len(panels), "no run has a validation yet")
 
 
 def forgetting(runs: Runs) -> Figure:
@@ -127,14 +127,14 @@ def forgetting(runs: Runs) -> Figure:
     curve = _validation_of("nll")
     figure, axes = new_figure(len(panels))
     for axis, (title, tasks) in zip(axes, panels.items(), strict=True):
-        _draw(axis, runs, tasks, curve)
+        draw_methods(axis, runs, tasks, curve)
         axis.set_title(title, loc="left", color=INK)
         _set_scale(axis, UPDATES)
         _leave_out_the_start(axis)
         for step in {run.config.train.pretrain_steps for run in runs.runs if run.config.train.pretrain}:
             axis.axvline(step, color=INK, linewidth=0.9, linestyle=":", zorder=1)
     axes[0].set_ylabel(MEASURES["nll"])
-    return _finished(figure, axes, len(panels), "no run has a validation yet")
+    return finished(figure, axes, len(panels), "no run has a validation yet")
 
 
 def _training(run: PlottedRun, tasks: Sequence[str]) -> Curve:
@@ -159,7 +159,7 @@ def _over(scale: Axis, curve: CurveOf) -> CurveOf:
     return over if scale.what else curve
 
 
-def _draw(axis: Axes, runs: Runs, tasks: Sequence[str], curve: CurveOf) -> None:
+def draw_methods(axis: Axes, runs: Runs, tasks: Sequence[str], curve: CurveOf) -> None:
     """Draws the runs as thin lines, and the mean of each method as a bold one with marks and the method's name."""
     for number, (method, seeds) in enumerate(runs.methods.items()):
         style = method_style(method)
@@ -200,7 +200,7 @@ def _leave_out_the_start(axis: Axes) -> None:
         axis.set_ylim(low - margin, high + margin)
 
 
-def _finished(figure: Figure, axes: Sequence[Axes], columns: int, lacking: str) -> Figure:
+def finished(figure: Figure, axes: Sequence[Axes], columns: int, lacking: str) -> Figure:
     """The figure with names at the right, and a note on the seeds. Raises an error if no line was drawn."""
     names = {str(line.get_label()) for axis in axes for line in axis.get_lines()}
     if all(name.startswith("_") for name in names):

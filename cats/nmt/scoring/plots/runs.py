@@ -19,7 +19,10 @@ from cats.nmt.training.run import RunDirectory
 
 # Runs that differ only in these are seeds of one method. Weights that are a list are constants from another run of the
 # same seed (NAME-fixed of cats compare).
-_SEEDS = {"train.seed", "train.threads", "train.log_every", "train.save_every", "train.keep", "method.token_weights"}
+_SEEDS = {
+    *("train.seed", "train.threads", "train.log_every", "train.save_every", "train.keep", "train.analyse_every"),
+    "method.token_weights",
+}
 _NOT_TRAINING = ("decode.", "evaluate.")
 _MOST_SHOWN = 2  # settings in the name of a method
 

@@ -101,6 +101,14 @@ def text_colour(colour: Any) -> str:
     return to_hex((rgb[0], rgb[1], rgb[2]))
 
 
+def text_on(colour: Any) -> str:
+    """Black or white: the one that is read better on a colour."""
+    from matplotlib.colors import to_rgb
+
+    # The contrasts of WCAG are (L + 0.05) / 0.05 with black and 1.05 / (L + 0.05) with white.
+    return "#000000" if (_luminance(np.asarray(to_rgb(colour))) + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
+
+
 def _luminance(rgb: np.ndarray) -> float:
     """The relative luminance of WCAG 2.1, 0 to 1."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
