@@ -68,8 +68,10 @@ class TrainingState:
         self.validation, trusted = split_validation(config, data.validation)
         self.validation_text = validation_text(config, data.validation_text)
         has_validation = any(map(len, self.validation.shards.values()))
-        for name in ("patience", "validate_bleu", "analyse_every"):
-            if getattr(config.train, name) and not has_validation:
+        translated = bool(self.validation_text)
+        needs = {"patience": has_validation, "analyse_every": has_validation, "validate_bleu": translated}
+        for name, there in needs.items():
+            if getattr(config.train, name) and not there:
                 raise UserError(f"train.{name} needs validation pairs, and the corpus has none")
         self.landscape: Landscape | None = None
         if config.train.analyse_every:

@@ -69,7 +69,7 @@ def test_the_first_line_comes_before_slow_imports(root: Path, tmp_path: Path) ->
     for arguments, line in zip(asked, done.stdout.splitlines(), strict=True):
         out, err, imported = json.loads(line)
         if "--quiet" in arguments:
-            assert (out, err, imported) == ("", "", "torch")
+            assert imported and (out, err) == ("", "")
         elif arguments == ["methods"]:
             assert out and not err and not imported
         else:
