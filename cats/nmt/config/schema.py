@@ -387,6 +387,7 @@ class Train:
     communication: str = setting(
         "fp32", "numbers in which processes exchange gradients; bf16 halves the traffic", choices=("fp32", "bf16")
     )
+    wandb: str = setting("", "project of Weights & Biases that gets the numbers of metrics.jsonl, too; empty: none")
     log_every: int = setting(10, "updates between two lines of metrics.jsonl", need=POSITIVE_COUNT)
     validate_every: int = setting(300, "updates between two validations", need=POSITIVE_COUNT)
     save_every: int = setting(

@@ -1,7 +1,8 @@
-"""metrics.jsonl: the numbers of a run, one JSON object per line. Also for TensorBoard, if it is installed."""
+"""metrics.jsonl: the numbers of a run, one JSON object per line. See ``boards`` for who else gets them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write, finite_or_none, read_file, unwritable
+from cats.nmt.training.boards import Board, TensorBoard
 
 
 @dataclass(frozen=True)
@@ -147,18 +149,16 @@ class Metrics:
         path: the file. Lines of later steps than `keep_until` are removed: the resumed run will write them again.
         tensorboard: the folder for TensorBoard's files.
         keep_until: the step of the checkpoint that training resumes from, or 0.
+        boards: what else gets the numbers.
     """
 
-    def __init__(self, path: Path, tensorboard: Path, keep_until: int) -> None:
+    def __init__(self, path: Path, tensorboard: Path, keep_until: int, boards: Sequence[Board] = ()) -> None:
         self.path = path
         kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
         atomic_write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.board = None
-        else:
-            self.board = SummaryWriter(str(tensorboard), purge_step=keep_until + 1)
+        self.boards = [*boards]
+        with contextlib.suppress(ImportError):
+            self.boards.append(TensorBoard(tensorboard, keep_until + 1))
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends a line.
@@ -172,17 +172,20 @@ class Metrics:
                 file.write(line)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        if self.board is not None:
-            for name, value in _numbers(record):
-                if name != "step":
-                    self.board.add_scalar(name, value, record["step"])
+        for board in self.boards:
+            board.write(record["step"], {name: value for name, value in _numbers(record) if name != "step"})
 
     def sync(self) -> None:
         """Flushes the lines to the disk, so that they survive a power cut."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
-        if self.board is not None:
-            self.board.flush()
+        for board in self.boards:
+            board.flush()
+
+    def close(self) -> None:
+        """Ends the boards. Nothing may be written after it."""
+        for board in self.boards:
+            board.close()
 
 
 def _numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -9,6 +9,7 @@
     hyp/              its translations
     report.md         its report, with loss.png, alpha.png and the same pictures as SVG
     torchrun-id       the id of the torchrun job that started the run, if there was one
+    wandb-id          the id of the run at Weights & Biases, with train.wandb; wandb/ has the files of its library
 
 An exported model is a directory with config.toml, tokenizer.model and model.safetensors.
 """
@@ -85,6 +86,11 @@ class RunDirectory:
     @property
     def landscape_file(self) -> Path:
         return self.path / "landscape.jsonl"
+
+    @property
+    def wandb_file(self) -> Path:
+        """The id of the run at Weights & Biases, with `train.wandb`."""
+        return self.path / "wandb-id"
 
     @property
     def tensorboard(self) -> Path:

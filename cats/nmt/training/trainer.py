@@ -9,6 +9,7 @@ numbers of threads and processes. On a GPU it does so only if torch's kernels ar
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -61,13 +62,17 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
     lock = RunDirectory(out).training_lock
     if resume:
         with lock():
-            Trainer(config, out, resume=True, quiet=quiet).run()
-            processes.barrier()
+            _train_to_the_end(Trainer(config, out, resume=True, quiet=quiet))
     else:
         trainer = Trainer(config, out, resume=False, quiet=quiet)
         with lock():
-            trainer.run()
-            processes.barrier()
+            _train_to_the_end(trainer)
+
+
+def _train_to_the_end(trainer: Trainer) -> None:
+    with contextlib.closing(trainer):
+        trainer.run()
+        processes.barrier()
 
 
 class Trainer(TrainingState):

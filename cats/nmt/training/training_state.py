@@ -26,13 +26,14 @@ from cats.nmt.training import processes, sharding, warmstart
 from cats.nmt.training.adaptive_sampling import adaptive_sampling
 from cats.nmt.training.average import ParameterAverage
 from cats.nmt.training.batches import Prefetcher, build_sampler
+from cats.nmt.training.boards import WeightsAndBiases, import_wandb
 from cats.nmt.training.landscape import Landscape, LandscapeSettings, drop_records_after
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import TaskLosses
 from cats.nmt.training.memory import check_memory
 from cats.nmt.training.metrics import Metrics
 from cats.nmt.training.optimizer import build_optimizer, check_backend, token_weights
-from cats.nmt.training.origin import Origin
+from cats.nmt.training.origin import Origin, settings_of
 from cats.nmt.training.run import RunDirectory, build_model, default_device
 from cats.nmt.training.self_distillation import self_distillation
 from cats.nmt.training.training_data import load_training_data
@@ -56,6 +57,8 @@ class TrainingState:
                 "method.cross_batch or torchrun"
             )
         check_backend(self.device)
+        if config.train.wandb and processes.is_main():
+            import_wandb()  # an error now, before the directory is made
         options.check(config.method.name, config.method.options)
         saved, problem = self.directory.newest_checkpoint() if resume else ({}, "")
         started_with = self.directory.check_resumed(config, saved, quiet=self.quiet) if resume else None
@@ -121,7 +124,11 @@ class TrainingState:
                 self.directory.record_corpus(config.data.path)
         self.metrics: Metrics | None = None
         if processes.is_main():
-            self.metrics = Metrics(self.directory.metrics_file, self.directory.tensorboard, self.step)
+            boards = []
+            if config.train.wandb:
+                about = (out, self.directory.wandb_file, settings_of(config))
+                boards.append(WeightsAndBiases(config.train.wandb, *about, quiet=self.quiet))
+            self.metrics = Metrics(self.directory.metrics_file, self.directory.tensorboard, self.step, boards)
         processes.barrier()
 
     def _new_model(self, tokenizer: Tokenizer, *, warm: bool) -> Transformer:
@@ -179,6 +186,11 @@ class TrainingState:
         """Appends a line to metrics.jsonl, in the main process."""
         if self.metrics is not None:
             self.metrics.write(record)
+
+    def close(self) -> None:
+        """Ends what gets the numbers of the run."""
+        if self.metrics is not None:
+            self.metrics.close()
 
     # ---- checkpoints
 

@@ -98,6 +98,9 @@ class Board:
     def flush(self) -> None:
         self.flushed += 1
 
+    def close(self) -> None:
+        self.flushed = -1
+
 
 def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("torch.utils.tensorboard")
@@ -106,9 +109,11 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     metrics = started(tmp_path, 20)
     metrics.write({"step": 30, "lr": 0.5, "dots": None, "alpha": {"az": 0.25}, "valid": {"nll": {"az": 2.0}, "all": 2}})
     metrics.sync()
-    board: Any = metrics.board
+    board: Any = metrics.boards[0].writer  # type: ignore[attr-defined]
     assert (board.folder, board.purge_step, board.flushed) == (str(tmp_path / "tensorboard"), 21, 1)
     assert board.scalars == [("lr", 0.5, 30), ("alpha/az", 0.25, 30), ("valid/nll/az", 2.0, 30), ("valid/all", 2, 30)]
+    metrics.close()
+    assert board.flushed == -1
 
 
 def test_without_tensorboard_only_the_lines_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
