@@ -63,7 +63,8 @@ class Run:
         """Whether the run is trained and scored; for a trial, also whether it diverged, which settles it."""
         if self.config.evaluate.search != "none":
             return self.directory.scores_file().exists()
-        return self.directory.scores_file("valid").exists() or bool(self.directory.divergence())
+        scored = any(self.directory.scores_file(split).exists() for split in ("valid", "test"))
+        return scored or bool(self.directory.divergence())
 
     @property
     def needs(self) -> list[Run]:
@@ -133,6 +134,8 @@ def check_resumable(run: Run) -> None:
     config = run.directory.config_file
     if config.exists():
         there, planned = _relevant_settings(read_config(config)), _relevant_settings(run.config)
+        if planned["evaluate.search"] == "none":  # translations that nobody needs do no harm
+            planned.pop("evaluate.search")
         if other := [name for name, value in planned.items() if there.get(name) != value]:
             raise UserError(
                 f"{run.path} has a run with other settings ({', '.join(other)}); give another --out, or remove it"

@@ -1,0 +1,125 @@
+"""The runs of `cats pareto`."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from cats.nmt.config.schema import Config
+from cats.nmt.data.corpus import Corpus, Split, Task
+from cats.nmt.data.corpus_files import write_corpus
+from cats.nmt.errors import UserError
+from cats.nmt.scoring.grid import runs as grid
+from cats.nmt.scoring.pareto.plan import all_runs
+from tests.nmt.scoring.comparisons import LINES
+from tests.nmt.scoring.pareto.made import on_a_front, planned
+
+
+@pytest.fixture
+def words(corpus, tmp_path):
+    """Options for a corpus with xa (12 training pairs, HiRes) and xb (3, LoRes)."""
+    return ["--data", str(corpus), "--out", str(tmp_path / "out"), "--seeds", "1", "2"]
+
+
+def configs(*words: str) -> dict[tuple[str, float | None], Config]:
+    """The settings of each point with the first seed."""
+    (front,) = planned(*words)
+    return {(point.method, point.ratio): point.runs[0].config for point in front.points}
+
+
+def test_a_method_is_trained_over_the_ratios_unless_it_has_a_mixture_of_its_own(words):
+    over_ratios = ["restart", "pretrain", "cats", "cats-staged", "famo"]
+    alone = ["T=5", "staged", "temperature-schedule", "unimax", "bandit"]
+    variants = ["--variant=long:pretrain,train.pretrain_steps=9", "--variant=mixed:cats,sampling.temperature=2"]
+    found = configs(*words, "--ratios", "0.7", "0.2", "--methods", *over_ratios, *alone, *variants)
+    names = ["static", "restart", "pretrain-finetune", "cats", "cats-staged", "famo"]
+    assert list(found) == [
+        *((name, ratio) for name in names for ratio in (0.2, 0.7)),
+        *((name, None) for name in alone),
+        ("long", 0.2),
+        ("long", 0.7),
+        ("mixed", None),
+    ]
+    for (_, ratio), config in found.items():
+        assert config.sampling.ratios == {None: (), 0.2: (0.8, 0.2), 0.7: (0.3, 0.7)}[ratio]  # xa, then xb
+        assert config.evaluate.search == "none" and config.evaluate.lores == ("xb",)
+    assert found["T=5", None].sampling.temperature == 5 and found["mixed", None].sampling.temperature == 2
+    assert found["pretrain-finetune", 0.2].train.pretrain == ("hires",) == found["long", 0.7].train.pretrain
+    assert found["long", 0.2].train.pretrain_steps == 9
+    assert found["cats-staged", 0.2].sampling.first_temperature == 1
+
+
+def test_static_ratios_have_one_phase_whatever_the_other_methods_have(words):
+    restarted = ["--set", "train.restart=true", "--set", "train.pretrain_steps=9", "--set", "method.weights=uniform"]
+    found = configs(*words, "--ratios", "0.5", "--methods", "static", "cats", *restarted)
+    static, cats = found["static", 0.5], found["cats", 0.5]
+    assert (static.train.restart, static.train.pretrain_steps, static.method.weights) == (False, 0, "tokens")
+    assert cats.train.restart and static.sampling.ratios == cats.sampling.ratios
+
+
+def test_a_group_shares_its_ratio_by_temperature(words, tmp_path):
+    options = ["--ratios", "0.2", "--methods", "static", "--set", "sampling.temperature=1", "--between"]
+    one = configs(*words, *options, "lores", "hires")["static", 0.2]
+    assert (one.sampling.ratios, one.evaluate.lores, one.evaluate.hires) == ((0.8, 0.2), ("xb",), ("xa",))
+    assert one.data.tasks == ()  # all are trained
+    sizes = {"xa": 1, "xb": 6, "xc": 3, "xd": 5, "xe": 2}
+    few = Split(LINES[:1], LINES[:1])
+    tasks = [Task(name, "en", name, Split(LINES[:n], LINES[:n]), few, few) for name, n in sizes.items()]
+    write_corpus(Corpus("more", tasks), tmp_path / "more")
+    several = configs(*words, *options, "xa,xe", "xb,xc", "--data", str(tmp_path / "more"))["static", 0.2]
+    assert set(several.data.tasks) == {"xa", "xb", "xc", "xe"}  # xd is left out
+    assert several.evaluate.lores == ("xa", "xe") and several.evaluate.hires == ("xb", "xc")
+    assert several.sampling.ratios == pytest.approx([0.2 / 3, 0.8 * 6 / 9, 0.8 * 3 / 9, 0.2 * 2 / 3], abs=1e-6)
+
+
+def test_every_ratio_and_method_has_the_same_number_of_trials(words):
+    (front,) = planned(*words, "--ratios", "0.2", "0.8", "--lr", "1e-3", "3e-3", "--trials", "3")
+    for point in front.points:
+        for run in point.runs:
+            assert [trial.run.config.train.lr for trial in run.trials[:2]] == [1e-3, 3e-3]
+            assert {trial.run.config.sampling.ratios for trial in run.trials} == {run.config.sampling.ratios}
+            assert len(run.trials) == 3
+    runs = all_runs([front])
+    assert [run.seed for run in runs] == [1] * 8 + [2] * 8  # a front that is stopped has all points first
+    assert len({run.path for run in grid.everything(runs)}) == len(grid.everything(runs)) == 16 + 8 * 3
+    grid.check_all(runs)
+
+
+def test_scores_of_test_text_need_translations(words):
+    assert configs(*words, "--metric", "chrf")["static", 0.5].evaluate.search == "beam"
+    with pytest.raises(UserError, match=r"leaves no bleu to draw; set greedy or beam, or --metric nll"):
+        planned(*words, "--metric", "bleu", "--set", "evaluate.search=none")
+
+
+def test_runs_with_translations_also_have_the_validation_nll(corpus, tmp_path):
+    fronts = on_a_front(corpus, tmp_path / "out", "--metric", "bleu")
+    again = on_a_front(corpus, tmp_path / "other")  # the same runs, planned for the NLL
+    for there, here in zip(all_runs(fronts), all_runs(again), strict=True):
+        shutil.rmtree(here.path)
+        there.path.rename(here.path)
+        grid.check_resumable(here)
+        assert here.finished
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--ratios", "0"], r"--ratios 0: must be above 0 and below 1"),
+        (["--ratios", "0.5", "1.5"], r"--ratios 1\.5: must be above 0 and below 1"),
+        (["--ratios", "0.5", "0.5"], r"--ratios 0\.5 0\.5: one is given twice"),
+        (["--ratios", "nan"], r"--ratios nan: must be"),
+        (["--methods", "catz"], r"unknown method catz"),
+        (["--methods", "cats", "cats"], r"--methods .*: one is given twice"),
+        (["--methods", "cats-fixed"], r"cats-fixed needs cats among --methods"),
+        (["--between", "xa", "xc"], r"--between: unknown task xc.*lores"),
+        (["--between", "xa", "xa"], r"--between xa xa: a task is named twice"),
+        (["--between", "xa", "hires"], r"--between xa hires: a task is named twice"),
+        (["--between", "midres", "xa"], r"--between: unknown task midres"),
+        (["--between", "xa", "xb", "--between", "xa", "xb"], r"--between xa-xb xa-xb: one is given twice"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_trained(words, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        planned(*words, *more)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,54 @@
+"""The picture of trade-off fronts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from cats.nmt.scoring.pareto.results import Estimate, Front, Fronts, MethodFront, Point, Side
+from cats.nmt.scoring.plots.front import fronts_figure
+from cats.nmt.scoring.plots.style import method_colour
+
+
+def made(metric: str = "nll", count: int = 1) -> Fronts:
+    """Two static ratios, restart over both, and one point of T=3."""
+
+    def point(ratio: float | None, low: float, high: float) -> Point:
+        return Point(ratio, [1, 2], [low, low + 0.02], [high, high + 0.02], margin=Estimate(0.1, 0.0, 0.2))
+
+    methods = {
+        "static": MethodFront([point(0.2, 2.0, 1.0), point(0.8, 1.0, 2.0)], 1.0),
+        "restart": MethodFront([point(0.2, 2.1, 1.0), point(0.8, 1.2, 2.0)], 0.9, Estimate(-0.1), False),
+        "T=3": MethodFront([point(None, 1.4, 1.4)], 0.5, None, True),
+    }
+    low, high = Side("az", ["az"]), Side("hires", ["tr", "ru"])
+    curve = [(2.0, 1.0), (1.3, 1.3), (1.0, 2.0)]
+    return Fronts(metric, [1, 2], "", [Front("ted", low, high, (2.2, 2.2), methods, curve)] * count)
+
+
+@pytest.mark.parametrize("metric", ["nll", "chrf"])
+def test_every_method_is_drawn_with_its_name_its_points_and_the_static_front(metric):
+    figure = fronts_figure(made(metric))
+    (axis,) = figure.axes
+    texts = {text.get_text() for text in axis.texts}
+    assert {"static", "restart", "T=3", "0.2", "0.8"} <= texts
+    names = {"nll": "validation NLL", "chrf": "chrF"}
+    assert (axis.get_xlabel(), axis.get_ylabel()) == (f"hires {names[metric]}", f"az {names[metric]}")
+    lines = {tuple(map(tuple, np.round(line.get_xydata(), 3))): line for line in axis.get_lines()}
+    assert lines[(1.01, 2.01), (2.01, 1.01)].get_linestyle() == "None"  # the curve is the line of static ratios
+    assert lines[(1.01, 2.11), (2.01, 1.21)].get_color() == method_colour("restart")
+    assert ((1.0, 2.0), (1.3, 1.3), (2.0, 1.0)) in lines
+    # What is shaded is worse than the front on both sides: above and right of it for losses, else below and left.
+    shaded = axis.collections[0].get_paths()[0]
+    assert shaded.contains_point((1.7, 1.7)) == (metric == "nll")
+    assert shaded.contains_point((1.1, 1.1)) == (metric == "chrf")
+
+
+def test_four_fronts_have_two_rows_and_one_without_static_ratios_is_drawn():
+    found = made(count=4)
+    del found.fronts[0].methods["static"]
+    found.fronts[0].curve.clear()
+    axes = fronts_figure(found).axes
+    assert len(axes) == 4 and len({axis.get_position().y0 for axis in axes}) == 2
