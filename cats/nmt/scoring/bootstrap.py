@@ -1,4 +1,4 @@
-"""Corpus BLEU and chrF computed from counts, and the hierarchical bootstrap of chrF.
+"""Corpus BLEU and chrF computed from counts, and their hierarchical bootstrap.
 
 The bootstrap shows whether a difference between methods holds with other seeds and other test text. Each resample draws
 clusters of test lines with replacement, and other weights for the seeds. A cluster is a template, or a sentence that
@@ -15,7 +15,7 @@ deviation is exactly Student's t with n-1 degrees of freedom times the standard 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -94,24 +94,33 @@ def cluster_counts(
     Returns:
         (clusters, CHAR_ORDER, 3) int64.
     """
-    total = np.zeros((len(index), CHAR_ORDER, 3), dtype=np.int64)
-    for hypothesis, reference, cluster in zip(hypotheses, references, clusters, strict=True):
-        total[index[cluster]] += chrf_counts(hypothesis, reference)
+    lines = [*map(chrf_counts, hypotheses, references)]
+    return cluster_sums(np.array(lines, dtype=np.int64).reshape(-1, CHAR_ORDER, 3), clusters, index)
+
+
+def cluster_sums(counts: np.ndarray, clusters: Sequence[str], index: Mapping[str, int]) -> np.ndarray:
+    """Counts of lines (lines, ..), summed over each cluster: (clusters, ..). clusters, index: see `cluster_counts`."""
+    total = np.zeros((len(index), *counts.shape[1:]), dtype=np.int64)
+    np.add.at(total, [index[cluster] for cluster in clusters], counts)
     return total
 
 
-def resampled_chrf(
-    runs: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]], resamples: int, seed: int = 0
+def resampled_scores(
+    runs: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+    resamples: int,
+    seed: int = 0,
+    score: Callable[[np.ndarray], np.ndarray] = chrf,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Resamples the chrF of each method and language, averaged over the seeds.
+    """Resamples the score of each method and language, averaged over the seeds.
 
     A method with a single seed has no spread over seeds: its values vary by the test lines only.
 
     Args:
-        runs: {method: {seed: {language: counts (clusters, CHAR_ORDER, 3)}}}. All arrays have the same
-            clusters in the same order. Methods may have different seeds.
+        runs: {method: {seed: {language: counts (clusters, ..)}}}. All arrays have the same clusters in the same
+            order. Methods may have different seeds.
         resamples: number of resamples.
         seed: of the draws.
+        score: `chrf` or `bleu`, of summed counts.
 
     Returns:
         {method: {language: (resamples,) float64}}. A value may lie outside of 0 to 100.
@@ -125,9 +134,9 @@ def resampled_chrf(
     for weight, (method, by_seed) in zip(weights, runs.items(), strict=True):
         result[method] = {}
         for language in languages:
-            scores = [chrf(np.tensordot(times, counts[language], axes=1)) for counts in by_seed.values()]
+            scores = [score(np.tensordot(times, counts[language], axes=1)) for counts in by_seed.values()]
             # The deviations are those on the observed lines: resampled ones would count the lines' noise twice.
-            observed = np.array([chrf(counts[language].sum(0)) for counts in by_seed.values()])
+            observed = np.array([score(counts[language].sum(0)) for counts in by_seed.values()])
             result[method][language] = np.mean(scores, axis=0) + weight @ observed
     return result
 

@@ -13,7 +13,7 @@ same sentence into several languages are not independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,13 +205,22 @@ def _sentences(tasks: Mapping[str, Lines]) -> dict[str, np.ndarray]:
     return {name: np.array([number[line] for line in lines]) for name, lines in shared.items()}
 
 
-def _bleu_counts(lines: Lines, tokenizer: str) -> Counts:
+def line_bleu_counts(translations: Sequence[str], references: Sequence[str], tokenizer: str) -> np.ndarray:
+    """The BLEU counts of lines, see `bleu_counts`.
+
+    Raises:
+        UserError: the tokenizer cannot be used here.
+    """
     try:
-        first, second = (bleu_counts(found, lines.reference, tokenizer) for found in (lines.first, lines.second))
+        return bleu_counts(translations, references, tokenizer)
     except (ImportError, KeyError, RuntimeError) as error:  # the tokenizer is not installed, or unknown to sacreBLEU
         raise UserError(
             f"BLEU was computed with the tokenizer {tokenizer}, which cannot be used here: {error}"
         ) from None
+
+
+def _bleu_counts(lines: Lines, tokenizer: str) -> Counts:
+    first, second = (line_bleu_counts(found, lines.reference, tokenizer) for found in (lines.first, lines.second))
     return Counts(first, second, bleu)
 
 

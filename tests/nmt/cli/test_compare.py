@@ -45,10 +45,22 @@ def test_the_finished_comparison_is_written_without_training(
     ]
     summary = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     assert list(summary) == ["seeds", "settings", "sets", "regret", "regret_of_all"] and summary["seeds"] == [1, 2]
-    assert list(summary["sets"]["toy"]) == ["pairs", "groups", "lookup", "methods", "baseline", "not_run"]
+    assert list(summary["sets"]["toy"]) == [
+        *("pairs", "groups", "lookup", "lookup_languages", "methods", "baseline", "not_run")
+    ]
     assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
         *("groups", "languages", "chrf_interval", "seeds", "seconds", "peak_memory", "untrained"),
-        *("cpu_seconds", "missing", "validation", "tokens", "examples", "trials", "chosen", "differences"),
+        *(
+            "cpu_seconds",
+            "missing",
+            "validation",
+            "tokens",
+            "examples",
+            "trials",
+            "chosen",
+            "differences",
+            "bleu_differences",
+        ),
     ]
     assert list(summary["regret"]["cats"]) == [*("worst", "interval", "where", "cells", "above", "above_interval")]
     assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0

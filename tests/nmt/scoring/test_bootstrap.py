@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cats.nmt.scoring.bootstrap import chrf, chrf_counts, cluster_counts, resampled_chrf, seed_weights
+from cats.nmt.scoring.bootstrap import chrf, chrf_counts, cluster_counts, resampled_scores, seed_weights
 
 HYPOTHESES = ["der Hund schläft heute", "3 Tage", "x", "", "zwei  Katzen, drei Hunde"]
 REFERENCES = ["der Hund schlief heute", "3 Tage", "abc", "leer", "zwei Katzen und drei Hunde"]
@@ -38,13 +38,13 @@ def test_resampling_is_paired_and_centred():
     better = reference.copy()
     better[..., 2] = reference[..., 0] * 7 // 10
     runs = {"low": {1: {"x": reference}, 2: {"x": reference}}, "high": {1: {"x": better}, 2: {"x": better}}}
-    result = resampled_chrf(runs, resamples=200)
+    result = resampled_scores(runs, resamples=200)
     assert float(chrf(reference.sum(0))) == pytest.approx(result["low"]["x"].mean(), abs=0.1)
     difference = result["high"]["x"] - result["low"]["x"]
     # Each cluster is better by the same share, so the paired difference hardly varies.
     assert difference.min() > 9.5
     assert difference.std() < 0.1
-    again = resampled_chrf(runs, resamples=200)
+    again = resampled_scores(runs, resamples=200)
     assert np.array_equal(result["low"]["x"], again["low"]["x"])
 
 
@@ -65,5 +65,5 @@ def test_a_method_with_one_seed_varies_by_its_lines_only():
     flat = np.ones((5, 6, 3), dtype=np.int64)
     worse = flat.copy()
     worse[..., 0] = worse[..., 1] = 2
-    result = resampled_chrf({"one": {1: {"x": flat}}, "two": {1: {"x": flat}, 2: {"x": worse}}}, resamples=100)
+    result = resampled_scores({"one": {1: {"x": flat}}, "two": {1: {"x": flat}, 2: {"x": worse}}}, resamples=100)
     assert {*result["one"]["x"]} == {100.0} and result["two"]["x"].std() > 10

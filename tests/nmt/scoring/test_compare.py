@@ -127,7 +127,7 @@ def test_time_and_memory_are_relative_to_plain_training(finished):
         path.write_text(json.dumps({**scores, **measured}))
     text = tables.comparison_tables(summarise(finished))
     assert "BLEU | time | memory |" in text and "relative to T=1, which took 102 s and 1,024 MiB." in text
-    rows = [line for line in text.split("chrF by language")[0].splitlines() if line.startswith(("| T=", "| cats"))]
+    rows = [line for line in text.split("BLEU by language")[0].splitlines() if line.startswith(("| T=", "| cats"))]
     assert [row.split(" | ")[-2:] for row in rows] == [["1.00", "1.00 |"], ["1.00", "1.00 |"], ["1.10", "1.10 |"]]
     assert "time on the clock" in text
 
@@ -140,7 +140,7 @@ def test_the_time_of_the_processor_is_compared_if_all_runs_have_it(finished):
         path.write_text(json.dumps({**json.loads(path.read_text()), **measured}))
     text = tables.comparison_tables(summarise(finished))
     assert "relative to T=1, which took 80 s" in text and "time of the processor" in text
-    rows = [line for line in text.split("chrF by language")[0].splitlines() if line.startswith(("| T=", "| cats"))]
+    rows = [line for line in text.split("BLEU by language")[0].splitlines() if line.startswith(("| T=", "| cats"))]
     assert [row.split(" | ")[-2] for row in rows] == ["1.00", "1.20", "1.10"]
     path.write_text(json.dumps({**json.loads(path.read_text()), "cpu_seconds": None}))
     assert "time on the clock" in tables.comparison_tables(summarise(finished))
@@ -230,6 +230,71 @@ def test_differences_are_to_the_method_with_the_best_validation_nll_that_is_not_
     text = tables.comparison_tables(summarise(finished))
     assert "of the methods with 2 seeds that do not use" in text and "With one seed (T=1), intervals" in text
     assert "\nWhere a method has one seed, the intervals say nothing about other seeds.\n\n| method" in text
+
+
+def test_the_table_of_bleu_has_marks_and_verdicts(finished, monkeypatch):
+    for run in finished:
+        nll = {"T=1": {"xa": 1.0, "xb": 3.0}, "T=5": {"xa": 1.5, "xb": 2.0}, "cats": {"xa": 0.5, "xb": 0.5}}[run.method]
+        record(run, nll, {"xa": 1500, "xb": 500})
+        path = run.path / "scores.json"
+        scores = json.loads(path.read_text())
+        for kind in ("languages", "groups"):
+            for each in scores[kind].values():
+                each["bleu"] = each["chrf"]
+        for name in ("xa", "xb"):
+            scores["lookup"]["languages"][name] = cell(1.0, None, bleu=2.0, lines=6)
+        # Lines of three words have no BLEU with words.
+        scores["signatures"] = {"bleu": dict.fromkeys(("xa", "xb"), "nrefs:1|tok:char")}
+        path.write_text(json.dumps({**scores, "seconds": 10.0 * run.seed, "peak_memory": 2**30}))
+    summary = summarise(finished)
+    apart = summary.sets["toy"].methods["cats"].bleu_differences
+    assert apart.keys() == {"xa", "xb", "all", "lores", "hires"}
+    # No seed and no line differs, so each p-value is that of one in all resamples, times the two methods (Holm).
+    assert (apart["xa"].bleu, apart["xa"].p_holm) == (100.0, pytest.approx(2 / 2001))
+    assert (apart["xb"].bleu, apart["xb"].p_holm, apart["all"].bleu) == (0.0, 1.0, 50.0)
+
+    def rows() -> list[str]:
+        _, _, after = tables.comparison_tables(summary).partition("BLEU by language. Bold: ")
+        assert "\n†: better than T=5, the best baseline, with p < 0.05" in after
+        assert "\nIn parentheses: chrF is below that of the nearest-neighbour baseline" in after
+        return after.split("\n\n")[1].splitlines()
+
+    assert rows() == [
+        "| method | xb | xa | LoRes | HiRes | All | time | memory |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| T=1 | (0.0) | **100.0**† | 0.0 | **100.0**† | 50.0 | 1.00 | 1.00 |",
+        "| T=5 | **100.0** | (0.0) | **100.0** | (0.0) | 50.0 | 1.00 | 1.00 |",
+        "| cats | **100.0** | **100.0**† | **100.0** | **100.0**† | **100.0**† | 1.00 | 1.00 |",
+        "| nearest neighbour | 2.0 | 2.0 | 10.0 | 10.0 | 10.0 |  |  |",
+    ]
+    found = {(r["method"], r["group"]): r for r in csv.DictReader(tables.summary_csv(summary).splitlines())}
+    assert found["cats", "xa"]["bleu_difference"] == "100.0" and found["cats", "xa"]["chrf_low"] == ""
+    assert found["T=5", "All"]["bleu_p_holm"] == "" and found["cats", "xa"]["tokens"] == "3000.0"
+    kept = summary.to_json()["sets"]["toy"]
+    assert kept["methods"]["T=1"]["bleu_differences"]["xa"]["bleu"] == 100.0
+    assert kept["lookup_languages"]["xa"]["bleu"] == 2.0
+
+    monkeypatch.setattr(tables, "_MOST_COLUMNS", 1)
+    methods = summary.sets["toy"].methods
+    methods["T=1"].untrained.append(2)
+    methods["T=5"].untrained.extend([1, 2])
+    assert rows()[:1] + rows()[-2:] == [
+        "| language | T=1 (not trained: seed 2) | T=5 (not trained) | cats | nearest neighbour |",
+        "| time | 1.00 | 1.00 | 1.00 |  |",
+        "| memory | 1.00 | 1.00 | 1.00 |  |",
+    ]
+    verdicts = {
+        (r["method"], r["seed"]): r["not_trained"] for r in csv.DictReader(tables.comparison_csv(summary).splitlines())
+    }
+    assert [verdicts["T=1", "1"], verdicts["T=1", "2"], verdicts["cats", "1"]] == ["false", "true", "false"]
+
+
+def test_without_plain_training_cost_is_relative_to_the_first_method(finished):
+    for run in finished:
+        path = run.path / "scores.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 50.0, "peak_memory": 2**30}))
+    text = tables.comparison_tables(summarise([run for run in finished if run.method != "T=1"]))
+    assert "relative to T=5, which took 50 s and 1,024 MiB." in text
 
 
 def test_examples_seen_are_shown_where_all_runs_of_a_set_have_them(finished):

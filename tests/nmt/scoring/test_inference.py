@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cats.nmt.scoring.bootstrap import CHAR_ORDER, resampled_chrf
+from cats.nmt.scoring.bootstrap import CHAR_ORDER, resampled_scores
 from cats.nmt.scoring.compare import inference
+from cats.nmt.scoring.compare.results import Difference
 
 CLUSTERS, SEEDS, TOTAL = 25, 5, 1000
 
@@ -35,7 +36,7 @@ def test_intervals_cover_the_truth_and_the_null_is_rejected_at_its_level() -> No
     covered, rejected, found, trials = 0, 0, 0, 200
     for number in range(trials):
         for truth in (effect, 0.0):
-            resampled = resampled_chrf(simulated(random, truth), 300, number)
+            resampled = resampled_scores(simulated(random, truth), 300, number)
             difference = resampled["b"]["x"] - resampled["a"]["x"]
             observed = float(np.median(difference))
             low, high = inference.interval(difference)
@@ -72,7 +73,7 @@ def test_differences_are_corrected_within_each_group() -> None:
         "b": {"lores": 11.0, "hires": 18.0},
     }
     samples = {m: {g: v + random.normal(0, 0.1, 999) for g, v in of.items()} for m, of in means.items()}
-    found = inference.differences(means, samples, "base")
+    found = inference.differences(means, samples, "base", Difference)
     assert list(found) == ["a", "b"] and found["b"]["hires"].chrf == -2.0
     assert found["a"]["lores"].p == found["b"]["lores"].p == 0.001 and found["a"]["hires"].p > 0.9
     assert found["a"]["lores"].p_holm == 0.002 and found["b"]["hires"].p_holm == 0.002

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,14 +11,12 @@ from cats.nmt.files import one_line, read_checked_json, write_checked_json
 from cats.nmt.quality import Quality
 from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.nearest_neighbour import MOST_NEIGHBOURS, translate
-from cats.nmt.scoring.scores import Cell, TaskCell
-from cats.nmt.scoring.summarise import Output, averages
+from cats.nmt.scoring.scores import TaskCell
+from cats.nmt.scoring.summarise import Output
 
 
-def nearest_neighbour(
-    corpus: Corpus, groups: Mapping[str, list[str]], settings: Evaluate, folder: Path
-) -> dict[str, Cell]:
-    """The average of the baseline's scores for each group.
+def nearest_neighbour(corpus: Corpus, settings: Evaluate, folder: Path) -> dict[str, TaskCell]:
+    """The baseline's scores on each task with test lines.
 
     Args:
         settings: which lines are translated.
@@ -45,4 +42,4 @@ def nearest_neighbour(
                 tasks[task.name] = TaskCell(lines=len(rows))
         kept = {name: asdict(cell.quality) for name, cell in tasks.items() if cell.lines}
         write_checked_json(path, {**key, "tasks": kept})
-    return averages(tasks, {group: [name for name in names if name in tasks] for group, names in groups.items()})
+    return tasks

@@ -1,15 +1,17 @@
-"""Intervals, p-values and regrets from resampled chrF (see ``cats.nmt.scoring.bootstrap``)."""
+"""Intervals and p-values from resampled scores (``cats.nmt.scoring.bootstrap``), and regrets from resampled chrF."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from cats.nmt.scoring.compare.results import Difference, Regret
+from cats.nmt.scoring.compare.results import Regret
 
-Samples = Mapping[str, Mapping[str, np.ndarray]]  # resampled chrF of each method and group, (resamples,)
-Means = Mapping[str, Mapping[str, float]]  # chrF of each method and group, mean over the seeds
+Samples = Mapping[str, Mapping[str, np.ndarray]]  # resampled scores of each method and group or task, (resamples,)
+Means = Mapping[str, Mapping[str, float]]  # score of each method and group or task, mean over the seeds
+D = TypeVar("D")
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -41,18 +43,22 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: found[name] for name in p_values}
 
 
-def differences(means: Means, samples: Samples, baseline: str) -> dict[str, dict[str, Difference]]:
-    """{method: {group: its difference to the baseline}}, corrected over the methods within each group."""
-    result: dict[str, dict[str, Difference]] = {method: {} for method in means if method != baseline}
+def differences(
+    means: Means, samples: Samples, baseline: str, kind: Callable[[float, tuple[float, float], float, float], D]
+) -> dict[str, dict[str, D]]:
+    """{method: {group or task: its difference to the baseline}}, corrected over the methods within each of them.
+
+    Args:
+        kind: `Difference` for chrF, `BleuDifference` for BLEU.
+    """
+    result: dict[str, dict[str, D]] = {method: {} for method in means if method != baseline}
     for group in means[baseline]:
         observed = {method: means[method][group] - means[baseline][group] for method in result}
         resampled = {method: samples[method][group] - samples[baseline][group] for method in result}
         raw = {method: p_value(observed[method], resampled[method]) for method in result}
         corrected = holm(raw)
         for method in result:
-            result[method][group] = Difference(
-                observed[method], interval(resampled[method]), raw[method], corrected[method]
-            )
+            result[method][group] = kind(observed[method], interval(resampled[method]), raw[method], corrected[method])
     return result
 
 

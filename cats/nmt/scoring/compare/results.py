@@ -11,6 +11,7 @@ from cats.nmt.files import finite_or_none
 from cats.nmt.scoring.scores import TITLES, Cell, cell_from_json
 
 METRICS = ("nll", "chrf", "bleu")  # the fields of SeedScores
+SIGNIFICANT = 0.05
 # Groups of a set with noisy training text, beside those of all sets: without the noisy languages.
 CLEAN = {"lores": "lores-clean", "hires": "hires-clean"}
 GROUP_TITLES = {**TITLES, "lores-clean": "LoRes, clean", "hires-clean": "HiRes, clean"}
@@ -43,6 +44,21 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class BleuDifference:
+    """The same in BLEU, in one task or group; `p_holm` is corrected over the methods in this task or group."""
+
+    bleu: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the method is significantly better than the baseline."""
+        return self.bleu > 0 and self.p_holm < SIGNIFICANT
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """One trial: what it set, and its validation NLL (mean over the groups). None: it diverged."""
 
@@ -71,6 +87,7 @@ class MethodResult:
         trials: the trials of its settings; empty: there was nothing to choose.
         chosen: the settings that the trials chose.
         differences: for each group, how far it is from the set's baseline; empty for the baseline.
+        bleu_differences: the same in BLEU, for each task and group, "all" included.
     """
 
     groups: dict[str, SeedScores]
@@ -88,6 +105,7 @@ class MethodResult:
     trials: list[TrialResult] = field(default_factory=list)
     chosen: dict[str, str] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
+    bleu_differences: dict[str, BleuDifference] = field(default_factory=dict)
 
     @property
     def mean_validation(self) -> float:
@@ -107,6 +125,7 @@ class SetResult:
         methods: the result of each method with finished runs.
         baseline: the method that the others are compared with; "" if there is none.
         not_run: methods without a finished run.
+        nearest_neighbour_tasks: the scores of the nearest-neighbour baseline on each task.
     """
 
     pairs: dict[str, int]
@@ -115,6 +134,7 @@ class SetResult:
     methods: dict[str, MethodResult]
     baseline: str = ""
     not_run: list[str] = field(default_factory=list)
+    nearest_neighbour_tasks: dict[str, Cell] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,6 +184,7 @@ class Comparison:
                 "pairs": result.pairs,
                 "groups": result.groups,
                 "lookup": {group: cell.measures() for group, cell in result.nearest_neighbour.items()},
+                "lookup_languages": {task: cell.measures() for task, cell in result.nearest_neighbour_tasks.items()},
                 "methods": {method: asdict(scores) for method, scores in result.methods.items()},
                 "baseline": result.baseline,
                 "not_run": result.not_run,
@@ -195,8 +216,9 @@ class Comparison:
 
 
 def _set_from_json(content: Mapping[str, Any]) -> SetResult:
-    values = {name: value for name, value in content.items() if name != "lookup"}
-    values["nearest_neighbour"] = {group: cell_from_json(cell) for group, cell in content["lookup"].items()}
+    values = {name: value for name, value in content.items() if name not in ("lookup", "lookup_languages")}
+    for name, key in ("nearest_neighbour", "lookup"), ("nearest_neighbour_tasks", "lookup_languages"):
+        values[name] = {cell: cell_from_json(measures) for cell, measures in content.get(key, {}).items()}
     values["methods"] = {method: _method_from_json(result) for method, result in content["methods"].items()}
     return SetResult(**values)
 
@@ -207,10 +229,11 @@ def _method_from_json(content: Mapping[str, Any]) -> MethodResult:
         values[name] = {cell: SeedScores(**scores) for cell, scores in content[name].items()}
     values["chrf_interval"] = {group: _pair(interval) for group, interval in content["chrf_interval"].items()}
     values["trials"] = [TrialResult(**trial) for trial in content.get("trials", ())]
-    values["differences"] = {
-        group: Difference(**{**found, "interval": _pair(found["interval"])})
-        for group, found in content.get("differences", {}).items()
-    }
+    for name, kind in ("differences", Difference), ("bleu_differences", BleuDifference):
+        values[name] = {
+            cell: kind(**{**found, "interval": _pair(found["interval"])})
+            for cell, found in content.get(name, {}).items()
+        }
     return MethodResult(**values)
 
 

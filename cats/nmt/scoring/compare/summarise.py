@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,15 @@ from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
 from cats.nmt.files import one_line
 from cats.nmt.scoring import hypotheses
-from cats.nmt.scoring.bootstrap import cluster_counts, resampled_chrf
+from cats.nmt.scoring.bootstrap import bleu, cluster_counts, cluster_sums, resampled_scores
 from cats.nmt.scoring.compare.baseline import nearest_neighbour
 from cats.nmt.scoring.compare.inference import Samples, differences, interval, regrets
 from cats.nmt.scoring.compare.results import (
     CLEAN,
     METRICS,
+    BleuDifference,
     Comparison,
+    Difference,
     MethodResult,
     SeedScores,
     SetResult,
@@ -31,7 +33,8 @@ from cats.nmt.scoring.compare.results import (
 from cats.nmt.scoring.grid.methods import FIXED, is_fixed_temperature
 from cats.nmt.scoring.grid.runs import Run, chosen, trial_nlls
 from cats.nmt.scoring.grid.trials import as_settings, group_mean
-from cats.nmt.scoring.scores import Cell, Scores, read_scores
+from cats.nmt.scoring.scores import Cell, Scores, TaskCell, read_scores
+from cats.nmt.scoring.significance import line_bleu_counts
 from cats.nmt.scoring.summarise import averages
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import load_corpus
@@ -39,6 +42,15 @@ from cats.nmt.training.run import load_corpus
 RESAMPLES = 2000
 
 Records = list[dict[str, Any]]  # the lines of a run's metrics.jsonl
+Counts = dict[str, dict[int, dict[str, np.ndarray]]]  # {method: {seed: {task: (clusters, ..)}}}
+
+
+class Translated(NamedTuple):
+    """The test lines of a task that the tables show: a run's translations, the references, and the clusters."""
+
+    translations: list[str]
+    references: list[str]
+    clusters: list[str]
 
 
 def summarise(runs: Sequence[Run]) -> Comparison:
@@ -54,7 +66,7 @@ def summarise(runs: Sequence[Run]) -> Comparison:
     for number, name in enumerate(dict.fromkeys(run.set for run in runs if run.finished)):
         found = _Set([run for run in runs if run.set == name])
         samples[name] = found.samples(number)
-        sets[name] = found.result(samples[name])
+        sets[name] = found.result(samples[name], number)
     everywhere = [
         method
         for method in dict.fromkeys(run.method for run in runs)
@@ -111,29 +123,70 @@ class _Set:
         return NOISY[data.languages] if data.sizes == "noisy" and not data.path else ()
 
     @cached_property
-    def nearest_neighbour(self) -> dict[str, Cell]:
-        """The scores of the baseline for each group."""
+    def nearest_neighbour(self) -> tuple[dict[str, TaskCell], dict[str, Cell]]:
+        """The scores of the baseline for each task, and for each group."""
         kept = next(iter(self.scores.values())).nearest_neighbour
         if any(cell.quality.chrf is not None for cell in kept.groups.values()):
-            return {
+            return kept.tasks, {
                 group: kept.groups.get(group) or averages(kept.tasks, {group: names})[group]
                 for group, names in self.groups.items()
             }
-        return nearest_neighbour(self.corpus, self.groups, self.config.evaluate, self.runs[0].path.parent)
+        tasks = nearest_neighbour(self.corpus, self.config.evaluate, self.runs[0].path.parent)
+        known = {group: [name for name in names if name in tasks] for group, names in self.groups.items()}
+        return tasks, averages(tasks, known)
 
     @cached_property
-    def counts(self) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-        """The chrF counts of the runs, from their translations: {method: {seed: {task: (clusters, ..)}}}."""
-        return _chrf_counts(self.scores, self.corpus)
+    def translated(self) -> dict[Run, dict[str, Translated]]:
+        """The translations of each run and task."""
+        return {run: _translated(run, found, self.corpus) for run, found in self.scores.items()}
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The number of each cluster, the same in all runs and tasks."""
+        tasks = next(iter(self.translated.values())).values()
+        return {name: i for i, name in enumerate(sorted({name for lines in tasks for name in lines.clusters}))}
+
+    @cached_property
+    def counts(self) -> Counts:
+        """The chrF counts of the runs."""
+        return self._by_method(lambda _run, _task, lines: cluster_counts(*lines, self.index))
+
+    def bleu_counts(self) -> Counts:
+        """The BLEU counts of the runs, with the tokenizers that they were scored with."""
+
+        def count(run: Run, task: str, lines: Translated) -> np.ndarray:
+            tokenizer = self.scores[run].bleu_tokenizer(task) or "13a"
+            counts = line_bleu_counts(lines.translations, lines.references, tokenizer)
+            return cluster_sums(counts, lines.clusters, self.index)
+
+        return self._by_method(count)
+
+    def _by_method(self, count: Callable[[Run, str, Translated], np.ndarray]) -> Counts:
+        result: Counts = {}
+        for run, tasks in self.translated.items():
+            counts = {task: count(run, task, lines) for task, lines in tasks.items()}
+            result.setdefault(run.method, {})[run.seed] = counts
+        return result
 
     def samples(self, seed: int) -> Samples:
         """Resampled chrF of each method and group."""
+        every = self._with_groups(resampled_scores(self.counts, RESAMPLES, seed))
+        return {method: {group: values[group] for group in self.groups} for method, values in every.items()}
+
+    def bleu_samples(self, seed: int) -> Samples:
+        """Resampled BLEU of each method, and each task and group."""
+        return self._with_groups(resampled_scores(self.bleu_counts(), RESAMPLES, seed, bleu))
+
+    def _with_groups(self, samples: Samples) -> Samples:
         return {
-            method: {group: np.mean([values[task] for task in names], axis=0) for group, names in self.groups.items()}
-            for method, values in resampled_chrf(self.counts, RESAMPLES, seed).items()
+            method: {
+                **values,
+                **{group: np.mean([values[task] for task in names], axis=0) for group, names in self.groups.items()},
+            }
+            for method, values in samples.items()
         }
 
-    def result(self, samples: Samples) -> SetResult:
+    def result(self, samples: Samples, seed: int) -> SetResult:
         methods = {
             method: self._method(method, samples[method]) for method in dict.fromkeys(run.method for run in self.runs)
         }
@@ -143,12 +196,21 @@ class _Set:
                 method: {group: float(np.mean(scores.chrf)) for group, scores in found.groups.items()}
                 for method, found in methods.items()
             }
-            against = differences(compared, samples, baseline)
-            methods = {name: replace(found, differences=against.get(name, {})) for name, found in methods.items()}
+            in_bleu = {
+                method: {name: float(np.mean(scores.bleu)) for name, scores in (found.languages | found.groups).items()}
+                for method, found in methods.items()
+            }
+            against = differences(compared, samples, baseline, Difference)
+            against_bleu = differences(in_bleu, self.bleu_samples(seed), baseline, BleuDifference)
+            methods = {
+                name: replace(found, differences=against.get(name, {}), bleu_differences=against_bleu.get(name, {}))
+                for name, found in methods.items()
+            }
         return SetResult(
             pairs=self.corpus.sizes,
             groups={group: names for group, names in self.groups.items() if group != "all"},
-            nearest_neighbour=self.nearest_neighbour,
+            nearest_neighbour=self.nearest_neighbour[1],
+            nearest_neighbour_tasks={task: Cell(cell.quality) for task, cell in self.nearest_neighbour[0].items()},
             methods=methods,
             baseline=baseline,
             not_run=[name for name in dict.fromkeys(run.method for run in self.planned) if name not in methods],
@@ -188,7 +250,7 @@ class _Set:
         return {group: scores.model.groups.get(group, own[group]) for group in self.groups}
 
     def _is_untrained(self, groups: Mapping[str, Cell], counts: Mapping[str, np.ndarray]) -> bool:
-        pairs = [(cell.quality.chrf, self.nearest_neighbour[group].quality.chrf) for group, cell in groups.items()]
+        pairs = [(cell.quality.chrf, self.nearest_neighbour[1][group].quality.chrf) for group, cell in groups.items()]
         known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
         return _are_empty(counts.values()) or (bool(known) and all(ours < theirs for ours, theirs in known))
 
@@ -238,44 +300,36 @@ def _have_examples(records: Records) -> bool:
     return bool(lines) and all("examples" in line and None not in line["examples"].values() for line in lines)
 
 
-def _chrf_counts(scores: Mapping[Run, Scores], corpus: Corpus) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """The chrF counts of the runs of one set, from their translations: {method: {seed: {task: (clusters, ..)}}}.
+def _translated(run: Run, scores: Scores, corpus: Corpus) -> dict[str, Translated]:
+    """The translations of one run, for each task with lines that the tables show.
 
     Raises:
-        UserError: a run was scored on other text than that of the corpus, or its translations were changed.
+        UserError: the run was scored on other text than that of the corpus, or its translations were changed.
     """
-    lines = {task.name: task.test.rows(corpus.headline) for task in corpus.tasks}
-    tasks = [task for task in corpus.tasks if lines[task.name]]
-    names = [
-        task.test.meta[i][1] if task.test.meta else task.test.source[i] for task in tasks for i in lines[task.name]
-    ]
-    index = {name: i for i, name in enumerate(sorted(set(names)))}
-    result: dict[str, dict[int, dict[str, np.ndarray]]] = {}
-    for run, found in scores.items():
-        settings = run.directory.read_config().evaluate
-        counts = {}
-        for task in tasks:
-            test, known = task.test, {*lines[task.name]}
-            translated = hypotheses.translated_rows(test, corpus.headline, settings)
-            translations, references = (hypotheses.read(run.path, found, task.name, part) for part in ("txt", "ref"))
-            if references != [one_line(test.target[i]) for i in translated]:
-                raise UserError(
-                    f"{run.path} was scored on other test lines of {task.name} than those of the corpus, which has "
-                    "changed since these runs; restore it, or give another --out"
-                )
-            if len(translations) != len(references):
-                raise UserError(
-                    f"{run.directory.hypotheses_file(task.name, 'txt')} has {len(translations):,} lines instead of "
-                    f"{len(references):,}: it was changed; make it again with: cats evaluate {run.path}"
-                )
-            pairs = [(i, text) for i, text in zip(translated, translations, strict=True) if i in known]
-            counts[task.name] = cluster_counts(
-                [text for _, text in pairs],
-                [test.target[i] for i, _ in pairs],
-                [test.meta[i][1] if test.meta else test.source[i] for i, _ in pairs],
-                index,
+    settings = run.directory.read_config().evaluate
+    result = {}
+    for task in corpus.tasks:
+        test, known = task.test, {*task.test.rows(corpus.headline)}
+        if not known:
+            continue
+        rows = hypotheses.translated_rows(test, corpus.headline, settings)
+        translations, references = (hypotheses.read(run.path, scores, task.name, part) for part in ("txt", "ref"))
+        if references != [one_line(test.target[i]) for i in rows]:
+            raise UserError(
+                f"{run.path} was scored on other test lines of {task.name} than those of the corpus, which has "
+                "changed since these runs; restore it, or give another --out"
             )
-        result.setdefault(run.method, {})[run.seed] = counts
+        if len(translations) != len(references):
+            raise UserError(
+                f"{run.directory.hypotheses_file(task.name, 'txt')} has {len(translations):,} lines instead of "
+                f"{len(references):,}: it was changed; make it again with: cats evaluate {run.path}"
+            )
+        shown = [(i, text) for i, text in zip(rows, translations, strict=True) if i in known]
+        result[task.name] = Translated(
+            [text for _, text in shown],
+            [test.target[i] for i, _ in shown],
+            [test.meta[i][1] if test.meta else test.source[i] for i, _ in shown],
+        )
     return result
 
 

@@ -11,17 +11,18 @@ import numpy as np
 from cats.nmt.scoring.compare.results import (
     GROUP_TITLES,
     METRICS,
+    SIGNIFICANT,
     Comparison,
     Difference,
     MethodResult,
     Regret,
     SetResult,
 )
+from cats.nmt.scoring.scores import Cell
 from cats.nmt.scoring.tables import aligned, line_of, number
 
-_CHEAPEST = "T=1"  # the method that time and memory of the others are compared with: plain training
+_PLAIN = "T=1"  # the method that time and memory of the others are compared with, if it is there: plain training
 _MOST_COLUMNS = 12  # a comparison of more languages has a row for each, in place of a column
-_SIGNIFICANT = 0.05
 
 
 def comparison_tables(comparison: Comparison) -> str:
@@ -33,20 +34,24 @@ def comparison_tables(comparison: Comparison) -> str:
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """The content of compare.csv: a row for each set, method, seed and task or group."""
+    """The content of compare.csv: a row for each set, method, seed and task or group; not_trained: of that seed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "method", "seed", "name", *METRICS])
+    writer.writerow(["set", "method", "seed", "name", *METRICS, "not_trained"])
     for name, result in comparison.sets.items():
         for method, scores in result.methods.items():
             for cell, values in (*scores.languages.items(), *scores.groups.items()):
                 for seed, *numbers in zip(scores.seeds, values.nll, values.chrf, values.bleu, strict=True):
-                    writer.writerow([name, method, seed, GROUP_TITLES.get(cell, cell), *numbers])
+                    verdict = str(seed in scores.untrained).lower()
+                    writer.writerow([name, method, seed, GROUP_TITLES.get(cell, cell), *numbers, verdict])
     return text.getvalue()
 
 
 def summary_csv(comparison: Comparison) -> str:
-    """The content of compare-summary.csv: a row for each set, method and group, with all that the tables say of it."""
+    """The content of compare-summary.csv: a row for each set, method, and group or task, with all that the tables say.
+
+    The columns from validation to regret_all are about groups only, as in the tables.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -54,19 +59,27 @@ def summary_csv(comparison: Comparison) -> str:
             *("set", "method", "group", "seeds", "planned", "nll", "chrf", "chrf_low", "chrf_high", "bleu"),
             *("validation", "baseline", "difference", "difference_low", "difference_high", "p", "p_holm"),
             *("regret_temperatures", "regret_all", "time", "memory", "tokens", "examples"),
+            *("bleu_difference", "bleu_difference_low", "bleu_difference_high", "bleu_p", "bleu_p_holm", "not_trained"),
         ]
     )
     for name, result in comparison.sets.items():
         cost = _relative_cost(result.methods)
         for method, found in result.methods.items():
-            for group, scores in found.groups.items():
-                tasks = result.groups.get(group, [*found.languages])
+            for group, scores in (found.groups | found.languages).items():
+                tasks = [group] if group in found.languages else result.groups.get(group, [*found.languages])
                 cell, apart = f"{name} {group}", found.differences.get(group)
                 numbers: list[float | None] = [
-                    *(_mean(scores.nll), _mean(scores.chrf), *found.chrf_interval[group], _mean(scores.bleu)),
-                    _finite(found.mean_validation),
+                    *(
+                        _mean(scores.nll),
+                        _mean(scores.chrf),
+                        *found.chrf_interval.get(group, (None, None)),
+                        _mean(scores.bleu),
+                    ),
+                    _finite(found.mean_validation) if group in found.groups else None,
                 ]
                 against = [None] * 5 if apart is None else [apart.chrf, *apart.interval, apart.p, apart.p_holm]
+                bleu = found.bleu_differences.get(group)
+                against_bleu = [None] * 5 if bleu is None else [bleu.bleu, *bleu.interval, bleu.p, bleu.p_holm]
                 regret = [
                     table[method].cells.get(cell) if method in table else None
                     for table in (comparison.regret, comparison.regret_of_all)
@@ -74,10 +87,10 @@ def summary_csv(comparison: Comparison) -> str:
                 seen = [sum(by.get(task, 0) for task in tasks) or None for by in (found.tokens, found.examples)]
                 spent = [*cost.get(method, [None, None]), *seen]
                 planned = len(found.seeds) + len(found.missing)
-                row = [*numbers, result.baseline, *against, *regret, *spent]
-                title = GROUP_TITLES.get(group, group)
+                row = [*numbers, result.baseline, *against, *regret, *spent, *against_bleu]
+                title, untrained = GROUP_TITLES.get(group, group), " ".join(map(str, found.untrained))
                 writer.writerow(
-                    [name, method, title, len(found.seeds), planned, *("" if v is None else v for v in row)]
+                    [name, method, title, len(found.seeds), planned, *("" if v is None else v for v in row), untrained]
                 )
     return text.getvalue()
 
@@ -92,7 +105,7 @@ def _set_tables(name: str, result: SetResult) -> list[str]:
         lines += [*_differences(result), ""]
     if any(found.trials for found in result.methods.values()):
         lines += [*_trials(result), ""]
-    lines += ["chrF by language:", "", *_by_language(result, _chrf), ""]
+    lines += [*bleu_table(result), "", "chrF by language:", "", *_by_language(result, _chrf), ""]
     if all(found.examples for found in result.methods.values()):
         title = "Examples seen in training, in thousands of sentence pairs:"
         lines += [title, "", *_by_language(result, _examples), ""]
@@ -128,10 +141,10 @@ def _notes(result: SetResult) -> list[str]:
     """What the table of a set needs to be read: the unit of time and memory, and which models are not trained."""
     lines = []
     if _relative_cost(result.methods):
-        times, what = _times(result.methods)
+        unit, (times, what) = _unit(result.methods), _times(result.methods)
         lines += [
-            f"Time of training and peak memory of the process relative to {_CHEAPEST}, which took "
-            f"{_mean(times[_CHEAPEST]):,.0f} s and {_mean(result.methods[_CHEAPEST].peak_memory) / 2**20:,.0f} MiB.",
+            f"Time of training and peak memory of the process relative to {unit}, which took "
+            f"{_mean(times[unit]):,.0f} s and {_mean(result.methods[unit].peak_memory) / 2**20:,.0f} MiB.",
             f"It is the {what}: with other work on the machine, small differences mean nothing.",
             "",
         ]
@@ -173,7 +186,7 @@ def _differences(result: SetResult) -> list[str]:
         f"chrF with 95 % intervals, and the difference to {result.baseline}: it has the best validation NLL (mean over",
         f"the groups and the seeds) of {which} that do not use the weights of cats. Intervals and p-values are by",
         "bootstrap over seeds and clusters of test lines. p is corrected over the methods of this table (Holm), for",
-        f"each group by itself, and * marks p < {_SIGNIFICANT}.",
+        f"each group by itself, and * marks p < {SIGNIFICANT}.",
     ]
     if single:
         lines.append(f"With one seed ({', '.join(single)}), intervals and p-values say nothing about other seeds.")
@@ -185,8 +198,58 @@ def _difference(found: Difference | None) -> list[str]:
     if found is None:
         return ["", ""]
     low, high = found.interval
-    mark = "*" if found.p_holm < _SIGNIFICANT else ""
+    mark = "*" if found.p_holm < SIGNIFICANT else ""
     return [f"{found.chrf:+.1f} ({low:+.1f} to {high:+.1f}){mark}", f"{found.p_holm:.3f}"]
+
+
+def bleu_table(result: SetResult) -> list[str]:
+    """The lines of the table of BLEU by language, in the form of Table 2 of the CATS paper, with time and memory."""
+    columns = [*_tasks(result), *result.groups, "all"]
+    means = {
+        method: {name: _mean((found.languages | found.groups)[name].bleu) for name in columns}
+        for method, found in result.methods.items()
+    }
+    best = {name: f"{max(values[name] for values in means.values()):.1f}" for name in columns}
+    cost = _relative_cost(result.methods)
+    rows = [["method", *(GROUP_TITLES.get(name, name) for name in columns), *(["time", "memory"] if cost else [])]]
+    for method, found in result.methods.items():
+        cells = []
+        for name in columns:
+            text = f"{means[method][name]:.1f}"
+            text = f"**{text}**" if text == best[name] and len(means) > 1 else text
+            apart = found.bleu_differences.get(name)
+            text += "†" if apart is not None and apart.is_better else ""
+            cells.append(f"({text})" if _is_below(result, found, name) else text)
+        rows.append([f"{method}{_verdict(found)}", *cells, *(number(value, 2) for value in cost.get(method, ()))])
+    cells = [number(cell.quality.bleu, 1) if (cell := _baseline_cell(result, name)) else "n/a" for name in columns]
+    rows.append(["nearest neighbour", *cells, *([""] * 2 if cost else [])])
+    legend = ["BLEU by language. Bold: the highest of a column."]
+    if result.baseline:
+        legend += [
+            f"†: better than {result.baseline}, the best baseline, with p < {SIGNIFICANT} (by the same bootstrap,",
+            "corrected over the methods of the column).",
+        ]
+    if any(cell.startswith("(") for row in rows[1:-1] for cell in row[1:]):
+        legend.append("In parentheses: chrF is below that of the nearest-neighbour baseline, so this was not learnt.")
+    return [*legend, "", *_markdown(_turned(rows, len(_tasks(result))))]
+
+
+def _verdict(found: MethodResult) -> str:
+    """ " (not trained)", or that of which seeds; empty if all models are trained."""
+    which = "" if found.untrained == found.seeds else f": seed {', '.join(map(str, found.untrained))}"
+    return f" (not trained{which})" if found.untrained else ""
+
+
+def _is_below(result: SetResult, found: MethodResult, name: str) -> bool:
+    """Whether the mean chrF of a task or group is below that of the nearest-neighbour baseline."""
+    cell = _baseline_cell(result, name)
+    theirs = None if cell is None else cell.quality.chrf
+    return theirs is not None and _mean((found.languages | found.groups)[name].chrf) < theirs
+
+
+def _baseline_cell(result: SetResult, name: str) -> Cell | None:
+    """The scores of the nearest-neighbour baseline on a task or group."""
+    return result.nearest_neighbour.get(name) or result.nearest_neighbour_tasks.get(name)
 
 
 def _trials(result: SetResult) -> list[str]:
@@ -207,13 +270,24 @@ def _trials(result: SetResult) -> list[str]:
 
 def _by_language(result: SetResult, text: Callable[[MethodResult, str], str]) -> list[str]:
     """A table of texts with a column for each language; with many languages, a row for each."""
-    tasks = list(dict.fromkeys(task for names in result.groups.values() for task in names))
+    tasks = _tasks(result)
     rows = [["method", *tasks]]
     rows += [[method, *(text(found, task) for task in tasks)] for method, found in result.methods.items()]
-    if len(tasks) > _MOST_COLUMNS:
-        rows = [list(row) for row in zip(*rows, strict=True)]
-        rows[0][0] = "language"
-    return _markdown(rows)
+    return _markdown(_turned(rows, len(tasks)))
+
+
+def _tasks(result: SetResult) -> list[str]:
+    """The tasks in the order of the groups."""
+    return list(dict.fromkeys(task for names in result.groups.values() for task in names))
+
+
+def _turned(rows: list[list[str]], count: int) -> list[list[str]]:
+    """The rows, or the columns of a table of many languages. count: the number of languages."""
+    if count <= _MOST_COLUMNS:
+        return rows
+    rows = [list(row) for row in zip(*rows, strict=True)]
+    rows[0][0] = "language"
+    return rows
 
 
 def _chrf(found: MethodResult, task: str) -> str:
@@ -229,19 +303,25 @@ def _examples(found: MethodResult, task: str) -> str:
 
 
 def _relative_cost(methods: Mapping[str, MethodResult]) -> dict[str, list[float | None]]:
-    """{method: its time and memory as multiples of those of T=1}; empty if those of T=1 are not known."""
+    """{method: its time and memory as multiples of those of ``_unit``}; empty if those are not known."""
 
     def ratio(values: Sequence[float | None], unit: Sequence[float | None]) -> float | None:
         return None if None in values else _mean(values) / _mean(unit)
 
     times, _ = _times(methods)
-    first = methods.get(_CHEAPEST)
-    if first is None or None in times[_CHEAPEST] or None in first.peak_memory:
+    unit = _unit(methods)
+    first = methods[unit]
+    if None in times[unit] or None in first.peak_memory:
         return {}
     return {
-        name: [ratio(times[name], times[_CHEAPEST]), ratio(each.peak_memory, first.peak_memory)]
+        name: [ratio(times[name], times[unit]), ratio(each.peak_memory, first.peak_memory)]
         for name, each in methods.items()
     }
+
+
+def _unit(methods: Mapping[str, MethodResult]) -> str:
+    """The method that time and memory are relative to: T=1, else the first one."""
+    return _PLAIN if _PLAIN in methods else next(iter(methods))
 
 
 def _times(methods: Mapping[str, MethodResult]) -> tuple[dict[str, list[float | None]], str]:
