@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from .common import results, roofline
 from .common.command import Parser, refuse
-from .common.results import Provenance, provenance
+from .common.results import Provenance, ResultFiles, provenance
 from .operators import cases, host, overhead, picture, run, step, tables, targets
 from .operators.backends import usable
 from .operators.contender import BACKEND
@@ -26,8 +27,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench",
         description="Measures the operators of cats.ops on this machine. On the CPU this takes about ten minutes with "
         "two cores.",
-        epilog="Prints Markdown, and writes <machine>-<date>.json and .png to bench/results. With --only, files are "
-        "written only if --out is given.",
+        epilog="Prints Markdown, and writes <machine>-<date>.json, .md, .png and .svg to bench/results; the first two "
+        "after every case. With --only, files are written only if --out is given.",
         allow_abbrev=False,
     )
     kind = parser.add_mutually_exclusive_group()
@@ -73,18 +74,23 @@ def measure_operators(source: Provenance, suite: cases.Suite, options: argparse.
     started = time.perf_counter()
     device = torch.device("cuda" if options.gpu else "cpu")
     whole = not options.only
+    stem = source.file_stem(device.type, "-".join(filter(None, ("quick" * options.quick, "part" * (not whole)))))
+    files = ResultFiles(out, stem, source, tables.markdown)
+    budget = 1.0 if options.quick else 2.0 if options.gpu else 4.0
     with tempfile.TemporaryDirectory() as cache:
         # An empty cache, so that compile times do not depend on earlier runs.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         peaks = roofline.peaks(device)
-        found = run.run_suite(suite, device, options.only, 1.0 if options.quick else 2.0 if options.gpu else 4.0, peaks)
+        measured = OperatorResults(device.type, peaks, [], [], [], [], [], [], 0.0)
+        for case in run.run_suite(suite, device, options.only, budget, peaks):
+            measured.cases.append(case)
+            files.update(replace(measured, seconds=time.perf_counter() - started))
         calls = overhead.calls(device) if whole else []
         compilations = overhead.compilations(device) if whole and not options.quick else []
+    found = measured.cases
     fits = run.linear_fits(found)
-    measured = OperatorResults(
-        device=device.type,
-        peaks=peaks,
-        cases=found,
+    measured = replace(
+        measured,
         fits=fits,
         calls=calls,
         call_lines=overhead.lines(calls),
@@ -92,10 +98,8 @@ def measure_operators(source: Provenance, suite: cases.Suite, options: argparse.
         targets=targets.evaluate(device.type, found, fits, calls),
         seconds=time.perf_counter() - started,
     )
-    print(tables.markdown(source, measured), end="")
+    files.finish(measured)
     if out is not None:
-        stem = source.file_stem(device.type, "-".join(filter(None, ("quick" * options.quick, "part" * (not whole)))))
-        results.write(out / f"{stem}.json", source, measured)
         picture.draw(source, measured, out / f"{stem}.png")
     wrong = [(case.name, r) for case in found for r in case.refused if r.kind == BACKEND]
     for name, r in wrong:
@@ -113,9 +117,7 @@ def measure_step(source: Provenance, out: Path | None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     times = step.run(usable(device))
     measured = StepResults(device.type, times, time.perf_counter() - started)
-    print(tables.step_markdown(source, measured), end="")
-    if out is not None:
-        results.write(out / f"{source.file_stem(device.type, 'step')}.json", source, measured)
+    ResultFiles(out, source.file_stem(device.type, "step"), source, tables.step_markdown).finish(measured)
     return 0
 
 
@@ -124,9 +126,7 @@ def measure_host(source: Provenance, out: Path | None) -> int:
     started = time.perf_counter()
     calls = host.calls()
     measured = HostResults("cpu", calls, host.evaluate(calls), time.perf_counter() - started)
-    print(tables.host_markdown(source, measured), end="")
-    if out is not None:
-        results.write(out / f"{source.file_stem('cpu', 'overhead')}.json", source, measured)
+    ResultFiles(out, source.file_stem("cpu", "overhead"), source, tables.host_markdown).finish(measured)
     return 0
 
 

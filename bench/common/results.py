@@ -10,7 +10,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from cats.nmt.files import atomic_write, finite_or_none
 from .machine import ROOT, Machine, commit, machine, versions
 
 FOLDER = ROOT / "bench" / "results"  # the committed results
+SUFFIXES = (".json", ".md")
 
 T = TypeVar("T")
 
@@ -63,16 +64,52 @@ def provenance(module: str, arguments: Sequence[str] | None) -> Provenance:
     )
 
 
-def write(path: Path, source: Provenance, results: Any) -> None:
-    """Writes provenance and results (a dataclass) as one JSON object. The file is written completely or not at all.
+class ResultFiles:
+    """The files of a run: its results as JSON, and the Markdown tables beside it.
 
-    JSON has no NaN and no infinity. They are written as null.
+    They are written again after every case, so that a run that is stopped loses no more than the case that it was at.
+    Until the end their names have "-unfinished", and results of an earlier run of the same day are kept.
+
+    Args:
+        folder: where to write. None: nowhere.
+        stem: the names of the files without their suffixes.
+        markdown: makes the tables.
     """
-    write_json(path, dataclasses.asdict(source) | dataclasses.asdict(results))
-    print(f"wrote {path}", file=sys.stderr)
+
+    def __init__(
+        self, folder: Path | None, stem: str, source: Provenance, markdown: Callable[[Provenance, Any], str]
+    ) -> None:
+        self.source, self.markdown = source, markdown
+        self.final = None if folder is None else folder / stem
+        self.unfinished = None if folder is None else folder / f"{stem}-unfinished"
+
+    def update(self, results: Any) -> None:
+        """Writes the results so far (a dataclass)."""
+        if self.unfinished is not None:
+            note = "Unfinished: the run was stopped, or still measures.\n\n"
+            self._write(self.unfinished, results, note + self.markdown(self.source, results))
+
+    def finish(self, results: Any) -> None:
+        """Prints the tables, and writes all results."""
+        tables = self.markdown(self.source, results)
+        print(tables, end="")
+        if self.final is not None and self.unfinished is not None:
+            self._write(self.final, results, tables)
+            for suffix in SUFFIXES:
+                _with(self.unfinished, suffix).unlink(missing_ok=True)
+            print(f"wrote {_with(self.final, '.json')}", file=sys.stderr)
+
+    def _write(self, stem: Path, results: Any, tables: str) -> None:
+        write_json(_with(stem, ".json"), dataclasses.asdict(self.source) | dataclasses.asdict(results))
+        atomic_write(_with(stem, ".md"), tables)
+
+
+def _with(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)  # a stem may have dots
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, completely or not at all. It has no NaN and no infinity: they are written as null."""
     atomic_write(path, json.dumps(finite_or_none(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from bench.common import results
 from bench.common.command import Parser, refuse
-from bench.common.results import provenance
+from bench.common.results import ResultFiles, provenance
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -21,7 +21,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.engines",
         description="Measures time and peak memory of every engine beside plain training and TorchJD, on one thread "
         "of the CPU. This takes about twelve minutes.",
-        epilog="Prints Markdown, and writes <machine>-<date>-engines.json and .png to bench/results.",
+        epilog="Prints Markdown, and writes <machine>-<date>-engines.json, .md and .png to bench/results.",
         allow_abbrev=False,
     )
     kind = parser.add_mutually_exclusive_group()
@@ -54,14 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = workload.gpu() if options.gpu else workload.cpu()
     if options.quick:
         sizes = [replace(sizes[0], tasks=(2, 8))]
-    steps = [run.outer_step(size, tasks, device) for size in sizes for tasks in size.tasks]
-    found = EngineResults(device.type, [run.model(size) for size in sizes], steps, [], 0.0)
+    stem = source.file_stem(device.type, "engines-quick" if options.quick else "engines")
+    files = ResultFiles(out, stem, source, tables.markdown)
+    found = EngineResults(device.type, [run.model(size) for size in sizes], [], [], 0.0)
+    for size in sizes:
+        for tasks in size.tasks:
+            found.outer_steps.append(run.outer_step(size, tasks, device))
+            files.update(replace(found, seconds=time.perf_counter() - started))
     found = replace(found, targets=targets.evaluate(found), seconds=time.perf_counter() - started)
-    print(tables.markdown(source, found), end="")
-    stem = out / source.file_stem(device.type, "engines-quick" if options.quick else "engines")
-    results.write(stem.with_suffix(".json"), source, found)
-    picture.draw(source, found, stem.with_suffix(".png"))
-    wrong = [r for step in steps for r in step.refused if r.wrong]
+    files.finish(found)
+    picture.draw(source, found, out / f"{stem}.png")
+    wrong = [r for step in found.outer_steps for r in step.refused if r.wrong]
     return 1 if wrong else 0
 
 

@@ -162,9 +162,8 @@ def prepare(
     return problem, Oracle(problem)
 
 
-def run_suite(suite: Suite, device: torch.device, only: str, budget: float, peak: dict[str, float]) -> list[Case]:
-    """Measures the cases with `only` in their name. Prints a line for each on standard error."""
-    cases = []
+def run_suite(suite: Suite, device: torch.device, only: str, budget: float, peak: dict[str, float]) -> Iterator[Case]:
+    """Measures the cases with `only` in their name, one after the other. Prints a line for each on standard error."""
     for workload in suite:
         operators = [op for op in workload.operators if only in f"{op} {workload.name}"]
         if not operators:
@@ -174,15 +173,14 @@ def run_suite(suite: Suite, device: torch.device, only: str, budget: float, peak
             start = time.perf_counter()
             with torch.no_grad():
                 case = run_case(operator, problem, oracle, peak, budget)
-            cases.append(case)
             fastest = case.best(BACKEND)
             said = f"{fastest.name} {fastest.fraction_of_limit:.2f} of the roofline" if fastest else "no backend"
             print(f"{case.name}: {said} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+            yield case
         del problem, oracle
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return cases
 
 
 def linear_fits(cases: Sequence[Case]) -> list[LinearFit]:

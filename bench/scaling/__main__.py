@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.common import results
 from bench.common.command import Parser, refuse
-from bench.common.results import provenance
+from bench.common.results import ResultFiles, provenance
 
 from . import predictions
 from .measure import Settings, run
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench.scaling",
         description="Measures the constants of the cost model of docs/scaling.md and whole steps, with 1, 2 and 4 "
         "processes on this machine. This takes about two minutes on two cores.",
-        epilog="Prints Markdown, and writes <machine>-<date>-scaling.json to bench/results.",
+        epilog="Prints Markdown, and writes <machine>-<date>-scaling.json and .md to bench/results.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         type=Path,
         default=results.FOLDER,
-        help="where to write the file (default: bench/results)",
+        help="where to write the files (default: bench/results)",
     )
     options = parser.parse_args(arguments)
     if options.predict:
@@ -43,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.out.is_dir():
         return refuse(f"{options.out} is not a folder")
     source = provenance("bench.scaling", arguments)
-    found = run(Settings())
-    print(markdown(source, found), end="")
-    results.write(options.out / f"{source.file_stem('cpu', 'scaling')}.json", source, found)
+    files = ResultFiles(options.out, source.file_stem("cpu", "scaling"), source, markdown)
+    for found in run(Settings()):
+        files.update(found)
+    files.finish(found)
     return 0
 
 

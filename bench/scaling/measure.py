@@ -8,7 +8,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,8 +229,12 @@ def work(rank: int, folder: Path, processes: int, settings: Settings) -> None:
         dist.destroy_process_group()
 
 
-def run(settings: Settings) -> ScalingResults:
-    """Measures everything, one number of processes after the other."""
+def run(settings: Settings) -> Iterator[ScalingResults]:
+    """Measures everything, one number of processes after the other.
+
+    Yields:
+        The results so far, after each number of processes.
+    """
     start = time.perf_counter()
     found = ScalingResults(
         parameters=0,
@@ -254,4 +258,4 @@ def run(settings: Settings) -> ScalingResults:
                 found.passes.append(Pass(processes, key, seconds))
             else:
                 found.memory.append(Moved(processes, key, seconds))
-    return dataclasses.replace(found, parameters=size, seconds=time.perf_counter() - start)
+        yield dataclasses.replace(found, parameters=size, seconds=time.perf_counter() - start)

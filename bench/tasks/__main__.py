@@ -9,8 +9,7 @@ from pathlib import Path
 from bench.common import results
 from bench.common.command import Parser, refuse
 from bench.common.machine import cores
-from bench.common.results import provenance
-from cats.nmt.files import atomic_write
+from bench.common.results import ResultFiles, provenance
 
 from .methods import COMPARED, METHODS, REFERENCE
 from .problems import problems
@@ -59,12 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse(f"{options.out} is not a folder")
     methods = [name for name in METHODS if name in (REFERENCE, *options.methods)]
     source = provenance("bench.tasks", arguments)
-    found = run(names, methods, options.seeds, options.jobs)
-    printed = markdown(source, found)
-    print(printed, end="")
-    stem = options.out / source.file_stem("cpu", "tasks")
-    results.write(stem.with_suffix(".json"), source, found)
-    atomic_write(stem.with_suffix(".md"), printed)
+    files = ResultFiles(options.out, source.file_stem("cpu", "tasks"), source, markdown)
+    for found in run(names, methods, options.seeds, options.jobs):
+        files.update(found)
+    files.finish(found)
     return 0
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 
@@ -17,8 +17,12 @@ from .problems import Loss, Trial, problems
 from .records import Training, WeightingResults
 
 
-def run(names: Sequence[str], methods: Sequence[str], seeds: int, jobs: int) -> WeightingResults:
-    """Trains every method on every problem, `jobs` trainings at a time, each on one thread."""
+def run(names: Sequence[str], methods: Sequence[str], seeds: int, jobs: int) -> Iterator[WeightingResults]:
+    """Trains every method on every problem, `jobs` trainings at a time, each on one thread.
+
+    Yields:
+        The results so far, after each problem.
+    """
     start = time.perf_counter()
     cells = list(product(names, methods, range(seeds)))
     # A forked child of a process in which torch has threads may hang.
@@ -28,8 +32,9 @@ def run(names: Sequence[str], methods: Sequence[str], seeds: int, jobs: int) -> 
         for n, training in enumerate(pool.map(train, *zip(*cells, strict=True)), 1):
             trainings.append(training)
             print(f"\r{n} of {len(cells)} trainings", end="", file=sys.stderr, flush=True)
+            if n % (len(methods) * seeds) == 0:
+                yield WeightingResults([*trainings], time.perf_counter() - start)
     print(file=sys.stderr)
-    return WeightingResults(trainings, time.perf_counter() - start)
 
 
 def train(name: str, method: str, seed: int) -> Training:

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from bench.common import results, roofline
 from bench.common.command import Parser, refuse
 from bench.common.machine import ROOT, cores
-from bench.common.results import provenance
+from bench.common.results import ResultFiles, provenance
 from bench.common.targets import TargetResult, judge
 
 from . import comparison, gpu_training, pipeline
@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.trainer.end_to_end",
         description="Measures cats.nmt beside JoeyNMT, Hugging Face and a plain loop. This takes about six minutes on "
         "two cores.",
-        epilog="Prints Markdown, and writes <machine>-<date>-end-to-end.json to bench/results.",
+        epilog="Prints Markdown, and writes <machine>-<date>-end-to-end.json and .md to bench/results.",
         allow_abbrev=False,
     )
     kind = parser.add_mutually_exclusive_group()
@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=BASELINES,
         help="the virtual environment with JoeyNMT and Hugging Face (default: .venv-baselines)",
     )
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write the file (default: bench/results)")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write the files (default: bench/results)")
     return parser.parse_args(arguments)
 
 
@@ -69,21 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     started = time.perf_counter()
     source = provenance("bench.trainer.end_to_end", arguments)
+    kind = "end-to-end-quick" if options.quick else "end-to-end"
+    stem = source.file_stem("cuda" if options.gpu else "cpu", kind)
+    files = ResultFiles(out, stem, source, end_to_end_markdown)
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            measured = on_gpu(folder) if options.gpu else on_cpu(folder, options.baselines, options.quick)
+            parts = on_gpu(folder) if options.gpu else on_cpu(folder, options.baselines, options.quick)
+            for measured in parts:
+                files.update(replace(measured, seconds=time.perf_counter() - started))
     except UserError as error:
         return refuse(str(error))
-    measured = replace(measured, targets=targets(measured), seconds=time.perf_counter() - started)
-    print(end_to_end_markdown(source, measured), end="")
-    kind = "end-to-end-quick" if options.quick else "end-to-end"
-    results.write(out / f"{source.file_stem(measured.device, kind)}.json", source, measured)
+    files.finish(replace(measured, targets=targets(measured), seconds=time.perf_counter() - started))
     return 0
 
 
-def on_cpu(folder: Path, environment: Path, quick: bool) -> EndToEndResults:
-    """Measures training and translation on phrases of the CLDR, and the data pipeline on generated text."""
+def on_cpu(folder: Path, environment: Path, quick: bool) -> Iterator[EndToEndResults]:
+    """Measures training and translation on phrases of the CLDR, and the data pipeline on generated text.
+
+    Yields:
+        The results so far, after each part.
+    """
     rounds = QUICK_ROUNDS if quick else ROUNDS
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     found = EndToEndResults("cpu")
@@ -92,18 +98,23 @@ def on_cpu(folder: Path, environment: Path, quick: bool) -> EndToEndResults:
         for part in (comparison.training, comparison.translation):
             _progress(f"{part.__name__}, {size.name}")
             found.contests.append(part(size, corpus, python, folder / size.name, rounds))
+            yield found
     _progress("pipeline")
     found.pipeline.extend(pipeline.run(folder / "pipeline", rounds))
-    return found
+    yield found
 
 
-def on_gpu(folder: Path) -> EndToEndResults:
-    """Measures training of presets in bf16."""
+def on_gpu(folder: Path) -> Iterator[EndToEndResults]:
+    """Measures training of presets in bf16.
+
+    Yields:
+        The results so far, after each preset.
+    """
     found = EndToEndResults("cuda", bfloat16_peak=roofline.peaks(torch.device("cuda"))["bfloat16"])
     for preset in gpu_training.PRESETS:
         _progress(preset)
         found.gpu.append(gpu_training.run(preset, folder / preset))
-    return found
+        yield found
 
 
 def _progress(what: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.common import results
 from bench.common.command import Parser, refuse
-from bench.common.results import provenance
+from bench.common.results import ResultFiles, provenance
 
 from . import pipeline
 from .records import Prepared, PreparingResults
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench.trainer.preparing",
         description="Measures time and memory of `cats data prepare` on generated text. This takes about ten minutes "
         "on two cores, and 4 GiB of disk.",
-        epilog="Prints Markdown, and writes <machine>-<date>-preparing.json to bench/results.",
+        epilog="Prints Markdown, and writes <machine>-<date>-preparing.json and .md to bench/results.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         type=Path,
         default=results.FOLDER,
-        help="where to write the file (default: bench/results)",
+        help="where to write the files (default: bench/results)",
     )
     options = parser.parse_args(arguments)
     if sys.platform != "linux":
@@ -61,10 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.out.is_dir():
         return refuse(f"{options.out} is not a folder")
     source = provenance("bench.trainer.preparing", arguments)
+    files = ResultFiles(options.out, source.file_stem("cpu", "preparing"), source, preparing_markdown)
+    found = PreparingResults([])
     with tempfile.TemporaryDirectory() as folder:
-        found = PreparingResults([measured(Path(folder) / str(pairs), pairs) for pairs in options.pairs])
-    print(preparing_markdown(source, found), end="")
-    results.write(options.out / f"{source.file_stem('cpu', 'preparing')}.json", source, found)
+        for pairs in options.pairs:
+            found.sizes.append(measured(Path(folder) / str(pairs), pairs))
+            files.update(found)
+    files.finish(found)
     return 0
 
 

@@ -43,7 +43,7 @@ pictures against a setting, with --against:
   forgetting  how much higher the last validation loss is than the lowest, of the languages trained first
 
 examples:
-  cats plot runs/compare/ted/*-seed*/
+  cats plot runs/compare/ted/*-seed*
   cats plot runs/a runs/b --pictures loss alpha --out pictures
   cats plot runs/small-* runs/large-* --against model.d_model
 """

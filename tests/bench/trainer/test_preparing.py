@@ -16,7 +16,7 @@ def test_memory_of_preparing(
 ) -> None:
     monkeypatch.setattr(preparing, "BLOCK", 200)
     assert preparing.main(["--pairs", "300", "--out", str(tmp_path)]) == 0
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.json")
     (size,) = json.loads(file.read_text())["sizes"]
     assert size["pairs"] == 300 and 50 < size["peak_mib"] < 5000 and size["seconds"] > 0
     printed = capsys.readouterr().out

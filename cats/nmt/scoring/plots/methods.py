@@ -40,12 +40,13 @@ def losses(runs: Runs) -> Figure:
     """
     rows: dict[str, CurveOf] = {"training NLL, nats": _training, "validation NLL, nats": _validation_of("nll")}
     panels = runs.panels
-    figure, axes = new_figure(2 * len(panels), rows=2)
+    figure, axes = new_figure(2 * len(panels), rows=2, sharex=True)
     for row, (title, curve) in enumerate(rows.items()):
         for axis, (group, tasks) in zip(axes[row * len(panels) :], panels.items(), strict=False):
             draw_methods(axis, runs, tasks, curve)
             axis.set_title(group if row == 0 else "", loc="left", color=INK)
-            _set_scale(axis, UPDATES)
+            if row == 1:  # both rows have the same scale
+                _set_scale(axis, UPDATES)
             _leave_out_the_start(axis)
         axes[row * len(panels)].set_ylabel(title)
     return finished(figure, axes, len(panels), "no run has losses yet")
@@ -62,7 +63,7 @@ def scores(runs: Runs, measure: str) -> Figure:
     """
     panels = runs.panels
     curve = _validation_of(measure)
-    figure, axes = new_figure(2 * len(panels), rows=len(panels), sharex=False, sharey="row")
+    figure, axes = new_figure(2 * len(panels), rows=len(panels), sharey="row")
     for row, (group, tasks) in enumerate(panels.items()):
         for axis, scale in zip(axes[2 * row :], (UPDATES, TOKENS), strict=False):
             draw_methods(axis, runs, tasks, _over(scale, curve))

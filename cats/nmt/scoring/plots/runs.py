@@ -104,7 +104,10 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
         UserError: one of them is not a run directory or damaged, none has metrics, or they have different tasks.
     """
     runs, notices = [], []
-    for path in dict.fromkeys(paths):
+    given = dict.fromkeys(paths)
+    for path in given:
+        if path.suffix == ".toml" and path.with_suffix("") in given:
+            continue  # the settings that cats compare keeps beside each run, which *-seed* of a shell names, too
         directory = RunDirectory(path)
         config = directory.read_config()
         records = read_metrics(directory.metrics_file)

@@ -261,17 +261,29 @@ def label_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     Args:
         points: {method: (x, y)} in data coordinates. The scales of the axes must be set before.
     """
+    place_texts(axis, [(name, point, method_colour(name)) for name, point in points.items()])
+
+
+def place_texts(
+    axis: Axes, texts: Sequence[tuple[str, tuple[float, float], str]], others: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Writes texts beside points, where there is room. The scales of the axes must be set before.
+
+    Args:
+        texts: the text, the point in data coordinates, and the colour.
+        others: more points that the texts should not cover.
+    """
     from matplotlib.text import Text
 
     unit = _lay_out(axis)
-    frame = axis.get_window_extent()
-    centres = {name: axis.transData.transform(point) for name, point in points.items()}
-    taken = [Box(x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit) for x, y in centres.values()]
-    for name in sorted(points, key=lambda name: -centres[name][1]):
-        colour = method_colour(name)
+    frame = Box(*axis.get_window_extent().extents)
+    centres = [axis.transData.transform(point) for _, point, _ in texts]
+    marks = [*centres, *(axis.transData.transform(point) for point in others)]
+    taken = [Box(x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit) for x, y in marks]
+    for (name, point, colour), (x, y) in sorted(zip(texts, centres, strict=True), key=lambda each: -each[1][1]):
         text = axis.annotate(
             name,
-            points[name],
+            point,
             (0, 0),
             textcoords="offset points",
             fontsize=TEXT,
@@ -280,9 +292,8 @@ def label_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
         )
         extent = Text.get_window_extent(text)  # that of an annotation includes its line
-        box = _free_place(centres[name], (extent.width, extent.height), taken, Box(*frame.extents), unit)
+        box = _free_place((x, y), (extent.width, extent.height), taken, frame, unit)
         taken.append(box)
-        x, y = centres[name]
         text.set_position(((box.left - x) / unit, (box.bottom - y) / unit))
 
 

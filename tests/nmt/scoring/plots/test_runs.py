@@ -83,6 +83,14 @@ def test_runs_that_cannot_be_drawn(tmp_path: Path) -> None:
     assert len(read_runs([good, good]).runs) == 1
 
 
+def test_settings_beside_the_runs_are_no_runs(tmp_path: Path) -> None:
+    run, settings = made_run(tmp_path / "T=1.5-seed1"), tmp_path / "T=1.5-seed1.toml"
+    settings.write_text("")
+    assert len(read_runs([run, settings]).runs) == 1
+    with pytest.raises(UserError, match="is not a run directory"):
+        read_runs([settings])
+
+
 def test_tasks_that_are_trained_first(tmp_path: Path) -> None:
     pre = "train.pretrain_steps=10"
     run = made_run(tmp_path / "a", "train.pretrain=hires,be", pre, chrf=50.0)
