@@ -1,0 +1,92 @@
+"""Every figure of the papers has commands that parse and valid settings at both scales; nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("sentencepiece")
+
+from bench.papers.__main__ import main
+from bench.papers.commands import Command, commands, run
+from bench.papers.experiments import EXPERIMENTS
+from bench.papers.figures import FIGURES
+from cats.nmt.cli import compare, pareto, plot
+from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS
+from cats.nmt.cli.parser import Parser
+from cats.nmt.config.schema import FIELDS
+from cats.nmt.data.cldr.sets import LANGUAGES
+
+SIZES = {  # instead of reading a corpus
+    **{name: 1000 for names in LANGUAGES.values() for name in names},
+    **dict.fromkeys(("zh", "ro", "hi", "az-az", "be-be", "gl-gl", "gu-gu", "sw-sw"), 100),
+    **dict.fromkeys(("fr", "de", "en-en"), 10_000),
+}
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+def test_all_commands_parse_and_all_settings_are_valid(
+    scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cats.nmt.training.run.load_corpus", lambda *_, **__: SimpleNamespace(sizes=SIZES))
+    found = commands(FIGURES.values(), scale, tmp_path / "out", tmp_path / "data")
+    assert len({command.words for command in found}) == len(found)  # what figures share is trained once
+    runs = 0
+    for command in found:
+        name, *rest = command.words
+        module = DATA_COMMANDS[rest.pop(0)] if name == "data" else COMMANDS[name]
+        parser = Parser(f"cats {name}", "")
+        module.add_arguments(parser)
+        options = parser.parse(rest)
+        if name == "compare":
+            runs += len(compare.planned(options))
+        elif name == "pareto":
+            runs += sum(len(point.runs) for front in pareto.planned(options) for point in front.points)
+        elif name == "plot":
+            assert not options.against or options.against in FIELDS
+            known = plot.against_setting(options.against) if options.against else plot.over_time()
+            assert options.pictures and set(options.pictures) <= set(known)
+    assert 100 < runs < (250 if scale == "tiny" else 300)  # the tiny scale has some four hours
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_experiment_is_needed_and_every_figure_is_described(root: Path) -> None:
+    assert {name for figure in FIGURES.values() for name in figure.experiments} == set(EXPERIMENTS)
+    described = (root / "docs" / "papers.md").read_text(encoding="utf-8")
+    for figure in FIGURES.values():
+        assert f"| {figure.name} | {figure.claim} |" in described
+        assert figure.draw or figure.tables
+
+
+def test_a_dry_run_prints_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cats-5", "cats-6", "--dry-run"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("cats compare --methods T=1") and first.endswith("--out runs/papers-tiny/related")
+    assert [line.partition(" ")[2].partition(" ")[0] for line in others] == ["plot", "plot"]
+
+
+def test_an_unknown_figure_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cats-9"]) == 2
+    assert capsys.readouterr().err.startswith("bench: no figure cats-9; there are cats-2,")
+
+
+def test_folders_are_found_when_a_command_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("T=1-seed1", "T=1-seed2", "cats-seed1"):
+        (tmp_path / "ted" / name).mkdir(parents=True)
+        (tmp_path / "ted" / f"{name}.toml").touch()
+    seen: list[list[str]] = []
+
+    def fake(words: list[str]) -> SimpleNamespace:
+        seen.append(words[3:])
+        return SimpleNamespace(returncode=3 if words[3] == "analyse" else 0)
+
+    monkeypatch.setattr("bench.papers.commands.subprocess.run", fake)
+    assert run(Command(("plot", f"{tmp_path}/*/T=1-seed*", "--out", "x"))) == 0
+    assert seen == [["plot", f"{tmp_path}/ted/T=1-seed1", f"{tmp_path}/ted/T=1-seed2", "--out", "x"]]
+    assert run(Command(("analyse", f"{tmp_path}/ted/cats-seed*"))) == 3
+    assert seen[1:] == [["analyse", f"{tmp_path}/ted/cats-seed1"]]
+    assert run(Command(("data", "cldr", "there"), made=tmp_path)) == 0 and len(seen) == 2
