@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LACKING = "no run has a landscape.jsonl; make it with cats analyse RUN, or train with train.analyse_every"
 _KINDS = ("E.SA", "E.FC", "E.LN", "D.SA", "D.EA", "D.FC", "D.LN", "Emb", "CLSR")  # in this order in pictures
 _MOST_NUMBERS = 10  # languages in a matrix with numbers in its cells
-_MOST_NAMES = 40  # and with their names beside it
+_MOST_NAMES = 24  # with their names beside it
 
 Matrices = dict[str, np.ndarray]  # {method: (K, K)}
 
@@ -169,9 +169,11 @@ def _draw_matrix(axis: Axes, matrix: np.ndarray, tasks: Sequence[str], colours: 
     axis.grid(False)
     image = axis.imshow(matrix, cmap=colours, vmin=low, vmax=high)
     places = range(len(tasks)) if len(tasks) <= _MOST_NAMES else ()
-    size = TEXT if len(tasks) <= _MOST_NUMBERS else 6
+    size = TEXT if len(tasks) <= _MOST_NUMBERS else TEXT - 1
     axis.set_xticks(places, [tasks[i] for i in places], fontsize=size, rotation=90 if len(tasks) > 4 else 0)
     axis.set_yticks(places, [tasks[i] for i in places], fontsize=size)
+    if not places:
+        axis.set_xlabel("languages, the smallest first")
     if len(tasks) > _MOST_NUMBERS:
         axis.figure.colorbar(image, ax=axis, shrink=0.8)
         return
