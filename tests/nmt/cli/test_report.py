@@ -11,6 +11,7 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
+from cats.nmt.training import checkpoint
 
 
 def test_the_page_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,7 +20,9 @@ def test_the_page_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     said = capsys.readouterr().out
     assert said == f"{page}: 1 run, {page.stat().st_size / 1024:,.0f} KiB\n"
     text = page.read_text(encoding="utf-8")
-    assert "<h1>run</h1>" in text and "parameters" in text and "Translations" in text
+    assert "<h1>run</h1>" in text and "Translations" in text
+    parameters = checkpoint.load(run / "checkpoints" / "best.pt")["model"].values()
+    assert f"<dt>parameters</dt><dd>{sum(each.numel() for each in parameters):,}</dd>" in text
     assert f"cats report {run} --lines 6 --out {page}" in text
 
 

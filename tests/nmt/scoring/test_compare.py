@@ -19,6 +19,7 @@ from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.compare import baseline, tables
 from cats.nmt.scoring.compare import summarise as summarise_module
+from cats.nmt.scoring.compare.results import Comparison
 from cats.nmt.scoring.compare.summarise import summarise
 from cats.nmt.scoring.grid.runs import Run
 from tests.nmt.scoring.comparisons import LINES, finish, finished_runs, planned
@@ -356,6 +357,19 @@ def test_runs_with_all_lines_and_with_headline_lines_give_one_table(finished, co
         for path in (run.path / "hyp").iterdir():
             path.write_text("".join(path.read_text().splitlines(keepends=True)[1::2]))
     assert summarise(finished).to_json() == whole.to_json()
+
+
+def test_a_comparison_is_read_again(finished):
+    """From compare.json, also one of an older version, which had fewer fields."""
+    one = summarise(finished)
+    written = json.loads(json.dumps(one.to_json(), allow_nan=False))
+    again = Comparison.from_json(written)
+    assert again.sets["toy"].methods == one.sets["toy"].methods and again.regret == one.regret
+    assert tables.comparison_tables(again) == tables.comparison_tables(one)
+    for method in written["sets"]["toy"]["methods"].values():
+        del method["cpu_seconds"], method["examples"], method["trials"], method["differences"]
+    del written["regret_of_all"]
+    assert tables.comparison_csv(Comparison.from_json(written)) == tables.comparison_csv(one)
 
 
 def test_noisy_languages_are_left_out_of_groups_of_their_own(finished, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from cats.nmt.scoring.plots import curves, methods
+from cats.nmt.scoring.plots import curves, landscape, methods
 from cats.nmt.scoring.plots.comparison import comparison_figure
 from cats.nmt.scoring.plots.runs import NothingToDraw, Runs
 from cats.nmt.scoring.report.html import Html
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _OF_LANGUAGES = "A line for each language, from dark to light with growing training data; LoRes orange, HiRes blue."
 _OF_METHODS = "A line for each method, the mean over its seeds; thin lines are the seeds."
 Draw = Callable[[Runs], "Figure"]
+_LANDSCAPE: list[tuple[str, str, Draw]] = [  # of runs that cats analyse has measured
+    (
+        "Curvature and alignment",
+        "The top Hessian eigenvalue of the languages, and the cosine of their gradients with those of the others.",
+        landscape.curvature,
+    ),
+    ("Similarity of the gradients", "Of each two languages, at the last measurement.", landscape.similarity),
+    ("Similarity by kind of layer", "Means over the pairs of languages, at the last measurement.", landscape.layers),
+]
 
 
 class Picture(NamedTuple):
@@ -66,6 +75,7 @@ def _of_one(runs: Runs) -> list[tuple[str, str, Draw]]:
         ("Validation BLEU", "Means of the groups. Higher is better.", partial(methods.scores, measure="bleu")),
         ("Validation chrF", "Means of the groups. Higher is better.", partial(methods.scores, measure="chrf")),
         ("Sentence pairs seen", _OF_LANGUAGES, curves.examples),
+        *_LANDSCAPE,
     ]
 
 
@@ -78,4 +88,5 @@ def _of_several() -> list[tuple[str, str, Draw]]:
         ("Generalisation gap", f"Training minus validation loss. {_OF_METHODS}", methods.gap),
         ("Weights of the languages", f"α, as a share of the total. {_OF_LANGUAGES}", curves.alphas),
         ("Sentence pairs seen", _OF_LANGUAGES, curves.examples),
+        *_LANDSCAPE,
     ]

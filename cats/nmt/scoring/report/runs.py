@@ -124,7 +124,8 @@ def _read_run(path: Path, name: str) -> ReportedRun:
     directory = RunDirectory(path)
     config = directory.read_config()
     records, parameters = read_metrics(directory.metrics_file), directory.parameter_count(config)
-    return ReportedRun(name, name, path, config, read_scores(path), records, parameters)
+    method = name.rpartition("/")[2].removesuffix(f"-seed{config.train.seed}")  # unless the pictures have another name
+    return ReportedRun(name, method, path, config, read_scores(path), records, parameters)
 
 
 def _read_comparison(path: Path) -> ReportedComparison:

@@ -10,7 +10,8 @@ from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.bootstrap import chrf, chrf_counts
 from cats.nmt.scoring.report.runs import ReportedRun
 
-_CANDIDATES = 1000  # the worst of so many lines are shown: all lines of a large test set would take minutes
+# The translations, of all runs and languages together, that the worst ones are sought among: more would take minutes.
+_SEARCHED = 50_000
 _LONGEST = 600  # characters of a line that are shown
 
 
@@ -73,11 +74,12 @@ def choose(runs: Sequence[ReportedRun], count: int) -> list[TaskSamples]:
                 same.setdefault((run.scores.run.corpus, *_read(run, task, "src"), *_read(run, task, "ref")), []).append(
                     run
                 )
-        found += [_choose(task, group, count) for group in same.values()]
+        searched = _SEARCHED // (len(runs) * len(tasks))
+        found += [_choose(task, group, count, max(count, searched)) for group in same.values()]
     return found
 
 
-def _choose(task: str, runs: Sequence[ReportedRun], count: int) -> TaskSamples:
+def _choose(task: str, runs: Sequence[ReportedRun], count: int, searched: int) -> TaskSamples:
     first = runs[0]
     sources, references = _read(first, task, "src"), _read(first, task, "ref")
     ours = {run.name: _read(run, task, "txt") for run in runs}
@@ -94,7 +96,7 @@ def _choose(task: str, runs: Sequence[ReportedRun], count: int) -> TaskSamples:
         return Sample(row + 1, _cut(sources[row]), _cut(reference), shown, scores, worst)
 
     spread = [sample(row, False) for row in _evenly(rows, count - count // 3)]
-    candidates = [sample(row, True) for row in _evenly(rows, _CANDIDATES)]
+    candidates = [sample(row, True) for row in _evenly(rows, searched)]
     known, worst = {each.source for each in spread}, list[Sample]()
     for each in sorted(candidates, key=lambda each: each.mean_chrf):
         if len(worst) < count // 3 and each.source not in known:  # many lines of the built-in corpus repeat a source

@@ -65,7 +65,7 @@ def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
     used = set()
     for part in root.iter():
         for name, value in part.attrib.items():
-            if name == _HREF:
+            if name == _HREF and value.startswith("#"):  # an image is in the picture itself: data:..
                 used.add(value.removeprefix("#"))
                 part.set(name, f"#{prefix}{value.removeprefix('#')}")
             elif "url(#" in value:

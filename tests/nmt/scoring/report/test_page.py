@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cats.nmt.cli import compare
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.report.page import page
 from cats.nmt.scoring.report.runs import read
+from tests.nmt.scoring.comparisons import LINES, finished_runs
 from tests.nmt.scoring.report.runs import HOSTILE, TRANSLATIONS, write_run
 from tests.nmt.scoring.samples import baseline
 
@@ -166,3 +168,19 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / "compare.json").unlink()
     content = read([tmp_path / "a"])
     assert [each.name for each in content.runs] == ["other"] and content.not_scored == [run]
+
+
+def test_the_folder_of_a_comparison(corpus: Path, tmp_path: Path) -> None:
+    """Its tables, its picture, and the models that it found not to be trained."""
+    runs = finished_runs(corpus, tmp_path / "out")
+    for run in runs:
+        for task in ("xa", "xb"):
+            (run.path / "hyp" / f"test.{task}.src").write_text("".join(f"{x}\n" for x in LINES), encoding="utf-8")
+    compare.write(tmp_path / "out", runs)
+    content = read([tmp_path / "out"])
+    (found,) = content.comparisons
+    assert found.name == "out" and found.tables == (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    document = Document(page(content, "out", ["cats"], lines=1))
+    assert document.texts["h2"][3:5] == ["Comparison out", "Pictures"] and "Worst regret" in document.texts["h3"]
+    assert document.texts["figcaption"][0].startswith("chrF of LoRes and HiRes, out")
+    assert {run.method for run in content.runs} == {"T=1", "T=5", "cats"}

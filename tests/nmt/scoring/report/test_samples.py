@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cats.nmt.errors import UserError
+from cats.nmt.scoring.report import samples
 from cats.nmt.scoring.report.runs import ReportedRun, read
 from cats.nmt.scoring.report.samples import choose
 from tests.nmt.scoring.report.runs import REFERENCES, TRANSLATIONS, write_run
@@ -30,6 +31,12 @@ def test_lines_are_evenly_spread_and_the_worst(tmp_path: Path) -> None:
     assert worst[0].translations == {"a": REFERENCES["ru"][7], "b": ""} and worst[0].chrf == {"a": 100.0, "b": 0.0}
     assert len(worst) == 2
     assert next(each.number for each in found["az"].samples if each.worst) == 2  # line 1 is one of the others
+
+
+def test_large_test_sets_are_searched_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tasks and two runs share what can be searched."""
+    monkeypatch.setattr(samples, "_SEARCHED", 6 * 7)
+    assert [(each.lines, each.searched) for each in choose(both(tmp_path), 6)] == [(12, 7)] * 3
 
 
 def test_the_same_lines_whatever_the_runs_made_of_them(tmp_path: Path) -> None:
