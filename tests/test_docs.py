@@ -23,7 +23,8 @@ def test_every_path_in_a_document_exists(document: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["bench/README.md", "cats/nmt/README.md", "csrc/README.md", "docs/results.md", "docs/scaling.md"]
+    "document",
+    ["bench/README.md", "cats/nmt/README.md", "csrc/README.md", "docs/data.md", "docs/results.md", "docs/scaling.md"],
 )
 def test_every_link_in_a_folders_document_exists(document: str, root: Path) -> None:
     """Links only: these documents also name files of a run directory or of a corpus in backticks."""
