@@ -30,14 +30,13 @@ _ONE_PHASE = [  # no restart, also where the other methods have one
 ]
 _STAGED = ["sampling.first_temperature=1"]  # with a restart
 # Names besides T=.. and those of `cats train --method`. The weightings (tokens, uniform, cats, ..) all use the sampler
-# of the configuration, so tokens is one more temperature. staged is T=1, then T=3 after a warm restart. pretrain is
-# short for pretrain-finetune.
+# of the configuration, so tokens is one more temperature. staged is T=1, then T=3 after a warm restart.
 NAMED: dict[str, list[str]] = {
     "tokens": _TOKENS,
     "uniform": ["method.name=static", "method.weights=uniform", "method.token_weights=[]"],
     "staged": [*_TOKENS, "sampling.temperature=3", *_ONE_TEMPERATURE, *_STAGED],
-    "pretrain": ["method.name=pretrain-finetune"],
 }
+SHORT = {"pretrain": "pretrain-finetune"}  # other names of methods
 DEFAULT = ("T=1", "T=5", "T=inf", "tokens", "uniform", "staged", "cats")
 RANDOM = "rlw"  # random weights
 FIXED = "-fixed"
@@ -85,6 +84,7 @@ class Methods:
             UserError: no method has this name.
         """
         restart = ["train.restart=true", f"train.pretrain_steps={first_phase(steps)}"]
+        name = SHORT.get(name, name)
         if name in self.variants:
             base, settings = self.variants[name]
             return [*self.settings(base, steps), *settings]

@@ -124,22 +124,33 @@ def check_all(runs: Iterable[Run]) -> None:
 
 
 def check_resumable(run: Run) -> None:
-    """Removes the directory of a run that was stopped before its first checkpoint, so that it can start again.
+    """Prepares the directory of a run that was stopped, so that it can go on.
+
+    If it was stopped before its first checkpoint, its directory is removed, so that it can start again. If it was
+    trained without translating anything, and this is to be translated, config.toml says so from now on.
 
     Raises:
         UserError: the directory has a run with other settings, or another process is training it.
     """
     if not run.path.exists():
         return
-    config = run.directory.config_file
-    if config.exists():
-        there, planned = _relevant_settings(read_config(config)), _relevant_settings(run.config)
-        if planned["evaluate.search"] == "none":  # translations that nobody needs do no harm
-            planned.pop("evaluate.search")
-        if other := [name for name, value in planned.items() if there.get(name) != value]:
+    if run.directory.config_file.exists():
+        config = read_config(run.directory.config_file)
+        there, planned = _relevant_settings(config), _relevant_settings(run.config)
+        searches = there.pop("evaluate.search"), planned.pop("evaluate.search")
+        other = [name for name, value in planned.items() if there.get(name) != value]
+        untranslated = searches[0] == "none" != searches[1]
+        # Without its last checkpoint, a finished run could not go on, and must not be removed.
+        lost = untranslated and not run.started and run.directory.scores_file("valid").exists()
+        if lost or ("none" not in searches and searches[0] != searches[1]):
+            other.append("evaluate.search")
+        if other:
             raise UserError(
                 f"{run.path} has a run with other settings ({', '.join(other)}); give another --out, or remove it"
             )
+        if untranslated:
+            with run.directory.training_lock():
+                run.directory.write_config(replace_settings(config, {"evaluate.search": searches[1]}))
     if not run.finished and not run.started:
         with run.directory.training_lock():
             shutil.rmtree(run.path)

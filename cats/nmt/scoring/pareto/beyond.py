@@ -14,6 +14,18 @@ methods, it happens more often that some method is beyond the front by chance.
 Assumed is that the seeds are a random sample and their scores about normal; that these seeds show the spread at each
 ratio well enough, which with two or three is doubtful; and that the score of a ratio between two tested ones is near
 the interpolation. The bootstrap says nothing about other test text, other languages or other budgets.
+
+How often it is right was simulated with made-up losses, five ratios and 300 experiments for each row. In the second and
+fourth row the front bends back: the low side overfits at high ratios. *By mistake*: a method on the front is called
+beyond it. *Hold*: all five intervals have the true margins. *Found*: a method that is 0.03 better on both sides, with a
+standard deviation over the seeds of 0.005 to 0.023, is called beyond the front. Printed by
+``pytest -s -m slow tests/nmt/scoring/pareto/test_beyond.py``.
+
+    seeds  front       by mistake  hold    found
+    3      convex      3.3 %       96.0 %   87.7 %
+    3      bends back  1.7 %       91.0 %   40.3 %
+    5      convex      3.3 %       95.7 %  100.0 %
+    5      bends back  0.7 %       93.0 %   75.0 %
 """
 
 from __future__ import annotations

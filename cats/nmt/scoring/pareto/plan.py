@@ -19,7 +19,7 @@ from cats.nmt.data.groups import task_groups
 from cats.nmt.data.sampler import temperature_probabilities
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import SAMPLER, find
-from cats.nmt.scoring.grid.methods import Methods
+from cats.nmt.scoring.grid.methods import SHORT, Methods
 from cats.nmt.scoring.grid.plan import Grid, check_different
 from cats.nmt.scoring.grid.runs import Run
 from cats.nmt.scoring.grid.trials import as_settings
@@ -78,7 +78,7 @@ def plan(
     from cats.nmt.training.run import load_corpus
 
     known = Methods(grid.variants)
-    named = ["pretrain-finetune" if name == "pretrain" else name for name in methods if name != STATIC]
+    named = [SHORT.get(name, name) for name in methods if name != STATIC]
     chosen = [STATIC, *named, *known.variants]
     check_different("methods", chosen)
     check_different("ratios", ratios)

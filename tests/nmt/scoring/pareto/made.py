@@ -57,10 +57,16 @@ def _finish(run: Run, point: PlannedPoint, score: Score) -> None:
         run.directory.scores_file(split).write_text(json.dumps(made), encoding="utf-8")
 
 
+def planned_front(corpus: Path, out: Path, *words: str) -> PlannedFront:
+    """A plan between xb and xa with two seeds and three ratios."""
+    options = ["--data", str(corpus), "--out", str(out), "--between", "xb", "xa", "--seeds", "1", "2"]
+    (front,) = planned(*options, "--ratios", "0.2", "0.5", "0.8", "--methods", "restart", "pretrain", "T=3", *words)
+    return front
+
+
 def on_a_front(corpus: Path, out: Path, *words: str) -> list[PlannedFront]:
     """Finished runs with two seeds: restart is on the front of static ratios, pretrain-finetune beyond, T=3 behind."""
-    options = ["--data", str(corpus), "--out", str(out), "--between", "xb", "xa", "--seeds", "1", "2"]
-    fronts = planned(*options, "--ratios", "0.2", "0.5", "0.8", "--methods", "restart", "pretrain", "T=3", *words)
+    fronts = [planned_front(corpus, out, *words)]
 
     def score(method: str, ratio: float | None, seed: int) -> tuple[float, float]:
         share = {"restart": 0.4 if ratio == 0.5 else ratio}.get(method, ratio) or 0.5

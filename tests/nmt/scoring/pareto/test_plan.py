@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from cats.nmt.config.schema import Config
@@ -13,7 +11,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.scoring.grid import runs as grid
 from cats.nmt.scoring.pareto.plan import all_runs
 from tests.nmt.scoring.comparisons import LINES
-from tests.nmt.scoring.pareto.made import on_a_front, planned
+from tests.nmt.scoring.pareto.made import on_a_front, planned, planned_front
 
 
 @pytest.fixture
@@ -93,13 +91,30 @@ def test_scores_of_test_text_need_translations(words):
 
 
 def test_runs_with_translations_also_have_the_validation_nll(corpus, tmp_path):
-    fronts = on_a_front(corpus, tmp_path / "out", "--metric", "bleu")
-    again = on_a_front(corpus, tmp_path / "other")  # the same runs, planned for the NLL
-    for there, here in zip(all_runs(fronts), all_runs(again), strict=True):
-        shutil.rmtree(here.path)
-        there.path.rename(here.path)
-        grid.check_resumable(here)
-        assert here.finished
+    on_a_front(corpus, tmp_path, "--metric", "bleu")
+    for run in all_runs([planned_front(corpus, tmp_path)]):
+        grid.check_resumable(run)
+        assert run.finished and run.directory.read_config().evaluate.search == "beam"
+
+
+def test_runs_without_translations_are_resumed_to_be_translated(corpus, tmp_path):
+    on_a_front(corpus, tmp_path)
+    for run in all_runs([planned_front(corpus, tmp_path, "--metric", "bleu")]):
+        run.directory.checkpoints.mkdir()
+        run.directory.checkpoint("last").touch()
+        grid.check_resumable(run)
+        assert run.started and not run.finished and run.directory.read_config().evaluate.search == "beam"
+    other = planned_front(corpus, tmp_path, "--metric", "bleu", "--set", "evaluate.search=greedy")
+    with pytest.raises(UserError, match=r"other settings \(evaluate\.search\)"):
+        grid.check_resumable(other.points[0].runs[0])
+
+
+def test_a_finished_run_without_its_last_checkpoint_is_not_removed_to_be_translated(corpus, tmp_path):
+    on_a_front(corpus, tmp_path)
+    run = planned_front(corpus, tmp_path, "--metric", "bleu").points[0].runs[0]
+    with pytest.raises(UserError, match=r"other settings \(evaluate\.search\)"):
+        grid.check_resumable(run)
+    assert run.directory.scores_file("valid").exists()
 
 
 @pytest.mark.parametrize(
