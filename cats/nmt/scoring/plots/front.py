@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cats.nmt.scoring.pareto.results import METRICS, STATIC, Front, Fronts, is_loss
-from cats.nmt.scoring.plots.style import INK, TEXT, label_points, method_style, new_figure, save_figure
+from cats.nmt.scoring.plots.style import INK, TEXT, method_style, new_figure, place_texts, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_MOST_BESIDE = 3  # panels in a row
 
 
 def draw_fronts(fronts: Fronts, path: Path) -> None:
@@ -31,14 +29,9 @@ def draw_fronts(fronts: Fronts, path: Path) -> None:
 
 
 def fronts_figure(fronts: Fronts) -> Figure:
-    """The picture of `draw_fronts`."""
-    count = len(fronts.fronts)
-    rows = -(-count // _MOST_BESIDE)
-    beside = -(-count // rows)
-    figure, axes = new_figure(rows * beside, rows=rows)
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    for axis, front in zip(axes, fronts.fronts, strict=False):
+    """The picture of `draw_fronts`. The panels are below each other, so that there is room for names."""
+    figure, axes = new_figure(len(fronts.fronts), rows=len(fronts.fronts))
+    for axis, front in zip(axes, fronts.fronts, strict=True):
         _draw(axis, front, fronts.metric)
     return figure
 
@@ -75,7 +68,8 @@ def _draw(axis: Axes, front: Front, metric: str) -> None:
             fontsize=TEXT - 1,
             color=INK,
         )
-    label_points(axis, _places(means))
+    names = [(method, point, method_style(method).colour) for method, point in _places(means).items()]
+    place_texts(axis, names, [(float(x), float(y)) for points in means.values() for x, y in points])
 
 
 def _shade(axis: Axes, front: Front, better: int) -> None:

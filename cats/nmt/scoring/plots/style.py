@@ -269,6 +269,8 @@ def place_texts(
 ) -> None:
     """Writes texts beside points, where there is room. The scales of the axes must be set before.
 
+    They keep off each other, and off what was written on the axes before.
+
     Args:
         texts: the text, the point in data coordinates, and the colour.
         others: more points that the texts should not cover.
@@ -280,6 +282,7 @@ def place_texts(
     centres = [axis.transData.transform(point) for _, point, _ in texts]
     marks = [*centres, *(axis.transData.transform(point) for point in others)]
     taken = [Box(x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit) for x, y in marks]
+    taken += [Box(*text.get_window_extent().extents) for text in axis.texts]
     for (name, point, colour), (x, y) in sorted(zip(texts, centres, strict=True), key=lambda each: -each[1][1]):
         text = axis.annotate(
             name,

@@ -46,9 +46,10 @@ def test_every_method_is_drawn_with_its_name_its_points_and_the_static_front(met
     assert shaded.contains_point((1.1, 1.1)) == (metric == "chrf")
 
 
-def test_four_fronts_have_two_rows_and_one_without_static_ratios_is_drawn():
-    found = made(count=4)
+def test_several_fronts_are_below_each_other_and_one_without_static_ratios_is_drawn():
+    found = made(count=2)
     del found.fronts[0].methods["static"]
     found.fronts[0].curve.clear()
     axes = fronts_figure(found).axes
-    assert len(axes) == 4 and len({axis.get_position().y0 for axis in axes}) == 2
+    assert len({axis.get_position().y0 for axis in axes}) == 2 and len({axis.get_position().x0 for axis in axes}) == 1
+    assert {text.get_text() for text in axes[0].texts} == {"restart", "T=3"}
