@@ -40,7 +40,7 @@ def losses(runs: Runs) -> Figure:
     """
     rows: dict[str, CurveOf] = {"training NLL, nats": _training, "validation NLL, nats": _validation_of("nll")}
     panels = runs.panels
-    figure, axes = new_figure(2 * len(panels), rows=2, sharex=True)
+    figure, axes = new_figure(2 * len(panels), rows=2, sharex=True, labels=len(runs.methods))
     for row, (title, curve) in enumerate(rows.items()):
         for axis, (group, tasks) in zip(axes[row * len(panels) :], panels.items(), strict=False):
             draw_methods(axis, runs, tasks, curve)
@@ -63,7 +63,7 @@ def scores(runs: Runs, measure: str) -> Figure:
     """
     panels = runs.panels
     curve = _validation_of(measure)
-    figure, axes = new_figure(2 * len(panels), rows=len(panels), sharey="row")
+    figure, axes = new_figure(2 * len(panels), rows=len(panels), sharey="row", labels=len(runs.methods))
     for row, (group, tasks) in enumerate(panels.items()):
         for axis, scale in zip(axes[2 * row :], (UPDATES, TOKENS), strict=False):
             draw_methods(axis, runs, tasks, _over(scale, curve))
@@ -84,7 +84,7 @@ def efficiency(runs: Runs) -> Figure:
     """
     panels = runs.panels
     curve = _validation_of("nll")
-    figure, axes = new_figure(len(panels))
+    figure, axes = new_figure(len(panels), labels=len(runs.methods))
     for axis, (group, tasks) in zip(axes, panels.items(), strict=True):
         scale = Axis(f"sentence pairs of {group} seen" if group != "All" else "sentence pairs seen", "examples")
         draw_methods(axis, runs, tasks, _over(scale, curve))
@@ -104,7 +104,7 @@ def gap(runs: Runs) -> Figure:
         NothingToDraw: no run has both losses.
     """
     panels = runs.panels
-    figure, axes = new_figure(len(panels), sharey=True)
+    figure, axes = new_figure(len(panels), sharey=True, labels=len(runs.methods))
     for axis, (group, tasks) in zip(axes, panels.items(), strict=True):
         draw_methods(axis, runs, tasks, _gap)
         axis.axhline(0, color=INK, linewidth=0.9, linestyle=":", zorder=1)
@@ -126,7 +126,7 @@ def forgetting(runs: Runs) -> Figure:
     panels = {"trained first": first, "the others": [task for task in runs.tasks if task not in first]}
     panels = {title: tasks for title, tasks in panels.items() if tasks}
     curve = _validation_of("nll")
-    figure, axes = new_figure(len(panels))
+    figure, axes = new_figure(len(panels), labels=len(runs.methods))
     for axis, (title, tasks) in zip(axes, panels.items(), strict=True):
         draw_methods(axis, runs, tasks, curve)
         axis.set_title(title, loc="left", color=INK)

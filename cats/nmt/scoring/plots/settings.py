@@ -44,7 +44,7 @@ def against(runs: Runs, key: str, measure: str) -> Figure:
     values = sorted({_sortable(value_of(run.config, key)) for run in runs.runs})
     numeric = all(isinstance(value, int | float) for _, value in values)
     place = {value: value if numeric else i for i, (_, value) in enumerate(values)}
-    figure, axes = new_figure(len(panels))
+    figure, axes = new_figure(len(panels), labels=len(runs.methods))
     drawn = False
     for axis, (title, tasks) in zip(axes, panels.items(), strict=True):
         for method, seeds in runs.methods.items():

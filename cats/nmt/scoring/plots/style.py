@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 INK, GRID = "#333333", "#dddddd"
 WIDTH = 8.4  # inches
 TEXT = 11  # points, at this width
+_LINE = 1.3 * TEXT  # the height of a line of text
+_LABEL = 1.06  # where names start beside axes, as a share of their width
 
 # The colours of Okabe and Ito (Color Universal Design, 2008, https://jfly.uni-koeln.de/color/), which people with any
 # kind of colour vision can tell apart, without yellow, which is too light for lines on white.
@@ -37,6 +39,7 @@ _PLACES = (
     *("dwa", "graddrop", "target-projection", "adaptive", "bandit", "chi-square-ibr", "doremi"),
     *("double-power-law", "mirror", "lssd", "T=2", "T=10", "T=100", "T=20"),
 )
+_SAME = {"pretrain": "pretrain-finetune"}  # two names of one method
 _FORM = re.compile(r"(T=(?:inf|[\d.]+))(r?)|(.+?)((?:-r|-staged|-fixed)*)", re.DOTALL)
 _DASHES: dict[str, Any] = {"": "-", "r": "--", "-r": "--", "-staged": "-.", "-fixed": ":"}
 _OTHER_DASHES = ((0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 1, 2)))
@@ -75,6 +78,7 @@ def method_style(name: str) -> MethodStyle:
     name, _, settings = name.partition(", ")
     match = _FORM.fullmatch(name)
     base, form = (match[1] or match[3], match[2] or match[4] or "") if match else (name, "")
+    base = _SAME.get(base, base)
     # A checksum, not hash(): that differs from process to process.
     place = _PLACES.index(base) if base in _PLACES else zlib.crc32(base.encode("utf-8", "replace"))
     more = form + settings
@@ -122,6 +126,7 @@ def new_figure(
     sharex: bool = False,
     sharey: bool | Literal["row"] = False,
     height: float | None = None,
+    labels: int = 0,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with rows of panels, in the project's style. No window is opened.
 
@@ -129,6 +134,7 @@ def new_figure(
         panels: in all rows together; a multiple of `rows`.
         sharex, sharey: as for ``matplotlib.figure.Figure.subplots``.
         height: in inches, of the whole figure.
+        labels: how many names each panel must have room for at its right; it makes the figure as high as that needs.
 
     Returns:
         The figure, and its panels row by row.
@@ -142,6 +148,7 @@ def new_figure(
     except ImportError:
         raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
     height = height or {1: 3.8 if panels > 1 else 4.2}.get(rows, 0.4 + 2.9 * rows)
+    height = max(height, rows * (1.0 + labels * _LINE / 72))
     figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, panels // rows, sharex=sharex, sharey=sharey, squeeze=False)
@@ -197,9 +204,11 @@ def label_ends(*axes: Axes) -> None:
     Args:
         axes: of one figure. Their scales must be set before.
     """
+    from matplotlib.lines import Line2D
+
     unit = _lay_out(axes[0])
     for axis in axes:
-        gap = 1.3 * TEXT * unit / axis.get_window_extent().height  # a line of text, as a share of the axes' height
+        gap = _LINE * unit / axis.get_window_extent().height  # a line of text, as a share of the axes' height
         ends = []
         for line in axis.get_lines():
             if not str(line.get_label()).startswith("_"):
@@ -209,19 +218,32 @@ def label_ends(*axes: Axes) -> None:
         ends.sort(key=lambda end: end[0])
         heights = _spread([end for end, *_ in ends], gap)
         for height, (end, right, line) in zip(heights, ends, strict=True):
+            # A thin line to the name, which ends in the mark of the line, if it has one: the way to find it in grey.
+            marked = line.get_marker() not in ("None", "", None)
+            leader = Line2D(
+                [right + 0.005, _LABEL],
+                [end, height],
+                color=line.get_color(),
+                linewidth=0.6,
+                marker=line.get_marker(),
+                markersize=line.get_markersize(),
+                markerfacecolor=line.get_markerfacecolor(),
+                markeredgecolor=line.get_markeredgecolor(),
+                markevery=[1],
+                label="_leader",
+                transform=axis.transAxes,
+                clip_on=False,
+            )
+            axis.add_artist(leader)
             axis.annotate(
                 str(line.get_label()),
-                xy=(right + 0.005, end),
-                xytext=(1.05, height),
+                (_LABEL, height),
+                (6 if marked else 2, 0),
                 xycoords="axes fraction",
-                textcoords="axes fraction",
+                textcoords="offset points",
                 color=text_colour(line.get_color()),
                 fontsize=TEXT,
                 va="center",
-                arrowprops={
-                    **{"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-                    "relpos": (0, 0.5),  # from the middle of the text's left side
-                },
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from tests.nmt.scoring.samples import png_size
 
 
 def test_every_known_method_has_a_style_of_its_own() -> None:
-    names = {*(name for name in METHODS if ":" not in name), *NAMED, *DEFAULT, "T=3"}
+    names = {*(name for name in METHODS if ":" not in name), *NAMED, *DEFAULT, "T=3"} - {"pretrain"}
+    assert style.method_style("pretrain") == style.method_style("pretrain-finetune")
     found = {name: style.method_style(name) for name in names}
     pairs = {(each.colour, each.marker) for each in found.values()}
-    assert len(pairs) == len(found)
+    assert len(pairs) == len(found), "add the new name at the end of _PLACES"
     usual = [found[name] for name in DEFAULT]  # these are often in one picture: not even the colours repeat
     assert len({each.colour for each in usual}) == len({each.marker for each in usual}) == len(usual)
     assert all(each.filled and each.dash == "-" for each in found.values())
@@ -109,6 +111,24 @@ def test_labels_keep_a_distance_and_move_as_little_as_possible() -> None:
     assert style._spread([], 0.06) == []
     many = style._spread([0.5] * 101, 0.06)  # no room
     assert many[0] == pytest.approx(0.03) and many[-1] == pytest.approx(1.0)
+
+
+def test_names_at_the_ends_of_many_lines_do_not_overlap() -> None:
+    names = [f"method {i}" for i in range(20)]
+    figure, (axis,) = style.new_figure(1, labels=len(names))
+    for i, name in enumerate(names):
+        look = style.method_style(name)
+        axis.plot([0, 1], [9 - i / 100, 1 + i / 1000], color=look.colour, label=name, **look.mark)
+    axis.plot([0, 1], [0, 0], label="_not named")
+    axis.set_ylim(2, 8)  # all lines end below the picture
+    style.label_ends(axis)
+    figure.draw_without_rendering()
+    boxes = [style.Box(*Text.get_window_extent(text).extents) for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == names  # from the bottom to the top, in the order of the ends
+    assert all(one.top <= other.bottom + 1 for one, other in pairwise(boxes))
+    leaders = [line for line in axis.get_lines() if line.get_label() == "_leader"]
+    assert [line.get_marker() for line in leaders] == [style.method_style(name).marker for name in names]
+    assert all(line.get_ydata()[0] == 0 for line in leaders)  # they start at the lower edge
 
 
 def test_names_of_points_do_not_overlap() -> None:
