@@ -32,7 +32,7 @@ from cats.nmt.training.run import RunDirectory, default_device, set_threads
 from cats.nmt.training.training_data import load_training_data
 
 ALL = "all"  # the name of all kinds of layer together
-_TABLES = ("eigenvalues", "largest", "smallest", "traces", "trace_errors", "norms")  # {task: number} of a record
+TABLES = ("eigenvalues", "largest", "smallest", "traces", "trace_errors", "norms")  # {task: number} of a record
 _DIGITS = 7  # of the numbers in the file; float32 has no more
 
 
@@ -355,7 +355,7 @@ def _record(values: Mapping[str, Any]) -> LandscapeRecord:
         settings=LandscapeSettings(**values["settings"]),
         tasks=tasks,
         tokens={task: int(values["tokens"][task]) for task in tasks},
-        **{name: table(name) for name in _TABLES},
+        **{name: table(name) for name in TABLES},
         interference=matrix(values["interference"]),
         kinds={
             str(kind): KindSimilarity(matrix(each["cosine"]), matrix(each["magnitude"]))

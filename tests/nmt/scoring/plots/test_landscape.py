@@ -10,7 +10,7 @@ import pytest
 
 from cats.nmt.scoring.plots import landscape
 from cats.nmt.scoring.plots.runs import NothingToDraw, Runs, read_runs
-from cats.nmt.training.landscape import KindSimilarity, LandscapeRecord, LandscapeSettings, add_record
+from cats.nmt.training.landscape import TABLES, KindSimilarity, LandscapeRecord, LandscapeSettings, add_record
 from cats.nmt.training.run import RunDirectory
 from tests.nmt.scoring.plots.made import TASKS, lines_of, made_run, names_at_the_right
 
@@ -48,7 +48,7 @@ def analysed(path: Path, *settings: str, seed: int = 1, level: float) -> Path:
             tasks=["ru", "az", "be"],
             tokens=dict.fromkeys(TASKS, 100),
             eigenvalues={task: level * (1 + 2 * i) + step for i, task in enumerate(TASKS)},
-            **dict.fromkeys(("largest", "smallest", "traces", "trace_errors", "norms"), table),
+            **dict.fromkeys(TABLES[1:], table),
             interference=np.zeros((3, 3)),
             kinds={name: turned(each) for name, each in kinds.items()},
         )
