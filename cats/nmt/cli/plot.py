@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import unknown
+from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +68,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs or folders'}")
     from cats.nmt.config.schema import FIELDS
     from cats.nmt.scoring.plots.runs import NothingToDraw, read_runs
     from cats.nmt.scoring.plots.style import save_figure

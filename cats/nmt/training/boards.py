@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write, read_file
-from cats.nmt.screen import tell
+from cats.nmt.screen import doing, tell
 
 
 class Board(Protocol):
@@ -98,6 +98,7 @@ class WeightsAndBiases:
                 settings=wandb.Settings(console="off", silent=quiet),
             )
 
+        doing("connecting to Weights & Biases", quiet=quiet)
         try:
             self.run = start(None)  # online, or what the environment variable WANDB_MODE says
         except wandb.Error as error:
@@ -106,6 +107,7 @@ class WeightsAndBiases:
                 tell(
                     f"cats: Weights & Biases: {reason}; send the numbers later: wandb sync {folder}/wandb/offline-run-*"
                 )
+            wandb.teardown()  # its process still holds the id
             try:
                 self.run = start("offline")
             except wandb.Error as again:

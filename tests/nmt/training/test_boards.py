@@ -40,6 +40,9 @@ class Fake(ModuleType):
             raise self.Error("No API key configured.\nMore lines")
         return self
 
+    def teardown(self) -> None:
+        self.started.append("teardown")
+
     def log(self, numbers: dict[str, float], step: int) -> None:
         self.logged.append((step, numbers))
 
@@ -85,7 +88,8 @@ def test_without_a_server_the_numbers_stay_on_the_disk(
     fake = Fake(None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     started(tmp_path)
-    assert [arguments["mode"] for arguments in fake.started] == [None, "offline"]
+    first, between, second = fake.started
+    assert (first["mode"], between, second) == (None, "teardown", {**first, "mode": "offline"})
     expected = f"cats: Weights & Biases: No API key configured.; send the numbers later: wandb sync {tmp_path}/wandb/"
     assert capsys.readouterr().err == f"{expected}offline-run-*\n"
     started(tmp_path, quiet=True)
