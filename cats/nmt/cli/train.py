@@ -46,6 +46,7 @@ SHORT = {
     "temperature": "sampling.temperature",
     "steps": "train.steps",
     "seed": "train.seed",
+    "evaluate": "evaluate.search",
 }
 
 
@@ -65,6 +66,11 @@ def add_arguments(parser: Parser) -> None:
         "--temperature", metavar="T", help=f"sampling temperature (default: {default.sampling.temperature:g})"
     )
     parser.add_argument("--steps", metavar="N", help=f"number of updates of the model (default: {default.train.steps})")
+    parser.add_argument(
+        "--evaluate",
+        metavar="{beam,greedy,none}",
+        help="how the test set is translated at the end; none: only the validation loss (default: beam)",
+    )
     parser.add_argument("--seed", metavar="S", help=f"random seed (default: {default.train.seed})")
     add_settings(parser)
     parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-seedN)")

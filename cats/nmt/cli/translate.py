@@ -19,6 +19,7 @@ from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
     from cats.nmt.data.tokenizer import Tokenizer
+    from cats.nmt.model.decode import LengthLimit
     from cats.nmt.training.run import RunDirectory, TrainedModel
 
 SUMMARY = "translate standard input, a file or typed lines with a trained model"
@@ -97,13 +98,13 @@ def run(args: argparse.Namespace) -> None:
     config, tokenizer = trained[0].config, trained[0].tokenizer
     model = trained[0].model if len(trained) == 1 else Ensemble(each.model for each in trained)
     source, *_ = [source_name(*each, args.source, args.to) for each in zip(directories, trained, strict=True)]
-    search = search_settings(args, config)
+    search, limit = search_settings(args, config), length_limit(trained[0], source, args.to)
     set_threads(config.train.threads, config.model.d_model)
 
     def translated(lines: list[str], before: int) -> str:
         """Return the output for `lines`, which come after `before` other lines."""
         found = translations(
-            model, tokenizer, lines, source, args.to, search, nbest=args.nbest or 1, lines_before=before
+            model, tokenizer, lines, source, args.to, search, nbest=args.nbest or 1, lines_before=before, limit=limit
         )
         if args.nbest is None:
             return "".join(f"{best[0][0]}\n" for best in found)
@@ -143,6 +144,22 @@ def search_settings(args: argparse.Namespace, config: Config) -> Decode:
         if getattr(args, name) is not None and not search.sample:
             raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random; add --sample")
     return search
+
+
+def length_limit(trained: TrainedModel, source: str, target: str) -> LengthLimit | None:
+    """Return how long translations may be in a direction. None: the model was not trained on it.
+
+    Args:
+        source: the tokenizer's name of the source language.
+    """
+    from cats.nmt.data.directions import direction, tokenizer_name
+
+    tokenizer, origin = trained.tokenizer, trained.origin
+    for task in origin.tasks:
+        one, other = direction(task, set(tokenizer.languages))
+        if (tokenizer_name(one, other, tokenizer), other) == (source, target):
+            return origin.length_limit(task)
+    return None
 
 
 def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:

@@ -454,6 +454,11 @@ class Decode:
         "largest number of pieces of a line; the rest is not translated and not scored, with a warning",
         need=LENGTH,
     )
+    max_ratio: float = setting(
+        0.0,
+        "longest translation: so many times the tokens of the source, plus 10; 0: what training pairs of the task need",
+        need=FINITE,
+    )
     sample: bool = setting(False, "draw translations at random instead of beam search")
     temperature: float = setting(1.0, "sample: divide the logits by this", need=POSITIVE)
     top_k: int = setting(0, "sample: draw only from the k most probable tokens; 0: from all", need=COUNT)

@@ -21,6 +21,31 @@ from cats.nmt.model.transformer import Transformer
 _MOST_LOGITS = 1 << 28  # in a batch: 1 GiB
 
 
+class LengthLimit(NamedTuple):
+    """The longest translation of a source of S tokens has ratio * S + extra tokens, tags and ends included."""
+
+    ratio: float = 2.0
+    extra: float = 10.0
+
+    @classmethod
+    def of_pairs(cls, lengths: np.ndarray) -> LengthLimit:
+        """A limit for a task: 1.5 times the mean ratio, plus 10 or as many tokens as 99.9 % of the pairs need.
+
+        Sockeye's limit is the mean plus two standard deviations of the ratio. The ratios of short lines vary much more
+        than those of long ones, so here the room that all lengths get is a number of tokens.
+
+        Args:
+            lengths: (pairs, 2), the source and target tokens of training pairs, at least one pair.
+        """
+        source, target = lengths[:: max(1, len(lengths) // 1_000_000)].T.astype(np.float64)  # enough to count
+        ratio = round(1.5 * float(target.sum() / source.sum()), 3)
+        return cls(ratio, float(max(10, np.ceil(np.quantile(target - ratio * source, 0.999)))))
+
+    def tokens(self, source: int) -> int:
+        """The length limit for a source of so many tokens."""
+        return max(1, int(self.ratio * source + self.extra))
+
+
 class Translation(NamedTuple):
     """A translation of one line and its score: see ``beam_search``, or ``sample``. The text is one line, too."""
 
@@ -35,9 +60,11 @@ def translate(
     source: str,
     target: str,
     settings: schema.Decode,
+    *,
+    limit: LengthLimit | None = None,
 ) -> list[str]:
     """The best translation of every line; see ``translations``."""
-    return [found[0].text for found in translations(model, tokenizer, lines, source, target, settings)]
+    return [found[0].text for found in translations(model, tokenizer, lines, source, target, settings, limit=limit)]
 
 
 def translations(
@@ -50,6 +77,7 @@ def translations(
     *,
     nbest: int = 1,
     lines_before: int = 0,
+    limit: LengthLimit | None = None,
 ) -> list[list[Translation]]:
     """The `nbest` best translations of every line, the best first. A blank line gets one, which is empty.
 
@@ -65,6 +93,7 @@ def translations(
         settings: pieces of a line beyond `settings.max_length` are not translated, and a message says so.
         nbest: translations per line, at most `settings.beam` unless they are sampled.
         lines_before: the number of lines that came before these ones, if the text comes in blocks.
+        limit: the longest translations, unless `settings.max_ratio` says it. None: ``LengthLimit()``.
 
     Raises:
         UserError: the tokenizer does not know a language, or `nbest` is larger than the beam.
@@ -73,6 +102,7 @@ def translations(
         raise UserError(
             f"a beam of {settings.beam} is too small for the {nbest} best; set decode.beam (--beam) to {nbest}"
         )
+    limit = LengthLimit(settings.max_ratio) if settings.max_ratio else limit or LengthLimit()
     encoded = _encode(tokenizer, lines, source, target, settings.max_length, lines_before)
     # The longest lines come first, so that running out of memory shows at once.
     order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: -len(encoded[i]))
@@ -86,7 +116,7 @@ def translations(
             size = max(1, min(settings.batch_tokens // len(encoded[order[0]]), most))
             batch, order = order[:size], order[size:]
             rows = pad([encoded[i] for i in batch], tokenizer.pad_id, device)
-            limits = torch.tensor([2 * len(encoded[i]) + 10 for i in batch], device=device)
+            limits = torch.tensor([limit.tokens(len(encoded[i])) for i in batch], device=device)
             numbers = [lines_before + i for i in batch]
             found = _search(model, tokenizer, target, rows, limits, numbers, settings, nbest)
             for i, hypotheses in zip(batch, found, strict=True):

@@ -194,7 +194,8 @@ def _translate(
         assert lines is not None
         nll = line_nll(model, tokenizer, lines, task.source, task.target, settings)
         sources = [lines.source[i] for i in chosen]
-        found = decode.translate(model, tokenizer, sources, task.source, task.target, search)
+        limit = trained.origin.length_limit(task.name)
+        found = decode.translate(model, tokenizer, sources, task.source, task.target, search, limit=limit)
         # The scores are computed on what is written, so that they can be computed again.
         shown = Split([*map(one_line, lines.source)], [*map(one_line, lines.target)], lines.meta)
         columns = {

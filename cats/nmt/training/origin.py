@@ -10,6 +10,7 @@ from typing import Any
 from cats.nmt.config.schema import FIELDS, Config, Model
 from cats.nmt.data.corpus import SPLITS, Corpus
 from cats.nmt.data.tokenizer import Tokenizer
+from cats.nmt.model.decode import LengthLimit
 
 _HARMLESS = ("dropout", "max_length")  # model settings that a trained model does not depend on
 # The settings that decide what the parameters of a model mean.
@@ -29,12 +30,14 @@ class Origin:
     corpus: {task: [training pairs, validation pairs, test pairs]}.
     tokenizer: the digest of the tokenizer.
     settings: {"section.key": value}.
+    limits: {task: the fields of its ``LengthLimit``}.
     """
 
     digest: str = ""
     corpus: dict[str, list[int]] = field(default_factory=dict)
     tokenizer: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Origin:
@@ -57,6 +60,10 @@ class Origin:
     def tasks(self) -> list[str]:
         """The tasks that the model was trained on; the zero-shot directions have no training pairs."""
         return [name for name, counts in self.corpus.items() if counts[0]]
+
+    def length_limit(self, task: str) -> LengthLimit:
+        """How long the translations of a task may be. The usual limit for tasks without training pairs."""
+        return LengthLimit(*self.limits.get(task, ()))
 
     def to_state(self) -> dict[str, Any]:
         """The fields, to be stored in a checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
+from cats.nmt.model.decode import LengthLimit
 from cats.nmt.screen import doing
 from cats.nmt.training import processes, warmstart
 from cats.nmt.training.origin import Origin
@@ -27,11 +29,15 @@ COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of thi
 
 @dataclass(frozen=True)
 class ValidationText:
-    """The text of the validation pairs of a task, without those that were left out, and its two languages."""
+    """The text of the validation pairs of a task, without those that were left out.
+
+    source, target: its two languages. limit: how long translations may be.
+    """
 
     source: str
     target: str
     pairs: Pairs
+    limit: LengthLimit
 
 
 @dataclass(frozen=True)
@@ -91,13 +97,6 @@ def load_training_data(
     most = config.data.valid_pairs or None
     valid_pairs = {task.name: list(task.valid)[:most] for task in corpus.tasks}
     validation = encode_tasks(corpus.tasks, valid_pairs, tokenizer, encoding.length_filter)
-    validation_text = {
-        task: ValidationText(*directions[task], kept)
-        for task, pairs in valid_pairs.items()
-        if config.train.validate_bleu
-        and directions[task][0] != directions[task][1]  # language modelling is not scored
-        and (kept := kept_pairs(pairs, tokenizer, directions[task], encoding.length_filter))
-    }
     if not quiet:
         counts = [
             f"{task}: {count} {split} pairs left out, {reason}"
@@ -120,12 +119,23 @@ def load_training_data(
         return {n: CorruptedLines.of(s, sentinels, seed) if n in lines else s for n, s in shards.items()}
 
     multiple = COMPILED_MULTIPLE if config.train.compile else 1
+    training = corrupted(encoded.shards, config.train.seed)
+    training_set = TokenDataset(training, directions, tokenizer, device, multiple=multiple)
+    limits = {
+        task: LengthLimit.of_pairs(lengths) for task, lengths in training_set.lengths().items() if task not in lines
+    }
+    validation_text = {
+        task: ValidationText(*directions[task], kept, limit)
+        for task, limit in limits.items()
+        if config.train.validate_bleu
+        and (kept := kept_pairs(valid_pairs[task], tokenizer, directions[task], encoding.length_filter))
+    }
     return TrainingData(
         tokenizer,
-        TokenDataset(corrupted(encoded.shards, config.train.seed), directions, tokenizer, device, multiple=multiple),
+        training_set,
         TokenDataset(corrupted(validation.shards, VALIDATION_SEED), directions, tokenizer, device),
         validation_text,
-        origin,
+        dataclasses.replace(origin, limits={task: [*limit] for task, limit in limits.items()}),
     )
 
 

@@ -79,7 +79,8 @@ def validation_scores(
         for task in text.values():
             pairs = evenly_spread(task.pairs, lines)
             references = [target for _, target in pairs]
-            output = translate(model, tokenizer, [source for source, _ in pairs], task.source, task.target, greedy)
+            sources = [source for source, _ in pairs]
+            output = translate(model, tokenizer, sources, task.source, task.target, greedy, limit=task.limit)
             metrics = quality.metrics(task.target)
             found += [metrics[name].corpus_score(output, [references]).score for name in SCORES]
     found = processes.all_reduce_sum(found)

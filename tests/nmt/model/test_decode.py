@@ -29,9 +29,9 @@ LINES = [
 ]
 
 
-def translations(model, tokenizer, lines, source, target, *, nbest=1, lines_before=0, **settings: Any):
+def translations(model, tokenizer, lines, source, target, *, nbest=1, lines_before=0, limit=None, **settings: Any):
     """`settings` are those of the section decode."""
-    more = {"nbest": nbest, "lines_before": lines_before}
+    more = {"nbest": nbest, "lines_before": lines_before, "limit": limit}
     return decode.translations(model, tokenizer, lines, source, target, Decode(**settings), **more)
 
 
@@ -216,3 +216,26 @@ def test_the_mode_is_restored_after_an_error(tokenizer, monkeypatch):
 def test_nothing_to_translate(model, tokenizer):
     assert translate(model, tokenizer, [], "en", "az") == []
     assert translate(model, tokenizer, ["", " \t"], "en", "az") == ["", ""]
+
+
+def test_the_length_limit_fits_nearly_all_training_pairs():
+    pairs = np.tile([10, 20], (2000, 1))
+    assert decode.LengthLimit.of_pairs(pairs) == (3.0, 10.0)
+    pairs[:1, 1] = 500  # one of 2,000: an outlier
+    assert decode.LengthLimit.of_pairs(pairs).extra == 10
+    pairs[:10, 1] = 100
+    limit = decode.LengthLimit.of_pairs(pairs)
+    assert [type(number) for number in limit] == [float, float]  # torch.load with weights_only=True takes no others
+    assert limit.ratio == round(1.5 * pairs[:, 1].mean() / 10, 3) and limit.extra == math.ceil(100 - 10 * limit.ratio)
+    assert limit.tokens(10) >= 100 and decode.LengthLimit().tokens(7) == 24
+
+
+@pytest.mark.parametrize("options", [{"beam": 1}, {"beam": 3}, {"sample": True, "temperature": 9.0}])
+def test_no_translation_is_longer_than_the_limit(model, tokenizer, options):
+    def longest(**more):
+        found = translate(model, tokenizer, LINES[3:4], "en", "ru", **options, **more)
+        return len(tokenizer.encode(found, "ru")[0])
+
+    assert longest() > 10
+    assert longest(limit=decode.LengthLimit(0.0, 6.0)) <= 5  # the sixth token is the end
+    assert longest(limit=decode.LengthLimit(0.0, 6.0), max_ratio=3.0) == longest()  # the setting is preferred

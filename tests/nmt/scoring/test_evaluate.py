@@ -187,11 +187,12 @@ def test_some_lines_are_translated_and_all_have_a_likelihood(folder: Path) -> No
 
 def test_greedy_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beams = []
-    translate = evaluate.decode.translate
+    translate, origin = evaluate.decode.translate, RunDirectory(folder / "run").load_model(quiet=True).origin
 
-    def spied(model: Any, tokenizer: Any, lines: Any, source: str, target: str, settings: Decode) -> list[str]:
+    def spied(model: Any, tokenizer: Any, lines: Any, source: str, target: str, settings: Decode, **more: Any) -> Any:
         beams.append(settings.beam)
-        return translate(model, tokenizer, lines, source, target, settings)
+        assert more["limit"] == origin.length_limit(target) != evaluate.decode.LengthLimit()
+        return translate(model, tokenizer, lines, source, target, settings, **more)
 
     monkeypatch.setattr(evaluate.decode, "translate", spied)
     evaluate.evaluate(folder / "run")

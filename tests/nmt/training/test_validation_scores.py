@@ -17,7 +17,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.corpus import evenly_spread
 from cats.nmt.errors import UserError
-from cats.nmt.model.decode import translate
+from cats.nmt.model.decode import LengthLimit, translate
 from cats.nmt.training import checkpoint, trainer
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
@@ -68,9 +68,11 @@ def test_scores_are_those_of_sacrebleu(corpus: Path, scored: Path) -> None:
     trained = RunDirectory(scored).load_model("last", quiet=True)
     greedy = apply_overrides(trained.config, ["decode.beam=1"]).decode
     for task in ("xa", "xb"):
+        limit = trained.origin.length_limit(task)
+        assert limit != LengthLimit()
         rows = [0, 1, 3, 5, 6, 8]  # six of ten lines
         source, target = ((corpus / f"valid.en-{task}.{side}").read_text().splitlines() for side in ("en", task))
-        found = translate(trained.model, trained.tokenizer, [source[i] for i in rows], "en", task, greedy)
+        found = translate(trained.model, trained.tokenizer, [source[i] for i in rows], "en", task, greedy, limit=limit)
         references = [[target[i] for i in rows]]
         assert line["scores"]["bleu"][task] == BLEU(force=True).corpus_score(found, references).score
         assert line["scores"]["chrf"][task] == CHRF().corpus_score(found, references).score
