@@ -186,7 +186,7 @@ def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
 
 def test_the_readme_loop_trains(root: Path) -> None:
     text = (root / "README.md").read_text()
-    example, mixed = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    example, mixed, _ = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2, bias=False)
     inputs = torch.randn(8, 3)
