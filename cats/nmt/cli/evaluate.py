@@ -70,5 +70,6 @@ def score(path: Path, split: str, *, checkpoint: str = "best", data: str | None 
     if reported and not quiet and checkpoint == "best":
         tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
         print(f"\n{path}: report.md, loss.png, alpha.png, scores.json")
+        print(f"Look at it: cats report {path}")
         print(f"Try it: {translate.example(path, list(scores.model.tasks), tokenizer)}")
     return scores

@@ -8,6 +8,7 @@
     scores.json       the scores of an evaluated run; scores.csv has the same numbers
     hyp/              its translations
     report.md         its report, with loss.png, alpha.png and the same pictures as SVG
+    report.html       the page of cats report
     torchrun-id       the id of the torchrun job that started the run, if there was one
     wandb-id          the id of the run at Weights & Biases, with train.wandb; wandb/ has the files of its library
 

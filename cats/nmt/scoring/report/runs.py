@@ -74,7 +74,7 @@ class Content:
     not_scored: list[Path]
 
 
-def read(paths: Iterable[Path]) -> Content:
+def read(paths: Sequence[Path]) -> Content:
     """Reads runs.
 
     Args:

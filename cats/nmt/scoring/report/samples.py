@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,17 +67,23 @@ def choose(runs: Sequence[ReportedRun], count: int) -> list[TaskSamples]:
         UserError: a file of translations is missing, or is not the one that was scored.
     """
     found = []
-    tasks = {task: pairs for run in runs for task, pairs in run.scores.pairs.items()}
+    tasks: dict[str, float] = {task: pairs for run in runs for task, pairs in run.scores.pairs.items()}
+    tasks |= {task: math.inf for run in runs for task in run.scores.zero_shot}  # at the end
     for task in sorted(tasks, key=lambda task: (tasks[task], task)):
         same: dict[tuple[str, ...], list[ReportedRun]] = {}
         for run in runs:
-            if task in run.scores.scored_tasks:
+            if _is_translated(run, task):
                 same.setdefault((run.scores.run.corpus, *_read(run, task, "src"), *_read(run, task, "ref")), []).append(
                     run
                 )
         searched = _SEARCHED // (len(runs) * len(tasks))
         found += [_choose(task, group, count, max(count, searched)) for group in same.values()]
     return found
+
+
+def _is_translated(run: ReportedRun, task: str) -> bool:
+    cell = run.scores.model.tasks.get(task) or run.scores.zero_shot.get(task)
+    return cell is not None and cell.lines > 0
 
 
 def _choose(task: str, runs: Sequence[ReportedRun], count: int, searched: int) -> TaskSamples:

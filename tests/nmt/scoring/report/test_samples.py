@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cats.nmt.scoring.report import samples
 from cats.nmt.scoring.report.runs import ReportedRun, read
 from cats.nmt.scoring.report.samples import choose
 from tests.nmt.scoring.report.runs import REFERENCES, TRANSLATIONS, write_run
+from tests.nmt.scoring.samples import cell
 
 
 def both(tmp_path: Path) -> list[ReportedRun]:
@@ -71,6 +73,16 @@ def test_only_lines_of_the_headline_stratum(tmp_path: Path) -> None:
 def test_languages_follow_from_the_direction(tmp_path: Path, direction: str, expected: tuple[str, str]) -> None:
     task = choose(read([write_run(tmp_path / "a", f"data.direction={direction}")]).runs, 1)[1]
     assert (task.source, task.target) == expected
+
+
+def test_zero_shot_directions_come_last(tmp_path: Path) -> None:
+    """They have no training pairs, and are where models answer in another language."""
+    run = write_run(tmp_path / "a", "data.direction=many-to-many", zero_shot={"ar-ru": {**cell(1.0), "lines": 12}})
+    for suffix in ("src", "ref", "txt"):
+        shutil.copy(run / "hyp" / f"test.ru.{suffix}", run / "hyp" / f"test.ar-ru.{suffix}")
+    found = choose(read([run]).runs, 3)
+    assert [(each.task, each.source, each.target) for each in found][-2:] == [("ru", "en", "ru"), ("ar-ru", "ar", "ru")]
+    assert len(found[-1].samples) == 3
 
 
 def test_long_lines_are_cut(tmp_path: Path) -> None:
