@@ -45,6 +45,8 @@ def score(run: Run, metric: str) -> tuple[float, float] | None:
 
     The validation NLL is that of the best checkpoint, mean over the tasks of a side. BLEU and chrF are on test text.
     """
+    if run.directory.divergence():
+        return None
     if metric == NLL:
         best = [record["valid"]["nll"] for record in read_metrics(run.directory.metrics_file) if record.get("best")]
         sides = (run.config.evaluate.lores, run.config.evaluate.hires)

@@ -52,6 +52,10 @@ def _front(front: Front, fronts: Fronts) -> Iterator[str]:
     yield ""
     yield _points(front, digits)
     yield ""
+    if any(point.outside for found in front.methods.values() for point in found.points):
+        yield "† Better on one side than every tested static ratio, where nothing is known of the front. Such a point"
+        yield "is beyond the front only if it is also better than the end of the front on the other side."
+        yield ""
 
 
 def _explanation(front: Front, fronts: Fronts) -> Iterator[str]:
@@ -105,15 +109,17 @@ def _points(front: Front, digits: int) -> str:
     ]
     for name, found in front.methods.items():
         for point in found.points:
-            outside = " (outside of the tested ratios)" if point.outside else ""
+            outside = " †" if point.outside else ""
             lost = [
-                f"{what} {seeds}" for what, seeds in (("diverged", point.diverged), ("missing", point.missing)) if seeds
+                f" ({what}: seed {', '.join(map(str, seeds))})"
+                for what, seeds in (("diverged", point.diverged), ("missing", point.missing))
+                if seeds
             ]
             shown = point.dominated_by[:_MOST_SHOWN]
             more = len(point.dominated_by) - len(shown)
             rows.append(
                 [
-                    name + "".join(f", {each}" for each in lost),
+                    name + "".join(lost),
                     "own" if point.ratio is None else f"{point.ratio:g}",
                     _spread(point.low, digits),
                     _spread(point.high, digits),

@@ -38,15 +38,15 @@ def _finish(run: Run, point: PlannedPoint, score: Score) -> None:
     found = score(point.method, point.ratio, run.seed)
     names = {"lores": list(run.config.evaluate.lores), "hires": list(run.config.evaluate.hires)}
     values = dict(zip(names, found or (0.0, 0.0), strict=True))
-    lines = [{"step": 5, "diverged": "training diverged at update 5"}]
-    if found:
-        nll = {task: values[side] for side, tasks in names.items() for task in tasks}
-        worse = {task: value + 1 for task, value in nll.items()}
-        lines = [
-            {"step": 5, "valid": {"nll": worse, "all": 2.0}, "best": True},
-            {"step": 10, "valid": {"nll": nll, "all": 1.0}, "best": True},
-            {"step": 15, "valid": {"nll": worse, "all": 2.0}},
-        ]
+    nll = {task: values[side] for side, tasks in names.items() for task in tasks}
+    worse = {task: value + 1 for task, value in nll.items()}
+    lines: list[dict[str, object]] = [
+        {"step": 5, "valid": {"nll": worse, "all": 2.0}, "best": True},
+        {"step": 10, "valid": {"nll": nll, "all": 1.0}, "best": True},
+        {"step": 15, "valid": {"nll": worse, "all": 2.0}},
+    ]
+    if not found:
+        lines.append({"step": 16, "diverged": "training diverged at update 16"})
     run.directory.metrics_file.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     tasks = {task: cell(values[side], 1.0, pairs=1) for side, own in names.items() for task in own}
     groups = {side: cell(values[side], 1.0, languages=own) for side, own in names.items()}

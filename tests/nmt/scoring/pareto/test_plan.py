@@ -48,6 +48,16 @@ def test_a_method_is_trained_over_the_ratios_unless_it_has_a_mixture_of_its_own(
     assert found["cats-staged", 0.2].sampling.first_temperature == 1
 
 
+def test_constant_weights_are_those_of_the_run_at_the_same_ratio(words):
+    (front,) = planned(*words, "--ratios", "0.2", "0.7", "--methods", "cats", "cats-fixed")
+    for point in front.points:
+        for run in point.runs:
+            fixed = point.method == "cats-fixed"
+            assert (run.source and (run.source.path.parent, run.source.seed)) == (
+                (run.path.parent, run.seed) if fixed else None
+            )
+
+
 def test_static_ratios_have_one_phase_whatever_the_other_methods_have(words):
     restarted = ["--set", "train.restart=true", "--set", "train.pretrain_steps=9", "--set", "method.weights=uniform"]
     found = configs(*words, "--ratios", "0.5", "--methods", "static", "cats", *restarted)

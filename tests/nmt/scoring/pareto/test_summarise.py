@@ -69,7 +69,7 @@ def test_a_diverged_run_is_left_out_and_named(corpus, tmp_path):
     (front,) = found.fronts
     assert front.not_run == ["cats"] and front.methods["static"].points[0].diverged == [2]
     text = fronts_tables(found)
-    assert "Failed, diverged or not run: cats." in text and "static, diverged [2]" in text
+    assert "Failed, diverged or not run: cats." in text and "static (diverged: seed 2)" in text
     for point in fronts[0].points:
         for run in point.runs:
             shutil.rmtree(run.path)
@@ -104,6 +104,10 @@ def test_the_tables_say_what_the_fronts_have(fronts):
     assert [methods[name][0] for name in methods] == ["", "not shown", "yes", "not shown"]
     assert methods["pretrain-finetune"][1] == "+0.100 (+0.100 to +0.100)" and methods["T=3"][5] == "0 of 1"
     points = [row for row in rows[8:] if row[0] == "static"]
+    outside = [point for point in found.fronts[0].methods["pretrain-finetune"].points if point.outside]
+    assert outside and text.count("†") == len(outside) + 1 + sum(
+        point.outside for point in found.fronts[0].methods["restart"].points
+    )
     assert [row[1] for row in points] == ["0.2", "0.5", "0.8"] and points[0][2] == "1.444 ± 0.001"
     assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("|"))
     table = list(csv.DictReader(io.StringIO(fronts_csv(found))))
