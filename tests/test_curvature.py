@@ -222,6 +222,19 @@ def test_attention_and_embeddings() -> None:
         assert (found.largest, found.smallest) == pytest.approx(ends, abs=2 * tolerance * max(map(abs, ends)))
 
 
+def test_compiled_models() -> None:
+    """Compiled code cannot be differentiated twice, so the model runs without it."""
+    net = Net()
+    losses = losses_of(net)
+    expected = curvature.eigenvalues(losses["a"], net)
+    net.compile(backend="aot_eager")
+    net.eval()
+    gradient = torch.autograd.grad(losses["a"](), list(net.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(gradient[0].sum(), list(net.parameters()))
+    assert curvature.eigenvalues(losses["a"], net) == expected
+
+
 def test_nothing_is_changed() -> None:
     net = Net()
     net.train()

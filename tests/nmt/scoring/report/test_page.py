@@ -7,14 +7,17 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cats.nmt.cli import compare
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.report.page import page
 from cats.nmt.scoring.report.runs import read
+from cats.nmt.training.landscape import TABLES, KindSimilarity, LandscapeRecord, LandscapeSettings, add_record
+from cats.nmt.training.run import RunDirectory
 from tests.nmt.scoring.comparisons import LINES, finished_runs
-from tests.nmt.scoring.report.runs import HOSTILE, TRANSLATIONS, write_run
+from tests.nmt.scoring.report.runs import HOSTILE, TASKS, TRANSLATIONS, write_run
 from tests.nmt.scoring.samples import baseline
 
 VOID = {"meta", "link", "br"}
@@ -139,6 +142,28 @@ def test_warnings_come_first(tmp_path: Path) -> None:
 def test_the_page_is_the_same_again(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert page(read([run]), "run", ["cats"], lines=3) == page(read([run]), "run", ["cats"], lines=3)
+
+
+def test_an_analysed_run_has_pictures_of_its_landscape(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    tasks, matrix = list(TASKS), np.full((3, 3), 0.5)
+    record = LandscapeRecord(
+        step=40,
+        checkpoint="best",
+        model="",
+        settings=LandscapeSettings(),
+        tasks=tasks,
+        tokens=dict.fromkeys(tasks, 500),
+        **dict.fromkeys(TABLES, dict.fromkeys(tasks, 1.0)),
+        interference=matrix,
+        kinds=dict.fromkeys(("all", "E.SA"), KindSimilarity(matrix, matrix)),
+    )
+    add_record(RunDirectory(run), record)
+    text = page(read([run]), "run", ["cats"], lines=0)
+    captions = "\n".join(Document(text).texts["figcaption"])
+    assert "Curvature and alignment" in captions and "Similarity by kind of layer" in captions
+    assert text.count('xlink:href="data:image/png;base64,') == 2  # the matrices are images inside the picture
 
 
 def test_many_runs_show_the_translations_of_the_first_seeds(tmp_path: Path) -> None:
