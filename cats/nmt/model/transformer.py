@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cats.nmt.errors import UserError
 from cats.nmt.model.clsr import Gate, Routes, Routing, routed
+from cats.nmt.model.norms import make_norm
 
 _CACHE_POSITIONS = 16  # initial capacity of the decoder's cache, in target positions
 
@@ -58,28 +59,6 @@ class Packing:
         """(N, d) -> (B, L, d), with zeros as padding."""
         cells = x.new_zeros(self.mask.numel(), x.shape[-1]).index_copy(0, self.index, x)
         return cells.view(*self.mask.shape, -1)
-
-
-class ScaleNorm(nn.Module):
-    """g x / ‖x‖ with a single learnt g, initially √d (Nguyen & Salazar, 2019)."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(math.sqrt(d_model)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (self.scale / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-5))
-
-
-def make_norm(kind: str, d_model: int) -> nn.Module:
-    """The norm of this kind: layernorm, layernorm-plain (without gain and bias), rmsnorm (Zhang & Sennrich, 2019) or
-    scalenorm.
-    """
-    if kind == "scalenorm":
-        return ScaleNorm(d_model)
-    if kind == "rmsnorm":
-        return nn.RMSNorm(d_model, eps=1e-6)  # torch's default epsilon depends on the dtype
-    return nn.LayerNorm(d_model, elementwise_affine=kind == "layernorm")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from cats.nmt.model.transformer import ScaleNorm
+from cats.nmt.model.norms import ScaleNorm
 
 from .net import LENGTH, WIDTH, Images, Net, Sequences, Tokens, Wrapped, WrappedImage, WrappedSequence
 

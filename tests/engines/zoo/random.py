@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cats.nmt.model.transformer import ScaleNorm
+from cats.nmt.model.norms import ScaleNorm
 
 from .net import LENGTH, WIDTH, Sequences, squares
 

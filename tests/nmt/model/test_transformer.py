@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from cats.nmt.data.batch import collate
-from cats.nmt.model.transformer import Packing, ScaleNorm, Transformer, make_norm, sinusoids
+from cats.nmt.model.norms import ScaleNorm, make_norm
+from cats.nmt.model.transformer import Packing, Transformer, sinusoids
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
