@@ -4,64 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bench.common.results import Provenance
-from cats.nmt.files import atomic_file
+from cats.nmt.scoring.plots.style import COLOURS, INK, MARKERS, TEXT, label_ends, new_figure, save_figure
 
 from .contenders import AUTO, CATS
 from .records import EngineResults, Measured, OuterStep, WholeTraining
 from .run import OTHERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Found = Measured | WholeTraining
 Points = dict[str, list[tuple[float, float]]]  # {name: points (x, y)}
 
 
 def draw(source: Provenance, results: EngineResults, path: Path) -> None:
-    """Draws time (above) and memory (below) against K, P and m, and writes a PNG file."""
-    import matplotlib
+    """Draws time (above) and memory (below) against K, P and m, and writes PNG and SVG files."""
+    save_figure(costs(source, results), path)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
+def costs(source: Provenance, results: EngineResults) -> Figure:
+    """The picture of `draw`: two rows of three panels."""
     steps = results.outer_steps
     size = {m.name: m.parameters / 1e6 for m in results.models}
     first = results.models[0].name
     tasks = max((s.tasks for s in steps if s.tasks <= OTHERS), default=steps[0].tasks)
     kinds = {c.name: c.kind for step in steps for c in step.contenders}
-    colours = dict(zip(kinds, plt.get_cmap("tab20").colors, strict=False))
-    figure, panels = plt.subplots(2, 3, figsize=(14, 8), layout="constrained", sharex="col", sharey="row")
-    for axes, text, value in zip(panels, ("time", "peak memory"), (time, memory), strict=True):
+    looks = {
+        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
+        for i, name in enumerate(kinds)
+    }
+    figure, axes = new_figure(6, rows=2, sharex="col", sharey="row", height=9.5)
+    rows = axes[:3], axes[3:]
+    for panels, text, value in zip(rows, ("time", "peak memory"), (time, memory), strict=True):
         of_tasks = contenders([s for s in steps if s.model == first], lambda s: s.tasks, value)
         of_size = contenders([s for s in steps if s.tasks == tasks], lambda s: size[s.model], value)
-        for panel, points in zip(axes, (of_tasks, of_size), strict=False):
+        for panel, points in zip(panels, (of_tasks, of_size), strict=False):
             for name, line in points.items():
-                style = "o-" if kinds[name] == CATS else "s--"
-                panel.plot(*zip(*sorted(line), strict=True), style, color=colours[name], label=name, markersize=4)
+                style = "-" if kinds[name] == CATS else "--"
+                panel.plot(*zip(*sorted(line), strict=True), style, **looks[name], label=name, markersize=5)
         for name, line in trainings([s for s in steps if s.tasks == tasks], value).items():
-            axes[2].plot(*zip(*sorted(line), strict=True), "o-", color="black", alpha=0.4 + 0.6 * (name == first))
-            axes[2].annotate(name, max(line), fontsize=8)
-        axes[0].set_ylabel(f"{text} / plain training")
-        for panel in axes:
+            opacity = 0.4 + 0.6 * (name == first)
+            panels[2].plot(*zip(*sorted(line), strict=True), "o-", color=INK, alpha=opacity, label=name)
+        panels[0].set_ylabel(f"{text} / plain training")
+        for panel in panels:
             decorate(panel)
-    panels[0][0].set_xticks([s.tasks for s in steps if s.model == first])
-    panels[0][0].set_title(f"a step that moves α: {first}", fontsize=10)
-    panels[0][1].set_title(f"a step that moves α: K = {tasks}", fontsize=10)
-    panels[0][2].set_title(f"training with the engine auto: K = {tasks}", fontsize=10)
-    for panel, text in zip(
-        panels[1], ("tasks K", "parameters P, in millions", "m: one of m steps moves α"), strict=True
-    ):
+    axes[0].set_xticks([s.tasks for s in steps if s.model == first])
+    axes[0].set_title(f"a step that moves α:\n{first}", loc="left")
+    axes[1].set_title(f"a step that moves α:\nK = {tasks}", loc="left")
+    axes[2].set_title(f"training with auto:\nK = {tasks}", loc="left")
+    for panel, text in zip(axes[3:], ("tasks K", "million parameters", "m: one of m steps moves α"), strict=True):
         panel.set_xlabel(text)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
-    figure.suptitle(f"{source.machine.device(results.device)}, {source.date}", fontsize=10)
-    try:
-        with atomic_file(path) as file:
-            figure.savefig(file, format="png", dpi=120)
-    finally:
-        plt.close(figure)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=TEXT - 1, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(f"{source.machine.device(results.device)}, {source.date}", fontsize=TEXT)
+    label_ends(axes[2], axes[5])
+    return figure
 
 
-def decorate(panel: Any) -> None:
+def decorate(panel: Axes) -> None:
     """Logarithmic axes with plain numbers, and a line for plain training."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -72,7 +76,6 @@ def decorate(panel: Any) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
-    panel.grid(alpha=0.3)
 
 
 def time(step: OuterStep, found: Found) -> float | None:

@@ -123,7 +123,7 @@ def new_figure(
     panels: int,
     *,
     rows: int = 1,
-    sharex: bool = False,
+    sharex: bool | Literal["col"] = False,
     sharey: bool | Literal["row"] = False,
     height: float | None = None,
     labels: int = 0,
