@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from cats.nmt.config.schema import Config
-from cats.nmt.data.directions import direction, source_languages, tokenizer_name
+from cats.nmt.data.corpus import ENGLISH
+from cats.nmt.data.directions import direction, tokenizer_name
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
@@ -57,16 +58,20 @@ def write(out: Path, trained: TrainedModel, tasks: Sequence[str]) -> None:
     config, tokenizer = trained.config, trained.tokenizer
     found = [direction(task, {*tokenizer.languages}) for task in tasks]
     directions = [(one, other) for one, other in found if one != other]  # without language modelling
+    directions = directions or [(ENGLISH[0], tokenizer.languages[0])]  # models of earlier versions do not name them
     _refuse(config, tokenizer, directions)
-    target = tokenizer.languages[0]
-    source = tokenizer_name(source_languages(directions, target)[0], target, tokenizer)
+    source, target = directions[0]
+    source = tokenizer_name(source, target, tokenizer)
+    several = len({other for _, other in directions}) > 1
+    start = tokenizer.bos_id if several else tokenizer.start(target)
+    special = {**_special_ids(tokenizer), "decoder_start_token_id": start}
     own = tokenizer.models.get(source, tokenizer)  # with a model per language, that of the only source language
     texts = {
         "vocab.json": _json(_vocabulary(tokenizer)),
         "tokenizer_config.json": _json(_tokenizer_config(config, tokenizer)),
-        "config.json": _json(_model_config(config, tokenizer)),
-        "generation_config.json": _json(_generation_config(config, tokenizer)),
-        "README.md": _readme(out.name, config, tokenizer),
+        "config.json": _json({**_model_config(config, tokenizer), **special}),
+        "generation_config.json": _json({**_generation_config(config, tokenizer), **special}),
+        "README.md": _readme(out.name, config, tokenizer, source, target, target if several else ""),
     }
     with filled(out, _FILES):
         atomic_write(out / "source.spm", own.serialized())
@@ -202,7 +207,6 @@ def _model_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "scale_embedding": True,
         "tie_word_embeddings": model.embeddings == "tied",
         "max_position_embeddings": _positions(config),
-        **_special_ids(tokenizer),
         "dtype": "float32",
     }
 
@@ -213,20 +217,13 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "forced_eos_token_id": tokenizer.eos_id,
-        "decoder_start_token_id": _start(tokenizer),
     }
-
-
-def _start(tokenizer: Tokenizer) -> int:
-    """The first input of the decoder. If it is the tag of one of several target languages, users must give it."""
-    return tokenizer.start(tokenizer.languages[0]) if len(tokenizer.languages) == 1 else tokenizer.bos_id
 
 
 def _generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of generation_config.json."""
     decode = config.decode
     return {
-        **_special_ids(tokenizer),
         "num_beams": decode.beam,
         "length_penalty": decode.length_penalty * (_SLOPE if decode.penalty == "google" else 1),
         "max_new_tokens": config.model.max_length,  # no target of the training was longer
@@ -261,13 +258,21 @@ def _tag(language: str) -> str:
     return f">>{language}<<"
 
 
-def _readme(name: str, config: Config, tokenizer: Tokenizer) -> str:
-    """How to use the folder."""
-    language = tokenizer.languages[0]
-    tagged, start = tokenizer.tags.source != "none", ""
-    if tokenizer.tags.target and len(tokenizer.languages) > 1:
-        start = f', decoder_start_token_id=tokenizer.convert_tokens_to_ids("{_tag(language)}")'
-    what = f"the {tokenizer.tags.of} language"
+def _readme(name: str, config: Config, tokenizer: Tokenizer, source: str, target: str, start: str) -> str:
+    """How to use the folder.
+
+    Args:
+        source, target: a direction, as an example.
+        start: the language whose tag the decoder starts with, if that depends on the target language, else "".
+    """
+    tags = tokenizer.tags
+    text = "Monday" if tags.source == "none" else f"{_tag(target if tags.of == 'target' else source)} Monday"
+    known = ", ".join(map(_tag, tokenizer.languages))
+    about = [] if tags.source == "none" else [f"A line begins with the tag of its {tags.of} language: {known}."]
+    options = ""
+    if start and tags.target:
+        about.append("The decoder starts with the tag of the target language.")
+        options = f', decoder_start_token_id=tokenizer.convert_tokens_to_ids("{_tag(start)}")'
     lines = [
         "---",
         "library_name: transformers",
@@ -275,19 +280,15 @@ def _readme(name: str, config: Config, tokenizer: Tokenizer) -> str:
         "---",
         "",
         "A translation model, trained with cats-optim.",
-        *(
-            [f"A source line begins with the tag of {what}: {', '.join(map(_tag, tokenizer.languages))}."]
-            if tagged
-            else []
-        ),
+        *about,
         "",
         "```python",
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
         "",
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         f'model = AutoModelForSeq2SeqLM.from_pretrained("{name}")',
-        f'inputs = tokenizer(["{_tag(language) + " " if tagged else ""}Monday"], return_tensors="pt", padding=True)',
-        f"print(tokenizer.batch_decode(model.generate(**inputs{start}), skip_special_tokens=True))",
+        f'inputs = tokenizer(["{text}"], return_tensors="pt", padding=True)',
+        f"print(tokenizer.batch_decode(model.generate(**inputs{options}), skip_special_tokens=True))",
         "```",
         *(f"\nNote: {sentence}." for sentence in approximations(config)),
         "",

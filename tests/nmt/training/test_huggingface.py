@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def trained(*settings: str) -> TrainedModel:
     config = apply_overrides(Config(), [*SMALL, *settings])
     tags = Tags.from_settings(config.tokenizer)
     upper = [*map(str.upper, LINES)]
-    tokenizer = Tokenizer.train(LINES + upper, ["az", "ru"], 80, tags)
+    tokenizer = Tokenizer.train(LINES + upper, ["az", *(["en"] if tags.of == "source" else []), "ru"], 80, tags)
     if config.tokenizer.per_language:
         models = {name: Tokenizer.train(upper, [name], 50) for name in ("az", "ru")}
         tokenizer = Tokenizer.union({"en": Tokenizer.train(LINES, ["en"], 50), **models}, ["az", "ru"], tags)
@@ -125,15 +127,22 @@ def loaded(tmp_path: Path) -> Callable[[TrainedModel], tuple[Any, Any]]:
         [],
         ["model.embeddings=decoder-tied", "model.norm=layernorm-plain"],
         ["model.embeddings=separate", "tokenizer.source_tag=none", "tokenizer.target_tag=true"],
-        ["model.embedding_norm=true", "tokenizer.target_tag=true"],
+        ["model.embedding_norm=true", "tokenizer.target_tag=true", "tokenizer.tag_of=source"],
         ["model.embedding_norm=true", "model.embeddings=decoder-tied", "tokenizer.per_language=true"],
     ],
     ids=" ".join,
 )
-def test_transformers_has_the_same_pieces_and_logits(loaded: Any, settings: list[str]) -> None:
+def test_transformers_has_the_same_pieces_and_logits(
+    loaded: Any,
+    settings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ours = trained(*settings)
     tokenizer, model = loaded(ours)
-    tag = ">>ru<< " if ours.tokenizer.tags.source != "none" else ""
+    tags = ours.tokenizer.tags
+    tag = "" if tags.source == "none" else ">>ru<< " if tags.of == "target" else ">>en<< "
     assert tokenizer([tag + line for line in LINES + ODD]).input_ids == ours.tokenizer.encode_source(
         LINES + ODD, "en", "ru"
     )
@@ -147,6 +156,17 @@ def test_transformers_has_the_same_pieces_and_logits(loaded: Any, settings: list
         expected = ours.model(rows.source, rows.target_in)
     real = rows.target_in != 0
     torch.testing.assert_close(theirs[real], expected[real], rtol=0, atol=1e-5)  # the logits are up to 10
+
+    # The example of README.md works, and does what cats translate does.
+    (example,) = re.findall(r"^```python\n(.*?)^```", (tmp_path / "model" / "README.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("Monday", LINES[0]).replace("**inputs", "**inputs, num_beams=1, max_new_tokens=24"), names)
+    assert names["inputs"].input_ids.tolist() == ours.tokenizer.encode_source(LINES[:1], "en", "az")
+    greedy = apply_overrides(ours.config, ["decode.beam=1"]).decode
+    whole = translate(ours.model, ours.tokenizer, LINES[:1], "en", "az", greedy)[0].strip()
+    shown = ast.literal_eval(capsys.readouterr().out)[0]
+    assert shown and whole.startswith(shown)  # it may be cut: a model with random parameters need not end
 
 
 @pytest.mark.slow
