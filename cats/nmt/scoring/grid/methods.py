@@ -1,7 +1,7 @@
 """The methods of a comparison by their names, and the settings that each name stands for.
 
 T=3          plain token means, batches drawn at this temperature (any number, or inf)
-NAME         a method of `cats train --method`, or one of `NAMED`
+NAME         a method of `cats train --method`, or one of `NAMED`; pretrain is short for pretrain-finetune
 T=3r, NAME-r the same with a warm restart (`train.restart`) after 35 % of the updates
 NAME-staged  the same, and before this restart T=1
 NAME-fixed   of a method of the name cats: the mean over time of the weights of its run of the same seed, as constants
