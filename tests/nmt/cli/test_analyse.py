@@ -11,7 +11,10 @@ import pytest
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
+import torch
+
 from cats.nmt.cli.main import main
+from cats.nmt.training.landscape import Landscape
 
 
 def test_tables(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +35,13 @@ def test_tables(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "| all    |    n/a |    n/a |     n/a |       n/a |" in capfd.readouterr().out
 
 
-def test_refused(run: Path, tmp_path: Path, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_refused(
+    run: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     absent = tmp_path / "absent"
     assert refused("analyse", absent) == f"{absent} is not a run directory: it has no config.toml"
     message = refused("analyse", run, "--checkpoint", "bets")
@@ -45,6 +54,16 @@ def test_refused(run: Path, tmp_path: Path, refused: Callable[..., str], capfd: 
     assert "the seed must be between 0" in refused("analyse", run, "--seed", "-1")
     assert main(["analyse", str(run), "--tasks", "az,bee"]) == 2
     assert capfd.readouterr().err.endswith("cats: unknown task bee (did you mean be?); known: az, be\n")
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Landscape, "measure", out_of_memory)
+        assert main(["analyse", str(run)]) == 2
+    assert capfd.readouterr().err.endswith(
+        f"cats: {run}: the GPU has too little memory for this; lower --batch-tokens\n"
+    )
     assert not (run / "landscape.jsonl").exists()
     (run / "model.safetensors").touch()
     assert "is an exported model, which does not say of which update" in refused("analyse", run)
