@@ -21,7 +21,7 @@ from cats.nmt.training.run import RunDirectory
 # same seed (NAME-fixed of cats compare).
 _SEEDS = {
     *("train.seed", "train.threads", "train.log_every", "train.save_every", "train.keep", "train.analyse_every"),
-    "method.token_weights",
+    *("train.validate_every", "train.validate_bleu", "train.validate_lines", "train.wandb", "method.token_weights"),
 }
 _NOT_TRAINING = ("decode.", "evaluate.")
 _MOST_SHOWN = 2  # settings in the name of a method

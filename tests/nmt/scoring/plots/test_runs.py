@@ -49,7 +49,7 @@ def test_names_from_the_settings(settings: tuple[str, ...], name: str, tmp_path:
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     made_run(tmp_path / "a", "model.d_model=32")
     made_run(tmp_path / "b", "model.d_model=64")
-    made_run(tmp_path / "c", "model.d_model=64", "evaluate.lines=5", "train.threads=2", seed=2)
+    made_run(tmp_path / "c", "model.d_model=64", "evaluate.lines=5", "train.threads=2", "train.validate_bleu=2", seed=2)
     made_run(tmp_path / "d", STATIC)
     assert named(tmp_path) == ["cats, d_model=32", "cats, d_model=64", "cats, d_model=64", "T=3"]
     assert named(tmp_path, against="model.d_model") == ["cats", "cats", "cats", "T=3"]
