@@ -8,12 +8,14 @@ from pathlib import Path
 
 from bench.common.command import Parser, refuse
 
-from .commands import commands, run, table
-from .figures import FIGURES
+from .commands import Command, commands, run, table
+from .figures import FIGURES, Figure
+
+STOPPED = 130  # the exit status of a command that Ctrl-C has ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns 0, 2 if the arguments are wrong, or the status of the command of cats that failed."""
+    """Runs the command. Returns 0, 2 if the arguments are wrong or a command of cats failed, or 130 after Ctrl-C."""
     parser = Parser(
         prog="python -m bench.papers",
         description="Trains what figures and tables of the CATS paper and of Order Matters need, and draws them. What "
@@ -48,15 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return refuse(f"no figure {name}; there are {', '.join(FIGURES)}")
     chosen = [FIGURES[name] for name in names]
     out = options.out or Path("runs") / f"papers-{options.scale}"
-    for command in commands(chosen, options.scale, out, options.data):
-        if options.dry_run:
-            print(command)
-        elif status := run(command):
-            return status
-    if not options.dry_run:
-        for figure in chosen:
-            pictures = [str(out / "figures" / figure.name)] if figure.draw else []
-            print(f"{figure.name}: {', '.join([*pictures, *(text.format(out=out) for text in figure.tables)])}")
+    needed = commands(chosen, options.scale, out, options.data)
+    if options.dry_run:
+        print("\n".join(map(str, needed)))
+        return 0
+    return run_all(needed, chosen, out)
+
+
+def run_all(needed: Sequence[Command], figures: Sequence[Figure], out: Path) -> int:
+    """Runs the commands, and says where the figures are. One that fails is stepped over: others may not need it."""
+    failed: list[Command] = []
+    try:
+        for command in needed:
+            status = run(command)
+            if status == STOPPED:
+                return STOPPED
+            if status:
+                failed.append(command)
+    except KeyboardInterrupt:
+        return STOPPED
+    for figure in figures:
+        pictures = [str(out / "figures" / figure.name)] if figure.draw else []
+        print(f"{figure.name}: {', '.join([*pictures, *(text.format(out=out) for text in figure.tables)])}")
+    if failed:
+        return refuse(f"{len(failed)} of {len(needed)} commands failed; the first: {failed[0]}")
     return 0
 
 

@@ -72,6 +72,31 @@ def test_an_unknown_figure_is_refused_in_one_line(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("bench: no figure cats-9; there are cats-2,")
 
 
+@pytest.mark.parametrize(
+    ("statuses", "expected", "count"), [((2, 0, 0), 2, 3), ((0, 130, 0), 130, 2), ((0, 0, 0), 0, 3)]
+)
+def test_a_failure_is_stepped_over_and_ctrl_c_is_not(
+    statuses: tuple[int, ...],
+    expected: int,
+    count: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: list[Command] = []
+
+    def fake(command: Command) -> int:
+        calls.append(command)
+        return statuses[len(calls) - 1]
+
+    monkeypatch.setattr("bench.papers.__main__.run", fake)
+    assert main(["cats-5", "cats-6", "--out", str(tmp_path)]) == expected
+    shown = capsys.readouterr()
+    assert len(calls) == count
+    assert ("cats-6: " in shown.out) == (expected != 130)
+    assert ("1 of 3 commands failed; the first: cats compare" in shown.err) == (expected == 2)
+
+
 def test_folders_are_found_when_a_command_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
