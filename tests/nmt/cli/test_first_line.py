@@ -12,7 +12,7 @@ import pytest
 from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS
 from cats.nmt.cli.parser import Parser
 
-SLOW = ("torch", "numpy", "babel", "matplotlib", "sacrebleu", "sentencepiece", "scipy")
+SLOW = ("torch", "babel", "matplotlib", "sacrebleu", "sentencepiece", "scipy")
 # Runs each command until it imports something slow, and prints what it has printed by then and what it imported.
 SCRIPT = f"""
 import builtins, contextlib, io, json, sys
