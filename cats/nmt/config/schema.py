@@ -344,7 +344,7 @@ class Train:
     """The training loop and the base optimizer."""
 
     steps: int = setting(1600, "updates of the model", need=POSITIVE_COUNT)
-    lr: float = setting(3e-3, "peak learning rate; noam: multiplied by (d_model * warmup)^(-1/2)", need=POSITIVE)
+    lr: float = setting(6e-3, "peak learning rate; noam: multiplied by (d_model * warmup)^(-1/2)", need=POSITIVE)
     warmup: int = setting(150, "updates until the learning rate reaches its peak", need=COUNT)
     warmup_start: float = setting(0.0, "learning rate at the start of the warm-up", need=FINITE)
     schedule: str = setting(
