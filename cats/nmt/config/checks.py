@@ -41,7 +41,10 @@ def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = 
             value = os.path.abspath(value)  # a run may be evaluated from another working directory
         given[name] = value
     changes: dict[str, dict[str, Any]] = {}
-    for name, value in {**_of_recipe(config, given), **given}.items():
+    of_recipe = _of_recipe(config, given)
+    for name, value in {**of_recipe, **given}.items():
+        if name == "method.name":
+            value = of_recipe.get(name, value)  # a recipe may be an order of training for a weighting
         section, key = name.split(".")
         changes.setdefault(section, {})[key] = value
     sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in changes.items()}

@@ -33,9 +33,17 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "restart": {"train.restart": True},
     "lowres-finetune": {"train.pretrain": ("hires",), "train.finetune": ("lores",)},
     "staged": {"sampling.first_temperature": 1.0, "sampling.temperature": 3.0, "train.restart": True},
+    # The method of its runs is cats. docs/results.md says how the temperature and the strength were chosen.
+    "staged-cats": {
+        "method.name": "cats",
+        "method.strength": 1.0,
+        "sampling.first_temperature": 1.0,
+        "sampling.temperature": 4.0,
+        "train.restart": True,
+    },
 }
 RECIPES = tuple(_CHANGES)
-_TWO_PHASES = ("pretrain-finetune", "restart", "lowres-finetune", "staged")
+_TWO_PHASES = ("pretrain-finetune", "restart", "lowres-finetune", "staged", "staged-cats")
 
 
 def recipe(name: str, steps: int) -> dict[str, Any]:

@@ -85,6 +85,7 @@ METHODS = (
     "restart",
     "lowres-finetune",
     "staged",
+    "staged-cats",
     "adaptive",
     "bandit",
     "chi-square-ibr",

@@ -260,6 +260,15 @@ CATALOGUE = (
         "the order of Choi et al., NeurIPS 2023, arXiv 2312.06134, with temperatures in place of tasks",
     ),
     Method(
+        "staged-cats",
+        RECIPE,
+        "method cats in this order, with T=4 in the second phase and method.strength=1",
+        "Li & Gong, NeurIPS 2021, arXiv 2104.07639, in the order of Choi et al.",
+        "inner products of the gradients, every method.inner_steps updates",
+        f"{ONE_PASS} and some matrix products in outer steps",
+        note="The run is one of method cats. docs/results.md compares it with all baselines.",
+    ),
+    Method(
         "adaptive",
         SAMPLER,
         "tasks below the validation loss of their baselines are drawn more often",

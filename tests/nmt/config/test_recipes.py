@@ -19,6 +19,12 @@ def test_staged_is_low_then_high_temperature_with_a_restart():
     assert (train.restart, train.pretrain_steps, train.restart_parts) == (True, 70, "all")
 
 
+def test_a_recipe_may_be_an_order_for_a_weighting():
+    found = apply_overrides(Config(), ["method.name=staged-cats", "train.steps=200", "sampling.temperature=5"])
+    assert (found.method.name, found.method.strength, found.sampling.temperature) == ("cats", 1, 5)
+    assert found.train == apply_overrides(Config(), ["method.name=staged", "train.steps=200"]).train
+
+
 def test_settings_that_are_given_with_the_name_win():
     given = ["train.pretrain_steps=50", "method.name=staged", "sampling.temperature=5"]
     found = apply_overrides(Config(), given)
@@ -61,7 +67,7 @@ def test_ratios_need_ratios():
     assert apply_overrides(known, ["method.name=ratios"]).sampling.ratios == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["staged", "restart", "pretrain-finetune"])
+@pytest.mark.parametrize("name", ["staged", "staged-cats", "restart", "pretrain-finetune"])
 def test_two_phases_need_two_updates(name: str):
     with pytest.raises(UserError, match=r"needs two phases: set train\.steps to at least 2, not 1"):
         apply_overrides(Config(), [f"method.name={name}", "train.steps=1"])
