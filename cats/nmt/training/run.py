@@ -20,7 +20,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -311,6 +311,9 @@ class RunDirectory:
                 "with --data"
             )
         corpus = load_corpus(settings, quiet=quiet)
+        if settings.tasks and not settings.path and not corpus.has_digest(origin.digest):
+            # Earlier versions trained on all tasks of the built-in corpus, whatever data.tasks said.
+            corpus = load_corpus(replace(settings, tasks=()), quiet=quiet)
         if not corpus.has_digest(origin.digest):
             raise UserError(
                 f"{self.path}: the corpus is not the one this run was started on ({settings.path or 'built-in'}: "

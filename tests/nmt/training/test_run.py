@@ -279,3 +279,10 @@ def test_only_the_named_tasks_of_the_built_in_corpus_are_trained(corpus, monkeyp
     assert sizes() == {"xa": 200, "xb": 40} and sizes("xb") == {"xb": 40} and list(sizes("xb", "xa")) == ["xa", "xb"]
     with pytest.raises(UserError, match=r"data\.tasks: unknown task xc.*xa"):
         sizes("xa", "xc")
+    # Earlier versions ignored the setting: a run of theirs has all tasks.
+    config = replace_settings(Config(), {"data.tasks": ["xb"]})
+    older = Origin(read_corpus(corpus).digest())
+    assert RunDirectory(corpus).load_corpus(config, older).sizes == {"xa": 200, "xb": 40}
+    assert RunDirectory(corpus).load_corpus(config, Origin(load_corpus(config.data).digest())).sizes == {"xb": 40}
+    with pytest.raises(UserError, match="the corpus is not the one this run was started on"):
+        RunDirectory(corpus).load_corpus(config, Origin("another"))
