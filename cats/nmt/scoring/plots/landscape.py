@@ -81,7 +81,7 @@ def similarity(runs: Runs) -> Figure:
         {method: _mean_matrix(found, tasks, what) for method, found in last.items()} for what in ("cosine", "magnitude")
     )
     side = WIDTH / 2 - 0.4
-    figure, axes = new_figure(2 * len(last), rows=len(last), height=0.5 + side * len(last))
+    figure, axes = new_figure(2 * len(last), rows=len(last), height=(side + 0.7) * len(last))
     # The colours of a picture are the same for all methods. 0 is white: there the gradients are orthogonal.
     largest = max(0.01, *(float(np.nan_to_num(np.abs(matrix)).max()) for matrix in cosines.values()))
     for row, method in enumerate(last):

@@ -101,6 +101,14 @@ def test_similarity_of_each_two_languages(runs: Runs) -> None:
     assert np.isnan(cats.images[0].get_array().filled(np.nan)).sum() == 3  # the diagonal
 
 
+def test_the_matrices_of_one_method_fit_into_the_picture(tmp_path: Path) -> None:
+    figure = landscape.similarity(read_runs([analysed(tmp_path / "cats-seed1", level=1.0)]))
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        box = axis.get_tightbbox()
+        assert box is not None and box.y0 >= 0 and box.y1 <= figure.bbox.y1
+
+
 def test_layers(runs: Runs) -> None:
     cosine, magnitude = landscape.layers(runs).axes
     assert [label.get_text() for label in cosine.get_xticklabels()] == ["E.SA", "D.EA"]
