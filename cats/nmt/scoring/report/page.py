@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cats
@@ -102,36 +102,28 @@ def _summary(runs: Sequence[ReportedRun]) -> str:
 
 
 def _warnings(content: Content) -> Html:
-    """What a reader must know before the scores: each kind of problem with the runs that have it."""
-    found: dict[tuple[str, str], list[Html]] = {}
+    """What a reader must know before the scores: each kind of problem, with the runs that have it and the facts."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for run in content.runs:
         for problem in problems(run):
-            terms = (element("dt", run.name), element("dd", problem.facts))
-            found.setdefault((problem.what, problem.meaning), []).append(joined(*terms))
+            found.setdefault((problem.what, problem.meaning), {})[run.name] = problem.facts
     for each in content.comparisons:
         for name, result in each.comparison.sets.items():
             for method, scores in result.methods.items():
                 if scores.untrained:
-                    terms = (
-                        element("dt", f"{name}/{method}"),
-                        element("dd", f"seed {', '.join(map(str, scores.untrained))}"),
-                    )
-                    found.setdefault(NOT_TRAINED, []).append(joined(*terms))
+                    seeds = ", ".join(map(str, scores.untrained))
+                    found.setdefault(NOT_TRAINED, {})[f"{name}/{method}"] = f"seed {seeds}"
     if content.not_scored:
-        paths = ", ".join(map(str, content.not_scored))
         what = ("not scored", "Runs without scores are not on this page; score them with cats evaluate.")
-        found[what] = [joined(element("dt", f"{len(content.not_scored)} runs"), element("dd", paths))]
+        found[what] = {f"{len(content.not_scored)} runs": ", ".join(map(str, content.not_scored))}
     if not found:
-        compared = all(gain is not None for run in content.runs for gain in run.scores.gains.values())
-        text = (
-            "Every group beats the nearest-neighbour baseline."
-            if compared
-            else ("But not all groups were compared with the nearest-neighbour baseline.")
-        )
-        return element("p", f"None. {text}", class_="good")
+        text = "None. Every group beats the nearest-neighbour baseline."
+        if any(gain is None for run in content.runs for gain in run.scores.gains.values()):
+            text = "None. But not all groups were compared with the nearest-neighbour baseline."
+        return element("p", text, class_="good")
     items = [
-        element("li", element("strong", what), f": {meaning}", element("dl", *terms))
-        for (what, meaning), terms in sorted(found.items(), key=lambda item: KINDS.index(item[0][0]))
+        element("li", element("strong", what), f": {meaning}", element("dl", *_terms(by_run)))
+        for (what, meaning), by_run in sorted(found.items(), key=lambda item: KINDS.index(item[0][0]))
     ]
     return element("ul", *items, class_="problems")
 
@@ -159,15 +151,13 @@ def _folded(title: str, content: Html, runs: Sequence[ReportedRun]) -> Html:
     return element("details", element("summary", element("h3", title)), content, open=len(runs) <= MOST_UNFOLDED)
 
 
-def _terms(found: facts.Facts) -> list[Html]:
+def _terms(found: Mapping[str, str]) -> list[Html]:
     return [part for title, text in found.items() for part in (element("dt", title), element("dd", text))]
 
 
 def _scores(runs: Sequence[ReportedRun]) -> Html:
-    stratum = {run.scores.headline for run in runs}
-    lines = (
-        f"the test lines of stratum {stratum.pop()}" if len(stratum) == 1 and None not in stratum else "the test lines"
-    )
+    strata = {run.scores.headline for run in runs if run.scores.headline}
+    lines = f"the test lines of stratum {', '.join(sorted(strata))}" if strata else "the test lines"
     text = (
         f"BLEU and chrF, on {lines}: higher is better. NLL, in nats per target token on all test lines: lower is "
         "better. Groups are means over their languages."
@@ -198,7 +188,7 @@ def _translations(runs: Sequence[ReportedRun], lines: int) -> Html | None:
         ". Other words can be right, too. chrF is that of the line.",
     )
     left_out = len(runs) - len(shown)
-    note = f"{left_out} runs are not shown: the first seed of each method is, of at most {MOST_TRANSLATIONS} methods."
+    note = f"Not shown: {left_out} of the runs. There is the first seed of each method, of {MOST_TRANSLATIONS} at most."
     return joined(element("p", legend), element("p", note) if left_out else None, translations.section(found))
 
 
@@ -219,7 +209,7 @@ def _commands(runs: Sequence[ReportedRun], command: Sequence[str]) -> Html:
         for run in runs
     ]
     parts = [
-        element("p", "Train again, with the same settings and seeds; on a CPU the result is the same bit for bit:"),
+        element("p", "Train again, with the same settings and seeds:"),
         _code(train),
         element("p", "Translate and score again:"),
         _code([shlex.join(["cats", "evaluate", str(run.path)]) for run in runs]),

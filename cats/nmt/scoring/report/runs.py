@@ -93,7 +93,7 @@ def read(paths: Sequence[Path]) -> Content:
         if (path / COMPARISON).is_file():
             comparisons.append(_read_comparison(path / COMPARISON))
     given = {*paths}
-    found = [*dict.fromkeys(found)]
+    found = [*{path.resolve(): path for path in found}.values()]  # a run may be named twice
     scored = [path for path in found if path in given or RunDirectory(path).scores_file().exists()]
     if not scored:
         raise UserError(f"{found[0]} and the other runs are not scored yet; score one with: cats evaluate {found[0]}")

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cats.nmt.scoring.report.page import page
-from cats.nmt.scoring.report.runs import read
-from tests.nmt.scoring.report.runs import write_run
+from tests.nmt.scoring.report.runs import page_of_three, write_three
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page about two seeds of cats and another method. Names of runs are hostile, too."""
+    """The page about `write_three`, in the folder of the runs. Tests must not change them."""
     folder = tmp_path_factory.mktemp("page")
-    names = {"cats-seed3": [], "cats-seed4": ["train.seed=4"], "<b>'&\"": ["method.name=static"]}
-    paths = [write_run(folder / name, *settings) for name, settings in names.items()]
+    write_three(folder)
     path = folder / "page.html"
-    path.write_text(page(read(paths), "<title> & more", ["cats", "report", "a b"], lines=6), encoding="utf-8")
+    path.write_text(page_of_three(folder), encoding="utf-8")
     return path

@@ -9,6 +9,8 @@ from typing import Any
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, to_toml
 from cats.nmt.files import write_checked_json
+from cats.nmt.scoring.report.page import page
+from cats.nmt.scoring.report.runs import read
 from tests.nmt.scoring.samples import baseline, cell, content, record
 
 TASKS = {"ar": 20, "az": 150, "ru": 1200}  # training pairs
@@ -65,3 +67,15 @@ def write_run(path: Path, *overrides: str, translations: dict[str, list[str]] | 
     )
     write_checked_json(path / "scores.json", {**scores, **changes})
     return path
+
+
+def write_three(folder: Path) -> None:
+    """Writes two seeds of cats and a run of another method. The names of runs are hostile, too."""
+    write_run(folder / "cats-seed3")
+    write_run(folder / "cats-seed4", "train.seed=4")
+    write_run(folder / "<b>'&\"", "method.name=static")
+
+
+def page_of_three(folder: Path) -> str:
+    """The page about them."""
+    return page(read([folder]), "<title> & more", ["cats", "report", "a b"], lines=6)
