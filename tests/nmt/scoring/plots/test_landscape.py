@@ -101,8 +101,17 @@ def test_similarity_of_each_two_languages(runs: Runs) -> None:
     assert np.isnan(cats.images[0].get_array().filled(np.nan)).sum() == 3  # the diagonal
 
 
-def test_the_matrices_of_one_method_fit_into_the_picture(tmp_path: Path) -> None:
-    figure = landscape.similarity(read_runs([analysed(tmp_path / "cats-seed1", level=1.0)]))
+def test_many_names_fit_into_the_picture(tmp_path: Path) -> None:
+    run = analysed(tmp_path / "cats-seed1", level=1.0)
+    names, square = [f"name{i}" for i in range(8)], np.full((8, 8), 0.5)
+    file = RunDirectory(run).landscape_file
+    record = landscape.read_landscape(file)[0]
+    file.unlink()
+    tables = {name: dict.fromkeys(names, 1.0) for name in TABLES}
+    kinds = {"all": KindSimilarity(square, square)}
+    changes = {"tasks": names, "tokens": dict.fromkeys(names, 1), "interference": square, "kinds": kinds, **tables}
+    add_record(RunDirectory(run), dataclasses.replace(record, **changes))
+    figure = landscape.similarity(dataclasses.replace(read_runs([run]), groups={"all": names}))
     figure.draw_without_rendering()
     for axis in figure.axes:
         box = axis.get_tightbbox()
