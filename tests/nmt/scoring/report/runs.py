@@ -38,7 +38,7 @@ def write_run(path: Path, *overrides: str, translations: dict[str, list[str]] | 
         changes: of scores.json.
     """
     (path / "hyp").mkdir(parents=True)
-    config = apply_overrides(Config(), ["train.seed=3", "train.steps=40", *overrides])
+    config = apply_overrides(Config(), ["train.seed=3", "train.steps=40", "train.lr=0.003", *overrides])
     (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     lines = [{**record(step), "alpha": dict.fromkeys(TASKS, 1 / 3), "engine": "one_pass"} for step in range(10, 41, 10)]
     lines.append({"step": 40, "valid": {"nll": dict.fromkeys(TASKS, 1.5), "all": 1.5}, "best": True})
