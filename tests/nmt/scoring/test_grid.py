@@ -173,6 +173,13 @@ def test_controls_are_added_unless_they_are_left_out(tmp_path):
     assert list(configs(*words, "--controls", "fixed")) == ["T=2", "cats", "cats-fixed", "staged", "mine", "mine-fixed"]
 
 
+def test_constant_weights_may_be_named_before_the_method_that_they_come_from(tmp_path):
+    words = ["--out", str(tmp_path), "--controls", "none", "--methods", "mine-fixed", "T=2"]
+    runs = planned(*words, "--variant", "mine:cats-r,method.strength=1", "--seeds", "4", "5")
+    assert [(run.method, run.seed) for run in runs[:3]] == [("mine-fixed", 4), ("T=2", 4), ("mine", 4)]
+    assert [run.needs for run in runs if run.method == "mine-fixed"] == [[run] for run in runs if run.method == "mine"]
+
+
 def test_trials_are_planned_for_every_method_with_a_seed_of_their_own(tmp_path):
     words = ["--lr", "1e-3", "3e-3", "--trials", "4", "--controls", "fixed", "restart"]
     runs = planned("--out", str(tmp_path), "--sets", "ted", "--seeds", "4", "5", "--methods", "T=1", "cats", *words)

@@ -120,8 +120,8 @@ class Grid:
         runs: list[Run] = []
         for seed in self.seeds:
             found: dict[str, Run] = {}
-            for method, config in configs.items():
-                source = method.removesuffix(FIXED)
+            for method in sorted(configs, key=_is_fixed):  # a method NAME-fixed may be named before NAME
+                source, config = method.removesuffix(FIXED), configs[method]
                 found[method] = Run(
                     name,
                     method,
@@ -131,7 +131,7 @@ class Grid:
                     tuple(tuning.get(source, ())),
                     found[source] if _is_fixed(method) else None,
                 )
-            runs += found.values()
+            runs += [found[method] for method in configs]
         return runs
 
     def _trials(
