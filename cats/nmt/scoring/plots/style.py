@@ -38,6 +38,7 @@ _PLACES = (
     *("mgda", "temperature-schedule", "pcgrad", "cvar-dro", "gradvac", "chi-square-dro", "uncertainty"),
     *("dwa", "graddrop", "target-projection", "adaptive", "bandit", "chi-square-ibr", "doremi"),
     *("double-power-law", "mirror", "lssd", "T=2", "T=10", "T=100", "T=20"),
+    "staged-cats",
 )
 _SAME = {"pretrain": "pretrain-finetune"}  # two names of one method
 _FORM = re.compile(r"(T=(?:inf|[\d.]+))(r?)|(.+?)((?:-r|-staged|-fixed)*)", re.DOTALL)
