@@ -99,9 +99,11 @@ def layers(runs: Runs) -> Figure:
     At the left the cosine, at the right the magnitude similarity: Figure 3 of the CATS paper, a line for each method.
 
     Raises:
-        NothingToDraw: no run was analysed.
+        NothingToDraw: no run was analysed, or none with two languages.
     """
     last = _last(runs)
+    if all(len(record.tasks) < 2 for found in last.values() for record in found):
+        raise NothingToDraw(f"no run was analysed with two languages; {_LACKING}")
     known = {kind for found in last.values() for record in found for kind in record.kinds}
     kinds = [kind for kind in _KINDS if kind in known]
     figure, axes = new_figure(2, height=4.4)
@@ -179,5 +181,5 @@ def _draw_matrix(axis: Axes, matrix: np.ndarray, tasks: Sequence[str], colours: 
         return
     for (i, j), value in np.ndenumerate(matrix):
         if not np.isnan(value):
-            text, colour = f"{value:.2f}".replace("0.", "."), text_on(image.to_rgba(value))
+            text, colour = f"{value:z.2f}".replace("0.", "."), text_on(image.to_rgba(value))
             axis.text(j, i, text, ha="center", va="center", fontsize=TEXT - 1, color=colour)

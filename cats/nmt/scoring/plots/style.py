@@ -200,7 +200,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
 
 
 def label_ends(*axes: Axes) -> None:
-    """Writes the name of each labelled line at its right end. Names that would overlap are moved apart.
+    """Writes the name of each labelled line at its last point. Names that would overlap are moved apart.
 
     Args:
         axes: of one figure. Their scales must be set before.
@@ -212,9 +212,10 @@ def label_ends(*axes: Axes) -> None:
         gap = _LINE * unit / axis.get_window_extent().height  # a line of text, as a share of the axes' height
         ends = []
         for line in axis.get_lines():
-            if not str(line.get_label()).startswith("_"):
-                point = axis.transData.transform(np.asarray(line.get_xydata())[-1])
-                x, y = axis.transAxes.inverted().transform(point)
+            points = np.asarray(line.get_xydata())
+            points = points[np.isfinite(points).all(axis=1)]  # others are not drawn
+            if len(points) and not str(line.get_label()).startswith("_"):
+                x, y = axis.transAxes.inverted().transform(axis.transData.transform(points[-1]))
                 ends.append((float(np.clip(y, 0, 1)), float(x), line))  # a line may end above the picture
         ends.sort(key=lambda end: end[0])
         heights = _spread([end for end, *_ in ends], gap)

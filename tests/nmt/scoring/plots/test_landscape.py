@@ -10,6 +10,7 @@ import pytest
 
 from cats.nmt.scoring.plots import landscape
 from cats.nmt.scoring.plots.runs import NothingToDraw, Runs, read_runs
+from cats.nmt.scoring.plots.style import new_figure
 from cats.nmt.training.landscape import TABLES, KindSimilarity, LandscapeRecord, LandscapeSettings, add_record
 from cats.nmt.training.run import RunDirectory
 from tests.nmt.scoring.plots.made import TASKS, lines_of, made_run, names_at_the_right
@@ -126,6 +127,23 @@ def test_layers(runs: Runs) -> None:
     assert names_at_the_right(magnitude) == ["cats", "T=1"] or names_at_the_right(magnitude) == ["T=1", "cats"]
 
 
+def test_a_kind_of_layer_that_only_one_method_has(tmp_path: Path) -> None:
+    """As CLSR, which is the last one: the name of the other method is at the last kind that it has."""
+    plain, routed = analysed(tmp_path / "cats-seed1", level=1.0), analysed(tmp_path / "T=1-seed1", *T1, level=3.0)
+    for record in landscape.read_landscape(RunDirectory(routed).landscape_file):
+        kinds = {**record.kinds, "CLSR": KindSimilarity(matrix([0.9] * 3), matrix([0.9] * 3))}
+        add_record(RunDirectory(routed), dataclasses.replace(record, kinds=kinds))
+    magnitude = landscape.layers(read_runs([plain, routed])).axes[1]
+    assert names_at_the_right(magnitude) == ["T=1", "cats"]
+    assert all(np.isfinite(text.xy).all() for text in magnitude.texts)  # type: ignore[attr-defined]
+
+
+def test_numbers_in_the_cells() -> None:
+    _, (axis,) = new_figure(1)
+    landscape._draw_matrix(axis, np.array([[np.nan, -0.001], [-0.05, 1.0]]), ["az", "be"], "PuOr_r", -1.0, 1.0)
+    assert [text.get_text() for text in axis.texts] == [".00", "-.05", "1.00"]
+
+
 def test_nothing_to_draw(tmp_path: Path) -> None:
     runs = read_runs([made_run(tmp_path / "run")])
     for picture in (landscape.curvature, landscape.similarity, landscape.layers):
@@ -139,5 +157,6 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     add_record(directory, dataclasses.replace(records[0], tasks=["az"], interference=np.zeros((1, 1)), kinds=one))
     alone = read_runs([single])
     assert lines_of(landscape.curvature(alone).axes[0]) == {"cats": [[10, 11.0]]}  # but no cosine
-    with pytest.raises(NothingToDraw, match="two languages"):
-        landscape.similarity(alone)
+    for picture in (landscape.similarity, landscape.layers):
+        with pytest.raises(NothingToDraw, match="two languages"):
+            picture(alone)
