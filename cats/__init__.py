@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["CATS", "MultiTask", "NonFiniteError", "__version__", "curvature", "engines", "ops", "weighting"]
 
-# {public name: the module that has it}; the other public names are modules.
-_MODULES = {"CATS": "cats.optim", "MultiTask": "cats.multitask", "NonFiniteError": "cats.multitask"}
+# {public name: the module that has it}; the other public names are modules, and so are these values.
+_MODULES = {"CATS": "optim", "MultiTask": "multitask", "NonFiniteError": "multitask"}
 
 if not TYPE_CHECKING:  # a type checker would take every name for one of cats
 
     def __getattr__(name: str) -> Any:
         if name in _MODULES:
-            value = getattr(import_module(_MODULES[name]), name)
-        elif name in __all__:
+            value = getattr(import_module(f"cats.{_MODULES[name]}"), name)
+        elif name in __all__ or name in _MODULES.values():
             value = import_module(f"cats.{name}")
         else:
             raise AttributeError(f"module 'cats' has no attribute {name!r}")
@@ -34,7 +34,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for one of cats
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, *_MODULES.values()})
 
 
 def _find_kernels_of_a_clone() -> None:

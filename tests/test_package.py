@@ -61,8 +61,16 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_public_names() -> None:
     assert {name for name in cats.__all__ if not hasattr(cats, name)} == set()
     assert {"CATS", "MultiTask", "ops", "weighting"} < set(cats.__all__)
+    assert {*cats.__all__, "optim", "multitask"} < set(dir(cats))
     with pytest.raises(AttributeError, match="no_such_name"):
         cats.no_such_name  # noqa: B018
+
+
+def test_modules_of_public_names_need_no_import_of_their_own(root: Path) -> None:
+    # cats.multitask comes first: cats.optim would bring it in.
+    assert run_python("import cats; print(cats.multitask.MultiTask.__name__, cats.optim.CATS.__name__)", root) == (
+        "MultiTask CATS"
+    )
 
 
 def test_one_version(root: Path, wheel: Path) -> None:

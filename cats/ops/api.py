@@ -21,7 +21,8 @@ Statistics (dot products, squared norms, Gram matrices) are float64 tensors on t
 bits on every run and for every number of threads. If a gradient has a NaN or an infinity, its statistics do too.
 
 The operators are not differentiable: they run without autograd, no result requires grad, and to torch.func results are
-constants. torch.compile sees each of them as one custom operator, torch.ops.cats.*.
+constants. torch.compile sees each of them as one custom operator, torch.ops.cats.*, which is there once cats.ops is
+imported.
 
 A tensor with torch's negative bit (x.conj().imag) is read and written as torch does. Tensors whose numbers are not in
 memory are refused: a FakeTensor among real ones, a storage that was freed. So is memory that would be written twice.
