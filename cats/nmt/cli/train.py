@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> None:
         train(config, path, resume=resume, quiet=args.quiet)
         try:
             if processes.is_main():
-                modelling = config.data.tasks and all(map(language_of, config.data.tasks))  # without test text
+                trained = RunDirectory(path).task_names()
+                modelling = trained and all(map(language_of, trained))  # there is no test text
                 split = "valid" if config.evaluate.search == "none" or modelling else "test"
                 score(path, split, quiet=args.quiet)
         except KeyboardInterrupt:

@@ -458,7 +458,7 @@ class Decode:
     max_ratio: float = setting(
         0.0,
         "longest translation: so many times the tokens of the source, plus 10; 0: what training pairs of the task need",
-        need=FINITE,
+        need=between(0, 1000),
     )
     sample: bool = setting(False, "draw translations at random instead of beam search")
     temperature: float = setting(1.0, "sample: divide the logits by this", need=POSITIVE)

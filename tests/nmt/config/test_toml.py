@@ -312,6 +312,7 @@ HUGE = "9" * 5000
         ('[data]\npath = "a\\u0000b"', "data.path contains a NUL character"),
         ('[data]\ntasks = ["a\\u0000b"]', "data.tasks contains a NUL character"),
         ("[decode]\nbeam = 1001", "decode.beam must be at least 1 and at most 1,000, not 1001"),
+        ("[decode]\nmax_ratio = 1e30", "decode.max_ratio must be at least 0 and at most 1,000, not 1e+30"),
         ("[train]\nthreads = 1025", "train.threads must be at least 0 and at most 1,024, not 1025"),
         ("[train]\nsteps = 1979-05-27", "train.steps needs a whole number, not 'datetime.date(1979, 5, 27)'"),
     ],

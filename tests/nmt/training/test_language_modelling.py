@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,15 @@ def test_such_tasks_are_validated_and_not_translated(run: Path) -> None:
     assert not list((run / "hyp").glob("*en-en*")) and (run / "hyp" / "test.xb.txt").exists()
 
 
-def test_a_run_may_have_only_language_modelling(folder: Path, tmp_path: Path) -> None:
-    config = short(folder, *TASKS, "data.tasks=en-en,xb-xb", "train.steps=2")
+@pytest.mark.parametrize("text", ["the lines of its pairs", "files"])
+def test_a_run_may_have_only_language_modelling(folder: Path, tmp_path: Path, text: str) -> None:
+    tasks = "data.tasks=en-en,xb-xb"
+    if text == "files":
+        pairs, folder, tasks = folder, tmp_path / "text", "data.tasks="
+        folder.mkdir()
+        for split in ("train", "valid"):
+            shutil.copy(pairs / f"{split}.en-xa.en", folder / f"{split}.en-en.en")
+    config = short(folder, *TASKS, tasks, "train.steps=2")
     (tmp_path / "lm.toml").write_text(to_toml(config))
     assert main(["train", "--config", str(tmp_path / "lm.toml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     assert RunDirectory(tmp_path / "run").scores_file("valid").exists()
