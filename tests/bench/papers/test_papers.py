@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +101,7 @@ def test_a_failure_is_stepped_over_and_ctrl_c_is_not(
 def test_folders_are_found_when_a_command_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tmp_path = tmp_path / "runs [1] of mine"
     for name in ("T=1-seed1", "T=1-seed2", "cats-seed1"):
         (tmp_path / "ted" / name).mkdir(parents=True)
         (tmp_path / "ted" / f"{name}.toml").touch()
@@ -115,3 +117,32 @@ def test_folders_are_found_when_a_command_is_run(
     assert run(Command(("analyse", f"{tmp_path}/ted/cats-seed*"))) == 3
     assert seen[1:] == [["analyse", f"{tmp_path}/ted/cats-seed1"]]
     assert run(Command(("data", "cldr", "there"), made=tmp_path)) == 0 and len(seen) == 2
+
+
+def test_names_of_folders_may_have_spaces(tmp_path: Path) -> None:
+    out, data = tmp_path / "my runs", tmp_path / "my text"
+    trained, drawn = commands([FIGURES["cats-5"]], "paper", out, data)
+    assert {str(data / "ted-related"), str(out / "related")} < set(trained.words)
+    assert f"{out}/related/*/cats-seed*" in drawn.words and drawn.words[-1] == str(out / "figures" / "cats-5")
+    (out / "related" / "ted" / "cats-seed11").mkdir(parents=True)
+    printed = subprocess.run(
+        ["sh", "-c", str(drawn).replace("cats", "printf %s\\\\n", 1)], capture_output=True, text=True
+    )
+    assert f"{out}/related/ted/cats-seed11" in printed.stdout.splitlines()
+
+
+def test_a_corpus_that_was_not_completed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = tmp_path / "corpora" / "toy"
+    statuses = iter([130, 0])
+
+    def fake(words: list[str]) -> SimpleNamespace:
+        folder = Path(words[-1])
+        assert not folder.exists()
+        folder.mkdir(parents=True)
+        return SimpleNamespace(returncode=next(statuses))
+
+    monkeypatch.setattr("bench.papers.commands.subprocess.run", fake)
+    command = Command(("data", "cldr", "--out", str(corpus)), made=corpus)
+    assert run(command) == 130 and not corpus.exists()
+    assert run(command) == 0 and [path.name for path in corpus.parent.iterdir()] == ["toy"]
+    assert run(command) == 0
