@@ -97,7 +97,10 @@ def plan(
         sizes = load_corpus(start.data).sizes
         for pair in between:
             low, high = _sides(pair, sizes, task_groups(sizes, start.evaluate))
-            fronts.append(_front(grid, name, _between(start, low, high, sizes, metric), low, high, sizes, ratios, own))
+            trained = _between(start, low, high, sizes, metric)
+            # The order of the tasks, which is that of the ratios, may be another one if some tasks are left out.
+            ordered = load_corpus(trained.data).sizes if trained.data != start.data else sizes
+            fronts.append(_front(grid, name, trained, low, high, ordered, ratios, own))
     return fronts
 
 
@@ -173,12 +176,12 @@ def _has_mixture(settings: Sequence[str], start: Config) -> bool:
 
 
 def _shares(ratio: float, low: Side, high: Side, sizes: Mapping[str, int], temperature: float) -> list[float]:
-    """The share of each trained task, in the order of the corpus."""
+    """The share of each task. sizes: of the trained tasks, in the order that the ratios must have."""
     shares: dict[str, float] = {}
     for side, whole in ((low, ratio), (high, 1 - ratio)):
         within = temperature_probabilities({name: sizes[name] for name in side.tasks}, temperature)
         shares |= {name: float(f"{whole * share:.6g}") for name, share in within.items()}
-    return [shares[name] for name in sizes if name in shares]
+    return [shares[name] for name in sizes]
 
 
 def _by_method(runs: Iterable[Run], ratio: float | None) -> list[PlannedPoint]:
