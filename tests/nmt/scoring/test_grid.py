@@ -170,6 +170,9 @@ def test_controls_are_added_unless_they_are_left_out(tmp_path):
     with_all = list(configs(*words, "--controls", "temperatures", "fixed", "restart"))
     assert with_all == [*temperatures, *ours]
     assert list(configs(*words, "--controls", "none")) == ["T=2", "cats", "staged", "mine"]
+    # The weights of cats with a restart are those of its own run, so that cats-fixed is not restarted by itself.
+    named = ["--out", str(tmp_path), "--methods", "cats-fixed", "cats", "--controls", "restart"]
+    assert list(configs(*named)) == ["cats-fixed", "cats", "cats-r"]
     assert list(configs(*words, "--controls", "fixed")) == ["T=2", "cats", "cats-fixed", "staged", "mine", "mine-fixed"]
 
 
@@ -264,6 +267,14 @@ def test_constant_weights_are_relative_to_the_tokens_of_each_batch(tmp_path):
         (["--methods", "cats-s"], r"unknown method cats-s"),
         (["--methods", "T=1-fixed", "T=1"], r"T=1-fixed needs T=1 among --methods, with method\.name = cats"),
         (["--methods", "cats-fixed"], r"cats-fixed needs cats among --methods"),
+        (["--methods", "cats", "cats-fixed-r"], r"based on cats-fixed: -fixed comes last, such as in cats-r-fixed"),
+        (["--methods", "cats", "--variant", "a:cats-fixed,train.clip=2"], r"no method can be based on cats-fixed"),
+        (["--variant", "a:a-r,train.clip=2"], r"--variant a: it is based on itself"),
+        (["--variant", "a:b", "--variant", "b:a"], r"--variant a: it is based on itself"),
+        (["--variant", "a-r:cats", "--variant", "a:T=1"], r"--variant a-r: a is a variant, too"),
+        (["--variant", "a:T=1,train.seed=7"], r"a:T=1,train\.seed=7: train\.seed must be the same for all methods"),
+        (["--variant", "a:T=1,evaluate.search=none"], r"evaluate\.search must be the same for all methods"),
+        (["--variant", "a:T=1,data.languages=wmt"], r"data\.languages must be the same for all methods"),
         (["--controls", "none", "fixed"], r"--controls none fixed: none leaves out all controls; give it alone"),
         (["--controls", "restarts"], r"unknown control restarts .*restart"),
         (["--set", "evaluate.search=none"], r"nothing to compare"),

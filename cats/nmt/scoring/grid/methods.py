@@ -5,7 +5,7 @@ NAME         a method of `cats train --method`, or one of `NAMED`; pretrain is s
 T=3r, NAME-r the same with a warm restart (`train.restart`) after 35 % of the updates
 NAME-staged  the same, and before this restart T=1
 NAME-fixed   of a method of the name cats: the mean over time of the weights of its run of the same seed, as constants
-             relative to the tokens of each batch, see `cats.nmt.scoring.grid.runs.constant_weights`
+             relative to the tokens of each batch, see `cats.nmt.scoring.grid.runs.constant_weights`; -fixed comes last
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cats.nmt.config.recipes import first_phase
-from cats.nmt.config.schema import METHODS, Config
+from cats.nmt.config.schema import FIELDS, METHODS, Config
 from cats.nmt.config.toml import apply_overrides, split_at_commas
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import find
@@ -49,6 +49,10 @@ CONTROLS = {
 }
 _TEMPERATURE = re.compile(r"T=(inf|[0-9]+(?:\.[0-9]+)?)(r?)")
 _SETTING = r"[a-z]+\.[a-z_]+="  # the start of a setting
+_SUFFIXES = ("-r", "-staged", FIXED)
+# What a variant must not set: the seed, and what decides which text is scored, and how. All methods have the same.
+_SHARED = {name for name in FIELDS if name.startswith(("data.", "evaluate."))} | {"train.seed"}
+_SHARED -= {"data.tasks", "data.max_ratio"}
 
 
 class Methods:
@@ -58,7 +62,7 @@ class Methods:
         variants: more methods, as NAME:BASE,KEY=VALUE,.. where BASE is another method; without BASE it is cats.
 
     Raises:
-        UserError: a variant has another form, or its name is taken.
+        UserError: a variant has another form, its name is taken, or it sets what all methods must share.
     """
 
     def __init__(self, variants: Iterable[str] = ()) -> None:
@@ -72,7 +76,12 @@ class Methods:
                     f"--variant {variant}: write NAME:BASE,KEY=VALUE,.. (BASE: a method, or left out for cats) with a "
                     "plain name that no other method has"
                 )
+            if shared := [key for key in (text.partition("=")[0] for text in settings) if key in _SHARED]:
+                raise UserError(f"--variant {variant}: {shared[0]} must be the same for all methods; use --set")
             self.variants[name] = base or "cats", settings
+        for name in self.variants:
+            if clash := [name + suffix for suffix in _SUFFIXES if name + suffix in self.variants]:
+                raise UserError(f"--variant {clash[0]}: {name} is a variant, too, which gives this name a meaning")
 
     def settings(self, name: str, steps: int) -> list[str]:
         """The settings of a method as overrides, in their order. The weights of a method NAME-fixed are not known here.
@@ -81,13 +90,19 @@ class Methods:
             steps: the number of updates.
 
         Raises:
-            UserError: no method has this name.
+            UserError: no method has this name, or a variant is based on itself.
         """
+        return self._settings(name, steps, ())
+
+    def _settings(self, name: str, steps: int, within: tuple[str, ...]) -> list[str]:
+        """The same. within: the variants that are based on this method."""
         restart = ["train.restart=true", f"train.pretrain_steps={first_phase(steps)}"]
         name = SHORT.get(name, name)
         if name in self.variants:
+            if name in within:
+                raise UserError(f"--variant {name}: it is based on itself; name another method before its settings")
             base, settings = self.variants[name]
-            return [*self.settings(base, steps), *settings]
+            return [*self._base(base, steps, (*within, name)), *settings]
         if found := _TEMPERATURE.fullmatch(name):
             order = restart if found[2] else _ONE_PHASE
             return [*_TOKENS, f"sampling.temperature={found[1]}", *_ONE_TEMPERATURE, *order]
@@ -98,10 +113,16 @@ class Methods:
         base, _, suffix = name.rpartition("-")
         more = {"r": restart, "staged": [*_STAGED, *restart], FIXED[1:]: ["method.name=static"]}
         if base and suffix in more:
-            return [*self.settings(base, steps), *more[suffix]]
+            return [*self._base(base, steps, within), *more[suffix]]
         if f"{name.partition(':')[0]}:NAME" in METHODS:
             return [f"method.name={name}"]
         raise unknown("method", name, self.names())
+
+    def _base(self, base: str, steps: int, within: tuple[str, ...]) -> list[str]:
+        """The settings of a method that another one is based on."""
+        if base not in self.variants and base.endswith(FIXED):  # its weights are those of a run, and no settings
+            raise UserError(f"no method can be based on {base}: {FIXED} comes last, such as in cats-r{FIXED}")
+        return self._settings(base, steps, within)
 
     def names(self) -> list[str]:
         """All names but those with suffixes, with T=3 for all temperatures."""
@@ -123,7 +144,8 @@ class Methods:
         for name in wanted:
             settings = apply_overrides(base, self.settings(name, base.train.steps))
             forms = [name]
-            if "restart" in controls and not (settings.train.restart or settings.train.pretrain):
+            again = settings.train.restart or settings.train.pretrain or name.endswith(FIXED)
+            if "restart" in controls and not again:
                 forms.append(f"{name}r" if _TEMPERATURE.fullmatch(name) else f"{name}-r")
             for form in forms:
                 found[form] = None
