@@ -29,7 +29,7 @@ RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DEFAULT = ("restart", "pretrain", "cats")
 # Settings that make a mixture, and recipes that have one.
 _MIXTURE = ("temperature", "temperature_end", "ratios", "unimax_epochs")
-_OWN_MIXTURE = ("temperature", "temperature-schedule", "unimax", "staged")
+_OWN_MIXTURE = ("temperature", "temperature-schedule", "unimax", "staged", "staged-cats")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def plan(
     named = [SHORT.get(name, name) for name in methods if name != STATIC]
     chosen = [STATIC, *named, *known.variants]
     check_different("methods", chosen)
-    check_different("ratios", ratios)
+    check_different("ratios", [f"{ratio:g}" for ratio in ratios])  # as in the names of folders
     check_different("between", ["-".join(pair) for pair in between])
     if wrong := [ratio for ratio in ratios if not 0 < ratio < 1]:
         raise UserError(f"--ratios {wrong[0]:g}: must be above 0 and below 1, the share of the first of --between")
@@ -169,10 +169,11 @@ def _front(
 
 def _has_mixture(settings: Sequence[str], start: Config) -> bool:
     """Whether a method draws the tasks in its own way, so that there is no place for a ratio."""
-    if any(f"sampling.{name}" in as_settings(settings) for name in _MIXTURE):
+    given = as_settings(settings)
+    if any(f"sampling.{name}" in given for name in _MIXTURE) or given.get("method.name") in _OWN_MIXTURE:
         return True
     method = apply_overrides(start, [*settings, "sampling.ratios=[0.5,0.5]"]).method.name
-    return method in _OWN_MIXTURE or find(method).family == SAMPLER
+    return find(method).family == SAMPLER
 
 
 def _shares(ratio: float, low: Side, high: Side, sizes: Mapping[str, int], temperature: float) -> list[float]:

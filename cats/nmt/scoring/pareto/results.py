@@ -78,7 +78,7 @@ class MethodFront:
     Attributes:
         points: those with scores, in the order of their ratios.
         hypervolume: the area that its points dominate within the reference point.
-        gain: how much larger that is than the hypervolume of static ratios. None for these, and for single points.
+        gain: how much larger that is than the hypervolume of static ratios. None unless both have the same ratios.
         beyond: whether a point is beyond the front of static ratios. None: not known, with a single seed or no front.
     """
 

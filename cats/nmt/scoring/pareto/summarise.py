@@ -132,7 +132,7 @@ class _Front:
         if compared and resampled is not None:
             beyond = any(each.low is not None and each.low > 0 for each in estimates if each is not None)
         gain = None
-        if compared and {self.points[i].ratio for i in own} >= {*ratios}:  # over the same ratios
+        if compared and {self.points[i].ratio for i in own} == {*ratios}:  # more points would dominate more
             gain = gain_estimate(means[static], means[own], resampled, reference.tolist())
         return MethodFront(points, area, gain, beyond)
 

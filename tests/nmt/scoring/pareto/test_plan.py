@@ -29,7 +29,7 @@ def configs(*words: str) -> dict[tuple[str, float | None], Config]:
 
 def test_a_method_is_trained_over_the_ratios_unless_it_has_a_mixture_of_its_own(words):
     over_ratios = ["restart", "pretrain", "cats", "cats-staged", "famo"]
-    alone = ["T=5", "staged", "temperature-schedule", "unimax", "bandit"]
+    alone = ["T=5", "staged", "staged-cats", "temperature-schedule", "unimax", "bandit"]
     variants = ["--variant=long:pretrain,train.pretrain_steps=9", "--variant=mixed:cats,sampling.temperature=2"]
     found = configs(*words, "--ratios", "0.7", "0.2", "--methods", *over_ratios, *alone, *variants)
     names = ["static", "restart", "pretrain-finetune", "cats", "cats-staged", "famo"]
@@ -142,6 +142,7 @@ def test_a_finished_run_without_its_last_checkpoint_is_not_removed_to_be_transla
         (["--ratios", "0"], r"--ratios 0: must be above 0 and below 1"),
         (["--ratios", "0.5", "1.5"], r"--ratios 1\.5: must be above 0 and below 1"),
         (["--ratios", "0.5", "0.5"], r"--ratios 0\.5 0\.5: one is given twice"),
+        (["--ratios", "0.5", "0.50000001"], r"--ratios 0\.5 0\.5: one is given twice"),
         (["--ratios", "nan"], r"--ratios nan: must be"),
         (["--methods", "catz"], r"unknown method catz"),
         (["--methods", "cats", "cats"], r"--methods .*: one is given twice"),

@@ -51,6 +51,15 @@ def test_a_method_that_is_better_everywhere_is_beyond_the_front(fronts):
     assert [point.outside for point in better.points] == [False, False, True] or better.points[0].outside
 
 
+def test_hypervolumes_are_compared_over_the_same_ratios_only(fronts):
+    for point in fronts[0].points:
+        if (point.method, point.ratio) == ("static", 0.8):
+            for run in point.runs:
+                shutil.rmtree(run.path)
+    (front,) = summarise(fronts, "nll").fronts
+    assert front.methods["restart"].gain is None and len(front.methods["restart"].points) == 3
+
+
 def test_with_one_seed_nothing_is_said_about_others(fronts):
     for point in fronts[0].points:
         shutil.rmtree(point.runs[1].path)
