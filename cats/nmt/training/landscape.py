@@ -287,8 +287,10 @@ def read_landscape(path: Path) -> list[LandscapeRecord]:
     records = []
     for number, line in enumerate(read_file(path).splitlines(), start=1):
         try:
-            records.append(_record(json.loads(line)))
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            record = _record(json.loads(line))
+            hash(record.key)  # lists among the settings have no hash
+            records.append(record)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
             raise UserError(f"{path}, line {number}: damaged; remove the line") from None
     return records
 
@@ -339,7 +341,7 @@ def _plain(value: Any) -> Any:
 
 
 def _record(values: Mapping[str, Any]) -> LandscapeRecord:
-    """The record of a line. KeyError, TypeError, ValueError or AttributeError: it has another form."""
+    """The record of a line. KeyError, TypeError, ValueError, OverflowError, AttributeError: it has another form."""
     tasks = [str(task) for task in values["tasks"]]
 
     def table(name: str) -> dict[str, float]:
@@ -351,6 +353,8 @@ def _record(values: Mapping[str, Any]) -> LandscapeRecord:
             raise ValueError("a matrix has another shape")
         return array
 
+    if ALL not in values["kinds"]:
+        raise ValueError("the whole model is missing")
     return LandscapeRecord(
         step=int(values["step"]),
         checkpoint=str(values["checkpoint"]),
