@@ -53,6 +53,9 @@ def import_wandb() -> Any:
     """
     try:
         import wandb
+
+        if not hasattr(wandb, "init"):  # the folder wandb/ that the library has left here is a module, too
+            raise ImportError("No module named 'wandb'")
     except ImportError as error:
         raise UserError(f"train.wandb: {error}; install it with: pip install wandb") from None
     return wandb

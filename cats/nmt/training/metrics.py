@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write, finite_or_none, read_file, unwritable
+from cats.nmt.screen import tell
 from cats.nmt.training.boards import Board, TensorBoard
 
 
@@ -172,20 +173,28 @@ class Metrics:
                 file.write(line)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        for board in self.boards:
-            board.write(record["step"], {name: value for name, value in _numbers(record) if name != "step"})
+        numbers = {name: value for name, value in _numbers(record) if name != "step"}
+        self._tell_boards(lambda board: board.write(record["step"], numbers))
 
     def sync(self) -> None:
         """Flushes the lines to the disk, so that they survive a power cut."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
-        for board in self.boards:
-            board.flush()
+        self._tell_boards(lambda board: board.flush())
 
     def close(self) -> None:
         """Ends the boards. Nothing may be written after it."""
-        for board in self.boards:
-            board.close()
+        self._tell_boards(lambda board: board.close())
+
+    def _tell_boards(self, call: Callable[[Board], None]) -> None:
+        """Calls all boards. One that fails gets no more: metrics.jsonl has the numbers, so the training goes on."""
+        for board in [*self.boards]:
+            try:
+                call(board)
+            except Exception as error:  # whatever such a program may raise
+                self.boards.remove(board)
+                reason = (str(error) or type(error).__name__).partition("\n")[0]
+                tell(f"cats: {type(board).__name__} failed ({reason}) and gets no more numbers; {self.path} has them")
 
 
 def _numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -99,11 +99,31 @@ def test_without_a_server_the_numbers_stay_on_the_disk(
         started(tmp_path, quiet=True)
 
 
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_a_board_that_fails_does_not_end_the_training(
+    corpus: Path,
+    tmp_path: Path,
+    fake: Fake,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError("its process was killed\nMore lines")
+
+    monkeypatch.setattr(fake, method, fail)
+    train(short(corpus, "train.steps=3", "train.log_every=1", "train.wandb=birds"), tmp_path / "run", quiet=True)
+    said = "WeightsAndBiases failed (its process was killed) and gets no more numbers"
+    assert capsys.readouterr().err == f"cats: {said}; {tmp_path}/run/metrics.jsonl has them\n"
+    assert metrics(tmp_path / "run")[-1]["step"] == 3
+
+
 def test_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
     (tmp_path / "wandb-id").write_text("../other")
     with pytest.raises(UserError, match=r"wandb-id is damaged; remove it"):
         started(tmp_path)
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"^train\.wandb: .*; install it with: pip install wandb$"):
-        train(short(corpus, "train.wandb=birds"), tmp_path / "run", quiet=True)
+    for module in (None, ModuleType("wandb")):  # nothing, or a folder of this name
+        monkeypatch.setitem(sys.modules, "wandb", module)
+        with pytest.raises(UserError, match=r"^train\.wandb: .*; install it with: pip install wandb$"):
+            train(short(corpus, "train.wandb=birds"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
