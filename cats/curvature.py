@@ -197,10 +197,11 @@ def interference(losses: Mapping[str, Loss], model: nn.Module, *, lr: float) -> 
     """How a step along one task's gradient changes each task's loss: I(L_i, L_j) = L_i(θ − lr g_j) − L_i(θ).
 
     Returns (K, K), float64 on the CPU: row i for the task whose loss changes, column j for the one that is followed.
-    Above 0, the step harms. These are the differences of the losses themselves. To the second order in lr they are
-    -lr <g_i, g_j> + lr²/2 g_jᵀ H_i g_j. Eq. 1 of the paper of CATS (Li and Gong, NeurIPS 2021) is about a minimum of
-    L_i, where the first term is 0. The second is at most lr²/2 |g_j|² times the largest eigenvalue of H_i: the sharper
-    the landscape of a task, the more others can harm it. Elsewhere, add lr <g_i, g_j> to get the second term alone.
+    Above 0, the step harms. These are the differences of the losses themselves. Where these are smooth, which ReLU is
+    not everywhere, they are -lr <g_i, g_j> + lr²/2 g_jᵀ H_i g_j to the second order in lr. Eq. 1
+    of the paper of CATS (Li and Gong, NeurIPS 2021) is about a minimum of L_i, where the first term is 0. The second is
+    at most lr²/2 |g_j|² times the largest eigenvalue of H_i: the sharper the landscape of a task, the more others can
+    harm it. Elsewhere, add lr <g_i, g_j> to get the second term alone.
 
     Args:
         losses: {task: its loss}. Each is evaluated K + 1 times.
