@@ -66,7 +66,8 @@ class Mixture:
 
     temperature: see ``temperature_probabilities``.
     temperature_end: the temperature at the last of `steps` updates; 1/T is interpolated linearly. 0: it is constant.
-    ratios: if given, the probabilities are proportional to these numbers instead, one per task in their order.
+    ratios: if given, the probabilities are proportional to these numbers instead, one per task in the order of
+        their names.
     unimax_epochs: if above 0, the tasks' shares of the tokens are those of ``unimax`` instead.
     first_temperature: the temperature in the first `pretrain_steps` updates; 0: the same as later.
     pretrain: the tasks that are trained alone in the first `pretrain_steps` updates; empty: all.
@@ -107,12 +108,13 @@ class Mixture:
         if phase < 0 and self.first_temperature:
             found = temperature_probabilities(sizes, self.first_temperature)
         elif self.ratios:
-            found = {task: value / sum(self.ratios) for task, value in zip(sizes, self.ratios, strict=True)}
+            given = dict(zip(sorted(sizes), self.ratios, strict=True))
+            found = {task: given[task] / sum(self.ratios) for task in sizes}
         elif self.unimax_epochs:
             whole = {task: lengths[task] * size for task, size in sizes.items()}
-            given = unimax(whole, float(tokens) * self.steps, self.unimax_epochs)
-            total = sum(given[task] / lengths[task] for task in sizes)
-            found = {task: given[task] / lengths[task] / total for task in sizes}
+            budgets = unimax(whole, float(tokens) * self.steps, self.unimax_epochs)
+            total = sum(budgets[task] / lengths[task] for task in sizes)
+            found = {task: budgets[task] / lengths[task] / total for task in sizes}
         else:
             temperature = self.temperature
             if self.temperature_end and phase > 0:

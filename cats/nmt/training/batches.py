@@ -120,7 +120,8 @@ def _mixture(
     """How often each task is drawn."""
     if sampling.ratios and len(sampling.ratios) != len(tasks):
         raise UserError(
-            f"sampling.ratios has {len(sampling.ratios)} numbers, the corpus {len(tasks)} tasks ({', '.join(tasks)})"
+            f"sampling.ratios has {len(sampling.ratios)} numbers, the corpus {len(tasks)} tasks "
+            f"({', '.join(sorted(tasks))})"
         )
     return Mixture(
         sampling.temperature,

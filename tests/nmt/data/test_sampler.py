@@ -139,6 +139,8 @@ def test_explicit_ratios():
     sampler = Sampler(lengths({"a": 50, "b": 500}), mixture=Mixture(1.0, ratios=(3, 1)), batch_tokens=300, seed=0)
     counts = counted(sampler, 200)
     assert counts["a"] / counts["b"] == pytest.approx(3, rel=0.05)  # rounding in each of 12 buckets
+    # They are in the order of the names, whatever the order of the tasks is.
+    assert Mixture(1.0, ratios=(3, 1)).probabilities(0.0, {"b": 500, "a": 50}, {}, 300) == [0.25, 0.75]
 
 
 def test_unimax_is_uniform_up_to_the_cap():

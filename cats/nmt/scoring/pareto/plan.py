@@ -97,10 +97,7 @@ def plan(
         sizes = load_corpus(start.data).sizes
         for pair in between:
             low, high = _sides(pair, sizes, task_groups(sizes, start.evaluate))
-            trained = _between(start, low, high, sizes, metric)
-            # The order of the tasks, which is that of the ratios, may be another one if some tasks are left out.
-            ordered = load_corpus(trained.data).sizes if trained.data != start.data else sizes
-            fronts.append(_front(grid, name, trained, low, high, ordered, ratios, own))
+            fronts.append(_front(grid, name, _between(start, low, high, sizes, metric), low, high, sizes, ratios, own))
     return fronts
 
 
@@ -177,12 +174,12 @@ def _has_mixture(settings: Sequence[str], start: Config) -> bool:
 
 
 def _shares(ratio: float, low: Side, high: Side, sizes: Mapping[str, int], temperature: float) -> list[float]:
-    """The share of each task. sizes: of the trained tasks, in the order that the ratios must have."""
+    """The share of each trained task, in the order of their names, as in `sampling.ratios`."""
     shares: dict[str, float] = {}
     for side, whole in ((low, ratio), (high, 1 - ratio)):
         within = temperature_probabilities({name: sizes[name] for name in side.tasks}, temperature)
         shares |= {name: float(f"{whole * share:.6g}") for name, share in within.items()}
-    return [shares[name] for name in sizes]
+    return [shares[name] for name in sorted(shares)]
 
 
 def _by_method(runs: Iterable[Run], ratio: float | None) -> list[PlannedPoint]:
