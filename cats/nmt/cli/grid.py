@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
@@ -111,8 +111,9 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]
     """Train the runs that are missing, then write the results of those that are finished.
 
     Raises:
-        UserError: some runs failed. The results of the others are written.
+        UserError: some runs failed: the results of the others are written. Or another command uses the same --out.
     """
+    from cats.nmt.files import locked
     from cats.nmt.scoring.grid.execute import execute
     from cats.nmt.scoring.grid.runs import check_all, everything
     from cats.nmt.training.run import load_corpus
@@ -123,14 +124,20 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]
         return
     if args.data:
         load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
-    try:
-        failed = execute(runs, args.jobs)
-    except KeyboardInterrupt:
+
+    def refuse() -> NoReturn:
+        raise UserError(f"{args.out}: another command is training runs there; wait for its end, or give another --out")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    with locked(args.out, refuse):
+        try:
+            failed = execute(runs, args.jobs)
+        except KeyboardInterrupt:
+            if any(each.finished for each in runs):
+                write()
+            raise
         if any(each.finished for each in runs):
             write()
-        raise
-    if any(each.finished for each in runs):
-        write()
     if failed:
         path, error = next(iter(failed.items()))
         count = len(everything(runs))

@@ -14,6 +14,7 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
+from cats.nmt.files import locked
 from cats.nmt.scoring.grid import execute
 from cats.nmt.scoring.grid.runs import Run
 from tests.nmt.scoring.comparisons import finished_runs, write_repeating_corpus
@@ -80,6 +81,9 @@ def test_after_a_failure_there_are_tables_and_the_exit_status_tells(
     out, err = capsys.readouterr()
     assert "| T=1 | 1 of 2 |" in out and "| T=5 | 2 of 2 |" in out
     assert err.splitlines()[-1] == f"cats: 1 of 6 runs failed; the first: {runs[0].path}: it is broken"
+    with locked(tmp_path / "out", lambda: None):  # another command trains runs there
+        assert main(comparison(tmp_path)) == 2
+    assert "out: another command is training runs there; wait" in capsys.readouterr().err
     runs[0].path.mkdir()  # another process may be about to train it
     assert main([*comparison(tmp_path), "--only-finished"]) == 0
     assert capsys.readouterr().out == out and runs[0].path.exists()
