@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUMMARY = "draw the losses, scores, weights and examples of several runs, or a score against a setting"
 HELP = """\
 Draw several runs together, as PNG and SVG. Runs of one method, such as the seeds of cats compare, are drawn as thin
-lines, and their mean as a bold one. Runs that still train can be drawn, too.
+lines, and their mean as a bold one, as far as all of them are trained. Runs that still train can be drawn, too.
 
 pictures over the updates:
   loss        training and validation loss, a column for LoRes and one for HiRes
@@ -68,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs or folders'}")
+    doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs'}")
     from cats.nmt.config.schema import FIELDS
     from cats.nmt.scoring.plots.runs import NothingToDraw, read_runs
     from cats.nmt.scoring.plots.style import save_figure

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cats.nmt.scoring.plots.runs import NothingToDraw, PlottedRun, Runs
-from cats.nmt.scoring.plots.series import Curve, Records, alpha_shares, mean, seen, training_nll, validation
+from cats.nmt.scoring.plots.series import (
+    Curve,
+    Records,
+    alpha_shares,
+    mean,
+    mean_of_seeds,
+    seen,
+    training_nll,
+    validation,
+)
 from cats.nmt.scoring.plots.style import INK, TEXT, label_ends, new_figure, save_figure, short_numbers
 from cats.nmt.scoring.scores import TITLES, Scores
 
@@ -146,14 +155,15 @@ def draw_languages(axis: Axes, curves: Mapping[str, Curve], groups: Mapping[str,
             axis.plot(*_columns(curves[name]), style, color=colour, linewidth=width, alpha=opacity, label=label)
         if members and not few:
             means = mean(curves[name] for name in members)
-            axis.plot(*_columns(means), style, color=bold, linewidth=2.4, label=TITLES[group])
+            title = TITLES[group if groups.get(group) else "all"]
+            axis.plot(*_columns(means), style, color=bold, linewidth=2.4, label=title)
     axis.set_xlim(0, max((curves[name][-1][0] for name in names), default=1))
 
 
 def _by_method(runs: Runs, curve: Callable[[PlottedRun, str], Curve]) -> dict[str, dict[str, Curve]]:
     """{method: {task: the mean over its seeds}}, without methods that have no curve at all."""
     found = {
-        method: {task: mean(curve(run, task) for run in seeds) for task in runs.tasks}
+        method: {task: mean_of_seeds(curve(run, task) for run in seeds) for task in runs.tasks}
         for method, seeds in runs.methods.items()
     }
     return {method: curves for method, curves in found.items() if any(curves.values())}

@@ -14,6 +14,7 @@ from cats.nmt.scoring.plots.series import (
     against,
     difference,
     mean,
+    mean_of_seeds,
     seen,
     training_nll,
     validation,
@@ -63,17 +64,20 @@ def scores(runs: Runs, measure: str) -> Figure:
     """
     panels = runs.panels
     curve = _validation_of(measure)
-    figure, axes = new_figure(2 * len(panels), rows=len(panels), sharey="row", labels=len(runs.methods))
+    counted = any(seen(run.records, run.tasks, TOKENS.what) for run in runs.runs)  # not by older versions
+    scales = (UPDATES, TOKENS) if counted else (UPDATES,)
+    columns = len(scales)
+    figure, axes = new_figure(columns * len(panels), rows=len(panels), sharey="row", labels=len(runs.methods))
     for row, (group, tasks) in enumerate(panels.items()):
-        for axis, scale in zip(axes[2 * row :], (UPDATES, TOKENS), strict=False):
+        for axis, scale in zip(axes[columns * row :], scales, strict=False):
             draw_methods(axis, runs, tasks, _over(scale, curve))
             _set_scale(axis, scale)
             if measure == "nll":
                 _leave_out_the_start(axis)
-        axes[2 * row].set_title(group, loc="left", color=INK)
-        axes[2 * row].set_ylabel(MEASURES[measure])
+        axes[columns * row].set_title(group, loc="left", color=INK)
+        axes[columns * row].set_ylabel(MEASURES[measure])
     source = "it needs two validations" if measure == "nll" else "train with train.validate_bleu"
-    return finished(figure, axes, 2, f"no run has a {MEASURES[measure]} in its metrics; {source}")
+    return finished(figure, axes, columns, f"no run has a {MEASURES[measure]} in its metrics; {source}")
 
 
 def efficiency(runs: Runs) -> Figure:
@@ -175,7 +179,7 @@ def draw_methods(axis: Axes, runs: Runs, tasks: Sequence[str], curve: CurveOf) -
                 label=_SEED,
             )
         if curves:
-            means = mean(curves)
+            means = mean_of_seeds(curves)
             every = max(1, len(means) // _MARKS)
             # Methods have their marks at different places, so that none covers those of another one.
             marks = {**style.mark, "markevery": ((2 * number + 1) * every // (2 * len(runs.methods)), every)}

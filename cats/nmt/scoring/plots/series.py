@@ -75,11 +75,11 @@ def seen(records: Records, tasks: Iterable[str], what: str) -> Curve:
 
 
 def against(curve: Curve, scale: Curve) -> Curve:
-    """The curve over another quantity than the updates: that of `scale`, which starts at 0. Empty if `scale` is."""
+    """The curve over another quantity than the updates: that of `scale`, which starts at 0; as far as `scale` goes."""
     if not scale:
         return []
     steps, amounts = zip((0, 0.0), *scale, strict=True)
-    return [(float(np.interp(x, steps, amounts)), value) for x, value in curve]
+    return [(float(np.interp(x, steps, amounts)), value) for x, value in curve if x <= steps[-1]]
 
 
 def difference(one: Curve, other: Curve) -> Curve:
@@ -111,6 +111,15 @@ def mean(curves: Iterable[Curve], *, common: bool = False) -> Curve:
     kept = counts == len(known) if common else counts > 0
     means = np.nansum(table[:, kept], axis=0) / counts[kept]
     return list(zip(at[kept].tolist(), means.tolist(), strict=True))
+
+
+def mean_of_seeds(curves: Iterable[Curve]) -> Curve:
+    """The mean of the curves of a method's seeds where all are known. Elsewhere it would jump: to fewer seeds.
+
+    If they have no x in common, it is the mean of those that are known.
+    """
+    known = list(curves)
+    return mean(known, common=True) or mean(known)
 
 
 def smooth(points: Curve) -> Curve:

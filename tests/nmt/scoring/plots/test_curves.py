@@ -92,3 +92,6 @@ def test_lines_of_the_languages_and_their_names() -> None:
     _, (axis,) = new_figure(1)
     curves.draw_languages(axis, many, {"lores": [*many][:20], "hires": [*many][20:]})
     assert lines_of(axis) == {"LoRes": [[10, 9.5]], "HiRes": [[10, 24.5]]} and len(axis.get_lines()) == 32
+    _, (axis,) = new_figure(1)
+    curves.draw_languages(axis, many, {"all": [*many]})  # a run without scores and checkpoints
+    assert lines_of(axis) == {"All": [[10, 14.5]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cats.nmt.scoring.plots import methods
 from cats.nmt.scoring.plots.runs import NothingToDraw, Runs, read_runs
 from cats.nmt.scoring.plots.style import method_colour
-from tests.nmt.scoring.plots.made import STEPS, lines_of, made_run, names_at_the_right, thin_lines
+from tests.nmt.scoring.plots.made import STEPS, lines_of, made_run, names_at_the_right, thin_lines, write_metrics
 
 T1 = ("method.name=static", "sampling.temperature=1")
 
@@ -31,10 +32,10 @@ def test_losses(runs: Runs) -> None:
     train_low, train_high, valid_low, valid_high = figure.axes
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["LoRes", "HiRes", "", ""]
     assert [axis.get_ylabel() for axis in (train_low, valid_low)] == ["training NLL, nats", "validation NLL, nats"]
-    # The mean over the seeds, as far as each is trained.
-    assert lines_of(train_high)["cats"] == [[10, 3.0], [20, 2.5], [30, 2 + 0.333333], [40, 1.25]]
+    # The mean over the seeds, as far as all are trained.
+    assert lines_of(train_high)["cats"] == [[10, 3.0], [20, 2.5], [30, 2 + 0.333333]]
     assert lines_of(train_low)["T=1"] == [[10, 4.0], [20, 3.5], [30, 3.333333], [40, 3.25]]
-    assert lines_of(valid_high) == {"cats": [[20, 5.0], [40, 2.5]], "T=1": [[20, 5.0], [40, 4.5]]}
+    assert lines_of(valid_high) == {"cats": [[20, 5.0]], "T=1": [[20, 5.0], [40, 4.5]]}
     assert [thin_lines(axis) for axis in figure.axes] == [2, 2, 2, 2]  # the seeds of cats
     assert names_at_the_right(train_low) == [] and names_at_the_right(train_high) == ["T=1", "cats"]
     bold = [line for line in valid_high.get_lines() if line.get_label() == "cats"]
@@ -47,12 +48,22 @@ def test_validation_scores_over_updates_and_tokens(runs: Runs) -> None:
     low_updates, low_tokens, high_updates, _ = figure.axes
     assert [axis.get_xlabel() for axis in (low_updates, low_tokens)] == ["update", "target tokens"]
     assert high_updates.get_ylabel() == "validation BLEU" and high_updates.get_title(loc="left") == "HiRes"
-    assert lines_of(low_updates) == {"cats": [[20, 20], [40, 40]], "T=1": [[20, 20], [40, 40]]}
+    assert lines_of(low_updates) == {"cats": [[20, 20]], "T=1": [[20, 20], [40, 40]]}
     assert lines_of(low_tokens)["T=1"] == [[600, 20], [1200, 40]]  # 300 tokens in each ten updates
     chrf = methods.scores(runs, "chrf")
     assert lines_of(chrf.axes[0])["T=1"] == [[20, 40], [40, 80]]
     nll = methods.scores(runs, "nll")
     assert lines_of(nll.axes[0])["T=1"] == [[20, 7.0], [40, 6.5]]
+
+
+def test_runs_of_versions_that_did_not_count_tokens(tmp_path: Path) -> None:
+    """The names of the lines are beside them, not beside an empty panel."""
+    run = made_run(tmp_path / "run", chrf=50.0)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_metrics(run, [{key: line[key] for key in line if key not in ("tokens", "examples")} for line in lines])
+    axes = methods.scores(read_runs([run]), "nll").axes
+    assert [axis.get_xlabel() for axis in axes] == ["update", "update"]
+    assert [names_at_the_right(axis) for axis in axes] == [["cats"], ["cats"]]
 
 
 def test_loss_against_the_examples_of_the_group(runs: Runs) -> None:

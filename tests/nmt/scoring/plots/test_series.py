@@ -20,7 +20,9 @@ def test_mean_of_curves_of_different_length() -> None:
     one, other = [(0.0, 0.0), (10.0, 10.0)], [(5.0, 1.0), (10.0, 2.0), (20.0, 4.0)]
     assert series.mean([one, other]) == [(0, 0.0), (5, 3.0), (10, 6.0), (20, 4.0)]
     assert series.mean([one, other], common=True) == [(5, 3.0), (10, 6.0)]
-    assert series.mean([one, []]) == one
+    assert series.mean_of_seeds([one, other]) == [(5, 3.0), (10, 6.0)]
+    assert series.mean_of_seeds([one[:1], other[2:]]) == [(0, 0.0), (20, 4.0)]
+    assert series.mean([one, []]) == series.mean_of_seeds([one, []]) == one
     assert series.mean([[], []]) == []
 
 
@@ -39,6 +41,7 @@ def test_what_was_seen() -> None:
     assert series.seen(records, ["az"], "examples") == [(10, 1), (20, 1)]
     assert series.against([(15, 0.5)], [(10, 12), (20, 15)]) == [(13.5, 0.5)]
     assert series.against([(5, 0.5)], [(10, 12), (20, 15)]) == [(6.0, 0.5)]  # it starts at 0
+    assert series.against([(20, 0.5), (25, 0.4)], [(10, 12), (20, 15)]) == [(15.0, 0.5)]  # and is not known after 20
     assert series.training_nll(records, "ru") == [(20, 1.0)]  # null is no point
     older = [{"step": 10, "losses": {"az": 1.0}, "tokens": {"az": 5}}]
     assert series.seen(older, ["az"], "examples") == []
