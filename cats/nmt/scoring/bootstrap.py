@@ -21,6 +21,7 @@ import numpy as np
 
 CHAR_ORDER = 6  # as in sacreBLEU's default chrF: character 1- to 6-grams without whitespace, beta 2
 BETA = 2
+_CHUNK = 100  # resamples that are drawn at a time, in 8 bytes for each cluster; 2 are kept
 
 
 def _ngrams(text: str, order: int) -> Counter[str]:
@@ -110,35 +111,45 @@ def resampled_scores(
     resamples: int,
     seed: int = 0,
     score: Callable[[np.ndarray], np.ndarray] = chrf,
+    rows: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Resamples the score of each method and language, averaged over the seeds.
 
     A method with a single seed has no spread over seeds: its values vary by the test lines only.
 
     Args:
-        runs: {method: {seed: {language: counts (clusters, ..)}}}. All arrays have the same clusters in the same
-            order. Methods may have different seeds.
+        runs: {method: {seed: {language: counts (clusters of the language, ..)}}}. Methods may have different seeds.
         resamples: number of resamples.
         seed: of the draws.
         score: `chrf` or `bleu`, of summed counts.
+        rows: {language: the number of each of its clusters among all clusters}. None: all languages have all clusters.
 
     Returns:
         {method: {language: (resamples,) float64}}. A value may lie outside of 0 to 100.
     """
     random = np.random.default_rng(seed)
     languages = next(iter(next(iter(runs.values())).values()))
-    clusters = next(iter(languages.values())).shape[0]
-    times = random.multinomial(clusters, [1 / clusters] * clusters, size=resamples)
+    if rows is None:
+        rows = {language: np.arange(len(counts)) for language, counts in languages.items()}
+    times = _times(1 + max(int(own.max(initial=0)) for own in rows.values()), resamples, random)
     weights = seed_weights([list(by_seed) for by_seed in runs.values()], resamples, random)
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for weight, (method, by_seed) in zip(weights, runs.items(), strict=True):
-        result[method] = {}
-        for language in languages:
-            scores = [score(np.tensordot(times, counts[language], axes=1)) for counts in by_seed.values()]
+    result: dict[str, dict[str, np.ndarray]] = {method: {} for method in runs}
+    for language in languages:
+        own = times[:, rows[language]].astype(np.float64)  # the sums are whole numbers, which are exact
+        for weight, (method, by_seed) in zip(weights, runs.items(), strict=True):
+            counts = [by_task[language] for by_task in by_seed.values()]
+            scores = [score(np.tensordot(own, each.astype(np.float64), axes=1)) for each in counts]
             # The deviations are those on the observed lines: resampled ones would count the lines' noise twice.
-            observed = np.array([score(counts[language].sum(0)) for counts in by_seed.values()])
+            observed = np.array([score(each.sum(0)) for each in counts])
             result[method][language] = np.mean(scores, axis=0) + weight @ observed
     return result
+
+
+def _times(clusters: int, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """How often each cluster is drawn in each resample: (resamples, clusters) uint16."""
+    shares = [1 / clusters] * clusters
+    sizes = [min(_CHUNK, resamples - done) for done in range(0, resamples, _CHUNK)]
+    return np.concatenate([random.multinomial(clusters, shares, size=size).astype(np.uint16) for size in sizes])
 
 
 def seed_weights(seeds: Sequence[Sequence[int]], resamples: int, random: np.random.Generator) -> list[np.ndarray]:

@@ -48,6 +48,19 @@ def test_resampling_is_paired_and_centred():
     assert np.array_equal(result["low"]["x"], again["low"]["x"])
 
 
+def test_languages_share_the_draws_of_the_clusters_that_both_have():
+    random = np.random.default_rng(2)
+    counts = np.sort(random.integers(1, 100, (9, 6, 3)))[..., ::-1]
+    rows = {"x": np.array([0, 2, 3, 5, 8]), "y": np.array([1, 2, 3, 4, 5, 6, 7])}
+    short = {language: counts[own] for language, own in rows.items()}
+    whole = {language: np.zeros_like(counts) for language in rows}  # a cluster that a language lacks has no n-grams
+    for language, own in rows.items():
+        whole[language][own] = counts[own]
+    found = resampled_scores({"a": {1: short, 2: short}}, resamples=250, rows=rows)
+    expected = resampled_scores({"a": {1: whole, 2: whole}}, resamples=250)
+    assert all(np.array_equal(found["a"][language], expected["a"][language]) for language in rows)
+
+
 def test_the_mean_over_seeds_varies_as_student_t():
     random = np.random.default_rng(1)
     values = {"a": random.normal(size=5), "b": random.normal(size=5)}

@@ -42,7 +42,7 @@ from cats.nmt.training.run import load_corpus
 RESAMPLES = 2000
 
 Records = list[dict[str, Any]]  # the lines of a run's metrics.jsonl
-Counts = dict[str, dict[int, dict[str, np.ndarray]]]  # {method: {seed: {task: (clusters, ..)}}}
+Counts = dict[str, dict[int, dict[str, np.ndarray]]]  # {method: {seed: {task: (its clusters, ..)}}}
 
 
 class Translated(NamedTuple):
@@ -141,15 +141,21 @@ class _Set:
         return {run: _translated(run, found, self.corpus) for run, found in self.scores.items()}
 
     @cached_property
-    def index(self) -> dict[str, int]:
-        """The number of each cluster, the same in all runs and tasks."""
-        tasks = next(iter(self.translated.values())).values()
-        return {name: i for i, name in enumerate(sorted({name for lines in tasks for name in lines.clusters}))}
+    def index(self) -> dict[str, dict[str, int]]:
+        """For each task the number of each of its clusters, the same in all runs."""
+        tasks = next(iter(self.translated.values()))
+        return {task: {name: i for i, name in enumerate(sorted({*lines.clusters}))} for task, lines in tasks.items()}
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """For each task, the number that each of its clusters has among those of all tasks."""
+        every = {name: i for i, name in enumerate(sorted({name for own in self.index.values() for name in own}))}
+        return {task: np.array([every[name] for name in own]) for task, own in self.index.items()}
 
     @cached_property
     def counts(self) -> Counts:
         """The chrF counts of the runs."""
-        return self._by_method(lambda _run, _task, lines: cluster_counts(*lines, self.index))
+        return self._by_method(lambda _run, task, lines: cluster_counts(*lines, self.index[task]))
 
     def bleu_counts(self) -> Counts:
         """The BLEU counts of the runs, with the tokenizers that they were scored with."""
@@ -157,7 +163,7 @@ class _Set:
         def count(run: Run, task: str, lines: Translated) -> np.ndarray:
             tokenizer = self.scores[run].bleu_tokenizer(task) or "13a"
             counts = line_bleu_counts(lines.translations, lines.references, tokenizer)
-            return cluster_sums(counts, lines.clusters, self.index)
+            return cluster_sums(counts, lines.clusters, self.index[task])
 
         return self._by_method(count)
 
@@ -170,12 +176,12 @@ class _Set:
 
     def samples(self, seed: int) -> Samples:
         """Resampled chrF of each method and group."""
-        every = self._with_groups(resampled_scores(self.counts, RESAMPLES, seed))
+        every = self._with_groups(resampled_scores(self.counts, RESAMPLES, seed, rows=self.rows))
         return {method: {group: values[group] for group in self.groups} for method, values in every.items()}
 
     def bleu_samples(self, seed: int) -> Samples:
         """Resampled BLEU of each method, and each task and group."""
-        return self._with_groups(resampled_scores(self.bleu_counts(), RESAMPLES, seed, bleu))
+        return self._with_groups(resampled_scores(self.bleu_counts(), RESAMPLES, seed, bleu, self.rows))
 
     def _with_groups(self, samples: Samples) -> Samples:
         return {
