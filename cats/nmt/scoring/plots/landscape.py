@@ -50,7 +50,10 @@ def curvature(runs: Runs) -> Figure:
         "top Hessian eigenvalue": curve_of(lambda record, task: record.eigenvalues[task]),
         "cosine with other gradients": curve_of(_agreement),
     }
-    panels = runs.panels
+    measured = {task for found in records.values() for record in found for task in record.tasks}
+    panels = {title: tasks for title, tasks in runs.panels.items() if not measured.isdisjoint(tasks)}
+    if not panels:
+        raise NothingToDraw(_LACKING)
     figure, axes = new_figure(2 * len(panels), rows=2, sharey="row")
     for row, (title, curve) in enumerate(rows.items()):
         for axis, (group, tasks) in zip(axes[row * len(panels) :], panels.items(), strict=False):

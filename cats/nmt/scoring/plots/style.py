@@ -168,10 +168,10 @@ def new_figure(
 
 
 def short_numbers(axis: Axes) -> None:
-    """Few ticks at the bottom, with 2k for 2000 and 2M for 2,000,000."""
+    """Few ticks at the bottom, of whole numbers, with 2k for 2000 and 2M for 2,000,000."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 

@@ -156,7 +156,9 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     one = {"all": KindSimilarity(np.ones((1, 1)), np.ones((1, 1)))}
     add_record(directory, dataclasses.replace(records[0], tasks=["az"], interference=np.zeros((1, 1)), kinds=one))
     alone = read_runs([single])
-    assert lines_of(landscape.curvature(alone).axes[0]) == {"cats": [[10, 11.0]]}  # but no cosine
+    curve, without_pairs = landscape.curvature(alone).axes  # and no panel for HiRes
+    assert lines_of(curve) == {"cats": [[10, 11.0]]} and names_at_the_right(curve) == ["cats"]
+    assert lines_of(without_pairs) == {} and all(x == int(x) for x in curve.get_xticks())
     for picture in (landscape.similarity, landscape.layers):
         with pytest.raises(NothingToDraw, match="two languages"):
             picture(alone)
