@@ -111,17 +111,23 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]
     """Train the runs that are missing, then write the results of those that are finished.
 
     Raises:
-        UserError: some runs failed: the results of the others are written. Or another command uses the same --out.
+        UserError: some runs failed: the results of the others are written. Or another command uses the same --out, or
+            a run in it has other settings.
     """
     from cats.nmt.files import locked
     from cats.nmt.scoring.grid.execute import execute
     from cats.nmt.scoring.grid.runs import check_all, everything
     from cats.nmt.training.run import load_corpus
 
-    check_all([each for each in runs if each.finished] if args.only_finished else runs)
-    if args.only_finished:
+    def results() -> None:
+        """Write the results, if all finished runs have the settings that the trials have chosen by now."""
+        check_all([each for each in runs if each.finished])
         write()
+
+    if args.only_finished:
+        results()
         return
+    check_all(runs)
     if args.data:
         load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
 
@@ -134,10 +140,10 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]
             failed = execute(runs, args.jobs)
         except KeyboardInterrupt:
             if any(each.finished for each in runs):
-                write()
+                results()
             raise
         if any(each.finished for each in runs):
-            write()
+            results()
     if failed:
         path, error = next(iter(failed.items()))
         count = len(everything(runs))

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("sacrebleu")
 
+from cats.nmt.cli.main import main
 from cats.nmt.config.toml import read_config
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.grid import execute
@@ -103,6 +104,17 @@ def test_settings_are_chosen_first_and_weights_are_taken_from_the_run_of_the_sam
     assert sum("-trial3: diverged, " in line for line in said) == 2
     assert execute.execute(planned(*words, "--controls", "fixed", "--lr", "0.001", "0.003", "0.009"), jobs=2) == {}
     assert len(fake.started) == 12  # all are finished, the diverged trials included
+
+
+def test_runs_with_settings_that_a_later_trial_has_beaten_are_no_results(
+    fake: Fake, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = planned(*words, "--lr", "0.001", "0.003")
+    assert execute.execute(runs, jobs=2) == {}
+    groups = {group: cell(1.0, 1.0, languages=["ru"]) for group in ("all", "lores", "hires")}
+    (fake.folder / "valid-0.005.json").write_text(json.dumps(content(groups=groups)))
+    assert main(["compare", *words, "--controls", "none", "--lr", "0.001", "0.003", "0.005"]) == 2
+    assert f"{runs[0].path} has a run with other settings (train.lr)" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_stepped_over_and_tried_again(fake: Fake, words: list[str]) -> None:
