@@ -71,7 +71,7 @@ def write(out: Path, trained: TrainedModel, tasks: Sequence[str]) -> None:
         "tokenizer_config.json": _json(_tokenizer_config(config, tokenizer)),
         "config.json": _json({**_model_config(config, tokenizer), **special}),
         "generation_config.json": _json({**_generation_config(config, tokenizer), **special}),
-        "README.md": _readme(out.name, config, tokenizer, source, target, target if several else ""),
+        "README.md": _readme(out.resolve().name, config, tokenizer, source, target, target if several else ""),
     }
     with filled(out, _FILES):
         atomic_write(out / "source.spm", own.serialized())

@@ -105,6 +105,13 @@ def test_a_failed_export_leaves_an_empty_folder(tmp_path: Path, monkeypatch: pyt
     assert [*(tmp_path / "model").iterdir()] == []
 
 
+def test_the_current_folder_is_named_in_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    huggingface.write(Path("."), trained(), ["az", "ru"])
+    assert 'AutoTokenizer.from_pretrained("here")' in Path("README.md").read_text()
+
+
 @pytest.fixture
 def loaded(tmp_path: Path) -> Callable[[TrainedModel], tuple[Any, Any]]:
     """Exports a model and loads it with transformers. Returns its tokenizer and its model."""
