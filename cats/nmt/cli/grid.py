@@ -19,7 +19,8 @@ def add_corpora(parser: Parser, default: Sequence[str]) -> None:
     """Add --sets and --data."""
     from cats.nmt.scoring.grid.plan import SETS
 
-    parser.add_argument(
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
         "--sets",
         nargs="+",
         default=list(default),
@@ -27,7 +28,7 @@ def add_corpora(parser: Parser, default: Sequence[str]) -> None:
         help=f"any of {', '.join(SETS)}; with settings of its own, e.g. ted:train.steps=900 "
         f"(default: {' '.join(default)})",
     )
-    parser.add_argument("--data", metavar="DIR", help="train on this corpus instead of the CLDR sets")
+    either.add_argument("--data", metavar="DIR", help="train on this corpus instead of the CLDR sets")
 
 
 def add_options(parser: Parser, out: Path) -> None:

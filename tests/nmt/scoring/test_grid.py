@@ -260,6 +260,7 @@ def test_constant_weights_are_relative_to_the_tokens_of_each_batch(tmp_path):
         (["--sets", "tad"], r"unknown set tad.*ted"),
         (["--sets", "ted:"], r"--sets ted:: write NAME, or NAME:KEY=VALUE"),
         (["--sets", "ted:half"], r"--sets ted:half: write NAME, or NAME:KEY=VALUE"),
+        (["--data", "corpus", "--sets", "wmt"], r"argument --sets: not allowed with argument --data"),
         (["--jobs", "0"], r"--jobs must be at least 1"),
         (["--variant", "cats:method.alpha_lr=1"], r"NAME:BASE,KEY=VALUE"),
         (["--variant", "new"], r"NAME:BASE,KEY=VALUE"),
