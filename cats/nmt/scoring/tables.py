@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from cats.nmt.scoring.scores import METRICS, TITLES, Cell, Scores
 from cats.nmt.scoring.significance import Row as TestRow
 
@@ -179,6 +181,12 @@ def _more_scores(cell: Cell) -> list[str]:
 def number(value: float | None, digits: int) -> str:
     """A number with this many decimals; n/a if there is none."""
     return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean over seeds with this many decimals, and with several ± the standard deviation."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def _or_empty(values: Sequence[float | None]) -> list[float | str]:

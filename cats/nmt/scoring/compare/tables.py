@@ -19,7 +19,7 @@ from cats.nmt.scoring.compare.results import (
     SetResult,
 )
 from cats.nmt.scoring.scores import Cell
-from cats.nmt.scoring.tables import aligned, line_of, number
+from cats.nmt.scoring.tables import aligned, line_of, number, spread
 
 _PLAIN = "T=1"  # the method that time and memory of the others are compared with, if it is there: plain training
 _MOST_COLUMNS = 12  # a comparison of more languages has a row for each, in place of a column
@@ -124,7 +124,7 @@ def _scores(result: SetResult) -> list[str]:
     rows = [["method", *(["seeds"] if incomplete else []), *columns, *(["time", "memory"] if cost else [])]]
     for method, found in result.methods.items():
         count = [f"{len(found.seeds)} of {len(found.seeds) + len(found.missing)}"] if incomplete else []
-        averages = [_spread(getattr(found.groups[g], m), digits[m]) for m in METRICS for g in groups]
+        averages = [spread(getattr(found.groups[g], m), digits[m]) for m in METRICS for g in groups]
         rows.append([method, *count, *averages, *([number(value, 2) for value in cost[method]] if cost else [])])
     for method in result.not_run:
         rows.append([method, "failed or not run", *[""] * (len(rows[0]) - 2)])
@@ -291,7 +291,7 @@ def _turned(rows: list[list[str]], count: int) -> list[list[str]]:
 
 
 def _chrf(found: MethodResult, task: str) -> str:
-    return _spread(found.languages[task].chrf, 1)
+    return spread(found.languages[task].chrf, 1)
 
 
 def _tokens(found: MethodResult, task: str) -> str:
@@ -369,12 +369,6 @@ def _regret(regret: Regret) -> list[str]:
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table with one column of text and the rest numbers."""
     return [line_of(rows[0]), "| --- |" + " ---: |" * (len(rows[0]) - 1), *map(line_of, rows[1:])]
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Iterator
 
 from cats.nmt.scoring.pareto.results import DIGITS, METRICS, STATIC, Estimate, Front, Fronts, MethodFront, Point
-from cats.nmt.scoring.tables import aligned
+from cats.nmt.scoring.tables import aligned, spread
 
 _MOST_SHOWN = 2  # of the points that dominate one
 
@@ -121,8 +119,8 @@ def _points(front: Front, digits: int) -> str:
                 [
                     name + "".join(lost),
                     "own" if point.ratio is None else f"{point.ratio:g}",
-                    _spread(point.low, digits),
-                    _spread(point.high, digits),
+                    spread(point.low, digits),
+                    spread(point.high, digits),
                     _estimate(point.margin, digits) + outside,
                     ", ".join(shown) + (f" and {more} more" if more else ""),
                     *([", ".join(f"{key}={value}" for key, value in point.chosen.items())] if tuned else []),
@@ -145,9 +143,3 @@ def _signed(value: float, digits: int) -> str:
 
 def _rounded(value: float, digits: int) -> str:
     return f"{value:.{digits}f}"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
