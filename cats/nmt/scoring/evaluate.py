@@ -121,7 +121,7 @@ def line_nll(
     """NLL of each line of a split, see ``cats.nmt.model.loss.line_nll``.
 
     A line longer than `decode.max_length` tokens is cut to this length. If source and target are the same language, it
-    is that of the lost spans of language modelling, which are the same as in validation.
+    is that of the lost spans of language modelling, which are the same as in validation if that leaves no line out.
 
     Args:
         source: the source language.

@@ -46,7 +46,7 @@ class TaskGradients:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def training(self, task: int) -> list[Tensor]:
-        return self._gradient(self.data[0], self._draw(0, task, self.tokens))
+        return self._gradient(self.data[0], self._draw(0, task, self.tokens), self.step)
 
     def validation(self, task: int) -> list[Tensor]:
         return self._gradient(self.data[1], self._draw(1, task, self.tokens))
@@ -82,9 +82,9 @@ class TaskGradients:
         lengths = offsets[2 * chosen + 2] - offsets[2 * chosen + 1] + 1
         return {name: chosen[: max(1, int(np.searchsorted(lengths.cumsum(), tokens, side="right")))]}
 
-    def _gradient(self, dataset: TokenDataset, indices: Indices) -> list[Tensor]:
-        """Of the sum of the tasks' mean losses, with label smoothing."""
-        batch = dataset.batch(indices)
+    def _gradient(self, dataset: TokenDataset, indices: Indices, step: int = 0) -> list[Tensor]:
+        """Of the sum of the tasks' mean losses, with label smoothing, on the pairs as they are in this update."""
+        batch = dataset.batch(indices, step)
         was_training = self.model.training
         self.model.eval()
         try:

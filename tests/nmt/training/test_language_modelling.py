@@ -10,11 +10,14 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 
+import torch
+
 from cats.nmt.cli.main import main
 from cats.nmt.config.toml import to_toml
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.evaluate import evaluate
 from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.task_gradients import TaskGradients
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same_runs, metrics, short, write_short_corpus
 from tests.nmt.training.common import interrupted
@@ -55,6 +58,18 @@ def test_every_update_draws_other_spans_and_validation_always_the_same(folder: P
     built, later = (first.batches.take(step).parts[0] for step in (0, 1))
     assert built.built is not None and (built.step, later.step) == (0, 1)
     assert (built.built.source == first.training.batch(built.indices, 0).source).all()
+
+
+def test_samplers_measure_gradients_on_the_spans_of_the_update(folder: Path, tmp_path: Path) -> None:
+    run = Trainer(short(folder, *TASKS), tmp_path / "run", resume=False, quiet=True)
+
+    def gradients(step: int) -> list[torch.Tensor]:
+        text = [run.training.subset({"en-en": ("en-en", np.array([3]))})] * 2  # one line, so that the same is drawn
+        measured = TaskGradients(run.model, *text, smoothing=0.0, tokens=1, seed=1, step=step)
+        return [torch.cat([g.flatten() for g in part(0)]) for part in (measured.training, measured.validation)]
+
+    (first, kept), (later, kept_later) = gradients(0), gradients(1)
+    assert not torch.equal(first, later) and torch.equal(kept, kept_later)
 
 
 def test_such_tasks_are_validated_and_not_translated(run: Path) -> None:
