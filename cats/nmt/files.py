@@ -230,6 +230,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def as_text(name: str) -> str:
+    """The name of a file as text, with "?" for what is no text. File systems allow other names, too."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def one_line(text: str) -> str:
     """The text with spaces for carriage returns. Many programs take one for the end of a line."""
     return text.replace("\r", " ")

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs'}")
     from cats.nmt.config.schema import FIELDS
     from cats.nmt.scoring.plots.runs import NothingToDraw, read_runs
-    from cats.nmt.scoring.plots.style import save_figure
+    from cats.nmt.scoring.plots.style import save_figure, without_formulas
 
     if args.against and args.against not in FIELDS:
         raise unknown("setting", args.against, FIELDS, where="--against")
@@ -83,17 +83,18 @@ def run(args: argparse.Namespace) -> None:
     for notice in runs.notices:
         print(f"cats: {notice}", file=sys.stderr)
     lacking: dict[str, NothingToDraw] = {}
-    for name in args.pictures or pictures:
-        try:
-            figure = pictures[name](runs)
-        except NothingToDraw as error:
-            if args.pictures:
-                raise
-            lacking[name] = error
-            continue
-        args.out.mkdir(parents=True, exist_ok=True)
-        png, svg = save_figure(figure, args.out / (f"{name}-against-{args.against}" if args.against else name))
-        print(f"{png}, {svg.name}", flush=True)
+    with without_formulas():
+        for name in args.pictures or pictures:
+            try:
+                figure = pictures[name](runs)
+            except NothingToDraw as error:
+                if args.pictures:
+                    raise
+                lacking[name] = error
+                continue
+            args.out.mkdir(parents=True, exist_ok=True)
+            png, svg = save_figure(figure, args.out / (f"{name}-against-{args.against}" if args.against else name))
+            print(f"{png}, {svg.name}", flush=True)
     if len(lacking) == len(pictures):
         raise next(iter(lacking.values()))
     for name, reason in lacking.items():

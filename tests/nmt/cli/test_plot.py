@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def test_all_pictures_that_there_are_data_for(
     ]
     assert main(["plot", str(run), "--out", str(out), "--against", "model.d_model"]) == 0
     assert capfd.readouterr().out == f"{out}/nll-against-model.d_model, nll-against-model.d_model\n"
+
+
+@pytest.mark.parametrize(("name", "shown"), [(b"a$x_{$-seed1", "a$x_{$"), (b"\xff-seed1", "?")])
+@pytest.mark.skipif("sys.platform != 'linux'")  # elsewhere, names of files are text
+def test_names_that_are_no_text_or_look_like_formulas(name: bytes, shown: str, tmp_path: Path) -> None:
+    run, out = made_run(tmp_path / os.fsdecode(name)), tmp_path / "out"
+    assert main(["plot", str(run), "--out", str(out), "--pictures", "loss", "examples"]) == 0
+    assert f">{shown}<" in (out / "loss.svg").read_text(encoding="utf-8")
 
 
 def test_what_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -121,7 +121,7 @@ def examples(runs: Runs) -> Figure:
     Raises:
         NothingToDraw: no run has recorded it, as runs of older versions.
     """
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     # A language that is not trained yet has no line: its 0 has no place on a logarithmic scale.
     found = _by_method(runs, lambda run, task: [each for each in seen(run.records, [task], "examples") if each[1]])
@@ -130,7 +130,9 @@ def examples(runs: Runs) -> Figure:
     figure, axes = _panels(found, runs.groups)
     for axis in axes:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.yaxis.set_minor_locator(NullLocator())
     return _with_names(figure, axes, "sentence pairs seen", runs.groups)
 
 

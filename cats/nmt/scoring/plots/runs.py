@@ -12,6 +12,7 @@ from cats.nmt.config.checks import format_value
 from cats.nmt.config.schema import FIELDS, Config, value_of
 from cats.nmt.data.groups import task_groups
 from cats.nmt.errors import UserError
+from cats.nmt.files import as_text
 from cats.nmt.scoring.grid.methods import unused_settings
 from cats.nmt.scoring.scores import TITLES, Scores, read_scores
 from cats.nmt.training.metrics import read_metrics
@@ -104,10 +105,13 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
         UserError: one of them is not a run directory or damaged, none has metrics, or they have different tasks.
     """
     runs, notices = [], []
-    given = dict.fromkeys(paths)
-    for path in given:
-        if path.suffix == ".toml" and path.with_suffix("") in given:
-            continue  # the settings that cats compare keeps beside each run, which *-seed* of a shell names, too
+    given = {path.resolve(): path for path in paths}  # a run may be named twice
+    for place, path in given.items():
+        # cats compare keeps the settings of each run beside it, from before it begins; *-seed* of a shell names both.
+        if path.suffix == ".toml" and path.is_file():
+            if place.with_suffix("") not in given:
+                notices.append(f"{path.with_suffix('')} has not begun yet; left out")
+            continue
         directory = RunDirectory(path)
         config = directory.read_config()
         records = read_metrics(directory.metrics_file)
@@ -150,7 +154,7 @@ def first_tasks(runs: Runs) -> list[str]:
 
 def _folder_name(path: Path, config: Config) -> str:
     """The method as `cats compare` wrote it into the name of the folder; "" for other folders."""
-    match = re.fullmatch(r"(.+)-seed(\d+)", path.resolve().name)
+    match = re.fullmatch(r"(.+)-seed(\d+)", as_text(path.resolve().name), re.DOTALL)
     return match[1] if match and int(match[2]) == config.train.seed else ""
 
 
@@ -179,7 +183,7 @@ def _with_settings(runs: Sequence[PlottedRun], against: str) -> list[PlottedRun]
         rest = [_relevant(other.config, against) for other in others]
         differing = [name for name in FIELDS if any(each.get(name) != mine.get(name) for each in rest)]
         if len(differing) > _MOST_SHOWN:
-            name = f"{run.method}, {run.path.resolve().name}"
+            name = f"{run.method}, {as_text(run.path.resolve().name)}"
         else:
             name = ", ".join(
                 [run.method, *(f"{key.partition('.')[2]}={_shown(value_of(run.config, key))}" for key in differing)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -143,11 +144,10 @@ def new_figure(
     Raises:
         UserError: matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
+    _import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     height = height or {1: 3.8 if panels > 1 else 4.2}.get(rows, 0.4 + 2.9 * rows)
     height = max(height, rows * (1.0 + labels * _LINE / 72))
     figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
@@ -165,6 +165,13 @@ def new_figure(
             label.set_size(TEXT)
         axis.title.set_size(TEXT + 1)
     return figure, axes
+
+
+def _import_matplotlib() -> None:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
 
 
 def short_numbers(axis: Axes) -> None:
@@ -197,6 +204,20 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
             figure.savefig(buffer, format=file.suffix[1:], metadata=metadata)
             atomic_write(file, buffer.getvalue())
     return files
+
+
+@contextmanager
+def without_formulas() -> Iterator[None]:
+    """In the block, names with dollar signs are drawn as they are. Elsewhere they are formulas for matplotlib.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    _import_matplotlib()
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):
+        yield
 
 
 def label_ends(*axes: Axes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from cats.nmt.config.schema import Config, Evaluate
 from cats.nmt.config.toml import to_toml
 from cats.nmt.data.corpus import SPLITS
-from cats.nmt.files import atomic_write
+from cats.nmt.files import as_text, atomic_write
 from cats.nmt.scoring import tables
 from cats.nmt.scoring.plots.curves import draw_alpha, draw_loss
 from cats.nmt.scoring.scores import TITLES, Scores, read_scores
@@ -33,8 +33,7 @@ def write(run: Path) -> None:
     scores = read_scores(run)
     records = read_metrics(directory.metrics_file)
     checkpoints = {"best": scores, **_other_checkpoints(run)}
-    name = run.resolve().name.encode("utf-8", "replace").decode()  # a file system also allows other names
-    page = text(name, scores, checkpoints, records, directory.read_config())
+    page = text(as_text(run.resolve().name), scores, checkpoints, records, directory.read_config())
     atomic_write(directory.report_file, page)
     draw_loss(records, scores, directory.loss_plot)
     draw_alpha(records, scores, directory.alpha_plot)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cats.nmt.scoring.plots import curves, landscape, methods
 from cats.nmt.scoring.plots.comparison import comparison_figure
 from cats.nmt.scoring.plots.runs import NothingToDraw, Runs
+from cats.nmt.scoring.plots.style import without_formulas
 from cats.nmt.scoring.report.html import Html
 from cats.nmt.scoring.report.runs import Content
 from cats.nmt.scoring.report.svg import inline
@@ -44,10 +45,11 @@ def draw(content: Content) -> list[Picture]:
     Raises:
         UserError: matplotlib is missing.
     """
-    return [
-        Picture(title, text, inline(figure, number, title, text))
-        for number, (title, text, figure) in enumerate(_figures(content))
-    ]
+    with without_formulas():
+        return [
+            Picture(title, text, inline(figure, number, title, text))
+            for number, (title, text, figure) in enumerate(_figures(content))
+        ]
 
 
 def _figures(content: Content) -> Iterator[tuple[str, str, Figure]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
-from cats.nmt.files import read_file
+from cats.nmt.files import as_text, read_file
 from cats.nmt.scoring.compare.results import Comparison
 from cats.nmt.scoring.compare.tables import comparison_tables
 from cats.nmt.scoring.plots.runs import Runs, read_runs, recorded_tasks
@@ -131,7 +131,7 @@ def _read_run(path: Path, name: str) -> ReportedRun:
 def _read_comparison(path: Path) -> ReportedComparison:
     try:
         comparison = Comparison.from_json(json.loads(read_file(path)))
-        return ReportedComparison(_text(path.resolve().parent.name), comparison, comparison_tables(comparison))
+        return ReportedComparison(as_text(path.resolve().parent.name), comparison, comparison_tables(comparison))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{path} is damaged or of an older version; make it again with: cats compare --only-finished"
@@ -142,12 +142,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of each path, as few as tell all of them apart."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts))):
-        names = [_text("/".join(each[-count:])) for each in parts]
+        names = [as_text("/".join(each[-count:])) for each in parts]
         if len({*names}) == len(names):
             return names
-    return [_text(str(path.resolve())) for path in paths]
-
-
-def _text(name: str) -> str:
-    """The name of a file as text. A file system also allows names that are none."""
-    return name.encode("utf-8", "replace").decode()
+    return [as_text(str(path.resolve())) for path in paths]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,19 @@ def test_runs_that_cannot_be_drawn(tmp_path: Path) -> None:
     write_metrics(other, [{"step": 10, "losses": {"de": 1.0}, "alpha": {"de": 1.0}}])
     with pytest.raises(UserError, match=r"other was trained on other languages \(de\) than .*good \(az, be, ru\)"):
         read_runs([good, other])
-    assert len(read_runs([good, good]).runs) == 1
+    assert len(read_runs([good, tmp_path / "new" / ".." / "good"]).runs) == 1
 
 
 def test_settings_beside_the_runs_are_no_runs(tmp_path: Path) -> None:
     run, settings = made_run(tmp_path / "T=1.5-seed1"), tmp_path / "T=1.5-seed1.toml"
     settings.write_text("")
-    assert len(read_runs([run, settings]).runs) == 1
-    with pytest.raises(UserError, match="is not a run directory"):
-        read_runs([settings])
+    assert len(read_runs([run, settings]).runs) == 1 and read_runs([run, settings]).notices == []
+    later = tmp_path / "T=1.5-seed2.toml"
+    later.write_text("")
+    notice = f"{tmp_path / 'T=1.5-seed2'} has not begun yet"
+    assert read_runs([run, settings, later]).notices == [f"{notice}; left out"]
+    with pytest.raises(UserError, match=re.escape(f"{notice}: there is nothing to draw")):
+        read_runs([later])
 
 
 def test_tasks_that_are_trained_first(tmp_path: Path) -> None:
