@@ -76,8 +76,8 @@ def scores(runs: Runs, measure: str) -> Figure:
                 _leave_out_the_start(axis)
         axes[columns * row].set_title(group, loc="left", color=INK)
         axes[columns * row].set_ylabel(MEASURES[measure])
-    source = "it needs two validations" if measure == "nll" else "train with train.validate_bleu"
-    return finished(figure, axes, columns, f"no run has a {MEASURES[measure]} in its metrics; {source}")
+    lacking = f"no run has a {MEASURES[measure]} in its metrics; train with train.validate_bleu"
+    return finished(figure, axes, columns, "no run has a validation yet" if measure == "nll" else lacking)
 
 
 def efficiency(runs: Runs) -> Figure:

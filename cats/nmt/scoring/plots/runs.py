@@ -39,7 +39,7 @@ class PlottedRun:
     Attributes:
         method: its name in pictures. Runs of one name are seeds of the same method.
         records: the lines of its metrics.jsonl, at least one.
-        scores: None: it is not evaluated.
+        scores: None: it is not evaluated, or its scores are damaged or of an older version.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Runs:
         runs: at least one.
         groups: tasks of LoRes, MidRes and HiRes, as far as they are known and have tasks; else of "all".
         pairs: training pairs of each task; empty if they are not known.
-        notices: a line for each run that is left out.
+        notices: a line for each run that is left out, and for each whose scores cannot be read.
     """
 
     runs: list[PlottedRun]
@@ -118,9 +118,14 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
         if not records:
             notices.append(f"{path} has no metrics yet; left out")
             continue
-        scored = directory.scores_file().exists()
+        scores = None
+        if directory.scores_file().exists():
+            try:
+                scores = read_scores(path)
+            except UserError as error:  # most pictures need no scores
+                notices.append(f"{error}; its scores are left out")
         name = _method_name(config) if against else _folder_name(path, config) or _method_name(config)
-        runs.append(PlottedRun(path, name, config, records, read_scores(path) if scored else None))
+        runs.append(PlottedRun(path, name, config, records, scores))
     if not runs:
         raise UserError(f"{notices[0].removesuffix('; left out')}: there is nothing to draw" if notices else "no runs")
     first = runs[0]

@@ -106,7 +106,7 @@ def test_one_unfinished_run_without_scores(tmp_path: Path) -> None:
         (methods.gap, "no run has a validation yet"),
         (methods.efficiency, "no run has validations and the examples"),
         (lambda runs: methods.scores(runs, "bleu"), r"no run has a validation BLEU.*train\.validate_bleu"),
-        (lambda runs: methods.scores(runs, "nll"), "no run has a validation NLL"),
+        (lambda runs: methods.scores(runs, "nll"), "no run has a validation yet"),
         (methods.forgetting, "no run trains some languages first"),
     ):
         with pytest.raises(NothingToDraw, match=lacking):

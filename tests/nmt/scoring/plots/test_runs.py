@@ -84,6 +84,16 @@ def test_runs_that_cannot_be_drawn(tmp_path: Path) -> None:
     assert len(read_runs([good, tmp_path / "new" / ".." / "good"]).runs) == 1
 
 
+def test_scores_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    """They may be of an older version; the losses can be drawn all the same."""
+    run = made_run(tmp_path / "run")
+    (run / "scores.json").write_text("")
+    runs = read_runs([run])
+    assert runs.runs[0].scores is None and runs.panels == {"All": ["az", "be", "ru"]}
+    (notice,) = runs.notices
+    assert "scores.json is damaged or of an older version" in notice and notice.endswith("; its scores are left out")
+
+
 def test_settings_beside_the_runs_are_no_runs(tmp_path: Path) -> None:
     run, settings = made_run(tmp_path / "T=1.5-seed1"), tmp_path / "T=1.5-seed1.toml"
     settings.write_text("")
