@@ -20,6 +20,17 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def basic_interval(value: float, resampled: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the basic bootstrap: how far the resamples are above the value, below it, and vice versa.
+
+    For numbers that are too high on average, such as the largest of several with noise. Resamples of them are too high
+    once more, so that percentile intervals seldom have the truth: those of the worst regrets of four equal methods in 6
+    to 8 % of simulated experiments. The basic ones have it in 82 to 99 %; tests/nmt/scoring/test_inference.py has both.
+    """
+    low, high = interval(resampled)
+    return 2 * value - high, 2 * value - low
+
+
 def p_value(difference: float, resampled: np.ndarray) -> float:
     """The two-sided p-value of a difference: the share of resampled differences, moved to mean 0, that are as large.
 
@@ -71,8 +82,9 @@ def regrets(
 ) -> dict[str, Regret]:
     """The regret of each method: the chrF it loses to the best of its rivals, in the worst set and group.
 
-    In each resample the best rival is chosen again. A method that is at least as good as the best rival everywhere has
-    a worst regret of zero or less; less only if it is not a rival itself.
+    In each resample the best rival and the worst cell are chosen again. A worst regret is too high on average, because
+    it is the largest of several numbers with noise; `basic_interval` takes that into account. A method that is at least
+    as good as the best rival everywhere has a worst regret of zero or less; less only if it is not a rival itself.
 
     Args:
         means, samples, groups: by set.
@@ -98,12 +110,13 @@ def regrets(
     result = {}
     for method in methods:
         worst = max(cells, key=lambda cell: lost[method][cell])
+        above = lost[method][worst] - max(lost[least].values())
         result[method] = Regret(
             worst=lost[method][worst],
-            interval=interval(worst_resampled[method]),
+            interval=basic_interval(lost[method][worst], worst_resampled[method]),
             where=f"{worst[0]} {worst[1]}",
             cells={f"{name} {group}": value for (name, group), value in lost[method].items()},
-            above=lost[method][worst] - max(lost[least].values()),
-            above_interval=interval(worst_resampled[method] - worst_resampled[least]),
+            above=above,
+            above_interval=basic_interval(above, worst_resampled[method] - worst_resampled[least]),
         )
     return result
