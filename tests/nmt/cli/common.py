@@ -17,6 +17,7 @@ TINY = [
     "model.encoder_layers=1",
     "model.decoder_layers=1",
     "train.steps=20",
+    "train.lr=3e-3",
     "train.warmup=5",
     "train.validate_every=10",
     "train.threads=1",

@@ -38,6 +38,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NAMES = [method.name for method in CATALOGUE if method.family != SAMPLER]
 
+ENGINES = {"cats": "one_pass", "staged-cats": "one_pass"}
+
 
 @pytest.mark.parametrize("name", [name.replace("NAME", "GradVac") for name in NAMES])
 def test_every_method_resumes_bit_for_bit(small: Path, tmp_path: Path, name: str, monkeypatch: Any) -> None:
@@ -55,7 +57,7 @@ def test_every_method_resumes_bit_for_bit(small: Path, tmp_path: Path, name: str
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
     last = metrics(tmp_path / "whole")[-2]
     per_task = name == "gradnorm" or find(name).family in (GRAM, GRADIENTS)
-    assert last["skipped"] == 0 and last["engine"] == {"cats": "one_pass"}.get(name, "per_task" if per_task else "")
+    assert last["skipped"] == 0 and last["engine"] == ENGINES.get(name, "per_task" if per_task else "")
 
 
 def test_rules_of_torchjd_that_do_not_exist(small: Path, tmp_path: Path) -> None:
