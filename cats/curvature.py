@@ -268,7 +268,7 @@ class _Hessian:
                     retain_graph=self.kept is not None,
                     materialize_grads=True,
                 )
-                total += torch.cat([product.flatten() for product in products])
+                total += torch.cat([(p.to_dense() if p.is_sparse else p).flatten() for p in products])
         return total
 
     def _gradient(self, part: Callable[[], Tensor]) -> Gradient:

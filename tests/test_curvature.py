@@ -222,6 +222,20 @@ def test_attention_and_embeddings() -> None:
         assert (found.largest, found.smallest) == pytest.approx(ends, abs=2 * tolerance * max(map(abs, ends)))
 
 
+def test_sparse_embeddings() -> None:
+    """The second derivatives of an embedding with sparse gradients are sparse, too."""
+    found = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Tanh(), nn.Linear(3, 1))
+
+        def loss(model: nn.Module = model) -> Tensor:
+            return (model(torch.tensor([0, 1, 1])) ** 3).sum()
+
+        found.append((curvature.eigenvalues(loss, model), curvature.trace(loss, model)))
+    assert found[0] == found[1] and found[0][0].smallest < -1
+
+
 def test_compiled_models() -> None:
     """Compiled code cannot be differentiated twice, so the model runs without it."""
     net = Net()
