@@ -120,8 +120,12 @@ class Methods:
 
     def _base(self, base: str, steps: int, within: tuple[str, ...]) -> list[str]:
         """The settings of a method that another one is based on."""
-        if base not in self.variants and base.endswith(FIXED):  # its weights are those of a run, and no settings
-            raise UserError(f"no method can be based on {base}: {FIXED} comes last, such as in cats-r{FIXED}")
+        if base not in self.variants and base.endswith(FIXED):  # its weights are not among its settings
+            source = base.removesuffix(FIXED)
+            raise UserError(
+                f"no method can be based on {base}, whose weights come from a run of {source}: base it on {source}, "
+                f"and add {FIXED} to its name, as in cats-r{FIXED}"
+            )
         return self._settings(base, steps, within)
 
     def names(self) -> list[str]:

@@ -79,8 +79,10 @@ class Grid:
         if not is_utf8(str(self.out)):
             raise UserError(f"{str(self.out)!r} is not valid UTF-8; choose another --out")
         trials.check(self.rates, self.count, self.tuning_seed, self.seeds)
-        if self.rates and "train.lr" in trials.as_settings(self.overrides):
-            raise UserError("--set train.lr would be replaced by --lr; leave one out")
+        given = trials.as_settings([*self.overrides, *(setting for _, settings in own for setting in settings)])
+        for setting, option in ("train.lr", "--lr" if self.rates else ""), ("train.seed", "--seeds"):
+            if option and setting in given:
+                raise UserError(f"{setting} of --set or --sets would be replaced by {option}; leave one out")
         shared = [f"train.threads={threads_per_process(self.jobs)}", *_SCORED, *self.overrides]
         if self.data:
             name = Path(self.data).resolve().name
