@@ -97,7 +97,7 @@ def test_eigenvalues_and_trace_of_a_dense_hessian() -> None:
 
 
 def test_lanczos_needs_fewer_products_than_power_iteration() -> None:
-    """The case that the docstring measures, in small: the two largest eigenvalues are close."""
+    """The two largest eigenvalues are close, which makes power iteration slow."""
     model = Quadratic(*torch.linspace(-3, 9, 200).tolist(), 10.0)
     found = curvature.eigenvalues(model.loss, model, tolerance=0.01)
     vector, count = torch.randn(201, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 0

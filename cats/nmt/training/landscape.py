@@ -138,12 +138,12 @@ class Landscape:
 
     def __init__(self, dataset: TokenDataset, settings: LandscapeSettings, tasks: Sequence[str] = ()) -> None:
         known = [task for task, shard in dataset.shards.items() if len(shard)]
+        if not known:
+            raise UserError(f"the corpus has no {settings.split} pairs to measure the landscape on")
         if bad := [task for task in tasks if task not in known]:
             raise unknown("task", bad[0], known)
         self.settings, self.tasks = settings, [task for task in known if not tasks or task in tasks]
         self.batches = {task: self._batches(dataset, task) for task in self.tasks}
-        if not self.tasks:
-            raise UserError(f"the corpus has no {settings.split} pairs to measure the landscape on")
 
     def _batches(self, dataset: TokenDataset, task: str) -> list[Batch]:
         settings, lengths = self.settings, dataset.lengths()[task][:, 1]

@@ -18,6 +18,7 @@ import torch
 
 from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import Config
+from cats.nmt.data.dataset import TokenDataset
 from cats.nmt.errors import UserError
 from cats.nmt.model.loss import token_losses
 from cats.nmt.model.transformer import Transformer
@@ -219,3 +220,7 @@ def test_refused_settings(runs: Path, tmp_path: Path) -> None:
         shutil.copy(runs / "toy" / name, bare / name)
     with pytest.raises(UserError, match=r"train.analyse_every needs validation pairs"):
         train(config(bare, "train.analyse_every=4"), tmp_path / "run", quiet=True)
+    empty = TokenDataset.__new__(TokenDataset)
+    empty.shards = {}
+    with pytest.raises(UserError, match=r"^the corpus has no valid pairs to measure the landscape on$"):
+        Landscape(empty, LandscapeSettings(), ["xa"])  # xa is no unknown task
