@@ -176,6 +176,13 @@ def test_controls_are_added_unless_they_are_left_out(tmp_path):
     assert list(configs(*words, "--controls", "fixed")) == ["T=2", "cats", "cats-fixed", "staged", "mine", "mine-fixed"]
 
 
+def test_constant_weights_are_trained_in_the_order_of_the_recipe_that_they_come_from(tmp_path):
+    words = ["--out", str(tmp_path), "--controls", "fixed", "--methods", "staged-cats"]
+    cats, fixed = configs(*words).values()
+    assert (cats.method.name, fixed.method.name) == ("cats", "static")
+    assert (fixed.sampling, fixed.train) == (cats.sampling, cats.train) and fixed.sampling.first_temperature == 1
+
+
 def test_constant_weights_may_be_named_before_the_method_that_they_come_from(tmp_path):
     words = ["--out", str(tmp_path), "--controls", "none", "--methods", "mine-fixed", "T=2"]
     runs = planned(*words, "--variant", "mine:cats-r,method.strength=1", "--seeds", "4", "5")

@@ -110,6 +110,8 @@ class Grid:
             source = method.removesuffix(FIXED)
             if source not in own or configs[source].method.name != "cats":
                 raise UserError(f"method {method} needs {source} among --methods, with method.name = cats")
+            # All settings of its source, also those of a recipe, which another method.name beside it would undo.
+            configs[method] = replace_settings(configs[source], {"method.name": "static"})
         if self.rates and self.count == 1:
             configs = {
                 method: replace_settings(config, {"train.lr": self.rates[0]}) for method, config in configs.items()
