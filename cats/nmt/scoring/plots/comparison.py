@@ -13,6 +13,8 @@ from cats.nmt.scoring.plots.style import label_points, method_style, new_figure,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_COLUMNS = 2  # panels beside each other: more leave no room for the names of the methods
+
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:
     """Draws the chrF of LoRes against that of HiRes, a panel for each set that has both groups.
@@ -34,8 +36,12 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
     panels = {name: r for name, r in comparison.sets.items() if {"lores", "hires"} <= r.groups.keys()}
     if not panels:
         return None
-    figure, axes = new_figure(len(panels))
-    for axis, (name, result) in zip(axes, panels.items(), strict=True):
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows * columns, rows=rows, height=3.8 * rows)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (name, result) in zip(axes, panels.items(), strict=False):
         means = {}
         for method, scores in result.methods.items():
             low, high = scores.groups["lores"].chrf, scores.groups["hires"].chrf

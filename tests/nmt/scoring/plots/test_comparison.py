@@ -48,6 +48,17 @@ def test_means_and_seeds_of_each_method(comparison: Comparison) -> None:
     assert {text.get_text() for text in axis.texts} == {"cats", "T=1"}
 
 
+def test_at_most_two_sets_are_beside_each_other(comparison: Comparison) -> None:
+    found = comparison.sets["ted"]
+    figure = comparison_figure(replace(comparison, sets=dict.fromkeys(("ted", "wmt", "noisy"), found)))
+    assert figure is not None
+    assert [(axis.get_title(loc="left"), axis.get_subplotspec().colspan[0]) for axis in figure.axes] == [
+        ("ted", 0),
+        ("wmt", 1),
+        ("noisy", 0),
+    ]
+
+
 def test_nothing_to_compare(comparison: Comparison, tmp_path: Path) -> None:
     draw_comparison(replace(comparison, sets={"all high": comparison.sets["all high"]}), tmp_path / "compare.png")
     assert not [*tmp_path.iterdir()]
