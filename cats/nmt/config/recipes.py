@@ -43,7 +43,6 @@ _CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 RECIPES = tuple(_CHANGES)
-_TWO_PHASES = ("pretrain-finetune", "restart", "lowres-finetune", "staged", "staged-cats")
 
 
 def recipe(name: str, steps: int) -> dict[str, Any]:
@@ -63,7 +62,12 @@ def recipe(name: str, steps: int) -> dict[str, Any]:
 
 def two_phases(method: str) -> bool:
     """Whether this recipe trains in two phases."""
-    return method in _TWO_PHASES
+    return not _CHANGES.get(method, {}).keys().isdisjoint(("train.pretrain", "train.restart"))
+
+
+def has_mixture(method: str) -> bool:
+    """Whether this recipe says how the tasks are drawn, so that no ratios can be given beside it."""
+    return method == "temperature" or any(key.startswith("sampling.") for key in _CHANGES.get(method, {}))
 
 
 def first_phase(steps: int) -> int:

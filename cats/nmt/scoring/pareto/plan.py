@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cats.nmt.config.checks import replace_settings
+from cats.nmt.config.recipes import has_mixture
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.groups import task_groups
@@ -27,9 +28,7 @@ from cats.nmt.scoring.pareto.results import NLL, STATIC, Side
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DEFAULT = ("restart", "pretrain", "cats")
-# Settings that make a mixture, and recipes that have one.
-_MIXTURE = ("temperature", "temperature_end", "ratios", "unimax_epochs")
-_OWN_MIXTURE = ("temperature", "temperature-schedule", "unimax", "staged", "staged-cats")
+_MIXTURE = ("temperature", "temperature_end", "ratios", "unimax_epochs")  # settings that make a mixture
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def _front(
 def _has_mixture(settings: Sequence[str], start: Config) -> bool:
     """Whether a method draws the tasks in its own way, so that there is no place for a ratio."""
     given = as_settings(settings)
-    if any(f"sampling.{name}" in given for name in _MIXTURE) or given.get("method.name") in _OWN_MIXTURE:
+    if any(f"sampling.{name}" in given for name in _MIXTURE) or has_mixture(given.get("method.name", "")):
         return True
     method = apply_overrides(start, [*settings, "sampling.ratios=[0.5,0.5]"]).method.name
     return find(method).family == SAMPLER
