@@ -20,7 +20,7 @@ def landscape_tables(records: Sequence[LandscapeRecord]) -> str:
     for each in records:
         tops = [*each.eigenvalues.values()]
         numbers = [float(np.mean(tops)), min(tops), max(tops), float(np.mean([*each.traces.values()]))]
-        numbers += [_mean(_pairs(each.kinds[ALL].cosine)), _mean(_pairs(each.interference))]
+        numbers += [nan_mean(_pairs(each.kinds[ALL].cosine)), nan_mean(_pairs(each.interference))]
         steps.append([f"{each.step:,}", each.checkpoint, *map(_short, numbers)])
 
     last = records[-1]
@@ -31,7 +31,11 @@ def landscape_tables(records: Sequence[LandscapeRecord]) -> str:
     for task, change in zip(last.tasks, changes, strict=True):
         tables = (last.eigenvalues, last.smallest, last.traces, last.trace_errors, last.norms)
         tasks.append(
-            [task, f"{last.tokens[task]:,}", *map(_short, [*(table[task] for table in tables), _mean(change)])]
+            [
+                task,
+                f"{last.tokens[task]:,}",
+                *map(_short, [*(table[task] for table in tables), nan_mean(change)]),
+            ]
         )
 
     kinds = [["layers", "cosine", "lowest", "highest", "magnitude"]]
@@ -39,7 +43,7 @@ def landscape_tables(records: Sequence[LandscapeRecord]) -> str:
         cosines = _pairs(similar.cosine)
         defined = cosines[~np.isnan(cosines)]
         ends = [float(defined.min()), float(defined.max())] if defined.size else [np.nan, np.nan]
-        kinds.append([kind, *map(_short, [_mean(cosines), *ends, _mean(_pairs(similar.magnitude))])])
+        kinds.append([kind, *map(_short, [nan_mean(cosines), *ends, nan_mean(_pairs(similar.magnitude))])])
     lr = last.settings.step_size
     return (
         f"Means over the tasks, and over their pairs:\n\n{aligned(steps, left=2)}\n\n"
@@ -56,10 +60,10 @@ def _pairs(matrix: np.ndarray) -> np.ndarray:
     return matrix[~np.eye(size, dtype=bool)].reshape(size, size - 1)
 
 
-def _mean(values: np.ndarray) -> float:
+def nan_mean(values: Sequence[float] | np.ndarray) -> float:
     """The mean of the numbers that are defined, nan if there is none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
+    defined = [value for value in np.ravel(values) if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def _short(value: float) -> str:

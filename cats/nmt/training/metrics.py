@@ -80,6 +80,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def best_validation(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The line of metrics.jsonl of the validation whose model is best.pt. None: there is none yet."""
+    return next((record for record in reversed(records) if record.get("best")), None)
+
+
 def lowest_validation_nll(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """{task: its lowest validation NLL in these lines of metrics.jsonl}, in nats per token."""
     lowest: dict[str, float] = {}

@@ -36,7 +36,7 @@ from cats.nmt.scoring.grid.trials import as_settings, group_mean
 from cats.nmt.scoring.scores import Cell, Scores, TaskCell, read_scores
 from cats.nmt.scoring.significance import line_bleu_counts
 from cats.nmt.scoring.summarise import averages
-from cats.nmt.training.metrics import read_metrics
+from cats.nmt.training.metrics import best_validation, read_metrics
 from cats.nmt.training.run import load_corpus
 
 RESAMPLES = 2000
@@ -262,12 +262,12 @@ class _Set:
 
     def _validation(self, records: Records) -> float | None:
         """The validation NLL of a run's best checkpoint: mean over the groups. None: not recorded."""
-        best = [record["valid"]["nll"] for record in records if record.get("best")]
-        if not best:
+        best = best_validation(records)
+        if best is None:
             return None
         named = {group: names for group, names in self.groups.items() if group not in CLEAN.values()}
         chosen = [names for group, names in named.items() if group != "all"] or [*named.values()]
-        value = group_mean([group_mean([best[-1].get(name) for name in names]) for names in chosen])
+        value = group_mean([group_mean([best["valid"]["nll"].get(name) for name in names]) for names in chosen])
         return value if np.isfinite(value) else None
 
     def _baseline(self, methods: Mapping[str, MethodResult]) -> str:

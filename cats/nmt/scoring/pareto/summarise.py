@@ -23,7 +23,7 @@ from cats.nmt.scoring.pareto.front import dominated, hypervolume
 from cats.nmt.scoring.pareto.plan import PlannedFront, PlannedPoint, all_runs
 from cats.nmt.scoring.pareto.results import NLL, STATIC, Front, Fronts, MethodFront, Point, is_loss
 from cats.nmt.scoring.scores import read_scores
-from cats.nmt.training.metrics import read_metrics
+from cats.nmt.training.metrics import best_validation, read_metrics
 
 
 def summarise(fronts: Sequence[PlannedFront], metric: str) -> Fronts:
@@ -48,9 +48,9 @@ def score(run: Run, metric: str) -> tuple[float, float] | None:
     if run.directory.divergence():
         return None
     if metric == NLL:
-        best = [record["valid"]["nll"] for record in read_metrics(run.directory.metrics_file) if record.get("best")]
+        best = best_validation(read_metrics(run.directory.metrics_file))
         sides = (run.config.evaluate.lores, run.config.evaluate.hires)
-        values = [group_mean([best[-1].get(task) for task in side]) for side in sides] if best else []
+        values = [group_mean([best["valid"]["nll"].get(task) for task in side]) for side in sides] if best else []
     else:
         groups = read_scores(run.path).model.groups
         values = [value for side in ("lores", "hires") if (value := groups[side].get(metric)) is not None]

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cats.nmt.scoring.compare.results import Comparison
-from cats.nmt.scoring.plots.style import label_points, method_style, new_figure, save_figure
+from cats.nmt.scoring.plots.style import label_points, method_style, new_grid, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_COLUMNS = 2  # panels beside each other: more leave no room for the names of the methods
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:
@@ -36,12 +34,8 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
     panels = {name: r for name, r in comparison.sets.items() if {"lores", "hires"} <= r.groups.keys()}
     if not panels:
         return None
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = new_figure(rows * columns, rows=rows, height=3.8 * rows)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    for axis, (name, result) in zip(axes, panels.items(), strict=False):
+    figure, axes = new_grid(len(panels), height=3.8)
+    for axis, (name, result) in zip(axes, panels.items(), strict=True):
         means = {}
         for method, scores in result.methods.items():
             low, high = scores.groups["lores"].chrf, scores.groups["hires"].chrf

@@ -17,7 +17,7 @@ from cats.nmt.scoring.plots.series import (
     training_nll,
     validation,
 )
-from cats.nmt.scoring.plots.style import INK, TEXT, label_ends, new_figure, save_figure, short_numbers
+from cats.nmt.scoring.plots.style import INK, TEXT, label_ends, new_figure, new_grid, save_figure, short_numbers
 from cats.nmt.scoring.scores import TITLES, Scores
 
 if TYPE_CHECKING:
@@ -173,17 +173,12 @@ def _by_method(runs: Runs, curve: Callable[[PlottedRun, str], Curve]) -> dict[st
 
 def _panels(found: Mapping[str, Mapping[str, Curve]], groups: Mapping[str, Sequence[str]]) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each method, with a line for each language."""
-    columns = min(2, len(found))
-    rows = -(-len(found) // columns)
-    figure, places = new_figure(rows * columns, rows=rows, sharex=True, sharey=True)
-    axes = places[: len(found)]
+    figure, axes = new_grid(len(found), share=True)
     for axis, (method, curves) in zip(axes, found.items(), strict=True):
         draw_languages(axis, curves, groups)
         axis.set_title(method, loc="left", color=INK)
         short_numbers(axis)
-    for axis in places[len(found) :]:
-        axis.remove()
-    for axis in axes[-columns:]:
+    for axis in axes[-2:]:
         axis.set_xlabel("update")
         axis.tick_params(labelbottom=True)
     axes[0].set_xlim(0, max(curve[-1][0] for curves in found.values() for curve in curves.values() if curve))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cats.nmt.scoring.landscape_tables import nan_mean
 from cats.nmt.scoring.plots.methods import draw_methods, finished
 from cats.nmt.scoring.plots.runs import NothingToDraw, PlottedRun, Runs
 from cats.nmt.scoring.plots.series import Curve
@@ -39,7 +40,7 @@ def curvature(runs: Runs) -> Figure:
     def curve_of(value: Callable[[LandscapeRecord, str], float]) -> Callable[[PlottedRun, Sequence[str]], Curve]:
         def curve(run: PlottedRun, tasks: Sequence[str]) -> Curve:
             means = [
-                (record.step, _mean([value(record, task) for task in tasks if task in record.tasks]))
+                (record.step, nan_mean([value(record, task) for task in tasks if task in record.tasks]))
                 for record in records[run.path]
             ]
             return [(step, mean) for step, mean in means if not np.isnan(mean)]
@@ -113,7 +114,9 @@ def layers(runs: Runs) -> Figure:
     for axis, what in zip(axes, ("cosine", "magnitude"), strict=True):
         for method, found in last.items():
             style = method_style(method)
-            values = [_mean([_pairs(record, kind, what) for record in found if kind in record.kinds]) for kind in kinds]
+            values = [
+                nan_mean([_pairs(record, kind, what) for record in found if kind in record.kinds]) for kind in kinds
+            ]
             axis.plot(range(len(kinds)), values, linestyle=style.dash, color=style.colour, label=method, **style.mark)
         axis.set_xticks(range(len(kinds)), kinds, fontsize=TEXT, rotation=45)
         axis.set_title({"cosine": "cosine", "magnitude": "magnitude similarity"}[what], loc="left", color=INK)
@@ -143,13 +146,13 @@ def _last(runs: Runs) -> dict[str, list[LandscapeRecord]]:
 def _agreement(record: LandscapeRecord, task: str) -> float:
     """The mean cosine of a task's gradient with those of the others."""
     place = record.tasks.index(task)
-    return _mean(np.delete(record.kinds[ALL].cosine[place], place))
+    return nan_mean(np.delete(record.kinds[ALL].cosine[place], place))
 
 
 def _pairs(record: LandscapeRecord, kind: str, what: str) -> float:
     """The mean over the pairs of tasks. what: cosine or magnitude."""
     matrix: np.ndarray = getattr(record.kinds[kind], what)
-    return _mean(matrix[~np.eye(len(matrix), dtype=bool)])
+    return nan_mean(matrix[~np.eye(len(matrix), dtype=bool)])
 
 
 def _mean_matrix(records: Sequence[LandscapeRecord], tasks: Sequence[str], what: str) -> np.ndarray:
@@ -161,12 +164,6 @@ def _mean_matrix(records: Sequence[LandscapeRecord], tasks: Sequence[str], what:
     mean: np.ndarray = np.mean(found, axis=0)
     np.fill_diagonal(mean, np.nan)
     return mean
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean of the numbers that are defined, nan if there is none."""
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
 
 
 def _draw_matrix(axis: Axes, matrix: np.ndarray, tasks: Sequence[str], colours: str, low: float, high: float) -> None:

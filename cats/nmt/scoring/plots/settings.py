@@ -12,6 +12,7 @@ from cats.nmt.config.schema import value_of
 from cats.nmt.scoring.plots.runs import NothingToDraw, PlottedRun, Runs, first_tasks
 from cats.nmt.scoring.plots.series import validation, validation_scores
 from cats.nmt.scoring.plots.style import INK, label_ends, method_style, new_figure
+from cats.nmt.training.metrics import best_validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +98,7 @@ def _result(run: PlottedRun, tasks: Sequence[str], measure: str) -> float | None
         values = [curve[-1] - min(curve) if curve else None for curve in curves]
     else:
         lines = [line for line in run.records if validation_scores(line, "nll")]
-        best = next((line for line in reversed(lines) if line.get("best")), lines[-1] if lines else {})
+        best = best_validation(lines) or (lines[-1] if lines else {})
         values = [validation_scores(best, "nll").get(task) for task in tasks]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None

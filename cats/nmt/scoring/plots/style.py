@@ -167,6 +167,25 @@ def new_figure(
     return figure, axes
 
 
+def new_grid(panels: int, *, share: bool = False, height: float | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure with panels in rows of two: more beside each other would leave no room for names.
+
+    Args:
+        share: whether all panels have the same scales.
+        height: in inches, of a row.
+
+    Returns:
+        The figure, and its panels row by row.
+    """
+    columns = min(2, panels)
+    rows = -(-panels // columns)
+    whole = None if height is None else height * rows
+    figure, axes = new_figure(rows * columns, rows=rows, sharex=share, sharey=share, height=whole)
+    for axis in axes[panels:]:
+        axis.remove()
+    return figure, axes[:panels]
+
+
 def _import_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401

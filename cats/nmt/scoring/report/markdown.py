@@ -14,7 +14,7 @@ from cats.nmt.files import as_text, atomic_write
 from cats.nmt.scoring import tables
 from cats.nmt.scoring.plots.curves import draw_alpha, draw_loss
 from cats.nmt.scoring.scores import TITLES, Scores, read_scores
-from cats.nmt.training.metrics import read_metrics
+from cats.nmt.training.metrics import best_validation, read_metrics
 from cats.nmt.training.run import RunDirectory
 
 _METRIC_TITLES = {"bleu": "BLEU", "bleu_13a": "BLEU with 13a", "chrf": "chrF", "chrfpp": "chrF++", "spbleu": "spBLEU"}
@@ -119,11 +119,11 @@ def _other_checkpoints(run: Path) -> dict[str, Scores]:
 def _facts(scores: Scores, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was trained, how long and how fast."""
     run = scores.run
-    best = max((record["step"] for record in records if record.get("best")), default=None)
+    best = best_validation(records)
     facts = [
         f"corpus {run.corpus}",
         f"method {run.method}, temperature {run.temperature}",
-        f"{run.steps:,} updates" + (f", best by validation NLL after {best:,}" if best is not None else ""),
+        f"{run.steps:,} updates" + (f", best by validation NLL after {best['step']:,}" if best else ""),
         f"seed {run.seed}",
     ]
     if run.seconds and run.tokens_per_second:

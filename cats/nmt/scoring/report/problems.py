@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import cats
 from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.report.runs import ReportedRun
 from cats.nmt.scoring.scores import TITLES
@@ -81,7 +82,8 @@ def _collapsed(run: ReportedRun) -> Iterator[Problem]:
     """Tasks whose weight was at its floor at the end of the training."""
     lines = [record for record in run.records if record.get("alpha")]
     last = lines[-max(1, round(_LAST * len(lines))) :]
-    low = [task for task in (lines[-1]["alpha"] if lines else {}) if all(_is_low(line, task, run) for line in last)]
+    floor = _floor(run)
+    low = [task for task in (lines[-1]["alpha"] if lines else {}) if all(_is_low(line, task, floor) for line in last)]
     if low:
         text = (
             f"The weight α of a language was at its lower bound in the last {_LAST:.0%} of the training, so that it "
@@ -90,14 +92,20 @@ def _collapsed(run: ReportedRun) -> Iterator[Problem]:
         yield Problem("weight at its floor", text, ", ".join(low))
 
 
-def _is_low(line: dict[str, Any], task: str, run: ReportedRun) -> bool:
+def _floor(run: ReportedRun) -> float:
+    """The lower bound of α, as a share of its prior."""
+    method = run.config.method
+    if method.name != "cats":
+        return 0.0
+    if not isinstance(method.floor, str):
+        return method.floor
+    return cats.weighting.CATS(simplex=cast(Any, method.simplex)).floor  # the default of this form
+
+
+def _is_low(line: dict[str, Any], task: str, floor: float) -> bool:
     """Whether α of a task is at its lower bound."""
     alpha = {name: value or 0.0 for name, value in line["alpha"].items()}
-    method, total = run.config.method, sum(alpha.values())
-    floor = 0.0
-    if method.name == "cats":
-        automatic = 0.1 if method.simplex == "proximal" else 0.0
-        floor = automatic if isinstance(method.floor, str) else method.floor
+    total = sum(alpha.values())
     share = (line.get("prior") or {}).get(task, 1 / len(alpha))
     return bool(total > 0 and task in alpha and alpha[task] / total < max(_NEAR_FLOOR * floor, _TINY) * share)
 

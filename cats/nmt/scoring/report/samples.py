@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cats.nmt.data.corpus import evenly_spread
 from cats.nmt.data.directions import direction
 from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.bootstrap import chrf, chrf_counts
@@ -102,8 +103,8 @@ def _choose(task: str, runs: Sequence[ReportedRun], count: int, searched: int) -
         shown = {name: _cut(text) for name, text in texts.items()}
         return Sample(row + 1, _cut(sources[row]), _cut(reference), shown, scores, worst)
 
-    spread = [sample(row, False) for row in _evenly(rows, count - count // 3)]
-    candidates = [sample(row, True) for row in _evenly(rows, searched)]
+    spread = [sample(row, False) for row in evenly_spread(rows, count - count // 3)]
+    candidates = [sample(row, True) for row in evenly_spread(rows, searched)]
     known, worst = {each.source for each in spread}, list[Sample]()
     for each in sorted(candidates, key=lambda each: each.mean_chrf):
         if len(worst) < count // 3 and each.source not in known:  # many lines of the built-in corpus repeat a source
@@ -125,11 +126,6 @@ def _languages(task: str, run: ReportedRun) -> tuple[str, str]:
 
 def _read(run: ReportedRun, task: str, suffix: str) -> list[str]:
     return hypotheses.read(run.path, run.scores, task, suffix)
-
-
-def _evenly(rows: Sequence[int], count: int) -> list[int]:
-    count = min(count, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _cut(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from cats.nmt.scoring.plots.style import method_colour
@@ -10,7 +9,7 @@ from cats.nmt.scoring.report.html import Child, Html, element, joined
 from cats.nmt.scoring.report.runs import ReportedRun
 from cats.nmt.scoring.report.sortable import table
 from cats.nmt.scoring.scores import TITLES, Cell
-from cats.nmt.scoring.tables import MORE_SCORES, number
+from cats.nmt.scoring.tables import MORE_SCORES, number, spread
 
 # The main measures, with their titles and decimals.
 Measures = Mapping[str, tuple[str, int]]
@@ -149,12 +148,6 @@ def _numbers(cell: Cell, measures: Measures) -> list[str]:
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over seeds, if all of them have a value."""
     known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return "n/a"
-    mean = sum(known) / len(known)
-    if len(known) == 1:
-        return number(mean, digits)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1))
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    return spread(known, digits) if known and len(known) == len(values) else "n/a"
