@@ -218,3 +218,16 @@ CATS_INLINE void combine_products(C* c, const T* const* g, const C* w, int64_t c
 }
 
 }  // namespace cats
+
+// Defines `void NAME(const JOB& job)`, which calls the inlined template function RUN<instructions, T>(job) in the best
+// version. T is the type of the gradients of job.work.
+#define CATS_DISPATCH_TYPES(NAME, RUN, JOB)                                               \
+    template <::cats::Instructions I> CATS_INLINE void NAME##_for_types(const JOB& job) { \
+        switch (job.work->type) {                                                         \
+            case ::cats::Type::float32: return RUN<I, float>(job);                        \
+            case ::cats::Type::bfloat16: return RUN<I, ::cats::BFloat16<I>>(job);         \
+            case ::cats::Type::float16: return RUN<I, ::cats::Half<I>>(job);              \
+            case ::cats::Type::float64: return RUN<I, double>(job);                       \
+        }                                                                                 \
+    }                                                                                     \
+    CATS_DISPATCH(NAME, NAME##_for_types, const JOB&)

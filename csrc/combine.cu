@@ -12,13 +12,7 @@ static __global__ void prepare_adamw_kernel(double* numbers, double beta1, doubl
 }
 
 static void launch_for(int64_t type, const CombineArguments& a, int64_t count, int64_t stream) {
-    switch (type) {
-        case Float32::NUMBER: return launch_combine<Float32>(a, count, stream);
-        case BFloat16::NUMBER: return launch_combine<BFloat16>(a, count, stream);
-        case Float16::NUMBER: return launch_combine<Float16>(a, count, stream);
-        case Float64::NUMBER: return launch_combine<Float64>(a, count, stream);
-    }
-    throw std::invalid_argument("there is no type with this number");
+    with_type(type, [&](auto element) { launch_combine<decltype(element)>(a, count, stream); });
 }
 
 static CombineArguments common(int64_t pointers, int64_t width, int64_t chunks, int64_t first, int64_t aligned,

@@ -109,6 +109,17 @@ struct Float64 {
     typedef double Element;
 };
 
+// Calls f with an object of the element type that has this number.
+template <class F> void with_type(int64_t number, F f) {
+    switch (number) {
+        case Float32::NUMBER: return f(Float32());
+        case BFloat16::NUMBER: return f(BFloat16());
+        case Float16::NUMBER: return f(Float16());
+        case Float64::NUMBER: return f(Float64());
+    }
+    throw std::invalid_argument("there is no type with this number");
+}
+
 CATS_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 CATS_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 

@@ -14,7 +14,7 @@ struct Job {
     const Account* account;  // per group: K dots
 };
 
-template <class T> CATS_INLINE void run(const Job& job) {
+template <Instructions, class T> CATS_INLINE void run(const Job& job) {
     typedef typename Arithmetic<T>::Scalar C;
     const Work& work = *job.work;
     C buffer[MAX_BLOCK];
@@ -39,15 +39,7 @@ template <class T> CATS_INLINE void run(const Job& job) {
     }
 }
 
-template <Instructions I> CATS_INLINE void run_any(const Job& job) {
-    switch (job.work->type) {
-        case Type::float32: return run<float>(job);
-        case Type::bfloat16: return run<BFloat16<I>>(job);
-        case Type::float16: return run<Half<I>>(job);
-        case Type::float64: return run<double>(job);
-    }
-}
-CATS_DISPATCH(run_best, run_any, const Job&)
+CATS_DISPATCH_TYPES(run_best, run, Job)
 
 }  // namespace
 

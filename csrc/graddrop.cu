@@ -127,11 +127,5 @@ void cuda_graddrop(int64_t pointers, int64_t width, int64_t chunks, int64_t firs
                               aligned != 0,
                               reinterpret_cast<const double*>(leak),
                               reinterpret_cast<const int64_t*>(words)};
-    switch (type) {
-        case Float32::NUMBER: return launch_graddrop<Float32>(a, count, stream);
-        case BFloat16::NUMBER: return launch_graddrop<BFloat16>(a, count, stream);
-        case Float16::NUMBER: return launch_graddrop<Float16>(a, count, stream);
-        case Float64::NUMBER: return launch_graddrop<Float64>(a, count, stream);
-    }
-    throw std::invalid_argument("there is no type with this number");
+    with_type(type, [&](auto element) { launch_graddrop<decltype(element)>(a, count, stream); });
 }

@@ -158,15 +158,7 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
     }
 }
 
-template <Instructions I> CATS_INLINE void run_any(const Job& job) {
-    switch (job.work->type) {
-        case Type::float32: return run<I, float>(job);
-        case Type::bfloat16: return run<I, BFloat16<I>>(job);
-        case Type::float16: return run<I, Half<I>>(job);
-        case Type::float64: return run<I, double>(job);
-    }
-}
-CATS_DISPATCH(run_best, run_any, const Job&)
+CATS_DISPATCH_TYPES(run_best, run, Job)
 
 }  // namespace
 

@@ -295,11 +295,5 @@ void cuda_gram(int64_t pointers, int64_t width, int64_t chunks, int64_t first, i
                           int(tasks),
                           aligned != 0,
                           reinterpret_cast<double*>(partials)};
-    switch (type) {
-        case Float32::NUMBER: return launch_gram<Float32>(a, count, stream);
-        case BFloat16::NUMBER: return launch_gram<BFloat16>(a, count, stream);
-        case Float16::NUMBER: return launch_gram<Float16>(a, count, stream);
-        case Float64::NUMBER: return launch_gram<Float64>(a, count, stream);
-    }
-    throw std::invalid_argument("there is no type with this number");
+    with_type(type, [&](auto element) { launch_gram<decltype(element)>(a, count, stream); });
 }
