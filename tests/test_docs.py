@@ -1,4 +1,4 @@
-"""The documents: every path that they name exists."""
+"""The documents: every code block runs, every command is valid, and every path and setting that they name exists."""
 
 from __future__ import annotations
 
@@ -7,30 +7,131 @@ from pathlib import Path
 
 import pytest
 
+import cats
+from cats.nmt.errors import UserError
+from tests.conftest import ROOT
+from tests.documents import Block, blocks, check_command, commands, run_python
+
+# Pages about other libraries are run where these are installed.
+OPTIONAL = {"accelerate", "lightning", "torchjd", "transformers"}
+FOLDERS = [".", "bench", "cats/nmt", "csrc", "examples", "docs"]
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in FOLDERS
+    for path in (ROOT / folder).glob("**/*.md" if folder == "docs" else "*.md")
+)
+RUN = [name for name in DOCUMENTS if name == "README.md" or name.startswith("docs/")]
+
+
+def read(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def run(document: str) -> dict[str, object]:
+    try:
+        return run_python(document, blocks(read(document)))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL:
+            raise
+        pytest.skip(f"{error.name} is not installed")
+
+
+@pytest.mark.parametrize("document", [name for name in RUN if "```python" in read(name)])
+def test_the_python_of_a_document_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(document)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_commands_of_a_document_are_valid(document: str) -> None:
+    for block in blocks(read(document)):
+        if block.language == "bash":
+            for words in commands(block.code):
+                check_command(words)
+
+
+def test_the_loop_of_the_readme_trains() -> None:
+    names = run("README.md")
+    assert isinstance(names["optimizer"], cats.CATS)
+    assert names["total"]() < names["before"]  # type: ignore[operator]
+    # The weights start equal. After 100 updates they differ, because the tasks do.
+    assert len(set(names["optimizer"].alpha.values())) == 3
+
+
+def test_a_broken_document_is_noticed() -> None:
+    page = "```python\na = 1\n```\n\n<!-- setup:\nb = 2\n-->\n\n  ```python\n  c = a + b\n  ```\n"
+    found = blocks(page)
+    assert found == [Block("python", "a = 1\n", 2), Block("setup", "\nb = 2\n", 5), Block("python", "c = a + b\n", 10)]
+    assert run_python("page", found)["c"] == 3
+
+    with pytest.raises(NameError) as error:
+        run_python("page", blocks(page.replace("a + b", "a + d")))
+    assert (error.traceback[-1].path, error.traceback[-1].lineno) == ("page", 9)  # counted from 0
+    no_run = "```python no-run\nimport not_here\n```\n"
+    run_python("page", blocks(no_run))
+    with pytest.raises(SyntaxError):
+        run_python("page", blocks(no_run.replace("import ", "import, ")))
+    for wrong in ("```\nx\n```\n", "```pyhton\nx\n```\n", "```python\nx = 1\n", "```python\nx\n````\n```text\n"):
+        with pytest.raises(ValueError, match="block"):
+            blocks(wrong)
+
+
+def test_a_wrong_command_is_noticed() -> None:
+    code = """\
+# a comment: cats nothing
+.venv/bin/cats train --data my/corpus \\
+    --preset ted && cats data inspect my/corpus   # "cats"
+echo "Monday" | cats translate runs/NAME --to az > out
+torchrun --nproc-per-node 8 -m cats train; ls cats
+"""
+    assert [words[0] for words in commands(code)] == ["train", "data", "translate", "train"]
+    for words in commands(code):
+        check_command(words)
+    for wrong in (
+        "train --date x",
+        "train --set train.lrr=1",
+        "train --method nope",
+        "train --set train.lr=-1",
+        "plot",
+    ):
+        with pytest.raises(UserError):
+            check_command(wrong.split())
+    with pytest.raises(AssertionError):
+        check_command(["train", "--preset", "nope"])
+    with pytest.raises(KeyError):
+        check_command(["trian"])
+
 
 def named_paths(text: str) -> set[str]:
     """The targets of local links, and all paths in backticks: words with a slash or with the suffix of a file."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)  # commands, which other tests run
-    links = {link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link}
     words = set(re.findall(r"`([^`\s]+)`", text))
-    return links | {word for word in words if "/" in word or word.endswith((".py", ".md", ".toml", ".txt"))}
+    return links(text) | {word for word in words if "/" in word or word.endswith((".py", ".md", ".toml", ".txt"))}
+
+
+def links(text: str) -> set[str]:
+    """The targets of local links."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return {
+        link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link and not link.startswith("mailto:")
+    }
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_every_path_in_a_document_exists(document: str, root: Path) -> None:
-    paths = named_paths((root / document).read_text(encoding="utf-8"))
-    assert paths and not sorted(path for path in paths if not (root / path).exists())
+def test_every_path_in_a_document_exists(document: str) -> None:
+    paths = named_paths(read(document))
+    assert paths and not sorted(path for path in paths if not (ROOT / path).exists())
 
 
-@pytest.mark.parametrize(
-    "document",
-    ["bench/README.md", "cats/nmt/README.md", "csrc/README.md", "docs/data.md", "docs/results.md", "docs/scaling.md"],
-)
-def test_every_link_in_a_folders_document_exists(document: str, root: Path) -> None:
+# MkDocs writes this page, see docs/hooks/settings.py.
+GENERATED = {ROOT / "docs/trainer/settings.md"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_of_a_document_exists(document: str) -> None:
     """Links only: these documents also name files of a run directory or of a corpus in backticks."""
-    path = root / document
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")) if "://" not in link]
-    assert not [link for link in links if not (path.parent / link).exists()]
+    paths = [(ROOT / document).parent / link for link in links(read(document))]
+    assert not [path for path in paths if not path.exists() and path.resolve() not in GENERATED]
 
 
 def test_paths_are_found() -> None:

@@ -13,7 +13,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 
 import cats
@@ -190,38 +189,6 @@ def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
     install = 'python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[{}]" && '
     assert main == install.format("nmt") + ".venv/bin/cats train"
     assert tests == install.format("all") + ".venv/bin/python -m pytest -q"
-
-
-def test_the_readme_loop_trains(root: Path) -> None:
-    text = (root / "README.md").read_text()
-    example, mixed, _ = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    torch.manual_seed(0)
-    model = torch.nn.Linear(3, 2, bias=False)
-    inputs = torch.randn(8, 3)
-    targets = {"az": torch.zeros(8, 2), "be": torch.ones(8, 2), "cs": 3 * torch.ones(8, 2)}
-    batches = {task: (inputs, target) for task, target in targets.items()}
-
-    def loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
-
-    def total() -> float:
-        return sum(loss(model, batch).item() for batch in batches.values())
-
-    before = total()
-    names = {"model": model, "loader": [batches] * 200, "loss": loss}
-    exec(example, names)
-    optimizer = names["optimizer"]
-    assert isinstance(optimizer, cats.CATS)
-    assert total() < before
-    assert optimizer.alpha.keys() == targets.keys()
-    # The weights start equal. After 200 updates they differ, because the tasks do.
-    assert len(set(optimizer.alpha.values())) == 3
-
-    # The form with one forward pass for a batch of all tasks.
-    x, y, ids = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 2, 2])
-    exec(mixed, {**names, "x": x, "y": y, "ids": ids, "F": torch.nn.functional})
-    gradient = model.weight.grad
-    assert gradient is not None and bool(gradient.any())
 
 
 STAND_IN = """#!/bin/sh
