@@ -46,7 +46,8 @@ class Eigenvalues:
     """The two ends of the spectrum of a Hessian.
 
     Attributes:
-        largest, smallest: the most positive and the most negative eigenvalue.
+        largest: the most positive eigenvalue.
+        smallest: the most negative eigenvalue.
         error: there is an eigenvalue within this distance of each of them.
         products: the number of Hessian-vector products that it took.
     """
@@ -64,7 +65,12 @@ class Eigenvalues:
 
 @dataclass(frozen=True)
 class Trace:
-    """An estimate of the trace of a Hessian: the sum of its eigenvalues. error: the standard error of `value`."""
+    """An estimate of the trace of a Hessian: the sum of its eigenvalues.
+
+    Attributes:
+        value: the estimate.
+        error: its standard error.
+    """
 
     value: float
     error: float

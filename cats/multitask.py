@@ -75,14 +75,16 @@ class MultiTask(Wrapper):
             shared only if ``shared`` is None.
         engine: how the numbers <g_n, ḡ> are computed at the steps that update the weighting. All engines are exact;
             :mod:`cats.engines` says what each needs. :attr:`statistics` says which one was used, and why.
-            "per_task": one backward pass per task, with K gradients in memory. It knows ‖g_n‖² and the Gram matrix too.
-            "one_pass": one backward pass, and one more matrix product per Linear layer, for any number of tasks. It
-            needs to know the task of each row: pass ``tasks`` to :meth:`backward`. It does not know ‖g_n‖².
-            "two_pass": one backward pass for ḡ, then one task's gradient after the other. One at a time is in memory.
-            "forward_mode": one backward pass for ḡ, then one forward pass with the derivatives along ḡ, for any number
-            of tasks. Losses must be callables. It does not know ‖g_n‖².
-            "auto": "one_pass" with ``tasks``, if the model allows it. Otherwise "per_task", or with one process
-            "two_pass" if K gradients would take more than half of the free memory.
+
+            * "per_task": one backward pass per task, with K gradients in memory. It knows ‖g_n‖² and the Gram matrix
+              too.
+            * "one_pass": one backward pass, and one more matrix product per Linear layer, for any number of tasks. It
+              needs to know the task of each row: pass ``tasks`` to :meth:`backward`. It does not know ‖g_n‖².
+            * "two_pass": one backward pass for ḡ, then one task's gradient after the other. One at a time is in memory.
+            * "forward_mode": one backward pass for ḡ, then one forward pass with the derivatives along ḡ, for any
+              number of tasks. Losses must be callables. It does not know ‖g_n‖².
+            * "auto": "one_pass" with ``tasks``, if the model allows it. Otherwise "per_task", or with one process
+              "two_pass" if K gradients would take more than half of the free memory.
         rows: with "one_pass", the share of the rows of each task from which <g_n, ḡ> is estimated in most layers,
             without bias; ḡ stays exact. None: all.
         model: the module whose parameters are optimised. It gives them names in error messages. When "two_pass" and

@@ -57,12 +57,14 @@ class CATS(MultiTask):
         epsilon: ε, the upper bound for ‖Σ α_n g_n‖². With "lagrangian", also the lower bound for α_n. "proximal" does
             not use it.
         simplex: how Σ α_n = 1 and α_n ≥ 0 are kept.
-            "proximal": α moves within a trust region around the prior π. With r_n = <g_n, ḡ>/‖ḡ‖², clipped to [−5, 10],
-            a_n ← (1 − β) a_n + β κ (1 − r_n), and α = (1 − ρ) softmax(log π + a) + ρ π.
-            "softmax": Eq. 4 with α = softmax(a). The only multiplier is λ_c. The gradient of a is divided by 1 + 2 λ_c.
-            "lagrangian": Eq. 4 as written, with the multipliers λ_c, λ_s and λ_n. It starts at α_n = 1, so at first
-            Σ α_n = N. α and the multipliers are clipped at 0; the paper does not say how to keep them there. Its
-            learning rates must be small where losses or gradients are large.
+
+            * "proximal": α moves within a trust region around the prior π. With r_n = <g_n, ḡ>/‖ḡ‖², clipped to [−5,
+              10], a_n ← (1 − β) a_n + β κ (1 − r_n), and α = (1 − ρ) softmax(log π + a) + ρ π.
+            * "softmax": Eq. 4 with α = softmax(a). The only multiplier is λ_c. The gradient of a is divided by 1 + 2
+              λ_c.
+            * "lagrangian": Eq. 4 as written, with the multipliers λ_c, λ_s and λ_n. It starts at α_n = 1, so at first Σ
+              α_n = N. α and the multipliers are clipped at 0; the paper does not say how to keep them there. Its
+              learning rates must be small where losses or gradients are large.
         strength: κ of "proximal". A task whose gradient has an inner product with ḡ that is larger than the mean by
             ‖ḡ‖² gets a weight that is smaller by the factor exp(−κ). 0 keeps α = π.
         floor: ρ: α_n is at least ρ π_n ("proximal") or ρ / N ("softmax"). None: 0.1 for "proximal", 0 for "softmax".
@@ -82,14 +84,16 @@ class CATS(MultiTask):
             needs a pair of losses per task whenever :attr:`needs_task_gradients` is true, and 2K gradients are in
             memory.
         direction: d of v_n = <g_n, d>, only for "proximal". Then r_n = <g_n, d> / <ḡ, d>.
-            "gradient": ḡ, as in the paper.
-            "preconditioned": ḡ times lr / (√v̂ + ε), Adam's metric. v_n is how much L_n decreases along it, to first
-            order. Σ α_n v_n is positive.
-            "momentum": the running mean of the gradients that the base optimizer has before the step, as Adam and its
-            relatives or SGD with momentum have it. It is of earlier batches, so the sampling noise of this one adds no
-            bias to v_n, as it does to <g_n, ḡ>; cross_batch does the same with half of the batch.
-            "update": the last step of Adam or AdamW, lr m̂ / (√v̂ + ε). So v_n is how much L_n decreases by it, to first
-            order.
+
+            * "gradient": ḡ, as in the paper.
+            * "preconditioned": ḡ times lr / (√v̂ + ε), Adam's metric. v_n is how much L_n decreases along it, to first
+              order. Σ α_n v_n is positive.
+            * "momentum": the running mean of the gradients that the base optimizer has before the step, as Adam and its
+              relatives or SGD with momentum have it. It is of earlier batches, so the sampling noise of this one adds
+              no bias to v_n, as it does to <g_n, ḡ>; cross_batch does the same with half of the batch.
+            * "update": the last step of Adam or AdamW, lr m̂ / (√v̂ + ε). So v_n is how much L_n decreases by it, to
+              first order.
+
             <ḡ, d> of the last two is negative where the last steps have gone too far, as they may at a high learning
             rate. Then α does not change. "preconditioned" and "update" need memory for one more gradient. In the first
             step only "gradient" exists.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -121,6 +122,16 @@ def links(text: str) -> set[str]:
 def test_every_path_in_a_document_exists(document: str) -> None:
     paths = named_paths(read(document))
     assert paths and not sorted(path for path in paths if not (ROOT / path).exists())
+
+
+@pytest.mark.parametrize("module", ["cats", "cats.curvature", "cats.engines", "cats.ops", "cats.weighting"])
+def test_every_public_name_is_in_the_reference(module: str) -> None:
+    """A module is shown with all its names, or each of them by itself; a few are shown from where they are defined."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
+    shown = set(re.findall(r"^(?:::: |      heading: )(\S+)$", text, re.MULTILINE))
+    names = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+    whole = module in shown and module != "cats.engines"  # of which only the docstring is shown
+    assert names and (whole or names - {"cats.__version__", "cats.ops"} <= shown)
 
 
 # MkDocs writes this page, see docs/hooks/settings.py.

@@ -15,6 +15,7 @@ from xml.etree.ElementTree import Element
 
 from markdown import Markdown
 from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
 from markdown.treeprocessors import Treeprocessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -25,6 +26,8 @@ DOCS = "docs/"
 # The files outside docs/ that are on the site, at the same path. README.md is the front page of a code host; the site
 # has docs/index.md for that.
 OUTSIDE = ["[!R]*.md", "bench/**/*.md", "bench/results/**/*.png", "bench/results/**/*.svg", "csrc/*.md"]
+# In this dialect of Markdown, <g_n, d> would be a tag of HTML, and disappear. On a code host only real tags are.
+NO_TAG = r"<(?!/?[A-Za-z][A-Za-z0-9-]*[\s/>]|!--|https?:|mailto:)"
 
 
 def resolve(link: str, page: str, on_site: set[str], repo_url: str | None) -> str | None:
@@ -76,12 +79,37 @@ class Links(Treeprocessor):
                     element.set(attribute, new)
 
 
+class Names(Treeprocessor):
+    """Makes a link to the reference of each public name in code, such as `cats.CATS` or `cats.ops.gram()`."""
+
+    def run(self, root: Element) -> None:
+        for parent in list(root.iter()):
+            if parent.tag in ("a", "autoref", "pre", "h1", "h2", "h3"):
+                continue
+            for i, child in enumerate(parent):
+                if child.tag == "code" and (name := re.fullmatch(r"(cats(?:\.\w+)+)(?:\(\))?", child.text or "")):
+                    # mkdocs-autorefs replaces this: by a link, or by the code alone if the name is not in the reference
+                    parent[i] = Element("autoref", identifier=name[1], optional="")
+                    parent[i].append(child)
+                    parent[i].tail, child.tail = child.tail, None
+
+
+class LessThan(InlineProcessor):
+    """The sign < where it begins no tag."""
+
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
+        return m[0], m.start(), m.end()
+
+
 class Repository(Extension):
-    """The Markdown extension. MkDocs makes a Markdown object for each page and says before which page it is."""
+    """The Markdown extension, for pages and for docstrings. MkDocs says before each page which one it is."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         # Before MkDocs' own processor of links, which has priority 0.
         md.treeprocessors.register(Links(md), "repository", 1)
+        md.treeprocessors.register(Names(md), "names", 1)
+        # Between code, which has priority 190, and HTML, which has 90.
+        md.inlinePatterns.register(LessThan(NO_TAG, md), "less_than", 150)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
