@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cats
+from bench.operators import cases
 from cats.nmt.config.schema import FIELDS, SECTIONS, Config
 from cats.nmt.config.toml import apply_overrides, read_config
 from tests.conftest import ROOT
@@ -78,8 +80,6 @@ def test_weightings_that_stand_for_those_of_libmtl_can_be_made() -> None:
 
 def test_torchjd_gives_the_same_gradient_of_shared_parameters() -> None:
     """What the page for its users says: shared parameters as there, heads times their weights."""
-    import torch
-
     aggregation = pytest.importorskip("torchjd.aggregation")
     from torchjd.autojac import jac_to_grad, mtl_backward
 
@@ -131,7 +131,7 @@ def test_names_are_in_the_files_that_the_page_says(page: str) -> None:
     ("page", "count"), [("docs/kernels/roofline.md", 16), ("README.md", 7), ("bench/README.md", 11)]
 )
 def test_numbers_of_the_operators_are_those_of_the_committed_run(page: str, count: int) -> None:
-    cases = json.loads((RESULTS / OPERATORS).read_text(encoding="utf-8"))["cases"]
+    measured = json.loads((RESULTS / OPERATORS).read_text(encoding="utf-8"))["cases"]
     checked, columns = 0, []
     for row in rows((ROOT / page).read_text(encoding="utf-8")):
         if "of the roofline" in row:
@@ -145,7 +145,7 @@ def test_numbers_of_the_operators_are_those_of_the_committed_run(page: str, coun
         size = 1e6 if note == "P = 1e6" else 1e7
         (own,) = (
             contender
-            for case in cases
+            for case in measured
             if (case["operator"], case["tasks"], case["dtype"]) == (operator, int(cells["K"]), dtype)
             and case["layout"] == layout
             and (layout != "flat" or case["elements"] == size)
@@ -158,6 +158,15 @@ def test_numbers_of_the_operators_are_those_of_the_committed_run(page: str, coun
             assert cells["GB/s"] == shown(own["gb_per_s"]), row
         checked += 1
     assert checked == count
+
+
+def test_operations_per_byte_are_those_of_the_benchmark() -> None:
+    """The model of the roofline: what the page calculates is what the benchmark counts."""
+    text = (ROOT / "docs" / "kernels" / "roofline.md").read_text(encoding="utf-8")
+    given = {", ".join(in_backticks(row[0])): row[-1] for row in rows(text) if row[-1].replace(".", "").isdigit()}
+    for operator in (*cases.OPERATORS, cases.GRADDROP, cases.TWO_PASSES):
+        least = cases.work(operator, 8, 1000, torch.float32)
+        assert given[operator] == f"{least.operations / least.moved:.2f}", operator
 
 
 def shown(number: float) -> str:
