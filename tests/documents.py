@@ -15,6 +15,7 @@ from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, presets
+from cats.nmt.methods import options
 
 # A block is a fence with the language, or the comment of a page that no reader sees: <!-- setup: .. -->
 BLOCKS = re.compile(
@@ -110,4 +111,5 @@ def check_command(words: list[str]) -> None:
         assert args.preset in presets(), f"no preset {args.preset}"
     if name == "train" and args.method:
         overrides.append(f"method.name={args.method}")
-    apply_overrides(Config(), overrides)
+    config = apply_overrides(Config(), overrides)
+    options.check(config.method.name, config.method.options)

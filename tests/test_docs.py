@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import re
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 
 import cats
+from cats.nmt.config.checks import format_value, type_name
+from cats.nmt.config.schema import FIELDS, METHODS, TYPES
+from cats.nmt.config.toml import presets
 from cats.nmt.errors import UserError
+from docs.hooks import settings
 from tests.conftest import ROOT
 from tests.documents import Block, blocks, check_command, commands, run_python
 
@@ -134,15 +139,33 @@ def test_every_public_name_is_in_the_reference(module: str) -> None:
     assert names and (whole or names - {"cats.__version__", "cats.ops"} <= shown)
 
 
-# MkDocs writes this page, see docs/hooks/settings.py.
-GENERATED = {ROOT / "docs/trainer/settings.md"}
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_link_of_a_document_exists(document: str) -> None:
     """Links only: these documents also name files of a run directory or of a corpus in backticks."""
     paths = [(ROOT / document).parent / link for link in links(read(document))]
-    assert not [path for path in paths if not path.exists() and path.resolve() not in GENERATED]
+    assert not [path for path in paths if not path.exists()]
+
+
+def test_the_page_of_settings_has_all_of_them_with_default_meaning_and_type() -> None:
+    rows = [row for row in settings.settings().splitlines() if row.startswith("| `")]
+    assert len(rows) == len(FIELDS)
+    for row, (name, field) in zip(rows, FIELDS.items(), strict=True):
+        first, second = (cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1])
+        assert first == f"`{name}`<br>`{format_value(field.default)}`"
+        meaning, kind = second.split("<br>")
+        assert html.unescape(meaning.replace("\\", "")) == field.metadata["help"]
+        assert kind.startswith(f"*{type_name(TYPES[name])}")
+        if need := field.metadata["need"]:
+            assert need.text in kind.replace("\\", "")
+        if name != "method.name":
+            assert all(f"`{choice}`" in kind for choice in field.metadata["choices"])
+
+
+def test_generated_parts_are_asked_for_by_a_page_and_complete() -> None:
+    asked = [name for page in RUN for name in re.findall(r"^<!-- generated: (.*) -->$", read(page), re.MULTILINE)]
+    assert sorted(asked) == sorted(settings.GENERATED)
+    assert set(re.findall(r"^## (\S+)$", settings.all_presets(), re.MULTILINE)) == presets().keys()
+    assert set(re.findall(r"^\| `(\S+)`", settings.methods(), re.MULTILINE)) == {*METHODS}
 
 
 def test_paths_are_found() -> None:

@@ -158,7 +158,7 @@ def _checked(name: str, value: Any, prefix: str) -> Any:
     kind, metadata = TYPES[name], FIELDS[name].metadata
     converted = _convert(value, kind)
     if converted is None:
-        raise UserError(f"{prefix}{name} needs {_type_name(kind)}, not {_shown(value)!r}")
+        raise UserError(f"{prefix}{name} needs {type_name(kind)}, not {_shown(value)!r}")
     for text in converted if isinstance(converted, tuple) else (converted,):
         if isinstance(text, str) and not is_utf8(text):
             raise UserError(f"{prefix}{name} = {_shown(text)!r} is not valid UTF-8")
@@ -220,9 +220,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]} .."
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
-        return " or ".join(map(_type_name, get_args(kind)))
+        return " or ".join(map(type_name, get_args(kind)))
     if get_origin(kind) is tuple:
         return "a list of names" if get_args(kind)[0] is str else "a list of numbers"
     return TYPE_NAMES[kind]

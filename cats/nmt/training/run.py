@@ -49,9 +49,12 @@ from cats.nmt.training.origin import DEFINING, Origin
 class TrainedModel:
     """A model of a run and what is needed to use it.
 
-    model: the model in evaluation mode, on the default device.
-    origin: what it was trained with.
-    step: the updates that it was trained for; None if its file does not say so, as that of an average.
+    Attributes:
+        config: the settings of the run.
+        tokenizer: the one that the model was trained with.
+        model: in evaluation mode, on the default device.
+        origin: what it was trained with.
+        step: the updates that it was trained for; None if its file does not say so, as that of an average.
     """
 
     config: Config
