@@ -50,5 +50,19 @@ METHODS: dict[str, Callable[[Optimizer, int, Trial], cats.MultiTask]] = {
     "FAMO": partial(_other, weighting.FAMO),
     "GradDrop": partial(_other, weighting.GradDrop),
 }
+# The values of single settings of cats.CATS, beside its defaults, in the pictures of docs/guide/settings.md.
+SETTINGS: dict[str, tuple[float, ...]] = {
+    "strength": (0.25, 1.0, 2.0, 4.0),
+    "floor": (0.0, 0.3, 0.6),
+    "inner_steps": (1, 20, 100),
+}
+
+
+def setting(name: str, value: float) -> str:
+    """The name of the method that has another value of one setting."""
+    return f"{name}={value:g}"
+
+
+METHODS |= {setting(name, v): partial(_cats, **{name: v}) for name, values in SETTINGS.items() for v in values}
 # Those in the tables of bench/README.md, which are run if no others are named.
 COMPARED = (REFERENCE, "GradNorm", "softmax", "lagrangian", "proximal", "proximal, κ=1")
