@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,13 @@ def test_generated_parts_are_asked_for_by_a_page_and_complete() -> None:
     assert sorted(asked) == sorted(settings.GENERATED)
     assert set(re.findall(r"^## (\S+)$", settings.all_presets(), re.MULTILINE)) == presets().keys()
     assert set(re.findall(r"^\| `(\S+)`", settings.methods(), re.MULTILINE)) == {*METHODS}
+
+
+def test_the_page_about_installing_has_every_extra() -> None:
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"^\| `(\w+)` \|", read("docs/install.md").partition("## Extras")[2], re.MULTILINE)) == {
+        *extras
+    }
 
 
 def test_paths_are_found() -> None:
