@@ -30,6 +30,7 @@ EXTRAS = {
         "scipy": "scipy",
         "torchjd": "torchjd",
     },
+    "integrations": {"accelerate": "accelerate", "lightning": "lightning", "transformers": "transformers"},
     "bench": {"matplotlib": "matplotlib", "torchjd": "torchjd"},
 }
 

@@ -59,8 +59,8 @@ class MultiTask(Wrapper):
     This is a ``torch.optim.Optimizer``. ``param_groups``, ``state`` and ``defaults`` are those of the base optimizer.
     So learning-rate schedulers, hooks, ``zero_grad``, ``add_param_group`` and checkpoints work as usual. Public
     attributes that this class does not have are the base's, such as ``train()`` and ``eval()`` of a schedule-free
-    optimizer. Proxies, such as those of Lightning and accelerate, share all state with the optimizer. Inside
-    ``torch.compile``, backward(), step() and zero_grad() are graph breaks.
+    optimizer. Proxies, such as that of Lightning, share all state with the optimizer. Inside ``torch.compile``,
+    backward(), step() and zero_grad() are graph breaks.
 
     Args:
         optimizer: the base optimizer. Its ``step()`` must work without a closure, so LBFGS is refused.

@@ -20,9 +20,9 @@ from .weighting import Weighting
 class State:
     """All that changes while an optimizer is in use, in one object.
 
-    Lightning and accelerate hand out proxies: objects of a subclass that have a copy of the optimizer's attributes, or
-    look them up in it. What a method assigns to ``self`` would stay in the proxy. So methods assign to this object,
-    which the optimizer, its proxies and its shallow copies share. A deep copy and a pickled optimizer have their own.
+    Lightning hands out proxies: objects of a subclass that have a copy of the optimizer's attributes, or look them up
+    in it. What a method assigns to ``self`` would stay in the proxy. So methods assign to this object, which the
+    optimizer, its proxies and its shallow copies share. A deep copy and a pickled optimizer have their own.
 
     The dicts are replaced, never changed, so :meth:`restored_on_error` need not copy them.
 

@@ -1,0 +1,101 @@
+"""An Accelerator that prepares :class:`cats.MultiTask`: the prepared optimizer has ``backward(losses)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import accelerate
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cats.multitask import MultiTask
+from cats.tasks import Task
+
+from .losses import divided
+from .replicas import copy_from_first
+
+
+class Accelerator(accelerate.Accelerator):
+    """``accelerate.Accelerator`` for models that :class:`cats.MultiTask` trains::
+
+        accelerator = Accelerator(gradient_accumulation_steps=4)
+        model, optimizer, loader = accelerator.prepare(model, cats.CATS(base, tasks), loader)
+        for batch in loader:
+            with accelerator.accumulate(model):
+                optimizer.backward(losses_of(model, batch))  # instead of accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    With several processes, a model is not put into DistributedDataParallel: the optimizer averages the gradients. All
+    processes start with the parameters and buffers of the first one, as in DistributedDataParallel. Models that another
+    optimizer trains need a plain Accelerator.
+    """
+
+    def prepare_optimizer(self, optimizer: Optimizer, device_placement: bool | None = None) -> AcceleratedOptimizer:
+        if isinstance(optimizer, MultiTask):
+            placement = self.device_placement if device_placement is None else device_placement
+            optimizer = AcceleratedMultiTask(optimizer, device_placement=placement, scaler=self.scaler)
+            optimizer._is_accelerate_prepared = True
+        return super().prepare_optimizer(optimizer, device_placement)
+
+    def prepare_model(
+        self, model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
+    ) -> nn.Module:
+        if evaluation_mode or not has_replicas(self):
+            return super().prepare_model(model, device_placement, evaluation_mode)
+        return prepare_replica(self, model, device_placement)
+
+
+class AcceleratedMultiTask(AcceleratedOptimizer):
+    """What :meth:`Accelerator.prepare` makes of a :class:`cats.MultiTask`, which is its ``optimizer``.
+
+    Attributes and methods that it does not have are those of the ``optimizer``.
+    """
+
+    def backward(
+        self,
+        losses: Any,
+        *,
+        tasks: Tensor | Sequence[Task] | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        last: bool | None = None,
+    ) -> None:
+        """:meth:`cats.MultiTask.backward` in place of ``accelerator.backward()``.
+
+        As there, losses are divided by ``gradient_accumulation_steps`` and, with fp16, scaled.
+
+        Args:
+            losses, tasks, reduction: as in :meth:`cats.MultiTask.backward`.
+            last: whether this is the last call before step(). None: ``accumulate()`` knows it, if the Accelerator has
+                ``gradient_accumulation_steps``.
+        """
+        state = self.gradient_state
+        if last is None and state.num_steps > 1:
+            last = state.sync_gradients
+        losses = divided(losses, state.num_steps)
+        self.optimizer.backward(losses, tasks=tasks, reduction=reduction, scaler=self.scaler, last=last)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "optimizer" not in self.__dict__:  # accelerate and copy look for some of them
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.optimizer, name)
+
+
+def has_replicas(accelerator: accelerate.Accelerator) -> bool:
+    """Whether accelerate would put a model into DistributedDataParallel."""
+    return accelerator.distributed_type.startswith("MULTI_")
+
+
+def prepare_replica(
+    accelerator: accelerate.Accelerator, model: nn.Module, device_placement: bool | None = None
+) -> nn.Module:
+    """``accelerator.prepare_model()`` without DistributedDataParallel: device, mixed precision and torch.compile.
+
+    The parameters and buffers of the first process replace those of the others.
+    """
+    # What is called evaluation mode there leaves out the wrapper and nothing else.
+    model = accelerate.Accelerator.prepare_model(accelerator, model, device_placement, evaluation_mode=True)
+    copy_from_first(model)
+    return model

@@ -1,0 +1,12 @@
+"""What the integrations share: replicas of a model without DistributedDataParallel."""
+
+from __future__ import annotations
+
+from torch import distributed as dist
+from torch import nn
+
+
+def copy_from_first(model: nn.Module) -> None:
+    """Gives all processes the parameters and buffers of the first one, as DistributedDataParallel does."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        dist.broadcast(tensor.detach(), src=0)

@@ -1,0 +1,253 @@
+"""The Trainer of transformers with several tasks, compared with a plain loop."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import cats
+from tests.distributed.common import needs_gloo
+from tests.integrations.common import run_with_torchrun
+from tests.optim.common import same
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from cats.integrations.transformers import ByTask, TrainerMixin  # noqa: E402
+
+TASKS = ["az", "be", "gl", "sk"]
+ROWS = 24
+OPTIONS = {"inner_steps": 2, "alpha_lr": 0.3}
+
+
+class Data(torch.utils.data.Dataset):
+    """Rows of a task each, with 4 numbers and a label of 3, and a second label that may be ignored."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, i):
+        draw = torch.Generator().manual_seed(i)
+        labels = torch.randint(3, (2,), generator=draw)
+        labels[1] = labels[1] if i % 3 else -100
+        return {"x": torch.randn(4, generator=draw), "labels": labels, "task": TASKS[i * 7 % 11 % 4]}
+
+
+class Heads(nn.Module):
+    """Like the models of transformers: it returns its loss, and takes the number of items over which it is a mean."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.out = nn.Linear(4, 8), nn.Linear(8, 6)
+
+    def forward(self, x, labels=None, num_items_in_batch=None, **kwargs):
+        logits = self.out(torch.tanh(self.body(x))).unflatten(-1, (2, 3))
+        entries = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        loss = entries.sum() / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+        return {"loss": loss, "logits": logits, "entries": entries}
+
+
+class ByBatches(TrainerMixin, transformers.Trainer):
+    """Batches {task: batch}, with the losses that the model returns."""
+
+
+class ByEntries(TrainerMixin, transformers.Trainer):
+    """One batch with a loss for each label."""
+
+    def compute_losses(self, model, inputs, num_items_in_batch=None):
+        assert num_items_in_batch is None
+        return entries_of(model, inputs)
+
+
+def entries_of(model, inputs):
+    tasks = inputs.pop("task")
+    ignored = inputs["labels"] == -100
+    return model(**inputs)["entries"], tasks[:, None].where(~ignored, -1)
+
+
+def collate(examples):
+    return {name: torch.stack([torch.as_tensor(e[name]) for e in examples]) for name in examples[0]}
+
+
+def mixed(examples):
+    """Instead of the names of the tasks: their indices."""
+    return collate([{**e, "task": TASKS.index(e["task"])} for e in examples])
+
+
+COLLATORS = {ByBatches: ByTask(collate), ByEntries: mixed}
+
+
+def trainer_of(folder, kind=ByBatches, model=None, max_steps=5, **settings):
+    """A Trainer that reads the rows in order, without a schedule. Its losses are logged in each step."""
+    settings = {"save_strategy": "no", "max_grad_norm": 0.5, "per_device_train_batch_size": 4} | settings
+    args = transformers.TrainingArguments(
+        output_dir=folder,
+        use_cpu=True,
+        max_steps=max_steps,
+        learning_rate=0.05,
+        optim="adamw_torch",  # the default is the fused one, which rounds in another way
+        weight_decay=0.1,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        train_sampling_strategy="sequential",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        **settings,
+    )
+    multitask = functools.partial(cats.CATS, tasks=TASKS, **OPTIONS)
+    return kind(model or Heads(), args, multitask=multitask, data_collator=COLLATORS[kind], train_dataset=Data())
+
+
+def plain_loop(kind, accumulate=1, clip=0.5, bf16=False, rows=4, steps=5):
+    """The same training without the Trainer."""
+    model, data = Heads(), Data()
+    decay = [p for name, p in model.named_parameters() if "bias" not in name]
+    rest = [p for name, p in model.named_parameters() if "bias" in name]
+    base = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=0.05)
+    optimizer = cats.CATS(base, TASKS, **OPTIONS)
+    batches = [[data[j] for j in range(i, min(i + rows, ROWS))] for i in range(0, ROWS, rows)]
+    collator, history, place = COLLATORS[kind], [], 0
+
+    def run(batch, **count):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = model(**batch, **count)
+        return {name: value.float() for name, value in out.items()}
+
+    for _ in range(steps):
+        some = list(map(collator, batches[place : place + accumulate]))
+        place = (place + len(some)) % len(batches)
+        for k, batch in enumerate(some):
+            last = k == len(some) - 1
+            if kind is ByBatches:
+                counts = {t: sum((b[t]["labels"] != -100).sum() for b in some if t in b) for t in TASKS}
+                losses = {
+                    t: functools.partial(lambda b, n: run(b, num_items_in_batch=n)["loss"], b, counts[t])
+                    for t, b in batch.items()
+                }
+                optimizer.backward(losses, last=last)
+            else:
+                entries, tasks = entries_of(lambda **inputs: run(inputs), batch)
+                optimizer.backward(entries / len(some) if len(some) > 1 else entries, tasks=tasks, last=last)
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append((optimizer.alpha, optimizer.statistics["losses"]))
+    return model, optimizer, history
+
+
+def check_same(trainer, model, optimizer):
+    assert all(map(torch.equal, trainer.model.parameters(), model.parameters()))
+    found, expected = trainer.multitask_optimizer.state_dict(), optimizer.state_dict()
+    assert same(found["state"], expected["state"]) and same(found["multitask"], expected["multitask"])
+
+
+@pytest.mark.parametrize("kind", [ByBatches, ByEntries])
+@pytest.mark.parametrize(
+    ("accumulate", "clip", "bf16"), [(1, 0.5, False), (4, 0.0, False), (4, 0.5, True)], ids=["clip", "calls", "bf16"]
+)
+def test_the_trainer_is_the_plain_loop_bit_for_bit(kind, accumulate, clip, bf16, tmp_path):
+    trainer = trainer_of(tmp_path, kind, gradient_accumulation_steps=accumulate, max_grad_norm=clip, bf16=bf16)
+    trainer.train()
+    model, optimizer, history = plain_loop(kind, accumulate=accumulate, clip=clip, bf16=bf16)
+    check_same(trainer, model, optimizer)
+    assert trainer.multitask_optimizer.statistics["engine"] == ("one_pass" if kind is ByEntries else "per_task")
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    for line, (alpha, losses) in zip(logged, history, strict=True):
+        assert {t: line[f"alpha_{t}"] for t in TASKS} == alpha
+        assert {t: line[f"loss_{t}"] for t in TASKS if f"loss_{t}" in line} == losses
+        assert line["loss"] == pytest.approx(sum(losses.values()), rel=1e-6)  # float32
+
+
+@pytest.mark.parametrize("kind", [ByBatches, ByEntries])
+def test_a_resumed_run_repeats_bit_for_bit(kind, tmp_path):
+    whole = trainer_of(tmp_path / "whole", kind, max_steps=5)
+    whole.train()
+    # Step 3 is the first one after the checkpoint. It updates no weight, step 4 does.
+    trainer_of(tmp_path / "part", kind, max_steps=2, save_strategy="steps", save_steps=2).train()
+    resumed = trainer_of(tmp_path / "part", kind, max_steps=5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
+    check_same(resumed, whole.model, whole.multitask_optimizer)
+
+
+def test_losses_that_are_divided_already(tmp_path):
+    class Divided(ByEntries):
+        loss_is_scaled_for_ga = True
+
+        def compute_losses(self, model, inputs, num_items_in_batch=None):
+            assert num_items_in_batch > 0
+            entries, tasks = entries_of(model, inputs)
+            return entries / 2 / torch.bincount(tasks[tasks >= 0])[tasks], tasks  # entries without a task do not count
+
+    COLLATORS[Divided] = mixed
+    one, two = (trainer_of(tmp_path, kind, gradient_accumulation_steps=2, max_steps=2) for kind in (Divided, ByEntries))
+    one.train(), two.train()
+    for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)  # float32: the mean is computed in another order
+
+
+def test_evaluation_of_one_task_after_the_other(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=1)
+    rows = [e for e in map(Data().__getitem__, range(ROWS)) if e["task"] == "be"]
+    trainer.train()
+    found = trainer.evaluate({"be": rows})["eval_be_loss"]
+    batch = collate([{k: v for k, v in e.items() if k != "task"} for e in rows])
+    with torch.no_grad():
+        loss = trainer.model(**batch, num_items_in_batch=None)["loss"]
+    assert found == pytest.approx(loss.item(), rel=1e-6)  # float32
+    with pytest.raises(ValueError, match=r"has the tasks .* one task at a time"):
+        trainer.evaluate(Data())
+
+
+def test_what_cannot_work_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not support torch_empty_cache_steps"):
+        trainer_of(tmp_path, torch_empty_cache_steps=2)
+    trainer = trainer_of(tmp_path, ByEntries)
+    trainer.compute_losses = lambda *args: torch.ones(4)
+    with pytest.raises(TypeError, match=r"the losses of its entries .* got Tensor"):
+        trainer.train()
+    trainer = trainer_of(tmp_path)
+    trainer.data_collator = mixed
+    with pytest.raises(ValueError, match=r"a batch has \['labels', 'task', 'x'\] .* use the data collator ByTask"):
+        trainer.train()
+    trainer._multitask, trainer.optimizer = None, None
+    with pytest.raises(TypeError, match="the optimizer of the Trainer is AdamW: pass multitask="):
+        trainer.train()
+    with pytest.raises(ValueError, match=r"an example has no 'task'.* remove_unused_columns=False"):
+        ByTask(collate)([{"x": torch.ones(1)}])
+
+
+def train_with_others(folder):
+    """Called in each process that torchrun starts."""
+    trainer = trainer_of(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    with torch.no_grad():
+        trainer.model.out.bias += trainer.args.process_index  # the first process gives its values to the others
+    trainer.train()
+    assert type(trainer.model_wrapped) is Heads
+    optimizer = trainer.multitask_optimizer
+    numbers = {"alpha": optimizer.alpha, "losses": optimizer.statistics["losses"]}
+    torch.save({"model": trainer.model.state_dict(), **numbers}, f"{folder}/{trainer.args.process_index}.pt")
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_two_processes_of_torchrun_are_one_with_the_whole_batch(tmp_path):
+    run_with_torchrun("tests.integrations.test_transformers", tmp_path)
+    model, optimizer, _ = plain_loop(ByBatches, accumulate=2)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert same(*results)
+    torch.testing.assert_close(results[0]["model"], dict(model.state_dict()))  # float32: the order of the sums differs
+    for numbers, expected in (("alpha", optimizer.alpha), ("losses", optimizer.statistics["losses"])):
+        assert results[0][numbers] == pytest.approx(expected, rel=1e-4)
+
+
+if __name__ == "__main__":
+    train_with_others(sys.argv[1])
