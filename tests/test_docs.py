@@ -176,6 +176,16 @@ def test_the_page_about_installing_has_every_extra() -> None:
     }
 
 
+@pytest.mark.parametrize("document", [name for name in RUN if "integrations/" in name or "checkpoints" in name])
+def test_every_test_named_by_a_document_exists(document: str) -> None:
+    """As tests/FILE.py::NAME, or as NAME alone on a page that names one file of tests in its text."""
+    text = read(document)
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    alone = re.findall(r"`(test_\w+)`", text)
+    for file, name in [*named, *((named[0][0], name) for name in alone)]:
+        assert not name or f"def {name}(" in read(file), f"{file} has no {name}"
+
+
 def test_paths_are_found() -> None:
     text = "`a/b.py` and `c.md`, [a link](d#part), [far](https://e.org/f), `name.attribute`\n```\n`g/h.py`\n```\n"
     assert named_paths(text) == {"a/b.py", "c.md", "d"}

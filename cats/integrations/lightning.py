@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
@@ -71,13 +71,14 @@ class ModuleMixin(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        scaler = self._scaler()
-        if scaler is None or not gradient_clip_val:
+        plugin = self.trainer.precision_plugin
+        if not gradient_clip_val or not isinstance(plugin, MixedPrecision):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        # With fp16, Lightning refuses to clip for an optimizer that can unscale. This one takes unscaled gradients too.
-        scaler.unscale_(optimizer)
-        Precision.clip_gradients(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        # Mixed precision refuses to clip for an optimizer whose step() can unscale. This one takes unscaled gradients.
+        if plugin.scaler is not None:
+            plugin.scaler.unscale_(optimizer)
+        Precision.clip_gradients(plugin, optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def _multitask(self) -> MultiTask:
         optimizer = self.optimizers(use_pl_optimizer=False)

@@ -1,0 +1,204 @@
+"""Accelerate with several tasks, compared with a plain loop."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import cats
+from tests.distributed.common import needs_gloo
+from tests.integrations.common import run_with_torchrun
+from tests.optim.common import same
+
+accelerate = pytest.importorskip("accelerate")
+
+from cats.integrations.accelerate import Accelerator  # noqa: E402
+
+TASKS = ["az", "be", "gl"]
+BATCHES = 10
+SCALE = 2.0**10
+
+
+class Data(torch.utils.data.Dataset):
+    """Rows with 4 numbers, a target for each task, and the task that counts where rows have a task each."""
+
+    def __len__(self):
+        return 4 * BATCHES
+
+    def __getitem__(self, i):
+        draw = torch.Generator().manual_seed(i)
+        return torch.randn(4, generator=draw), torch.randn(3, generator=draw), i * 5 % 7 % 3
+
+
+def parts(rows=4):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = cats.CATS(torch.optim.AdamW(net.parameters(), lr=0.05), TASKS, inner_steps=2, alpha_lr=0.3)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    return net, optimizer, schedule, torch.utils.data.DataLoader(Data(), batch_size=rows)
+
+
+def losses_of(net, batch, form):
+    x, y, tasks = batch
+    errors = (net(x).float() - y).square()
+    if form == "entries":
+        return {"losses": errors.gather(1, tasks[:, None])[:, 0], "tasks": tasks}
+    return {"losses": dict(zip(TASKS, errors.mean(0), strict=True))}
+
+
+def accelerator_of(accumulate=1, precision="no", **settings):
+    return Accelerator(cpu=True, gradient_accumulation_steps=accumulate, mixed_precision=precision, **settings)
+
+
+def train(accelerator, prepared, form="tasks", steps=5, clip=0.0, epochs=2, first=0):
+    net, optimizer, schedule, loader = prepared
+    for _ in range(epochs):
+        for batch in accelerator.skip_first_batches(loader, first):
+            with accelerator.accumulate(net):
+                optimizer.backward(**losses_of(net, batch, form))
+                if clip and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(net.parameters(), clip)
+                optimizer.step()
+                if accelerator.sync_gradients:
+                    schedule.step()
+                optimizer.zero_grad()
+            if optimizer.statistics["step"] == steps:
+                return
+        first = 0
+    raise AssertionError("the data have too few batches")
+
+
+def plain_loop(form="tasks", accumulate=1, steps=5, clip=0.0, bf16=False, scaler=None, epochs=2):
+    net, optimizer, schedule, loader = parts()
+    batches = list(loader)
+    for _ in range(epochs):
+        for place in range(0, BATCHES, accumulate):
+            some = batches[place : place + accumulate]
+            for k, batch in enumerate(some):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    out = net(batch[0])
+                given = losses_of(lambda x, out=out: out, batch, form)
+                losses = given["losses"]
+                if accumulate > 1:
+                    losses = (
+                        losses / accumulate if form == "entries" else {t: v / accumulate for t, v in losses.items()}
+                    )
+                last = k == len(some) - 1 if accumulate > 1 else None
+                optimizer.backward(**{**given, "losses": losses}, scaler=scaler, last=last)
+            if clip:
+                if scaler:
+                    scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(net.parameters(), clip)
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if optimizer.statistics["step"] == steps:
+                return net, optimizer
+    raise AssertionError("the data have too few batches")
+
+
+def check_same(net, optimizer, plain, reference):
+    assert all(map(torch.equal, net.parameters(), plain.parameters()))
+    assert same(optimizer.state_dict(), reference.state_dict())
+
+
+@pytest.mark.parametrize("form", ["tasks", "entries"])
+@pytest.mark.parametrize(("accumulate", "clip", "bf16"), [(1, 0.0, False), (3, 0.1, False), (3, 0.1, True)])
+def test_accelerate_is_the_plain_loop_bit_for_bit(accumulate, clip, bf16, form):
+    accelerator = accelerator_of(accumulate, "bf16" if bf16 else "no")
+    prepared = net, optimizer, *_ = accelerator.prepare(*parts())
+    assert isinstance(optimizer, accelerate.optimizer.AcceleratedOptimizer)
+    train(accelerator, prepared, form, clip=clip)
+    # An epoch has 3 groups of 3 batches, and one batch that is left.
+    check_same(net, optimizer, *plain_loop(form, accumulate, clip=clip, bf16=bf16))
+    assert optimizer.alpha == optimizer.optimizer.alpha
+
+
+@pytest.mark.parametrize("form", ["tasks", "entries"])
+def test_save_state_and_load_state_continue_bit_for_bit(form, tmp_path):
+    accelerator = accelerator_of()
+    prepared = accelerator.prepare(*parts())
+    train(accelerator, prepared, form, steps=3)
+    accelerator.save_state(tmp_path)
+    accelerator.free_memory()
+    other = accelerator_of()
+    prepared = net, optimizer, *_ = other.prepare(*parts())
+    other.load_state(tmp_path)
+    train(other, prepared, form, first=3)
+    check_same(net, optimizer, *plain_loop(form))
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+def test_fp16_with_a_scaler(clip, tmp_path, monkeypatch):
+    """On the CPU, where accelerate itself does not allow fp16: the scaler is given to it."""
+    accelerator = accelerator_of()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    accelerator.native_amp = True
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")  # clip_grad_norm_() then unscales
+    net, optimizer, schedule, loader = parts()
+    optimizer, schedule, loader = accelerator.prepare(optimizer, schedule, loader)
+    train(accelerator, (net, optimizer, schedule, loader), clip=clip)
+    check_same(net, optimizer, *plain_loop(clip=clip, scaler=torch.amp.GradScaler("cpu", init_scale=SCALE)))
+    accelerator.save_state(tmp_path)
+    assert torch.load(tmp_path / "scaler.pt", weights_only=True)["_growth_tracker"] == 5
+
+
+def test_the_optimizer_inside_is_reached():
+    optimizer = accelerator_of().prepare(parts()[1])
+    assert optimizer.tasks == tuple(TASKS)
+    with pytest.raises(AttributeError, match="has no attribute '_private'"):
+        optimizer._private  # noqa: B018
+    twin = copy.copy(optimizer)
+    assert twin.optimizer is optimizer.optimizer
+    plain = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    assert type(accelerator_of().prepare(plain)) is accelerate.optimizer.AcceleratedOptimizer
+
+
+def test_a_plain_accelerator_holds_the_optimizer():
+    """Its wrapper has no backward(). That of the optimizer inside works, with the scaler and the number of batches."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    net, optimizer, schedule, loader = accelerator.prepare(*parts())
+    for batch in list(loader)[:5]:
+        optimizer.optimizer.backward(**losses_of(net, batch, "tasks"), scaler=accelerator.scaler)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    check_same(net, optimizer, *plain_loop())
+
+
+def train_with_others(folder):
+    """Called in each process that torchrun starts."""
+    # Otherwise it moves a scheduler by as many steps as there are processes.
+    accelerator = accelerator_of(accumulate=2, step_scheduler_with_optimizer=False)
+    net, *others = parts(rows=2)
+    with torch.no_grad():
+        net[2].bias += accelerator.process_index  # the first process gives its values to the others
+    prepared = net, optimizer, *_ = accelerator.prepare(net, *others)
+    assert type(net) is nn.Sequential
+    train(accelerator, prepared)
+    numbers = {"alpha": optimizer.alpha, "losses": optimizer.statistics["losses"]}
+    torch.save({"model": net.state_dict(), **numbers}, f"{folder}/{accelerator.process_index}.pt")
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_two_processes_of_torchrun_are_one_with_the_whole_batch(tmp_path):
+    run_with_torchrun("tests.integrations.test_accelerate", tmp_path)
+    net, optimizer = plain_loop(accumulate=2)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert same(*results)
+    torch.testing.assert_close(results[0]["model"], dict(net.state_dict()))  # float32: the order of the sums differs
+    assert results[0]["alpha"] == pytest.approx(optimizer.alpha, rel=1e-4)
+    assert results[0]["losses"] == pytest.approx(optimizer.statistics["losses"], rel=1e-4)
+
+
+if __name__ == "__main__":
+    train_with_others(sys.argv[1])

@@ -1,0 +1,237 @@
+"""Lightning with several tasks, compared with a plain loop."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import cats
+from tests.distributed.common import needs_gloo
+from tests.integrations.common import run_with_torchrun
+from tests.optim.common import same
+
+lightning = pytest.importorskip("lightning.pytorch")
+
+from cats.integrations.lightning import ModuleMixin, ReplicaStrategy  # noqa: E402
+
+TASKS = ["az", "be", "gl"]
+BATCHES = 10
+OPTIONS = {"inner_steps": 2, "alpha_lr": 0.3}
+
+
+class Data(torch.utils.data.Dataset):
+    """Rows with 4 numbers, a target for each task, and the task that counts where rows have a task each."""
+
+    def __len__(self):
+        return 4 * BATCHES
+
+    def __getitem__(self, i):
+        draw = torch.Generator().manual_seed(i)
+        return torch.randn(4, generator=draw), torch.randn(3, generator=draw), i * 5 % 7 % 3
+
+
+def optimizer_of(model):
+    return cats.CATS(torch.optim.AdamW(model.parameters(), lr=0.05), TASKS, **OPTIONS)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def losses_of(net, batch, form):
+    x, y, tasks = batch
+    errors = (net(x).float() - y).square()
+    if form == "entries":
+        return errors.gather(1, tasks[:, None])[:, 0], tasks
+    return dict(zip(TASKS, errors.mean(0), strict=True))
+
+
+class Automatic(ModuleMixin, lightning.LightningModule):
+    form = "tasks"
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.seen = []
+
+    def training_losses(self, batch, batch_idx):
+        return losses_of(self.net, batch, self.form)
+
+    def on_train_batch_end(self, *args):
+        self.seen.append(dict(self.trainer.callback_metrics))
+
+    def configure_optimizers(self):
+        optimizer = optimizer_of(self)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+
+
+class AutomaticEntries(Automatic):
+    form = "entries"
+
+
+class Manual(Automatic):
+    """``self.optimizers()`` as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, lightning.core.optimizer.LightningOptimizer)
+        optimizer.zero_grad()
+        optimizer.backward(losses_of(self.net, batch, "tasks"), **self.more())
+        optimizer.step()
+        self.lr_schedulers().step()
+
+    def more(self):
+        return {}
+
+
+class ManualScaled(Manual):
+    def more(self):
+        return {"scaler": self.trainer.precision_plugin.scaler}
+
+
+def trainer_of(folder, **settings):
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return lightning.Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **{**quiet, **settings})
+
+
+def loader(rows=4):
+    return torch.utils.data.DataLoader(Data(), batch_size=rows)
+
+
+def train(model, folder, resume=None, rows=4, **settings):
+    trainer = trainer_of(folder, **{"max_steps": 5, **settings})
+    trainer.fit(model, loader(rows), ckpt_path=resume, **({"weights_only": True} if resume else {}))
+    return trainer
+
+
+def plain_loop(form="tasks", accumulate=1, clip=0.0, bf16=False, scaler=None, steps=5, epochs=2):
+    net = network()
+    optimizer = optimizer_of(net)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    batches = list(loader())
+    for _ in range(epochs):
+        for place in range(0, BATCHES, accumulate):
+            some = batches[place : place + accumulate]
+            for k, batch in enumerate(some):
+                with torch.autocast("cpu", torch.bfloat16 if bf16 else torch.float16, enabled=bf16 or bool(scaler)):
+                    losses = losses_of(net, batch, form)
+                last = k == len(some) - 1
+                if form == "entries":
+                    entries, tasks = losses
+                    entries = entries / accumulate if accumulate > 1 else entries
+                    optimizer.backward(entries, tasks=tasks, last=last, scaler=scaler)
+                else:
+                    losses = {t: v / accumulate if accumulate > 1 else v for t, v in losses.items()}
+                    optimizer.backward(losses, last=last, scaler=scaler)
+            if clip:
+                if scaler:
+                    scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(net.parameters(), clip)
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if optimizer.statistics["step"] == steps:
+                return net, optimizer
+    raise AssertionError("the data have too few batches")
+
+
+def check_same(model, net, optimizer):
+    assert all(map(torch.equal, model.net.parameters(), net.parameters()))
+    assert same(model.optimizers(use_pl_optimizer=False).state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize("model", [Automatic, AutomaticEntries, Manual])
+def test_lightning_is_the_plain_loop_bit_for_bit(model, tmp_path):
+    model = model()
+    train(model, tmp_path)
+    check_same(model, *plain_loop(model.form))
+
+
+@pytest.mark.parametrize("model", [Automatic, AutomaticEntries])
+def test_accumulation_clipping_and_bf16(model, tmp_path):
+    model = model()
+    # An epoch has 3 groups of 3 batches, and one batch that is left.
+    train(model, tmp_path, accumulate_grad_batches=3, gradient_clip_val=0.1, precision="bf16-mixed")
+    check_same(model, *plain_loop(model.form, accumulate=3, clip=0.1, bf16=True))
+
+
+@pytest.mark.parametrize(("model", "clip"), [(Automatic, 0.0), (Automatic, 0.1), (ManualScaled, 0.0)])
+def test_fp16_with_a_scaler(model, clip, tmp_path):
+    """On the CPU. Lightning refuses to clip for other optimizers whose step() unscales."""
+    precision = pytest.importorskip("lightning.pytorch.plugins.precision")
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**10) for _ in range(2)]
+    plugins = [precision.MixedPrecision("16-mixed", "cpu", scalers[0])]
+    model = model()
+    train(model, tmp_path, plugins=plugins, **({"gradient_clip_val": clip} if clip else {}))
+    check_same(model, *plain_loop(clip=clip, scaler=scalers[1]))
+    assert scalers[0].state_dict() == scalers[1].state_dict()
+
+
+@pytest.mark.parametrize("model", [Automatic, AutomaticEntries, Manual])
+def test_a_resumed_run_repeats_bit_for_bit(model, tmp_path):
+    # After an epoch, because Lightning does not skip the batches of an epoch that have been seen.
+    whole, part, resumed = model(), model(), model()
+    train(whole, tmp_path, max_steps=-1, max_epochs=2)
+    train(part, tmp_path, max_steps=-1, max_epochs=1).save_checkpoint(tmp_path / "part.ckpt")
+    train(resumed, tmp_path, resume=tmp_path / "part.ckpt", max_steps=-1, max_epochs=2)
+    check_same(resumed, whole.net, whole.optimizers(use_pl_optimizer=False))
+
+
+def test_weights_and_losses_are_logged(tmp_path):
+    model = Automatic()
+    train(model, tmp_path, max_steps=3)
+    _, optimizer = plain_loop(steps=2)
+    last = model.seen[-1]  # with the weights of the third step, and the losses of the second
+    assert {t: last[f"alpha/{t}"].item() for t in TASKS} == pytest.approx(optimizer.alpha, rel=1e-6)  # float32
+    assert {t: last[f"loss/{t}"].item() for t in TASKS} == pytest.approx(optimizer.statistics["losses"], rel=1e-6)
+
+
+def test_what_cannot_work_is_refused(tmp_path):
+    model = Automatic()
+    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"must give one cats\.CATS or cats\.MultiTask, got SGD"):
+        train(model, tmp_path)
+    model = Automatic()
+    model.training_losses = lambda *args: {"az": lambda: None}
+    with pytest.raises(TypeError, match="must be tensors here, not callables"):
+        train(model, tmp_path)
+
+
+def train_with_others(folder):
+    """Called in each process that torchrun starts."""
+    model = Automatic()
+    trainer = trainer_of(folder, strategy=ReplicaStrategy(process_group_backend="gloo"), devices=2, max_steps=5)
+    with torch.no_grad():
+        model.net[2].bias += trainer.global_rank  # the first process gives its values to the others
+    trainer.fit(model, loader(rows=2))
+    optimizer = model.optimizers(use_pl_optimizer=False)
+    numbers = {"alpha": optimizer.alpha, "losses": optimizer.statistics["losses"]}
+    torch.save({"model": model.net.state_dict(), **numbers}, f"{folder}/{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_two_processes_of_torchrun_are_one_with_the_whole_batch(tmp_path):
+    run_with_torchrun("tests.integrations.test_lightning", tmp_path)
+    net, optimizer = plain_loop()
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert same(*results)
+    torch.testing.assert_close(results[0]["model"], dict(net.state_dict()))  # float32: the order of the sums differs
+    assert results[0]["alpha"] == pytest.approx(optimizer.alpha, rel=1e-4)
+    assert results[0]["losses"] == pytest.approx(optimizer.statistics["losses"], rel=1e-4)
+
+
+if __name__ == "__main__":
+    train_with_others(sys.argv[1])
