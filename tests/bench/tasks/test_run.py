@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,11 @@ import pytest
 from bench import show
 from bench.tasks import __main__ as command
 from bench.tasks import run, tables
-from bench.tasks.problems import problems
 from bench.tasks.records import Training, WeightingResults
 from cats import MultiTask
 from cats.weighting import Static
 
 NOISY, EQUAL = "regression, K=2, last task noisy", "regression, K=2, equal tasks"
-
-
-class InThisProcess:
-    """Stands for ProcessPoolExecutor."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None: ...
-
-    def __enter__(self) -> InThisProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:
-        return map(function, *arguments)
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings of six steps, in this process."""
-    monkeypatch.setattr(run, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(run, "problems", lambda: {name: replace(p, steps=6) for name, p in problems().items()})
 
 
 @pytest.mark.usefixtures("short")

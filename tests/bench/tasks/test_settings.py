@@ -14,8 +14,6 @@ from bench.tasks import pictures
 from bench.tasks import settings as command
 from bench.tasks.methods import METHODS, SETTINGS, setting
 
-from .test_run import short  # noqa: F401
-
 
 def at_rest(norm: float, strength: float, floor: float, prior: float) -> float:
     """α of the second task, with a prior for it, by bisection: softmax(log π − κ r) with r_n = v_n / ‖ḡ‖²."""
@@ -48,6 +46,7 @@ def test_every_value_is_a_method() -> None:
 def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(pictures, "NORMS", [0.5, 2.0])
     monkeypatch.setattr(pictures, "STEPS", 5)
+    monkeypatch.setattr(pictures, "label_ends", lambda *axes: None)  # laying out takes most of the time
     for module in (pictures, command):
         monkeypatch.setattr(module, "SETTINGS", {name: values[:1] for name, values in SETTINGS.items()})
     drawn: dict[Path, Any] = {}
