@@ -249,9 +249,9 @@ CATALOGUE = (
         RECIPE,
         "HiRes tasks for 35 % of the updates, then LoRes tasks alone (train.finetune): shows what is forgotten",
         "transfer without joint training: Zoph et al., EMNLP 2016, arXiv 1604.02201",
-        note="best.pt has the lowest mean validation NLL over all tasks, also over those of the first phase: it may be "
-        "from before they are forgotten. To see what is forgotten, read the NLL of each task in metrics.jsonl (valid), "
-        "or score the last model: cats evaluate RUN --checkpoint last.",
+        note="best.pt is the best by the mean over all tasks (train.best_metric), also over those of the first phase: "
+        "it may be from before they are forgotten. To see what is forgotten, read the NLL of each task in "
+        "metrics.jsonl (valid), or score the last model: cats evaluate RUN --checkpoint last.",
     ),
     Method(
         "staged",

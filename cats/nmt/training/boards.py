@@ -19,7 +19,7 @@ class Board(Protocol):
 
     def flush(self) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None: ...
 
 
 class TensorBoard:
@@ -41,7 +41,7 @@ class TensorBoard:
     def flush(self) -> None:
         self.writer.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self.writer.close()
 
 
@@ -122,5 +122,6 @@ class WeightsAndBiases:
     def flush(self) -> None:
         """wandb sends the numbers by itself, from a process of its own."""
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, *, failed: bool) -> None:
+        """Ends the run there; one that failed or was stopped is not shown as finished."""
+        self.run.finish(exit_code=int(failed))

@@ -187,9 +187,13 @@ class Metrics:
             os.fsync(file.fileno())
         self._tell_boards(lambda board: board.flush())
 
-    def close(self) -> None:
-        """Ends the boards. Nothing may be written after it."""
-        self._tell_boards(lambda board: board.close())
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the boards. Nothing may be written after it.
+
+        Args:
+            failed: the training did not come to its end.
+        """
+        self._tell_boards(lambda board: board.close(failed=failed))
 
     def _tell_boards(self, call: Callable[[Board], None]) -> None:
         """Calls all boards. One that fails gets no more: metrics.jsonl has the numbers, so the training goes on."""

@@ -9,7 +9,6 @@ numbers of threads and processes. On a GPU it does so only if torch's kernels ar
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -70,7 +69,7 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
 
 
 def _train_to_the_end(trainer: Trainer) -> None:
-    with contextlib.closing(trainer):
+    with trainer:
         trainer.run()
         processes.barrier()
 

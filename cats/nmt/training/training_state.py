@@ -9,7 +9,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -187,10 +187,13 @@ class TrainingState:
         if self.metrics is not None:
             self.metrics.write(record)
 
-    def close(self) -> None:
-        """Ends what gets the numbers of the run."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Ends what gets the numbers of the run, and says whether an error ends the training."""
         if self.metrics is not None:
-            self.metrics.close()
+            self.metrics.close(failed=error is not None)
 
     # ---- checkpoints
 

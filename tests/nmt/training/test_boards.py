@@ -20,6 +20,8 @@ from tests.nmt.training.common import interrupted
 
 SHORT = ["train.steps=6", "train.validate_every=3", "train.log_every=2"]
 
+DIVERGING = ["train.lr=1e30", "train.warmup=0", "model.dropout=0"]
+
 
 class Fake(ModuleType):
     """As much of wandb as is used. `refused`: the modes in which init fails."""
@@ -29,7 +31,7 @@ class Fake(ModuleType):
 
     def __init__(self, *refused: str | None) -> None:
         super().__init__("wandb")
-        self.refused, self.started, self.logged, self.finished = refused, list[Any](), list[Any](), 0
+        self.refused, self.started, self.logged, self.exit_codes = refused, list[Any](), list[Any](), list[int]()
 
     def Settings(self, **settings: Any) -> dict[str, Any]:
         return settings
@@ -46,8 +48,8 @@ class Fake(ModuleType):
     def log(self, numbers: dict[str, float], step: int) -> None:
         self.logged.append((step, numbers))
 
-    def finish(self) -> None:
-        self.finished += 1
+    def finish(self, exit_code: int) -> None:
+        self.exit_codes.append(exit_code)
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_a_resumed_training_continues_its_run(corpus: Path, tmp_path: Path, fake
         train(config, run, quiet=True)
     train(config, run, resume=True, quiet=True)
     first, second = fake.started
-    assert first == second and fake.finished == 2
+    assert first == second and fake.exit_codes == [1, 0]  # stopped, finished
     assert (first["project"], first["name"], first["resume"], first["mode"]) == ("birds", "run", "allow", None)
     assert first["id"] == (run / "wandb-id").read_text() and first["config"]["train.steps"] == 6
     lines = [line for line in metrics(run) if line["step"] > 0]
@@ -76,6 +78,12 @@ def test_a_resumed_training_continues_its_run(corpus: Path, tmp_path: Path, fake
     assert ours.pop("settings") != theirs.pop("settings")
     assert_same(ours, theirs)
     assert not (tmp_path / "without" / "wandb-id").exists() and len(fake.started) == 2
+
+
+def test_a_training_that_diverges_does_not_look_finished(corpus: Path, tmp_path: Path, fake: Fake) -> None:
+    with pytest.raises(UserError, match="diverged"):
+        train(short(corpus, *SHORT, *DIVERGING, "train.wandb=birds"), tmp_path / "run", quiet=True)
+    assert fake.exit_codes == [1]
 
 
 def started(folder: Path, *, quiet: bool = False) -> WeightsAndBiases:

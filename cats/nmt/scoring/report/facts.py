@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from cats.nmt.config.checks import format_value
 from cats.nmt.config.schema import FIELDS, Config, value_of
 from cats.nmt.scoring.grid.methods import unused_settings
+from cats.nmt.scoring.report.markdown import chosen_model
 from cats.nmt.scoring.report.runs import ReportedRun
-from cats.nmt.training.metrics import best_validation
 
 Facts = Mapping[str, str]  # {title: what}
 
@@ -18,7 +18,7 @@ def facts(run: ReportedRun) -> Facts:
     """What was trained, in the order to read it in. What was not recorded is left out."""
     config, scores = run.config, run.scores
     model, train = config.model, config.train
-    best = best_validation(run.records)
+    chosen = chosen_model(run.records, train)
     layers = f"{model.encoder_layers} + {model.decoder_layers} layers"
     found = {
         "corpus": scores.run.corpus,
@@ -31,7 +31,7 @@ def facts(run: ReportedRun) -> Facts:
         "batch": f"{config.sampling.batch_tokens:,} {config.sampling.budget} tokens",
         "learning rate": f"{train.lr:g}, {train.schedule}, warm-up of {train.warmup:,}",
         "updates": f"{scores.run.steps:,}",
-        "best by validation NLL": "" if best is None else f"after {best['step']:,}",
+        **({chosen[0]: f"after {chosen[1]:,}"} if chosen else {}),
         "seed": str(train.seed),
         **_machine(run),
     }

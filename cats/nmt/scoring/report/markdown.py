@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cats.nmt.config.schema import Config, Evaluate
+from cats.nmt.config.schema import Config, Evaluate, Train
 from cats.nmt.config.toml import to_toml
 from cats.nmt.data.corpus import SPLITS
 from cats.nmt.files import as_text, atomic_write
@@ -17,7 +17,10 @@ from cats.nmt.scoring.scores import TITLES, Scores, read_scores
 from cats.nmt.training.metrics import best_validation, read_metrics
 from cats.nmt.training.run import RunDirectory
 
-_METRIC_TITLES = {"bleu": "BLEU", "bleu_13a": "BLEU with 13a", "chrf": "chrF", "chrfpp": "chrF++", "spbleu": "spBLEU"}
+_METRIC_TITLES = {
+    "nll": "NLL",
+    **{"bleu": "BLEU", "bleu_13a": "BLEU with 13a", "chrf": "chrF", "chrfpp": "chrF++", "spbleu": "spBLEU"},
+}
 _BASELINE = (
     "the nearest-neighbour baseline (the translation of the nearest training sentence, with its numbers replaced)"
 )
@@ -75,7 +78,7 @@ def text(
     lines = [
         f"# {name}",
         "",
-        *[f"- {fact}" for fact in _facts(scores, records)],
+        *[f"- {fact}" for fact in _facts(scores, records, config)],
         "",
         tables.scores_table(scores),
         "",
@@ -116,14 +119,22 @@ def _other_checkpoints(run: Path) -> dict[str, Scores]:
     return {name: read_scores(run, file) for name, file in files.items() if name not in SPLITS}
 
 
-def _facts(scores: Scores, records: Sequence[Mapping[str, Any]]) -> list[str]:
+def chosen_model(records: Sequence[Mapping[str, Any]], settings: Train) -> tuple[str, int] | None:
+    """What best.pt was chosen by, such as "best by validation NLL", and its updates. None: nothing was validated."""
+    best = best_validation(records)
+    if best is None or not best["valid"].get("nll"):
+        return None
+    return f"best by validation {_METRIC_TITLES[settings.best_metric]}", best["step"]
+
+
+def _facts(scores: Scores, records: Sequence[Mapping[str, Any]], config: Config) -> list[str]:
     """What was trained, how long and how fast."""
     run = scores.run
-    best = best_validation(records)
+    chosen = chosen_model(records, config.train)
     facts = [
         f"corpus {run.corpus}",
         f"method {run.method}, temperature {run.temperature}",
-        f"{run.steps:,} updates" + (f", best by validation NLL after {best['step']:,}" if best else ""),
+        f"{run.steps:,} updates" + (f", {chosen[0]} after {chosen[1]:,}" if chosen else ""),
         f"seed {run.seed}",
     ]
     if run.seconds and run.tokens_per_second:

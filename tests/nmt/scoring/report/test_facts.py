@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def test_facts(tmp_path: Path) -> None:
         "precision": "fp32, 2 CPU threads",
         "engine": "one_pass",
     }
+
+
+def test_what_the_best_model_was_chosen_by(tmp_path: Path) -> None:
+    """Nothing, if nothing was validated: then it is the newest one."""
+    run = write_run(tmp_path / "a", "train.validate_bleu=1", "train.best_metric=bleu")
+    found = facts(read([run]).runs[0])
+    assert found["best by validation BLEU"] == "after 40" and "best by validation NLL" not in found
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    nothing = {"step": 40, "valid": {"nll": {}, "all": None}, "best": True}
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(nothing)]) + "\n")
+    assert not any(title.startswith("best") for title in facts(read([run]).runs[0]))
 
 
 def test_what_runs_share_and_what_differs(tmp_path: Path) -> None:

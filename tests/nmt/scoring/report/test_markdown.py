@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import to_toml
+from cats.nmt.config.toml import apply_overrides, to_toml
 from cats.nmt.scoring import tables
 from cats.nmt.scoring.report import markdown
 from cats.nmt.scoring.scores import Scores, from_json
@@ -93,6 +93,13 @@ def test_write(run: Path) -> None:
         assert 900 <= width <= 1800 and 400 <= height <= 1000, name
         assert f"({name})" in text
     assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
+
+
+def test_the_best_model_by_another_metric() -> None:
+    lines = [{"step": 20, "valid": {"nll": {"ru": 1.0}, "all": 1.0, "bleu": 9.0}, "best": True}]
+    config = apply_overrides(Config(), ["train.validate_bleu=1", "train.best_metric=bleu"])
+    text = markdown.text("run", scores(), {"best": scores()}, lines, config)
+    assert "40 updates, best by validation BLEU after 20" in text and "best by validation NLL" not in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file system that allows any name")
