@@ -92,12 +92,13 @@ def write(out: Path, fronts: Sequence[PlannedFront], metric: str) -> None:
     """Write the tables and the picture of the runs that are finished, and print the tables."""
     from cats.nmt.files import atomic_write
     from cats.nmt.scoring.pareto import tables
+    from cats.nmt.scoring.pareto.results import FILE
     from cats.nmt.scoring.pareto.summarise import summarise
     from cats.nmt.scoring.plots.front import draw_fronts
 
     found = summarise(fronts, metric)
     text = tables.fronts_tables(found)
-    atomic_write(out / "front.json", json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+    atomic_write(out / FILE, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
     atomic_write(out / "front.csv", tables.fronts_csv(found))
     atomic_write(out / "front.md", text)
     draw_fronts(found, out / "front.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,13 @@ from cats.nmt.screen import doing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cats.nmt.scoring.plots.runs import Runs
+    from cats.nmt.scoring.plots.runs import NothingToDraw, Runs
 
 SUMMARY = "draw the losses, scores, weights and examples of several runs, or a score against a setting"
 HELP = """\
 Draw several runs together, as PNG and SVG. Runs of one method, such as the seeds of cats compare, are drawn as thin
-lines, and their mean as a bold one, as far as all of them are trained. Runs that still train can be drawn, too.
+lines, and their mean as a bold one, as far as all of them are trained. Runs that still train can be drawn, too. The
+folder of cats compare or cats pareto stands for the runs in it; those of each set are drawn for themselves.
 
 pictures over the updates:
   loss        training and validation loss, a column for LoRes and one for HiRes
@@ -38,20 +39,31 @@ pictures of the last measurement of cats analyse:
   similarity  how similar the gradients of each two languages are, in direction and in size
   layers      the same by kind of layer, mean over the pairs of languages
 
+picture of a folder of cats pareto:
+  front       the trade-off fronts
+
 pictures against a setting, with --against:
   nll         validation loss of the best model
   bleu, chrf  test scores
   forgetting  how much higher the last validation loss is than the lowest, of the languages trained first
 
 examples:
-  cats plot runs/compare/ted/*-seed*
+  cats plot runs/compare
+  cats plot runs/compare/ted/cats-seed* runs/compare/ted/T=5-seed*
   cats plot runs/a runs/b --pictures loss alpha --out pictures
   cats plot runs/small-* runs/large-* --against model.d_model
 """
+FRONT = "front"  # the picture of a folder of cats pareto
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories, as printed by cats train")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="run directories, as printed by cats train, or folders of them, such as those of cats compare",
+    )
     parser.add_argument(
         "--pictures",
         nargs="+",
@@ -68,37 +80,86 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs'}")
+    doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs or folders'}")
     from cats.nmt.config.schema import FIELDS
-    from cats.nmt.scoring.plots.runs import NothingToDraw, read_runs
+    from cats.nmt.scoring.plots.runs import NothingToDraw
     from cats.nmt.scoring.plots.style import save_figure, without_formulas
 
     if args.against and args.against not in FIELDS:
         raise unknown("setting", args.against, FIELDS, where="--against")
     pictures = against_setting(args.against) if args.against else over_time()
+    known = [*pictures] if args.against else [*pictures, FRONT]
     for name in args.pictures:
-        if name not in pictures:
-            raise unknown("picture", name, pictures, where="--pictures")
-    runs = read_runs(args.runs, against=args.against)
-    for notice in runs.notices:
-        print(f"cats: {notice}", file=sys.stderr)
-    lacking: dict[str, NothingToDraw] = {}
+        if name not in known:
+            raise unknown("picture", name, known, where="--pictures")
+    chosen = {name: picture for name, picture in pictures.items() if not args.pictures or name in args.pictures}
+    drawn, lacking = set[str](), dict[str, NothingToDraw]()
     with without_formulas():
-        for name in args.pictures or pictures:
+        for name, path, draw in to_draw(args, chosen):
             try:
-                figure = pictures[name](runs)
+                figure = draw()
             except NothingToDraw as error:
-                if args.pictures:
-                    raise
-                lacking[name] = error
+                lacking.setdefault(name, error)
                 continue
-            args.out.mkdir(parents=True, exist_ok=True)
-            png, svg = save_figure(figure, args.out / (f"{name}-against-{args.against}" if args.against else name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            png, svg = save_figure(figure, path)
             print(f"{png}, {svg.name}", flush=True)
-    if len(lacking) == len(pictures):
-        raise next(iter(lacking.values()))
-    for name, reason in lacking.items():
+            drawn.add(name)
+    missing = {name: reason for name, reason in lacking.items() if name not in drawn}
+    if missing and (args.pictures or not drawn):
+        raise next(iter(missing.values()))
+    for name, reason in missing.items():
         print(f"cats: no picture {name}: {reason}", file=sys.stderr)
+
+
+def to_draw(
+    args: argparse.Namespace, pictures: Mapping[str, Callable[[Runs], Figure]]
+) -> Iterator[tuple[str, Path, Callable[[], Figure]]]:
+    """Yield each picture: its name, its file without suffix, and the function that draws it.
+
+    Args:
+        pictures: those of runs. Each set of a folder has its own, in a folder of its name if there are several.
+    """
+    from cats.nmt.scoring.grid.folders import by_set
+    from cats.nmt.scoring.plots.runs import NothingToDraw, read_runs
+
+    if not args.against and (not args.pictures or FRONT in args.pictures):
+        yield from fronts(args)
+    sets = by_set(args.runs) if pictures else {}
+    for set_name, paths in sets.items():
+        folder = args.out / set_name if len(sets) > 1 else args.out
+        runs: Runs | NothingToDraw
+        try:
+            runs = read_runs(paths, against=args.against)
+        except NothingToDraw as error:
+            runs = error
+        else:
+            for notice in runs.notices:
+                print(f"cats: {notice}", file=sys.stderr)
+        for name, picture in pictures.items():
+            file = folder / (f"{name}-against-{args.against}" if args.against else name)
+            yield name, file, partial(drawn_from, runs, picture)
+
+
+def drawn_from(runs: Runs | NothingToDraw, picture: Callable[[Runs], Figure]) -> Figure:
+    """Return the picture of these runs, or raise the reason why they could not be read."""
+    if isinstance(runs, Exception):
+        raise runs
+    return picture(runs)
+
+
+def fronts(args: argparse.Namespace) -> Iterator[tuple[str, Path, Callable[[], Figure]]]:
+    """Yield the picture of each folder of `cats pareto`, as `to_draw` does."""
+    from cats.nmt.scoring.pareto.results import FILE, read_fronts
+    from cats.nmt.scoring.plots.front import fronts_figure
+    from cats.nmt.scoring.plots.runs import NothingToDraw
+
+    folders = [path for path in args.runs if (path / FILE).is_file()]
+    if not folders and args.pictures:
+        raise NothingToDraw(f"none of the folders has the results of cats pareto ({FILE})")
+    for folder in folders:
+        name = f"{FRONT}-{folder.resolve().name}" if len(folders) > 1 else FRONT
+        yield FRONT, args.out / name, partial(fronts_figure, read_fronts(folder))
 
 
 def over_time() -> dict[str, Callable[[Runs], Figure]]:

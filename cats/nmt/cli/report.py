@@ -19,6 +19,7 @@ is one file that needs no network. It can be read on a phone and printed.
 examples:
   cats report runs/NAME                 writes runs/NAME/report.html
   cats report runs/compare              the runs and the tables of cats compare
+  cats report runs/pareto               the fronts of cats pareto, and its runs if they are scored
   cats report runs/A runs/B --out ab.html
 """
 
@@ -29,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="run directories, or folders of them (cats compare)",
+        help="run directories, or folders of them (cats compare, cats pareto)",
     )
     parser.add_argument(
         "--lines", type=int, default=6, metavar="N", help="test lines of each language to show (default: 6)"
@@ -55,4 +56,4 @@ def run(args: argparse.Namespace) -> None:
     with output_file(out) as file:  # before the work, so that nothing is drawn for a name that cannot be written
         text = page(content, title, command, lines=args.lines).encode()
         file.write(text)
-    print(f"{out}: {len(content.runs)} run{'s' * (len(content.runs) > 1)}, {len(text) / 1024:,.0f} KiB")
+    print(f"{out}: {len(content.runs)} run{'s' * (len(content.runs) != 1)}, {len(text) / 1024:,.0f} KiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 pytest.importorskip("sentencepiece")
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+
 from cats.nmt.cli.main import main
+from tests.nmt.scoring.pareto.made import made_fronts
 from tests.nmt.scoring.plots.made import made_run
 from tests.nmt.scoring.samples import png_size
 
@@ -42,6 +46,28 @@ def test_all_pictures_that_there_are_data_for(
     assert capfd.readouterr().out == f"{out}/nll-against-model.d_model, nll-against-model.d_model\n"
 
 
+def test_folders(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands for the runs in it. Those of each set are drawn for themselves, and fronts once."""
+    shown: dict[str, list[str]] = {}
+
+    def save(figure: Figure, path: Path) -> list[Path]:
+        shown[str(path.relative_to(out))] = [text.get_text() for axis in figure.axes for text in axis.texts]
+        return [path, path]
+
+    monkeypatch.setattr("cats.nmt.scoring.plots.style.save_figure", save)
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for name, seed in (("ted/cats", 1), ("ted/cats", 2), ("ted/T=1", 1), ("wmt/cats", 1)):
+        method = "method.name=static" if "T=1" in name else "method.name=cats"
+        made_run(runs / f"{name}-seed{seed}", method, seed=seed)
+    made_run(runs / "noisy" / "cats-seed1", steps=[])
+    assert main(["plot", str(runs), "--out", str(out), "--pictures", "loss"]) == 0
+    assert {name: {*texts} for name, texts in shown.items()} == {"ted/loss": {"cats", "T=1"}, "wmt/loss": {"cats"}}
+    (runs / "front.json").write_text(json.dumps(made_fronts().to_json()), encoding="utf-8")
+    shown.clear()
+    assert main(["plot", str(runs), "--out", str(out), "--pictures", "front"]) == 0
+    assert [*shown] == ["front"] and {"static", "restart"} <= {*shown["front"]}
+
+
 @pytest.mark.parametrize(("name", "shown"), [(b"a$x_{$-seed1", "a$x_{$"), (b"\xff-seed1", "?")])
 @pytest.mark.skipif("sys.platform != 'linux'")  # elsewhere, names of files are text
 def test_names_that_are_no_text_or_look_like_formulas(name: bytes, shown: str, tmp_path: Path) -> None:
@@ -56,5 +82,6 @@ def test_what_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "--against: unknown setting d_model" in refused("plot", run, "--against", "d_model")
     assert "train.validate_bleu" in refused("plot", run, "--pictures", "bleu", "--out", str(tmp_path / "out"))
     assert "no run has a validation yet" in refused("plot", run, "--against", "model.d_model")
-    assert "is not a run directory" in refused("plot", str(tmp_path))
+    assert "is not a run directory" in refused("plot", str(tmp_path / "absent"))
+    assert "none of the folders has the results of cats pareto" in refused("plot", run, "--pictures", "front")
     assert not (tmp_path / "out").exists()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cats.nmt.files import finite_or_none
+from cats.nmt.errors import UserError
+from cats.nmt.files import finite_or_none, read_file
 
+FILE = "front.json"  # in the folder of `cats pareto`
 STATIC = "static"  # the method whose front the others are compared with: constant sampling ratios
 NLL = "nll"
 METRICS = {NLL: "validation NLL", "bleu": "BLEU", "chrf": "chrF"}
@@ -129,3 +134,63 @@ class Fronts:
         """The content of front.json."""
         found: dict[str, Any] = finite_or_none(asdict(self))
         return found
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Fronts:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
+        """
+        if content["metric"] not in METRICS:
+            raise ValueError(f"{content['metric']!r} is not a metric")
+        seeds = [*map(int, content["seeds"])]
+        return cls(content["metric"], seeds, str(content["settings"]), [*map(_front, content["fronts"])])
+
+
+def read_fronts(folder: Path) -> Fronts:
+    """The results in a folder of `cats pareto`.
+
+    Raises:
+        UserError: front.json is missing or damaged.
+    """
+    path = folder / FILE
+    try:
+        return Fronts.from_json(json.loads(read_file(path)))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UserError(
+            f"{path} is damaged or of another version; make it again with: cats pareto --only-finished"
+        ) from None
+
+
+def _front(content: Mapping[str, Any]) -> Front:
+    low, high = (Side(str(side["name"]), [*map(str, side["tasks"])]) for side in (content["low"], content["high"]))
+    methods = {str(name): _method(found) for name, found in content["methods"].items()}
+    curve = [*map(_pair, content["curve"])]
+    return Front(str(content["set"]), low, high, _pair(content["reference"]), methods, curve, list(content["not_run"]))
+
+
+def _method(content: Mapping[str, Any]) -> MethodFront:
+    points = [*map(_point, content["points"])]
+    return MethodFront(points, float(content["hypervolume"]), _optional(_estimate, content["gain"]), content["beyond"])
+
+
+def _point(content: Mapping[str, Any]) -> Point:
+    scores = {side: [*map(float, content[side])] for side in ("low", "high")}
+    if not len(content["seeds"]) == len(scores["low"]) == len(scores["high"]) > 0:
+        raise ValueError("a point needs the scores of both sides for each of its seeds")
+    changed = {"ratio": _optional(float, content["ratio"]), "margin": _optional(_estimate, content["margin"])}
+    return Point(**{**content, **scores, **changed})
+
+
+def _estimate(content: Mapping[str, Any]) -> Estimate:
+    return Estimate(float(content["value"]), *(_optional(float, content[end]) for end in ("low", "high")))
+
+
+def _optional(read: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else read(value)
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    low, high = map(float, values)
+    return low, high

@@ -102,7 +102,8 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
             neither do the names of folders, which often show it.
 
     Raises:
-        UserError: one of them is not a run directory or damaged, none has metrics, or they have different tasks.
+        NothingToDraw: none has metrics.
+        UserError: one of them is not a run directory or damaged, or they have different tasks.
     """
     runs, notices = [], []
     given = {path.resolve(): path for path in paths}  # a run may be named twice
@@ -127,7 +128,9 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
         name = _method_name(config) if against else _folder_name(path, config) or _method_name(config)
         runs.append(PlottedRun(path, name, config, records, scores))
     if not runs:
-        raise UserError(f"{notices[0].removesuffix('; left out')}: there is nothing to draw" if notices else "no runs")
+        raise NothingToDraw(
+            f"{notices[0].removesuffix('; left out')}: there is nothing to draw" if notices else "no runs"
+        )
     first = runs[0]
     for run in runs[1:]:
         if run.tasks != first.tasks:

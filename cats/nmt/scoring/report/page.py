@@ -17,7 +17,7 @@ from cats.nmt.scoring.report import facts, samples, score_tables, translations
 from cats.nmt.scoring.report.html import Html, element, joined
 from cats.nmt.scoring.report.markdown import sacrebleu_commands
 from cats.nmt.scoring.report.pictures import Picture, draw
-from cats.nmt.scoring.report.problems import KINDS, NOT_TRAINED, problems
+from cats.nmt.scoring.report.problems import DIVERGED, KINDS, NOT_TRAINED, problems
 from cats.nmt.scoring.report.runs import Content, ReportedRun
 from cats.nmt.scoring.report.sortable import markdown, table
 
@@ -41,16 +41,19 @@ def page(content: Content, title: str, command: Sequence[str], *, lines: int) ->
     for run in runs:
         by_corpus.setdefault(run.scores.run.corpus, []).append(run)
     several = len(by_corpus) > 1
-    sections = [("Warnings", _warnings(content)), ("What was trained", _trained(runs))]
+    sections = [("Warnings", _warnings(content))]
+    if runs:
+        sections.append(("What was trained", _trained(runs)))
     sections += [(f"Scores on {name}" if several else "Scores", _scores(found)) for name, found in by_corpus.items()]
     sections += [(f"Comparison {each.name}", markdown(each.tables)) for each in content.comparisons]
+    sections += [(f"Trade-off fronts {each.name}", markdown(each.tables)) for each in content.fronts]
     if drawn := draw(content):
         sections.append(("Pictures", element("div", *map(_figure, drawn), class_="pictures")))
     for name, found in by_corpus.items():
         if shown := _translations(found, lines):
             sections.append((f"Translations of {name}" if several else "Translations", shown))
-    sections.append(("To reproduce it", _commands(runs, command)))
-    return _document(title, _summary(runs), sections)
+    sections.append(("To reproduce it", _commands(content, command)))
+    return _document(title, _summary(content), sections)
 
 
 def _document(title: str, summary: str, sections: Sequence[Section]) -> str:
@@ -92,8 +95,12 @@ def _document(title: str, summary: str, sections: Sequence[Section]) -> str:
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en').markup}\n"
 
 
-def _summary(runs: Sequence[ReportedRun]) -> str:
+def _summary(content: Content) -> str:
     """One sentence on what the page is about."""
+    runs = content.runs
+    if not runs:
+        sets = dict.fromkeys(front.set for each in content.fronts for front in each.fronts.fronts)
+        return f"Trade-off fronts on {', '.join(sets)}."
     corpora = ", ".join(dict.fromkeys(run.scores.run.corpus for run in runs))
     if len(runs) == 1:
         scores = runs[0].scores.run
@@ -113,11 +120,19 @@ def _warnings(content: Content) -> Html:
                 if scores.untrained:
                     seeds = ", ".join(map(str, scores.untrained))
                     found.setdefault(NOT_TRAINED, {})[f"{name}/{method}"] = f"seed {seeds}"
+    for fronts in content.fronts:
+        for front in fronts.fronts.fronts:
+            for method, points in front.methods.items():
+                if seeds := sorted({seed for point in points.points for seed in point.diverged}):
+                    name = f"{front.set}/{front.low.name}-{front.high.name}/{method}"
+                    found.setdefault(DIVERGED, {})[name] = f"seed {', '.join(map(str, seeds))}"
     if content.not_scored:
         what = ("not scored", "Runs without scores are not on this page; score them with cats evaluate.")
         found[what] = {f"{len(content.not_scored)} runs": ", ".join(map(str, content.not_scored))}
     if not found:
         text = "None. Every group beats the nearest-neighbour baseline."
+        if not content.runs:
+            return element("p", "None.", class_="good")
         if any(gain is None for run in content.runs for gain in run.scores.gains.values()):
             text = "None. But not all groups were compared with the nearest-neighbour baseline."
         return element("p", text, class_="good")
@@ -202,25 +217,30 @@ def _side_by_side(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     return list(first.values())[:MOST_TRANSLATIONS]
 
 
-def _commands(runs: Sequence[ReportedRun], command: Sequence[str]) -> Html:
+def _commands(content: Content, command: Sequence[str]) -> Html:
     """How to train the runs again, to compute their scores with another program, and to make this page."""
-    train = [
-        shlex.join(["cats", "train", "--config", str(run.path / "config.toml"), "--out", f"{run.path}-again"])
-        for run in runs
-    ]
-    parts = [
-        element("p", "Train again, with the same settings and seeds:"),
-        _code(train),
-        element("p", "Translate and score again:"),
-        _code([shlex.join(["cats", "evaluate", str(run.path)]) for run in runs]),
-    ]
-    if sacrebleu := sacrebleu_commands(runs[0].scores):
-        text = f"Compute BLEU and chrF with sacreBLEU's own command, here for {runs[0].scores.scored_tasks[0]}:"
-        parts += [element("p", text), _code([shlex.join(["cd", str(runs[0].path)]), *sacrebleu])]
+    runs, parts = content.runs, list[Html]()
+    if runs:
+        train = [
+            shlex.join(["cats", "train", "--config", str(run.path / "config.toml"), "--out", f"{run.path}-again"])
+            for run in runs
+        ]
+        parts += [
+            element("p", "Train again, with the same settings and seeds:"),
+            _code(train),
+            element("p", "Translate and score again:"),
+            _code([shlex.join(["cats", "evaluate", str(run.path)]) for run in runs]),
+        ]
+        if sacrebleu := sacrebleu_commands(runs[0].scores):
+            text = f"Compute BLEU and chrF with sacreBLEU's own command, here for {runs[0].scores.scored_tasks[0]}:"
+            parts += [element("p", text), _code([shlex.join(["cd", str(runs[0].path)]), *sacrebleu])]
     parts += [element("p", "Make this page:"), _code([shlex.join(command)])]
     for run in runs:
         summary = element("summary", f"Settings of {run.name} that are not the defaults")
         parts.append(element("details", summary, _code([facts.changed_settings(run.config) or "# none"])))
+    for each in content.fronts:
+        summary = element("summary", f"Settings of the first run of {each.name}")
+        parts.append(element("details", summary, _code([each.fronts.settings])))
     return joined(*parts)
 
 

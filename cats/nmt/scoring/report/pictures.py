@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cats.nmt.scoring.plots import curves, landscape, methods
 from cats.nmt.scoring.plots.comparison import comparison_figure
+from cats.nmt.scoring.plots.front import fronts_figure
 from cats.nmt.scoring.plots.runs import NothingToDraw, Runs
 from cats.nmt.scoring.plots.style import without_formulas
 from cats.nmt.scoring.report.html import Html
@@ -58,6 +59,12 @@ def _figures(content: Content) -> Iterator[tuple[str, str, Figure]]:
         if figure is not None:
             text = "Marks are means over the seeds, bars their 95 % intervals, small dots the seeds."
             yield f"chrF of LoRes and HiRes, {each.name}", text, figure
+    for found in content.fronts:
+        text = (
+            "Large marks are means over the seeds, small dots the seeds. The curve is the front of static ratios; the "
+            "numbers are the shares of the low side. What is worse on both sides is shaded."
+        )
+        yield f"Trade-off fronts, {found.name}", text, fronts_figure(found.fronts)
     for corpus, runs in content.drawn:
         for title, text, picture in _of_one(runs) if len(runs.runs) == 1 else _of_several():
             try:

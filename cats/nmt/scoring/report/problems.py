@@ -23,7 +23,8 @@ KINDS = (
     *("diverged", "not finished", "not trained", "empty translations", "off-target", "weight at its floor"),
     *("updates skipped", "not scored"),
 )
-# The first two fields of a problem.
+# The first two fields of problems.
+DIVERGED = ("diverged", "Lower train.lr.")
 NOT_TRAINED = (
     "not trained",
     "A group is not better than the nearest-neighbour baseline, the translation of the nearest training sentence. "
@@ -57,7 +58,7 @@ def problems(run: ReportedRun) -> list[Problem]:
 
 def _training(run: ReportedRun) -> Iterator[Problem]:
     if diverged := divergence(run.records):
-        yield Problem("diverged", "Lower train.lr.", diverged)
+        yield Problem(*DIVERGED, diverged)
     steps, planned = run.scores.run.steps, run.config.train.steps
     if steps < planned and not run.config.train.patience and not diverged:
         text = f"scored after {steps:,} of {planned:,} updates"

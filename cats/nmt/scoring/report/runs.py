@@ -13,6 +13,9 @@ from cats.nmt.errors import UserError
 from cats.nmt.files import as_text, read_file
 from cats.nmt.scoring.compare.results import Comparison
 from cats.nmt.scoring.compare.tables import comparison_tables
+from cats.nmt.scoring.grid.folders import runs_in
+from cats.nmt.scoring.pareto.results import FILE, Fronts, read_fronts
+from cats.nmt.scoring.pareto.tables import fronts_tables
 from cats.nmt.scoring.plots.runs import Runs, read_runs, recorded_tasks
 from cats.nmt.scoring.scores import Scores, read_scores
 from cats.nmt.training.metrics import read_metrics
@@ -60,34 +63,55 @@ class ReportedComparison:
 
 
 @dataclass(frozen=True)
+class ReportedFronts:
+    """The results of `cats pareto` in one folder.
+
+    Attributes:
+        name: the name of the folder.
+        tables: the content of front.md.
+    """
+
+    name: str
+    fronts: Fronts
+    tables: str
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything that a page is about.
 
     Attributes:
+        runs: those with scores; none, if the page is about fronts of the validation loss.
         drawn: the runs that are drawn together, by the name of their corpus.
-        not_scored: the runs in folders that have no scores yet.
+        not_scored: the runs in folders that have no scores yet. Those of fronts need none.
     """
 
     runs: list[ReportedRun]
     drawn: list[tuple[str, Runs]]
     comparisons: list[ReportedComparison]
     not_scored: list[Path]
+    fronts: list[ReportedFronts]
 
 
 def read(paths: Sequence[Path]) -> Content:
     """Reads runs.
 
     Args:
-        paths: run directories, or folders of them, such as the one of a comparison. Its trials are left out.
+        paths: run directories, or folders of them, such as the one of a comparison or of fronts. Trials are left out.
 
     Raises:
         UserError: a path is neither, a run is not scored, or a file is damaged.
     """
     found: list[Path] = []
+    without_scores: set[Path] = set()
     comparisons: list[ReportedComparison] = []
+    fronts: list[ReportedFronts] = []
     for path in dict.fromkeys(paths):
-        inside = [path] if RunDirectory(path).is_started else _runs_below(path)
-        if not inside:
+        inside = [path] if RunDirectory(path).is_started else runs_in(path)
+        if (path / FILE).is_file():
+            fronts.append(_read_fronts(path))
+            without_scores |= {*inside}
+        elif not inside:
             raise UserError(f"{path} is neither a run directory nor a folder of them; give one that cats train printed")
         found += inside
         if (path / COMPARISON).is_file():
@@ -95,14 +119,15 @@ def read(paths: Sequence[Path]) -> Content:
     given = {*paths}
     found = [*{path.resolve(): path for path in found}.values()]  # a run may be named twice
     scored = [path for path in found if path in given or RunDirectory(path).scores_file().exists()]
-    if not scored:
+    if not scored and not fronts:
         raise UserError(f"{found[0]} and the other runs are not scored yet; score one with: cats evaluate {found[0]}")
     names = _short_names(scored)
     runs = [_read_run(path, name) for path, name in zip(scored, names, strict=True)]
     drawn = _drawn(runs)
     methods = {each.path: each.method for _, together in drawn for each in together.runs}
     runs = [replace(run, method=methods.get(run.path, run.method)) for run in runs]
-    return Content(runs, drawn, comparisons, [path for path in found if path not in scored])
+    not_scored = [path for path in found if path not in scored and path not in without_scores]
+    return Content(runs, drawn, comparisons, not_scored, fronts)
 
 
 def _drawn(runs: Iterable[ReportedRun]) -> list[tuple[str, Runs]]:
@@ -112,12 +137,6 @@ def _drawn(runs: Iterable[ReportedRun]) -> list[tuple[str, Runs]]:
         if run.records:
             found.setdefault((run.scores.run.corpus, frozenset(recorded_tasks(run.records))), []).append(run.path)
     return [(corpus, read_runs(paths)) for (corpus, _), paths in found.items()]
-
-
-def _runs_below(folder: Path) -> list[Path]:
-    """The run directories in a folder and in its folders, without the trials of a comparison."""
-    configs = [*folder.glob("*/config.toml"), *folder.glob("*/*/config.toml")]
-    return sorted(path.parent for path in configs if path.parent.parent.name != "tuning")
 
 
 def _read_run(path: Path, name: str) -> ReportedRun:
@@ -136,6 +155,11 @@ def _read_comparison(path: Path) -> ReportedComparison:
         raise UserError(
             f"{path} is damaged or of an older version; make it again with: cats compare --only-finished"
         ) from None
+
+
+def _read_fronts(folder: Path) -> ReportedFronts:
+    fronts = read_fronts(folder)
+    return ReportedFronts(as_text(folder.resolve().name), fronts, fronts_tables(fronts))
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -11,6 +11,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import to_toml
 from cats.nmt.scoring.grid.runs import Run
 from cats.nmt.scoring.pareto.plan import PlannedFront, PlannedPoint
+from cats.nmt.scoring.pareto.results import Estimate, Front, Fronts, MethodFront, Point, Side
 from tests.nmt.scoring.samples import cell, content
 
 # The low and the high side's score of a method at a ratio (None: its own mixture) with a seed. None: it diverged.
@@ -77,3 +78,19 @@ def on_a_front(corpus: Path, out: Path, *words: str) -> list[PlannedFront]:
 
     finish_all(fronts, score)
     return fronts
+
+
+def made_fronts(metric: str = "nll", count: int = 1) -> Fronts:
+    """Two static ratios, restart over both, and one point of T=3."""
+
+    def point(ratio: float | None, low: float, high: float) -> Point:
+        return Point(ratio, [1, 2], [low, low + 0.02], [high, high + 0.02], margin=Estimate(0.1, 0.0, 0.2))
+
+    methods = {
+        "static": MethodFront([point(0.2, 2.0, 1.0), point(0.8, 1.0, 2.0)], 1.0),
+        "restart": MethodFront([point(0.2, 2.1, 1.0), point(0.8, 1.2, 2.0)], 0.9, Estimate(-0.1), False),
+        "T=3": MethodFront([point(None, 1.4, 1.4)], 0.5, None, True),
+    }
+    low, high = Side("az", ["az"]), Side("hires", ["tr", "ru"])
+    curve = [(2.0, 1.0), (1.3, 1.3), (1.0, 2.0)]
+    return Fronts(metric, [1, 2], "", [Front("ted", low, high, (2.2, 2.2), methods, curve)] * count)

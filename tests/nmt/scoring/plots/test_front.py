@@ -7,30 +7,14 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from cats.nmt.scoring.pareto.results import Estimate, Front, Fronts, MethodFront, Point, Side
 from cats.nmt.scoring.plots.front import fronts_figure
 from cats.nmt.scoring.plots.style import method_colour
-
-
-def made(metric: str = "nll", count: int = 1) -> Fronts:
-    """Two static ratios, restart over both, and one point of T=3."""
-
-    def point(ratio: float | None, low: float, high: float) -> Point:
-        return Point(ratio, [1, 2], [low, low + 0.02], [high, high + 0.02], margin=Estimate(0.1, 0.0, 0.2))
-
-    methods = {
-        "static": MethodFront([point(0.2, 2.0, 1.0), point(0.8, 1.0, 2.0)], 1.0),
-        "restart": MethodFront([point(0.2, 2.1, 1.0), point(0.8, 1.2, 2.0)], 0.9, Estimate(-0.1), False),
-        "T=3": MethodFront([point(None, 1.4, 1.4)], 0.5, None, True),
-    }
-    low, high = Side("az", ["az"]), Side("hires", ["tr", "ru"])
-    curve = [(2.0, 1.0), (1.3, 1.3), (1.0, 2.0)]
-    return Fronts(metric, [1, 2], "", [Front("ted", low, high, (2.2, 2.2), methods, curve)] * count)
+from tests.nmt.scoring.pareto.made import made_fronts
 
 
 @pytest.mark.parametrize("metric", ["nll", "chrf"])
 def test_every_method_is_drawn_with_its_name_its_points_and_the_static_front(metric):
-    figure = fronts_figure(made(metric))
+    figure = fronts_figure(made_fronts(metric))
     (axis,) = figure.axes
     texts = {text.get_text() for text in axis.texts}
     assert {"static", "restart", "T=3", "0.2", "0.8"} <= texts
@@ -47,7 +31,7 @@ def test_every_method_is_drawn_with_its_name_its_points_and_the_static_front(met
 
 
 def test_several_fronts_are_below_each_other_and_one_without_static_ratios_is_drawn():
-    found = made(count=2)
+    found = made_fronts(count=2)
     del found.fronts[0].methods["static"]
     found.fronts[0].curve.clear()
     axes = fronts_figure(found).axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from cats.nmt.scoring.report.runs import read
 from cats.nmt.training.landscape import TABLES, KindSimilarity, LandscapeRecord, LandscapeSettings, add_record
 from cats.nmt.training.run import RunDirectory
 from tests.nmt.scoring.comparisons import LINES, finished_runs
+from tests.nmt.scoring.pareto.made import made_fronts
 from tests.nmt.scoring.report.runs import HOSTILE, TASKS, page_of_three, write_run
 from tests.nmt.scoring.samples import baseline
 
@@ -208,3 +210,21 @@ def test_the_folder_of_a_comparison(corpus: Path, tmp_path: Path) -> None:
     assert document.texts["h2"][3:5] == ["Comparison out", "Pictures"] and "Worst regret" in document.texts["h3"]
     assert document.texts["figcaption"][0].startswith("chrF of LoRes and HiRes, out")
     assert {run.method for run in content.runs} == {"T=1", "T=5", "cats"}
+
+
+def test_the_folder_of_fronts(tmp_path: Path) -> None:
+    """Their tables and their picture. Runs that are compared by their validation loss have no scores to show."""
+    out = tmp_path / "pareto"
+    run = write_run(out / "ted" / "az-hires" / "ratio-0.2" / "static-seed1")
+    (run / "scores.json").unlink()
+    fronts = made_fronts()
+    fronts.fronts[0].methods["T=3"].points[0].diverged.append(7)
+    (out / "front.json").write_text(json.dumps(fronts.to_json()), encoding="utf-8")
+    content = read([out])
+    assert not content.runs and not content.not_scored
+    document = Document(page(content, "pareto", ["cats", "report", "pareto"], lines=1))
+    assert document.texts["h2"] == ["Warnings", "Trade-off fronts pareto", "Pictures", "To reproduce it"]
+    assert "ted: az and hires, validation NLL" in document.texts["h3"]
+    assert document.texts["figcaption"][0].startswith("Trade-off fronts, pareto")
+    assert {"ted/az-hires/T=3", "seed 7"} <= {*document.texts["dt"], *document.texts["dd"]}
+    assert "Trade-off fronts on ted." in document.texts["p"]
