@@ -169,18 +169,25 @@ def trace(loss: Loss, model: nn.Module, *, samples: int = 8, seed: int = 0) -> T
 
 
 def similarities(
-    losses: Mapping[str, Loss], model: nn.Module, *, group_of: Callable[[str], str] | None = None
+    losses: Mapping[str, Loss],
+    model: nn.Module,
+    *,
+    group_of: Callable[[str], str] | None = None,
+    at_once: int = 32,
 ) -> dict[str, Similarity]:
     """{group of parameters: how similar the tasks' gradients are there}. The first group, "all", has all parameters.
 
-    All numbers follow from one Gram matrix per group, and all of these from one pass over the gradients.
+    All numbers follow from one Gram matrix per group, and all of these from one pass over the gradients. With more than
+    `at_once` tasks it is one pass over each two blocks of tasks, and the gradients of most blocks are computed again:
+    with 92 tasks and 32 at once 3.3 times as many.
 
     Args:
-        losses: {task: its loss}. Memory is needed for one gradient per task.
+        losses: {task: its loss}.
         group_of: the group of a parameter by its name in the model, such as ``lambda name: name.split(".")[0]``.
+        at_once: how many gradients are in memory at a time, at least 2.
 
     Raises:
-        ValueError: as `eigenvalues`, or a group is called "all".
+        ValueError: as `eigenvalues`, or a group is called "all", or `at_once` is below 2.
         NonFiniteError: a loss or a gradient is nan or infinite. The message names the task.
     """
     with _measuring(model) as params:
@@ -188,8 +195,9 @@ def similarities(
         groups = list(dict.fromkeys(names))
         if group_of is not None and ALL in groups:
             raise ValueError(f'a group is called "{ALL}", which is the name of that of all parameters')
-        gradients = [_gradient(loss, list(params.values()), task) for task, loss in losses.items()]
-        grams = ops.gram(gradients, groups=[groups.index(name) for name in names]).cpu()
+        if at_once < 2:
+            raise ValueError(f"at_once must be at least 2, not {at_once}")
+        grams = _grams(losses, list(params.values()), [groups.index(name) for name in names], at_once)
     for task, square in zip(losses, grams.sum(0).diagonal(), strict=True):
         if not square.isfinite():
             raise NonFiniteError(f"{task}: the gradient is not finite")
@@ -288,6 +296,27 @@ def _gradient(loss: Loss, params: Sequence[Tensor], task: str) -> Gradient:
     for part in _parts(loss):
         total = add(total, [*map(dense, torch.autograd.grad(_value(part, task), params, allow_unused=True))])
     return total
+
+
+def _grams(losses: Mapping[str, Loss], params: Sequence[Tensor], groups: Sequence[int], at_once: int) -> Tensor:
+    """The Gram matrix of each group of parameters, (G, K, K) float64 on the CPU. groups: that of each parameter."""
+    tasks = list(losses)
+    size = max(1, len(tasks) if len(tasks) <= at_once else at_once // 2)
+    blocks = [range(start, min(start + size, len(tasks))) for start in range(0, len(tasks), size)]
+    result = torch.empty(max(groups) + 1, len(tasks), len(tasks), dtype=torch.float64)
+
+    def gradients(block: Sequence[int]) -> list[Gradient]:
+        return [_gradient(losses[tasks[i]], params, tasks[i]) for i in block]
+
+    for number, block in enumerate(blocks):
+        others = blocks[number + 1 :]
+        if number and not others:  # it has met all other blocks
+            break
+        own = gradients(block)
+        for other in others or [range(0)]:
+            index = torch.tensor([*block, *other])
+            result[:, index[:, None], index] = ops.gram([*own, *gradients(other)], groups=groups).cpu()
+    return result
 
 
 def _similarity(gram: Tensor) -> Similarity:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +163,30 @@ def test_similarities_per_group() -> None:
         assert float(similarity.magnitude[0, 1]) == pytest.approx(float(expected))
         for matrix in (similarity.cosine, similarity.magnitude):
             assert torch.equal(matrix, matrix.T) and matrix.diagonal().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(32, 7), (4, 4), (2, 2)])
+def test_no_more_gradients_than_wanted_are_in_memory(
+    at_once: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are the same as from all gradients at once."""
+    net, gradient = Net(), curvature._gradient
+    losses = {f"t{i}": lambda i=i: ((net(net.inputs["a"] + i) - i) ** 2).mean() for i in range(7)}
+    all_at_once = curvature.similarities(losses, net, group_of=lambda name: name.split(".")[0])
+    made: list[weakref.ref[Tensor]] = []
+    alive = []
+
+    def counted(*arguments: Any) -> Any:
+        found = gradient(*arguments)
+        made.append(weakref.ref(found[0]))
+        alive.append(sum(reference() is not None for reference in made))
+        return found
+
+    monkeypatch.setattr(curvature, "_gradient", counted)
+    found = curvature.similarities(losses, net, group_of=lambda name: name.split(".")[0], at_once=at_once)
+    assert max(alive) == expected
+    for group, similarity in all_at_once.items():
+        torch.testing.assert_close(vars(found[group]), vars(similarity), rtol=1e-12, atol=1e-12)  # float64 sums
 
 
 def test_gradients_that_are_zero_or_absent() -> None:
@@ -328,5 +354,7 @@ def test_wrong_arguments() -> None:
     for loss in ([], [model.loss()]):
         with pytest.raises(ValueError, match="must be a callable"):
             curvature.trace(loss, model)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at_once must be at least 2, not 1"):
+        curvature.similarities({"a": model.loss}, model, at_once=1)
     with pytest.raises(ValueError, match='called "all"'):
         curvature.similarities({"a": model.loss}, model, group_of=lambda name: "all")

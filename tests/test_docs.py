@@ -12,7 +12,8 @@ import pytest
 
 import cats
 from cats.nmt.config.checks import format_value, type_name
-from cats.nmt.config.schema import FIELDS, METHODS, TYPES
+from cats.nmt.config.schema import FIELDS, TYPES
+from cats.nmt.config.sections.method import METHODS
 from cats.nmt.config.toml import presets
 from cats.nmt.errors import UserError
 from docs.hooks import settings

@@ -41,7 +41,7 @@ def run(backends: list[str], steps: int = STEPS) -> StepTimes:
     import cats
     from cats.nmt.config.schema import Config
     from cats.nmt.config.toml import apply_overrides
-    from cats.nmt.training.run import set_threads
+    from cats.nmt.training.device import set_threads
     from cats.nmt.training.trainer import Trainer
 
     # The engine that combines the gradients of the tasks with the operators that are measured.

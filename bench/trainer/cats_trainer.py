@@ -62,7 +62,7 @@ def prepared(config: Any, folder: Path) -> Path:
     """Prepares the corpus of a configuration for training, in a new folder."""
     from cats.nmt.data.encode import EncodingSettings
     from cats.nmt.data.prepare import prepare
-    from cats.nmt.training.run import load_corpus
+    from cats.nmt.training.corpus import load_corpus
 
     folder.mkdir()
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
@@ -74,7 +74,8 @@ class CatsTrainer:
     """The trainer of cats.nmt, and what the baselines need to know about it. Its updates include making the batches."""
 
     def __init__(self, size: Size, prepared: Path, folder: Path) -> None:
-        from cats.nmt.training.run import RunDirectory, set_threads
+        from cats.nmt.training.device import set_threads
+        from cats.nmt.training.run import RunDirectory
         from cats.nmt.training.trainer import Trainer
 
         self.size, self.config = size, configuration(size, prepared)

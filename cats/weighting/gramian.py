@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .protocol import Weighting
-from .torchjd_rules import rule_of_gram
+from .torchjd_rules import of_present, per_task, rule_of_gram
 
 # Attributes of a module that state_dict() saves if they have changed. TorchJD's rules keep such state beside buffers.
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
@@ -24,7 +24,8 @@ class Gramian(Weighting):
             errors of float64; see :func:`cats.weighting.rounding.without_rounding_noise`. If the rule is an
             ``nn.Module``, as TorchJD's are, its state is saved and restored with the optimizer: buffers, parameters,
             and plain attributes that have changed since it was given here. An ``Aggregator`` of TorchJD is replaced by
-            its ``Weighting`` of the Gram matrix.
+            its ``Weighting`` of the Gram matrix. Where it has a number for each task (``weights``, ``pref_vector``), a
+            step uses those of the tasks present.
         tolerance: eigenvalues of the matrix of cosines that are below ``tolerance`` times the largest one are rounding
             errors. At least 0 and below 1. None: K times the rounding error of inner products of gradients with the
             parameters' dtypes. That is too small under autocast, where the parameters are float32 but the gradients
@@ -55,15 +56,34 @@ class Gramian(Weighting):
                 raise ValueError(f"tolerance must be at least 0 and below 1, got {tolerance!r}")
         self.rule = rule_of_gram(rule)
         self.tolerance = tolerance
+        self._tasks = 0
         self._initial = self._plain_attributes()
         self._given = self.state_dict()
 
     def start(self, tasks: int) -> None:
+        for part in per_task(self.rule):
+            if len(part.weights) != tasks:
+                raise ValueError(
+                    f"the rule of TorchJD has {len(part.weights)} weights or preferences, but there are {tasks} tasks"
+                )
+        self._tasks = tasks
         self.load_state_dict(self._given)
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
         with torch.no_grad():
             return self.rule(gram)
+
+    def weights_from_grams(self, grams: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor | list[Tensor]:
+        try:
+            with of_present(self.rule, present):
+                return super().weights_from_grams(grams, losses, present)
+        except ValueError as error:
+            if len(present) == self._tasks:
+                raise
+            text = " ".join(str(error).split())
+            raise ValueError(
+                f"this step has {len(present)} of the {self._tasks} tasks, and the rule does not take so few: {text}"
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         if not isinstance(self.rule, nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +54,25 @@ def _wants_jacobian(weighting: nn.Module) -> bool:
     parameters = list(inspect.signature(type(weighting).forward).parameters.values())
     kind = parameters[1].annotation if len(parameters) > 1 else None
     return bool(getattr(kind, "__name__", kind) == "Matrix")
+
+
+def per_task(rule: Any) -> list[Any]:
+    """The parts of a rule of TorchJD that have a number for each task: weights, or a preference vector."""
+    modules = rule.modules() if isinstance(rule, nn.Module) else ()
+    return [module for module in modules if type(module).__name__ == "ConstantWeighting"]
+
+
+@contextmanager
+def of_present(rule: Any, present: Sequence[int]) -> Iterator[None]:
+    """In the block, these parts have the numbers of the tasks present. TorchJD knows no absent tasks."""
+    parts = [(part, part.weights) for part in per_task(rule)]
+    try:
+        for part, numbers in parts:
+            part.weights = numbers[list(present)]
+        yield
+    finally:
+        for part, numbers in parts:
+            part.weights = numbers
 
 
 class Nash(nn.Module):

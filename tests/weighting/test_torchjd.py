@@ -140,6 +140,35 @@ def test_wrong_names_and_options():
         torchjd(3)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [("Constant", "weights"), ("AlignedMTL", "pref_vector"), ("UPGrad", "pref_vector")]
+)
+def test_weights_and_preferences_of_absent_tasks_are_left_out(name, option):
+    if name in SOLVERS:
+        pytest.importorskip(SOLVERS[name])
+    rows, present, losses = steps(1)[0], [0, 2, 3], torch.ones(3).double()
+    weighting = torchjd(name, **{option: [1.0, 2.0, 3.0, 4.5]})
+    weighting.start(4)
+    (found,) = weighting.weights_from_grams(gram_of(rows[present])[None], losses, present)
+    alone = torchjd(name, **{option: [1.0, 3.0, 4.5]})
+    assert torch.equal(found, alone.weights_from_gram(gram_of(rows[present]), losses))
+    (found,) = weighting.weights_from_grams(gram_of(rows)[None], torch.ones(4).double(), range(4))  # all are back
+    assert torch.equal(found, torchjd(name, **{option: [1.0, 2.0, 3.0, 4.5]}).weights_from_gram(gram_of(rows), None))
+    with pytest.raises(ValueError, match="has 4 weights or preferences, but there are 3 tasks"):
+        weighting.start(3)
+
+
+def test_a_rule_that_does_not_take_so_few_tasks_says_so_in_one_line():
+    weighting = torchjd("Krum", n_byzantine=1)
+    weighting.start(4)
+    gram, losses = torch.eye(4).double(), torch.ones(4).double()
+    weighting.weights_from_grams(gram[None], losses, range(4))
+    said = r"^this step has 2 of the 4 tasks, and the rule does not take so few: .*rows"
+    with pytest.raises(ValueError, match=said) as error:
+        weighting.weights_from_grams(gram[None, :2, :2], losses[:2], [1, 3])
+    assert "\n" not in str(error.value)
+
+
 def test_without_torchjd(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(ImportError, match=r"TorchJD is not installed: pip install 'cats-optim\[torchjd\]'"):

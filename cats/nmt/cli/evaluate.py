@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cats.nmt.cli import translate
 from cats.nmt.cli.parser import Parser
+from cats.nmt.errors import UserError
+from cats.nmt.files import is_free
 from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
@@ -21,11 +24,19 @@ to compute the same scores with sacreBLEU (report.md has the commands), or other
   comet-score -s RUN/hyp/test.az.src -t RUN/hyp/test.az.txt -r RUN/hyp/test.az.ref
 With another split or checkpoint, only its scores and translations are written. report.md shows the scores of other
 checkpoints beside those of the best one.
+
+Several runs with one vocabulary, such as those of other seeds, are scored as one model, as cats translate uses them.
+Their scores and translations go to the folder --out, which cats significance compares with a run.
+
+examples:
+  cats evaluate runs/NAME
+  cats evaluate runs/NAME --checkpoint best last average
+  cats evaluate runs/SEED1 runs/SEED2 runs/SEED3 --out runs/ensemble
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, as printed by cats train")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directory, as printed by cats train")
     parser.add_argument(
         "--split", default="test", metavar="{test,valid,train}", help="part of the corpus to score (default: test)"
     )
@@ -37,16 +48,46 @@ def add_arguments(parser: Parser) -> None:
         help="models to score: best, last, average or step-N; several are compared (default: best)",
     )
     parser.add_argument("--data", metavar="DIR", help="where the corpus of the run is now, if it was moved")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the scores of several runs as one model")
 
 
 def run(args: argparse.Namespace) -> None:
-    doing(f"loading {args.run}")
+    check_out(args.runs, args.out)
+    doing(f"loading {', '.join(map(str, args.runs))}")
     from cats.nmt.scoring.tables import checkpoints_table
 
     names = list(dict.fromkeys(args.checkpoint))
-    scores = {name: score(Path(args.run), args.split, checkpoint=name, data=args.data) for name in names}
+    if args.out is None:
+        scores = {name: score(args.runs[0], args.split, checkpoint=name, data=args.data) for name in names}
+    else:
+        scores = {name: score_together(args.runs, args.out, args.split, name, args.data) for name in names}
     if len(scores) > 1:
         print(f"\n{checkpoints_table(scores)}")
+
+
+def check_out(runs: Sequence[Path], out: Path | None) -> None:
+    """Raise `UserError` unless there is a folder for the scores of several runs, in which nothing else gets lost."""
+    if out is None:
+        if len(runs) > 1:
+            raise UserError("several runs are scored as one model; give a folder for its scores with --out")
+        return
+    if len(runs) == 1:
+        raise UserError("--out is for several runs that are scored as one model; the scores of one run are kept in it")
+    if not is_free(out) and ((out / "config.toml").exists() or not any(out.glob("scores*.json"))):
+        raise UserError(f"{out} exists already; choose another --out")
+
+
+def score_together(runs: Sequence[Path], out: Path, split: str, checkpoint: str, data: str | None) -> Scores:
+    """Score several runs as one model, print its table and return its scores."""
+    from cats.nmt.scoring.evaluate import evaluate
+    from cats.nmt.scoring.report.markdown import verdict
+    from cats.nmt.scoring.tables import scores_table
+
+    scores = evaluate(runs[0], split=split, checkpoint=checkpoint, data=data, others=runs[1:], out=out)
+    print(f"\n{scores_table(scores)}\n\n{verdict(scores)}")
+    if (split, checkpoint) == ("test", "best"):
+        print(f"\n{out}: scores.json, scores.csv, hyp/\nCompare it: cats significance {runs[0]} {out}")
+    return scores
 
 
 def score(path: Path, split: str, *, checkpoint: str = "best", data: str | None = None, quiet: bool = False) -> Scores:

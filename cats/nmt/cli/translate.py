@@ -20,7 +20,8 @@ from cats.nmt.screen import doing
 if TYPE_CHECKING:
     from cats.nmt.data.tokenizer import Tokenizer
     from cats.nmt.model.decode import LengthLimit
-    from cats.nmt.training.run import RunDirectory, TrainedModel
+    from cats.nmt.training.model import TrainedModel
+    from cats.nmt.training.run import RunDirectory
 
 SUMMARY = "translate standard input, a file or typed lines with a trained model"
 HELP = """\
@@ -86,17 +87,17 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     doing(f"loading {', '.join(args.runs)}")
     from cats.nmt.model.decode import translations
-    from cats.nmt.model.ensemble import Ensemble
-    from cats.nmt.training.run import RunDirectory, set_threads
+    from cats.nmt.training.device import set_threads
+    from cats.nmt.training.ensemble import load_together, together
+    from cats.nmt.training.run import RunDirectory
 
     directories = [RunDirectory(Path(run)) for run in args.runs]
-    trained = [directory.load_model(args.checkpoint) for directory in directories]
-    check_vocabularies(args.runs, [each.tokenizer for each in trained])
+    trained = load_together([directory.path for directory in directories], args.checkpoint)
     for directory in directories:
         if diverged := directory.divergence():
             print(f"cats: {directory.path}: {diverged}; this is the model of {args.checkpoint}.pt", file=sys.stderr)
     config, tokenizer = trained[0].config, trained[0].tokenizer
-    model = trained[0].model if len(trained) == 1 else Ensemble(each.model for each in trained)
+    model = together(trained)
     source, *_ = [source_name(*each, args.source, args.to) for each in zip(directories, trained, strict=True)]
     search, limit = search_settings(args, config), length_limit(trained[0], source, args.to)
     set_threads(config.train.threads, config.model.d_model)
@@ -160,17 +161,6 @@ def length_limit(trained: TrainedModel, source: str, target: str) -> LengthLimit
         if (tokenizer_name(one, other, tokenizer), other) == (source, target):
             return origin.length_limit(task)
     return None
-
-
-def check_vocabularies(runs: Sequence[str], tokenizers: Sequence[Tokenizer]) -> None:
-    """Raise `UserError` unless all models have the vocabulary and the tags of the first one."""
-    for run, tokenizer in zip(runs, tokenizers, strict=True):
-        if (tokenizer.digest(), tokenizer.tags) != (tokenizers[0].digest(), tokenizers[0].tags):
-            what = "other tags" if tokenizer.digest() == tokenizers[0].digest() else "another vocabulary"
-            raise UserError(
-                f"{run} has {what} than {runs[0]}: models that translate together need the same tokenizer; train them "
-                "on the same corpus with the same [tokenizer], such as with other seeds only"
-            )
 
 
 def source_name(directory: RunDirectory, trained: TrainedModel, source: str | None, target: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cats.nmt.data.batch import collate
+from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.transformer import Transformer
 
 
@@ -91,7 +92,7 @@ def line_batches(sources: list[list[int]], targets: list[list[int]], batch_token
 
 @torch.no_grad()
 def line_nll(
-    model: Transformer, sources: list[list[int]], targets: list[list[int]], *, start: int, batch_tokens: int
+    model: Transformer | Ensemble, sources: list[list[int]], targets: list[list[int]], *, start: int, batch_tokens: int
 ) -> np.ndarray:
     """The negative log likelihood of every line, in nats, without label smoothing.
 

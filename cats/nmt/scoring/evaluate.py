@@ -25,18 +25,29 @@ from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, one_line
 from cats.nmt.model import decode, loss
+from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import hypotheses, nearest_neighbour, tables
 from cats.nmt.scoring.off_target import Identifier, train_identifier
 from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
 from cats.nmt.scoring.summarise import Output, summarise
 from cats.nmt.screen import doing
+from cats.nmt.training.device import set_threads
+from cats.nmt.training.ensemble import load_together, together
 from cats.nmt.training.metrics import read_metrics
-from cats.nmt.training.run import RunDirectory, TrainedModel, set_threads
+from cats.nmt.training.model import TrainedModel
+from cats.nmt.training.run import RunDirectory
 
 
 def evaluate(
-    run: Path, *, split: str = "test", checkpoint: str = "best", data: str | None = None, quiet: bool = False
+    run: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+    data: str | None = None,
+    quiet: bool = False,
+    others: Sequence[Path] = (),
+    out: Path | None = None,
 ) -> Scores:
     """Translates and scores a split; writes scores.json, scores.csv and ``hyp/``.
 
@@ -61,21 +72,33 @@ def evaluate(
         checkpoint: best, last, average, or another one of the run's checkpoints/.
         data: the folder of the run's corpus, if it was moved.
         quiet: no progress bar and no notices. Without a terminal there is never a progress bar.
+        others: runs whose models translate together with that of `run`: the next token has the mean of their
+            probabilities. The settings are those of `run`.
+        out: the folder for all that is written, made if it is missing. None: `run` itself, not allowed with `others`.
 
     Returns:
         What scores.json holds. A score is None if it cannot be computed: no test lines, a likelihood that is not
         finite, or spBLEU without its model.
 
     Raises:
-        UserError: the run or its corpus is unusable, the split is unknown or empty, or the disk is full.
+        UserError: the run or its corpus is unusable, the split is unknown or empty, the disk is full, or another run
+            has another vocabulary or was trained on another corpus.
+        ValueError: `others` without `out`.
     """
+    if others and out is None:
+        raise ValueError("the scores of several runs belong to none of them: give out")
     if split not in SPLITS:
         raise UserError(f"unknown split '{split}'{nearest(split, SPLITS)}")
     directory = RunDirectory(run)
-    trained = directory.load_model(checkpoint, quiet=quiet)
+    models = load_together([run, *others], checkpoint, quiet=quiet)
+    trained, model = models[0], together(models)
     config = trained.config if data is None else replace_settings(trained.config, {"data.path": data})
     doing(f"reading {config.data.path or 'the built-in corpus'}", quiet=quiet)
     corpus = directory.load_corpus(config, trained.origin, quiet=quiet)
+    for path, other in zip(others, models[1:], strict=True):
+        if not corpus.has_digest(other.origin.digest):
+            difference = other.origin.corpus_difference(corpus)
+            raise UserError(f"{path} was trained on another corpus than {run} ({difference}); score it alone")
     members = task_groups(corpus.sizes, config.evaluate)
     tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]
     # Language modelling has no test text.
@@ -88,8 +111,9 @@ def evaluate(
         raise UserError(f"the corpus {corpus.name} has no {split} lines to evaluate on")
     if not quiet:
         _print_notices(tasks, unknown)
-        if diverged := directory.divergence():
-            print(f"cats: {run}: {diverged}; scored is the model of {checkpoint}.pt", file=sys.stderr)
+        for path in (run, *others):
+            if diverged := RunDirectory(path).divergence():
+                print(f"cats: {path}: {diverged}; scored is the model of {checkpoint}.pt", file=sys.stderr)
     set_threads(config.train.threads, config.model.d_model)
     rows = {
         task.name: hypotheses.translated_rows(lines, corpus.headline, config.evaluate)
@@ -98,25 +122,33 @@ def evaluate(
         for task in tasks
         if (lines := _lines(task, split)) is not None
     }
+    written = RunDirectory(run if out is None else out)
+    written.path.mkdir(parents=True, exist_ok=True)
     if any(rows.values()):
-        directory.hypotheses(checkpoint).mkdir(exist_ok=True)
-    ours, theirs = _translate(tasks, rows, split, trained, train_identifier(corpus), directory, checkpoint, quiet)
+        written.hypotheses(checkpoint).mkdir(exist_ok=True)
+    known = train_identifier(corpus)
+    ours, theirs = _translate(tasks, rows, split, trained, model, known, written, checkpoint, quiet)
+    facts = _facts(directory, config, corpus, split, checkpoint)
+    if others:
+        methods = " + ".join(each.config.method.name for each in models)
+        unknown_cost = dict.fromkeys(("seconds", "tokens_per_second", "peak_memory", "cpu_seconds"))
+        facts = replace(facts, method=methods, **unknown_cost)
     scores = summarise(
         {name: output for name, output in ours.items() if name not in zero_shot},
         theirs,
         corpus,
         members,
         zero_shot={name: output for name, output in ours.items() if name in zero_shot},
-        run=_facts(directory, config, corpus, split, checkpoint),
+        run=facts,
     )
-    scores = replace(scores, files=hypotheses.digests(run, split, checkpoint))
-    write_scores(directory.scores_file(split, checkpoint), scores)
-    atomic_write(directory.scores_file(split, checkpoint, "csv"), tables.scores_csv(scores))
+    scores = replace(scores, files=hypotheses.digests(written.path, split, checkpoint))
+    write_scores(written.scores_file(split, checkpoint), scores)
+    atomic_write(written.scores_file(split, checkpoint, "csv"), tables.scores_csv(scores))
     return scores
 
 
 def line_nll(
-    model: Transformer, tokenizer: Tokenizer, split: Split, source: str, target: str, settings: Decode
+    model: Transformer | Ensemble, tokenizer: Tokenizer, split: Split, source: str, target: str, settings: Decode
 ) -> np.ndarray:
     """NLL of each line of a split, see ``cats.nmt.model.loss.line_nll``.
 
@@ -170,22 +202,25 @@ def _translate(
     rows: Mapping[str, list[int]],
     split: str,
     trained: TrainedModel,
+    model: Transformer | Ensemble,
     known: Identifier,
-    directory: RunDirectory,
+    written: RunDirectory,
     checkpoint: str,
     quiet: bool,
 ) -> tuple[dict[str, Output], dict[str, Output]]:
-    """Translates each task with the model, writes the lines to the run directory, and translates with the baseline.
+    """Translates each task with the model, writes the lines, and translates with the baseline.
 
     Args:
         rows: the indices of the lines of each task to translate.
+        trained: what is used beside the model.
+        written: where the lines are written.
 
     Returns:
         The outputs of the model, and of the nearest-neighbour baseline for the tasks that it can be computed for.
     """
     from tqdm import tqdm
 
-    settings, model, tokenizer = trained.config.decode, trained.model, trained.tokenizer
+    settings, tokenizer = trained.config.decode, trained.tokenizer
     search = replace(settings, beam=1) if trained.config.evaluate.search == "greedy" else settings
     ours, theirs = {}, {}
     hidden = True if quiet else None  # None: hidden unless standard error is a terminal
@@ -213,7 +248,7 @@ def _translate(
             theirs[task.name] = Output(task.target, shown, columns["nearest"], rows=chosen)
         for suffix, column in columns.items():
             if chosen:
-                path = directory.hypotheses_file(task.name, suffix, split, checkpoint)
+                path = written.hypotheses_file(task.name, suffix, split, checkpoint)
                 atomic_write(path, "".join(f"{line}\n" for line in column))
     return ours, theirs
 

@@ -28,7 +28,8 @@ from cats.nmt.files import atomic_write, locked, read_file
 from cats.nmt.model.loss import smoothed_losses
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.screen import doing, tell
-from cats.nmt.training.run import RunDirectory, default_device, set_threads
+from cats.nmt.training.device import default_device, set_threads
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.training_data import load_training_data
 
 ALL = "all"  # the name of all kinds of layer together

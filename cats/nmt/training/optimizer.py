@@ -19,7 +19,7 @@ from cats.nmt.training.sharding import is_sharded
 
 
 def build_optimizer(
-    method: schema.Method, settings: schema.Train, model: nn.Module, shares: Mapping[str, float]
+    method: schema.Method, settings: schema.Train, model: nn.Module, shares: Mapping[str, float], drawn: int = 0
 ) -> cats.MultiTask:
     """AdamW, wrapped in the weighting of the method.
 
@@ -28,6 +28,7 @@ def build_optimizer(
 
     Args:
         shares: {task: its expected share of the tokens}.
+        drawn: the number of tasks in an update; 0: all.
 
     Raises:
         UserError: `method.weights` has another number of weights than there are tasks, or an option of the method or
@@ -70,7 +71,7 @@ def build_optimizer(
         given = {"seed": settings.seed, "shares": prior, "reduction": "mean", "trusted": trusted}
         weighting = build(method.name, method.options, **given)
         if method.name.startswith("torchjd:"):
-            _try_once(method.name, build(method.name, method.options, **given), len(tasks))
+            _try_once(method.name, build(method.name, method.options, **given), len(tasks), drawn or len(tasks))
         tasks = [*tasks, *trusted.values()]
         if weighting.needs_gram and weighting.tolerance is None:  # autocast makes larger rounding errors
             weighting.tolerance = {"bf16": 1e-3, "fp16": 1e-5}.get(settings.precision)
@@ -88,14 +89,21 @@ def build_optimizer(
     return cats.MultiTask(base, tasks, cats.weighting.Static(weights), communication_dtype=communication)
 
 
-def _try_once(name: str, weighting: cats.weighting.Weighting, tasks: int) -> None:
+def _try_once(name: str, weighting: cats.weighting.Weighting, tasks: int, drawn: int) -> None:
     """Computes weights of orthogonal gradients: only then TorchJD says that an option does not fit the number of tasks.
+
+    Args:
+        tasks: the number of all tasks.
+        drawn: the number of tasks in an update.
 
     Raises:
         UserError: it does not.
     """
     try:
-        weighting.weights_from_gram(torch.eye(tasks, dtype=torch.float64), torch.ones(tasks, dtype=torch.float64))
+        weighting.start(tasks)
+        for count in dict.fromkeys((tasks, drawn)):
+            gram, losses = torch.eye(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
+            weighting.weights_from_grams(gram[None], losses, range(count))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"method.name = {name}: {' '.join(str(error).split())}") from error
 

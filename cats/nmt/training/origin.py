@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cats.nmt.config.checks import format_value
 from cats.nmt.config.schema import FIELDS, Config, Model
 from cats.nmt.data.corpus import SPLITS, Corpus
 from cats.nmt.data.tokenizer import Tokenizer
+from cats.nmt.errors import UserError
 from cats.nmt.model.decode import LengthLimit
 
 _HARMLESS = ("dropout", "max_length")  # model settings that a trained model does not depend on
@@ -79,6 +83,52 @@ class Origin:
     def is_often_changed(name: str) -> bool:
         """Whether a setting matters only for further training, or for how the model is used."""
         return name.startswith(_OFTEN_CHANGED) or "dropout" in name
+
+    def check(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        config_file: Path,
+        tokenizer_file: Path,
+        model_file: Path,
+        *,
+        resuming: bool,
+        quiet: bool,
+    ) -> None:
+        """Compares the settings and the tokenizer of a run with what a model in it was trained with.
+
+        A changed setting that a trained model does not depend on is allowed, with a notice. One of training or
+        decoding, such as decode.beam, is noticed only when the training is resumed.
+
+        Args:
+            config_file, tokenizer_file: where the first two were read from.
+            model_file: the file of the model.
+            quiet: no notice.
+
+        Raises:
+            UserError: the tokenizer, or a setting that the model depends on, is another one.
+        """
+        if self.tokenizer and tokenizer.digest() != self.tokenizer:
+            raise UserError(
+                f"{tokenizer_file} is not the tokenizer that {model_file.name} was trained with: it was changed or "
+                "replaced; put the right file there"
+            )
+        changes = self.changed_settings(config)
+        for name in DEFINING:
+            if name in changes:
+                then, now = changes[name]
+                raise UserError(
+                    f"{config_file} has {name} = {format_value(now)}, but {model_file.name} was trained with "
+                    f"{format_value(then)}; set it back"
+                )
+        if not resuming:
+            changes = {name: values for name, values in changes.items() if not self.is_often_changed(name)}
+        if changes and not quiet:
+            said = [f"{name} = {format_value(now)} (was {format_value(then)})" for name, (then, now) in changes.items()]
+            print(
+                f"cats: {config_file} was changed since {model_file.name} was written: {', '.join(said)}",
+                file=sys.stderr,
+            )
 
     def corpus_difference(self, corpus: Corpus) -> str:
         """In what a corpus differs from that of this model."""

@@ -18,50 +18,28 @@ An exported model is a directory with config.toml, tokenizer.model and model.saf
 from __future__ import annotations
 
 import shutil
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cats.nmt.config import schema
-from cats.nmt.config.checks import format_value, replace_settings
+from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.data.corpus import Corpus
-from cats.nmt.data.corpus_files import read_corpus
-from cats.nmt.data.monolingual import chosen_tasks, language_of
-from cats.nmt.data.prepared import is_prepared, read_prepared_corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, hard_link, locked, read_file, remove_temporary_files
-from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import checkpoint, export_file, processes
+from cats.nmt.training.corpus import load_corpus
+from cats.nmt.training.device import default_device
 from cats.nmt.training.metrics import divergence, read_metrics
-from cats.nmt.training.origin import DEFINING, Origin
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model of a run and what is needed to use it.
-
-    Attributes:
-        config: the settings of the run.
-        tokenizer: the one that the model was trained with.
-        model: in evaluation mode, on the default device.
-        origin: what it was trained with.
-        step: the updates that it was trained for; None if its file does not say so, as that of an average.
-    """
-
-    config: Config
-    tokenizer: Tokenizer
-    model: Transformer
-    origin: Origin
-    step: int | None = None
+from cats.nmt.training.model import TrainedModel, build_model, with_tied
+from cats.nmt.training.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -245,39 +223,12 @@ class RunDirectory:
         resuming: bool = False,
         quiet: bool = False,
     ) -> None:
-        """Compares config.toml and tokenizer.model with what a model was trained with.
+        """Compares config.toml and tokenizer.model with what the model in the file `path` was trained with.
 
-        A changed setting that a trained model does not depend on is allowed, with a notice. One of training or
-        decoding, such as decode.beam, is noticed only when the training is resumed.
-
-        Args:
-            path: the file of the model.
-            quiet: no notice.
-
-        Raises:
-            UserError: the tokenizer, or a setting that the model depends on, is another one.
+        See ``Origin.check``. With several processes, only the main one prints a notice.
         """
-        if origin.tokenizer and tokenizer.digest() != origin.tokenizer:
-            raise UserError(
-                f"{self.tokenizer_file} is not the tokenizer that {path.name} was trained with: it was changed or "
-                "replaced; put the right file there"
-            )
-        changes = origin.changed_settings(config)
-        for name in DEFINING:
-            if name in changes:
-                then, now = changes[name]
-                raise UserError(
-                    f"{self.config_file} has {name} = {format_value(now)}, but {path.name} was trained with "
-                    f"{format_value(then)}; set it back"
-                )
-        if not resuming:
-            changes = {name: values for name, values in changes.items() if not origin.is_often_changed(name)}
-        if changes and not quiet and processes.is_main():
-            said = [f"{name} = {format_value(now)} (was {format_value(then)})" for name, (then, now) in changes.items()]
-            print(
-                f"cats: {self.config_file} was changed since {path.name} was written: {', '.join(said)}",
-                file=sys.stderr,
-            )
+        files = (self.config_file, self.tokenizer_file, path)
+        origin.check(config, tokenizer, *files, resuming=resuming, quiet=quiet or not processes.is_main())
 
     def check_resumed(self, config: Config, state: dict[str, Any], *, quiet: bool) -> Origin:
         """What a run was started with, according to its checkpoint, compared with the files of the directory.
@@ -451,80 +402,3 @@ class RunDirectory:
             raise UserError(f"{self.path}: another process is training this run; wait for its end")
 
         return locked(self.path, refuse)
-
-
-def with_tied(parameters: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of `model` with all their names. An exported model has those that are tied only once."""
-    first: dict[int, str] = {}
-    found = dict(parameters)
-    for name, tensor in model.state_dict().items():
-        other = first.setdefault(tensor.data_ptr(), name)
-        if other in parameters:
-            found.setdefault(name, parameters[other])
-    return found
-
-
-def load_corpus(settings: schema.Data, *, quiet: bool = False) -> Corpus:
-    """The corpus that the settings name: a folder of text, a prepared folder, or the one generated from CLDR.
-
-    Args:
-        quiet: do not say that a prepared folder of an earlier version is not verified. Only the main process says it.
-
-    Raises:
-        UserError: the folder is missing, its files are unusable, or it lacks a task of `data.tasks`.
-    """
-    if settings.path:
-        folder = Path(settings.path)
-        if is_prepared(folder):
-            return read_prepared_corpus(folder, settings.tasks, quiet=quiet or not processes.is_main())
-        # Language modelling takes the text of a language from all tasks.
-        named = () if any(map(language_of, settings.tasks)) else settings.tasks
-        corpus = read_corpus(folder, settings.source, settings.direction, named)
-    else:
-        corpus = _built_in_corpus(settings.languages, settings.sizes, settings.seed)
-    return chosen_tasks(corpus, settings.tasks)
-
-
-@lru_cache(maxsize=1)  # the training and the scoring of a run load the same one
-def _built_in_corpus(languages: str, sizes: str, seed: int) -> Corpus:
-    from cats.nmt.data.cldr.generate import generate  # imported here because it needs Babel
-
-    return generate(languages, sizes, seed)
-
-
-def build_model(settings: schema.Model, tokenizer: Tokenizer, *, checkpoint_activations: bool = False) -> Transformer:
-    """A new model with random parameters. checkpoint_activations: see ``Transformer``."""
-    return Transformer(
-        tokenizer.vocab_size,
-        settings.d_model,
-        settings.heads,
-        settings.ffn,
-        settings.encoder_layers,
-        settings.decoder_layers,
-        settings.dropout,
-        tokenizer.pad_id,
-        norm=settings.norm,
-        embedding_norm=settings.embedding_norm,
-        embeddings=settings.embeddings,
-        attention_dropout=settings.attention_dropout,
-        activation_dropout=settings.activation_dropout,
-        checkpoint_activations=checkpoint_activations,
-        language_tags=[tokenizer.tag(language) for language in tokenizer.languages] if settings.clsr else (),
-        language_budget=settings.clsr,
-    )
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def set_threads(threads: int, d_model: int) -> None:
-    """Sets the number of CPU threads. 0: one for models narrower than 256, which gain nothing from more, else torch's.
-
-    Args:
-        threads: the setting `train.threads`.
-        d_model: the width of the model.
-    """
-    if threads or d_model < 256:
-        torch.set_num_threads(threads or 1)

@@ -21,8 +21,9 @@ from cats.nmt.errors import UserError
 from cats.nmt.model.decode import LengthLimit
 from cats.nmt.screen import doing
 from cats.nmt.training import processes, warmstart
+from cats.nmt.training.corpus import load_corpus
 from cats.nmt.training.origin import Origin
-from cats.nmt.training.run import RunDirectory, load_corpus
+from cats.nmt.training.run import RunDirectory
 
 COMPILED_MULTIPLE = 8  # with train.compile rows are padded to a multiple of this length, for fewer shapes to compile
 

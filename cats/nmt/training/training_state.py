@@ -27,14 +27,16 @@ from cats.nmt.training.adaptive_sampling import adaptive_sampling
 from cats.nmt.training.average import ParameterAverage
 from cats.nmt.training.batches import Prefetcher, build_sampler
 from cats.nmt.training.boards import WeightsAndBiases, import_wandb
+from cats.nmt.training.device import default_device
 from cats.nmt.training.landscape import Landscape, LandscapeSettings, drop_records_after
 from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import TaskLosses
 from cats.nmt.training.memory import check_memory
 from cats.nmt.training.metrics import Metrics
+from cats.nmt.training.model import build_model
 from cats.nmt.training.optimizer import build_optimizer, check_backend, token_weights
 from cats.nmt.training.origin import Origin, settings_of
-from cats.nmt.training.run import RunDirectory, build_model, default_device
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.self_distillation import self_distillation
 from cats.nmt.training.training_data import load_training_data
 from cats.nmt.training.trusted import TrustedLosses, split_validation, validation_text
@@ -164,7 +166,7 @@ class TrainingState:
         config, train = self.config, self.config.train
         second = self.step >= train.pretrain_steps and train.restart_parts != "learning-rate"
         shares = self.sampler.token_shares(train.pretrain_steps if second else 0)
-        return build_optimizer(config.method, train, self.model, shares)
+        return build_optimizer(config.method, train, self.model, shares, config.sampling.tasks_per_update)
 
     @property
     def takes_tasks_apart(self) -> bool:

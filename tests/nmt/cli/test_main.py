@@ -18,7 +18,7 @@ pytest.importorskip("sacrebleu")
 import cats
 from cats.nmt.cli import info
 from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS, main
-from cats.nmt.config.schema import METHODS
+from cats.nmt.config.sections.method import METHODS
 
 
 def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) -> None:

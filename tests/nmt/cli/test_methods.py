@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cats.nmt.cli.main import main
-from cats.nmt.config.schema import METHODS
+from cats.nmt.config.sections.method import METHODS
 
 
 def test_the_table_names_all_methods(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,10 +16,10 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
-from cats.nmt.cli.translate import check_vocabularies
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
+from cats.nmt.training.ensemble import check_vocabularies
 from tests.nmt.cli.common import Input
 
 

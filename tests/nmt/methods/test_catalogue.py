@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cats.nmt.config.recipes import RECIPES
-from cats.nmt.config.schema import METHODS
+from cats.nmt.config.sections.method import METHODS
 from cats.nmt.errors import UserError
 from cats.nmt.methods import options
 from cats.nmt.methods.catalogue import CATALOGUE, FAMILIES, RECIPE, Method, find

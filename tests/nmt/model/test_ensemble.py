@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cats.nmt.model.ensemble import Ensemble
+from cats.nmt.model.loss import line_nll
 from cats.nmt.model.search import beam_search, sample
 from cats.nmt.model.transformer import Transformer
 
@@ -95,3 +96,14 @@ def test_a_token_that_one_member_excludes_has_the_probability_of_the_others(mode
             del models[0].step
         other = models[1].step(torch.full((3,), BOS), models[1].start(*models[1].encode(SOURCE))).softmax(-1)
     torch.testing.assert_close(found[:, 5:], other[:, 5:] / 2)
+
+
+def test_likelihoods_have_the_mean_of_the_probabilities(models: list[Transformer]) -> None:
+    sources, targets = [[5, 6, 7, EOS], [9, EOS]], [[4, 8, EOS], [11, 10, 7, EOS]]
+    found = line_nll(Ensemble(models), sources, targets, start=BOS, batch_tokens=100)
+    for row, source, target in zip(found, sources, targets, strict=True):
+        inputs = torch.tensor([source]), torch.tensor([[BOS, *target[:-1]]])
+        with torch.no_grad():
+            mean = torch.stack([model(*inputs)[0].double().softmax(-1) for model in models]).mean(0)
+        expected = -mean[range(len(target)), target].log().sum()
+        assert row.tolist() == [pytest.approx(float(expected), rel=1e-5), len(target)]  # fp32

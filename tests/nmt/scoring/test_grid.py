@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("sacrebleu")
 
+from cats.nmt.config import recipes
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, read_preset, to_toml
 from cats.nmt.errors import UserError
@@ -153,6 +154,15 @@ def test_suffixes_are_the_same_method_with_a_restart_at_the_same_update(tmp_path
     assert {name for name, config in found.items() if config.sampling.first_temperature} == {"staged", "cats-staged"}
     assert found["tokens-r"].sampling == found["cats"].sampling and found["tokens-r"].method.name == "static"
     assert found["T=3"].sampling.temperature_end == 0 and found["cats-r"].method == found["cats"].method
+
+
+def test_staged_is_the_recipe_of_cats_train(monkeypatch):
+    """Its runs differ only in the name of their method: finished ones have static there."""
+    staged = apply_overrides(Config(), ["method.name=staged"])
+    named = dataclasses.replace(staged, method=dataclasses.replace(staged.method, name="static"))
+    assert apply_overrides(Config(), Methods().settings("staged", Config().train.steps)) == named
+    monkeypatch.setitem(recipes._CHANGES["staged"], "sampling.temperature", 7.0)
+    assert "sampling.temperature=7.0" in Methods().settings("staged", 100)
 
 
 def test_a_name_with_a_colon_may_have_a_suffix(monkeypatch):

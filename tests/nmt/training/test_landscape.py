@@ -23,8 +23,9 @@ from cats.nmt.errors import UserError
 from cats.nmt.model.loss import token_losses
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import landscape
+from cats.nmt.training.device import default_device
 from cats.nmt.training.landscape import Landscape, LandscapeSettings, analyse, kind_of, read_landscape
-from cats.nmt.training.run import RunDirectory, default_device
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
 from cats.nmt.training.training_data import load_training_data
 from tests.nmt.common import assert_same_runs, settings, write_short_corpus

@@ -92,7 +92,7 @@ def test_wrong_options_are_refused_before_the_corpus_is_read(tmp_path: Path, mor
 def test_options_of_torchjd_that_do_not_fit_the_number_of_tasks(small: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchjd")
     given = ["method.name=torchjd:Constant", "method.options=weights=[1,2,3]"]
-    with pytest.raises(UserError, match=r"method\.name = torchjd:Constant: .*3 rows") as error:
+    with pytest.raises(UserError, match=r"Constant: .* has 3 weights or preferences, but .* 2 tasks") as error:
         train(settings(small, *given), tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 

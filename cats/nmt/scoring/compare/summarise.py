@@ -36,8 +36,8 @@ from cats.nmt.scoring.grid.trials import as_settings, group_mean
 from cats.nmt.scoring.scores import Cell, Scores, TaskCell, read_scores
 from cats.nmt.scoring.significance import line_bleu_counts
 from cats.nmt.scoring.summarise import averages
+from cats.nmt.training.corpus import load_corpus
 from cats.nmt.training.metrics import best_validation, read_metrics
-from cats.nmt.training.run import load_corpus
 
 RESAMPLES = 2000
 

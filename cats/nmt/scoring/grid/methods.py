@@ -14,8 +14,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from cats.nmt.config.recipes import first_phase
-from cats.nmt.config.schema import FIELDS, METHODS, Config
+from cats.nmt.config.checks import format_value
+from cats.nmt.config.recipes import first_phase, recipe
+from cats.nmt.config.schema import FIELDS, Config
+from cats.nmt.config.sections.method import METHODS
 from cats.nmt.config.toml import apply_overrides, split_at_commas
 from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import find
@@ -30,12 +32,12 @@ _ONE_PHASE = [  # no restart, also where the other methods have one
 ]
 _STAGED = ["sampling.first_temperature=1"]  # with a restart
 # Names besides T=.. and those of `cats train --method`. The weightings (tokens, uniform, cats, ..) all use the sampler
-# of the configuration, so tokens is one more temperature. staged is T=1, then T=3 after a warm restart.
+# of the configuration, so tokens is one more temperature.
 NAMED: dict[str, list[str]] = {
     "tokens": _TOKENS,
     "uniform": ["method.name=static", "method.weights=uniform", "method.token_weights=[]"],
-    "staged": [*_TOKENS, "sampling.temperature=3", *_ONE_TEMPERATURE, *_STAGED],
 }
+STAGED = "staged"  # a recipe, but the method of its runs is static: finished runs must stay those of this name
 SHORT = {"pretrain": "pretrain-finetune"}  # other names of methods
 DEFAULT = ("T=1", "T=5", "T=inf", "tokens", "uniform", "staged", "cats")
 RANDOM = "rlw"  # random weights
@@ -107,7 +109,9 @@ class Methods:
             order = restart if found[2] else _ONE_PHASE
             return [*_TOKENS, f"sampling.temperature={found[1]}", *_ONE_TEMPERATURE, *order]
         if name in NAMED:
-            return [*NAMED[name], *(restart if name == "staged" else [])]
+            return NAMED[name]
+        if name == STAGED:
+            return ["method.name=static", *(f"{key}={format_value(x)}" for key, x in recipe(STAGED, steps).items())]
         if name in METHODS:
             return [f"method.name={name}"]
         base, _, suffix = name.rpartition("-")

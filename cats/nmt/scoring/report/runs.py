@@ -165,7 +165,7 @@ def _read_fronts(folder: Path) -> ReportedFronts:
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of each path, as few as tell all of them apart."""
     parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts))):
+    for count in range(1, max(map(len, parts), default=1)):
         names = [as_text("/".join(each[-count:])) for each in parts]
         if len({*names}) == len(names):
             return names

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from cats.nmt.config.schema import METHODS
+from cats.nmt.config.sections.method import METHODS
 from cats.nmt.errors import UserError
 from cats.nmt.scoring.grid.methods import DEFAULT, NAMED
 from cats.nmt.scoring.plots import style
