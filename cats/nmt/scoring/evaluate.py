@@ -131,8 +131,7 @@ def evaluate(
     facts = _facts(directory, config, corpus, split, checkpoint)
     if others:
         methods = " + ".join(each.config.method.name for each in models)
-        unknown_cost = dict.fromkeys(("seconds", "tokens_per_second", "peak_memory", "cpu_seconds"))
-        facts = replace(facts, method=methods, **unknown_cost)
+        facts = replace(facts, method=methods, seconds=None, tokens_per_second=None, peak_memory=None, cpu_seconds=None)
     scores = summarise(
         {name: output for name, output in ours.items() if name not in zero_shot},
         theirs,

@@ -123,9 +123,9 @@ def _warnings(content: Content) -> Html:
     for fronts in content.fronts:
         for front in fronts.fronts.fronts:
             for method, points in front.methods.items():
-                if seeds := sorted({seed for point in points.points for seed in point.diverged}):
+                if diverged := sorted({seed for point in points.points for seed in point.diverged}):
                     name = f"{front.set}/{front.low.name}-{front.high.name}/{method}"
-                    found.setdefault(DIVERGED, {})[name] = f"seed {', '.join(map(str, seeds))}"
+                    found.setdefault(DIVERGED, {})[name] = f"seed {', '.join(map(str, diverged))}"
     if content.not_scored:
         what = ("not scored", "Runs without scores are not on this page; score them with cats evaluate.")
         found[what] = {f"{len(content.not_scored)} runs": ", ".join(map(str, content.not_scored))}
