@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import accelerate
@@ -31,7 +31,16 @@ class Accelerator(accelerate.Accelerator):
     With several processes, a model is not put into DistributedDataParallel: the optimizer averages the gradients. All
     processes start with the parameters and buffers of the first one, as in DistributedDataParallel. Models that another
     optimizer trains need a plain Accelerator.
+
+    Raises:
+        ValueError: DeepSpeed or Megatron-LM, which have optimizers of their own.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.distributed_type in ("DEEPSPEED", "MEGATRON_LM"):
+            kind = self.distributed_type.value
+            raise ValueError(f"cats.MultiTask does not work with {kind}, which has optimizers of its own")
 
     def prepare_optimizer(self, optimizer: Optimizer, device_placement: bool | None = None) -> AcceleratedOptimizer:
         if isinstance(optimizer, MultiTask):
@@ -76,6 +85,13 @@ class AcceleratedMultiTask(AcceleratedOptimizer):
             last = state.sync_gradients
         losses = divided(losses, state.num_steps)
         self.optimizer.backward(losses, tasks=tasks, reduction=reduction, scaler=self.scaler, last=last)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """The step, unless ``accumulate()`` says that more batches follow."""
+        before = self.optimizer.statistics["skipped"]
+        super().step(closure)
+        # accelerate would see it if step() were not called. But step() is called, and looks for infinite gradients.
+        self._is_overflow = self.optimizer.statistics["skipped"] > before
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or "optimizer" not in self.__dict__:  # accelerate and copy look for some of them

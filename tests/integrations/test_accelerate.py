@@ -151,6 +151,31 @@ def test_fp16_with_a_scaler(clip, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "scaler.pt", weights_only=True)["_growth_tracker"] == 5
 
 
+def test_a_step_that_is_skipped_is_seen():
+    accelerator = accelerator_of()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-20)
+    net, optimizer, schedule, loader = parts()
+    optimizer, schedule, loader = accelerator.prepare(optimizer, schedule, loader)
+    seen = []
+    for batch in loader:
+        optimizer.backward({task: 64 * loss for task, loss in losses_of(net, batch, "tasks")["losses"].items()})
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seen.append(accelerator.optimizer_step_was_skipped)
+    skipped = optimizer.statistics["skipped"]
+    assert seen == [True] * skipped + [False] * (BATCHES - skipped) and 0 < skipped < BATCHES
+    assert schedule.get_last_lr() == pytest.approx([0.05 * 0.9 ** (BATCHES - skipped)])
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
+def test_other_optimizers_of_accelerate_are_refused(kind, monkeypatch):
+    found = accelerate.DistributedType[kind]
+    monkeypatch.setattr(accelerate.Accelerator, "distributed_type", property(lambda self: found))
+    with pytest.raises(ValueError, match=f"does not work with {kind}"):
+        accelerator_of()
+
+
 def test_the_optimizer_inside_is_reached():
     optimizer = accelerator_of().prepare(parts()[1])
     assert optimizer.tasks == tuple(TASKS)

@@ -99,16 +99,16 @@ class ManualScaled(Manual):
 
 def trainer_of(folder, **settings):
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return lightning.Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **{**quiet, **settings})
+    return lightning.Trainer(default_root_dir=folder, **{"accelerator": "cpu", "devices": 1, **quiet, **settings})
 
 
-def loader(rows=4):
-    return torch.utils.data.DataLoader(Data(), batch_size=rows)
+def loader():
+    return torch.utils.data.DataLoader(Data(), batch_size=4)
 
 
-def train(model, folder, resume=None, rows=4, **settings):
+def train(model, folder, resume=None, **settings):
     trainer = trainer_of(folder, **{"max_steps": 5, **settings})
-    trainer.fit(model, loader(rows), ckpt_path=resume, **({"weights_only": True} if resume else {}))
+    trainer.fit(model, loader(), ckpt_path=resume, **({"weights_only": True} if resume else {}))
     return trainer
 
 
@@ -212,10 +212,13 @@ def test_what_cannot_work_is_refused(tmp_path):
 def train_with_others(folder):
     """Called in each process that torchrun starts."""
     model = Automatic()
-    trainer = trainer_of(folder, strategy=ReplicaStrategy(process_group_backend="gloo"), devices=2, max_steps=5)
+    strategy = ReplicaStrategy(process_group_backend="gloo")
+    # The sampler that Lightning puts in is a random one.
+    trainer = trainer_of(folder, strategy=strategy, devices=2, max_steps=5, use_distributed_sampler=False)
+    sampler = torch.utils.data.DistributedSampler(Data(), num_replicas=2, rank=trainer.global_rank, shuffle=False)
     with torch.no_grad():
         model.net[2].bias += trainer.global_rank  # the first process gives its values to the others
-    trainer.fit(model, loader(rows=2))
+    trainer.fit(model, torch.utils.data.DataLoader(Data(), batch_size=2, sampler=sampler))
     optimizer = model.optimizers(use_pl_optimizer=False)
     numbers = {"alpha": optimizer.alpha, "losses": optimizer.statistics["losses"]}
     torch.save({"model": model.net.state_dict(), **numbers}, f"{folder}/{trainer.global_rank}.pt")
