@@ -185,3 +185,44 @@ def test_every_committed_result_is_in_the_index_with_its_commit() -> None:
         elif not path.is_dir():  # a picture or tables beside a JSON file
             assert path.suffix in in_backticks(listed[entry][0]), path.name
     assert {name for name in listed if not (RESULTS / name).exists()} == set()
+
+
+# The guide.
+
+NAMED = set(cats.weighting.__all__) - {"Gramian", "TargetProjection", "Weighting", "torchjd"}
+
+
+def weightings_in(cell: str) -> list[Any]:
+    return [getattr(cats.weighting, name) for name in in_backticks(cell) if hasattr(cats.weighting, name)]
+
+
+def test_the_scales_of_the_weightings_are_those_of_the_table() -> None:
+    """With two equal losses, a combined gradient that is a sum is twice that of one of them, and a mean is that."""
+    model, said = torch.nn.Linear(2, 1), {}
+
+    def loss() -> torch.Tensor:
+        return model(torch.ones(1, 2)).square().sum()
+
+    (one,) = torch.autograd.grad(loss(), model.weight)
+    for row in rows((ROOT / "docs/guide/learning-rate.md").read_text(encoding="utf-8")):
+        for kind in weightings_in(row[0]):
+            optimizer = cats.MultiTask(torch.optim.SGD(model.parameters(), lr=0.1), 2, kind())
+            optimizer.zero_grad()
+            optimizer.backward([loss, loss])
+            assert model.weight.grad is not None
+            times, said[kind.__name__] = (model.weight.grad / one).mean().item(), row[1]
+            if kind is not cats.weighting.Uncertainty:
+                assert times == pytest.approx(1.0 if row[1].startswith("mean") else 2.0, rel=1e-6), row
+    assert said.keys() == NAMED
+
+
+def test_what_each_weighting_costs_is_what_it_needs() -> None:
+    rows_of = [row for row in rows((ROOT / "docs/guide/cost.md").read_text(encoding="utf-8")) if weightings_in(row[0])]
+    for row in rows_of:
+        for kind in weightings_in(row[0]):
+            weighting = kind()
+            one = weighting.period == 0 or weighting.losses_only
+            assert row[1].startswith("one backward pass") == (one or kind is cats.weighting.CATS), row
+            assert ("forward pass" in row[1]) == weighting.losses_again, row
+            assert ("Gram matrix" in row[1]) == weighting.needs_gram, row
+    assert {kind.__name__ for row in rows_of for kind in weightings_in(row[0])} == NAMED
