@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -142,6 +143,11 @@ class TrainerMixin(Trainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches or not all(map(_is_by_task, batches)):
             return batches, count
+        if isinstance(self.callback_handler.train_dataloader, DataLoaderDispatcher):
+            raise ValueError(
+                "batches {task: batch} of an IterableDataset would lose rows, because accelerate slices them: pass "
+                "accelerator_config={'dispatch_batches': False} in TrainingArguments"
+            )
         # The Trainer adds the counts of all processes. So all of them must ask, also about tasks that they lack.
         nothing = {"labels": torch.full((1, 1), -100)}
         counts = {}

@@ -225,6 +225,23 @@ def test_what_cannot_work_is_refused(tmp_path):
         ByTask(collate)([{"x": torch.ones(1)}])
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return map(Data().__getitem__, range(ROWS))
+
+
+def test_a_stream_loses_no_rows(tmp_path):
+    """accelerate would cut the batch of each task to as many rows as that of the first task has."""
+    trainer = trainer_of(tmp_path)
+    trainer.train_dataset = Stream()
+    with pytest.raises(ValueError, match="would lose rows"):
+        trainer.train()
+    trainer = trainer_of(tmp_path, accelerator_config={"dispatch_batches": False})
+    trainer.train_dataset = Stream()
+    trainer.train()
+    check_same(trainer, *plain_loop(ByBatches)[:2])
+
+
 def train_with_others(folder):
     """Called in each process that torchrun starts."""
     trainer = trainer_of(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2)
