@@ -12,7 +12,8 @@ import torch
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind():
-    with mock.patch.dict(os.environ), torch.random.fork_rng():
+    # They collect garbage in each training, which takes far longer than such a training.
+    with mock.patch.dict(os.environ), torch.random.fork_rng(), mock.patch("gc.collect"):
         yield
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
