@@ -62,6 +62,8 @@ def test_docstrings_are_shown_as_they_are_meant(site: Path) -> None:
     assert "With r_n = <g_n, ḡ>/‖ḡ‖²" in page  # not taken for HTML
     assert 'href="weighting.html#cats.weighting.CATS"><code>cats.weighting.CATS</code>' in page
     assert not re.search(r":(class|meth|attr|func|mod):|::\s*</p>", page)
+    operators = unescape(re.sub(r"<[^>]*>|\s+", " ", (site / "reference/ops.html").read_text(encoding="utf-8")))
+    assert "For (R, K) weights: R such lists." in operators  # no colon of a sentence ends the name of a type
     signature = re.sub(r"<[^>]*>", "", page.partition('class="doc-signature')[2].partition("</code>")[0])
     assert 'simplex: Simplex = "proximal"' in signature and "defaults." not in signature
 
