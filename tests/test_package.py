@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import cats
 
@@ -75,7 +77,20 @@ def test_modules_of_public_names_need_no_import_of_their_own(root: Path) -> None
 def test_one_version(root: Path, wheel: Path) -> None:
     newest = re.search(r"^## \[(\d[^]]*)\]", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest and newest[1] == cats.__version__
+    assert f"\nversion: {cats.__version__}\n" in (root / "CITATION.cff").read_text()
     assert wheel.name.startswith(f"cats_optim-{cats.__version__}-cp3")
+
+
+def test_wheels_and_workflows_are_for_the_pythons_that_the_library_accepts(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    named = [text.rpartition(" ")[2] for text in settings["project"]["classifiers"] if re.search(r":: 3\.\d", text)]
+    accepted = SpecifierSet(settings["project"]["requires-python"])
+    assert named == [f"3.{minor}" for minor in range(40) if accepted.contains(f"3.{minor}")]
+    assert settings["tool"]["cibuildwheel"]["build"] == [f"cp{version.replace('.', '')}-*" for version in named]
+    workflow = (root / ".github" / "workflows" / "tests.yml").read_text()
+    assert f"python: {json.dumps(named)}" in workflow
+    [torch_] = [text for text in settings["project"]["dependencies"] if text.startswith("torch")]
+    assert f'torch: ["~={torch_.partition("=")[2]}.0", "{torch_.removeprefix("torch")}"]' in workflow
 
 
 def test_constraints_satisfy_what_the_library_accepts(root: Path) -> None:

@@ -73,13 +73,13 @@ def emulator(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def emulated_module(emulator: Any, root: Path) -> Any:
+def emulated_module(emulator: Any) -> Any:
     """cats/ops/backends/cuda.py with the emulator for its kernels, for tensors on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cats._native", emulator)
         patch.setattr(cats, "_native", emulator, raising=False)
         patch.setattr(nvidia, "why_no_device", lambda: None)
-        module = load("cats.ops.backends.emulated", root / "cats" / "ops" / "backends" / "cuda.py")
+        module = load("cats.ops.backends.emulated", Path(cats.ops.__file__).parent / "backends" / "cuda.py")
     module.LIMITS = dataclasses.replace(module.LIMITS, devices=("cpu",))
     return module
 

@@ -86,11 +86,11 @@ def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert nvidia.why_no_compiler() is None  # Triton brings its own
 
 
-def test_triton_may_be_given_a_compiler(machine: Any, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_triton_may_be_given_a_compiler(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     triton, common = pytest.importorskip("triton"), importlib.import_module("cats.kernels.common")
     if not hasattr(triton, "knobs"):
         pytest.skip("this Triton takes no function that compiles")
-    path = root / "cats" / "ops" / "backends" / "triton.py"
+    path = Path(cats.ops.__file__).parent / "backends" / "triton.py"
     machine()
     monkeypatch.setattr(common, "INTERPRETED", types.SimpleNamespace(value=False))
     monkeypatch.setattr(nvidia, "why_no_compiler", lambda: "there is no compiler")
@@ -101,10 +101,8 @@ def test_triton_may_be_given_a_compiler(machine: Any, monkeypatch: pytest.Monkey
     assert load("cats.ops.backends.tried", path).LIMITS.tasks == 128
 
 
-def test_the_cuda_backend_says_why_and_does_not_initialise(
-    machine: Any, monkeypatch: pytest.MonkeyPatch, root: Path
-) -> None:
-    path = root / "cats" / "ops" / "backends" / "cuda.py"
+def test_the_cuda_backend_says_why_and_does_not_initialise(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(cats.ops.__file__).parent / "backends" / "cuda.py"
     module = types.SimpleNamespace(cuda=True, cuda_toolkit=lambda: 13000)
     monkeypatch.setattr(cats, "_native", module, raising=False)
     machine(driver=12090)

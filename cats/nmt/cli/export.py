@@ -13,8 +13,9 @@ from cats.nmt.screen import doing
 
 SUMMARY = "write a trained model to a folder of its own: safetensors, tokenizer, settings"
 HELP = """\
-Write the model of a run to a folder of its own: model.safetensors, tokenizer.model and config.toml. With --to
-huggingface, the folder is for the library transformers instead, and its README.md says how to translate with it.
+Write the model of a run to a folder of its own: model.safetensors, tokenizer.model, config.toml, and a model card,
+README.md: languages, training text, scores, limits and settings. With --to huggingface, the folder is for the library
+transformers instead, and its README.md says how to translate with it.
 
 examples:
   cats export runs/NAME my-model
@@ -37,18 +38,27 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     doing(f"loading {args.run}")
+    from cats.nmt.scoring import model_card
+    from cats.nmt.scoring.scores import read_scores
     from cats.nmt.training import export, huggingface
     from cats.nmt.training.run import RunDirectory
 
     directory, out = RunDirectory(Path(args.run)), Path(args.dir)
     trained = directory.load_model(args.checkpoint)
     tasks = directory.task_names(trained.origin)
+    scored = directory.scores_file(checkpoint=args.checkpoint)
+    scores = read_scores(directory.path, scored.name) if scored.exists() else None
     if args.to == "huggingface":
-        huggingface.write(out, trained, tasks)
+        use = huggingface.usage(out, trained, tasks)
+        card = model_card.text(out.resolve().name, trained, tasks, scores, library="transformers", use=use)
+        huggingface.write(out, trained, tasks, card)
         for sentence in huggingface.approximations(trained.config):
             print(f"cats: {sentence}", file=sys.stderr)
     else:
-        export.write(out, trained, tasks)
+        command = translate.example(Path(out.resolve().name), tasks, trained.tokenizer)
+        use = f"```bash\npip install 'cats-optim[nmt]'\n{command} --input lines.txt\n```"
+        card = model_card.text(out.resolve().name, trained, tasks, scores, library="cats-optim", use=use)
+        export.write(out, trained, tasks, card)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if args.to == "huggingface":
         print(f"Try it: {out}/README.md has the commands")

@@ -1,4 +1,4 @@
-"""Exports a trained model as a folder to give to others: model.safetensors, tokenizer.model, config.toml."""
+"""Exports a trained model as a folder to give to others: model.safetensors, tokenizer.model, config.toml, README.md."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 from torch import Tensor
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import is_free
+from cats.nmt.files import atomic_write, is_free
 from cats.nmt.training import export_file
 from cats.nmt.training.model import TrainedModel
 from cats.nmt.training.origin import settings_of
 from cats.nmt.training.run import RunDirectory
 
 
-def write(out: Path, trained: TrainedModel, tasks: list[str]) -> None:
+def write(out: Path, trained: TrainedModel, tasks: list[str], card: str = "") -> None:
     """Writes a model to a new or empty folder. Tied weights are written once.
 
     Args:
         tasks: the names of the tasks that it was trained on. They go into the file's metadata.
+        card: the text of README.md, such as that of ``cats.nmt.scoring.model_card``. Empty: no such file.
 
     Raises:
         UserError: the folder is not empty, or it cannot be written.
@@ -32,9 +33,12 @@ def write(out: Path, trained: TrainedModel, tasks: list[str]) -> None:
     files = RunDirectory(out)
     # The settings of this config.toml, which may have been changed since the training.
     origin = dataclasses.replace(trained.origin, settings=settings_of(trained.config))
-    with filled(out, [path.name for path in (files.tokenizer_file, files.config_file, files.weights_file)]):
+    written = [files.tokenizer_file, files.config_file, files.card_file, files.weights_file]
+    with filled(out, [path.name for path in written]):
         trained.tokenizer.save(files.tokenizer_file)
         files.write_config(trained.config)
+        if card:
+            atomic_write(files.card_file, card)
         # Written last: a folder that has this file is complete.
         export_file.write(files.weights_file, dict(weights.values()), origin, tasks)
 

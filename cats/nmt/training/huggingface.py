@@ -44,11 +44,12 @@ _FILES = (
 )
 
 
-def write(out: Path, trained: TrainedModel, tasks: Sequence[str]) -> None:
+def write(out: Path, trained: TrainedModel, tasks: Sequence[str], card: str = "") -> None:
     """Writes a model to a new or empty folder.
 
     Args:
         tasks: the names of the tasks that it was trained on.
+        card: the text of README.md, such as that of ``cats.nmt.scoring.model_card``. Empty: only ``usage``.
 
     Raises:
         UserError: a setting of the run cannot be expressed, the folder is not empty, or it cannot be written.
@@ -56,9 +57,7 @@ def write(out: Path, trained: TrainedModel, tasks: Sequence[str]) -> None:
     from safetensors.torch import save
 
     config, tokenizer = trained.config, trained.tokenizer
-    found = [direction(task, {*tokenizer.languages}) for task in tasks]
-    directions = [(one, other) for one, other in found if one != other]  # without language modelling
-    directions = directions or [(ENGLISH[0], tokenizer.languages[0])]  # models of earlier versions do not name them
+    directions = _directions(tokenizer, tasks)
     _refuse(config, tokenizer, directions)
     source, target = directions[0]
     source = tokenizer_name(source, target, tokenizer)
@@ -71,7 +70,7 @@ def write(out: Path, trained: TrainedModel, tasks: Sequence[str]) -> None:
         "tokenizer_config.json": _json(_tokenizer_config(config, tokenizer)),
         "config.json": _json({**_model_config(config, tokenizer), **special}),
         "generation_config.json": _json({**_generation_config(config, tokenizer), **special}),
-        "README.md": _readme(out.resolve().name, config, tokenizer, source, target, target if several else ""),
+        "README.md": card or usage(out, trained, tasks),
     }
     with filled(out, _FILES):
         atomic_write(out / "source.spm", own.serialized())
@@ -258,28 +257,20 @@ def _tag(language: str) -> str:
     return f">>{language}<<"
 
 
-def _readme(name: str, config: Config, tokenizer: Tokenizer, source: str, target: str, start: str) -> str:
-    """How to use the folder.
-
-    Args:
-        source, target: a direction, as an example.
-        start: the language whose tag the decoder starts with, if that depends on the target language, else "".
-    """
-    tags = tokenizer.tags
+def usage(out: Path, trained: TrainedModel, tasks: Sequence[str]) -> str:
+    """How to translate with the folder `out`, as Markdown. The arguments are those of ``write``."""
+    config, tokenizer = trained.config, trained.tokenizer
+    directions = _directions(tokenizer, tasks)
+    (source, target), tags, name = directions[0], tokenizer.tags, out.resolve().name
+    source = tokenizer_name(source, target, tokenizer)
     text = "Monday" if tags.source == "none" else f"{_tag(target if tags.of == 'target' else source)} Monday"
     known = ", ".join(map(_tag, tokenizer.languages))
     about = [] if tags.source == "none" else [f"A line begins with the tag of its {tags.of} language: {known}."]
     options = ""
-    if start and tags.target:
+    if tags.target and len({other for _, other in directions}) > 1:
         about.append("The decoder starts with the tag of the target language.")
-        options = f', decoder_start_token_id=tokenizer.convert_tokens_to_ids("{_tag(start)}")'
+        options = f', decoder_start_token_id=tokenizer.convert_tokens_to_ids("{_tag(target)}")'
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: translation",
-        "---",
-        "",
-        "A translation model, trained with cats-optim.",
         *about,
         "",
         "```python",
@@ -294,6 +285,13 @@ def _readme(name: str, config: Config, tokenizer: Tokenizer, source: str, target
         "",
     ]
     return "\n".join(lines)
+
+
+def _directions(tokenizer: Tokenizer, tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """The directions of the tasks, at least one."""
+    found = [direction(task, {*tokenizer.languages}) for task in tasks]
+    directions = [(one, other) for one, other in found if one != other]  # without language modelling
+    return directions or [(ENGLISH[0], tokenizer.languages[0])]  # models of earlier versions do not name them
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@
     torchrun-id       the id of the torchrun job that started the run, if there was one
     wandb-id          the id of the run at Weights & Biases, with train.wandb; wandb/ has the files of its library
 
-An exported model is a directory with config.toml, tokenizer.model and model.safetensors.
+An exported model is a directory with config.toml, tokenizer.model, model.safetensors and README.md, its model card.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ class RunDirectory:
     def weights_file(self) -> Path:
         """The parameters of an exported model."""
         return self.path / "model.safetensors"
+
+    @property
+    def card_file(self) -> Path:
+        """The model card of an exported model."""
+        return self.path / "README.md"
 
     @property
     def checkpoints(self) -> Path:

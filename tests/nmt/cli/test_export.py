@@ -32,12 +32,21 @@ def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: 
 def test_export(
     run: Path, trained: Path, tmp_path: Path, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from cats.nmt.scoring import evaluate
+    from cats.nmt.scoring import evaluate, tables
+    from cats.nmt.scoring.scores import read_scores
     from cats.nmt.training.run import RunDirectory
 
     out = tmp_path / "model"
     assert main(["export", str(run), str(out)]) == 0
-    assert "config.toml, model.safetensors, tokenizer.model\nTry it: cats translate" in capfd.readouterr().out
+    assert (
+        "README.md, config.toml, model.safetensors, tokenizer.model\nTry it: cats translate" in capfd.readouterr().out
+    )
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(
+        '---\nlibrary_name: cats-optim\npipeline_tag: translation\nlanguage:\n- "az"\n- "be"\n- "en"\n'
+    )
+    assert "cats translate model --to az --input lines.txt" in card and str(tmp_path) not in card
+    assert tables.scores_table(read_scores(run)) in card  # those of this checkpoint
     source = str(trained / "toy" / "test.en-az.en")
     assert main(["translate", str(out), "--to", "az", "--from", "en", "--input", source]) == 0
     assert capfd.readouterr() == ((run / "hyp" / "test.az.txt").read_text(encoding="utf-8"), "")
@@ -67,7 +76,9 @@ def test_export_for_transformers(run: Path, tmp_path: Path, capfd: pytest.Captur
         f"target.spm, tokenizer_config.json, vocab.json\nTry it: {out}/README.md has the commands\n"
     )
     assert shown.err.startswith("cats: transformers has the length penalty of decode.penalty=fairseq only")
-    assert 'from_pretrained("model")' in (out / "README.md").read_text(encoding="utf-8")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n") and 'from_pretrained("model")' in card
+    assert "## Scores\n\n| language" in card
     (out / "model.safetensors").rename(tmp_path / "kept")
     assert main(["export", str(run), str(out), "--to", "huggingface"]) == 2  # the folder is not empty
     assert "exists already" in capfd.readouterr().err
