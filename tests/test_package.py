@@ -209,7 +209,7 @@ def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
 STAND_IN = """#!/bin/sh
 # Instead of `python3 -m venv FOLDER`: tools that log how they were called. The one that $FAIL names fails.
 mkdir -p "$3/bin"
-for tool in pip python ruff mypy lint-imports; do
+for tool in pip python ruff mypy lint-imports mkdocs; do
     echo '#!/bin/sh' >"$3/bin/$tool"
     echo "tool=$tool"'; echo "$tool $*" >>"$LOG"; read line && exit 9; [ "$FAIL" != "$tool" ]' >>"$3/bin/$tool"
     chmod +x "$3/bin/$tool"
@@ -218,7 +218,7 @@ done
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a bash script")
-@pytest.mark.parametrize("fails", ["", "pip", "python", "ruff", "mypy", "lint-imports"])
+@pytest.mark.parametrize("fails", ["", "pip", "python", "ruff", "mypy", "lint-imports", "mkdocs"])
 def test_ci_runs_the_readme_command_and_its_exit_status_is_the_truth(root: Path, tmp_path: Path, fails: str) -> None:
     for folder in ("bin", "tmp"):
         (tmp_path / folder).mkdir()
@@ -245,5 +245,7 @@ def test_ci_runs_the_readme_command_and_its_exit_status_is_the_truth(root: Path,
     if fails != "pip":
         assert calls[1] == "python -m pytest -q"
     # the steps after a failed one still run
-    assert calls[-4:] == ["ruff check .", "ruff format --check .", "mypy ", "lint-imports "]
+    *linters, site = calls[-5:]
+    assert linters == ["ruff check .", "ruff format --check .", "mypy ", "lint-imports "]
+    assert site.startswith("mkdocs build --strict ")
     assert os.listdir(tmp_path / "tmp") == []
