@@ -23,7 +23,7 @@ ARGUMENTS = {
     "NashMTL": lambda: {"n_tasks": 4},
     "TrimmedMean": lambda: {"trim_number": 1},
 }
-SOLVERS = {"CAGrad": "cvxpy", "FairGrad": "scipy", "NashMTL": "ecos", "UPGrad": "quadprog", "DualProj": "quadprog"}
+SOLVERS = {"CAGrad": "cvxpy", "FairGrad": "scipy", "NashMTL": "cvxpy", "UPGrad": "quadprog", "DualProj": "quadprog"}
 HEAD = "| Rule | as an Aggregator | as a Weighting |\n| --- | --- | --- |\n"
 
 

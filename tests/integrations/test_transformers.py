@@ -194,6 +194,20 @@ def test_losses_that_are_divided_already(tmp_path):
         torch.testing.assert_close(p, q)  # float32: the mean is computed in another order
 
 
+def test_a_model_that_makes_no_use_of_the_number_of_items(tmp_path):
+    class Means(ByBatches):
+        loss_is_scaled_for_ga = False
+
+    COLLATORS[Means] = COLLATORS[ByBatches]
+    trainer = trainer_of(tmp_path, Means, gradient_accumulation_steps=3, max_steps=1)
+    trainer.train()
+    batches = [ByTask(collate)([Data()[j] for j in range(i, i + 4)]) for i in (0, 4, 8)]
+    with torch.no_grad():
+        means = [(task, Heads()(**batch)["loss"] / 3) for some in batches for task, batch in some.items()]
+    expected = {t: sum(value.item() for task, value in means if task == t) for t in TASKS}
+    assert trainer.multitask_optimizer.statistics["losses"] == pytest.approx(expected, rel=1e-6)  # float32
+
+
 def test_evaluation_of_one_task_after_the_other(tmp_path):
     trainer = trainer_of(tmp_path, max_steps=1)
     rows = [e for e in map(Data().__getitem__, range(ROWS)) if e["task"] == "be"]
