@@ -12,9 +12,9 @@ from cats.nmt.screen import doing
 
 SUMMARY = "write one HTML page about one or several runs: scores, pictures, translations, warnings"
 HELP = """\
-Write one HTML page about one or several runs that are scored: warnings, what was trained, tables that sort, pictures,
-translations side by side with their differences from the reference marked, and the commands to reproduce it. The page
-is one file that needs no network. It can be read on a phone and printed.
+Write one HTML page about one or several runs that are scored, or about the fronts of cats pareto: warnings, what was
+trained, tables that sort, pictures, translations side by side with their differences from the reference marked, and the
+commands to reproduce it. The page is one file that needs no network. It can be read on a phone and printed.
 
 examples:
   cats report runs/NAME                 writes runs/NAME/report.html
@@ -56,4 +56,7 @@ def run(args: argparse.Namespace) -> None:
     with output_file(out) as file:  # before the work, so that nothing is drawn for a name that cannot be written
         text = page(content, title, command, lines=args.lines).encode()
         file.write(text)
-    print(f"{out}: {len(content.runs)} run{'s' * (len(content.runs) != 1)}, {len(text) / 1024:,.0f} KiB")
+    fronts = sum(len(found.fronts.fronts) for found in content.fronts)
+    counts = {"run": len(content.runs), "front": fronts}
+    said = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    print(f"{out}: {', '.join(said)}, {len(text) / 1024:,.0f} KiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
 from cats.nmt.training import checkpoint
+from tests.nmt.scoring.pareto.made import made_fronts
 
 
 def test_the_page_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +35,14 @@ def test_several_runs_and_a_folder_of_them(trained: Path, run: Path, tmp_path: P
     assert "<h1>2 runs</h1>" in text and "Translations" not in text
     assert main(["report", str(trained), "--out", str(out)]) == 0
     assert f"<h1>{trained.name}</h1>" in out.read_text(encoding="utf-8")
+
+
+def test_fronts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "front.json").write_text(json.dumps(made_fronts(count=2).to_json()), encoding="utf-8")
+    assert main(["report", str(tmp_path)]) == 0
+    page = tmp_path / "report.html"
+    assert capsys.readouterr().out == f"{page}: 2 fronts, {page.stat().st_size / 1024:,.0f} KiB\n"
+    assert "Trade-off fronts on ted." in page.read_text(encoding="utf-8")
 
 
 def test_refused(run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
