@@ -187,6 +187,25 @@ def test_every_test_named_by_a_document_exists(document: str) -> None:
         assert not name or f"def {name}(" in read(file), f"{file} has no {name}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_lists_are_written_so_that_the_site_knows_them_too(document: str) -> None:
+    assert not lists_of_other_markdown(read(document))
+
+
+def lists_of_other_markdown(text: str) -> list[str]:
+    """Lists on a code host only: the site needs an empty line before a list, and four spaces before inner items."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
+    item = r"(?:[-*]|\d+\.) "
+    paragraphs = [part for part in re.split(r"\n\s*\n", text) if not re.match(rf"\s*{item}|#", part)]
+    late = [part for part in paragraphs if re.search(r"^(?:[-*]|1\.) ", part, re.MULTILINE)]
+    return late + re.findall(rf"^ {{1,3}}{item}.*", text, re.MULTILINE)
+
+
+def test_lists_of_other_markdown_are_found() -> None:
+    assert not lists_of_other_markdown("text\n\n- a\n  b - c\n- d\n    - e\n\n1. f\n2. g\n\na - b\n")
+    assert lists_of_other_markdown("text:\n- a\n") and lists_of_other_markdown("- a\n  - b\n")
+
+
 def test_paths_are_found() -> None:
     text = "`a/b.py` and `c.md`, [a link](d#part), [far](https://e.org/f), `name.attribute`\n```\n`g/h.py`\n```\n"
     assert named_paths(text) == {"a/b.py", "c.md", "d"}
