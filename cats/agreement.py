@@ -189,7 +189,7 @@ def _digest(described: Description) -> int:
 
 def _ranks(group: Any) -> list[int]:
     """The global ranks of the processes of a group, in their order. Error messages name processes by them."""
-    return dist.get_process_group_ranks(group)
+    return dist.get_process_group_ranks(group or dist.group.WORLD)  # torch 2.6 does not know None
 
 
 def _differences(described: Sequence[Description], ranks: Sequence[int]) -> str:

@@ -52,7 +52,7 @@ class Communication:
     @property
     def ranks(self) -> list[int]:
         """The global ranks of the processes, in their order."""
-        return dist.get_process_group_ranks(self.group)
+        return dist.get_process_group_ranks(self.group or dist.group.WORLD)  # torch 2.6 does not know None
 
     def divisors(self, dtype: torch.dtype) -> tuple[int, int]:
         """By what gradients of parameters of this dtype are divided before and after they are added, for their mean.

@@ -173,8 +173,9 @@ def _tangents(params: Sequence[Tensor], direction: Gradient, factor: Tensor) -> 
     removes the tangents at the end. The values stay the same, so graphs that are still in use need not notice.
     """
     with forward_ad.dual_level():
-        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(params)):
+        with torch.no_grad(), ExitStack() as versions:
             for p, d in zip(params, direction, strict=True):
+                versions.enter_context(torch.autograd._unsafe_preserve_version_counter(p))  # torch 2.6 takes one tensor
                 if d is not None:
                     p.copy_(forward_ad.make_dual(p.detach(), (d * factor.to(d.device)).to(p.dtype)))
         # A graph is formed, because a callable may ask whether something requires grad. It keeps nothing.

@@ -33,7 +33,7 @@ class Remembered:
 
     def __init__(self, base):
         self.groups = {p: group for group in base.param_groups for p in group["params"]}
-        self.adam = isinstance(base, torch.optim.Adam)
+        self.adam = isinstance(base, torch.optim.Adam | torch.optim.AdamW)  # in torch 2.6 two classes
         self.past = {p: [] for p in self.groups}
 
     def note(self):

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -47,7 +46,7 @@ def install(distribution: Path, folder: Path, **environment: str) -> Path:
     run(*pip, distribution, cwd=folder, **environment)
     # After pip, which would find the dependencies there, and an installed cats, too.
     [site] = folder.glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
     return programs
 
 
