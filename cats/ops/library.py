@@ -53,7 +53,7 @@ def _flattened(
         arguments.update(zip(AdamW._fields, settings, strict=True))
     if draws is not None:
         arguments.update(zip(Draws._fields, draws, strict=True))
-    return arguments | {"grads": [g for row in grads for g in row], "tasks": len(grads)}
+    return {**arguments, "grads": [g for row in grads for g in row], "tasks": len(grads)}  # torch 2.6 compiles no "|"
 
 
 _names: dict[str, list[str]] = {}  # of the arguments of every operator, in order
