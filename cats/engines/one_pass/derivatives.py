@@ -45,7 +45,7 @@ class Data:
         for each in raw if isinstance(raw, tuple) else [raw]:
             # A non-reentrant checkpoint allows one read of each recomputed tensor in a backward pass: that of the node.
             # torch 2.6 does not show the packed object, so there the checkpoint raises an error at the node's own read.
-            packed = getattr(each, "data", None)
+            packed: Any = getattr(each, "data", None)
             if type(packed).__module__ == "torch.utils.checkpoint" and type(packed.handles) is dict:
                 packed.handles = _ReadTwice(packed.handles)
         value = getattr(self._node, f"_saved_{name}")
