@@ -26,7 +26,7 @@ PACKAGES = {
     "lightning_manual.py": ["lightning"],
     "own_corpus.py": ["babel", "sacrebleu", "sentencepiece"],
     "torchjd_weighting.py": ["torchjd", "quadprog"],
-    NOTEBOOK: ["babel", "ipykernel", "matplotlib", "nbclient", "sentencepiece"],
+    NOTEBOOK: ["babel", "ipykernel", "matplotlib", "nbclient", "nbformat", "sentencepiece"],
 }
 SEVERAL_PROCESSES = ["fsdp2.py", "torchrun_ddp.py"]
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
