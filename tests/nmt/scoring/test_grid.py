@@ -399,7 +399,10 @@ def test_a_temperature_has_no_restart_although_the_other_methods_have_one(tmp_pa
         "train.restart_parts=optimizer",
         "sampling.first_temperature=2",
     ]
-    found = configs("--out", str(tmp_path), *(f"--set={each}" for each in order), "--methods", "T=1", "T=1r", "uniform")
+    found = configs(
+        "--out", str(tmp_path), *(f"--set={each}" for each in order), "--methods", "T=1", "T=1r", "uniform", "staged"
+    )
     assert (found["T=1"].train.restart, found["T=1"].sampling.first_temperature) == (False, 0)
     assert (found["T=1r"].train.restart, found["T=1r"].sampling.first_temperature) == (True, 0)
     assert found["T=1r"].train.restart_parts == "optimizer" and found["uniform"].train.pretrain_steps == 9
+    assert found["staged"].train.restart_parts == "optimizer"

@@ -111,7 +111,9 @@ class Methods:
         if name in NAMED:
             return NAMED[name]
         if name == STAGED:
-            return ["method.name=static", *(f"{key}={format_value(x)}" for key, x in recipe(STAGED, steps).items())]
+            given = recipe(STAGED, steps)
+            del given["train.restart_parts"]  # those of the base, as for the other methods with a restart
+            return ["method.name=static", *(f"{key}={format_value(value)}" for key, value in given.items())]
         if name in METHODS:
             return [f"method.name={name}"]
         base, _, suffix = name.rpartition("-")
