@@ -15,6 +15,10 @@ from .torchjd_rules import of_present, per_task, rule_of_gram
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
+class TooFewTasksError(ValueError):
+    """A step lacks tasks, and the rule does not take so few. The message is one line."""
+
+
 class Gramian(Weighting):
     """In every step, the weights are ``rule(gram)``.
 
@@ -81,7 +85,7 @@ class Gramian(Weighting):
             if len(present) == self._tasks:
                 raise
             text = " ".join(str(error).split())
-            raise ValueError(
+            raise TooFewTasksError(
                 f"this step has {len(present)} of the {self._tasks} tasks, and the rule does not take so few: {text}"
             ) from error
 

@@ -71,7 +71,8 @@ def build_optimizer(
         given = {"seed": settings.seed, "shares": prior, "reduction": "mean", "trusted": trusted}
         weighting = build(method.name, method.options, **given)
         if method.name.startswith("torchjd:"):
-            _try_once(method.name, build(method.name, method.options, **given), len(tasks), drawn or len(tasks))
+            few = min(drawn or len(tasks), len(tasks))
+            _try_once(method.name, build(method.name, method.options, **given), len(tasks), few)
         tasks = [*tasks, *trusted.values()]
         if weighting.needs_gram and weighting.tolerance is None:  # autocast makes larger rounding errors
             weighting.tolerance = {"bf16": 1e-3, "fp16": 1e-5}.get(settings.precision)

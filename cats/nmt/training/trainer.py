@@ -39,6 +39,7 @@ from cats.nmt.training.schedule import rate_of_update
 from cats.nmt.training.signals import deferred_interrupts
 from cats.nmt.training.training_state import TrainingState
 from cats.nmt.training.validation import is_better, validation_nll, validation_scores
+from cats.weighting.gramian import TooFewTasksError
 
 SHOWN = {"nll": "NLL {:.3f}", "bleu": "BLEU {:.1f}", "chrf": "chrF {:.1f}"}  # how progress shows the means
 
@@ -126,9 +127,7 @@ class Trainer(TrainingState):
     def update(self) -> None:
         """One iteration of Algorithm 1: an inner or an outer step."""
         self.begin_update()
-        batch = self.batches.take(self.step)
-        losses = self.losses_of(batch, self.optimizer)
-        add_gradients(self.optimizer, losses, self.scaler)  # the tasks' gradients, combined with the weights alpha
+        self.add_gradients(self.optimizer, self.batches.take(self.step))
         if self.step + 1 < self.config.train.steps:
             self.batches.prefetch(self.step + 1)  # while the GPU still works on this one
         if self.config.train.clip:
@@ -145,6 +144,16 @@ class Trainer(TrainingState):
         self.step += 1
         if self.adaptive is not None:
             self.adaptive.after_update(self.step, self.loss_log.take_update())
+
+    def add_gradients(self, optimizer: cats.MultiTask, batch: PrefetchedBatch) -> None:
+        """Adds the tasks' gradients of a batch, combined with the weights alpha, to those of the parameters."""
+        try:
+            add_gradients(optimizer, self.losses_of(batch, optimizer), self.scaler)
+        except TooFewTasksError as error:
+            raise UserError(
+                f"{self.out}: update {self.step + 1}: method.name = {self.config.method.name}: {error}; use another "
+                "method, or raise sampling.batch_tokens, so that updates have more tasks"
+            ) from error
 
     def diverged(self, reason: str) -> UserError:
         """Writes to the metrics that the training diverged after this update, and returns the error to raise."""
@@ -200,7 +209,7 @@ class Trainer(TrainingState):
         optimizer.weighting.period = min(1, optimizer.weighting.period)
         optimizer.weighting.direction = "gradient"  # others do not exist in an optimizer's first step
         with self.out_of_memory_advice("the largest batch"):
-            add_gradients(optimizer, self.losses_of(self.batches.largest(self.step), optimizer), self.scaler)
+            self.add_gradients(optimizer, self.batches.largest(self.step))
         self.loss_log.drop_unread()
         self.optimizer.zero_grad()
 

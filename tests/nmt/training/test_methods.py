@@ -97,6 +97,12 @@ def test_options_of_torchjd_that_do_not_fit_the_number_of_tasks(small: Path, tmp
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
+def test_rules_of_torchjd_are_tried_with_no_more_tasks_than_there_are(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchjd")
+    given = ["method.name=torchjd:Constant", "method.options=weights=[1,2]", "sampling.tasks_per_update=5"]
+    train(settings(small, *given, *FEW, "train.steps=1"), tmp_path / "run", quiet=True)
+
+
 @pytest.mark.parametrize("engine", ["one_pass", "two_pass", "forward_mode"])
 def test_engines_that_cannot_compute_the_gram_matrix_are_refused(small: Path, tmp_path: Path, engine: str) -> None:
     with pytest.raises(UserError, match=rf"method\.name = pcgrad: engine='{engine}' does not compute what"):

@@ -16,8 +16,8 @@ from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
 from cats.nmt.methods.catalogue import NUMBERS, Method
 from cats.nmt.training.losses import add_gradients
-from cats.nmt.training.trainer import Trainer
-from cats.weighting import Weighting
+from cats.nmt.training.trainer import Trainer, train
+from cats.weighting import Gramian, Weighting
 from tests.nmt.common import settings
 
 
@@ -88,6 +88,25 @@ def test_equal_weights_are_the_plain_mean(
     assert trainer.optimizer.weighting.losses == pytest.approx(  # type: ignore[attr-defined]
         [nll / count for nll, count, _ in losses.values()], rel=0.2
     )  # label smoothing makes a difference
+
+
+def test_a_rule_that_an_update_has_too_few_tasks_for_is_one_line(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(gram: Tensor) -> Tensor:
+        if len(gram) < 2:
+            raise ValueError("Parameter `gram`\nneeds two rows.")
+        return gram.new_ones(len(gram))
+
+    method = Method("few", NUMBERS, "", "", made_by=f"{__name__}.Few", relative=True)
+    monkeypatch.setitem(globals(), "Few", lambda: Gramian(rule))
+    for module in ("cats.nmt.training.optimizer", "cats.nmt.methods.options"):
+        monkeypatch.setattr(f"{module}.find", lambda name: method)
+    config = settings(corpus, "method.name=static", "method.prior=tokens", "sampling.tasks_per_update=1")
+    message = r"run: update \d+: method\.name = static: this step has 1 of the 2 tasks, and .* needs two rows\.; use an"
+    with pytest.raises(UserError, match=message) as error:
+        train(config, tmp_path / "run", quiet=True)
+    assert "\n" not in str(error.value)
 
 
 def test_equal_token_weights_are_the_plain_mean_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
