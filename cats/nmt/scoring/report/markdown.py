@@ -19,7 +19,11 @@ from cats.nmt.training.run import RunDirectory
 
 _METRIC_TITLES = {
     "nll": "NLL",
-    **{"bleu": "BLEU", "bleu_13a": "BLEU with 13a", "chrf": "chrF", "chrfpp": "chrF++", "spbleu": "spBLEU"},
+    "bleu": "BLEU",
+    "bleu_13a": "BLEU with 13a",
+    "chrf": "chrF",
+    "chrfpp": "chrF++",
+    "spbleu": "spBLEU",
 }
 _BASELINE = (
     "the nearest-neighbour baseline (the translation of the nearest training sentence, with its numbers replaced)"
