@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import finite_or_none, read_file
+from cats.nmt.files import as_text, finite_or_none, read_file
 
 FILE = "front.json"  # in the folder of `cats pareto`
 STATIC = "static"  # the method whose front the others are compared with: constant sampling ratios
 NLL = "nll"
 METRICS = {NLL: "validation NLL", "bleu": "BLEU", "chrf": "chrF"}
 DIGITS = {NLL: 3, "bleu": 1, "chrf": 1}
+_LARGEST = 1e100  # of the numbers in front.json; with much larger ones, means and pictures overflow
 
 
 def is_loss(metric: str) -> bool:
@@ -77,6 +78,20 @@ class Point:
 
 
 @dataclass(frozen=True)
+class LostPoint:
+    """A method at one sampling ratio where no seed has a score.
+
+    Attributes:
+        ratio, missing, diverged: see `Point`.
+    """
+
+    method: str
+    ratio: float | None
+    missing: list[int]
+    diverged: list[int]
+
+
+@dataclass(frozen=True)
 class MethodFront:
     """The points of one method.
 
@@ -104,6 +119,7 @@ class Front:
         curve: the front of static ratios between the tested ones, (low, high) in the order of the ratios; empty without
             static ratios.
         not_run: methods without a score.
+        lost: the points without a score, also those of the methods in `not_run`.
     """
 
     set: str
@@ -113,6 +129,7 @@ class Front:
     methods: dict[str, MethodFront]
     curve: list[tuple[float, float]]
     not_run: list[str] = field(default_factory=list)
+    lost: list[LostPoint] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -137,15 +154,17 @@ class Fronts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Fronts:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`. Files of earlier versions do not name the lost points.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
+            ValueError, OverflowError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
         """
         if content["metric"] not in METRICS:
             raise ValueError(f"{content['metric']!r} is not a metric")
-        seeds = [*map(int, content["seeds"])]
-        return cls(content["metric"], seeds, str(content["settings"]), [*map(_front, content["fronts"])])
+        fronts = [*map(_front, content["fronts"])]
+        if not fronts:
+            raise ValueError("no front")
+        return cls(content["metric"], _integers(content["seeds"]), as_text(content["settings"]), fronts)
 
 
 def read_fronts(folder: Path) -> Fronts:
@@ -157,40 +176,97 @@ def read_fronts(folder: Path) -> Fronts:
     path = folder / FILE
     try:
         return Fronts.from_json(json.loads(read_file(path)))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{path} is damaged or of another version; make it again with: cats pareto --only-finished"
         ) from None
 
 
 def _front(content: Mapping[str, Any]) -> Front:
-    low, high = (Side(str(side["name"]), [*map(str, side["tasks"])]) for side in (content["low"], content["high"]))
-    methods = {str(name): _method(found) for name, found in content["methods"].items()}
-    curve = [*map(_pair, content["curve"])]
-    return Front(str(content["set"]), low, high, _pair(content["reference"]), methods, curve, list(content["not_run"]))
+    low, high = (Side(as_text(side["name"]), _texts(side["tasks"])) for side in (content["low"], content["high"]))
+    methods = {as_text(name): _method(found) for name, found in content["methods"].items()}
+    if not methods:
+        raise ValueError("a front needs a method")
+    if STATIC in methods and any(point.ratio is None for point in methods[STATIC].points):
+        raise ValueError("a static point needs its ratio")
+    return Front(
+        set=as_text(content["set"]),
+        low=low,
+        high=high,
+        reference=_pair(content["reference"]),
+        methods=methods,
+        curve=[*map(_pair, content["curve"])],
+        not_run=_texts(content["not_run"]),
+        lost=[*map(_lost_point, content.get("lost", []))],
+    )
 
 
 def _method(content: Mapping[str, Any]) -> MethodFront:
     points = [*map(_point, content["points"])]
-    return MethodFront(points, float(content["hypervolume"]), _optional(_estimate, content["gain"]), content["beyond"])
+    if not points:
+        raise ValueError("a method needs a point")
+    return MethodFront(
+        points=points,
+        hypervolume=_number(content["hypervolume"]),
+        gain=_optional(_estimate, content["gain"]),
+        beyond=_optional(bool, content["beyond"]),
+    )
 
 
 def _point(content: Mapping[str, Any]) -> Point:
-    scores = {side: [*map(float, content[side])] for side in ("low", "high")}
-    if not len(content["seeds"]) == len(scores["low"]) == len(scores["high"]) > 0:
+    point = Point(
+        ratio=_optional(_number, content["ratio"]),
+        seeds=_integers(content["seeds"]),
+        low=_numbers(content["low"]),
+        high=_numbers(content["high"]),
+        missing=_integers(content["missing"]),
+        diverged=_integers(content["diverged"]),
+        chosen={as_text(name): as_text(value) for name, value in content["chosen"].items()},
+        dominated_by=_texts(content["dominated_by"]),
+        margin=_optional(_estimate, content["margin"]),
+        outside=bool(content["outside"]),
+    )
+    if not len(point.seeds) == len(point.low) == len(point.high) > 0:
         raise ValueError("a point needs the scores of both sides for each of its seeds")
-    changed = {"ratio": _optional(float, content["ratio"]), "margin": _optional(_estimate, content["margin"])}
-    return Point(**{**content, **scores, **changed})
+    return point
+
+
+def _lost_point(content: Mapping[str, Any]) -> LostPoint:
+    return LostPoint(
+        method=as_text(content["method"]),
+        ratio=_optional(_number, content["ratio"]),
+        missing=_integers(content["missing"]),
+        diverged=_integers(content["diverged"]),
+    )
 
 
 def _estimate(content: Mapping[str, Any]) -> Estimate:
-    return Estimate(float(content["value"]), *(_optional(float, content[end]) for end in ("low", "high")))
+    return Estimate(_number(content["value"]), *(_optional(_number, content[end]) for end in ("low", "high")))
 
 
 def _optional(read: Callable[[Any], Any], value: Any) -> Any:
     return None if value is None else read(value)
 
 
-def _pair(values: Sequence[float]) -> tuple[float, float]:
-    low, high = map(float, values)
+def _number(value: Any) -> float:
+    number = float(value)
+    if not abs(number) < _LARGEST:
+        raise ValueError(f"{number} is no score")
+    return number
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    return [*map(_number, values)]
+
+
+def _integers(values: Iterable[Any]) -> list[int]:
+    return [*map(int, values)]
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    return [*map(as_text, values)]
+
+
+def _pair(values: Iterable[Any]) -> tuple[float, float]:
+    low, high = _numbers(values)
     return low, high

@@ -21,7 +21,7 @@ from cats.nmt.scoring.pareto.beyond import (
 )
 from cats.nmt.scoring.pareto.front import dominated, hypervolume
 from cats.nmt.scoring.pareto.plan import PlannedFront, PlannedPoint, all_runs
-from cats.nmt.scoring.pareto.results import NLL, STATIC, Front, Fronts, MethodFront, Point, is_loss
+from cats.nmt.scoring.pareto.results import NLL, STATIC, Front, Fronts, LostPoint, MethodFront, Point, is_loss
 from cats.nmt.scoring.scores import read_scores
 from cats.nmt.training.metrics import best_validation, read_metrics
 
@@ -63,23 +63,28 @@ class _Front:
     Attributes:
         sign: what makes a loss of a score.
         samples: the losses of each point.
+        lost: the points that have none.
     """
 
     def __init__(self, planned: PlannedFront, metric: str) -> None:
         self.planned, self.sign = planned, 1 if is_loss(metric) else -1
         self.points: list[Point] = []
         self.methods: list[str] = []  # of each point
+        self.lost: list[LostPoint] = []
         for each in planned.points:
-            if (point := _point(each, metric)).seeds:
+            point = _point(each, metric)
+            if point.seeds:
                 self.points.append(point)
                 self.methods.append(each.method)
+            else:
+                self.lost.append(LostPoint(each.method, each.ratio, point.missing, point.diverged))
         self.samples = [Sample(point.seeds, self.sign * np.array([point.low, point.high]).T) for point in self.points]
 
     def result(self) -> Front:
         names = list(dict.fromkeys(each.method for each in self.planned.points))
         not_run = [name for name in names if name not in self.methods]
         if not self.points:
-            return Front(self.planned.set, self.planned.low, self.planned.high, (0.0, 0.0), {}, [], not_run)
+            return Front(self.planned.set, self.planned.low, self.planned.high, (0.0, 0.0), {}, [], not_run, self.lost)
         means = np.array([each.losses.mean(0) for each in self.samples])
         worst, best = means.max(0), means.min(0)
         reference = worst + (worst - best) / 10
@@ -103,6 +108,7 @@ class _Front:
             methods,
             [(x, y) for x, y in curve.tolist()],
             not_run,
+            self.lost,
         )
 
     def _method(

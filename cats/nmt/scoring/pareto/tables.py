@@ -6,7 +6,17 @@ import csv
 import io
 from collections.abc import Iterator
 
-from cats.nmt.scoring.pareto.results import DIGITS, METRICS, STATIC, Estimate, Front, Fronts, MethodFront, Point
+from cats.nmt.scoring.pareto.results import (
+    DIGITS,
+    METRICS,
+    STATIC,
+    Estimate,
+    Front,
+    Fronts,
+    LostPoint,
+    MethodFront,
+    Point,
+)
 from cats.nmt.scoring.tables import aligned, spread
 
 _MOST_SHOWN = 2  # of the points that dominate one
@@ -108,17 +118,12 @@ def _points(front: Front, digits: int) -> str:
     for name, found in front.methods.items():
         for point in found.points:
             outside = " †" if point.outside else ""
-            lost = [
-                f" ({what}: seed {', '.join(map(str, seeds))})"
-                for what, seeds in (("diverged", point.diverged), ("missing", point.missing))
-                if seeds
-            ]
             shown = point.dominated_by[:_MOST_SHOWN]
             more = len(point.dominated_by) - len(shown)
             rows.append(
                 [
-                    name + "".join(lost),
-                    "own" if point.ratio is None else f"{point.ratio:g}",
+                    name + _without_score(point),
+                    _ratio(point),
                     spread(point.low, digits),
                     spread(point.high, digits),
                     _estimate(point.margin, digits) + outside,
@@ -126,7 +131,21 @@ def _points(front: Front, digits: int) -> str:
                     *([", ".join(f"{key}={value}" for key, value in point.chosen.items())] if tuned else []),
                 ]
             )
+    rows += [[lost.method + _without_score(lost), _ratio(lost), *[""] * (len(rows[0]) - 2)] for lost in front.lost]
     return aligned(rows, left=1)
+
+
+def _without_score(point: Point | LostPoint) -> str:
+    """The seeds that have no score, and why."""
+    return "".join(
+        f" ({what}: seed {', '.join(map(str, seeds))})"
+        for what, seeds in (("diverged", point.diverged), ("missing", point.missing))
+        if seeds
+    )
+
+
+def _ratio(point: Point | LostPoint) -> str:
+    return "own" if point.ratio is None else f"{point.ratio:g}"
 
 
 def _estimate(estimate: Estimate | None, digits: int) -> str:

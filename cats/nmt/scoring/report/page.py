@@ -17,7 +17,7 @@ from cats.nmt.scoring.report import facts, samples, score_tables, translations
 from cats.nmt.scoring.report.html import Html, element, joined
 from cats.nmt.scoring.report.markdown import sacrebleu_commands
 from cats.nmt.scoring.report.pictures import Picture, draw
-from cats.nmt.scoring.report.problems import DIVERGED, KINDS, NOT_TRAINED, problems
+from cats.nmt.scoring.report.problems import KINDS, all_problems
 from cats.nmt.scoring.report.runs import Content, ReportedRun
 from cats.nmt.scoring.report.sortable import markdown, table
 
@@ -111,24 +111,8 @@ def _summary(content: Content) -> str:
 def _warnings(content: Content) -> Html:
     """What a reader must know before the scores: each kind of problem, with the runs that have it and the facts."""
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for run in content.runs:
-        for problem in problems(run):
-            found.setdefault((problem.what, problem.meaning), {})[run.name] = problem.facts
-    for each in content.comparisons:
-        for name, result in each.comparison.sets.items():
-            for method, scores in result.methods.items():
-                if scores.untrained:
-                    seeds = ", ".join(map(str, scores.untrained))
-                    found.setdefault(NOT_TRAINED, {})[f"{name}/{method}"] = f"seed {seeds}"
-    for fronts in content.fronts:
-        for front in fronts.fronts.fronts:
-            for method, points in front.methods.items():
-                if diverged := sorted({seed for point in points.points for seed in point.diverged}):
-                    name = f"{front.set}/{front.low.name}-{front.high.name}/{method}"
-                    found.setdefault(DIVERGED, {})[name] = f"seed {', '.join(map(str, diverged))}"
-    if content.not_scored:
-        what = ("not scored", "Runs without scores are not on this page; score them with cats evaluate.")
-        found[what] = {f"{len(content.not_scored)} runs": ", ".join(map(str, content.not_scored))}
+    for name, problem in all_problems(content):
+        found.setdefault((problem.what, problem.meaning), {})[name] = problem.facts
     if not found:
         text = "None. Every group beats the nearest-neighbour baseline."
         if not content.runs:

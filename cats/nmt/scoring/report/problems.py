@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import cats
 from cats.nmt.scoring import hypotheses
-from cats.nmt.scoring.report.runs import ReportedRun
+from cats.nmt.scoring.pareto.results import Front, LostPoint, Point
+from cats.nmt.scoring.report.runs import Content, ReportedRun
 from cats.nmt.scoring.scores import TITLES
 from cats.nmt.training.metrics import divergence
 
@@ -25,11 +26,13 @@ KINDS = (
 )
 # The first two fields of problems.
 DIVERGED = ("diverged", "Lower train.lr.")
+MISSING = ("not finished", "Start cats pareto again with the same options.")
 NOT_TRAINED = (
     "not trained",
     "A group is not better than the nearest-neighbour baseline, the translation of the nearest training sentence. "
     "Train longer, or on more text, before you compare methods.",
 )
+NOT_SCORED = ("not scored", "Runs without scores are not on this page; score them with cats evaluate.")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,46 @@ class Problem:
     what: str
     meaning: str
     facts: str
+
+
+def all_problems(content: Content) -> Iterator[tuple[str, Problem]]:
+    """What is wrong with everything that a page is about, each problem with the name of what has it.
+
+    Raises:
+        UserError: a file of translations is not the one that was scored.
+    """
+    for run in content.runs:
+        for problem in problems(run):
+            yield run.name, problem
+    for each in content.comparisons:
+        for name, result in each.comparison.sets.items():
+            for method, scores in result.methods.items():
+                if scores.untrained:
+                    yield f"{name}/{method}", Problem(*NOT_TRAINED, f"seed {', '.join(map(str, scores.untrained))}")
+    for fronts in content.fronts:
+        for front in fronts.fronts.fronts:
+            yield from _without_score(front)
+    if content.not_scored:
+        yield f"{len(content.not_scored)} runs", Problem(*NOT_SCORED, ", ".join(map(str, content.not_scored)))
+
+
+def _without_score(front: Front) -> Iterator[tuple[str, Problem]]:
+    """The methods of a front with seeds that have no score."""
+    points: list[tuple[str, Point | LostPoint]] = [
+        *((method, point) for method, found in front.methods.items() for point in found.points),
+        *((lost.method, lost) for lost in front.lost),
+    ]
+    for method in dict.fromkeys(method for method, _ in points):
+        own = [point for name, point in points if name == method]
+        for kind, at_points in ((DIVERGED, [p.diverged for p in own]), (MISSING, [p.missing for p in own])):
+            facts = [
+                ("" if point.ratio is None else f"ratio {point.ratio:g}: ") + f"seed {', '.join(map(str, seeds))}"
+                for point, seeds in zip(own, at_points, strict=True)
+                if seeds
+            ]
+            if facts:
+                name = f"{front.set}/{front.low.name}-{front.high.name}/{method}"
+                yield name, Problem(*kind, "; ".join(facts))
 
 
 def problems(run: ReportedRun) -> list[Problem]:

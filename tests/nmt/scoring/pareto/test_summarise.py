@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from cats.nmt.errors import UserError
+from cats.nmt.scoring.pareto.results import LostPoint
 from cats.nmt.scoring.pareto.summarise import summarise
 from cats.nmt.scoring.pareto.tables import fronts_csv, fronts_tables
 from tests.nmt.scoring.pareto.made import finish_all, on_a_front, planned
@@ -79,6 +80,8 @@ def test_a_diverged_run_is_left_out_and_named(corpus, tmp_path):
     assert front.not_run == ["cats"] and front.methods["static"].points[0].diverged == [2]
     text = fronts_tables(found)
     assert "Failed, diverged or not run: cats." in text and "static (diverged: seed 2)" in text
+    assert front.lost == [LostPoint("cats", ratio, [], [1, 2, 3]) for ratio in (0.3, 0.6)]
+    assert "| cats (diverged: seed 1, 2, 3) |   0.3 " in text
     for point in fronts[0].points:
         for run in point.runs:
             shutil.rmtree(run.path)

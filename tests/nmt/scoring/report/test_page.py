@@ -13,6 +13,7 @@ import pytest
 
 from cats.nmt.cli import compare
 from cats.nmt.errors import UserError
+from cats.nmt.scoring.pareto.results import LostPoint
 from cats.nmt.scoring.report import page as page_module
 from cats.nmt.scoring.report.page import page
 from cats.nmt.scoring.report.runs import read
@@ -219,6 +220,7 @@ def test_the_folder_of_fronts(tmp_path: Path) -> None:
     (run / "scores.json").unlink()
     fronts = made_fronts()
     fronts.fronts[0].methods["T=3"].points[0].diverged.append(7)
+    fronts.fronts[0].lost.extend([LostPoint("restart", 0.5, [], [1, 2]), LostPoint("cats", 0.2, [1], [])])
     (out / "front.json").write_text(json.dumps(fronts.to_json()), encoding="utf-8")
     content = read([out])
     assert not content.runs and not content.not_scored
@@ -226,5 +228,7 @@ def test_the_folder_of_fronts(tmp_path: Path) -> None:
     assert document.texts["h2"] == ["Warnings", "Trade-off fronts pareto", "Pictures", "To reproduce it"]
     assert "ted: az and hires, validation NLL" in document.texts["h3"]
     assert document.texts["figcaption"][0].startswith("Trade-off fronts, pareto")
-    assert {"ted/az-hires/T=3", "seed 7"} <= {*document.texts["dt"], *document.texts["dd"]}
+    warned = dict(zip(document.texts["dt"], document.texts["dd"], strict=True))
+    assert warned["ted/az-hires/T=3"] == "seed 7" and warned["ted/az-hires/restart"] == "ratio 0.5: seed 1, 2"
+    assert warned["ted/az-hires/cats"] == "ratio 0.2: seed 1"
     assert "Trade-off fronts on ted." in document.texts["p"]
