@@ -9,7 +9,7 @@ from .famo import FAMO
 from .graddrop import GradDrop
 from .gradnorm import GradNorm
 from .gradvac import GradVac
-from .gramian import Gramian
+from .gramian import Gramian, TooFewTasksError
 from .group_dro import GroupDRO
 from .mgda import MGDA
 from .pcgrad import PCGrad
@@ -35,6 +35,7 @@ __all__ = [
     "PCGrad",
     "Static",
     "TargetProjection",
+    "TooFewTasksError",
     "Uncertainty",
     "Weighting",
     "torchjd",

@@ -39,7 +39,6 @@ from cats.nmt.training.schedule import rate_of_update
 from cats.nmt.training.signals import deferred_interrupts
 from cats.nmt.training.training_state import TrainingState
 from cats.nmt.training.validation import is_better, validation_nll, validation_scores
-from cats.weighting.gramian import TooFewTasksError
 
 SHOWN = {"nll": "NLL {:.3f}", "bleu": "BLEU {:.1f}", "chrf": "chrF {:.1f}"}  # how progress shows the means
 
@@ -149,7 +148,7 @@ class Trainer(TrainingState):
         """Adds the tasks' gradients of a batch, combined with the weights alpha, to those of the parameters."""
         try:
             add_gradients(optimizer, self.losses_of(batch, optimizer), self.scaler)
-        except TooFewTasksError as error:
+        except cats.weighting.TooFewTasksError as error:
             raise UserError(
                 f"{self.out}: update {self.step + 1}: method.name = {self.config.method.name}: {error}; use another "
                 "method, or raise sampling.batch_tokens, so that updates have more tasks"
