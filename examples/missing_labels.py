@@ -2,8 +2,8 @@
 
 A classifier predicts three properties of an input. Few examples have all three labels: "colour" is known for 90 % of
 them, "shape" for 30 %, and "size" for 2 %, so that a quarter of the batches has no label for "size" at all. The loss of
-a task is the mean over the examples that have its label. A task without one is left out of `losses`, and its weight
-stays as it is. The gradient from one or two labels is mostly noise, so CATS gives "size" less weight.
+a task is the mean over the examples that have its label. A task without one is left out of `losses`. CATS gives "size"
+the least weight; a likely reason is that a gradient from one or two labels is noisy.
 
     python examples/missing_labels.py
 
