@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -233,6 +233,16 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def as_text(name: str) -> str:
     """The name of a file as text, with "?" for what is no text. File systems allow other names, too."""
     return name.encode("utf-8", "replace").decode()
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as tell all of them apart, as text."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts), default=1)):
+        names = [as_text("/".join(each[-count:])) for each in parts]
+        if len({*names}) == len(names):
+            return names
+    return [as_text(str(path.resolve())) for path in paths]
 
 
 def one_line(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from cats.nmt.screen import doing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cats.nmt.scoring.plots.runs import NothingToDraw, Runs
+    from cats.nmt.scoring.plots.runs import Runs
 
 SUMMARY = "draw the losses, scores, weights and examples of several runs, or a score against a setting"
 HELP = """\
@@ -120,45 +120,60 @@ def to_draw(
     Args:
         pictures: those of runs. Each set of a folder has its own, in a folder of its name if there are several.
     """
-    from cats.nmt.scoring.grid.folders import by_set
-    from cats.nmt.scoring.plots.runs import NothingToDraw, read_runs
-
     if not args.against and (not args.pictures or FRONT in args.pictures):
         yield from fronts(args)
-    sets = by_set(args.runs) if pictures else {}
-    for set_name, paths in sets.items():
-        folder = args.out / set_name if len(sets) > 1 else args.out
-        runs: Runs | NothingToDraw
+    if pictures:
+        yield from of_runs(args, pictures)
+
+
+def of_runs(
+    args: argparse.Namespace, pictures: Mapping[str, Callable[[Runs], Figure]]
+) -> Iterator[tuple[str, Path, Callable[[], Figure]]]:
+    """Yield the pictures of runs, as `to_draw` does. What there is nothing to draw of is left out, with a notice."""
+    from cats.nmt.scoring.grid.folders import by_set, runs_in
+    from cats.nmt.scoring.plots.runs import NothingToDraw, read_runs
+
+    with_fronts = folders_with_fronts(args.runs)
+    only_fronts = [path for path in with_fronts if not runs_in(path)]
+    lacking = [NothingToDraw(f"{path} has fronts, but no runs") for path in only_fronts]
+    sets = by_set(path for path in args.runs if path not in only_fronts)
+    found: dict[Path, Runs] = {}
+    for name, paths in sets.items():
+        folder = args.out / name if len(sets) > 1 else args.out
         try:
-            runs = read_runs(paths, against=args.against)
+            found[folder] = read_runs(paths, against=args.against, named=args.runs)
         except NothingToDraw as error:
-            runs = error
-        else:
-            for notice in runs.notices:
-                print(f"cats: {notice}", file=sys.stderr)
+            lacking.append(error)
+    if not found and (args.pictures or args.against or not with_fronts):
+        raise lacking[0]
+    notices = [notice for runs in found.values() for notice in runs.notices]
+    for notice in (*lacking, *notices):
+        print(f"cats: {notice}", file=sys.stderr)
+    for folder, runs in found.items():
         for name, picture in pictures.items():
             file = folder / (f"{name}-against-{args.against}" if args.against else name)
-            yield name, file, partial(drawn_from, runs, picture)
+            yield name, file, partial(picture, runs)
 
 
-def drawn_from(runs: Runs | NothingToDraw, picture: Callable[[Runs], Figure]) -> Figure:
-    """Return the picture of these runs, or raise the reason why they could not be read."""
-    if isinstance(runs, Exception):
-        raise runs
-    return picture(runs)
+def folders_with_fronts(paths: Iterable[Path]) -> list[Path]:
+    """Return those that have the results of `cats pareto`."""
+    from cats.nmt.scoring.pareto.results import FILE
+
+    return [path for path in paths if (path / FILE).is_file()]
 
 
 def fronts(args: argparse.Namespace) -> Iterator[tuple[str, Path, Callable[[], Figure]]]:
     """Yield the picture of each folder of `cats pareto`, as `to_draw` does."""
+    from cats.nmt.files import short_names
     from cats.nmt.scoring.pareto.results import FILE, read_fronts
     from cats.nmt.scoring.plots.front import fronts_figure
     from cats.nmt.scoring.plots.runs import NothingToDraw
 
-    folders = [path for path in args.runs if (path / FILE).is_file()]
+    folders = [*{path.resolve(): path for path in folders_with_fronts(args.runs)}.values()]
     if not folders and args.pictures:
         raise NothingToDraw(f"none of the folders has the results of cats pareto ({FILE})")
-    for folder in folders:
-        name = f"{FRONT}-{folder.resolve().name}" if len(folders) > 1 else FRONT
+    for folder, short in zip(folders, short_names(folders), strict=True):
+        name = f"{FRONT}-{short.replace('/', '-')}" if len(folders) > 1 else FRONT
         yield FRONT, args.out / name, partial(fronts_figure, read_fronts(folder))
 
 

@@ -50,13 +50,13 @@ def run(args: argparse.Namespace) -> None:
 
     content = read(args.runs)
     out = args.out or (Path("report.html") if several else args.runs[0] / "report.html")
-    title = f"{len(content.runs)} runs" if several else args.runs[0].resolve().name
+    fronts = sum(len(found.fronts.fronts) for found in content.fronts)
+    counts = {"run": len(content.runs), "front": fronts}
+    said = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)
+    title = said if several else args.runs[0].resolve().name
     command = ["cats", "report", *map(str, args.runs), "--lines", str(args.lines), "--out", str(out)]
     doing(f"writing {out}")
     with output_file(out) as file:  # before the work, so that nothing is drawn for a name that cannot be written
         text = page(content, title, command, lines=args.lines).encode()
         file.write(text)
-    fronts = sum(len(found.fronts.fronts) for found in content.fronts)
-    counts = {"run": len(content.runs), "front": fronts}
-    said = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
-    print(f"{out}: {', '.join(said)}, {len(text) / 1024:,.0f} KiB")
+    print(f"{out}: {said}, {len(text) / 1024:,.0f} KiB")

@@ -62,10 +62,44 @@ def test_folders(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch:
     made_run(runs / "noisy" / "cats-seed1", steps=[])
     assert main(["plot", str(runs), "--out", str(out), "--pictures", "loss"]) == 0
     assert {name: {*texts} for name, texts in shown.items()} == {"ted/loss": {"cats", "T=1"}, "wmt/loss": {"cats"}}
+    missing = f"cats: {runs / 'noisy' / 'cats-seed1'} has no metrics yet: there is nothing to draw\n"
+    assert capfd.readouterr().err == missing
     (runs / "front.json").write_text(json.dumps(made_fronts().to_json()), encoding="utf-8")
     shown.clear()
     assert main(["plot", str(runs), "--out", str(out), "--pictures", "front"]) == 0
     assert [*shown] == ["front"] and {"static", "restart"} <= {*shown["front"]}
+
+
+def test_folders_that_have_only_fronts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """Two folders of one name have a picture each."""
+    monkeypatch.setattr("cats.nmt.scoring.plots.style.save_figure", lambda figure, path: [path, path])
+    one, two, out = tmp_path / "a" / "pareto", tmp_path / "b" / "pareto", tmp_path / "out"
+    for folder in (one, two):
+        folder.mkdir(parents=True)
+        (folder / "front.json").write_text(json.dumps(made_fronts().to_json()), encoding="utf-8")
+    assert main(["plot", str(one), "--out", str(out)]) == 0
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == (f"{out}/front, front\n", f"cats: {one} has fronts, but no runs\n")
+    assert main(["plot", str(one), str(two), str(one / ".." / "pareto"), "--out", str(out)]) == 0
+    names = [Path(line.partition(",")[0]).name for line in capfd.readouterr().out.splitlines()]
+    assert names == ["front-a-pareto", "front-b-pareto"]
+    assert refused("plot", one, "--pictures", "loss") == f"{one} has fronts, but no runs"
+
+
+def test_what_is_no_run_stops_nothing_unless_it_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr("cats.nmt.scoring.plots.style.save_figure", lambda figure, path: [path, path])
+    made_run(tmp_path / "runs" / "cats-seed1")
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    (other / "config.toml").write_text("[build]\nx = 1\n", encoding="utf-8")
+    assert main(["plot", str(tmp_path / "runs"), "--pictures", "loss", "--out", str(tmp_path / "out")]) == 0
+    (said,) = capfd.readouterr().err.splitlines()
+    assert f"{other / 'config.toml'}" in said and said.endswith("; left out")
+    assert f"cats: {refused('plot', other)}; left out" == said
 
 
 @pytest.mark.parametrize(("name", "shown"), [(b"a$x_{$-seed1", "a$x_{$"), (b"\xff-seed1", "?")])

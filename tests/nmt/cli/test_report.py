@@ -45,6 +45,22 @@ def test_fronts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Trade-off fronts on ted." in page.read_text(encoding="utf-8")
 
 
+def test_folders_of_one_name(tmp_path: Path) -> None:
+    folders = [tmp_path / name / "pareto" for name in "ab"]
+    for number, folder in enumerate(folders):
+        fronts = made_fronts()
+        fronts.fronts[0].methods["T=3"].points[0].diverged.append(number)
+        folder.mkdir(parents=True)
+        (folder / "front.json").write_text(json.dumps(fronts.to_json()), encoding="utf-8")
+    page = tmp_path / "page.html"
+    assert main(["report", *map(str, folders), "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>2 fronts</h1>" in text
+    for number, name in enumerate(("a/pareto", "b/pareto")):
+        assert f">Trade-off fronts {name}</h2>" in text
+        assert f"<dt>{name}/ted/az-hires/T=3</dt><dd>seed {number}</dd>" in text
+
+
 def test_refused(run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     """One line each, and an older page stays as it was."""
     page = run / "report.html"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Runs:
         return {TITLES[group]: members for group, members in self.groups.items()}
 
 
-def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
+def read_runs(paths: Iterable[Path], *, against: str = "", named: Collection[Path] | None = None) -> Runs:
     """Reads runs to draw them together.
 
     A method has the name that `cats compare` gave its folder; other runs have that of their settings: method.name, or
@@ -100,6 +100,8 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
         paths: run directories.
         against: a setting that a picture shows on its axis, "section.key". It makes no difference between methods, and
             neither do the names of folders, which often show it.
+        named: those of `paths` that the user has named; the others were found in folders, and those that cannot be read
+            are left out. None: all.
 
     Raises:
         NothingToDraw: none has metrics.
@@ -114,8 +116,14 @@ def read_runs(paths: Iterable[Path], *, against: str = "") -> Runs:
                 notices.append(f"{path.with_suffix('')} has not begun yet; left out")
             continue
         directory = RunDirectory(path)
-        config = directory.read_config()
-        records = read_metrics(directory.metrics_file)
+        try:
+            config = directory.read_config()
+            records = read_metrics(directory.metrics_file)
+        except UserError as error:
+            if named is None or path in named:
+                raise
+            notices.append(f"{error}; left out")
+            continue
         if not records:
             notices.append(f"{path} has no metrics yet; left out")
             continue

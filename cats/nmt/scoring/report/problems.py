@@ -22,7 +22,7 @@ _EMPTY = 0.05  # share of empty translations
 # What can be wrong, the worst first.
 KINDS = (
     *("diverged", "not finished", "not trained", "empty translations", "off-target", "weight at its floor"),
-    *("updates skipped", "not scored"),
+    *("updates skipped", "not scored", "not readable"),
 )
 # The first two fields of problems.
 DIVERGED = ("diverged", "Lower train.lr.")
@@ -33,6 +33,7 @@ NOT_TRAINED = (
     "Train longer, or on more text, before you compare methods.",
 )
 NOT_SCORED = ("not scored", "Runs without scores are not on this page; score them with cats evaluate.")
+NOT_READ = ("not readable", "These runs are not on this page.")
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,24 @@ def all_problems(content: Content) -> Iterator[tuple[str, Problem]]:
         for problem in problems(run):
             yield run.name, problem
     for each in content.comparisons:
+        folder = f"{each.name}/" if len(content.comparisons) > 1 else ""
         for name, result in each.comparison.sets.items():
             for method, scores in result.methods.items():
                 if scores.untrained:
-                    yield f"{name}/{method}", Problem(*NOT_TRAINED, f"seed {', '.join(map(str, scores.untrained))}")
+                    facts = f"seed {', '.join(map(str, scores.untrained))}"
+                    yield f"{folder}{name}/{method}", Problem(*NOT_TRAINED, facts)
     for fronts in content.fronts:
+        folder = f"{fronts.name}/" if len(content.fronts) > 1 else ""
         for front in fronts.fronts.fronts:
-            yield from _without_score(front)
+            yield from _without_score(front, folder)
+    if content.not_read:
+        yield f"{len(content.not_read)} runs", Problem(*NOT_READ, "; ".join(content.not_read))
     if content.not_scored:
         yield f"{len(content.not_scored)} runs", Problem(*NOT_SCORED, ", ".join(map(str, content.not_scored)))
 
 
-def _without_score(front: Front) -> Iterator[tuple[str, Problem]]:
-    """The methods of a front with seeds that have no score."""
+def _without_score(front: Front, folder: str) -> Iterator[tuple[str, Problem]]:
+    """The methods of a front with seeds that have no score. `folder` is what their names begin with."""
     points: list[tuple[str, Point | LostPoint]] = [
         *((method, point) for method, found in front.methods.items() for point in found.points),
         *((lost.method, lost) for lost in front.lost),
@@ -86,7 +92,7 @@ def _without_score(front: Front) -> Iterator[tuple[str, Problem]]:
                 if seeds
             ]
             if facts:
-                name = f"{front.set}/{front.low.name}-{front.high.name}/{method}"
+                name = f"{folder}{front.set}/{front.low.name}-{front.high.name}/{method}"
                 yield name, Problem(*kind, "; ".join(facts))
 
 

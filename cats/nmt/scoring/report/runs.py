@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cats.nmt.config.schema import Config
 from cats.nmt.errors import UserError
-from cats.nmt.files import as_text, read_file
+from cats.nmt.files import read_file, short_names
 from cats.nmt.scoring.compare.results import Comparison
 from cats.nmt.scoring.compare.tables import comparison_tables
 from cats.nmt.scoring.grid.folders import runs_in
@@ -53,7 +53,7 @@ class ReportedComparison:
     """The results of `cats compare` in one folder.
 
     Attributes:
-        name: the name of the folder.
+        name: a short name that no other folder of the page has.
         tables: the content of compare.md.
     """
 
@@ -67,7 +67,7 @@ class ReportedFronts:
     """The results of `cats pareto` in one folder.
 
     Attributes:
-        name: the name of the folder.
+        name: a short name that no other folder of the page has.
         tables: the content of front.md.
     """
 
@@ -84,6 +84,7 @@ class Content:
         runs: those with scores; none, if the page is about fronts of the validation loss.
         drawn: the runs that are drawn together, by the name of their corpus.
         not_scored: the runs in folders that have no scores yet. Those of fronts need none.
+        not_read: what is wrong with the runs in folders that cannot be read.
     """
 
     runs: list[ReportedRun]
@@ -91,6 +92,7 @@ class Content:
     comparisons: list[ReportedComparison]
     not_scored: list[Path]
     fronts: list[ReportedFronts]
+    not_read: list[str]
 
 
 def read(paths: Sequence[Path]) -> Content:
@@ -100,34 +102,48 @@ def read(paths: Sequence[Path]) -> Content:
         paths: run directories, or folders of them, such as the one of a comparison or of fronts. Trials are left out.
 
     Raises:
-        UserError: a path is neither, a run is not scored, or a file is damaged.
+        UserError: a path is neither, a run is not scored, or a file is damaged. Damaged runs in a folder are left out.
     """
     found: list[Path] = []
     without_scores: set[Path] = set()
-    comparisons: list[ReportedComparison] = []
-    fronts: list[ReportedFronts] = []
-    for path in dict.fromkeys(paths):
+    with_comparison, with_fronts = list[Path](), list[Path]()
+    for path in {path.resolve(): path for path in paths}.values():
         inside = [path] if RunDirectory(path).is_started else runs_in(path)
         if (path / FILE).is_file():
-            fronts.append(_read_fronts(path))
+            with_fronts.append(path)
             without_scores |= {*inside}
         elif not inside:
             raise UserError(f"{path} is neither a run directory nor a folder of them; give one that cats train printed")
         found += inside
         if (path / COMPARISON).is_file():
-            comparisons.append(_read_comparison(path / COMPARISON))
+            with_comparison.append(path)
     given = {*paths}
     found = [*{path.resolve(): path for path in found}.values()]  # a run may be named twice
     scored = [path for path in found if path in given or RunDirectory(path).scores_file().exists()]
-    if not scored and not fronts:
+    if not scored and not with_fronts:
         raise UserError(f"{found[0]} and the other runs are not scored yet; score one with: cats evaluate {found[0]}")
-    names = _short_names(scored)
-    runs = [_read_run(path, name) for path, name in zip(scored, names, strict=True)]
+    comparisons = [_read_comparison(path, name) for path, name in _named(with_comparison)]
+    fronts = [_read_fronts(path, name) for path, name in _named(with_fronts)]
+    runs, not_read = list[ReportedRun](), list[UserError]()
+    for path, name in _named(scored):
+        try:
+            runs.append(_read_run(path, name))
+        except UserError as error:
+            if path in given:
+                raise
+            not_read.append(error)
+    if not runs and not fronts:
+        raise not_read[0]
     drawn = _drawn(runs)
     methods = {each.path: each.method for _, together in drawn for each in together.runs}
     runs = [replace(run, method=methods.get(run.path, run.method)) for run in runs]
     not_scored = [path for path in found if path not in scored and path not in without_scores]
-    return Content(runs, drawn, comparisons, not_scored, fronts)
+    return Content(runs, drawn, comparisons, not_scored, fronts, [*map(str, not_read)])
+
+
+def _named(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """The paths, each with a short name that no other one has."""
+    return zip(paths, short_names(paths), strict=True)
 
 
 def _drawn(runs: Iterable[ReportedRun]) -> list[tuple[str, Runs]]:
@@ -147,26 +163,17 @@ def _read_run(path: Path, name: str) -> ReportedRun:
     return ReportedRun(name, method, path, config, read_scores(path), records, parameters)
 
 
-def _read_comparison(path: Path) -> ReportedComparison:
+def _read_comparison(folder: Path, name: str) -> ReportedComparison:
+    path = folder / COMPARISON
     try:
         comparison = Comparison.from_json(json.loads(read_file(path)))
-        return ReportedComparison(as_text(path.resolve().parent.name), comparison, comparison_tables(comparison))
+        return ReportedComparison(name, comparison, comparison_tables(comparison))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{path} is damaged or of an older version; make it again with: cats compare --only-finished"
         ) from None
 
 
-def _read_fronts(folder: Path) -> ReportedFronts:
+def _read_fronts(folder: Path, name: str) -> ReportedFronts:
     fronts = read_fronts(folder)
-    return ReportedFronts(as_text(folder.resolve().name), fronts, fronts_tables(fronts))
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as few as tell all of them apart."""
-    parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts), default=1)):
-        names = [as_text("/".join(each[-count:])) for each in parts]
-        if len({*names}) == len(names):
-            return names
-    return [as_text(str(path.resolve())) for path in paths]
+    return ReportedFronts(name, fronts, fronts_tables(fronts))

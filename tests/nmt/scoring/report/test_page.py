@@ -16,6 +16,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.scoring.pareto.results import LostPoint
 from cats.nmt.scoring.report import page as page_module
 from cats.nmt.scoring.report.page import page
+from cats.nmt.scoring.report.problems import all_problems
 from cats.nmt.scoring.report.runs import read
 from cats.nmt.training.landscape import TABLES, KindSimilarity, LandscapeRecord, LandscapeSettings, add_record
 from cats.nmt.training.run import RunDirectory
@@ -195,6 +196,17 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert [each.name for each in content.runs] == ["other"] and content.not_scored == [run]
     assert [each.name for each in read([tmp_path / "a", tmp_path / "a" / ".." / "a" / "other"]).runs] == ["other"]
     assert "not scored" in page(content, "a", ["cats"], lines=0)
+
+
+def test_a_damaged_run_stops_nothing_unless_it_is_named(tmp_path: Path) -> None:
+    good, bad = write_run(tmp_path / "runs" / "good"), write_run(tmp_path / "runs" / "bad")
+    (bad / "config.toml").write_text("[build]\nx = 1\n", encoding="utf-8")
+    content = read([tmp_path / "runs"])
+    assert [run.path for run in content.runs] == [good]
+    (found,) = (problem for _, problem in all_problems(content) if problem.what == "not readable")
+    assert found.facts.startswith(f"{bad / 'config.toml'}: ")
+    with pytest.raises(UserError, match=r"bad.config\.toml"):
+        read([tmp_path / "runs", bad])
 
 
 def test_the_folder_of_a_comparison(corpus: Path, tmp_path: Path) -> None:
