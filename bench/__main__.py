@@ -110,9 +110,10 @@ def measure_operators(source: Provenance, suite: cases.Suite, options: argparse.
 def measure_step(source: Provenance, out: Path | None) -> int:
     """Measures and prints steps of cats.CATS on the demo model. Returns the exit status."""
     from cats import info
+    from cats.extras import install
 
     if lacking := info.missing("nmt"):
-        return refuse(f"--step trains the demo model and needs {', '.join(lacking)}; pip install 'cats-optim[nmt]'")
+        return refuse(f"--step trains the demo model and needs {', '.join(lacking)}; {install('nmt')}")
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     times = step.run(usable(device))

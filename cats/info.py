@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+from cats.extras import install
+
 # {extra: {module to import: package to install}}, the same as in pyproject.toml.
 EXTRAS = {
     "nmt": {
@@ -149,4 +151,4 @@ def _state(extra: str) -> str:
     packages = missing(extra)
     if not packages:
         return "complete"
-    return f"missing {', '.join(packages)}; install with: pip install 'cats-optim[{extra}]'"
+    return f"missing {', '.join(packages)}; install with: {install(extra)}"

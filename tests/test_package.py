@@ -104,6 +104,15 @@ def test_constraints_satisfy_what_the_library_accepts(root: Path) -> None:
     assert {requirement.name for requirement in wanted} == {*pins, project["name"]}, "a pin nobody needs"
 
 
+def test_nobody_is_told_to_install_from_an_index(root: Path) -> None:
+    # The package is on none, so anybody could register its name there.
+    below = (path for folder in ("cats", "bench", "docs", "examples") for path in (root / folder).rglob("*"))
+    files = [*root.glob("*.md"), *(path for path in below if path.suffix in (".md", ".py", ".ipynb"))]
+    told = re.compile(r"pip install[^\n]*\bcats[-_]optim\b(?!-)")  # not the file cats_optim-0.1.0.tar.gz
+    assert len(files) > 300
+    assert not [path for path in files if told.search(path.read_text(encoding="utf-8"))]
+
+
 # ---- what an import brings in
 
 

@@ -34,10 +34,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0, 1 if a result of the library was wrong, or 2 if the arguments are."""
     from cats import info
+    from cats.extras import install
 
     options = parse(arguments)
     if lacking := info.missing("nmt"):
-        return refuse(f"the models are the trainer's, which needs {', '.join(lacking)}; pip install 'cats-optim[nmt]'")
+        return refuse(f"the models are the trainer's, which needs {', '.join(lacking)}; {install('nmt')}")
     if options.gpu and not torch.cuda.is_available():
         return refuse("--gpu needs a CUDA device, and torch finds none")
     out: Path = options.out or results.FOLDER

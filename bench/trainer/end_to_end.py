@@ -54,11 +54,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0, or 2 if the arguments are wrong."""
     from cats import info
+    from cats.extras import install
     from cats.nmt.errors import UserError
 
     options = parse(arguments)
     if lacking := info.missing("nmt"):
-        return refuse(f"the trainer needs {', '.join(lacking)}; pip install 'cats-optim[nmt]'")
+        return refuse(f"the trainer needs {', '.join(lacking)}; {install('nmt')}")
     if options.gpu and not torch.cuda.is_available():
         return refuse("--gpu needs a CUDA device, and torch finds none")
     if options.baselines != BASELINES and not options.baselines.is_dir():

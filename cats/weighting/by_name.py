@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cats.extras import install
+
 from .gramian import Gramian
 from .randomness import checked_seed, random_numbers
 
@@ -52,7 +54,7 @@ def torchjd(name: str, /, *, seed: int = 0, tolerance: float | None = None, **op
     try:
         rule = kind(**tensors)
     except ImportError as error:
-        raise ImportError(f"{name} of TorchJD: {error}; pip install 'cats-optim[torchjd]' installs all") from error
+        raise ImportError(f"{name} of TorchJD: {error}; install all with: {install('torchjd')}") from error
     checked = Gramian(rule, tolerance)  # refuses rules that need the Jacobian matrix
     return Gramian(Seeded(checked.rule, checked_seed(seed, "torchjd")), tolerance)
 
@@ -70,7 +72,7 @@ def class_of(name: str) -> type[nn.Module]:
     try:
         import torchjd.aggregation as rules
     except ImportError as error:
-        raise ImportError("TorchJD is not installed: pip install 'cats-optim[torchjd]'") from error
+        raise ImportError(f"TorchJD is not installed; install with: {install('torchjd')}") from error
     known = [each for each in rules.__all__ if inspect.isclass(getattr(rules, each)) and each not in _BASES]
     if name not in known:
         lower = {each.lower(): each for each in known}

@@ -171,11 +171,11 @@ def test_a_rule_that_does_not_take_so_few_tasks_says_so_in_one_line():
 
 def test_without_torchjd(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
-    with pytest.raises(ImportError, match=r"TorchJD is not installed: pip install 'cats-optim\[torchjd\]'"):
+    with pytest.raises(ImportError, match=r"TorchJD is not installed; install with: pip install '\.\[torchjd\]'"):
         torchjd("UPGrad")
 
 
 def test_without_its_solver(monkeypatch):
     monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"CAGrad of TorchJD: .*cvxpy.*'cats-optim\[torchjd\]' installs all"):
+    with pytest.raises(ImportError, match=r"CAGrad of TorchJD: .*cvxpy.*; install .* pip install '\.\[torchjd\]'"):
         torchjd("CAGrad", c=0.4)

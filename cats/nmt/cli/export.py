@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cats.extras import install
 from cats.nmt.cli import translate
 from cats.nmt.cli.options import add_checkpoint
 from cats.nmt.cli.parser import Parser
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"cats: {sentence}", file=sys.stderr)
     else:
         command = translate.example(Path(out.resolve().name), tasks, trained.tokenizer)
-        use = f"```bash\npip install 'cats-optim[nmt]'\n{command} --input lines.txt\n```"
+        use = f"```bash\n{install('nmt')}\n{command} --input lines.txt\n```"
         card = model_card.text(out.resolve().name, trained, tasks, scores, library="cats-optim", use=use)
         export.write(out, trained, tasks, card)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -119,12 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"{where}the disk is full; free some space and start again")
         return _fail(f"{where or 'standard output or a file: '}{error.strerror}")
     except ModuleNotFoundError as error:
+        from cats.extras import install
         from cats.info import EXTRAS
 
         extra = next((name for name, modules in EXTRAS.items() if error.name in modules), None)
         if extra is None:
             raise
-        return _fail(f"this needs {error.name}; install it with: pip install 'cats-optim[{extra}]'")
+        return _fail(f"this needs {error.name}; install it with: {install(extra)}")
 
 
 def _open_streams() -> None:

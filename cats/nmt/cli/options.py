@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from cats import info
+from cats.extras import install
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import replace_settings
 from cats.nmt.config.schema import Config
@@ -78,4 +79,4 @@ def add_checkpoint(parser: Parser) -> None:
 def require_trainer(purpose: str) -> None:
     """Raise `UserError` if a package that the trainer needs is not installed."""
     if packages := info.missing("nmt"):
-        raise UserError(f"{purpose} needs {', '.join(packages)}; install with: pip install 'cats-optim[nmt]'")
+        raise UserError(f"{purpose} needs {', '.join(packages)}; install with: {install('nmt')}")

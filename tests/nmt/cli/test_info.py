@@ -29,7 +29,7 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CATS_BACKEND", "reference")
     assert "reference, from the environment variable CATS_BACKEND" in info.describe()
     monkeypatch.setitem(info.EXTRAS["nmt"], "no_such_module", "no-such-package")
-    assert "missing no-such-package; install with: pip install 'cats-optim[nmt]'" in info.describe()
+    assert "missing no-such-package; install with: pip install '.[nmt]'" in info.describe()
 
 
 def test_info_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def raising(error: BaseException) -> Callable[..., None]:
         (OSError(errno.EBADF, "Bad file descriptor"), "standard output or a file: Bad file descriptor"),
         (
             ModuleNotFoundError("no babel", name="babel"),
-            "this needs babel; install it with: pip install 'cats-optim[nmt]'",
+            "this needs babel; install it with: pip install '.[nmt]'  # in a clone of CATS",
         ),
     ],
 )

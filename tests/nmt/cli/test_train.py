@@ -22,6 +22,7 @@ pytest.importorskip("sacrebleu")
 import torch
 
 from cats import info
+from cats.extras import install
 from cats.nmt.cli import train
 from cats.nmt.cli.main import main
 from cats.nmt.cli.parser import Parser
@@ -298,4 +299,4 @@ def test_missing_packages_are_found_before_training(
     monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.setattr(info, "missing", lambda extra: ["babel", "tqdm"])
-    assert refused("train") == "training needs babel, tqdm; install with: pip install 'cats-optim[nmt]'"
+    assert refused("train") == f"training needs babel, tqdm; install with: {install('nmt')}"

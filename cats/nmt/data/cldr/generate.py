@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cats.extras import install
 from cats.nmt.data.cldr.phrases import TEMPLATES, Entity, Phrase, Repertoire, Template
 from cats.nmt.data.cldr.sets import LANGUAGES, LEXICON_SETS, NOISY, SIZES
 from cats.nmt.data.corpus import Corpus, Split, Task
@@ -72,7 +73,7 @@ def generate(languages: str = "related", sizes: str = "ted", seed: int = 1) -> C
     except ModuleNotFoundError as error:
         if error.name != "babel":
             raise
-        raise UserError("the built-in corpus needs Babel; install it with: pip install 'cats-optim[nmt]'") from error
+        raise UserError(f"the built-in corpus needs Babel; install it with: {install('nmt')}") from error
     counts = dict(zip(LANGUAGES[languages], SIZES[sizes][languages], strict=True))
     everywhere = sorted({"en", *(code for name in LEXICON_SETS for code in LANGUAGES[name])})
     writers = {code: Writer(code) for code in {*everywhere, *counts}}

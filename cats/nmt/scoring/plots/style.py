@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from cats.extras import install
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
 
@@ -190,7 +191,7 @@ def _import_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise UserError("pictures need matplotlib; install it with: pip install 'cats-optim[nmt]'") from None
+        raise UserError(f"pictures need matplotlib; install it with: {install('nmt')}") from None
 
 
 def short_numbers(axis: Axes) -> None:

@@ -149,5 +149,5 @@ def test_names_of_points_do_not_overlap() -> None:
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"pip install 'cats-optim\[nmt\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[nmt\]'"):
         style.new_figure(1)
