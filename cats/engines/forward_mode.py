@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from cats.gradients import Gradient, dense, power_of_two
 
@@ -32,6 +33,10 @@ from .two_pass import InnerProducts
 from .weighted import weighted_backward
 
 _INSTEAD = "use engine='two_pass' or 'per_task'"
+
+# A checkpoint of torch 2.6 saves its inputs with a function without jvp, whose output has no elements.
+if _save_inputs := getattr(checkpoint, "_NoopSaveInputs", None):
+    _save_inputs.jvp = staticmethod(lambda context, *tangents: torch.empty(0))
 
 
 class ForwardMode:

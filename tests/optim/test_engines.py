@@ -16,10 +16,6 @@ from cats.engines.one_pass import run, segments
 K, B, T, V = 3, 7, 4, 11
 IDS = torch.tensor([0, 2, 1, 0, 2, 2, 0])
 
-needs_packed = pytest.mark.skipif(
-    not hasattr(torch._C._autograd.SavedTensor, "data"), reason="this torch does not show what a checkpoint keeps"
-)
-
 
 class Tiny(nn.Module):
     """An embedding tied with the output, Linear layers, a norm, and a position added."""
@@ -285,7 +281,6 @@ def test_a_task_of_weight_zero_has_numbers_too():
         assert_same(a, b, rtol=1e-8)
 
 
-@needs_packed
 def test_compiled_layers_in_checkpoints_stay_uncompiled_in_the_backward_pass():
     """A checkpoint runs its layers again there, and refuses another number of saved tensors."""
     model, (x, y) = Tiny(), data()
@@ -321,7 +316,6 @@ def test_a_compiled_model_needs_a_callable(monkeypatch):
     assert opt.statistics["engine"] == "one_pass"
 
 
-@needs_packed
 def test_checkpointed_activations_give_the_same_numbers():
     class Saving(Tiny):
         def forward(self, x):

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cats.engines.checkpoints import first_read
+
 from .graph import Node, signed
 
 Tangents: TypeAlias = Mapping[int, Tensor]
@@ -41,14 +43,8 @@ class Data:
 
     def __getitem__(self, name: str) -> Any:
         """A tensor, or a tuple of them, that the node keeps for its backward pass. The node can read it once more."""
-        raw = getattr(self._node, f"_raw_saved_{name}")
-        for each in raw if isinstance(raw, tuple) else [raw]:
-            # A non-reentrant checkpoint allows one read of each recomputed tensor in a backward pass: that of the node.
-            # torch 2.6 does not show the packed object, so there the checkpoint raises an error at the node's own read.
-            packed: Any = getattr(each, "data", None)
-            if type(packed).__module__ == "torch.utils.checkpoint" and type(packed.handles) is dict:
-                packed.handles = _ReadTwice(packed.handles)
-        value = getattr(self._node, f"_saved_{name}")
+        with first_read():
+            value = getattr(self._node, f"_saved_{name}")
         self._versions += [(t, t._version) for t in (value if isinstance(value, tuple) else [value]) if t is not None]
         return value.detach() if isinstance(value, Tensor) else value
 
@@ -66,20 +62,6 @@ class Data:
     def changed(self) -> bool:
         """Whether other code has written to the tensors since they were read. Autograd cannot notice it any more."""
         return any(tensor._version != version for tensor, version in self._versions)
-
-
-class _ReadTwice(dict[Any, Any]):
-    """{backward pass: handle of a recomputed tensor}. The checkpoint forgets a handle by None, here the second time."""
-
-    def __init__(self, handles: dict[Any, Any]) -> None:
-        super().__init__(handles)
-        self.read: set[Any] = set()
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if value is None and key not in self.read:
-            self.read.add(key)
-        else:
-            super().__setitem__(key, value)
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
