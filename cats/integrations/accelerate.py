@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import accelerate
@@ -33,7 +34,9 @@ class Accelerator(accelerate.Accelerator):
     optimizer trains need a plain Accelerator.
 
     Raises:
-        ValueError: DeepSpeed or Megatron-LM, which have optimizers of their own.
+        ValueError: DeepSpeed or Megatron-LM, which have optimizers of their own. Or an optimizer to prepare cannot be
+            used: it is not a :class:`cats.MultiTask`, and there are several processes without FSDP; or it has
+            ``shared=``, and FSDP 2 replaces its parameters.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,9 +47,12 @@ class Accelerator(accelerate.Accelerator):
 
     def prepare_optimizer(self, optimizer: Optimizer, device_placement: bool | None = None) -> AcceleratedOptimizer:
         if isinstance(optimizer, MultiTask):
-            placement = self.device_placement if device_placement is None else device_placement
-            optimizer = AcceleratedMultiTask(optimizer, device_placement=placement, scaler=self.scaler)
-            optimizer._is_accelerate_prepared = True
+            optimizer = prepare_multitask(self, optimizer, device_placement)
+        elif has_replicas(self) and not isinstance(optimizer, AcceleratedMultiTask):
+            raise ValueError(
+                f"with several processes, {type(optimizer).__name__} would train a model of its own in each of them: "
+                "put it into cats.MultiTask, or prepare it and its model with accelerate.Accelerator"
+            )
         return super().prepare_optimizer(optimizer, device_placement)
 
     def prepare_model(
@@ -55,6 +61,11 @@ class Accelerator(accelerate.Accelerator):
         if evaluation_mode or not has_replicas(self):
             return super().prepare_model(model, device_placement, evaluation_mode)
         return prepare_replica(self, model, device_placement)
+
+    @contextmanager
+    def no_sync(self, model: nn.Module) -> Iterator[None]:
+        """Does nothing. The gradients of tasks need the mean over the shards of FSDP 2 in each batch of a step."""
+        yield
 
 
 class AcceleratedMultiTask(AcceleratedOptimizer):
@@ -78,7 +89,8 @@ class AcceleratedMultiTask(AcceleratedOptimizer):
         Args:
             losses, tasks, reduction: as in :meth:`cats.MultiTask.backward`.
             last: whether this is the last call before step(). None: ``accumulate()`` knows it, if the Accelerator has
-                ``gradient_accumulation_steps``.
+                ``gradient_accumulation_steps``. This holds for one call per batch. With several calls, such as one
+                per task, pass it: True in the last call of the last batch (``accelerator.sync_gradients``).
         """
         state = self.gradient_state
         if last is None and state.num_steps > 1:
@@ -102,6 +114,25 @@ class AcceleratedMultiTask(AcceleratedOptimizer):
 def has_replicas(accelerator: accelerate.Accelerator) -> bool:
     """Whether accelerate would put a model into DistributedDataParallel."""
     return accelerator.distributed_type.startswith("MULTI_")
+
+
+def prepare_multitask(
+    accelerator: accelerate.Accelerator, optimizer: MultiTask, device_placement: bool | None = None
+) -> AcceleratedMultiTask:
+    """The optimizer in its wrapper, which ``accelerator.prepare_optimizer()`` then takes as it is.
+
+    Raises:
+        ValueError: the optimizer has ``shared=``, and FSDP 2 will replace its parameters.
+    """
+    if accelerator.is_fsdp2 and optimizer._shared is not None:
+        raise ValueError(
+            "with fsdp, Accelerate replaces the parameters of the optimizer, and those of shared= would be the old "
+            "ones: leave out shared="
+        )
+    placement = accelerator.device_placement if device_placement is None else device_placement
+    prepared = AcceleratedMultiTask(optimizer, device_placement=placement, scaler=accelerator.scaler)
+    prepared._is_accelerate_prepared = True
+    return prepared
 
 
 def prepare_replica(

@@ -17,7 +17,7 @@ from .losses import BatchLosses
 from .replicas import copy_from_first
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
+    from lightning.pytorch import LightningModule, Trainer
 else:
     LightningModule = object  # the mixin calls what the LightningModule beside it has
 
@@ -98,8 +98,20 @@ class ReplicaStrategy(DDPStrategy):
 
     Use it as ``Trainer(strategy=ReplicaStrategy())``, with automatic or manual optimization. Then every engine and
     weighting works. In DistributedDataParallel, ``backward()`` needs the loss of each entry and ``tasks=``.
+
+    Raises:
+        TypeError: when training begins, an optimizer is not a :class:`cats.MultiTask`.
     """
 
     def configure_ddp(self) -> None:
         assert self.model is not None
         copy_from_first(self.model)
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, MultiTask):
+                raise TypeError(
+                    f"with ReplicaStrategy, {type(optimizer).__name__} would train a model of its own in each process: "
+                    "put it into cats.MultiTask, or use strategy='ddp'"
+                )

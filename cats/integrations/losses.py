@@ -15,8 +15,8 @@ class BatchLosses:
     """The losses of a batch, as a method of the user returned them.
 
     Args:
-        losses: {task: loss}; or a pair: the losses of the entries (B, ...), and the task of each entry. Both as
-            :meth:`cats.MultiTask.backward` takes them.
+        losses: {task: loss}; or a pair: the losses of the entries (B, ...) or a callable that returns them, and the
+            task of each entry. Both as :meth:`cats.MultiTask.backward` takes them.
         reduction: with a pair: whether the loss of a task is the "mean" of its entries or their "sum".
 
     Raises:
@@ -25,12 +25,12 @@ class BatchLosses:
 
     def __init__(self, losses: Any, reduction: Literal["mean", "sum"] = "mean") -> None:
         self._reduction = reduction
-        self._values: dict[Any, Tensor] = {}  # the losses that are known, 0-d
+        self._values: dict[Any, Tensor] = {}  # the losses that are known: 0-d, or of a pair (B, ...)
         self._tasks: Any = None
         if isinstance(losses, Mapping):
             self._losses: Any = {task: self._noted(loss, task) for task, loss in losses.items()}
-        elif isinstance(losses, tuple) and len(losses) == 2 and isinstance(losses[0], Tensor):
-            self._losses, self._tasks = losses
+        elif isinstance(losses, tuple) and len(losses) == 2 and (isinstance(losses[0], Tensor) or callable(losses[0])):
+            self._losses, self._tasks = self._noted(losses[0], "entries"), losses[1]
         else:
             raise TypeError(
                 "the losses of a batch must be {task: loss}, or the losses of its entries (B, ...) and the task of "
@@ -51,11 +51,13 @@ class BatchLosses:
         Raises:
             TypeError: losses are callables, and this is before :meth:`backward`.
         """
+        if len(self._values) < (len(self._losses) if self._tasks is None else 1):
+            raise TypeError("the losses of the tasks must be tensors here, not callables")
+        if not self._values:  # a process without examples
+            return torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
         if self._tasks is None:
-            if len(self._values) < len(self._losses):
-                raise TypeError("the losses of the tasks must be tensors here, not callables")
             return torch.stack(list(self._values.values())).sum()
-        entries, tasks = self._losses.detach(), self._tasks
+        entries, tasks = self._values["entries"], self._tasks
         if not isinstance(tasks, Tensor):
             tasks = torch.tensor([optimizer.tasks.index(task) for task in tasks])
         tasks = tasks.to(entries.device).reshape(*tasks.shape, *[1] * (entries.dim() - tasks.dim())).expand_as(entries)

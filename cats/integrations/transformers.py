@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
+from transformers.trainer_callback import TrainerCallback
 
 from cats.multitask import MultiTask
+from cats.tasks import Task
 
-from .accelerate import has_replicas, prepare_replica
+from .accelerate import AcceleratedMultiTask, has_replicas, prepare_multitask, prepare_replica
 from .losses import BatchLosses
 
 if TYPE_CHECKING:
@@ -33,9 +37,10 @@ class TrainerMixin(Trainer):
 
     Without :meth:`compute_losses`, batches must be {task: batch}, as :class:`ByTask` makes them.
 
-    What stays the Trainer's: the loop, schedules, clipping, bf16 and fp16, checkpoints, logs. Logs of a training step
-    have ``alpha_TASK`` and ``loss_TASK`` too, and ``loss`` is the sum of the tasks' losses. With several processes the
-    model is not put into DistributedDataParallel: the optimizer averages the gradients itself.
+    What stays the Trainer's: the loop, schedules, clipping, bf16 and fp16, checkpoints, logs. Logs of the training have
+    ``alpha_TASK`` and ``loss_TASK`` too. ``loss`` is the sum of the tasks' losses, a mean over the steps since the last
+    log; ``loss_TASK`` is a mean over those of them that had the task. With several processes the model is not put into
+    DistributedDataParallel: the optimizer averages the gradients itself.
 
     Args:
         multitask: makes the optimizer from the Trainer's own, such as ``functools.partial(cats.CATS, tasks=TASKS)``.
@@ -50,7 +55,9 @@ class TrainerMixin(Trainer):
 
     def __init__(self, *args: Any, multitask: Callable[[Optimizer], MultiTask] | None = None, **kwargs: Any) -> None:
         self._multitask = multitask
+        self._mean_losses = MeanLosses()
         super().__init__(*args, **kwargs)
+        self.add_callback(self._mean_losses)
         refused = {
             "DeepSpeed": self.is_deepspeed_enabled,
             "FullyShardedDataParallel (fsdp with version 1)": self.is_fsdp_enabled and not self.accelerator.is_fsdp2,
@@ -86,7 +93,8 @@ class TrainerMixin(Trainer):
 
         Returns:
             {task: loss}; or a pair: the losses of the entries (B, ...), and the task of each entry, (B,) integer; see
-            :meth:`cats.MultiTask.backward`. Losses are means over this batch, and are divided by the number of batches
+            :meth:`cats.MultiTask.backward`. Callables that return the losses will do, too; ``torch_compile`` needs
+            them. Losses are means over this batch, and are divided by the number of batches
             of a step. With ``loss_is_scaled_for_ga = True`` they are not divided, and the losses of entries are summed
             for each task. With ``loss_is_scaled_for_ga = False`` the losses of the model are such means, too.
         """
@@ -110,11 +118,14 @@ class TrainerMixin(Trainer):
         optimizer = super().create_optimizer(model)
         if _inside(optimizer) is None and self._multitask is not None:
             self.optimizer = self._multitask(optimizer)
-        if _inside(self.optimizer) is None:
+        multitask = _inside(self.optimizer)
+        if multitask is None:
             raise TypeError(
                 f"the optimizer of the Trainer is {type(self.optimizer).__name__}: pass multitask=, such as "
                 "functools.partial(cats.CATS, tasks=TASKS), or optimizers=(cats.CATS(...), None)"
             )
+        if not isinstance(self.optimizer, AcceleratedMultiTask):  # whose step() tells accelerate about skipped ones
+            self.optimizer = prepare_multitask(self.accelerator, multitask)
         if has_replicas(self.accelerator):  # the Trainer then finds the model prepared, and does not wrap it
             self.model_wrapped = prepare_replica(self.accelerator, self.model_wrapped)
         return self.optimizer
@@ -131,6 +142,8 @@ class TrainerMixin(Trainer):
             is_ours = getattr(self.compute_losses, "__func__", None) is TrainerMixin.compute_losses
             scaled = is_ours and num_items_in_batch is not None
         inputs = self._prepare_inputs(inputs)
+        if isinstance(model, FSDPModule):  # the gradients of tasks need the mean over the shards in each batch
+            model.set_requires_gradient_sync(True)
         with self.compute_loss_context_manager():
             losses = self.compute_losses(model, inputs, num_items_in_batch if scaled else None)
             losses = BatchLosses(losses, "sum" if scaled else "mean")
@@ -171,11 +184,33 @@ class TrainerMixin(Trainer):
         return sum(map(of, inputs.values())) if _is_by_task(inputs) else of(inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # of training; those of an evaluation have eval_loss
-            optimizer = self.multitask_optimizer
+        optimizer = _inside(self.optimizer)
+        if optimizer is not None and "loss" in logs:  # of training; those of an evaluation have eval_loss
             logs |= {f"alpha_{task}": alpha for task, alpha in optimizer.alpha.items()}
-            logs |= {f"loss_{task}": loss for task, loss in optimizer.statistics["losses"].items()}
+            logs |= {f"loss_{task}": loss for task, loss in self._mean_losses.pop().items()}
         super().log(logs, start_time)
+
+
+class MeanLosses(TrainerCallback):
+    """The mean loss of each task since the last log, over the steps that had the task."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Task, tuple[float, int]] = {}  # {task: (sum of losses, number of losses)}
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._seen.clear()
+
+    def on_optimizer_step(self, *args: Any, optimizer: AcceleratedMultiTask, **kwargs: Any) -> None:
+        for task, loss in optimizer.statistics["losses"].items():
+            if math.isfinite(loss):  # the Trainer leaves the others out of its mean, too
+                total, count = self._seen.get(task, (0.0, 0))
+                self._seen[task] = total + loss, count + 1
+
+    def pop(self) -> dict[Task, float]:
+        """{task: mean}. The next means begin here."""
+        means = {task: total / count for task, (total, count) in self._seen.items()}
+        self._seen.clear()
+        return means
 
 
 class ByTask:

@@ -170,10 +170,54 @@ def test_a_step_that_is_skipped_is_seen():
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
 def test_other_optimizers_of_accelerate_are_refused(kind, monkeypatch):
-    found = accelerate.DistributedType[kind]
-    monkeypatch.setattr(accelerate.Accelerator, "distributed_type", property(lambda self: found))
+    pretend(kind, monkeypatch)
     with pytest.raises(ValueError, match=f"does not work with {kind}"):
         accelerator_of()
+
+
+def pretend(kind, monkeypatch):
+    found = accelerate.DistributedType[kind]
+    monkeypatch.setattr(accelerate.Accelerator, "distributed_type", property(lambda self: found))
+
+
+def test_a_plain_optimizer_with_several_processes_is_refused(monkeypatch):
+    """Nobody would average its gradients."""
+    accelerator = accelerator_of()
+    pretend("MULTI_CPU", monkeypatch)
+    net, optimizer, *_ = parts()
+    with pytest.raises(ValueError, match=r"SGD would train a model of its own .* put it into cats\.MultiTask"):
+        accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
+    prepared = accelerator.prepare_optimizer(optimizer)
+    assert accelerator.prepare_optimizer(prepared) is prepared
+
+
+def test_fsdp_averages_in_each_batch_and_refuses_shared(monkeypatch):
+    accelerator = accelerator_of(accumulate=2)
+    monkeypatch.setattr(accelerate.Accelerator, "is_fsdp2", property(lambda self: True))
+    net, base = parts()[0], torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    net.set_requires_gradient_sync = lambda on: pytest.fail("the gradients of tasks need the mean in each batch")
+    with accelerator.accumulate(net):
+        assert not accelerator.sync_gradients
+    with pytest.raises(ValueError, match="leave out shared="):
+        accelerator.prepare_optimizer(cats.CATS(base, TASKS, shared=base.param_groups[0]["params"]))
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_one_call_for_each_task_needs_last(passed):
+    """Otherwise each call of the last batch counts as the last one, and two_pass does not get the sums of all calls."""
+    accelerator = accelerator_of(accumulate=2)
+    net, optimizer, _, loader = parts()
+    optimizer = cats.CATS(optimizer.base, TASKS, engine="two_pass", alpha_lr=0.3, inner_steps=1)
+    net, optimizer, loader = accelerator.prepare(net, optimizer, loader)
+    for batch in list(loader)[:2]:
+        with accelerator.accumulate(net):
+            for task in TASKS:
+                last = {"last": accelerator.sync_gradients and task == TASKS[-1]} if passed else {}
+                optimizer.backward({task: lambda t=task, b=batch: losses_of(net, b, "tasks")["losses"][t]}, **last)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert optimizer.statistics["step"] == 1
+    assert (len(set(optimizer.alpha.values())) > 1) == passed
 
 
 def test_the_optimizer_inside_is_reached():

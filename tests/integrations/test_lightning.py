@@ -112,13 +112,13 @@ def train(model, folder, resume=None, **settings):
     return trainer
 
 
-def plain_loop(form="tasks", accumulate=1, clip=0.0, bf16=False, scaler=None, steps=5, epochs=2):
+def plain_loop(form="tasks", accumulate=1, clip=0.0, bf16=False, scaler=None, steps=5, epochs=2, batches=None):
     net = network()
     optimizer = optimizer_of(net)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    batches = list(loader())
+    batches = list(loader()) if batches is None else batches
     for _ in range(epochs):
-        for place in range(0, BATCHES, accumulate):
+        for place in range(0, len(batches), accumulate):
             some = batches[place : place + accumulate]
             for k, batch in enumerate(some):
                 with torch.autocast("cpu", torch.bfloat16 if bf16 else torch.float16, enabled=bf16 or bool(scaler)):
@@ -209,31 +209,54 @@ def test_what_cannot_work_is_refused(tmp_path):
         train(model, tmp_path)
 
 
+def test_a_replica_needs_an_optimizer_that_averages(tmp_path):
+    """With manual optimization, for which there is no mixin that looks."""
+    model = Manual()
+    model.configure_optimizers = lambda: (optimizer_of(model), torch.optim.SGD(model.parameters(), lr=0.1))
+    model.trainer = trainer_of(tmp_path)
+    strategy = ReplicaStrategy()
+    strategy.connect(model)
+    with pytest.raises(TypeError, match=r"SGD would train a model of its own .* put it into cats\.MultiTask"):
+        strategy.setup_optimizers(model.trainer)
+
+
+class Balanced(Data):
+    """Three rows of a process have one task each, so that the mean over processes is the mean over all rows."""
+
+    def __getitem__(self, i):
+        return *super().__getitem__(i)[:2], i % 3
+
+
 def train_with_others(folder):
     """Called in each process that torchrun starts."""
-    model = Automatic()
-    strategy = ReplicaStrategy(process_group_backend="gloo")
-    # The sampler that Lightning puts in is a random one.
-    trainer = trainer_of(folder, strategy=strategy, devices=2, max_steps=5, use_distributed_sampler=False)
-    sampler = torch.utils.data.DistributedSampler(Data(), num_replicas=2, rank=trainer.global_rank, shuffle=False)
-    with torch.no_grad():
-        model.net[2].bias += trainer.global_rank  # the first process gives its values to the others
-    trainer.fit(model, torch.utils.data.DataLoader(Data(), batch_size=2, sampler=sampler))
-    optimizer = model.optimizers(use_pl_optimizer=False)
-    numbers = {"alpha": optimizer.alpha, "losses": optimizer.statistics["losses"]}
-    torch.save({"model": model.net.state_dict(), **numbers}, f"{folder}/{trainer.global_rank}.pt")
+    for model, strategy, data, rows in (
+        (Automatic(), ReplicaStrategy(process_group_backend="gloo"), Data(), 2),
+        (AutomaticEntries(), "ddp", Balanced(), 3),
+    ):
+        # The sampler that Lightning puts in is a random one.
+        trainer = trainer_of(folder, strategy=strategy, devices=2, max_steps=5, use_distributed_sampler=False)
+        sampler = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=trainer.global_rank, shuffle=False)
+        with torch.no_grad():
+            model.net[2].bias += trainer.global_rank  # the first process gives its values to the others
+        trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=rows, sampler=sampler))
+        optimizer = model.optimizers(use_pl_optimizer=False)
+        numbers = {"alpha": optimizer.alpha, "losses": optimizer.statistics["losses"]}
+        torch.save({"model": model.net.state_dict(), **numbers}, f"{folder}/{model.form}-{trainer.global_rank}.pt")
 
 
 @pytest.mark.slow
 @needs_gloo
 def test_two_processes_of_torchrun_are_one_with_the_whole_batch(tmp_path):
+    """``tasks`` with ReplicaStrategy, ``entries`` with DistributedDataParallel."""
     run_with_torchrun("tests.integrations.test_lightning", tmp_path)
-    net, optimizer = plain_loop()
-    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert same(*results)
-    torch.testing.assert_close(results[0]["model"], dict(net.state_dict()))  # float32: the order of the sums differs
-    assert results[0]["alpha"] == pytest.approx(optimizer.alpha, rel=1e-4)
-    assert results[0]["losses"] == pytest.approx(optimizer.statistics["losses"], rel=1e-4)
+    for form, data, rows in (("tasks", Data(), 4), ("entries", Balanced(), 6)):
+        net, optimizer = plain_loop(form, batches=list(torch.utils.data.DataLoader(data, batch_size=rows)))
+        results = [torch.load(tmp_path / f"{form}-{rank}.pt", weights_only=True) for rank in range(2)]
+        assert same(*results)
+        # float32: the order of the sums differs
+        torch.testing.assert_close(results[0]["model"], dict(net.state_dict()))
+        assert results[0]["alpha"] == pytest.approx(optimizer.alpha, rel=1e-4)
+        assert results[0]["losses"] == pytest.approx(optimizer.statistics["losses"], rel=1e-4)
 
 
 if __name__ == "__main__":

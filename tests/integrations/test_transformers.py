@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import cats
@@ -85,7 +87,8 @@ COLLATORS = {ByBatches: ByTask(collate), ByEntries: mixed}
 
 def trainer_of(folder, kind=ByBatches, model=None, max_steps=5, **settings):
     """A Trainer that reads the rows in order, without a schedule. Its losses are logged in each step."""
-    settings = {"save_strategy": "no", "max_grad_norm": 0.5, "per_device_train_batch_size": 4} | settings
+    usual = {"save_strategy": "no", "max_grad_norm": 0.5, "per_device_train_batch_size": 4, "logging_steps": 1}
+    settings = usual | {"lr_scheduler_type": "constant"} | settings
     args = transformers.TrainingArguments(
         output_dir=folder,
         use_cpu=True,
@@ -93,8 +96,6 @@ def trainer_of(folder, kind=ByBatches, model=None, max_steps=5, **settings):
         learning_rate=0.05,
         optim="adamw_torch",  # the default is the fused one, which rounds in another way
         weight_decay=0.1,
-        lr_scheduler_type="constant",
-        logging_steps=1,
         train_sampling_strategy="sequential",
         report_to=[],
         disable_tqdm=True,
@@ -165,6 +166,81 @@ def test_the_trainer_is_the_plain_loop_bit_for_bit(kind, accumulate, clip, bf16,
         assert {t: line[f"alpha_{t}"] for t in TASKS} == alpha
         assert {t: line[f"loss_{t}"] for t in TASKS if f"loss_{t}" in line} == losses
         assert line["loss"] == pytest.approx(sum(losses.values()), rel=1e-6)  # float32
+
+
+def test_logs_are_means_since_the_last_log(tmp_path):
+    trainer = trainer_of(tmp_path, ByEntries, logging_steps=3, max_steps=6, per_device_train_batch_size=2)
+    trainer.log({"loss": 1.0})  # before training, there are no tasks to write about
+    trainer.train()
+    *_, history = plain_loop(ByEntries, rows=2, steps=6)
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    for line, some in zip(logged, (history[:3], history[3:]), strict=True):
+        of_task = {t: [losses[t] for _, losses in some if t in losses] for t in TASKS}
+        means = {t: sum(losses) / len(losses) for t, losses in of_task.items() if losses}
+        assert {t: line[f"loss_{t}"] for t in TASKS if f"loss_{t}" in line} == pytest.approx(means)
+        # float32
+        assert line["loss"] == pytest.approx(sum(sum(losses.values()) for _, losses in some) / 3, rel=1e-6)
+    assert any(len(losses) < len(TASKS) for _, losses in history)
+
+
+class ByCallables(ByEntries):
+    """A callable that returns a loss for each label."""
+
+    def compute_losses(self, model, inputs, num_items_in_batch=None):
+        tasks = inputs.pop("task")
+        return lambda: model(**inputs)["entries"], tasks[:, None].where(inputs["labels"] != -100, -1)
+
+
+COLLATORS[ByCallables] = mixed
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_losses_of_entries_may_be_a_callable(compiled, tmp_path):
+    """A compiled model needs it: its backward pass runs once only."""
+    more = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
+    trainer = trainer_of(tmp_path, ByCallables, gradient_accumulation_steps=2, max_steps=2, **more)
+    trainer.train()
+    model, optimizer, history = plain_loop(ByEntries, accumulate=2, steps=2)
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    assert logged[-1]["loss"] == pytest.approx(sum(history[-1][1].values()), rel=1e-6)  # float32
+    torch.testing.assert_close(dict(trainer.model.state_dict()), dict(model.state_dict()))  # other order of sums
+    assert trainer.multitask_optimizer.alpha == pytest.approx(optimizer.alpha, rel=1e-5)
+
+
+def test_the_schedule_waits_for_steps_that_a_scaler_skips(tmp_path):
+    class Large(ByEntries):
+        def compute_losses(self, *args, **kwargs):
+            entries, tasks = super().compute_losses(*args, **kwargs)
+            return 64 * entries, tasks
+
+    COLLATORS[Large] = mixed
+    trainer = trainer_of(tmp_path, Large, lr_scheduler_type="linear", max_grad_norm=0.0)
+    # On the CPU, where the Trainer itself does not allow fp16.
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-20)
+    trainer.train()
+    skipped = trainer.multitask_optimizer.statistics["skipped"]
+    assert 0 < skipped < 5
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0.05 * skipped / 5)
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_shards_are_averaged_in_each_batch(tmp_path):
+    """accelerate's no_sync() turns it off, and then the gradients of tasks would lack their mean."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model = fully_shard(Heads(), mesh=dist.init_device_mesh("cpu", (1,)))
+        trainer = trainer_of(tmp_path, model=model)
+        trainer._multitask = functools.partial(cats.CATS, tasks=TASKS, inner_steps=1)
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 2
+        model.set_requires_gradient_sync(False)
+        for place in (0, 4):
+            trainer.training_step(model, ByTask(collate)([Data()[i] for i in range(place, place + 4)]))
+        trainer.optimizer.step()
+    finally:
+        dist.destroy_process_group()
+    assert trainer.multitask_optimizer.statistics["task_gradient_steps"] > 0
 
 
 @pytest.mark.parametrize("kind", [ByBatches, ByEntries])
