@@ -11,6 +11,7 @@ from cats.nmt.cli import translate
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
+from cats.nmt.scoring.members import has_members
 from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
@@ -66,15 +67,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_out(runs: Sequence[Path], out: Path | None) -> None:
-    """Raise `UserError` unless there is a folder for the scores of several runs, in which nothing else gets lost."""
+    """Raise `UserError` unless several runs that differ have a folder for their scores, in which nothing gets lost."""
     if out is None:
         if len(runs) > 1:
             raise UserError("several runs are scored as one model; give a folder for its scores with --out")
         return
     if len(runs) == 1:
         raise UserError("--out is for several runs that are scored as one model; the scores of one run are kept in it")
-    if not is_free(out) and ((out / "config.toml").exists() or not any(out.glob("scores*.json"))):
-        raise UserError(f"{out} exists already; choose another --out")
+    for number, path in enumerate(runs):
+        if path.resolve() in (other.resolve() for other in runs[:number]):
+            raise UserError(f"{path} is named twice; name runs that differ")
+    if not is_free(out) and not has_members(out, runs):
+        raise UserError(f"{out} exists already, and has not the scores of these runs; choose another --out")
 
 
 def score_together(runs: Sequence[Path], out: Path, split: str, checkpoint: str, data: str | None) -> Scores:

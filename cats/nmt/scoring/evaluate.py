@@ -28,6 +28,7 @@ from cats.nmt.model import decode, loss
 from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import hypotheses, nearest_neighbour, tables
+from cats.nmt.scoring.members import write_members
 from cats.nmt.scoring.off_target import Identifier, train_identifier
 from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
 from cats.nmt.scoring.summarise import Output, summarise
@@ -124,6 +125,8 @@ def evaluate(
     }
     written = RunDirectory(run if out is None else out)
     written.path.mkdir(parents=True, exist_ok=True)
+    if others:
+        write_members(written.path, [run, *others])  # before the scores, so that what was begun can be done again
     if any(rows.values()):
         written.hypotheses(checkpoint).mkdir(exist_ok=True)
     known = train_identifier(corpus)

@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
-from cats.nmt.cli.evaluate import score
+from cats.nmt.cli.evaluate import check_out, score
 from cats.nmt.cli.main import main
+from cats.nmt.scoring.members import write_members
 from cats.nmt.scoring.scores import read_scores
 from cats.nmt.training import checkpoint
 
@@ -59,10 +60,20 @@ def test_several_runs_are_scored_as_one_model(
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_where_the_scores_of_several_runs_go(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    run = trained / "run"
-    assert "give a folder for its scores with --out" in refused("evaluate", run, run)
+def test_where_the_scores_of_several_runs_go(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """What is refused is refused before any run is read."""
+    run, other, third = (tmp_path / name for name in "abc")
+    run.mkdir()
+    (run / "scores.json").touch()
+    assert "give a folder for its scores with --out" in refused("evaluate", run, other)
     assert "--out is for several runs" in refused("evaluate", run, "--out", tmp_path / "new")
-    assert refused("evaluate", run, run, "--out", run) == f"{run} exists already; choose another --out"
-    assert refused("evaluate", run, run, "--out", trained) == f"{trained} exists already; choose another --out"
+    again = tmp_path / "b" / ".." / "a"
+    assert refused("evaluate", run, other, again, "--out", tmp_path / "new").startswith(f"{again} is named twice")
     assert not (tmp_path / "new").exists()
+    taken = f"{run} exists already, and has not the scores of these runs; choose another --out"
+    assert refused("evaluate", run, other, "--out", run) == taken
+    write_members(run, [run, other])
+    check_out([run, other], run)
+    assert refused("evaluate", run, third, "--out", run) == refused("evaluate", other, run, "--out", run) == taken
+    (run / "members.json").write_text("{", encoding="utf-8")
+    assert refused("evaluate", run, other, "--out", run) == taken
