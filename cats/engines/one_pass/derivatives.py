@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cats.engines.checkpoints import first_read
+from cats.engines.checkpoints import read_saved
 
 from .graph import Node, signed
 
@@ -43,8 +43,7 @@ class Data:
 
     def __getitem__(self, name: str) -> Any:
         """A tensor, or a tuple of them, that the node keeps for its backward pass. The node can read it once more."""
-        with first_read():
-            value = getattr(self._node, f"_saved_{name}")
+        value = read_saved(self._node, name)
         self._versions += [(t, t._version) for t in (value if isinstance(value, tuple) else [value]) if t is not None]
         return value.detach() if isinstance(value, Tensor) else value
 
