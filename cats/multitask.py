@@ -87,7 +87,7 @@ class MultiTask(Wrapper):
               "two_pass" if K gradients would take more than half of the free memory.
         rows: with "one_pass", the share of the rows of each task from which <g_n, ḡ> is estimated in most layers,
             without bias; ḡ stays exact. None: all.
-        model: the module whose parameters are optimised. It gives them names in error messages. When "two_pass" and
+        model: the module whose parameters are optimized. It gives them names in error messages. When "two_pass" and
             "forward_mode" evaluate callables again, they restore its buffers, such as the running statistics of batch
             normalisation.
         backend: the backend of :mod:`cats.ops` to use. If None, one is chosen.

@@ -1,6 +1,6 @@
-"""Lightning with manual optimisation: `self.optimizers()` has `backward(losses)`.
+"""Lightning with manual optimization: `self.optimizers()` has `backward(losses)`.
 
-In automatic optimisation Lightning takes one loss from `training_step` and calls its backward itself. With
+In automatic optimization Lightning takes one loss from `training_step` and calls its backward itself. With
 `automatic_optimization = False` the step is yours, and the optimizer is used as without Lightning. Its weights are part
 of Lightning's checkpoints. It needs `pip install ".[integrations]"`.
 

@@ -5,14 +5,18 @@ them, "shape" for 30 %, and "size" for 2 %, so that a quarter of the batches has
 a task is the mean over the examples that have its label. A task without one is left out of `losses`. CATS gives "size"
 the least weight; a likely reason is that a gradient from one or two labels is noisy.
 
+With this seed that helps the other two. It costs "size" some accuracy: with the seeds 0 to 2 of `torch.manual_seed`
+equal weights give it 0.64, 0.70 and 0.72, CATS 0.61, 0.67 and 0.70. If the rare task matters, set a `prior` that
+favours it, or a larger `floor`, and compare.
+
     python examples/missing_labels.py
 
 Prints:
 
-    task    batches with a label   accuracy   weight
-    colour                   200       0.94     0.44
-    shape                    200       0.90     0.35
-    size                     146       0.61     0.21
+    task    batches with a label   accuracy: equal weights   CATS   its weight
+    colour                   200                      0.92   0.94         0.44
+    shape                    200                      0.88   0.90         0.35
+    size                     146                      0.64   0.61         0.21
 """
 
 import torch
@@ -32,7 +36,7 @@ def make_data(examples, answers):
     return x, labels
 
 
-def main(steps=200):
+def train(weighting, steps=200):
     torch.manual_seed(0)
     answers = {task: torch.randn(8, CLASSES) for task in KNOWN}
     x, labels = make_data(4096, answers)
@@ -42,7 +46,7 @@ def main(steps=200):
     trunk = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
     heads = nn.ModuleDict({task: nn.Linear(64, CLASSES) for task in KNOWN})
     base = torch.optim.AdamW([*trunk.parameters(), *heads.parameters()], lr=1e-3)
-    optimizer = cats.CATS(base, list(KNOWN), shared=trunk.parameters())
+    optimizer = cats.MultiTask(base, list(KNOWN), weighting, shared=trunk.parameters())
 
     seen = dict.fromkeys(KNOWN, 0)
     for _ in range(steps):
@@ -60,12 +64,18 @@ def main(steps=200):
         optimizer.step()
 
     fresh, right = make_data(2000, answers)
-    print("task    batches with a label   accuracy   weight")
     with torch.no_grad():
         hidden = trunk(fresh)
-        for task, head in heads.items():
-            accuracy = (head(hidden).argmax(1) == right[task]).float().mean()
-            print(f"{task:<7} {seen[task]:20d} {accuracy:10.2f} {optimizer.alpha[task]:8.2f}")
+        accuracy = {task: (head(hidden).argmax(1) == right[task]).float().mean().item() for task, head in heads.items()}
+    return seen, accuracy, optimizer.alpha
+
+
+def main():
+    _, equal, _ = train(cats.weighting.Static([1, 1, 1]))
+    seen, accuracy, alpha = train(cats.weighting.CATS())  # the same as cats.CATS(base, tasks)
+    print("task    batches with a label   accuracy: equal weights   CATS   its weight")
+    for task in KNOWN:
+        print(f"{task:<7} {seen[task]:20d} {equal[task]:25.2f} {accuracy[task]:6.2f} {alpha[task]:12.2f}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 The network u(x) shall solve u'' = −π² sin πx on −1 < x < 1 with u = 0 at both ends. The solution is sin πx. One loss
 is the residual of the equation at random points, another one the error at the ends. Any line a x + b can be added to u
 without a change of the residual, so the solution needs both. The residual is much larger, and its gradient dominates
-the sum. CATS gives such a task less weight. This does not help in every such problem: bench/README.md has one, the heat
-equation, in which it makes no difference beyond noise.
+the sum. CATS gives such a task less weight. How much this helps varies: with seeds 0 to 3 of `torch.manual_seed` the
+error of the sum is 0.0086, 0.0026, 0.0028 and 0.0032, that of CATS 0.0027, 0.0012, 0.0037 and 0.0016. It does not help
+in every such problem: bench/README.md has one, the heat equation, in which it makes no difference beyond noise.
 
 The losses contain derivatives of the network, made with `create_graph=True`. `backward()` differentiates them once
 more, as `loss.backward()` does.

@@ -61,7 +61,7 @@ class Adaptive(Weighting):
 
 
 class Robust(Adaptive):
-    """What the forms of distributionally robust optimisation have in common: they compare losses L_n − b_n.
+    """What the forms of distributionally robust optimization have in common: they compare losses L_n − b_n.
 
     Args:
         shares: p, a number of at least 0 for each task. Only the ratios matter. None: uniform.
