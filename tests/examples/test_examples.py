@@ -127,5 +127,5 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 
 
 def shapes(cell: dict) -> list[str]:
-    """The kinds of the outputs of a cell. The pictures themselves differ between versions of matplotlib."""
-    return [kind for output in cell.get("outputs", []) for kind in output.get("data", [output["output_type"]])]
+    """The kinds of the outputs of a cell, sorted. The pictures themselves differ between versions of matplotlib."""
+    return sorted(kind for output in cell.get("outputs", []) for kind in output.get("data", [output["output_type"]]))
