@@ -12,42 +12,31 @@ from torch import nn
 import cats
 from tests.distributed.common import needs_gloo
 from tests.integrations.common import run_with_torchrun
+from tests.integrations.plain import (
+    BATCHES,
+    TASKS,
+    backward,
+    check_same,
+    loader,
+    losses_of,
+    network,
+    optimizer_of,
+    plain_loop,
+    schedule_of,
+)
 from tests.optim.common import same
 
 accelerate = pytest.importorskip("accelerate")
 
 from cats.integrations.accelerate import Accelerator  # noqa: E402
 
-TASKS = ["az", "be", "gl"]
-BATCHES = 10
 SCALE = 2.0**10
 
 
-class Data(torch.utils.data.Dataset):
-    """Rows with 4 numbers, a target for each task, and the task that counts where rows have a task each."""
-
-    def __len__(self):
-        return 4 * BATCHES
-
-    def __getitem__(self, i):
-        draw = torch.Generator().manual_seed(i)
-        return torch.randn(4, generator=draw), torch.randn(3, generator=draw), i * 5 % 7 % 3
-
-
 def parts(rows=4):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-    optimizer = cats.CATS(torch.optim.AdamW(net.parameters(), lr=0.05), TASKS, inner_steps=2, alpha_lr=0.3)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    return net, optimizer, schedule, torch.utils.data.DataLoader(Data(), batch_size=rows)
-
-
-def losses_of(net, batch, form):
-    x, y, tasks = batch
-    errors = (net(x).float() - y).square()
-    if form == "entries":
-        return {"losses": errors.gather(1, tasks[:, None])[:, 0], "tasks": tasks}
-    return {"losses": dict(zip(TASKS, errors.mean(0), strict=True))}
+    net = network()
+    optimizer = optimizer_of(net)
+    return net, optimizer, schedule_of(optimizer), loader(rows=rows)
 
 
 def accelerator_of(accumulate=1, precision="no", **settings):
@@ -59,7 +48,7 @@ def train(accelerator, prepared, form="tasks", steps=5, clip=0.0, epochs=2, firs
     for _ in range(epochs):
         for batch in accelerator.skip_first_batches(loader, first):
             with accelerator.accumulate(net):
-                optimizer.backward(**losses_of(net, batch, form))
+                backward(optimizer, losses_of(net, batch, form))
                 if clip and accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(net.parameters(), clip)
                 optimizer.step()
@@ -72,44 +61,6 @@ def train(accelerator, prepared, form="tasks", steps=5, clip=0.0, epochs=2, firs
     raise AssertionError("the data have too few batches")
 
 
-def plain_loop(form="tasks", accumulate=1, steps=5, clip=0.0, bf16=False, scaler=None, epochs=2):
-    net, optimizer, schedule, loader = parts()
-    batches = list(loader)
-    for _ in range(epochs):
-        for place in range(0, BATCHES, accumulate):
-            some = batches[place : place + accumulate]
-            for k, batch in enumerate(some):
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    out = net(batch[0])
-                given = losses_of(lambda x, out=out: out, batch, form)
-                losses = given["losses"]
-                if accumulate > 1:
-                    losses = (
-                        losses / accumulate if form == "entries" else {t: v / accumulate for t, v in losses.items()}
-                    )
-                last = k == len(some) - 1 if accumulate > 1 else None
-                optimizer.backward(**{**given, "losses": losses}, scaler=scaler, last=last)
-            if clip:
-                if scaler:
-                    scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(net.parameters(), clip)
-            if scaler:
-                scaler.step(optimizer)
-                scaler.update()
-            else:
-                optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if optimizer.statistics["step"] == steps:
-                return net, optimizer
-    raise AssertionError("the data have too few batches")
-
-
-def check_same(net, optimizer, plain, reference):
-    assert all(map(torch.equal, net.parameters(), plain.parameters()))
-    assert same(optimizer.state_dict(), reference.state_dict())
-
-
 @pytest.mark.parametrize("form", ["tasks", "entries"])
 @pytest.mark.parametrize(("accumulate", "clip", "bf16"), [(1, 0.0, False), (3, 0.1, False), (3, 0.1, True)])
 def test_accelerate_is_the_plain_loop_bit_for_bit(accumulate, clip, bf16, form):
@@ -118,7 +69,7 @@ def test_accelerate_is_the_plain_loop_bit_for_bit(accumulate, clip, bf16, form):
     assert isinstance(optimizer, accelerate.optimizer.AcceleratedOptimizer)
     train(accelerator, prepared, form, clip=clip)
     # An epoch has 3 groups of 3 batches, and one batch that is left.
-    check_same(net, optimizer, *plain_loop(form, accumulate, clip=clip, bf16=bf16))
+    check_same(net, optimizer, *plain_loop(form, accumulate, clip, torch.bfloat16 if bf16 else None))
     assert optimizer.alpha == optimizer.optimizer.alpha
 
 
@@ -158,7 +109,7 @@ def test_a_step_that_is_skipped_is_seen():
     optimizer, schedule, loader = accelerator.prepare(optimizer, schedule, loader)
     seen = []
     for batch in loader:
-        optimizer.backward({task: 64 * loss for task, loss in losses_of(net, batch, "tasks")["losses"].items()})
+        optimizer.backward({task: 64 * loss for task, loss in losses_of(net, batch).items()})
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -213,7 +164,7 @@ def test_one_call_for_each_task_needs_last(passed):
         with accelerator.accumulate(net):
             for task in TASKS:
                 last = {"last": accelerator.sync_gradients and task == TASKS[-1]} if passed else {}
-                optimizer.backward({task: lambda t=task, b=batch: losses_of(net, b, "tasks")["losses"][t]}, **last)
+                optimizer.backward({task: lambda t=task, b=batch: losses_of(net, b)[t]}, **last)
             optimizer.step()
             optimizer.zero_grad()
     assert optimizer.statistics["step"] == 1
@@ -236,7 +187,7 @@ def test_a_plain_accelerator_holds_the_optimizer():
     accelerator = accelerate.Accelerator(cpu=True)
     net, optimizer, schedule, loader = accelerator.prepare(*parts())
     for batch in list(loader)[:5]:
-        optimizer.optimizer.backward(**losses_of(net, batch, "tasks"), scaler=accelerator.scaler)
+        backward(optimizer.optimizer, losses_of(net, batch), scaler=accelerator.scaler)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

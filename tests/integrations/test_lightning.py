@@ -6,48 +6,25 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
-import cats
 from tests.distributed.common import needs_gloo
 from tests.integrations.common import run_with_torchrun
+from tests.integrations.plain import (
+    TASKS,
+    Data,
+    check_same,
+    loader,
+    losses_of,
+    network,
+    optimizer_of,
+    plain_loop,
+    schedule_of,
+)
 from tests.optim.common import same
 
 lightning = pytest.importorskip("lightning.pytorch")
 
 from cats.integrations.lightning import ModuleMixin, ReplicaStrategy  # noqa: E402
-
-TASKS = ["az", "be", "gl"]
-BATCHES = 10
-OPTIONS = {"inner_steps": 2, "alpha_lr": 0.3}
-
-
-class Data(torch.utils.data.Dataset):
-    """Rows with 4 numbers, a target for each task, and the task that counts where rows have a task each."""
-
-    def __len__(self):
-        return 4 * BATCHES
-
-    def __getitem__(self, i):
-        draw = torch.Generator().manual_seed(i)
-        return torch.randn(4, generator=draw), torch.randn(3, generator=draw), i * 5 % 7 % 3
-
-
-def optimizer_of(model):
-    return cats.CATS(torch.optim.AdamW(model.parameters(), lr=0.05), TASKS, **OPTIONS)
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-
-
-def losses_of(net, batch, form):
-    x, y, tasks = batch
-    errors = (net(x).float() - y).square()
-    if form == "entries":
-        return errors.gather(1, tasks[:, None])[:, 0], tasks
-    return dict(zip(TASKS, errors.mean(0), strict=True))
 
 
 class Automatic(ModuleMixin, lightning.LightningModule):
@@ -66,7 +43,7 @@ class Automatic(ModuleMixin, lightning.LightningModule):
 
     def configure_optimizers(self):
         optimizer = optimizer_of(self)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+        return [optimizer], [{"scheduler": schedule_of(optimizer), "interval": "step"}]
 
 
 class AutomaticEntries(Automatic):
@@ -84,7 +61,7 @@ class Manual(Automatic):
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.core.optimizer.LightningOptimizer)
         optimizer.zero_grad()
-        optimizer.backward(losses_of(self.net, batch, "tasks"), **self.more())
+        optimizer.backward(losses_of(self.net, batch), **self.more())
         optimizer.step()
         self.lr_schedulers().step()
 
@@ -102,61 +79,21 @@ def trainer_of(folder, **settings):
     return lightning.Trainer(default_root_dir=folder, **{"accelerator": "cpu", "devices": 1, **quiet, **settings})
 
 
-def loader():
-    return torch.utils.data.DataLoader(Data(), batch_size=4)
-
-
 def train(model, folder, resume=None, **settings):
     trainer = trainer_of(folder, **{"max_steps": 5, **settings})
     trainer.fit(model, loader(), ckpt_path=resume, **({"weights_only": True} if resume else {}))
     return trainer
 
 
-def plain_loop(form="tasks", accumulate=1, clip=0.0, bf16=False, scaler=None, steps=5, epochs=2, batches=None):
-    net = network()
-    optimizer = optimizer_of(net)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    batches = list(loader()) if batches is None else batches
-    for _ in range(epochs):
-        for place in range(0, len(batches), accumulate):
-            some = batches[place : place + accumulate]
-            for k, batch in enumerate(some):
-                with torch.autocast("cpu", torch.bfloat16 if bf16 else torch.float16, enabled=bf16 or bool(scaler)):
-                    losses = losses_of(net, batch, form)
-                last = k == len(some) - 1
-                if form == "entries":
-                    entries, tasks = losses
-                    entries = entries / accumulate if accumulate > 1 else entries
-                    optimizer.backward(entries, tasks=tasks, last=last, scaler=scaler)
-                else:
-                    losses = {t: v / accumulate if accumulate > 1 else v for t, v in losses.items()}
-                    optimizer.backward(losses, last=last, scaler=scaler)
-            if clip:
-                if scaler:
-                    scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(net.parameters(), clip)
-            if scaler:
-                scaler.step(optimizer)
-                scaler.update()
-            else:
-                optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if optimizer.statistics["step"] == steps:
-                return net, optimizer
-    raise AssertionError("the data have too few batches")
-
-
-def check_same(model, net, optimizer):
-    assert all(map(torch.equal, model.net.parameters(), net.parameters()))
-    assert same(model.optimizers(use_pl_optimizer=False).state_dict(), optimizer.state_dict())
+def check_model(model, plain_net, plain_optimizer):
+    check_same(model.net, model.optimizers(use_pl_optimizer=False), plain_net, plain_optimizer)
 
 
 @pytest.mark.parametrize("model", [Automatic, AutomaticEntries, Manual])
 def test_lightning_is_the_plain_loop_bit_for_bit(model, tmp_path):
     model = model()
     train(model, tmp_path)
-    check_same(model, *plain_loop(model.form))
+    check_model(model, *plain_loop(model.form))
 
 
 @pytest.mark.parametrize("model", [Automatic, AutomaticEntries])
@@ -164,7 +101,7 @@ def test_accumulation_clipping_and_bf16(model, tmp_path):
     model = model()
     # An epoch has 3 groups of 3 batches, and one batch that is left.
     train(model, tmp_path, accumulate_grad_batches=3, gradient_clip_val=0.1, precision="bf16-mixed")
-    check_same(model, *plain_loop(model.form, accumulate=3, clip=0.1, bf16=True))
+    check_model(model, *plain_loop(model.form, accumulate=3, clip=0.1, autocast=torch.bfloat16))
 
 
 @pytest.mark.parametrize(("model", "clip"), [(Automatic, 0.0), (Automatic, 0.1), (ManualScaled, 0.0)])
@@ -175,7 +112,7 @@ def test_fp16_with_a_scaler(model, clip, tmp_path):
     plugins = [precision.MixedPrecision("16-mixed", "cpu", scalers[0])]
     model = model()
     train(model, tmp_path, plugins=plugins, **({"gradient_clip_val": clip} if clip else {}))
-    check_same(model, *plain_loop(clip=clip, scaler=scalers[1]))
+    check_model(model, *plain_loop(clip=clip, autocast=torch.float16, scaler=scalers[1]))
     assert scalers[0].state_dict() == scalers[1].state_dict()
 
 
@@ -186,7 +123,7 @@ def test_a_resumed_run_repeats_bit_for_bit(model, tmp_path):
     train(whole, tmp_path, max_steps=-1, max_epochs=2)
     train(part, tmp_path, max_steps=-1, max_epochs=1).save_checkpoint(tmp_path / "part.ckpt")
     train(resumed, tmp_path, resume=tmp_path / "part.ckpt", max_steps=-1, max_epochs=2)
-    check_same(resumed, whole.net, whole.optimizers(use_pl_optimizer=False))
+    check_model(resumed, whole.net, whole.optimizers(use_pl_optimizer=False))
 
 
 def test_weights_and_losses_are_logged(tmp_path):
@@ -250,7 +187,7 @@ def test_two_processes_of_torchrun_are_one_with_the_whole_batch(tmp_path):
     """``tasks`` with ReplicaStrategy, ``entries`` with DistributedDataParallel."""
     run_with_torchrun("tests.integrations.test_lightning", tmp_path)
     for form, data, rows in (("tasks", Data(), 4), ("entries", Balanced(), 6)):
-        net, optimizer = plain_loop(form, batches=list(torch.utils.data.DataLoader(data, batch_size=rows)))
+        net, optimizer = plain_loop(form, batches=list(loader(data, rows)))
         results = [torch.load(tmp_path / f"{form}-{rank}.pt", weights_only=True) for rank in range(2)]
         assert same(*results)
         # float32: the order of the sums differs
