@@ -94,9 +94,9 @@ class TrainerMixin(Trainer):
         Returns:
             {task: loss}; or a pair: the losses of the entries (B, ...), and the task of each entry, (B,) integer; see
             :meth:`cats.MultiTask.backward`. Callables that return the losses will do, too; ``torch_compile`` needs
-            them. Losses are means over this batch, and are divided by the number of batches
-            of a step. With ``loss_is_scaled_for_ga = True`` they are not divided, and the losses of entries are summed
-            for each task. With ``loss_is_scaled_for_ga = False`` the losses of the model are such means, too.
+            them. Losses are means over this batch, and are divided by the number of batches of a step. With
+            ``loss_is_scaled_for_ga = True`` they are not divided, and the losses of entries are summed for each task.
+            With ``loss_is_scaled_for_ga = False`` the losses of the model are such means, too.
         """
         if not _is_by_task(inputs):
             raise ValueError(
