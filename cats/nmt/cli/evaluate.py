@@ -11,7 +11,6 @@ from cats.nmt.cli import translate
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
-from cats.nmt.scoring.members import has_members
 from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
 
 def check_out(runs: Sequence[Path], out: Path | None) -> None:
     """Raise `UserError` unless several runs that differ have a folder for their scores, in which nothing gets lost."""
+    from cats.nmt.scoring.members import has_members
+
     if out is None:
         if len(runs) > 1:
             raise UserError("several runs are scored as one model; give a folder for its scores with --out")
