@@ -62,7 +62,7 @@ def prepared(config: Any, folder: Path) -> Path:
     """Prepares the corpus of a configuration for training, in a new folder."""
     from cats.nmt.data.encode import EncodingSettings
     from cats.nmt.data.prepare import prepare
-    from cats.nmt.training.corpus import load_corpus
+    from cats.nmt.training.load_corpus import load_corpus
 
     folder.mkdir()
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)

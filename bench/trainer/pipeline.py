@@ -51,7 +51,7 @@ def run(folder: Path, samples: int) -> list[PipelineRate]:
     from cats.nmt.data.prepare import prepare
     from cats.nmt.data.prepared import read_prepared
     from cats.nmt.data.sampler import Mixture, Sampler
-    from cats.nmt.training.corpus import load_corpus
+    from cats.nmt.training.load_corpus import load_corpus
 
     write_text(folder / "text", TASKS, PAIRS)
     settings = ["tokenizer.vocab_size=8000", "tokenizer.most_pairs=10000", f"data.path={folder / 'text'}"]

@@ -29,6 +29,9 @@ PACKAGES = {
     NOTEBOOK: ["babel", "ipykernel", "matplotlib", "nbclient", "nbformat", "sentencepiece"],
 }
 SEVERAL_PROCESSES = ["fsdp2.py", "torchrun_ddp.py"]
+# The last bits of a sum depend on the processor, the number of threads and the version of torch. Most programs print
+# the same digits everywhere. The scores of a translation model moved by up to 7 % between AVX2 and code without it.
+ROUNDING = {"own_corpus.py": 0.1}
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -45,22 +48,21 @@ def promised(program: str) -> str:
     return block[1]
 
 
-def differences(found: str, expected: str) -> list[str]:
-    """Where two outputs differ: the words, the whole numbers, and the others by more than a tenth.
+def differences(found: str, expected: str, rounding: float = 0.0) -> list[str]:
+    """Where two outputs differ: the words, the whole numbers, and the others by more than 1 in the last digit.
 
-    The last bits of a sum depend on the processor, the number of threads and the version of torch, and training makes
-    the difference larger.
+    rounding: what those others may differ by besides, relative to the expected number. See ROUNDING.
     """
     if NUMBER.sub("#", found).split() != NUMBER.sub("#", expected).split():
         return [f"printed:\n{found}\nexpected:\n{expected}"]
     pairs = zip(NUMBER.findall(found), NUMBER.findall(expected), strict=True)
-    return [f"{a} instead of {b}" for a, b in pairs if a != b and not is_near(a, b)]
+    return [f"{a} instead of {b}" for a, b in pairs if a != b and not is_near(a, b, rounding)]
 
 
-def is_near(a: str, b: str) -> bool:
-    """Whether they differ by a tenth, or by 2 in the last digit. Whole numbers must be equal."""
+def is_near(a: str, b: str, rounding: float) -> bool:
+    """Whether they differ by at most 1 in the last digit and that share. Whole numbers must be equal."""
     decimals = len(b.partition(".")[2])
-    return decimals > 0 and abs(float(a) - float(b)) <= 0.1 * abs(float(b)) + 2.001 * 10**-decimals
+    return decimals > 0 and abs(float(a) - float(b)) <= rounding * abs(float(b)) + 1.001 * 10**-decimals
 
 
 def require(name: str) -> None:
@@ -73,7 +75,7 @@ def require(name: str) -> None:
 def test_a_program_prints_what_it_says(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     require(program)
     runpy.run_path(str(FOLDER / program), run_name="__main__")
-    assert not differences(capsys.readouterr().out, promised(program))
+    assert not differences(capsys.readouterr().out, promised(program), ROUNDING.get(program, 0.0))
 
 
 @needs_gloo
@@ -107,9 +109,11 @@ def test_a_program_is_short_and_listed(program: str) -> None:
 
 
 def test_differences_are_found() -> None:
-    assert not differences("loss 0.50, steps 1,200\n", "  loss 0.52,  steps 1,200")
-    for wrong in ("loss 0.60, steps 1,200", "loss 0.50, steps 1,201", "los 0.50, steps 1,200", "loss 0.50"):
-        assert differences(wrong, "loss 0.50, steps 1,200")
+    assert not differences("loss 0.50, steps 1,200\n", "  loss 0.51,  steps 1,200")
+    assert not differences("loss 0.54, steps 1,200\n", "  loss 0.50,  steps 1,200", 0.1)
+    for wrong in ("loss 0.57, steps 1,200", "loss 0.50, steps 1,201", "los 0.50, steps 1,200", "loss 0.50"):
+        assert differences(wrong, "loss 0.50, steps 1,200", 0.1)
+    assert differences("loss 0.52, steps 1,200", "loss 0.50, steps 1,200")
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
@@ -118,14 +122,21 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(FOLDER / NOTEBOOK, as_version=4)
-    stored = [shapes(cell) for cell in notebook.cells]
+    stored = [(shapes(cell), printed(cell)) for cell in notebook.cells]
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute(
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     )
-    assert [shapes(cell) for cell in notebook.cells] == stored, "store the notebook with its outputs"
+    assert any(text for _, text in stored)
+    for cell, (kinds, text) in zip(notebook.cells, stored, strict=True):
+        assert shapes(cell) == kinds, "store the notebook with its outputs"
+        assert not differences(printed(cell), text)
     assert (FOLDER / NOTEBOOK).stat().st_size < 200_000
 
 
 def shapes(cell: dict) -> list[str]:
     """The kinds of the outputs of a cell, sorted. The pictures themselves differ between versions of matplotlib."""
     return sorted(kind for output in cell.get("outputs", []) for kind in output.get("data", [output["output_type"]]))
+
+
+def printed(cell: dict) -> str:
+    return "".join(output.get("text", "") for output in cell.get("outputs", []) if output.get("name") == "stdout")

@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     doing(f"reading {args.dir}")
     from cats.nmt.scoring.tables import aligned
-    from cats.nmt.training.corpus import load_corpus
+    from cats.nmt.training.load_corpus import load_corpus
 
     corpus = load_corpus(corpus_config(args, Config()).data)
     print(aligned(table(corpus), left=2))

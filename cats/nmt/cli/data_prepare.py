@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from cats.nmt.data.prepare import prepare
     from cats.nmt.data.prepared import read_prepared
     from cats.nmt.training import warmstart
-    from cats.nmt.training.corpus import load_corpus
+    from cats.nmt.training.load_corpus import load_corpus
 
     if args.processes < 0:
         raise UserError(f"--processes must be at least 0, not {args.processes}")

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]
     from cats.nmt.files import locked
     from cats.nmt.scoring.grid.execute import execute
     from cats.nmt.scoring.grid.runs import check_all, everything
-    from cats.nmt.training.corpus import load_corpus
+    from cats.nmt.training.load_corpus import load_corpus
 
     def results() -> None:
         """Write the results, if all finished runs have the settings that the trials have chosen by now."""

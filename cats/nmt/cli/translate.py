@@ -20,8 +20,8 @@ from cats.nmt.screen import doing
 if TYPE_CHECKING:
     from cats.nmt.data.tokenizer import Tokenizer
     from cats.nmt.model.decode import LengthLimit
-    from cats.nmt.training.model import TrainedModel
     from cats.nmt.training.run import RunDirectory
+    from cats.nmt.training.trained_model import TrainedModel
 
 SUMMARY = "translate standard input, a file or typed lines with a trained model"
 HELP = """\
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     doing(f"loading {', '.join(args.runs)}")
     from cats.nmt.model.decode import translations
     from cats.nmt.training.device import set_threads
-    from cats.nmt.training.ensemble import load_together, together
+    from cats.nmt.training.load_ensemble import load_together, together
     from cats.nmt.training.run import RunDirectory
 
     directories = [RunDirectory(Path(run)) for run in args.runs]

@@ -34,10 +34,10 @@ from cats.nmt.scoring.scores import RunFacts, Scores, write_scores
 from cats.nmt.scoring.summarise import Output, summarise
 from cats.nmt.screen import doing
 from cats.nmt.training.device import set_threads
-from cats.nmt.training.ensemble import load_together, together
+from cats.nmt.training.load_ensemble import load_together, together
 from cats.nmt.training.metrics import read_metrics
-from cats.nmt.training.model import TrainedModel
 from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.trained_model import TrainedModel
 
 
 def evaluate(

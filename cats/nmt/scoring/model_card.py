@@ -16,8 +16,8 @@ from cats.nmt.data.directions import direction
 from cats.nmt.files import as_text
 from cats.nmt.scoring import tables
 from cats.nmt.scoring.scores import Scores
-from cats.nmt.training.model import TrainedModel
 from cats.nmt.training.origin import settings_of
+from cats.nmt.training.trained_model import TrainedModel
 
 _UNICODE = "https://www.unicode.org/license.txt"
 

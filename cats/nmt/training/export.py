@@ -12,9 +12,9 @@ from torch import Tensor
 from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write, is_free
 from cats.nmt.training import export_file
-from cats.nmt.training.model import TrainedModel
 from cats.nmt.training.origin import settings_of
 from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.trained_model import TrainedModel
 
 
 def write(out: Path, trained: TrainedModel, tasks: list[str], card: str = "") -> None:

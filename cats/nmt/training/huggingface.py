@@ -32,7 +32,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.files import atomic_write
 from cats.nmt.model.transformer import Attention, DecoderLayer, EncoderLayer, FeedForward, Transformer, sinusoids
 from cats.nmt.training.export import filled
-from cats.nmt.training.model import TrainedModel
+from cats.nmt.training.trained_model import TrainedModel
 
 # Here hypotheses are ranked by log probability / ((5 + length) / 6)^p, in transformers by log probability / length^q.
 # The penalties grow alike at a length L if q = p L / (L + 5). This is for L = 15 pieces.

@@ -35,11 +35,11 @@ from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import atomic_write, hard_link, locked, read_file, remove_temporary_files
 from cats.nmt.training import checkpoint, export_file, processes
-from cats.nmt.training.corpus import load_corpus
 from cats.nmt.training.device import default_device
+from cats.nmt.training.load_corpus import load_corpus
 from cats.nmt.training.metrics import divergence, read_metrics
-from cats.nmt.training.model import TrainedModel, build_model, with_tied
 from cats.nmt.training.origin import Origin
+from cats.nmt.training.trained_model import TrainedModel, build_model, with_tied
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from cats.nmt.methods.options import build
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training.batches import Part
 from cats.nmt.training.losses import autocast
-from cats.nmt.training.model import build_model
 from cats.nmt.training.sharding import is_sharded
+from cats.nmt.training.trained_model import build_model
 from cats.nmt.training.training_data import TrainingData
 
 

@@ -31,12 +31,12 @@ from cats.nmt.training.landscape import Landscape, add_record
 from cats.nmt.training.losses import Losses, TokenLosses, add_gradients
 from cats.nmt.training.memory import out_of_memory, peak_memory
 from cats.nmt.training.metrics import LossRecord
-from cats.nmt.training.model import build_model
 from cats.nmt.training.optimizer import gradient_scales
 from cats.nmt.training.progress import Progress
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.schedule import rate_of_update
 from cats.nmt.training.signals import deferred_interrupts
+from cats.nmt.training.trained_model import build_model
 from cats.nmt.training.training_state import TrainingState
 from cats.nmt.training.validation import is_better, validation_nll, validation_scores
 

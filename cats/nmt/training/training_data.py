@@ -21,7 +21,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.model.decode import LengthLimit
 from cats.nmt.screen import doing
 from cats.nmt.training import processes, warmstart
-from cats.nmt.training.corpus import load_corpus
+from cats.nmt.training.load_corpus import load_corpus
 from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory
 

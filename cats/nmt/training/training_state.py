@@ -33,11 +33,11 @@ from cats.nmt.training.loss_log import LossLog, Sums
 from cats.nmt.training.losses import TaskLosses
 from cats.nmt.training.memory import check_memory
 from cats.nmt.training.metrics import Metrics
-from cats.nmt.training.model import build_model
 from cats.nmt.training.optimizer import build_optimizer, check_backend, token_weights
 from cats.nmt.training.origin import Origin, settings_of
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.self_distillation import self_distillation
+from cats.nmt.training.trained_model import build_model
 from cats.nmt.training.training_data import load_training_data
 from cats.nmt.training.trusted import TrustedLosses, split_validation, validation_text
 from cats.nmt.training.validation import WORST

@@ -21,9 +21,9 @@ from cats.nmt.data.prepared import TOKENIZER, is_prepared
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.data.vocabulary import tagged_languages, train_language_tokenizers, vocabulary_text
 from cats.nmt.errors import UserError
-from cats.nmt.training.model import with_tied
 from cats.nmt.training.origin import DEFINING
 from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.trained_model import with_tied
 
 
 def initial_tokenizer(corpus: Corpus, config: Config, *, quiet: bool = False) -> Tokenizer | None:

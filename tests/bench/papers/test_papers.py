@@ -31,7 +31,7 @@ SIZES = {  # instead of reading a corpus
 def test_all_commands_parse_and_all_settings_are_valid(
     scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cats.nmt.training.corpus.load_corpus", lambda *_, **__: SimpleNamespace(sizes=SIZES))
+    monkeypatch.setattr("cats.nmt.training.load_corpus.load_corpus", lambda *_, **__: SimpleNamespace(sizes=SIZES))
     found = commands(FIGURES.values(), scale, tmp_path / "out", tmp_path / "data")
     assert len({command.words for command in found}) == len(found)  # what figures share is trained once
     runs = 0

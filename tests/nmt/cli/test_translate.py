@@ -19,7 +19,7 @@ from cats.nmt.cli.main import main
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint
-from cats.nmt.training.ensemble import check_vocabularies
+from cats.nmt.training.load_ensemble import check_vocabularies
 from tests.nmt.cli.common import Input
 
 

@@ -43,7 +43,7 @@ PUBLISHED = {"ted": (31.5, False), "opus100": (110, True), "order-matters-3": (5
 
 @pytest.mark.parametrize("name", presets())
 def test_the_model_of_a_preset_has_its_published_size(name):
-    from cats.nmt.training.model import build_model
+    from cats.nmt.training.trained_model import build_model
 
     config = read_preset(name)
     with torch.device("meta"):

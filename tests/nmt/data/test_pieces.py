@@ -29,7 +29,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.files import read_checked_json, write_checked_json
 from cats.nmt.scoring.evaluate import evaluate
 from cats.nmt.training import warmstart
-from cats.nmt.training.corpus import load_corpus
+from cats.nmt.training.load_corpus import load_corpus
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import WORDS, settings, split

@@ -26,7 +26,7 @@ from cats.nmt.data.encode import EncodingSettings
 from cats.nmt.data.prepare import training_tokens
 from cats.nmt.data.prepared import is_prepared, read_json, read_prepared
 from cats.nmt.errors import UserError
-from cats.nmt.training.corpus import load_corpus
+from cats.nmt.training.load_corpus import load_corpus
 from cats.nmt.training.trainer import Trainer, train
 
 SMALL = [
@@ -157,7 +157,7 @@ from pathlib import Path
 from cats.nmt.config.toml import read_config
 from cats.nmt.data import corpus_files, encoders, prepare
 from cats.nmt.data.encode import EncodingSettings
-from cats.nmt.training.corpus import load_corpus
+from cats.nmt.training.load_corpus import load_corpus
 corpus_files.MOST_IN_MEMORY, prepare.BLOCK = 10, 20
 config = read_config(sys.argv[1])
 encode, count = encoders.encode_block, 0

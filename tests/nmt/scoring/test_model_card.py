@@ -15,8 +15,8 @@ from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import model_card
-from cats.nmt.training.model import TrainedModel
 from cats.nmt.training.origin import Origin
+from cats.nmt.training.trained_model import TrainedModel
 
 
 def card(*settings: str, tasks: tuple[str, ...] = ("no", "de")) -> str:

@@ -17,9 +17,9 @@ from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import export, export_file
-from cats.nmt.training.model import TrainedModel, with_tied
 from cats.nmt.training.origin import Origin, settings_of
 from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.trained_model import TrainedModel, with_tied
 
 WORDS = ["alpha", "bravo", "carol", "delta", "echo", "fox", "golf", "hotel"]
 

@@ -25,8 +25,8 @@ from cats.nmt.errors import UserError
 from cats.nmt.model.decode import translate
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.training import huggingface
-from cats.nmt.training.model import TrainedModel
 from cats.nmt.training.origin import Origin
+from cats.nmt.training.trained_model import TrainedModel
 
 LINES = ["the cat sat on the mat", "a bat", "the mat, the cat and the bat", "on the mat of the bat", "cats", "a hat"]
 ODD = [

@@ -19,7 +19,7 @@ from cats.nmt.config.toml import read_config
 from cats.nmt.data.corpus_files import read_corpus
 from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint, export
-from cats.nmt.training.corpus import load_corpus
+from cats.nmt.training.load_corpus import load_corpus
 from cats.nmt.training.origin import Origin
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train
@@ -272,7 +272,7 @@ def test_a_checkpoint_with_a_wrong_type(trained, tmp_path, name, value):
 
 
 def test_only_the_named_tasks_of_the_built_in_corpus_are_trained(corpus, monkeypatch):
-    monkeypatch.setattr("cats.nmt.training.corpus._built_in_corpus", lambda *_: read_corpus(corpus))
+    monkeypatch.setattr("cats.nmt.training.load_corpus._built_in_corpus", lambda *_: read_corpus(corpus))
 
     def sizes(*names: str) -> dict[str, int]:
         return load_corpus(replace_settings(Config(), {"data.tasks": list(names)}).data).sizes

@@ -36,7 +36,7 @@ from cats.nmt.scoring.grid.trials import as_settings, group_mean
 from cats.nmt.scoring.scores import Cell, Scores, TaskCell, read_scores
 from cats.nmt.scoring.significance import line_bleu_counts
 from cats.nmt.scoring.summarise import averages
-from cats.nmt.training.corpus import load_corpus
+from cats.nmt.training.load_corpus import load_corpus
 from cats.nmt.training.metrics import best_validation, read_metrics
 
 RESAMPLES = 2000

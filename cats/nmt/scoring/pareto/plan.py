@@ -74,7 +74,7 @@ def plan(
         UserError: a name is unknown or given twice, or a ratio or setting is invalid.
     """
     # Imported here because it imports torch, which would make `cats pareto --help` slow.
-    from cats.nmt.training.corpus import load_corpus
+    from cats.nmt.training.load_corpus import load_corpus
 
     known = Methods(grid.variants)
     named = [SHORT.get(name, name) for name in methods if name != STATIC]

@@ -9,8 +9,8 @@ from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.transformer import Transformer
-from cats.nmt.training.model import TrainedModel
 from cats.nmt.training.run import RunDirectory
+from cats.nmt.training.trained_model import TrainedModel
 
 
 def load_together(runs: Sequence[Path], checkpoint: str = "best", *, quiet: bool = False) -> list[TrainedModel]:
