@@ -350,9 +350,9 @@ def _values(losses: Mapping[str, Loss]) -> Tensor:
 
 
 def _parts(loss: Loss) -> Sequence[Callable[[], Tensor]]:
-    parts = [loss] if callable(loss) else list(loss)
+    parts = list(loss) if isinstance(loss, Sequence) else [loss]
     if not parts or not all(map(callable, parts)):
-        raise ValueError("a loss must be a callable that returns a scalar tensor, or several of them")
+        raise ValueError("a loss must be a callable that returns a scalar tensor, or several of them: lambda: loss(..)")
     return parts
 
 

@@ -373,7 +373,10 @@ class MultiTask(Wrapper):
     def _gathered_gradients(self) -> Accumulation:
         gathered = self._own.accumulation
         if gathered is None:
-            raise RuntimeError("step() before backward(): call optimizer.backward(losses) first")
+            raise RuntimeError(
+                "step() before backward(): call optimizer.backward(losses) before each step(). A plain loss.backward() "
+                "does not count, and zero_grad() discards what backward() left"
+            )
         if all(p.grad is None for p in gathered.params):
             if not gathered.losses:
                 raise RuntimeError(
@@ -429,9 +432,10 @@ class MultiTask(Wrapper):
             bad = [self.tasks[n] for n in seen.nonfinite_tasks()]
             present = [self.tasks[n] for n in seen.tasks]
             where = "of task " + ", ".join(map(repr, bad)) if bad else f"of the combination of tasks {present}"
+            count = own.counts["nonfinite_in_a_row"]
             raise NonFiniteError(
-                f"{own.counts['nonfinite_in_a_row']} steps in a row had a non-finite loss or gradient, "
-                f"the last one {where}; losses: {own.last['losses']}"
+                f"{count} {'step' if count == 1 else 'steps in a row'} had a non-finite loss or gradient, the last one "
+                f"{where}; losses: {own.last['losses']}; max_nonfinite={self.max_nonfinite} allows no more"
             )
 
     # --- weights and statistics -------------------------------------------------------------------------------------
@@ -444,6 +448,12 @@ class MultiTask(Wrapper):
         With ``reduction="sum"``, :class:`CATS` multiplies the gradients by N α_n; this is α_n.
         """
         return self._named(range(len(self.tasks)), self._known_weights() / self.weighting.scale)
+
+    @alpha.setter
+    def alpha(self, weights: dict[Task, float]) -> None:
+        raise AttributeError(
+            "alpha is learnt: set the prior of cats.CATS, or fix weights with cats.weighting.Static(..)"
+        )
 
     @property
     def multipliers(self) -> dict[str, float]:

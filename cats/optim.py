@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from . import weighting as weightings
 from .multitask import MultiTask
-from .tasks import Task, numbers_of, task_names
+from .tasks import Task
 from .weighting import cats as defaults
+from .weighting.checks import numbers_of
 
 
 class CATS(MultiTask):
@@ -68,8 +69,8 @@ class CATS(MultiTask):
         strength: κ of "proximal". A task whose gradient has an inner product with ḡ that is larger than the mean by
             ‖ḡ‖² gets a weight that is smaller by the factor exp(−κ). 0 keeps α = π.
         floor: ρ: α_n is at least ρ π_n ("proximal") or ρ / N ("softmax"). None: 0.1 for "proximal", 0 for "softmax".
-        prior: π of "proximal", as {task: number} or N numbers. Only the ratios matter. None: uniform. It can be changed
-            before each step through :attr:`prior`.
+        prior: π of "proximal", as {task: number} with all tasks, or N numbers. Only the ratios matter. None: uniform.
+            It can be changed before each step through :attr:`prior`.
         reduction: "sum" or "mean": whether ``p.grad`` gets N ḡ or ḡ. With "sum", equal weights give the gradient of
             ``sum(losses)``, so the learning rate and the threshold for clipping can stay as they were. Adam hardly
             depends on it. α, <g_n, ḡ> and multipliers are those of ḡ with either. "lagrangian" always uses Σ α_n g_n,
@@ -100,7 +101,7 @@ class CATS(MultiTask):
 
     Warns:
         UserWarning: once per task, if its weight was at its floor for 100 updates of α; once per multiplier, if it
-            grows without bound. The message names the setting to change.
+            grows without bound; once, if 20 updates of α in a row had one task each. The message says what to change.
 
     Attributes:
         multipliers: "softmax": ``lambda_c``. "lagrangian": also ``lambda_s``, and a ``lambda_n[task]`` per task.
@@ -132,7 +133,6 @@ class CATS(MultiTask):
         process_group: Any = None,
         communication_dtype: torch.dtype | None = None,
     ) -> None:
-        tasks = task_names(tasks)
         weighting = weightings.CATS(
             inner_steps=inner_steps,
             alpha_lr=alpha_lr,
@@ -141,7 +141,7 @@ class CATS(MultiTask):
             simplex=simplex,
             strength=strength,
             floor=floor,
-            prior=None if prior is None else numbers_of(prior, tasks, "prior"),
+            prior=prior,
             reduction=reduction,
             loss_term=loss_term,
             cross_batch=cross_batch,
@@ -167,8 +167,8 @@ class CATS(MultiTask):
 
         For example to the tasks' shares of the tokens in the next batch: with mean losses per token, training then
         starts from the plain mean over all tokens (``reduction="mean"``) or N times that mean (``"sum"``). A task that
-        is not in the dict gets 0. With several processes, all
-        must set the same numbers.
+        is not in the dict gets 0: it may be absent from the next batch. With several processes, all must set the same
+        numbers.
 
         Raises:
             ValueError: ``simplex`` is not "proximal", a task is unknown, a number is negative or not finite, or all
@@ -181,7 +181,7 @@ class CATS(MultiTask):
     def prior(self, prior: Mapping[Any, float] | Sequence[float]) -> None:
         if self._has_gathered:
             raise RuntimeError("set the prior before the first backward() of a step, or call zero_grad() first")
-        self._cats.prior = numbers_of(prior, self.tasks, "prior")
+        self._cats.prior = numbers_of(prior, self.tasks, "CATS: prior", all_named=False)
 
     @property
     def _cats(self) -> weightings.CATS:

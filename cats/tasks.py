@@ -70,7 +70,8 @@ def split_losses(losses: Losses | Loss, names: Sequence[Task], *, pairs: bool) -
             )
         items = list(enumerate(losses))
     else:
-        raise TypeError(f"losses must be {{task: loss}} or a sequence of losses, got {describe(losses)}")
+        hint = ": pass the losses themselves, not their sum" if isinstance(losses, Tensor) else ""
+        raise TypeError(f"losses must be {{task: loss}} or a sequence of losses, got {describe(losses)}{hint}")
     tasks: list[int] = []
     single: list[Loss] = []
     for n, loss in items:
@@ -101,7 +102,8 @@ def split_examples(losses: Any, ids: Any, names: Sequence[Task], *, mean: bool) 
         index = {name: n for n, name in enumerate(names)}
         for name in ids:
             if name not in index:
-                raise ValueError(f"tasks=: unknown task {name!r}; the tasks are {list(names)}")
+                hint = "; pass indices as a tensor" if isinstance(name, int) else ""
+                raise ValueError(f"tasks=: unknown task {name!r}; the tasks are {list(names)}{hint}")
         ids = torch.tensor([index[name] for name in ids], dtype=torch.int64)
     if not isinstance(ids, Tensor):
         raise TypeError(f"tasks= must be an integer tensor or a sequence of task names, got {describe(ids)}")
@@ -111,22 +113,8 @@ def split_examples(losses: Any, ids: Any, names: Sequence[Task], *, mean: bool) 
     present = ids.unique().tolist()
     for n in present:
         if not -1 <= n < len(names):
-            raise ValueError(f"tasks= has the index {n}, but there are {len(names)} tasks")
+            raise ValueError(f"tasks= has the index {n}; there are 0 to {len(names) - 1}, and -1 for no task")
     return Examples(losses, ids, [n for n in present if n >= 0], len(names), mean)
-
-
-def numbers_of(values: Mapping[Any, float] | Sequence[float], names: Sequence[Task], what: str) -> Sequence[float]:
-    """One number per task, in their order: those of a sequence, or of {task: number} with 0 for tasks that it lacks.
-
-    Raises:
-        ValueError: an unknown task.
-    """
-    if not isinstance(values, Mapping):
-        return values
-    for task in values:
-        if task not in names:
-            raise ValueError(f"{what}: unknown task {task!r}; the tasks are {list(names)}")
-    return [values.get(name, 0.0) for name in names]
 
 
 def describe(value: object) -> str:

@@ -351,7 +351,7 @@ def test_wrong_arguments() -> None:
         curvature.similarities({"a": lambda: model.x * 2}, model)
     with pytest.raises(ValueError, match="has no graph"):
         curvature.eigenvalues(lambda: model.x.detach().sum(), model)
-    for loss in ([], [model.loss()]):
+    for loss in ([], [model.loss()], model.loss()):
         with pytest.raises(ValueError, match="must be a callable"):
             curvature.trace(loss, model)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at_once must be at least 2, not 1"):

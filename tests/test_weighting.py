@@ -418,6 +418,10 @@ def test_static():
     assert equal.weights().tolist() == [1, 1]
     with pytest.raises(ValueError, match="3 weights for 2 tasks"):
         Static([1, 2, 3]).start(2)
+    named = Static({"be": 2, "az": 1})
+    named.names = ("az", "be")
+    named.start(2)
+    assert named.weights().tolist() == [1, 2]
     for bad in ([1, float("nan")], [[1.0]]):
         with pytest.raises(ValueError, match="weights must be"):
             Static(bad)

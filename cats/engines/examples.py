@@ -40,9 +40,10 @@ class Examples:
         if not isinstance(value, Tensor):
             raise TypeError(f"losses with tasks=: expected a tensor, got {type(value).__name__}")
         if not value.is_floating_point() or value.shape[: self.ids.dim()] != self.ids.shape:
+            hint = '; a loss with reduction="none" has one for each example' if value.dim() == 0 else ""
             raise ValueError(
                 f"losses with tasks= of shape {tuple(self.ids.shape)}: expected a float tensor of shape "
-                f"({', '.join(map(str, self.ids.shape))}, ...), got {tuple(value.shape)}, {value.dtype}"
+                f"({', '.join(map(str, self.ids.shape))}, ...), got {tuple(value.shape)}, {value.dtype}{hint}"
             )
         if not value.requires_grad:
             raise ValueError("the losses do not require grad (computed under no_grad, or detached?)")

@@ -4,14 +4,14 @@ Data", NeurIPS 2021 (arXiv 2104.07639)."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .checks import shares_of
+from .checks import numbers_of, shares_of
 from .protocol import Direction, Weighting
 from .simplex import Form, Lagrangian, Proximal, Softmax
 
@@ -33,6 +33,7 @@ DIRECTION: Direction = "gradient"
 REDUCTION: Reduction = "sum"
 
 PATIENCE = 100  # a weight that stays at its floor, or a multiplier that grows, for so many updates is worth a warning
+ALONE = 20  # so many updates of α in a row that had one task each are worth a warning
 LARGE, HUGE = 1e3, 1e6  # growing multipliers are reported above LARGE; weights and multipliers above HUGE at once
 
 
@@ -44,7 +45,8 @@ class CATS(Weighting):
     :class:`cats.CATS`. The rules are in cats/weighting/simplex.py, one class for each value of ``simplex``.
 
     Args:
-        prior: π, a number for each task; None: uniform. Only the ratios matter. Only for ``simplex="proximal"``.
+        prior: π, {task: number} with all tasks or a number for each; None: uniform. Only the ratios matter. Only for
+            ``simplex="proximal"``.
 
     Raises:
         TypeError: a number is something else.
@@ -61,7 +63,7 @@ class CATS(Weighting):
         simplex: Simplex = SIMPLEX,
         strength: float = STRENGTH,
         floor: float | None = None,
-        prior: Sequence[float] | Tensor | None = None,
+        prior: Mapping[Any, float] | Sequence[float] | Tensor | None = None,
         reduction: Reduction = REDUCTION,
         loss_term: bool = LOSS_TERM,
         cross_batch: bool = CROSS_BATCH,
@@ -117,7 +119,8 @@ class CATS(Weighting):
         if self.simplex == "proximal":
             self._form = Proximal(tasks, rate=self.alpha_lr, strength=self.strength, floor=self.floor, summed=summed)
             if self._given_prior is not None:
-                self._form.prior = shares_of(self._given_prior, tasks, "CATS: prior")
+                given = numbers_of(self._given_prior, self.names, "CATS: prior")
+                self._form.prior = shares_of(given, tasks, "CATS: prior")
         else:
             rates = {"alpha_lr": self.alpha_lr, "multiplier_lr": self.multiplier_lr, "epsilon": self.epsilon}
             self._form = (
@@ -128,6 +131,7 @@ class CATS(Weighting):
         self.scale = self._form.scale
         # Updates in a row that each weight was at its floor.
         self._at_floor = torch.zeros(tasks, dtype=torch.int64, device="cpu")
+        self._alone = 0  # updates in a row that had one task each
         self._growing: dict[str, int] = {}  # updates in a row that each multiplier grew
         self._warned: set[str] = set()
 
@@ -156,6 +160,7 @@ class CATS(Weighting):
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
         before = self._largest_multipliers()
         self._form.update(losses if self.loss_term else None, dots, list(present))
+        self._warn_of_one_task(list(present))
         self._warn_of_collapse(list(present))
         self._warn_of_growth(before)
 
@@ -179,6 +184,15 @@ class CATS(Weighting):
         self._form.load_state_dict(state)
 
     # --- warnings: a task that is given up, a multiplier that runs away. Each is given once. ----------------------
+
+    def _warn_of_one_task(self, present: list[int]) -> None:
+        self._alone = self._alone + 1 if len(present) == 1 else 0
+        if self._alone >= ALONE and len(self._at_floor) > 1 and self.simplex == "proximal":
+            self._warn(
+                "one task",
+                f"CATS: the last {ALONE} updates of α had one task each, the last one {self._name(present[0])}. α "
+                "compares the tasks of a step, so it stays at the prior; give backward() the losses of several tasks",
+            )
 
     def _warn_of_collapse(self, present: list[int]) -> None:
         alpha = self.weights() / self.scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -103,6 +103,32 @@ def check_count(what: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
     return value
+
+
+def numbers_of(
+    values: Mapping[Any, float] | Sequence[float] | Tensor,
+    names: Sequence[str | int],
+    what: str,
+    *,
+    all_named: bool = True,
+) -> Sequence[float] | Tensor:
+    """One number per task, in their order: those of a sequence, or of {task: number}.
+
+    Args:
+        what: what error messages call the numbers.
+        all_named: whether a dict must have all tasks. If not, those that it lacks get 0.
+
+    Raises:
+        ValueError: an unknown task, or one is missing.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    if missing := [name for name in names if all_named and name not in values]:
+        raise ValueError(f"{what}: no number for task {', '.join(map(repr, missing))}; give each task one, 0 for none")
+    for task in values:
+        if task not in names:
+            raise ValueError(f"{what}: unknown task {task!r}; the tasks are {list(names)}")
+    return [values.get(name, 0.0) for name in names]
 
 
 def per_task(numbers: Sequence[float] | Tensor | None, tasks: int, what: str) -> Tensor:

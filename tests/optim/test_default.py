@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -91,7 +93,9 @@ def test_strength_0_is_the_sum_of_the_losses(base):
 
 def test_prior_of_the_optimizer():
     problem = Quadratics()
-    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=0.1), TASKS, prior={"az": 3, "be": 1}, inner_steps=1)
+    optimizer = cats.CATS(
+        torch.optim.SGD(problem.params, lr=0.1), TASKS, prior={"az": 3, "be": 1, "gl": 0}, inner_steps=1
+    )
     assert optimizer.prior == optimizer.alpha == {"az": 0.75, "be": 0.25, "gl": 0.0}
     optimizer.prior = [1, 1, 2]
     assert optimizer.alpha == {"az": 0.25, "be": 0.25, "gl": 0.5}
@@ -105,6 +109,10 @@ def test_prior_of_the_optimizer():
     assert same(other.alpha, optimizer.alpha) and other.prior == optimizer.prior
     with pytest.raises(ValueError, match="unknown task 'xx'"):
         optimizer.prior = {"xx": 1}
+    optimizer.prior = {"az": 1}  # the others are absent from the next batch
+    assert optimizer.prior == {"az": 1.0, "be": 0.0, "gl": 0.0}
+    with pytest.raises(AttributeError, match=r"set the prior of cats\.CATS"):
+        optimizer.alpha = {"az": 1.0}
     with pytest.raises(ValueError, match="each of the 3 tasks"):
         optimizer.prior = [1, 1]
     with pytest.raises(ValueError, match="proximal"):
@@ -120,3 +128,21 @@ def test_warnings_name_the_task(inner_steps):
     with pytest.warns(UserWarning, match=r"task '(az|be|gl)' has been at its lower bound for 100 updates"):
         for _ in range(120 * inner_steps):
             take_step(optimizer, problem.losses())
+
+
+def test_a_warning_says_that_one_task_per_step_leaves_alpha_as_it_is():
+    problem = Quadratics()
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=1e-4), TASKS, inner_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(40):  # each task alone, but at times two of them
+            losses = dict(zip(TASKS, problem.losses(), strict=True))
+            few = TASKS[:2] if step % 10 == 9 else [TASKS[step % 3]]
+            take_step(optimizer, {task: losses[task] for task in few})
+    optimizer = cats.CATS(torch.optim.SGD(problem.params, lr=1e-4), TASKS, inner_steps=1)
+    with pytest.warns(UserWarning, match=r"the last 20 updates of α had one task each, the last one 'be'") as caught:
+        for step in range(60):
+            losses = dict(zip(TASKS, problem.losses(), strict=True))
+            take_step(optimizer, {TASKS[step % 3]: losses[TASKS[step % 3]]})
+    assert len(caught) == 1
+    assert optimizer.alpha == dict.fromkeys(TASKS, 1 / 3)

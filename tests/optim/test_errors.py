@@ -41,6 +41,13 @@ class GramAcrossHalves(cats.weighting.Weighting):
         (lambda: cats.CATS(sgd(), 2, max_nonfinite=0), ValueError, "max_nonfinite"),
         (lambda: cats.CATS(sgd(), 2, simplex="box"), ValueError, "simplex"),
         (lambda: cats.MultiTask(sgd(), 2, cats.weighting.Static([1])), ValueError, "1 weights for 2 tasks"),
+        (lambda: cats.MultiTask(sgd(), 2, cats.weighting.Static({0: 1})), ValueError, "Static: no number for task 1"),
+        (lambda: cats.MultiTask(sgd(), 2, cats.weighting.Static({0: 1, 2: 1})), ValueError, "no number for task 1"),
+        (
+            lambda: cats.CATS(sgd(), TASKS, prior={"az": 1}),
+            ValueError,
+            "prior: no number for task 'be', 'gl'; give each",
+        ),
         (lambda: cats.MultiTask(sgd(), 2, [0.5, 0.5]), TypeError, "callable"),
     ],
 )
@@ -48,6 +55,14 @@ def test_construction_errors(build, error, match):
     with pytest.raises(error, match=match) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def test_the_tasks_of_rows_are_names_or_a_tensor_of_indices():
+    losses = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"unknown task 0; the tasks are .*; pass indices as a tensor"):
+        cats.CATS(sgd(), TASKS).backward(losses, tasks=[0, 1])
+    with pytest.raises(ValueError, match=r'got \(\), .*; a loss with reduction="none" has one for each example'):
+        cats.CATS(sgd(), TASKS).backward(losses.sum(), tasks=torch.tensor([0, 1]))
 
 
 def test_a_backend_that_cannot_work_here_is_refused_at_once(monkeypatch):
@@ -71,7 +86,7 @@ def leaf():
         ({"xx": leaf()}, ValueError, r"unknown task 'xx'; the tasks are \['az', 'be', 'gl'\]"),
         ([leaf(), leaf()], ValueError, "2 losses for 3 tasks"),
         ({}, ValueError, "at least one task"),
-        (leaf(), TypeError, "sequence of losses, got a tensor"),
+        (leaf(), TypeError, r"sequence of losses, got a tensor of shape \(\): pass the losses themselves, not their"),
         ({"be": 1.0}, TypeError, "task 'be'.*float"),
         ({"be": torch.ones(2, requires_grad=True)}, ValueError, r"task 'be'.*\(2,\)"),
         ({"be": torch.ones(())}, ValueError, "task 'be'.*require grad"),
