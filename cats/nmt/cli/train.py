@@ -16,7 +16,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
 from cats.nmt.screen import doing
 
-SUMMARY = "train a model and score it; without options: eight languages in about five minutes"
+SUMMARY = "train a model and score it; without options: eight languages in about four minutes"
 HELP = """\
 Train one multilingual model, translate the test set, and write scores, a report and pictures.
 Without --data it trains on phrases of the Unicode CLDR (English to eight languages; nothing is downloaded).
