@@ -20,7 +20,7 @@ class BatchLosses:
         reduction: with a pair: whether the loss of a task is the "mean" of its entries or their "sum".
 
     Raises:
-        TypeError: losses have another form.
+        TypeError: losses have another form, or the losses of the entries are a single number.
     """
 
     def __init__(self, losses: Any, reduction: Literal["mean", "sum"] = "mean") -> None:
@@ -30,7 +30,7 @@ class BatchLosses:
         if isinstance(losses, Mapping):
             self._losses: Any = {task: self._noted(loss, task) for task, loss in losses.items()}
         elif isinstance(losses, tuple) and len(losses) == 2 and (isinstance(losses[0], Tensor) or callable(losses[0])):
-            self._losses, self._tasks = self._noted(losses[0], "entries"), losses[1]
+            self._losses, self._tasks = self._noted(_entries(losses[0]), "entries"), losses[1]
         else:
             raise TypeError(
                 "the losses of a batch must be {task: loss}, or the losses of its entries (B, ...) and the task of "
@@ -78,6 +78,18 @@ class BatchLosses:
             return value
 
         return evaluate
+
+
+def _entries(losses: Any) -> Any:
+    """The same losses of entries, or a callable that returns them. Refuses a single number."""
+    if not isinstance(losses, Tensor):
+        return lambda: _entries(losses())
+    if losses.dim() == 0:
+        raise TypeError(
+            "the losses of the entries of a batch must have the shape (B, ...), got a single number: pass "
+            'reduction="none" to the loss function'
+        )
+    return losses
 
 
 def divided(loss: Any, by: float) -> Any:

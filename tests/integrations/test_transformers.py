@@ -88,13 +88,13 @@ COLLATORS = {ByBatches: ByTask(collate), ByEntries: mixed}
 def trainer_of(folder, kind=ByBatches, model=None, max_steps=5, **settings):
     """A Trainer that reads the rows in order, without a schedule. Its losses are logged in each step."""
     usual = {"save_strategy": "no", "max_grad_norm": 0.5, "per_device_train_batch_size": 4, "logging_steps": 1}
-    settings = usual | {"lr_scheduler_type": "constant"} | settings
+    # The default optimizer is the fused one, which rounds in another way.
+    settings = usual | {"lr_scheduler_type": "constant", "optim": "adamw_torch"} | settings
     args = transformers.TrainingArguments(
         output_dir=folder,
         use_cpu=True,
         max_steps=max_steps,
         learning_rate=0.05,
-        optim="adamw_torch",  # the default is the fused one, which rounds in another way
         weight_decay=0.1,
         train_sampling_strategy="sequential",
         report_to=[],
@@ -117,9 +117,12 @@ def plain_loop(kind, accumulate=1, clip=0.5, bf16=False, rows=4, steps=5):
     batches = [[data[j] for j in range(i, min(i + rows, ROWS))] for i in range(0, ROWS, rows)]
     collator, history, place = COLLATORS[kind], [], 0
 
-    def run(batch, **count):
+    def items(batch):
+        return (batch["labels"] != -100).sum().item()
+
+    def run(batch):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = model(**batch, **count)
+            out = model(**batch)
         return {name: value.float() for name, value in out.items()}
 
     for _ in range(steps):
@@ -128,9 +131,9 @@ def plain_loop(kind, accumulate=1, clip=0.5, bf16=False, rows=4, steps=5):
         for k, batch in enumerate(some):
             last = k == len(some) - 1
             if kind is ByBatches:
-                counts = {t: sum((b[t]["labels"] != -100).sum() for b in some if t in b) for t in TASKS}
+                counts = {t: sum(items(b[t]) for b in some if t in b) for t in TASKS}
                 losses = {
-                    t: functools.partial(lambda b, n: run(b, num_items_in_batch=n)["loss"], b, counts[t])
+                    t: functools.partial(lambda b, share: run(b)["loss"] * share, b, items(b) / counts[t])
                     for t, b in batch.items()
                 }
                 optimizer.backward(losses, last=last)
@@ -270,18 +273,155 @@ def test_losses_that_are_divided_already(tmp_path):
         torch.testing.assert_close(p, q)  # float32: the mean is computed in another order
 
 
-def test_a_model_that_makes_no_use_of_the_number_of_items(tmp_path):
-    class Means(ByBatches):
+class Means(Heads):
+    """Like BertForSequenceClassification: it takes the number of items, and returns the mean over its batch."""
+
+    def forward(self, x, labels=None, **kwargs):
+        return super().forward(x, labels)
+
+
+class Named(nn.Module):
+    """Its batches have no labels that the Trainer could count. It takes nothing that it does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = Heads()
+
+    def forward(self, x, classes):
+        entries = self.heads(x, classes)["entries"]
+        return {"loss": entries.mean(), "entries": entries}
+
+
+def with_one_class(examples):
+    batch = collate(examples)
+    return {"classes": batch.pop("labels")[:, :1].expand(-1, 2), **batch}
+
+
+@pytest.mark.parametrize(("model", "collator"), [(Heads, collate), (Means, collate), (Named, with_one_class)])
+def test_two_batches_of_a_step_are_one_whatever_the_model_makes_of_the_number_of_items(model, collator, tmp_path):
+    """The tasks have other numbers of items in each batch, and are missing in some."""
+    trainers = []
+    for settings in (
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    ):
+        trainers.append(trainer_of(tmp_path, model=model(), max_steps=3, **settings))
+        trainers[-1].data_collator = ByTask(collator)
+        trainers[-1].train()
+    one, two = ([line for line in trainer.state.log_history if "loss" in line] for trainer in trainers)
+    for line, other in zip(one, two, strict=True):
+        for name in ["loss", *(f"loss_{t}" for t in TASKS if f"loss_{t}" in line)]:
+            assert other[name] == pytest.approx(line[name], rel=1e-5)  # float32: the order of the sums differs
+    for p, q in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_batch_of_a_task_may_have_no_label_that_counts(tmp_path):
+    class Blank(Data):
+        def __getitem__(self, i):
+            example = super().__getitem__(i)
+            return {**example, "task": "az", "labels": torch.where(torch.tensor(i < 4), -100, example["labels"])}
+
+    trainer = trainer_of(tmp_path, gradient_accumulation_steps=2, max_steps=1)
+    trainer.train_dataset = Blank()
+    trainer.train()
+    with torch.no_grad():
+        expected = Heads()(**collate([{k: v for k, v in Blank()[i].items() if k != "task"} for i in range(4, 8)]))
+    assert trainer.multitask_optimizer.statistics["losses"] == pytest.approx({"az": expected["loss"].item()}, rel=1e-6)
+
+
+def test_a_model_that_shifts_its_labels_does_not_count_the_first_one(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    trainer = trainer_of(tmp_path, model=transformers.LlamaForCausalLM(config))
+    assert trainer._count_items({"labels": torch.tensor([[1, 2, -100], [3, 4, 5]])}) == 3
+    assert trainer._count_items({"labels": torch.zeros(2, 3), "shift_labels": torch.zeros(2, 4)}) == 8
+
+
+def test_what_the_loss_of_the_model_is_can_be_said(tmp_path):
+    class Shares(ByBatches):  # of a mean over the step, by the number of items
+        loss_is_scaled_for_ga = True
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
+
+    class MeansOfMeans(ByBatches):
         loss_is_scaled_for_ga = False
 
-    COLLATORS[Means] = COLLATORS[ByBatches]
-    trainer = trainer_of(tmp_path, Means, gradient_accumulation_steps=3, max_steps=1)
-    trainer.train()
+    COLLATORS[Shares] = COLLATORS[MeansOfMeans] = COLLATORS[ByBatches]
+    results = []
+    for kind in (ByBatches, Shares, MeansOfMeans):
+        trainer = trainer_of(tmp_path, kind, gradient_accumulation_steps=3, max_steps=1)
+        trainer.train()
+        results.append(trainer.multitask_optimizer.statistics["losses"])
+    assert results[1] == pytest.approx(results[0], rel=1e-6)  # float32
     batches = [ByTask(collate)([Data()[j] for j in range(i, i + 4)]) for i in (0, 4, 8)]
     with torch.no_grad():
         means = [(task, Heads()(**batch)["loss"] / 3) for some in batches for task, batch in some.items()]
     expected = {t: sum(value.item() for task, value in means if task == t) for t in TASKS}
+    assert results[2] == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_entries_may_be_divided_by_numbers_of_the_whole_step(tmp_path):
+    """As the page about transformers does it: two batches are one, for a pair too."""
+
+    class Exact(ByEntries):
+        loss_is_scaled_for_ga = True
+
+        def get_batch_samples(self, *args):
+            batches, _ = super().get_batch_samples(*args)
+            tasks = [batch["task"][:, None].where(batch["labels"] != -100, -1) for batch in batches]
+            return batches, torch.bincount(torch.cat(tasks).flatten() + 1, minlength=len(TASKS) + 1)[1:]
+
+        def compute_losses(self, model, inputs, num_items_in_batch=None):
+            entries, tasks = entries_of(model, inputs)
+            return entries / num_items_in_batch[tasks], tasks
+
+    COLLATORS[Exact] = mixed
+    one = trainer_of(tmp_path, ByEntries, max_steps=3, per_device_train_batch_size=8)
+    two = trainer_of(tmp_path, Exact, max_steps=3, gradient_accumulation_steps=2)
+    one.train(), two.train()
+    for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)  # float32: the mean is computed in another order
+
+
+def test_labels_are_smoothed_or_it_is_said_that_they_are_not(tmp_path):
+    class Classes(Heads):
+        config = transformers.BertConfig()
+
+        def forward(self, x, labels=None, **kwargs):
+            return {"logits": super().forward(x, torch.zeros(len(x), 2).long())["logits"]}
+
+    trainer = trainer_of(tmp_path, model=Classes(), max_steps=1, label_smoothing_factor=0.5)
+    trainer.train()
+    batch = ByTask(collate)([Data()[i] for i in range(4)])
+    with torch.no_grad():
+        expected = {
+            t: F.cross_entropy(Heads()(**b)["logits"].flatten(0, 1), b["labels"].flatten(), label_smoothing=0.5).item()
+            for t, b in batch.items()
+        }
     assert trainer.multitask_optimizer.statistics["losses"] == pytest.approx(expected, rel=1e-6)  # float32
+    with pytest.raises(ValueError, match="does not support label_smoothing_factor beside a compute_losses"):
+        trainer_of(tmp_path, ByEntries, model=Classes(), label_smoothing_factor=0.5)
+
+
+def test_a_checkpoint_of_a_plain_trainer_goes_on_with_tasks(tmp_path):
+    plain = trainer_of(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    mean_of_all = transformers.Trainer(plain.model, plain.args, train_dataset=Data(), data_collator=mixed)
+    mean_of_all.train()
+    resumed = trainer_of(tmp_path, max_steps=3)
+    with pytest.warns(UserWarning, match="the state of an optimizer without tasks"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    optimizer = resumed.multitask_optimizer
+    assert optimizer.statistics["step"] == 1 and set(optimizer.alpha.values()) == {1 / 4}
+    assert {state["step"].item() for state in optimizer.state.values()} == {3}
 
 
 def test_evaluation_of_one_task_after_the_other(tmp_path):
@@ -297,22 +437,73 @@ def test_evaluation_of_one_task_after_the_other(tmp_path):
         trainer.evaluate(Data())
 
 
-def test_what_cannot_work_is_refused(tmp_path):
+def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not support torch_empty_cache_steps"):
         trainer_of(tmp_path, torch_empty_cache_steps=2)
+    with pytest.raises(ValueError, match=r"optim=lomo, which steps before .* take another, such as adamw_torch"):
+        trainer_of(tmp_path, optim="lomo")
+
+
+def test_losses_that_cannot_be_used_are_refused(tmp_path):
     trainer = trainer_of(tmp_path, ByEntries)
     trainer.compute_losses = lambda *args: torch.ones(4)
     with pytest.raises(TypeError, match=r"the losses of its entries .* got Tensor"):
         trainer.train()
+    for mean in (torch.ones(()), lambda: torch.ones(())):
+        trainer.compute_losses = lambda *args, mean=mean: (mean, torch.zeros(4).long())
+        with pytest.raises(TypeError, match=r'got a single number: pass reduction="none"'):
+            trainer.train()
+
+
+def test_batches_that_cannot_be_used_are_refused(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.data_collator = mixed
     with pytest.raises(ValueError, match=r"a batch has \['labels', 'task', 'x'\] .* use the data collator ByTask"):
         trainer.train()
-    trainer._multitask, trainer.optimizer = None, None
+    trainer.data_collator = lambda some: ByTask(collate)([{**e, "task": TASKS.index(e["task"])} for e in some])
+    with pytest.raises(
+        ValueError, match=r"has the task \d, but the tasks are .* the name of their task, not its index"
+    ):
+        trainer.train()
+    with pytest.raises(ValueError, match=r"an example has no 'task'.* remove_unused_columns=False .* field=\.\.\."):
+        ByTask(collate)([{"x": torch.ones(1)}])
+
+
+def test_the_field_with_the_task_may_have_another_name():
+    batch = ByTask(collate, "lang")([{"x": torch.ones(1), "lang": "az"}, {"x": torch.zeros(1), "lang": "be"}])
+    assert list(batch) == ["az", "be"] and list(batch["az"]) == ["x"]
+
+
+def test_a_multitask_that_makes_no_optimizer_is_refused(tmp_path):
+    base = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    for wrong, message in {
+        "CATS": "got 'CATS'",
+        cats.CATS: "got <class .*CATS'>: missing a required argument: 'tasks'",
+        cats.CATS(base, TASKS): r"an optimizer: pass optimizers=\(optimizer, None\)",
+        functools.partial(cats.CATS): "missing a required argument: 'tasks'",
+    }.items():
+        with pytest.raises(TypeError, match=rf"multitask= must make the optimizer .*{message}"):
+            ByBatches(Heads(), transformers.TrainingArguments(tmp_path, use_cpu=True), multitask=wrong)
+    trainer = trainer_of(tmp_path)
+    trainer._multitask = None
     with pytest.raises(TypeError, match="the optimizer of the Trainer is AdamW: pass multitask="):
         trainer.train()
-    with pytest.raises(ValueError, match=r"an example has no 'task'.* remove_unused_columns=False"):
-        ByTask(collate)([{"x": torch.ones(1)}])
+
+
+def test_an_optimizer_of_ones_own_needs_no_multitask(tmp_path):
+    model = Heads()
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), TASKS)
+    args = trainer_of(tmp_path).args
+    trainer = ByBatches(model, args, optimizers=(optimizer, None), data_collator=ByTask(collate), train_dataset=Data())
+    trainer.train()
+    assert trainer.multitask_optimizer is optimizer and optimizer.statistics["step"] == 5
+
+
+def test_the_mixin_stands_before_the_trainer():
+    with pytest.raises(TypeError, match=r"class Wrong\(TrainerMixin, transformers.Trainer\)"):
+
+        class Wrong(transformers.Trainer, TrainerMixin):
+            pass
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -334,11 +525,11 @@ def test_a_stream_loses_no_rows(tmp_path):
 
 def train_with_others(folder):
     """Called in each process that torchrun starts."""
-    trainer = trainer_of(folder, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    trainer = trainer_of(folder, model=Means(), per_device_train_batch_size=2, gradient_accumulation_steps=2)
     with torch.no_grad():
         trainer.model.out.bias += trainer.args.process_index  # the first process gives its values to the others
     trainer.train()
-    assert type(trainer.model_wrapped) is Heads
+    assert type(trainer.model_wrapped) is Means
     optimizer = trainer.multitask_optimizer
     numbers = {"alpha": optimizer.alpha, "losses": optimizer.statistics["losses"]}
     torch.save({"model": trainer.model.state_dict(), **numbers}, f"{folder}/{trainer.args.process_index}.pt")
