@@ -49,11 +49,21 @@ def is_known(name: str, base: Optimizer, shared: Iterable[Tensor] | None) -> boo
     """Whether the direction exists in the next step. One that is remembered does not before the first step.
 
     shared: the parameters that enter the inner products. None: all.
+
+    Raises:
+        ValueError: the base optimizer has taken a step, and does not remember what the direction is made of.
     """
     if name == "gradient":
         return True
-    params = (p for group in base.param_groups for p in group["params"]) if shared is None else shared
-    return any(p.requires_grad and _moment(base, p) is not None for p in params)
+    params = [p for group in base.param_groups for p in group["params"]] if shared is None else list(shared)
+    if any(p.requires_grad and _moment(base, p) is not None for p in params):
+        return True
+    if any(base.state.get(p) for p in params if p.requires_grad):  # a step was taken, so there will never be one
+        raise ValueError(
+            f"direction={name!r} needs a running mean of the gradients, and {type(base).__name__} keeps none in its "
+            "state: use direction='gradient'"
+        )
+    return False
 
 
 @torch.no_grad()

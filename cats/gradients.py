@@ -61,7 +61,7 @@ def add(total: Gradient, new: Gradient) -> Gradient:
 
 @torch.no_grad()
 def add_to_grad(params: Sequence[Tensor], gradient: Gradient, *, alpha: float = 1.0) -> None:
-    """``p.grad += alpha * g``. A parameter without ``p.grad`` gets g itself; ``alpha`` must be 1 then.
+    """``p.grad += alpha * g``. A parameter without ``p.grad`` gets alpha g: g itself, not a copy, if ``alpha`` is 1.
 
     Of a sharded parameter, g is the part of this process.
     """
@@ -70,7 +70,7 @@ def add_to_grad(params: Sequence[Tensor], gradient: Gradient, *, alpha: float = 
             continue
         if p.grad is None:
             # Fused optimizers read the gradient with the parameter's strides. backward() gives it these strides too.
-            here = local(p)
+            here, g = local(p), g if alpha == 1 else g * alpha
             p.grad = _sharded_like(p, g if g.stride() == here.stride() else torch.empty_like(here).copy_(g))
         else:
             local(p.grad).add_(g, alpha=alpha)

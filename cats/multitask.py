@@ -126,9 +126,9 @@ class MultiTask(Wrapper):
     * Tasks and their order, settings, learning rates, weights, multipliers, counters and the parameters must be the
       same in all processes. They are compared: what may change most easily in every call; the rest and the values of
       the parameters in the first call, after load_state_dict(), and in steps 2, 4, 8, ..., 64, 100, 200, 300, ... If
-      they differ, or if one process fails in backward() or before the base optimizer's step, all processes raise a
-      RuntimeError that says why. A process that dies, or fails while a wrapped model waits for it, is noticed only by
-      the timeout of ``torch.distributed``.
+      they differ, or if one process fails in backward(), or in step() before the weighting's update, all processes
+      raise a RuntimeError that says why. A process that dies, or fails while a wrapped model waits for it, is noticed
+      only by the timeout of ``torch.distributed``.
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
     Only parameters of the base optimizer receive gradients. The engine "per_task" writes ḡ to ``p.grad`` directly, so

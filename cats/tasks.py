@@ -38,6 +38,8 @@ def task_names(tasks: int | Iterable[Task]) -> tuple[Task, ...]:
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise TypeError(f"a task's name must be a str or an int, got {name!r}")
+    # Plain ones of subclasses, such as numpy.str_ or an Enum: torch.load(weights_only=True) refuses others in a state.
+    names = tuple(str.__str__(name) if isinstance(name, str) else int(name) for name in names)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"task {twice[0]!r} is named twice")
     if not names:

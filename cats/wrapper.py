@@ -57,7 +57,10 @@ class Wrapper(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, and everything that backward() has accumulated since the last step()."""
         with self._own.lock:
-            self.base.zero_grad(set_to_none)
+            if set_to_none:
+                self.base.zero_grad()  # that of an optimizer from elsewhere may have no arguments
+            else:
+                self.base.zero_grad(set_to_none=False)
             self._own.discard()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

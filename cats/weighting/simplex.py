@@ -130,7 +130,11 @@ class Proximal:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         a, prior = _numbers(state, "a", self._a), _numbers(state, "prior", self._a)
         shares_of(prior, self._tasks, "CATS: prior")  # checks it
-        self._a, self._prior = a, prior  # as it was saved: a division could change the last bit
+        self._a = a
+        if abs(prior.sum().item() / self._tasks - 1) < 1e-6:
+            self._prior = prior  # as it was saved: a division could change the last bit
+        else:
+            self.prior = prior  # earlier versions saved π with the sum 1
 
 
 def _shares(values: Tensor, alpha: Tensor) -> Tensor | None:

@@ -90,3 +90,25 @@ def test_clearing_gradients_discards_what_was_gathered(clear):
         o.step()
     assert torch.equal(problem.theta, fresh.theta)
     assert same(optimizer.statistics, reference.statistics)
+
+
+@pytest.mark.parametrize("engine", ["per_task", "two_pass"])
+def test_gradients_that_are_dropped_between_two_calls_stay_dropped(engine):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+    x = torch.randn(8, 4, dtype=torch.float64)
+
+    def losses():
+        y = model(x)
+        return [y[:, 0].square().mean(), y[:, 1].abs().mean(), (y[:, 2] - 1).square().mean()]
+
+    optimizer = cats.CATS(torch.optim.SGD(model.parameters(), lr=0.1), 3, inner_steps=1, engine=engine)
+    optimizer.zero_grad()
+    optimizer.backward(losses())
+    expected = model[0].weight.grad.clone()
+    optimizer.zero_grad()
+    optimizer.backward(losses(), last=False)
+    model[0].zero_grad()  # of a part of the parameters
+    optimizer.backward(losses(), last=True)
+    torch.testing.assert_close(model[0].weight.grad, expected)
+    assert not torch.allclose(model[2].weight.grad, torch.zeros((), dtype=torch.float64))

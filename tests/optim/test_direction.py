@@ -10,7 +10,7 @@ from torch import nn
 
 import cats
 from cats.engines.one_pass import run, segments
-from tests.optim.common import TASKS, Heads, TinyNet, same, take_step
+from tests.optim.common import TASKS, Heads, Quadratics, TinyNet, same, take_step
 from tests.optim.test_engines import IDS, B, K, Tiny, data, losses_of
 
 ENGINES = ["per_task", "two_pass", "forward_mode", "one_pass"]
@@ -303,3 +303,28 @@ class Backwards(cats.weighting.Static):
 
 class GramAlongMomentum(cats.weighting.Weighting):
     needs_gram, direction = True, "momentum"
+
+
+class WithoutMean(torch.optim.Optimizer):
+    """Has betas and a state, as schedule-free optimizers do, but no running mean of the gradients."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1, "betas": (0.9, 0.999)})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].setdefault("z", p.detach().clone())
+
+    def zero_grad(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+
+def test_a_base_optimizer_that_never_has_a_running_mean_is_refused():
+    problem = Quadratics()
+    optimizer = cats.CATS(WithoutMean(problem.params), TASKS, inner_steps=1, direction="momentum")
+    take_step(optimizer, problem.losses())
+    with pytest.raises(ValueError, match=r"direction='momentum' needs a running mean .* WithoutMean keeps none"):
+        take_step(optimizer, problem.losses())

@@ -7,6 +7,7 @@ import io
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,3 +139,21 @@ def test_copies_continue_bitwise(copied):
 def test_repr_names_the_tasks_and_the_base():
     optimizer = cats.CATS(torch.optim.SGD(Quadratics().params, lr=0.1), TASKS)
     assert "be" in repr(optimizer) and "SGD" in repr(optimizer)
+
+
+def test_names_of_a_kind_of_str_come_back_from_a_file(tmp_path):
+    optimizer = cats.CATS(torch.optim.SGD(Quadratics(k=2).params, lr=0.1), np.unique(["be", "az"]))
+    assert [type(task) for task in optimizer.tasks] == [str, str]
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+def test_a_prior_of_an_earlier_version_has_the_sum_1():
+    optimizer = cats.CATS(torch.optim.SGD(Quadratics().params, lr=0.1), TASKS, prior=[2, 3, 5], reduction="mean")
+    before, state = optimizer.alpha, optimizer.state_dict()
+    entry = state["multitask"]["weighting"]
+    del entry["reduction"]
+    entry["prior"] = entry["prior"] / 3
+    optimizer.load_state_dict(state)
+    assert optimizer.alpha == pytest.approx(before, rel=1e-12)
+    assert sum(optimizer.prior.values()) == pytest.approx(1, rel=1e-12)
