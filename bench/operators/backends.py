@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from cats import ops
+from cats.ops import dispatch
 
 from .baselines.eager import fused_adamw, same_moments
 from .cases import ADAMW, GRADDROP, TWO_PASSES, Problem
@@ -16,15 +17,17 @@ from .oracle import Outcome
 REFERENCE_ELEMENTS = 10**7  # K P; on a CPU the reference backend would take most of a larger case's time
 
 
-def usable(device: torch.device) -> list[str]:
-    """The backends that compute on this device."""
+def usable(device: torch.device, operator: str = "") -> list[str]:
+    """The backends that compute on this device, and have the operator, if one is named."""
     elsewhere = {"native"} if device.type == "cuda" else {"triton", "cuda"}  # Triton's interpreter is for tests only
-    return [name for name, reason in ops.backends().items() if reason is None and name not in elsewhere]
+    found = [name for name, reason in ops.backends().items() if reason is None and name not in elsewhere]
+    parts = [part for part in operator.split(", ") if part]
+    return [name for name in found if all(hasattr(dispatch.load(name), part) for part in parts)]
 
 
 def contenders(operator: str, problem: Problem) -> Iterator[Contender]:
     """The backends; for combine_adamw_ also each backend's combine followed by torch's AdamW."""
-    backends = usable(problem.device)
+    backends = usable(problem.device, operator)
     large = problem.device.type == "cpu" and problem.tasks * problem.elements > REFERENCE_ELEMENTS
     if large and backends != ["reference"]:
         backends.remove("reference")

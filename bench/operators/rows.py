@@ -70,7 +70,7 @@ class RowsOracle:
 def contenders(problem: RowsProblem) -> Iterator[Contender]:
     """The backends, then forms in plain torch that give the sum of every row, which index_add_ adds by task."""
     x, y, rows, tasks = problem.x, problem.y, problem.rows, problem.tasks
-    backends = usable(problem.device)
+    backends = usable(problem.device, ROW_DOTS)
     if problem.device.type == "cpu" and problem.elements > REFERENCE_ELEMENTS and backends != ["reference"]:
         backends.remove("reference")
 

@@ -4,7 +4,7 @@ A kernel can be wrong on a machine that nobody has tried: another driver, anothe
 use of a :class:`Kernel` by default, its results must lie within the bounds that `cats.ops` promises. This takes
 milliseconds, with Triton also the time to compile the kernel, which the call needs anyway. If the check fails, there is
 one warning, and the next backend computes. CATS_SELF_CHECK=0 in the environment skips all checks. A backend that is
-asked for by name is not checked, because it is never replaced. `cats info --check` checks all operators of all
+asked for by name is not checked: a wrong one would not be replaced. `cats info --check` checks all operators of all
 backends, for some numbers of tasks.
 
 While a CUDA graph is captured, nothing can be checked, because a check waits for the device. A kernel that has not
@@ -223,9 +223,11 @@ class _Check:
             return self.compare_drop(after[0])
         if operator == "combine_adamw_":
             wrong = self.compare_update(before, after, scaling)
-        else:
+        elif operator in ("combine", "combine_dots"):
             allowed = self.allowed + rounding(self.dtype, self.combined)
             wrong = differs("the combination", np.stack(after), self.combined, allowed)
+        else:
+            raise NotImplementedError(f"cats/ops/self_check.py does not know what {operator} must compute")
         if wrong is not None or operator == "combine":
             return wrong
         expected, allowed = self.products(self.combined)

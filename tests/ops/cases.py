@@ -29,7 +29,7 @@ def magnitudes(backend: Backend) -> list[float]:
 
 
 class EveryOperator:
-    """For combine, combine_dots, dots and gram. A subclass has `check`: one of the checks in common.py."""
+    """For operators over gradients. A subclass has `check`: one of the checks in common.py."""
 
     check: Callable[..., None]
 
@@ -217,7 +217,7 @@ GROUPS = {
 
 
 class EveryStatistic:
-    """For combine_dots, dots and gram: the groups."""
+    """For operators that return statistics: the groups."""
 
     check: Callable[..., None]
 

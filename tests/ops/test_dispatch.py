@@ -16,7 +16,8 @@ from cats import ops
 from cats.ops import dispatch, layout
 from cats.ops.backends import reference
 from cats.ops.interface import Limits
-from tests.ops.common import reasons
+from tests.ops import common
+from tests.ops.common import Backend, reasons
 from tests.ops.small import ADAMW, GOOD
 
 
@@ -26,6 +27,21 @@ def test_no_backend_is_missing_by_mistake() -> None:
         assert reasons()["triton"] is None
     if shutil.which("c++"):
         assert reasons()["native"] is None
+
+
+def test_no_operator_is_missing_by_mistake(backend: Backend) -> None:
+    # Otherwise the reference would compute it, and nobody would notice.
+    module = dispatch.load(backend.name)
+    lacking = {name for name in dispatch.OPERATORS if not hasattr(module, name)}
+    assert lacking == set(common.LACKS.get(backend.name, ()))
+
+
+def test_an_operator_that_a_backend_does_not_have_yet_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "LACKS", {"reference": ("gram",)})
+    backend = Backend("reference", "cpu", interpreted=False)
+    assert backend.dots(GOOD, GOOD[0]).tolist() == [5.0, 5.0]
+    with pytest.raises(pytest.skip.Exception, match="backend reference has no gram yet"):
+        backend.gram(GOOD)
 
 
 @pytest.mark.gpu
@@ -73,8 +89,7 @@ def test_a_backend_is_a_module_with_the_same_functions(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "cats.elsewhere", module)
     monkeypatch.setitem(dispatch.BACKENDS, "native", "cats.elsewhere")
     assert ops.backends()["native"] == (
-        "this version of cats has no native backend"
-        " (module cats.elsewhere has no combine, combine_dots, dots, gram, combine_adamw_, graddrop, row_dots)"
+        f"this version of cats has no native backend (module cats.elsewhere has no {', '.join(dispatch.OPERATORS)})"
     )
     monkeypatch.setattr(dispatch, "_modules", {})  # as in a new process
     module.LIMITS = Limits()  # type: ignore[attr-defined]

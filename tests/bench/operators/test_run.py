@@ -12,6 +12,7 @@ from bench.operators.cases import Problem, Workload, flat
 from bench.operators.contender import BACKEND, COMPILED, TORCHJD, Contender
 from bench.operators.oracle import SUM_BOUND, Oracle, Outcome
 from bench.operators.records import Refused
+from cats.ops import dispatch
 
 CPU = torch.device("cpu")
 SHAPES = [[40, 30], [7], [], [513]]
@@ -81,6 +82,13 @@ def test_the_check_refuses_old_outputs_and_missing_parts() -> None:
         idle = Contender("idle", BACKEND, lambda outcome=outcome: outcome)
         with pytest.raises(run.WrongResult, match=said):
             run.check("combine", idle, problem, oracle)
+
+
+def test_a_backend_that_lacks_the_operator_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "reference" in backends.usable(CPU, "gram, combine")
+    monkeypatch.delattr(dispatch.load("reference"), "gram")
+    assert "reference" in backends.usable(CPU, "combine")
+    assert "reference" not in backends.usable(CPU, "gram, combine")
 
 
 def test_the_roofline_is_the_slower_of_memory_and_arithmetic() -> None:
