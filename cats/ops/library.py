@@ -79,9 +79,9 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
 
     def implementation(*values: Any) -> Any:
         arguments = dict(zip(names, values, strict=True))
-        for name in "weights", "leak", "x", "y", "rows":
-            if name in arguments:
-                layout.address(arguments[name])  # raises if they are not in memory
+        for value in values:
+            if isinstance(value, Tensor):  # those in lists are checked where their addresses are taken
+                layout.address(value)  # raises if it is not in memory
         if "grads" in arguments:
             flat, tasks = arguments["grads"], arguments.pop("tasks")
             size = len(flat) // tasks

@@ -118,8 +118,19 @@ def test_shapes_are_known_without_data() -> None:
     assert ops.gram(grads).shape == (3, 3)
 
 
-def test_freed_weights_are_refused_here_too() -> None:
-    weights = torch.ones(1, 3, dtype=torch.float64)
-    weights.untyped_storage().resize_(0)
+def freed(t: Tensor) -> Tensor:
+    t.untyped_storage().resize_(0)
+    return t
+
+
+def test_freed_tensors_are_refused_here_too() -> None:
+    grads, weights = [g for row in make() for g in row], torch.ones(1, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match="has no memory: its storage was freed"):
-        torch.ops.cats.combine([g for row in make() for g in row], 3, weights, flat_out(1), None)
+        torch.ops.cats.combine(grads, 3, freed(weights.clone()), flat_out(1), None)
+    params, exp_avgs, exp_avg_sqs = state()
+    rest = (0.1, 0.9, 0.1, 0.0, None, None, [0] * 5, None)
+    with pytest.raises(ValueError, match="has no memory: its storage was freed"):
+        torch.ops.cats.combine_adamw_(
+            params, grads, 3, weights, exp_avgs, exp_avg_sqs, torch.tensor(1.0), freed(torch.tensor(0.1)), *rest
+        )
+    assert all((p == 1).all() for p in params)  # nothing has been written
