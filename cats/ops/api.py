@@ -12,10 +12,11 @@ This holds for all of them; `row_dots` takes two matrices instead of gradients a
   all products; but a weight on a GPU is rounded to float32 then.
 * `groups`: N ints that assign the parameters to groups. Statistics are then computed per group: they have a leading
   axis of length G = max(groups) + 1.
-* `backend`: the name of a backend, which is never replaced by another. None: the environment variable CATS_BACKEND,
-  else on the CPU native, reference, and on a GPU cuda, triton, reference, in this order. Such a default is compared
-  with float64 on small data at its first use, unless CATS_SELF_CHECK is 0. If it is wrong, there is one warning and the
-  next one computes.
+* `backend`: the name of a backend. If it cannot be used or lacks the operator, the call raises. What it does not take
+  (too many tasks, some dtypes, gradients with gaps, weights beyond float32), the reference computes, without a warning.
+  None: the environment variable CATS_BACKEND, as if it were this argument; else on the CPU native, reference, and on a
+  GPU cuda, triton, reference, in this order. Such a default is compared with float64 on small data at its first use,
+  unless CATS_SELF_CHECK is 0. If it is wrong, there is one warning and the next one computes.
 
 Statistics (dot products, squared norms, Gram matrices) are float64 tensors on the gradients' device. They have the same
 bits on every run and for every number of threads. If a gradient has a NaN or an infinity, its statistics do too.

@@ -1,6 +1,6 @@
 """Which backend computes a call, and what the reference computes instead.
 
-A backend is a module in cats/ops/backends. It has some or all of the seven operators; `LIMITS`, what it takes; and
+A backend is a module in cats/ops/backends. It has some or all of `OPERATORS`; `LIMITS`, what it takes; and
 `split`, which makes the dense pieces of memory that its operators take (from cats/ops/layout.py or device_table.py).
 row_dots alone takes two matrices, not gradients: its pieces are those of `layout.row_pieces` for every backend.
 The reference has no `split`: its operators take the tensors themselves. A backend that cannot work here raises
@@ -9,11 +9,12 @@ ImportError with the reason when it is imported.
 The choice: the argument `backend`, else the environment variable CATS_BACKEND, else the default order: for tensors on
 the CPU native, reference; on a GPU cuda, triton, reference. The order does not depend on timings, so that all ranks of
 a distributed run choose alike. A default backend proves itself first (cats/ops/self_check.py), and gives way if it
-lacks the operator. A backend asked for by name is not checked and never replaced.
+lacks the operator. A backend asked for by name is not checked. If it cannot be used or lacks the operator, the call
+raises.
 
-A call goes to the reference as a whole if it has more tasks than a backend takes, or weights that float32 cannot hold.
-Otherwise the backend gets the dense parameters and the reference gets the rest (the fallback), and the statistics of
-both are added.
+A call goes to the reference as a whole if it has more tasks than the backend takes, or weights on the CPU that float32
+cannot hold. Otherwise the backend gets the dense parameters and the reference gets the rest (the fallback), and the
+statistics of both are added. All this also holds for a backend that was asked for by name.
 
 Arguments have been checked. grads: K lists of N tensors or None; weights: (R, K) float64; out: R lists of N tensors,
 None where no task has a gradient; groups: N ints. Statistics always have a leading group axis.
