@@ -15,6 +15,7 @@ import cats
 from bench.operators import cases
 from cats.nmt.config.schema import FIELDS, SECTIONS, Config
 from cats.nmt.config.toml import apply_overrides, read_config
+from cats.ops import dispatch
 from tests.conftest import ROOT
 
 MIGRATE = ROOT / "docs" / "migrate"
@@ -167,6 +168,12 @@ def test_operations_per_byte_are_those_of_the_benchmark() -> None:
     for operator in (*cases.OPERATORS, cases.GRADDROP, cases.TWO_PASSES):
         least = cases.work(operator, 8, 1000, torch.float32)
         assert given[operator] == f"{least.operations / least.moved:.2f}", operator
+
+
+def test_every_operator_is_in_the_tables_of_the_kernels() -> None:
+    for page in "contract.md", "roofline.md":
+        text = (ROOT / "docs" / "kernels" / page).read_text(encoding="utf-8")
+        assert set(dispatch.OPERATORS) <= {name for row in rows(text) for name in in_backticks(row[0])}, page
 
 
 def shown(number: float) -> str:
