@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cats.nmt.cli import translate
 from cats.nmt.cli.evaluate import score
 from cats.nmt.cli.options import add_settings, base_config, given, require_trainer
 from cats.nmt.cli.parser import Parser
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     require_trainer("training")
     doing("loading PyTorch", quiet=args.quiet)
     from cats.nmt.data.monolingual import language_of
+    from cats.nmt.scoring.evaluate import NothingToScoreError
     from cats.nmt.training import processes
     from cats.nmt.training.run import RunDirectory
     from cats.nmt.training.trainer import train
@@ -105,6 +107,11 @@ def run(args: argparse.Namespace) -> None:
                 modelling = trained and all(map(language_of, trained))  # there is no test text
                 split = "valid" if config.evaluate.search == "none" or modelling else "test"
                 score(path, split, quiet=args.quiet)
+        except NothingToScoreError as error:  # the model is trained all the same
+            if not args.quiet:
+                tokenizer = RunDirectory(path).load_tokenizer(config.tokenizer)
+                print(f"\n{path}: trained, and nothing is scored: {error}")
+                print(f"Try it: {translate.example(path, trained, tokenizer)}")
         except KeyboardInterrupt:
             print(f"cats: trained but not scored; to score it: cats evaluate {path}", file=sys.stderr)
             raise

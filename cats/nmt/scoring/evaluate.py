@@ -40,6 +40,10 @@ from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trained_model import TrainedModel
 
 
+class NothingToScoreError(UserError):
+    """The corpus has no lines of the split."""
+
+
 def evaluate(
     run: Path,
     *,
@@ -82,8 +86,9 @@ def evaluate(
         finite, or spBLEU without its model.
 
     Raises:
-        UserError: the run or its corpus is unusable, the split is unknown or empty, the disk is full, or another run
-            has another vocabulary or was trained on another corpus.
+        UserError: the run or its corpus is unusable, the split is unknown, the disk is full, or another run has another
+            vocabulary or was trained on another corpus.
+        NothingToScoreError: the corpus has no lines of the split.
         ValueError: `others` without `out`.
     """
     if others and out is None:
@@ -109,7 +114,11 @@ def evaluate(
     tasks = [task for task in tasks if task.name not in unknown]
     zero_shot = {task.name for task in corpus.zero_shot}
     if not any(_lines(task, split) for task in tasks if task.name not in zero_shot):
-        raise UserError(f"the corpus {corpus.name} has no {split} lines to evaluate on")
+        advice = ""
+        if split == "test" and any(_lines(task, "valid") for task in tasks):
+            runs, where = " ".join(map(str, [run, *others])), "" if out is None else f" --out {out}"
+            advice = f"; to score its validation lines: cats evaluate {runs}{where} --split valid"
+        raise NothingToScoreError(f"the corpus {corpus.name} has no {split} lines to evaluate on{advice}")
     if not quiet:
         _print_notices(tasks, unknown)
         for path in (run, *others):

@@ -87,6 +87,30 @@ def test_names_under_runs_and_what_is_printed(
     assert train.new_run(None, Config()) == Path("runs/cldr-related-ted-cats-seed1")
 
 
+def test_text_without_test_lines_is_trained_on_and_not_scored(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    """No command of the way from there names another one that cannot work."""
+    toy, run = write_toy(tmp_path / "toy"), tmp_path / "run"
+    for file in toy.glob("test.*"):
+        file.unlink()
+    arguments = ["train", "--data", str(toy), "--out", str(run), *SET, "--steps", "2"]
+    assert main(arguments) == 0
+    advice = f"; to score its validation lines: cats evaluate {run} --split valid"
+    message = f"{run}: trained, and nothing is scored: the corpus toy has no test lines to evaluate on{advice}"
+    assert capfd.readouterr().out == f"\n{message}\nTry it: cats translate {run} --to az\n"
+    assert refused("evaluate", run) == f"the corpus toy has no test lines to evaluate on{advice}"
+    assert main(["evaluate", str(run), "--split", "valid"]) == 0
+    lacking = "its corpus has no test lines, so it cannot be scored; to see its losses: cats plot"
+    assert refused("report", run) == f"{run} holds no scores.json; {lacking} {run}"
+    assert main(["plot", str(run), "--out", str(tmp_path / "plots"), "--pictures", "loss"]) == 0
+    for file in toy.glob("valid.*"):
+        file.unlink()
+    assert main([*arguments[:4], str(tmp_path / "other"), *arguments[5:], "--quiet"]) == 0
+    assert "evaluate on; " not in refused("evaluate", tmp_path / "other")
+    assert "no valid lines" in refused("evaluate", tmp_path / "other", "--split", "valid")
+
+
 def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "unknown preset 'opus-100' (did you mean opus100?); known: base" in refused("train", "--preset", "opus-100")
     message = refused("train", "--resume", tmp_path, "--preset", "ted")

@@ -126,10 +126,19 @@ def test_opus_100(tmp_path, below, start):
     assert corpus.tasks[1].test == corpus.tasks[1].valid == EMPTY
     assert corpus.notices == [
         "1 pair of test text without en left out; with data.direction=many-to-many they are scored too",
-        "an: no valid pairs",
+        "an: no valid pairs, so it does not count when the best model is chosen",
         "an: no test pairs, so it is trained on and not scored",
     ]
     assert corpus.zero_shot == []
+
+
+def test_a_corpus_without_valid_pairs_says_which_model_is_the_best(tmp_path):
+    for side in ("en", "az"):
+        put(tmp_path / f"train.en-az.{side}", "line\n")
+    assert "no task has valid pairs, so the newest model counts as the best" in read_corpus(tmp_path).notices
+    for side in ("en", "az"):
+        put(tmp_path / f"valid.en-az.{side}", "line\n")
+    assert not any("valid" in notice for notice in read_corpus(tmp_path).notices)
 
 
 def test_zero_shot_directions(tmp_path):

@@ -119,9 +119,9 @@ class _Grid:
     def end(self, ended: Process, *, quiet: bool) -> None:
         """Reports a process that has ended. quiet: it was interrupted, which is no failure."""
         error, seconds = _error(ended), time.monotonic() - ended.began
-        if error and not ended.run.finished:  # a trial that diverged is finished
+        if not ended.run.finished:  # a trial that diverged is finished
             if not quiet:
-                self.fail(ended.run, error)
+                self.fail(ended.run, error or "trained, but not scored; is there text to score?")
             return
         self.done += 1
         self.seconds.setdefault(_kind(ended.run), []).append(seconds)
