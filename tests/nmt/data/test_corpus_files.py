@@ -305,7 +305,20 @@ def test_no_folder(tmp_path):
 def test_no_known_layout(tmp_path):
     fails(tmp_path, f"{tmp_path}: the folder is empty; known layouts: train.en-xx.en with train.en-xx.xx (Moses")
     put(tmp_path / "corpus.txt", "text")
-    fails(tmp_path, f"{tmp_path}: no parallel text in this folder; known layouts: ")
+    start = f"{tmp_path}: no parallel text in this folder; found"
+    rename = "; rename them to train.*, valid.* and test.*; known layouts: "
+    fails(tmp_path, f"{start} corpus.txt{rename}")
+    for name in "corpus.az-en.az", "corpus.az-en.en":
+        put(tmp_path / name, "text")
+    fails(tmp_path, f"{start} corpus.az-en.az, corpus.az-en.en, corpus.txt{rename}")
+    put(tmp_path / "train.txt", "text")  # this name is right, and something else is wrong
+    fails(tmp_path, f"{start} corpus.az-en.az, corpus.az-en.en, corpus.txt, train.txt; known layouts: ")
+
+
+def test_either_order_of_a_pair(tmp_path):
+    for side in "az", "en":
+        put(tmp_path / f"train.az-en.{side}", f"{side}\n")
+    assert [(task.name, list(task.train)) for task in read_corpus(tmp_path).tasks] == [("az", [("en", "az")])]
 
 
 def test_unequal_line_counts(tmp_path):
