@@ -133,7 +133,9 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]
         corpus = load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
         translated = any(each.config.evaluate.search != "none" for each in runs)
         if translated and not any(len(task.test) for task in corpus.tasks):
-            raise UserError(f"{args.data}: no task has test lines, and without them nothing is compared; add test files")
+            raise UserError(
+                f"{args.data}: no task has test lines, and without them nothing is compared; add test files"
+            )
 
     def refuse() -> NoReturn:
         raise UserError(f"{args.out}: another command is training runs there; wait for its end, or give another --out")

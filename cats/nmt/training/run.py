@@ -153,6 +153,13 @@ class RunDirectory:
         Raises:
             UserError: this is not a run directory, or its config.toml is damaged.
         """
+        if not self.path.exists():
+            raise UserError(f"{where}{self.path}: no such folder; give a run directory, as printed by cats train")
+        if not self.is_started and (self.path / "config.json").is_file():
+            raise UserError(
+                f"{where}{self.path} is not a run directory, but a model for the library transformers, which loads it; "
+                "give the run itself"
+            )
         if not self.is_started:
             raise UserError(f"{where}{self.path} is not a run directory: it has no {self.config_file.name}")
         return read_config(self.config_file)

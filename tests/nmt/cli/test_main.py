@@ -62,6 +62,17 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["--versoin"], "unknown option '--versoin'; see cats --help"),
         (["train", "--stesp=3"], "unknown option '--stesp' (did you mean --steps?); see cats train --help"),
         (["train", "--step", "3"], "unknown option '--step' (did you mean --steps?); see cats train --help"),
+        (
+            ["compare", "--steps", "20"],
+            "unknown option '--steps' (write --set train.steps=..); see cats compare --help",
+        ),
+        (["compare", "--seed", "2"], "unknown option '--seed' (did you mean --seeds?); see cats compare --help"),
+        (
+            ["pareto", "--temperature=3"],
+            "unknown option '--temperature' (write --set tokenizer.temperature=.. or --set sampling.temperature=.. or "
+            "--set decode.temperature=..); see cats pareto --help",
+        ),
+        (["train", "--lr=1e-3"], "unknown option '--lr' (write --set train.lr=..); see cats train --help"),
         (["train", "here"], "unexpected argument 'here'; see cats train --help"),
         (["train", "--seed"], "argument --seed: expected one argument; see cats train --help"),
         (
@@ -81,8 +92,8 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         ),
         (["train", "--set", "lr=3"], "unknown setting 'lr' (did you mean train.lr?)"),
         (["train", "--config", "absent.toml"], "cannot read the configuration absent.toml: No such file or directory"),
-        (["train", "--resume", "absent"], "absent is not a run directory: it has no config.toml"),
-        (["evaluate", "absent"], "absent is not a run directory: it has no config.toml"),
+        (["train", "--resume", "absent"], "absent: no such folder; give a run directory, as printed by cats train"),
+        (["evaluate", "absent"], "absent: no such folder; give a run directory, as printed by cats train"),
         (
             ["data", "cldr", "--out", "x", "--sizes", "tde"],
             "data.sizes must be one of ted, wmt, noisy, opus100, not 'tde' (did you mean ted?)",

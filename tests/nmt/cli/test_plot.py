@@ -116,6 +116,6 @@ def test_what_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "--against: unknown setting d_model" in refused("plot", run, "--against", "d_model")
     assert "train.validate_bleu" in refused("plot", run, "--pictures", "bleu", "--out", str(tmp_path / "out"))
     assert "no run has a validation yet" in refused("plot", run, "--against", "model.d_model")
-    assert "is not a run directory" in refused("plot", str(tmp_path / "absent"))
+    assert "absent: no such folder" in refused("plot", str(tmp_path / "absent"))
     assert "none of the folders has the results of cats pareto" in refused("plot", run, "--pictures", "front")
     assert not (tmp_path / "out").exists()

@@ -255,7 +255,7 @@ def test_init_from_takes_the_model_settings_of_the_run(
     assert kept.train.init_from == str(trained / "run") and kept.train.steps == 2
     assert kept.model == read_config(trained / "run" / "config.toml").model != Config().model
     assert "has model.ffn = 32, not 64" in refused(*arguments[:-3], "--out", run / "x", "--set", "model.ffn=64")
-    assert "is not a run directory" in refused("train", "--init-from", tmp_path / "absent")
+    assert "absent: no such folder" in refused("train", "--init-from", tmp_path / "absent")
 
     # An exported model is the same start.
     assert main(["export", str(trained / "run"), str(tmp_path / "model")]) == 0

@@ -327,7 +327,20 @@ def test_a_run_with_other_settings_is_not_mistaken_for_this_one(corpus, tmp_path
     finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
     grid.check_resumable(run)
     (other,) = planned(*words, "--set", "train.steps=7")
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(train.steps = \d+, now 7\); give"):
+        grid.check_resumable(other)
+
+
+def test_settings_that_follow_from_others_are_not_named(corpus, tmp_path):
+    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--methods", "staged", "--seeds", "1"]
+    (run,) = planned(*words)
+    finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
+    (other,) = planned(*words, "--set", "train.steps=70")
+    with pytest.raises(UserError, match=r"other settings \(train.steps = \d+, now 70\); give"):
+        grid.check_resumable(other)
+    (other,) = planned(*words, "--set", "train.steps=70", "--variant", "staged2:staged,train.pretrain_steps=9")[1:]
+    other = dataclasses.replace(other, path=run.path)
+    with pytest.raises(UserError, match=r"train.steps = \d+, now 70; train.pretrain_steps = \d+, now 9\); give"):
         grid.check_resumable(other)
 
 
