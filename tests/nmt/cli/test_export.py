@@ -59,11 +59,8 @@ def test_export(
     transformers.mkdir()
     (transformers / "config.json").write_text("{}", encoding="utf-8")
     message = f"{transformers} is not a run directory, but a model for the library transformers, which loads it; "
-    for arguments in (
-        ["translate", transformers, "--to", "az"],
-        ["evaluate", transformers],
-        ["export", transformers, out],
-    ):
+    for command, *more in ["translate", "--to", "az"], ["evaluate"], ["export", out]:
+        arguments = [command, transformers, *more]
         assert refused(*arguments) == f"{message}give the run itself"
     assert refused("export", out, out) == f"{out} exists already; choose another folder"
     weights = (out / "model.safetensors").read_bytes()

@@ -188,9 +188,11 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
             main(["info"])
 
 
-def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info, "run", raising(KeyboardInterrupt()))
-    assert main(["info"]) == 130
+def test_ctrl_c_exits_with_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for error, said in (KeyboardInterrupt(), "cats: stopped\n"), (KeyboardInterrupt("the line is there already"), ""):
+        monkeypatch.setattr(info, "run", raising(error))
+        assert main(["info"]) == 130
+        assert capfd.readouterr() == ("", said)
 
 
 def test_control_characters_are_escaped(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -74,8 +74,13 @@ def test_names_under_runs_and_what_is_printed(
     arguments = ["train", "--data", "toy", "--method", "static", "--temperature", "inf", "--steps", "10", *others]
     assert main(arguments) == 0
     out, err = capfd.readouterr()
-    line = r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left\n"
-    assert re.fullmatch(line, err), err  # no progress bar where nobody watches
+    lines = (
+        "training on toy; loading PyTorch",
+        rf"reading {tmp_path}/toy; the run will be in runs/toy-static-Tinf-seed1",
+        r"2 tasks, 80 training pairs; a model with [\d,]+ parameters; 10 updates",
+        r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left",
+    )
+    assert re.fullmatch("".join(f"{line}\n" for line in lines), err), err  # no progress bar where nobody watches
     assert "| **LoRes** |" in out and "nearest neighbour" in out and "runs/toy-static-Tinf-seed1: report.md" in out
     assert "cats translate runs/toy-static-Tinf-seed1 --to az" in out
     kept = read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
@@ -126,8 +131,15 @@ def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
 def test_an_existing_directory_is_not_overwritten(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     toy, run = trained / "toy", trained / "run"
     before = sorted(path.name for path in run.rglob("*"))
-    go_on = f"; choose another --out, or resume it with: cats train --resume {run}"
-    assert refused("train", "--data", toy, "--out", run) == f"{run} exists already{go_on}"
+    message = f"{run} exists already; choose another --out"
+    further = f"raise train.steps in {run}/config.toml, then cats train --resume {run}"
+    done = f"{message}; all 20 updates of that run are done: to train it further, {further}"
+    assert refused("train", "--data", toy, "--out", run) == done
+    stopped, config = tmp_path / "stopped", (run / "config.toml").read_text(encoding="utf-8")
+    shutil.copytree(run, stopped)
+    (stopped / "config.toml").write_text(config.replace("steps = 20", "steps = 30"), encoding="utf-8")
+    go_on = f"{stopped} exists already; choose another --out, or resume it with: cats train --resume {stopped}"
+    assert refused("train", "--data", toy, "--out", stopped) == go_on
     assert refused("train", "--data", toy, "--out", toy) == f"{toy} exists already; choose another --out"
     assert refused("data", "cldr", "--out", toy) == f"{toy} is not empty; choose another --out"
     (tmp_path / "file").touch()
@@ -302,6 +314,28 @@ def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
     )
     assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert (tmp_path / "run" / "report.md").exists()
+
+
+def test_an_interruption_before_the_run_exists_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cats.nmt.training.load_corpus.read_corpus", interrupted)
+    toy = write_toy(tmp_path / "toy")
+    assert main(["train", "--data", str(toy), "--out", str(tmp_path / "run"), "--quiet"]) == 130
+    assert capfd.readouterr() == ("", "cats: stopped; no run was made yet\n")
+    monkeypatch.setattr("cats.nmt.scoring.evaluate.evaluate", interrupted)
+    monkeypatch.setattr("cats.nmt.training.trainer.train", lambda *_, **__: None)
+    assert main(["train", "--data", str(toy), "--out", str(tmp_path / "run"), "--quiet"]) == 130
+    assert capfd.readouterr().err == f"cats: trained but not scored; to score it: cats evaluate {tmp_path / 'run'}\n"
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(run)]) == 0
+    further = f"to train further, raise train.steps in {run}/config.toml"
+    assert f"\nall 20 updates are done, so nothing is trained; {further}\n" in capfd.readouterr().err
 
 
 def test_full_disk_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:

@@ -332,7 +332,7 @@ def test_tables_of_a_part_say_what_is_missing(finished):
     assert (result.methods["T=1"].seeds, result.methods["T=5"].seeds) == ([1, 2], [1])
     text = tables.comparison_tables(summary)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in text.splitlines() if " | " in line}
-    assert "| T=1 | 2 of 2 |" in text and "| T=5 | 1 of 2 |" in text and rows["cats"] == "failed or not run"
+    assert "| T=1 | 2 of 2 |" in text and "| T=5 | 1 of 2 |" in text and rows["cats"] == "not finished"
     assert summary.regret.keys() == summary.regret_of_all.keys() == {"T=1", "T=5"}
     for run in finished:
         (run.path / "scores.json").unlink(missing_ok=True)

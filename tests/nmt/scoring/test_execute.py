@@ -151,7 +151,7 @@ def test_if_all_trials_diverge_the_method_fails(fake: Fake, words: list[str]) ->
 
 
 def test_after_an_interruption_the_rest_is_trained(
-    fake: Fake, words: list[str], monkeypatch: pytest.MonkeyPatch
+    fake: Fake, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, calls = planned(*words), []
 
@@ -166,6 +166,7 @@ def test_after_an_interruption_the_rest_is_trained(
         with pytest.raises(KeyboardInterrupt):
             execute.execute(runs, jobs=1)
     assert 2 <= sum(run.finished for run in runs) < 4
+    assert capsys.readouterr().err.count("cats: stopped; the same command continues from here") == 1
     assert execute.execute(runs, jobs=1) == {}
     assert len(fake.started) == len({*fake.started}) == 4
 

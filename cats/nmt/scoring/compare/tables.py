@@ -127,7 +127,7 @@ def _scores(result: SetResult) -> list[str]:
         averages = [spread(getattr(found.groups[g], m), digits[m]) for m in METRICS for g in groups]
         rows.append([method, *count, *averages, *([number(value, 2) for value in cost[method]] if cost else [])])
     for method in result.not_run:
-        rows.append([method, "failed or not run", *[""] * (len(rows[0]) - 2)])
+        rows.append([method, "not finished", *[""] * (len(rows[0]) - 2)])
     baseline = [
         "" if metric == "nll" else number(result.nearest_neighbour[group].get(metric), 1)
         for metric in METRICS

@@ -82,6 +82,8 @@ class _Grid:
             if interrupted() and not stopping:
                 stopping = True
                 self.waiting.clear()
+                what = f"; {len(self.working)} runs save their checkpoints" if self.working else ""
+                tell(f"cats: stopped; the same command continues from here{what}")
                 for each in self.working:  # each of them saves its checkpoint and ends
                     each.process.terminate()
             while len(self.working) < self.jobs and (run := self.next_ready()) is not None:
@@ -91,8 +93,7 @@ class _Grid:
                 self.working.remove(each)
                 self.end(each, quiet=stopping)
         if interrupted():
-            tell("cats: stopped; the same command continues from here")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped, and the user knows how to continue")
 
     def next_ready(self) -> Run | None:
         """Takes the first waiting run that can start. Runs that need a failed one fail, too."""
