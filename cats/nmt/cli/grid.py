@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], str])
         UserError: some runs failed: the results of the others are written. Or another command uses the same --out, or
             a run in it has other settings.
     """
-    from cats.nmt.files import locked
+    from cats.nmt.files import locked, make_folder
     from cats.nmt.scoring.grid.execute import execute
     from cats.nmt.scoring.grid.runs import check_all, everything
     from cats.nmt.training.load_corpus import load_corpus
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], str])
     def refuse() -> NoReturn:
         raise UserError(f"{args.out}: another command is training runs there; wait for its end, or give another --out")
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     with locked(args.out, refuse):
         try:
             failed = execute(runs, args.jobs)

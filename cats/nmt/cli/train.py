@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from cats.nmt.cli import translate
 from cats.nmt.cli.evaluate import score
-from cats.nmt.cli.options import add_settings, base_config, given, require_trainer
+from cats.nmt.cli.options import add_settings, apply_options, base_config, require_trainer
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import is_utf8, replace_settings
 from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import apply_overrides, describe
+from cats.nmt.config.toml import describe
 from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
 from cats.nmt.screen import announce
@@ -78,7 +78,11 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--seed", metavar="S", help=f"random seed (default: {default.train.seed})")
     add_settings(parser)
-    parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-seedN)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="new run directory (default: runs/CORPUS-METHOD-seedN, or the same with -2, -3, .. if there is one)",
+    )
     parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run with its own settings")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.epilog = EPILOG.format(settings=describe())
@@ -163,7 +167,7 @@ def configured(args: argparse.Namespace) -> Config:
     config = base_config(args)
     if args.data is not None:
         config = replace_settings(config, {"data.path": args.data})
-    return apply_overrides(config, [*given(args, SHORT), *(args.overrides or [])])
+    return apply_options(config, args, SHORT, args.overrides or [])
 
 
 def _or_resume(directory: RunDirectory) -> str:

@@ -23,7 +23,7 @@ from cats.nmt.data.monolingual import VALIDATION_SEED, CorruptedLines
 from cats.nmt.data.shards import pack
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, one_line
+from cats.nmt.files import atomic_write, make_folder, one_line
 from cats.nmt.model import decode, loss
 from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.transformer import Transformer
@@ -133,7 +133,7 @@ def evaluate(
         if (lines := _lines(task, split)) is not None
     }
     written = RunDirectory(run if out is None else out)
-    written.path.mkdir(parents=True, exist_ok=True)
+    make_folder(written.path)
     if others:
         write_members(written.path, [run, *others])  # before the scores, so that what was begun can be done again
     if any(rows.values()):

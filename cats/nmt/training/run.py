@@ -33,7 +33,7 @@ from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, hard_link, locked, read_file, remove_temporary_files
+from cats.nmt.files import atomic_write, hard_link, locked, make_folder, read_file, remove_temporary_files
 from cats.nmt.training import checkpoint, export_file, processes
 from cats.nmt.training.device import default_device
 from cats.nmt.training.load_corpus import load_corpus
@@ -347,7 +347,7 @@ class RunDirectory:
             UserError: the disk is full, or the directory cannot be written.
         """
         made = not self.path.exists()
-        self.checkpoints.mkdir(parents=True, exist_ok=self.is_of_job(config))
+        make_folder(self.checkpoints, exist_ok=self.is_of_job(config))
         try:
             if processes.job():
                 atomic_write(self.job_file, processes.job())

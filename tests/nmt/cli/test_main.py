@@ -83,12 +83,19 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["compare", "--data", "absent"], "{folder}/absent: no such folder; give a folder of parallel text"),
         (["train", "--out", "a\udcff"], "'a\\udcff' is not valid UTF-8; choose another --out"),
         (["translate", "run"], "the following arguments are required: --to; see cats translate --help"),
-        (["train", "--steps", "many"], "train.steps needs a whole number, not 'many'"),
-        (["train", "--seed", "-1"], "train.seed must be between 0 and 2**32 - 1, not -1"),
-        (["train", "--temperature", "0"], "sampling.temperature must be above 0 (inf is allowed), not 0.0"),
+        (["train", "--steps", "many"], "--steps: train.steps needs a whole number, not 'many'"),
+        (
+            ["train", "--evaluate", "beem"],
+            "--evaluate: evaluate.search must be one of beam, greedy, none, not 'beem' (did you mean beam?)",
+        ),
+        (["train", "--seed", "-1"], "--seed: train.seed must be between 0 and 2**32 - 1, not -1"),
+        (
+            ["train", "--temperature", "0"],
+            "--temperature: sampling.temperature must be above 0 (inf is allowed), not 0.0",
+        ),
         (
             ["train", "--method", "Cats"],
-            f"method.name must be one of {', '.join(METHODS)}, not 'Cats' (did you mean cats?)",
+            f"--method: method.name must be one of {', '.join(METHODS)}, not 'Cats' (did you mean cats?)",
         ),
         (["train", "--set", "lr=3"], "unknown setting 'lr' (did you mean train.lr?)"),
         (["train", "--config", "absent.toml"], "cannot read the configuration absent.toml: No such file or directory"),
@@ -96,7 +103,7 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["evaluate", "absent"], "absent: no such folder; give a run directory, as printed by cats train"),
         (
             ["data", "cldr", "--out", "x", "--sizes", "tde"],
-            "data.sizes must be one of ted, wmt, noisy, opus100, not 'tde' (did you mean ted?)",
+            "--sizes: data.sizes must be one of ted, wmt, noisy, opus100, not 'tde' (did you mean ted?)",
         ),
         (["data", "inspect", "absent"], "{folder}/absent: no such folder; give a folder of parallel text"),
     ],

@@ -39,9 +39,8 @@ def test_all_pictures_that_there_are_data_for(
     printed = capfd.readouterr()
     names = [Path(line.partition(",")[0]).name for line in printed.out.splitlines()]
     assert names == ["loss", "nll", "gap", "examples", "efficiency", "alpha"]
-    assert [line.split()[3] for line in printed.err.splitlines()] == [
-        *("bleu:", "chrf:", "forgetting:", "curvature:", "similarity:", "layers:")
-    ]
+    lacking = "bleu, chrf, forgetting, curvature, similarity, layers"
+    assert printed.err == f"cats: the runs have no data for {lacking}; --pictures NAME says what it needs\n"
     assert main(["plot", str(run), "--out", str(out), "--against", "model.d_model"]) == 0
     assert capfd.readouterr().out == f"{out}/nll-against-model.d_model, nll-against-model.d_model\n"
 

@@ -281,6 +281,8 @@ def test_constant_weights_are_relative_to_the_tokens_of_each_batch(tmp_path):
         (["--jobs", "0"], r"--jobs must be at least 1"),
         (["--variant", "cats:method.alpha_lr=1"], r"NAME:BASE,KEY=VALUE"),
         (["--variant", "new"], r"NAME:BASE,KEY=VALUE"),
+        (["--methods", "T1"], r"unknown method T1 \(did you mean T=1\?\)$"),
+        (["--methods", "t=2.5-r"], r"unknown method t=2\.5-r \(did you mean T=2\.5r\?\)$"),
         (["--variant", "new:T=1x,train.clip=2"], r"unknown method T=1x"),
         (["--methods", "cats-s"], r"unknown method cats-s"),
         (["--methods", "T=1-fixed", "T=1"], r"T=1-fixed needs T=1 among --methods, with method\.name = cats"),
