@@ -16,7 +16,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import describe
 from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
-from cats.nmt.screen import announce
+from cats.nmt.screen import announce, doing
 
 if TYPE_CHECKING:
     from cats.nmt.training.run import RunDirectory
@@ -91,7 +91,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     require_trainer("training")
     begun = f"continuing {args.resume}" if args.resume else f"training{f' on {args.data}' if args.data else ''}"
-    announce(f"{begun}; loading PyTorch", quiet=args.quiet)  # in a log, too: the first update may be a minute away
+    doing(f"{begun}; loading PyTorch", quiet=args.quiet)
     from cats.nmt.data.monolingual import language_of
     from cats.nmt.scoring.evaluate import NothingToScoreError
     from cats.nmt.training import processes
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
                 if processes.is_main() and not args.quiet:
                     print(f"cats: started again by torchrun; continuing {path}", file=sys.stderr)
         corpus = config.data.path or "the built-in corpus"
-        announce(f"reading {corpus}; the run {'is' if resume else 'will be'} in {path}", quiet=args.quiet)
+        doing(f"reading {corpus}; the run {'is' if resume else 'will be'} in {path}", quiet=args.quiet)
         try:
             train(config, path, resume=resume, quiet=args.quiet)
         except KeyboardInterrupt as error:

@@ -75,9 +75,7 @@ def test_names_under_runs_and_what_is_printed(
     assert main(arguments) == 0
     out, err = capfd.readouterr()
     lines = (
-        "training on toy; loading PyTorch",
-        rf"reading {tmp_path}/toy; the run will be in runs/toy-static-Tinf-seed1",
-        r"2 tasks, 80 training pairs; a model with [\d,]+ parameters; 10 updates",
+        r"runs/toy-static-Tinf-seed1: 2 tasks, 80 training pairs; a model with [\d,]+ parameters; 10 updates",
         r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left",
     )
     assert re.fullmatch("".join(f"{line}\n" for line in lines), err), err  # no progress bar where nobody watches
@@ -335,7 +333,7 @@ def test_an_interruption_before_the_run_exists_is_said(
 def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(run)]) == 0
     further = f"to train further, raise train.steps in {run}/config.toml"
-    assert f"\nall 20 updates are done, so nothing is trained; {further}\n" in capfd.readouterr().err
+    assert capfd.readouterr().err == f"{run}: all 20 updates are done, so nothing is trained; {further}\n"
 
 
 def test_full_disk_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
