@@ -127,13 +127,14 @@ class Trainer(TrainingState):
         if self.step >= steps or self.stopped_early:
             what = f"all {self.step:,} updates are done" if self.step >= steps else f"stopped early at {self.step:,}"
             setting = "train.steps" if self.step >= steps else "train.patience"
-            return f"{self.out}: {what}, so nothing is trained; to train further, raise {setting} in {self.directory.config_file}"
+            further = f"to train further, raise {setting} in {self.directory.config_file}"
+            return f"{self.out}: {what}, so nothing is trained; {further}"
         pairs = sum(map(len, self.training.shards.values()))
         size = sum(parameter.numel() for parameter in self.model.parameters())
         after = f", after the {self.step:,} that are done" if self.step else ""
         return (
-            f"{self.out}: {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}, {pairs:,} training pairs; a model with {size:,} "
-            f"parameters; {steps - self.step:,} updates{after}"
+            f"{self.out}: {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}, {pairs:,} training pairs; "
+            f"a model with {size:,} parameters; {steps - self.step:,} updates{after}"
         )
 
     def clocks(self) -> tuple[float, float]:
