@@ -176,8 +176,11 @@ def _or_resume(directory: RunDirectory) -> str:
 
     if not directory.is_started or directory.is_exported:
         return ""
-    steps = directory.read_config().train.steps
-    done = max((record["step"] for record in read_metrics(directory.metrics_file)), default=0)
+    try:
+        steps = directory.read_config().train.steps
+        done = max((record["step"] for record in read_metrics(directory.metrics_file)), default=0)
+    except UserError:  # damaged, or the config.toml of another program
+        return ""
     if done < steps:
         return f", or resume it with: cats train --resume {directory.path}"
     return (

@@ -138,6 +138,8 @@ def test_an_existing_directory_is_not_overwritten(trained: Path, tmp_path: Path,
     (stopped / "config.toml").write_text(config.replace("steps = 20", "steps = 30"), encoding="utf-8")
     go_on = f"{stopped} exists already; choose another --out, or resume it with: cats train --resume {stopped}"
     assert refused("train", "--data", toy, "--out", stopped) == go_on
+    (stopped / "config.toml").write_text("[build]", encoding="utf-8")
+    assert refused("train", "--data", toy, "--out", stopped) == f"{stopped} exists already; choose another --out"
     assert refused("train", "--data", toy, "--out", toy) == f"{toy} exists already; choose another --out"
     assert refused("data", "cldr", "--out", toy) == f"{toy} is not empty; choose another --out"
     (tmp_path / "file").touch()

@@ -140,7 +140,8 @@ def check_resumable(run: Run) -> None:
         config = read_config(run.directory.config_file)
         there, planned = _relevant_settings(config), _relevant_settings(run.config)
         searches = there.pop("evaluate.search"), planned.pop("evaluate.search")
-        other = {name: (there.get(name), value) for name, value in planned.items() if there.get(name) != value}
+        # A setting that is not in `there` has no effect on that run, because its method is another one, which is named.
+        other = {name: (there.get(name), value) for name, value in planned.items() if there.get(name, value) != value}
         untranslated = searches[0] == "none" != searches[1]
         # Without its last checkpoint, a finished run could not go on, and must not be removed.
         lost = untranslated and not run.started and run.directory.scores_file("valid").exists()
