@@ -165,9 +165,14 @@ def test_bad_corpora_leave_no_run_directory(tmp_path: Path, refused: Callable[..
 
 
 def test_resume_keeps_the_settings(trained: Path, refused: Callable[..., str]) -> None:
-    for option in (["--steps", "3"], ["--set", "train.lr=1"], ["--out", "x"]):
-        expected = f"--resume keeps the settings of the run: leave out {option[0]}, or start a new run"
-        assert refused("train", "--resume", trained / "run", *option) == expected
+    run = trained / "run"
+    for option, change in {
+        ("--steps", "3"): f" and change train.steps in {run}/config.toml",
+        ("--set", "train.lr=1"): f" and change settings that may change, such as train.steps, in {run}/config.toml",
+        ("--out", "x"): "",
+    }.items():
+        message = f"--resume keeps the settings of the run: leave out {option[0]}{change}, or start a new run"
+        assert refused("train", "--resume", run, *option) == message
 
 
 def test_a_corpus_that_was_moved(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
