@@ -338,6 +338,20 @@ def _direct_target(path: str | os.PathLike[str]) -> str | int | None:
     return None if stat.S_ISREG(mode) else name
 
 
+def make_folder(path: Path, *, exist_ok: bool = True) -> None:
+    """Makes a folder and those above it.
+
+    Raises:
+        UserError: it cannot be made, or it is there and `exist_ok` is not set.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise unwritable(path, error) from error
+        raise UserError(f"{path}: the folder cannot be made ({error.strerror}); choose another") from error
+
+
 def unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
     """The error to raise for a file that cannot be written."""
     if error.errno in _FULL:

@@ -16,11 +16,15 @@ def tell(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def announce(text: str, *, quiet: bool = False) -> None:
+    """Prints a line on standard error. Of the processes of torchrun, only the first one does."""
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        tell(text)
+
+
 def doing(text: str, *, quiet: bool = False) -> None:
     """Says what begins now, such as "reading my/corpus", to somebody who looks at a terminal.
 
-    Every command does so before its first slow import. A log gets no such lines. Of the processes of torchrun, only the
-    first one prints them.
+    Every command does so before its first slow import. A log gets no such lines.
     """
-    if not quiet and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        tell(text)
+    announce(text, quiet=quiet or not sys.stderr.isatty())

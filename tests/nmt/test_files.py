@@ -15,6 +15,7 @@ from cats.nmt.files import (
     atomic_write,
     hard_link,
     line_blocks,
+    make_folder,
     output_file,
     read_file,
     read_output,
@@ -300,3 +301,13 @@ def test_lines_come_as_they_arrive() -> None:
     assert [len(block) for block in blocks[3:]] == [32, 32, 6, 1]
     assert blocks[-1] == ["a\u2028b"]
     assert list(line_blocks(Input(), "input", 32)) == [] and list(line_blocks(Input(b"\n"), "input", 32)) == [[""]]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run: the folder cannot be made \(Not a directory\); choose another$"):
+        make_folder(tmp_path / "file" / "run")
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    with pytest.raises(UserError, match=r"b: the folder cannot be made \(File exists\)"):
+        make_folder(tmp_path / "a" / "b", exist_ok=False)

@@ -39,8 +39,9 @@ def run(args: argparse.Namespace) -> None:
     from cats.nmt.training.run import RunDirectory
 
     directory = RunDirectory(Path(args.run))
+    directory.read_config()  # an error if it is no run
     if not directory.checkpoints.is_dir():
-        raise UserError(f"{args.run} is not a run directory: it has no checkpoints")
+        raise UserError(f"{args.run} has no checkpoints; give the run itself")
     paths = [Path(file) for file in args.checkpoints or ()] or directory.kept_checkpoints()
     if args.last is not None:
         if args.checkpoints:

@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> None:
     grid.run(args, runs, lambda: write(args.out, runs))
 
 
-def write(out: Path, runs: Sequence[Run]) -> None:
-    """Write the tables and the picture of the runs that are finished, and print the tables."""
+def write(out: Path, runs: Sequence[Run]) -> str:
+    """Write the tables and the picture of the runs that are finished. Return the tables and the names of the files."""
     from cats.nmt.files import atomic_write
     from cats.nmt.scoring.compare import tables
     from cats.nmt.scoring.compare.summarise import summarise
@@ -80,8 +80,9 @@ def write(out: Path, runs: Sequence[Run]) -> None:
     atomic_write(out / "compare-summary.csv", tables.summary_csv(comparison))
     atomic_write(out / "compare.md", text)
     draw_comparison(comparison, out / "compare.png")
-    print(text)
-    print(f"Written: {out}/compare.md, compare.csv, compare-summary.csv, compare.json, compare.png, compare.svg")
+    return (
+        f"{text}\nWritten: {out}/compare.md, compare.csv, compare-summary.csv, compare.json, compare.png, compare.svg"
+    )
 
 
 def planned(args: argparse.Namespace) -> list[Run]:

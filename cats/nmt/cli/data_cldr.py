@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cats.nmt.cli.options import given
+from cats.nmt.cli.options import apply_options
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import FIELDS, Config, Data
-from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError
 from cats.nmt.screen import doing
 
@@ -36,9 +35,7 @@ def run(args: argparse.Namespace) -> None:
     doing("generating the built-in corpus")
     from cats.nmt.data.corpus_files import write_corpus
 
-    data = apply_overrides(
-        Config(), given(args, {name: f"data.{name}" for name in ("languages", "sizes", "seed")})
-    ).data
+    data = apply_options(Config(), args, {name: f"data.{name}" for name in ("languages", "sizes", "seed")}).data
     out = Path(args.out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out")

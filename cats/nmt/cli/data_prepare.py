@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         prepare(corpus, encoding, out, tokenizer=tokenizer, processes=args.processes)
     except KeyboardInterrupt:
         print("cats: stopped; the same command continues from here", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt("stopped, and the user knows how to continue") from None
     found = read_prepared(out, encoding)
     for task, shard in found.shards.items():
         reasons = "".join(f", {count:,} {reason}" for reason, count in found.left_out.get(task, {}).items())

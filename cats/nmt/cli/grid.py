@@ -108,34 +108,40 @@ def chosen(args: argparse.Namespace) -> Grid:
     )
 
 
-def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]) -> None:
-    """Train the runs that are missing, then write the results of those that are finished.
+def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], str]) -> None:
+    """Train the runs that are missing, then write the results of those that are finished, and print them.
+
+    Args:
+        write: writes the results, and returns what is printed of them: nothing after an interruption.
 
     Raises:
         UserError: some runs failed: the results of the others are written. Or another command uses the same --out, or
             a run in it has other settings.
     """
-    from cats.nmt.files import locked
+    from cats.nmt.files import locked, make_folder
     from cats.nmt.scoring.grid.execute import execute
     from cats.nmt.scoring.grid.runs import check_all, everything
     from cats.nmt.training.load_corpus import load_corpus
 
-    def results() -> None:
+    def results() -> str:
         """Write the results, if all finished runs have the settings that the trials have chosen by now."""
         check_all([each for each in runs if each.finished])
-        write()
+        return write()
 
     if args.only_finished:
-        results()
+        print(results())
         return
     check_all(runs)
     if args.data:
-        load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
+        corpus = load_corpus(runs[0].config.data)  # a fault in the corpus is reported here once, not by every run
+        translated = any(each.config.evaluate.search != "none" for each in runs)
+        if translated and not any(len(task.test) for task in corpus.tasks):
+            raise UserError(f"{args.data}: no task has test lines, so nothing could be compared; add test files")
 
     def refuse() -> NoReturn:
         raise UserError(f"{args.out}: another command is training runs there; wait for its end, or give another --out")
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     with locked(args.out, refuse):
         try:
             failed = execute(runs, args.jobs)
@@ -144,7 +150,7 @@ def run(args: argparse.Namespace, runs: Sequence[Run], write: Callable[[], None]
                 results()
             raise
         if any(each.finished for each in runs):
-            results()
+            print(results())
     if failed:
         path, error = next(iter(failed.items()))
         count = len(everything(runs))

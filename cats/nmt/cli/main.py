@@ -34,6 +34,7 @@ from cats.nmt.cli import (
 )
 from cats.nmt.cli.parser import Parser
 from cats.nmt.errors import UserError, nearest
+from cats.nmt.screen import announce
 
 
 class Command(Protocol):
@@ -104,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if not error.args:  # nothing has been said yet
+            announce("cats: stopped")
         return 130
     except BrokenPipeError:
         # The reader closed the pipe, as "| head" does. The flush at exit must not fail on it again.

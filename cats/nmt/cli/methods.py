@@ -11,7 +11,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import format_value
 from cats.nmt.config.recipes import RECIPES, recipe
 from cats.nmt.config.schema import Config
-from cats.nmt.errors import unknown
+from cats.nmt.errors import UserError, nearest
 from cats.nmt.methods.catalogue import CATALOGUE, FAMILIES, Method
 from cats.nmt.methods.options import described, options_of_rule
 from cats.nmt.screen import doing
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     prefix, colon, _ = args.name.partition(":")
     name = f"{prefix}:NAME" if colon else args.name
     if name not in names or args.name == f"{prefix}:":
-        raise unknown("method", args.name, names)
+        raise UserError(f"unknown method {args.name}{nearest(args.name, names)}; to list all: cats methods")
     method = CATALOGUE[names.index(name)]
     doing(f"looking up {args.name}")  # the options are read from its class, which imports torch
     print(details(method if name == args.name else replace(method, name=args.name)))

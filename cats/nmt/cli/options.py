@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from cats import info
@@ -58,12 +59,26 @@ def add_corpus(parser: Parser) -> None:
 def corpus_config(args: argparse.Namespace, base: Config) -> Config:
     """Return `base` with the corpus that DIR, --source and --direction name."""
     config = replace_settings(base, {"data.path": args.dir})
-    return apply_overrides(config, given(args, {"source": "data.source", "direction": "data.direction"}))
+    return apply_options(config, args, {"source": "data.source", "direction": "data.direction"})
 
 
-def given(args: argparse.Namespace, settings: dict[str, str]) -> list[str]:
-    """Return "section.key=value" for every option in `settings` ({option: section.key}) that the user gave."""
-    return [f"{setting}={getattr(args, name)}" for name, setting in settings.items() if getattr(args, name) is not None]
+def apply_options(
+    config: Config, args: argparse.Namespace, settings: dict[str, str], overrides: Iterable[str] = ()
+) -> Config:
+    """Return `config` changed by the options in `settings` ({option: section.key}) that the user gave, and `overrides`.
+
+    Raises:
+        UserError: an option or an override is wrong. The message names the option that was typed.
+    """
+    given = {name: setting for name, setting in settings.items() if getattr(args, name) is not None}
+    changes = [f"{setting}={getattr(args, name)}" for name, setting in given.items()]
+    try:
+        return apply_overrides(config, [*changes, *overrides])
+    except UserError as error:
+        for name, setting in given.items():
+            if str(error).startswith(f"{setting} "):
+                raise UserError(f"--{name.replace('_', '-')}: {error}") from None
+        raise
 
 
 def add_checkpoint(parser: Parser) -> None:

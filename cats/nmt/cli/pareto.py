@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> None:
     grid.run(args, all_runs(fronts), lambda: write(args.out, fronts, args.metric))
 
 
-def write(out: Path, fronts: Sequence[PlannedFront], metric: str) -> None:
-    """Write the tables and the picture of the runs that are finished, and print the tables."""
+def write(out: Path, fronts: Sequence[PlannedFront], metric: str) -> str:
+    """Write the tables and the picture of the runs that are finished. Return the tables and the names of the files."""
     from cats.nmt.files import atomic_write
     from cats.nmt.scoring.pareto import tables
     from cats.nmt.scoring.pareto.results import FILE
@@ -102,8 +102,7 @@ def write(out: Path, fronts: Sequence[PlannedFront], metric: str) -> None:
     atomic_write(out / "front.csv", tables.fronts_csv(found))
     atomic_write(out / "front.md", text)
     draw_fronts(found, out / "front.png")
-    print(text)
-    print(f"Written: {out}/front.md, front.csv, front.json, front.png, front.svg")
+    return f"{text}\nWritten: {out}/front.md, front.csv, front.json, front.png, front.svg"
 
 
 def planned(args: argparse.Namespace) -> list[PlannedFront]:

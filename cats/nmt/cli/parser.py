@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
+from cats.nmt.config.schema import FIELDS
 from cats.nmt.errors import UserError, nearest
+
+
+def _settings(option: str) -> list[str]:
+    """The settings with the key that an option names, such as train.steps of --steps."""
+    key = option.removeprefix("--").replace("-", "_")
+    return [name for name in FIELDS if name.partition(".")[2] == key]
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +48,11 @@ class Parser(argparse.ArgumentParser):
             if option == "--":
                 break
             if option.startswith("--") and option not in self._option_string_actions:
-                self.error(f"unknown option '{option}'{nearest(option, self._option_string_actions)}")
+                known_options = self._option_string_actions
+                advice = nearest(option, known_options)
+                if "--set" in known_options and f"{option}s" not in known_options and (names := _settings(option)):
+                    advice = f" (write {' or '.join(f'--set {name}=..' for name in names)})"
+                self.error(f"unknown option '{option}'{advice}")
         known, unknown = self.parse_known_args(arguments)
         for argument in unknown:
             kind = "unknown option" if argument.startswith("-") else "unexpected argument"

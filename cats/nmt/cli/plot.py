@@ -82,6 +82,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs or folders'}")
     from cats.nmt.config.schema import FIELDS
+    from cats.nmt.files import make_folder
     from cats.nmt.scoring.plots.runs import NothingToDraw
     from cats.nmt.scoring.plots.style import save_figure, without_formulas
 
@@ -101,15 +102,16 @@ def run(args: argparse.Namespace) -> None:
             except NothingToDraw as error:
                 lacking.setdefault(name, error)
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             png, svg = save_figure(figure, path)
             print(f"{png}, {svg.name}", flush=True)
             drawn.add(name)
     missing = {name: reason for name, reason in lacking.items() if name not in drawn}
     if missing and (args.pictures or not drawn):
         raise next(iter(missing.values()))
-    for name, reason in missing.items():
-        print(f"cats: no picture {name}: {reason}", file=sys.stderr)
+    if missing:
+        names = ", ".join(missing)
+        print(f"cats: the runs have no data for {names}; --pictures NAME says what it needs", file=sys.stderr)
 
 
 def to_draw(

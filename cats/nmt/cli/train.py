@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cats.nmt.cli import translate
 from cats.nmt.cli.evaluate import score
-from cats.nmt.cli.options import add_settings, base_config, given, require_trainer
+from cats.nmt.cli.options import add_settings, apply_options, base_config, require_trainer
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import is_utf8, replace_settings
 from cats.nmt.config.schema import Config
-from cats.nmt.config.toml import apply_overrides, describe
+from cats.nmt.config.toml import describe
 from cats.nmt.errors import UserError
 from cats.nmt.files import is_free
-from cats.nmt.screen import doing
+from cats.nmt.screen import announce, doing
+
+if TYPE_CHECKING:
+    from cats.nmt.training.run import RunDirectory
 
 SUMMARY = "train a model and score it; without options: eight languages in about four minutes"
 HELP = """\
@@ -73,7 +78,11 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--seed", metavar="S", help=f"random seed (default: {default.train.seed})")
     add_settings(parser)
-    parser.add_argument("--out", metavar="DIR", help="new run directory (default: runs/CORPUS-METHOD-seedN)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="new run directory (default: runs/CORPUS-METHOD-seedN, or the same with -2, -3, .. if there is one)",
+    )
     parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run with its own settings")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.epilog = EPILOG.format(settings=describe())
@@ -81,8 +90,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     require_trainer("training")
-    doing("loading PyTorch", quiet=args.quiet)
+    begun = f"continuing {args.resume}" if args.resume else f"training{f' on {args.data}' if args.data else ''}"
+    doing(f"{begun}; loading PyTorch", quiet=args.quiet)
     from cats.nmt.data.monolingual import language_of
+    from cats.nmt.scoring.evaluate import NothingToScoreError
     from cats.nmt.training import processes
     from cats.nmt.training.run import RunDirectory
     from cats.nmt.training.trainer import train
@@ -98,16 +109,31 @@ def run(args: argparse.Namespace) -> None:
                 config, resume = RunDirectory(path).read_config(), True
                 if processes.is_main() and not args.quiet:
                     print(f"cats: started again by torchrun; continuing {path}", file=sys.stderr)
-        train(config, path, resume=resume, quiet=args.quiet)
+        corpus = config.data.path or "the built-in corpus"
+        doing(f"reading {corpus}; the run {'is' if resume else 'will be'} in {path}", quiet=args.quiet)
+        try:
+            train(config, path, resume=resume, quiet=args.quiet)
+        except KeyboardInterrupt as error:
+            if error.args:
+                raise
+            what = f"to resume: cats train --resume {path}" if RunDirectory(path).is_started else "no run was made yet"
+            announce(f"cats: stopped; {what}")
+            raise KeyboardInterrupt(what) from None
         try:
             if processes.is_main():
                 trained = RunDirectory(path).task_names()
                 modelling = trained and all(map(language_of, trained))  # there is no test text
                 split = "valid" if config.evaluate.search == "none" or modelling else "test"
                 score(path, split, quiet=args.quiet)
+        except NothingToScoreError as error:  # the model is trained all the same
+            if not args.quiet:
+                tokenizer = RunDirectory(path).load_tokenizer(config.tokenizer)
+                print(f"\n{path}: trained, and nothing is scored: {error}")
+                print(f"Try it: {translate.example(path, trained, tokenizer)}")
         except KeyboardInterrupt:
-            print(f"cats: trained but not scored; to score it: cats evaluate {path}", file=sys.stderr)
-            raise
+            what = f"trained but not scored; to score it: cats evaluate {path}"
+            print(f"cats: {what}", file=sys.stderr)
+            raise KeyboardInterrupt(what) from None
 
 
 def resumed(args: argparse.Namespace) -> Config:
@@ -121,7 +147,11 @@ def resumed(args: argparse.Namespace) -> Config:
     for name in (*SHORT, "preset", "config", "out", "init_from", "overrides"):
         if getattr(args, name) is not None:
             option = "set" if name == "overrides" else name.replace("_", "-")
-            raise UserError(f"--resume keeps the settings of the run: leave out --{option}, or start a new run")
+            change = ""
+            if option in ("steps", "evaluate", "set"):
+                what = SHORT.get(option, "settings that may change, such as train.steps,")
+                change = f" and change {what} in {args.resume}/config.toml"
+            raise UserError(f"--resume keeps the settings of the run: leave out --{option}{change}, or start a new run")
     directory = RunDirectory(Path(args.resume))
     config = directory.read_config()
     if directory.is_exported:
@@ -137,7 +167,26 @@ def configured(args: argparse.Namespace) -> Config:
     config = base_config(args)
     if args.data is not None:
         config = replace_settings(config, {"data.path": args.data})
-    return apply_overrides(config, [*given(args, SHORT), *(args.overrides or [])])
+    return apply_options(config, args, SHORT, args.overrides or [])
+
+
+def _or_resume(directory: RunDirectory) -> str:
+    """What may be done with a folder in place of a new run: to go on with the run in it, if there is one."""
+    from cats.nmt.training.metrics import read_metrics
+
+    if not directory.is_started or directory.is_exported:
+        return ""
+    try:
+        steps = directory.read_config().train.steps
+        done = max((record["step"] for record in read_metrics(directory.metrics_file)), default=0)
+    except UserError:  # damaged, or the config.toml of another program
+        return ""
+    if done < steps:
+        return f", or resume it with: cats train --resume {directory.path}"
+    return (
+        f"; all {steps:,} updates of that run are done: to train it further, raise train.steps in "
+        f"{directory.config_file}, then cats train --resume {directory.path}"
+    )
 
 
 def new_run(out: str | None, config: Config) -> Path:
@@ -152,8 +201,7 @@ def new_run(out: str | None, config: Config) -> Path:
         if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
         if not is_free(path) and not RunDirectory(path).is_of_job(config):
-            resume = f", or resume it with: cats train --resume {path}" if RunDirectory(path).is_started else ""
-            raise UserError(f"{path} exists already; choose another --out{resume}")
+            raise UserError(f"{path} exists already; choose another --out{_or_resume(RunDirectory(path))}")
         return path
     data = config.data
     corpus = Path(data.path).name if data.path else f"cldr-{data.languages}-{data.sizes}"

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cats.nmt.cli.options import add_checkpoint, given
+from cats.nmt.cli.options import add_checkpoint, apply_options
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import TYPES, Config, Decode
-from cats.nmt.config.toml import apply_overrides
 from cats.nmt.errors import UserError, nearest
 from cats.nmt.files import line_blocks, output_file
 from cats.nmt.screen import doing
@@ -137,10 +136,10 @@ def check(args: argparse.Namespace) -> None:
 def search_settings(args: argparse.Namespace, config: Config) -> Decode:
     """Return the section decode of the run's configuration, changed by the options of the same names."""
     names = [name for name in vars(args) if f"decode.{name}" in TYPES]
-    changes = given(args, {name: f"decode.{name}" for name in names})
+    changes = []
     if not args.sample and any(getattr(args, name) is not None for name in ("beam", "penalty", "length_penalty")):
-        changes.append("decode.sample=false")  # options of beam search ask for it, even if the run is set to sample
-    search = apply_overrides(config, changes).decode
+        changes = ["decode.sample=false"]  # options of beam search ask for it, even if the run is set to sample
+    search = apply_options(config, args, {name: f"decode.{name}" for name in names}, changes).decode
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not search.sample:
             raise UserError(f"--{name.replace('_', '-')} is for translations drawn at random; add --sample")

@@ -101,6 +101,8 @@ def read_corpus(path: Path, source: str = "en", direction: str = "one-to-many", 
         notices += said
     if not read:
         raise UserError(f"{path}: no training text has a pair with text on both sides")
+    if not any(len(task.valid) for task in read):
+        notices.append("no task has valid pairs, so the newest model counts as the best")
     return Corpus(path.resolve().name, sorted(read, key=_by_name), notices, sorted(zero_shot, key=_by_name))
 
 
@@ -231,9 +233,11 @@ def _read_task(direction: _Direction, splits: dict[str, PairReader], in_memory: 
         train, seen = StreamedSplit(found.pairs, found.sha256, reader, direction.swapped, found.older), found.seen
         notices += [f"{pair}: {n} train pairs left out, {reason}" for reason, n in found.left_out.items()]
     if "train" in splits:
-        notices += [f"{name}: no {split} pairs" for split in ("valid", "test") if not len(small[split])]
-        if not len(small["test"]):
-            notices[-1] += ", so it is trained on and not scored"
+        lacking = {
+            "valid": "so it does not count when the best model is chosen",
+            "test": "so it is trained on and not scored",
+        }
+        notices += [f"{name}: no {split} pairs, {so}" for split, so in lacking.items() if not len(small[split])]
         if seen:
             notices.append(f"{name}: {seen} test pairs are in the training text too")
     return Task(name, *direction.languages, train, small["valid"], small["test"]), notices

@@ -116,21 +116,34 @@ def find(folder: Path, source: str) -> Found:
         if found.pairs:
             found.notices += _unread_files(folder, found)
             return found
-    empty = "the folder is empty" if not any(folder.iterdir()) else "no parallel text in this folder"
-    raise UserError(f"{folder}: {empty}; known layouts: {KNOWN}")
+    if not any(folder.iterdir()):
+        raise UserError(f"{folder}: the folder is empty; known layouts: {KNOWN}")
+    names = _other_files(folder, Found())
+    advice = f"; found {_first_of(names)}" if names else ""
+    if names and not any(re.match(rf"{_SPLIT}\.", name) for name in names):
+        advice += "; rename them to train.*, valid.* and test.*"
+    raise UserError(f"{folder}: no parallel text in this folder{advice}; known layouts: {KNOWN}")
 
 
 def _unread_files(folder: Path, found: Found) -> list[str]:
     """One line about the files that do not belong to the layout, if there are any."""
-    names = [
+    names = _other_files(folder, found)
+    return [f"{len(names)} file{'s' if len(names) > 1 else ''} not read: {_first_of(names)}"] if names else []
+
+
+def _other_files(folder: Path, found: Found) -> list[str]:
+    """The names of the files that do not belong to the layout."""
+    return [
         file.name
         for file in sorted(folder.iterdir())
         if file.is_file()
         and file not in found.files
         and not file.name.startswith((".", "README", "LICENSE", "COPYING"))
     ]
-    shown = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
-    return [f"{len(names)} file{'s' if len(names) > 1 else ''} not read: {shown}"] if names else []
+
+
+def _first_of(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
 
 
 # The layouts.

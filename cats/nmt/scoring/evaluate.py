@@ -23,7 +23,7 @@ from cats.nmt.data.monolingual import VALIDATION_SEED, CorruptedLines
 from cats.nmt.data.shards import pack
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, one_line
+from cats.nmt.files import atomic_write, make_folder, one_line
 from cats.nmt.model import decode, loss
 from cats.nmt.model.ensemble import Ensemble
 from cats.nmt.model.transformer import Transformer
@@ -38,6 +38,10 @@ from cats.nmt.training.load_ensemble import load_together, together
 from cats.nmt.training.metrics import read_metrics
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trained_model import TrainedModel
+
+
+class NothingToScoreError(UserError):
+    """The corpus has no lines of the split."""
 
 
 def evaluate(
@@ -82,8 +86,9 @@ def evaluate(
         finite, or spBLEU without its model.
 
     Raises:
-        UserError: the run or its corpus is unusable, the split is unknown or empty, the disk is full, or another run
-            has another vocabulary or was trained on another corpus.
+        UserError: the run or its corpus is unusable, the split is unknown, the disk is full, or another run has another
+            vocabulary or was trained on another corpus.
+        NothingToScoreError: the corpus has no lines of the split.
         ValueError: `others` without `out`.
     """
     if others and out is None:
@@ -109,7 +114,11 @@ def evaluate(
     tasks = [task for task in tasks if task.name not in unknown]
     zero_shot = {task.name for task in corpus.zero_shot}
     if not any(_lines(task, split) for task in tasks if task.name not in zero_shot):
-        raise UserError(f"the corpus {corpus.name} has no {split} lines to evaluate on")
+        advice = ""
+        if split == "test" and any(_lines(task, "valid") for task in tasks):
+            runs, where = " ".join(map(str, [run, *others])), "" if out is None else f" --out {out}"
+            advice = f"; to score its validation lines: cats evaluate {runs}{where} --split valid"
+        raise NothingToScoreError(f"the corpus {corpus.name} has no {split} lines to evaluate on{advice}")
     if not quiet:
         _print_notices(tasks, unknown)
         for path in (run, *others):
@@ -124,7 +133,7 @@ def evaluate(
         if (lines := _lines(task, split)) is not None
     }
     written = RunDirectory(run if out is None else out)
-    written.path.mkdir(parents=True, exist_ok=True)
+    make_folder(written.path)
     if others:
         write_members(written.path, [run, *others])  # before the scores, so that what was begun can be done again
     if any(rows.values()):

@@ -15,6 +15,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.data.directions import direction
 from cats.nmt.files import as_text
 from cats.nmt.scoring import tables
+from cats.nmt.scoring.report.markdown import verdict
 from cats.nmt.scoring.scores import Scores
 from cats.nmt.training.origin import settings_of
 from cats.nmt.training.trained_model import TrainedModel
@@ -52,7 +53,7 @@ def text(
         rows = [["task", "training pairs", "validation pairs", "test pairs"]]
         rows += [[task, *(f"{count:,}" for count in counts)] for task, counts in trained.origin.corpus.items()]
         lines += [tables.aligned(rows, left=1), ""]
-    lines += ["## Scores", "", *_scores(scores), "", "## Limits", "", *_limits(config), "", "## Training", ""]
+    lines += ["## Scores", "", *_scores(scores), "", "## Limits", "", *_limits(config, scores), "", "## Training", ""]
     lines += ["All settings have their defaults, except these:", "", "```toml", *_changed(config), "```", ""]
     return "\n".join(lines)
 
@@ -80,10 +81,14 @@ def _scores(scores: Scores | None) -> list[str]:
         "",
         f"Checkpoint {scores.run.checkpoint}, seed {scores.run.seed}. BLEU and chrF are sacreBLEU's, on {lines} of the",
         f"{scores.run.split} text. NLL is in nats per target token. Groups are means over their languages.",
+        "",
+        verdict(scores),
     ]
 
 
-def _limits(config: Config) -> list[str]:
+def _limits(config: Config, scores: Scores | None) -> list[str]:
+    if scores is not None and scores.is_below_baseline:
+        return ["- The model is not trained, see above: its translations are of no use."]
     domain = "text like its training text" if config.data.path else "phrases of the kind above, not free text"
     return [
         f"- It can translate {domain}. Elsewhere it makes fluent mistakes. Scores of other text are not known.",

@@ -6,6 +6,7 @@ they are, so that files of all versions can be read.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -203,9 +204,20 @@ def read_scores(run: Path, name: str = "scores.json") -> Scores:
     try:
         return from_json(read_checked_json(run / name))
     except FileNotFoundError:
-        raise UserError(f"{run} holds no {name}; make it with: cats evaluate {run}") from None
+        raise UserError(f"{run} holds no {name}; {_how_to_score(run)}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged(run, name) from None
+
+
+def _how_to_score(run: Path) -> str:
+    """What to do about a run that has no scores."""
+    from cats.nmt.training.run import RunDirectory  # imported here because it imports torch
+
+    with contextlib.suppress(UserError):  # there is no model yet, or it is damaged
+        counts = RunDirectory(run).read_model()[1].corpus.values()
+        if counts and not any(test for _, _, test in counts):
+            return f"its corpus has no test lines, so it cannot be scored; to see its losses: cats plot {run}"
+    return f"make it with: cats evaluate {run}"
 
 
 def damaged(run: Path, name: str = "scores.json") -> UserError:

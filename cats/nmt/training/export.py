@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cats.nmt.errors import UserError
-from cats.nmt.files import atomic_write, is_free
+from cats.nmt.files import atomic_write, is_free, make_folder
 from cats.nmt.training import export_file
 from cats.nmt.training.origin import settings_of
 from cats.nmt.training.run import RunDirectory
@@ -52,7 +52,7 @@ def filled(out: Path, names: Iterable[str]) -> Iterator[None]:
     """
     if not is_free(out):
         raise UserError(f"{out} exists already; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         yield
     except BaseException:

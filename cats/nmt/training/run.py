@@ -33,7 +33,7 @@ from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError, nearest
-from cats.nmt.files import atomic_write, hard_link, locked, read_file, remove_temporary_files
+from cats.nmt.files import atomic_write, hard_link, locked, make_folder, read_file, remove_temporary_files
 from cats.nmt.training import checkpoint, export_file, processes
 from cats.nmt.training.device import default_device
 from cats.nmt.training.load_corpus import load_corpus
@@ -153,6 +153,13 @@ class RunDirectory:
         Raises:
             UserError: this is not a run directory, or its config.toml is damaged.
         """
+        if not self.path.exists():
+            raise UserError(f"{where}{self.path}: no such folder; give a run directory, as printed by cats train")
+        if not self.is_started and (self.path / "config.json").is_file():
+            raise UserError(
+                f"{where}{self.path} is not a run directory, but a model for the library transformers, which loads it; "
+                "give the run itself"
+            )
         if not self.is_started:
             raise UserError(f"{where}{self.path} is not a run directory: it has no {self.config_file.name}")
         return read_config(self.config_file)
@@ -340,7 +347,7 @@ class RunDirectory:
             UserError: the disk is full, or the directory cannot be written.
         """
         made = not self.path.exists()
-        self.checkpoints.mkdir(parents=True, exist_ok=self.is_of_job(config))
+        make_folder(self.checkpoints, exist_ok=self.is_of_job(config))
         try:
             if processes.job():
                 atomic_write(self.job_file, processes.job())

@@ -86,6 +86,8 @@ class Trainer(TrainingState):
         config = self.config.train
         self.model.train()
         clock, cpu_clock = self.clocks()
+        if not self.quiet:
+            tell(self.beginning())
         progress = Progress(self.step, config.steps, quiet=self.quiet)
         if self.device.type == "cuda":
             self.probe_largest_batch()
@@ -118,6 +120,22 @@ class Trainer(TrainingState):
                     self.interrupt()
         if self.stopped_early and not self.quiet:
             tell(f"stopped after update {self.step}: no improvement in {self.bad_validations} validations")
+
+    def beginning(self) -> str:
+        """One line about what is trained now."""
+        steps = self.config.train.steps
+        if self.step >= steps or self.stopped_early:
+            what = f"all {self.step:,} updates are done" if self.step >= steps else f"stopped early at {self.step:,}"
+            setting = "train.steps" if self.step >= steps else "train.patience"
+            further = f"to train further, raise {setting} in {self.directory.config_file}"
+            return f"{self.out}: {what}, so nothing is trained; {further}"
+        pairs = sum(map(len, self.training.shards.values()))
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        after = f", after the {self.step:,} that are done" if self.step else ""
+        return (
+            f"{self.out}: {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}, {pairs:,} training pairs; "
+            f"a model with {size:,} parameters; {steps - self.step:,} updates{after}"
+        )
 
     def clocks(self) -> tuple[float, float]:
         """When the training would have started, on the two clocks, if it had gone on without a break."""
@@ -244,7 +262,7 @@ class Trainer(TrainingState):
         processes.barrier()  # the main process is still writing; when one process ends, torchrun ends the others
         if processes.is_main():
             tell(f"cats: stopped after update {self.step}; to resume: cats train --resume {self.out}")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped, and the user knows how to resume")
 
     # ---- logging and validation
 

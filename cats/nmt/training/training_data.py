@@ -19,7 +19,6 @@ from cats.nmt.data.shards import Shard
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.model.decode import LengthLimit
-from cats.nmt.screen import doing
 from cats.nmt.training import processes, warmstart
 from cats.nmt.training.load_corpus import load_corpus
 from cats.nmt.training.origin import Origin
@@ -75,7 +74,6 @@ def load_training_data(
     """
     new = started_with is None
     encoding = EncodingSettings(config.data, config.tokenizer, config.model.max_length)
-    doing(f"reading {config.data.path or 'the built-in corpus'}", quiet=quiet)
     with processes.main_first():
         if started_with is None:
             corpus = load_corpus(config.data, quiet=quiet)

@@ -43,7 +43,7 @@ def test_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     absent = tmp_path / "absent"
-    assert refused("analyse", absent) == f"{absent} is not a run directory: it has no config.toml"
+    assert refused("analyse", absent) == f"{absent}: no such folder; give a run directory, as printed by cats train"
     message = refused("analyse", run, "--checkpoint", "bets")
     assert message.startswith(f"{run} has no checkpoint 'bets' (did you mean best?)")
     assert (

@@ -58,7 +58,7 @@ def test_average_of_the_newest_models(
     checkpoint.save(tmp_path / "empty.pt", {})
     assert "has no model" in refused("average", run, "--checkpoints", tmp_path / "empty.pt")
     assert "train.keep=5" in refused("average", trained / "run")
-    assert "is not a run directory" in refused("average", tmp_path / "absent")
+    assert "absent: no such folder" in refused("average", tmp_path / "absent")
     message = refused("translate", run, "--to", "az", "--checkpoint", "lst")
     there = "average, best, last, previous, step-20, step-30"
     assert message == f"{run} has no checkpoint 'lst' (did you mean last?); there are {there}"

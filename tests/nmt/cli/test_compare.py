@@ -68,6 +68,34 @@ def test_the_finished_comparison_is_written_without_training(
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_text_without_test_lines_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_repeating_corpus(tmp_path / "toy")
+    for file in (tmp_path / "toy").glob("test.*"):
+        file.unlink()
+    assert main(comparison(tmp_path)) == 2
+    assert "toy: no task has test lines, so nothing could be compared" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_after_an_interruption_the_tables_are_written_and_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = finished_runs(write_repeating_corpus(tmp_path / "toy"), tmp_path / "out")
+    for run in runs:
+        if run.method == "cats":
+            shutil.rmtree(run.path)
+
+    def interrupted(*_: object) -> dict[Path, str]:
+        raise KeyboardInterrupt("said")
+
+    monkeypatch.setattr(execute, "execute", interrupted)
+    assert main(comparison(tmp_path)) == 130
+    assert capsys.readouterr() == ("", "")
+    assert "| cats | not finished |" in (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+
+
 def test_after_a_failure_there_are_tables_and_the_exit_status_tells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

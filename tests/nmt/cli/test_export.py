@@ -55,6 +55,13 @@ def test_export(
     shutil.rmtree(run)  # the exported model works without the run; with the corpus it can be scored too
     assert evaluate.evaluate(out).model.tasks.keys() == {"az", "be"}
 
+    transformers = tmp_path / "transformers"
+    transformers.mkdir()
+    (transformers / "config.json").write_text("{}", encoding="utf-8")
+    message = f"{transformers} is not a run directory, but a model for the library transformers, which loads it; "
+    for command, *more in ["translate", "--to", "az"], ["evaluate"], ["export", out]:
+        arguments = [command, transformers, *more]
+        assert refused(*arguments) == f"{message}give the run itself"
     assert refused("export", out, out) == f"{out} exists already; choose another folder"
     weights = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(weights[:1000])

@@ -62,6 +62,17 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["--versoin"], "unknown option '--versoin'; see cats --help"),
         (["train", "--stesp=3"], "unknown option '--stesp' (did you mean --steps?); see cats train --help"),
         (["train", "--step", "3"], "unknown option '--step' (did you mean --steps?); see cats train --help"),
+        (
+            ["compare", "--steps", "20"],
+            "unknown option '--steps' (write --set train.steps=..); see cats compare --help",
+        ),
+        (["compare", "--seed", "2"], "unknown option '--seed' (did you mean --seeds?); see cats compare --help"),
+        (
+            ["pareto", "--temperature=3"],
+            "unknown option '--temperature' (write --set tokenizer.temperature=.. or --set sampling.temperature=.. or "
+            "--set decode.temperature=..); see cats pareto --help",
+        ),
+        (["train", "--lr=1e-3"], "unknown option '--lr' (write --set train.lr=..); see cats train --help"),
         (["train", "here"], "unexpected argument 'here'; see cats train --help"),
         (["train", "--seed"], "argument --seed: expected one argument; see cats train --help"),
         (
@@ -72,20 +83,27 @@ def test_without_a_command_the_commands_are_listed(arguments: list[str], capsys:
         (["compare", "--data", "absent"], "{folder}/absent: no such folder; give a folder of parallel text"),
         (["train", "--out", "a\udcff"], "'a\\udcff' is not valid UTF-8; choose another --out"),
         (["translate", "run"], "the following arguments are required: --to; see cats translate --help"),
-        (["train", "--steps", "many"], "train.steps needs a whole number, not 'many'"),
-        (["train", "--seed", "-1"], "train.seed must be between 0 and 2**32 - 1, not -1"),
-        (["train", "--temperature", "0"], "sampling.temperature must be above 0 (inf is allowed), not 0.0"),
+        (["train", "--steps", "many"], "--steps: train.steps needs a whole number, not 'many'"),
+        (
+            ["train", "--evaluate", "beem"],
+            "--evaluate: evaluate.search must be one of beam, greedy, none, not 'beem' (did you mean beam?)",
+        ),
+        (["train", "--seed", "-1"], "--seed: train.seed must be between 0 and 2**32 - 1, not -1"),
+        (
+            ["train", "--temperature", "0"],
+            "--temperature: sampling.temperature must be above 0 (inf is allowed), not 0.0",
+        ),
         (
             ["train", "--method", "Cats"],
-            f"method.name must be one of {', '.join(METHODS)}, not 'Cats' (did you mean cats?)",
+            f"--method: method.name must be one of {', '.join(METHODS)}, not 'Cats' (did you mean cats?)",
         ),
         (["train", "--set", "lr=3"], "unknown setting 'lr' (did you mean train.lr?)"),
         (["train", "--config", "absent.toml"], "cannot read the configuration absent.toml: No such file or directory"),
-        (["train", "--resume", "absent"], "absent is not a run directory: it has no config.toml"),
-        (["evaluate", "absent"], "absent is not a run directory: it has no config.toml"),
+        (["train", "--resume", "absent"], "absent: no such folder; give a run directory, as printed by cats train"),
+        (["evaluate", "absent"], "absent: no such folder; give a run directory, as printed by cats train"),
         (
             ["data", "cldr", "--out", "x", "--sizes", "tde"],
-            "data.sizes must be one of ted, wmt, noisy, opus100, not 'tde' (did you mean ted?)",
+            "--sizes: data.sizes must be one of ted, wmt, noisy, opus100, not 'tde' (did you mean ted?)",
         ),
         (["data", "inspect", "absent"], "{folder}/absent: no such folder; give a folder of parallel text"),
     ],
@@ -177,9 +195,11 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
             main(["info"])
 
 
-def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info, "run", raising(KeyboardInterrupt()))
-    assert main(["info"]) == 130
+def test_ctrl_c_exits_with_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for error, said in (KeyboardInterrupt(), "cats: stopped\n"), (KeyboardInterrupt("the line is there already"), ""):
+        monkeypatch.setattr(info, "run", raising(error))
+        assert main(["info"]) == 130
+        assert capfd.readouterr() == ("", said)
 
 
 def test_control_characters_are_escaped(tmp_path: Path, refused: Callable[..., str]) -> None:

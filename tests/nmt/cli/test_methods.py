@@ -46,5 +46,6 @@ def test_unknown_rules_of_torchjd(refused: Callable[..., str]) -> None:
 
 
 def test_unknown_methods(refused: Callable[..., str]) -> None:
-    assert refused("methods", "stagd").startswith("unknown method stagd (did you mean staged?); known: cats, static, ")
+    assert refused("methods", "stagd") == "unknown method stagd (did you mean staged?); to list all: cats methods"
+    assert refused("methods", "nosuch") == "unknown method nosuch; to list all: cats methods"
     assert "(did you mean staged?)" in refused("train", "--method", "stagd")

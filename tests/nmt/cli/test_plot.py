@@ -39,9 +39,8 @@ def test_all_pictures_that_there_are_data_for(
     printed = capfd.readouterr()
     names = [Path(line.partition(",")[0]).name for line in printed.out.splitlines()]
     assert names == ["loss", "nll", "gap", "examples", "efficiency", "alpha"]
-    assert [line.split()[3] for line in printed.err.splitlines()] == [
-        *("bleu:", "chrf:", "forgetting:", "curvature:", "similarity:", "layers:")
-    ]
+    lacking = "bleu, chrf, forgetting, curvature, similarity, layers"
+    assert printed.err == f"cats: the runs have no data for {lacking}; --pictures NAME says what it needs\n"
     assert main(["plot", str(run), "--out", str(out), "--against", "model.d_model"]) == 0
     assert capfd.readouterr().out == f"{out}/nll-against-model.d_model, nll-against-model.d_model\n"
 
@@ -116,6 +115,6 @@ def test_what_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "--against: unknown setting d_model" in refused("plot", run, "--against", "d_model")
     assert "train.validate_bleu" in refused("plot", run, "--pictures", "bleu", "--out", str(tmp_path / "out"))
     assert "no run has a validation yet" in refused("plot", run, "--against", "model.d_model")
-    assert "is not a run directory" in refused("plot", str(tmp_path / "absent"))
+    assert "absent: no such folder" in refused("plot", str(tmp_path / "absent"))
     assert "none of the folders has the results of cats pareto" in refused("plot", run, "--pictures", "front")
     assert not (tmp_path / "out").exists()

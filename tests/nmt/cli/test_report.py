@@ -66,7 +66,8 @@ def test_refused(run: Path, tmp_path: Path, refused: Callable[..., str]) -> None
     page = run / "report.html"
     page.write_text("old", encoding="utf-8")
     assert refused("report", run, "--lines", "-1") == "--lines must be at least 0, not -1"
-    assert "absent is neither a run directory nor" in refused("report", tmp_path / "absent")
+    assert "absent: no such folder" in refused("report", tmp_path / "absent")
+    assert "is neither a run directory nor" in refused("report", run / "checkpoints")
     translations = run / "hyp" / "test.az.txt"
     translations.write_text("other\n", encoding="utf-8")
     assert "has changed since it was scored" in refused("report", run)

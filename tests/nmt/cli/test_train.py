@@ -74,8 +74,11 @@ def test_names_under_runs_and_what_is_printed(
     arguments = ["train", "--data", "toy", "--method", "static", "--temperature", "inf", "--steps", "10", *others]
     assert main(arguments) == 0
     out, err = capfd.readouterr()
-    line = r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left\n"
-    assert re.fullmatch(line, err), err  # no progress bar where nobody watches
+    lines = (
+        r"runs/toy-static-Tinf-seed1: 2 tasks, 80 training pairs; a model with [\d,]+ parameters; 10 updates",
+        r"update 10 of 10: loss \d\.\d{3}, [\d,]+ tokens/s, validation NLL \d\.\d{3}, 0 s left",
+    )
+    assert re.fullmatch("".join(f"{line}\n" for line in lines), err), err  # no progress bar where nobody watches
     assert "| **LoRes** |" in out and "nearest neighbour" in out and "runs/toy-static-Tinf-seed1: report.md" in out
     assert "cats translate runs/toy-static-Tinf-seed1 --to az" in out
     kept = read_config(tmp_path / "runs" / "toy-static-Tinf-seed1" / "config.toml")
@@ -85,6 +88,30 @@ def test_names_under_runs_and_what_is_printed(
     Path("runs/toy-static-Tinf-seed1-2").mkdir()
     assert train.new_run(None, kept) == Path("runs/toy-static-Tinf-seed1-3")
     assert train.new_run(None, Config()) == Path("runs/cldr-related-ted-cats-seed1")
+
+
+def test_text_without_test_lines_is_trained_on_and_not_scored(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    """No command of the way from there names another one that cannot work."""
+    toy, run = write_toy(tmp_path / "toy"), tmp_path / "run"
+    for file in toy.glob("test.*"):
+        file.unlink()
+    arguments = ["train", "--data", str(toy), "--out", str(run), *SET, "--steps", "2"]
+    assert main(arguments) == 0
+    advice = f"; to score its validation lines: cats evaluate {run} --split valid"
+    message = f"{run}: trained, and nothing is scored: the corpus toy has no test lines to evaluate on{advice}"
+    assert capfd.readouterr().out == f"\n{message}\nTry it: cats translate {run} --to az\n"
+    assert refused("evaluate", run) == f"the corpus toy has no test lines to evaluate on{advice}"
+    assert main(["evaluate", str(run), "--split", "valid"]) == 0
+    lacking = "its corpus has no test lines, so it cannot be scored; to see its losses: cats plot"
+    assert refused("report", run) == f"{run} holds no scores.json; {lacking} {run}"
+    assert main(["plot", str(run), "--out", str(tmp_path / "plots"), "--pictures", "loss"]) == 0
+    for file in toy.glob("valid.*"):
+        file.unlink()
+    assert main([*arguments[:4], str(tmp_path / "other"), *arguments[5:], "--quiet"]) == 0
+    assert "evaluate on; " not in refused("evaluate", tmp_path / "other")
+    assert "no valid lines" in refused("evaluate", tmp_path / "other", "--split", "valid")
 
 
 def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -102,8 +129,17 @@ def test_presets(tmp_path: Path, refused: Callable[..., str]) -> None:
 def test_an_existing_directory_is_not_overwritten(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     toy, run = trained / "toy", trained / "run"
     before = sorted(path.name for path in run.rglob("*"))
-    go_on = f"; choose another --out, or resume it with: cats train --resume {run}"
-    assert refused("train", "--data", toy, "--out", run) == f"{run} exists already{go_on}"
+    message = f"{run} exists already; choose another --out"
+    further = f"raise train.steps in {run}/config.toml, then cats train --resume {run}"
+    done = f"{message}; all 20 updates of that run are done: to train it further, {further}"
+    assert refused("train", "--data", toy, "--out", run) == done
+    stopped, config = tmp_path / "stopped", (run / "config.toml").read_text(encoding="utf-8")
+    shutil.copytree(run, stopped)
+    (stopped / "config.toml").write_text(config.replace("steps = 20", "steps = 30"), encoding="utf-8")
+    go_on = f"{stopped} exists already; choose another --out, or resume it with: cats train --resume {stopped}"
+    assert refused("train", "--data", toy, "--out", stopped) == go_on
+    (stopped / "config.toml").write_text("[build]", encoding="utf-8")
+    assert refused("train", "--data", toy, "--out", stopped) == f"{stopped} exists already; choose another --out"
     assert refused("train", "--data", toy, "--out", toy) == f"{toy} exists already; choose another --out"
     assert refused("data", "cldr", "--out", toy) == f"{toy} is not empty; choose another --out"
     (tmp_path / "file").touch()
@@ -129,9 +165,14 @@ def test_bad_corpora_leave_no_run_directory(tmp_path: Path, refused: Callable[..
 
 
 def test_resume_keeps_the_settings(trained: Path, refused: Callable[..., str]) -> None:
-    for option in (["--steps", "3"], ["--set", "train.lr=1"], ["--out", "x"]):
-        expected = f"--resume keeps the settings of the run: leave out {option[0]}, or start a new run"
-        assert refused("train", "--resume", trained / "run", *option) == expected
+    run = trained / "run"
+    for option, change in {
+        ("--steps", "3"): f" and change train.steps in {run}/config.toml",
+        ("--set", "train.lr=1"): f" and change settings that may change, such as train.steps, in {run}/config.toml",
+        ("--out", "x"): "",
+    }.items():
+        message = f"--resume keeps the settings of the run: leave out {option[0]}{change}, or start a new run"
+        assert refused("train", "--resume", run, *option) == message
 
 
 def test_a_corpus_that_was_moved(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +272,7 @@ def test_init_from_takes_the_model_settings_of_the_run(
     assert kept.train.init_from == str(trained / "run") and kept.train.steps == 2
     assert kept.model == read_config(trained / "run" / "config.toml").model != Config().model
     assert "has model.ffn = 32, not 64" in refused(*arguments[:-3], "--out", run / "x", "--set", "model.ffn=64")
-    assert "is not a run directory" in refused("train", "--init-from", tmp_path / "absent")
+    assert "absent: no such folder" in refused("train", "--init-from", tmp_path / "absent")
 
     # An exported model is the same start.
     assert main(["export", str(trained / "run"), str(tmp_path / "model")]) == 0
@@ -278,6 +319,28 @@ def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
     )
     assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert (tmp_path / "run" / "report.md").exists()
+
+
+def test_an_interruption_before_the_run_exists_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cats.nmt.training.load_corpus.read_corpus", interrupted)
+    toy = write_toy(tmp_path / "toy")
+    assert main(["train", "--data", str(toy), "--out", str(tmp_path / "run"), "--quiet"]) == 130
+    assert capfd.readouterr() == ("", "cats: stopped; no run was made yet\n")
+    monkeypatch.setattr("cats.nmt.scoring.evaluate.evaluate", interrupted)
+    monkeypatch.setattr("cats.nmt.training.trainer.train", lambda *_, **__: None)
+    assert main(["train", "--data", str(toy), "--out", str(tmp_path / "run"), "--quiet"]) == 130
+    assert capfd.readouterr().err == f"cats: trained but not scored; to score it: cats evaluate {tmp_path / 'run'}\n"
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_train(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(run)]) == 0
+    further = f"to train further, raise train.steps in {run}/config.toml"
+    assert capfd.readouterr().err == f"{run}: all 20 updates are done, so nothing is trained; {further}\n"
 
 
 def test_full_disk_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:

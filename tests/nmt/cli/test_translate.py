@@ -127,8 +127,11 @@ def test_translate_from(
         (["--nbest", "0"], "--nbest must be at least 1, not 0"),
         (["--nbest", "3"], "a beam of 2 is too small for the 3 best; set decode.beam (--beam) to 3"),
         (["--top-p", "0.5"], "--top-p is for translations drawn at random; add --sample"),
-        (["--sample", "--top-p", "0"], "decode.top_p must be above 0 and at most 1, not 0.0"),
-        (["--penalty", "googel"], "decode.penalty must be one of google, fairseq, not 'googel' (did you mean google?)"),
+        (["--sample", "--top-p", "0"], "--top-p: decode.top_p must be above 0 and at most 1, not 0.0"),
+        (
+            ["--penalty", "googel"],
+            "--penalty: decode.penalty must be one of google, fairseq, not 'googel' (did you mean google?)",
+        ),
         (["--interactive"], "--interactive needs a terminal, and no --input or --output"),
         (["--input", "{folder}/absent"], "{folder}/absent: No such file or directory"),
         (
@@ -179,7 +182,7 @@ def test_translate_bad_languages_and_bad_text(
     assert refused("translate", run, "--to", "aze") == message
     assert (
         refused("translate", run, "--to", "az", "--beam", "0")
-        == "decode.beam must be at least 1 and at most 1,000, not 0"
+        == "--beam: decode.beam must be at least 1 and at most 1,000, not 0"
     )
     monkeypatch.setattr(sys, "stdin", Input(b"alpha\nal\xffpha\necho\n"))
     assert main(["translate", str(run), "--to", "az"]) == 2

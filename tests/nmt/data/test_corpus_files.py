@@ -126,10 +126,19 @@ def test_opus_100(tmp_path, below, start):
     assert corpus.tasks[1].test == corpus.tasks[1].valid == EMPTY
     assert corpus.notices == [
         "1 pair of test text without en left out; with data.direction=many-to-many they are scored too",
-        "an: no valid pairs",
+        "an: no valid pairs, so it does not count when the best model is chosen",
         "an: no test pairs, so it is trained on and not scored",
     ]
     assert corpus.zero_shot == []
+
+
+def test_a_corpus_without_valid_pairs_says_which_model_is_the_best(tmp_path):
+    for side in ("en", "az"):
+        put(tmp_path / f"train.en-az.{side}", "line\n")
+    assert "no task has valid pairs, so the newest model counts as the best" in read_corpus(tmp_path).notices
+    for side in ("en", "az"):
+        put(tmp_path / f"valid.en-az.{side}", "line\n")
+    assert not any("valid" in notice for notice in read_corpus(tmp_path).notices)
 
 
 def test_zero_shot_directions(tmp_path):
@@ -296,7 +305,20 @@ def test_no_folder(tmp_path):
 def test_no_known_layout(tmp_path):
     fails(tmp_path, f"{tmp_path}: the folder is empty; known layouts: train.en-xx.en with train.en-xx.xx (Moses")
     put(tmp_path / "corpus.txt", "text")
-    fails(tmp_path, f"{tmp_path}: no parallel text in this folder; known layouts: ")
+    start = f"{tmp_path}: no parallel text in this folder; found"
+    rename = "; rename them to train.*, valid.* and test.*; known layouts: "
+    fails(tmp_path, f"{start} corpus.txt{rename}")
+    for name in "corpus.az-en.az", "corpus.az-en.en":
+        put(tmp_path / name, "text")
+    fails(tmp_path, f"{start} corpus.az-en.az, corpus.az-en.en, corpus.txt{rename}")
+    put(tmp_path / "train.txt", "text")  # this name is right, and something else is wrong
+    fails(tmp_path, f"{start} corpus.az-en.az, corpus.az-en.en, corpus.txt, train.txt; known layouts: ")
+
+
+def test_either_order_of_a_pair(tmp_path):
+    for side in "az", "en":
+        put(tmp_path / f"train.az-en.{side}", f"{side}\n")
+    assert [(task.name, list(task.train)) for task in read_corpus(tmp_path).tasks] == [("az", [("en", "az")])]
 
 
 def test_unequal_line_counts(tmp_path):

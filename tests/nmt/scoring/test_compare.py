@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,8 +276,12 @@ def test_the_table_of_bleu_has_marks_and_verdicts(finished, monkeypatch):
     assert kept["methods"]["T=1"]["bleu_differences"]["xa"]["bleu"] == 100.0
     assert kept["lookup_languages"]["xa"]["bleu"] == 2.0
 
-    monkeypatch.setattr(tables, "_MOST_COLUMNS", 1)
     methods = summary.sets["toy"].methods
+    same = {"toy": replace(summary.sets["toy"], methods=dict.fromkeys(methods, methods["T=1"]))}
+    _, _, after = tables.comparison_tables(replace(summary, sets=same)).partition("BLEU by language. Bold: ")
+    assert "**" not in after.partition("chrF by language")[0]  # all methods are the best
+
+    monkeypatch.setattr(tables, "_MOST_COLUMNS", 1)
     methods["T=1"].untrained.append(2)
     methods["T=5"].untrained.extend([1, 2])
     assert rows()[:1] + rows()[-2:] == [
@@ -327,7 +332,7 @@ def test_tables_of_a_part_say_what_is_missing(finished):
     assert (result.methods["T=1"].seeds, result.methods["T=5"].seeds) == ([1, 2], [1])
     text = tables.comparison_tables(summary)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in text.splitlines() if " | " in line}
-    assert "| T=1 | 2 of 2 |" in text and "| T=5 | 1 of 2 |" in text and rows["cats"] == "failed or not run"
+    assert "| T=1 | 2 of 2 |" in text and "| T=5 | 1 of 2 |" in text and rows["cats"] == "not finished"
     assert summary.regret.keys() == summary.regret_of_all.keys() == {"T=1", "T=5"}
     for run in finished:
         (run.path / "scores.json").unlink(missing_ok=True)

@@ -312,7 +312,8 @@ def test_a_corpus_without_test_lines(folder: Path) -> None:
     run = folder / "run"
     state = checkpoint.load(run / "checkpoints" / "best.pt")
     checkpoint.save(run / "checkpoints" / "best.pt", {**state, "digest": read_corpus(folder / "toy").digest()})
-    refused(run, "the corpus toy has no test lines to evaluate on")
+    refused(run, f"toy has no test lines to evaluate on; .*: cats evaluate {re.escape(str(run))} --split valid")
+    assert evaluate.evaluate(run, split="valid").run.split == "valid"
 
 
 def test_infinite_temperature_is_json(folder: Path) -> None:

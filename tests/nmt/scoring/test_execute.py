@@ -114,7 +114,7 @@ def test_runs_with_settings_that_a_later_trial_has_beaten_are_no_results(
     groups = {group: cell(1.0, 1.0, languages=["ru"]) for group in ("all", "lores", "hires")}
     (fake.folder / "valid-0.005.json").write_text(json.dumps(content(groups=groups)))
     assert main(["compare", *words, "--controls", "none", "--lr", "0.001", "0.003", "0.005"]) == 2
-    assert f"{runs[0].path} has a run with other settings (train.lr)" in capsys.readouterr().err
+    assert f"{runs[0].path} has a run with other settings (train.lr = 0.003, now 0.005);" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_stepped_over_and_tried_again(fake: Fake, words: list[str]) -> None:
@@ -151,7 +151,7 @@ def test_if_all_trials_diverge_the_method_fails(fake: Fake, words: list[str]) ->
 
 
 def test_after_an_interruption_the_rest_is_trained(
-    fake: Fake, words: list[str], monkeypatch: pytest.MonkeyPatch
+    fake: Fake, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, calls = planned(*words), []
 
@@ -166,6 +166,7 @@ def test_after_an_interruption_the_rest_is_trained(
         with pytest.raises(KeyboardInterrupt):
             execute.execute(runs, jobs=1)
     assert 2 <= sum(run.finished for run in runs) < 4
+    assert capsys.readouterr().err.count("cats: stopped; the same command continues from here") == 1
     assert execute.execute(runs, jobs=1) == {}
     assert len(fake.started) == len({*fake.started}) == 4
 

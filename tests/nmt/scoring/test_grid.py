@@ -281,6 +281,8 @@ def test_constant_weights_are_relative_to_the_tokens_of_each_batch(tmp_path):
         (["--jobs", "0"], r"--jobs must be at least 1"),
         (["--variant", "cats:method.alpha_lr=1"], r"NAME:BASE,KEY=VALUE"),
         (["--variant", "new"], r"NAME:BASE,KEY=VALUE"),
+        (["--methods", "T1"], r"unknown method T1 \(did you mean T=1\?\)$"),
+        (["--methods", "t=2.5r"], r"unknown method t=2\.5r \(did you mean T=2\.5r\?\)$"),
         (["--variant", "new:T=1x,train.clip=2"], r"unknown method T=1x"),
         (["--methods", "cats-s"], r"unknown method cats-s"),
         (["--methods", "T=1-fixed", "T=1"], r"T=1-fixed needs T=1 among --methods, with method\.name = cats"),
@@ -327,7 +329,20 @@ def test_a_run_with_other_settings_is_not_mistaken_for_this_one(corpus, tmp_path
     finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
     grid.check_resumable(run)
     (other,) = planned(*words, "--set", "train.steps=7")
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(train.steps = \d+, now 7\); give"):
+        grid.check_resumable(other)
+
+
+def test_settings_that_follow_from_others_are_not_named(corpus, tmp_path):
+    words = ["--data", str(corpus), "--out", str(tmp_path / "out"), "--methods", "staged", "--seeds", "1"]
+    (run,) = planned(*words)
+    finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
+    (other,) = planned(*words, "--set", "train.steps=70")
+    with pytest.raises(UserError, match=r"other settings \(train.steps = \d+, now 70\); give"):
+        grid.check_resumable(other)
+    (other,) = planned(*words, "--set", "train.steps=70", "--variant", "staged2:staged,train.pretrain_steps=9")[1:]
+    other = dataclasses.replace(other, path=run.path)
+    with pytest.raises(UserError, match=r"train.steps = \d+, now 70; train.pretrain_steps = \d+, now 9\); give"):
         grid.check_resumable(other)
 
 
@@ -345,7 +360,7 @@ def test_a_static_run_made_with_other_defaults_of_cats_is_finished(corpus, tmp_p
     assert config.read_text(encoding="utf-8") == text
 
     config.write_text(to_toml(apply_overrides(run.config, ["method.weights=uniform"])), encoding="utf-8")
-    with pytest.raises(UserError, match=r"other settings \(method\.weights\)"):
+    with pytest.raises(UserError, match=r"other settings \(method\.weights = .uniform., now"):
         grid.check_resumable(run)
 
 
@@ -354,7 +369,7 @@ def test_the_weights_of_static_do_not_make_another_run_of_cats(corpus, tmp_path)
     (run,) = planned(*words)
     finish(run, {"xa": LINES, "xb": LINES}, {"xa": 1.0, "xb": 1.0})
     grid.check_resumable(planned(*words, "--set", "method.weights=uniform")[0])
-    with pytest.raises(UserError, match=r"other settings \(method\.alpha_lr\)"):
+    with pytest.raises(UserError, match=r"other settings \(method\.alpha_lr = .*, now 0\.3\)"):
         grid.check_resumable(planned(*words, "--set", "method.alpha_lr=0.3")[0])
 
 

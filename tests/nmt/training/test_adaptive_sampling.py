@@ -231,7 +231,7 @@ def test_doremi_in_three_runs(corpus: Path, tmp_path: Path) -> None:
         (options("adaptive", "power=2"), r"method\.name = adaptive: give the validation NLL of a baseline"),
         (options("adaptive", "baselines=[1]"), r"baselines has 1 numbers, the corpus 2 tasks \(xa, xb\)"),
         (options("doremi", "rate=1"), r"method\.name = doremi: it takes three runs"),
-        (options("doremi", "reference=nowhere"), r"method\.options: nowhere is not a run directory"),
+        (options("doremi", "reference=nowhere"), r"method\.options: nowhere: no such folder"),
         ([*options("mirror"), "sampling.temperature_end=5"], r"mirror changes the probabilities itself; leave out"),
         ([*options("mirror"), "data.tasks=xa"], r"mirror needs at least two tasks"),
         ([*options("adaptive"), "data.valid_pairs=0"], None),

@@ -115,7 +115,7 @@ def test_a_started_run_is_resumed_without_the_first(folder: Path, tmp_path: Path
             ["tokenizer.extend=3"],
             r"tokenizer\.extend=3 is too small: the text has 17 characters that the tokenizer of",
         ),
-        (["train.init_from=absent"], r"absent is not a run directory: it has no config\.toml"),
+        (["train.init_from=absent"], r"absent: no such folder"),
     ],
 )
 def test_what_cannot_be_started_from(folder: Path, tmp_path: Path, more: list[str], message: str) -> None:

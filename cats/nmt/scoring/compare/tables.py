@@ -127,7 +127,7 @@ def _scores(result: SetResult) -> list[str]:
         averages = [spread(getattr(found.groups[g], m), digits[m]) for m in METRICS for g in groups]
         rows.append([method, *count, *averages, *([number(value, 2) for value in cost[method]] if cost else [])])
     for method in result.not_run:
-        rows.append([method, "failed or not run", *[""] * (len(rows[0]) - 2)])
+        rows.append([method, "not finished", *[""] * (len(rows[0]) - 2)])
     baseline = [
         "" if metric == "nll" else number(result.nearest_neighbour[group].get(metric), 1)
         for metric in METRICS
@@ -209,14 +209,15 @@ def bleu_table(result: SetResult) -> list[str]:
         method: {name: _mean((found.languages | found.groups)[name].bleu) for name in columns}
         for method, found in result.methods.items()
     }
-    best = {name: f"{max(values[name] for values in means.values()):.1f}" for name in columns}
+    shown = {name: {f"{values[name]:.1f}" for values in means.values()} for name in columns}
+    best = {name: max(texts, key=float) for name, texts in shown.items() if len(texts) > 1}  # of equal ones none is
     cost = _relative_cost(result.methods)
     rows = [["method", *(GROUP_TITLES.get(name, name) for name in columns), *(["time", "memory"] if cost else [])]]
     for method, found in result.methods.items():
         cells = []
         for name in columns:
             text = f"{means[method][name]:.1f}"
-            text = f"**{text}**" if text == best[name] and len(means) > 1 else text
+            text = f"**{text}**" if text == best.get(name) else text
             apart = found.bleu_differences.get(name)
             text += "†" if apart is not None and apart.is_better else ""
             cells.append(f"({text})" if _is_below(result, found, name) else text)

@@ -82,6 +82,8 @@ class _Grid:
             if interrupted() and not stopping:
                 stopping = True
                 self.waiting.clear()
+                what = f"; {len(self.working)} runs save their checkpoints" if self.working else ""
+                tell(f"cats: stopped; the same command continues from here{what}")
                 for each in self.working:  # each of them saves its checkpoint and ends
                     each.process.terminate()
             while len(self.working) < self.jobs and (run := self.next_ready()) is not None:
@@ -91,8 +93,7 @@ class _Grid:
                 self.working.remove(each)
                 self.end(each, quiet=stopping)
         if interrupted():
-            tell("cats: stopped; the same command continues from here")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped, and the user knows how to continue")
 
     def next_ready(self) -> Run | None:
         """Takes the first waiting run that can start. Runs that need a failed one fail, too."""
@@ -119,9 +120,9 @@ class _Grid:
     def end(self, ended: Process, *, quiet: bool) -> None:
         """Reports a process that has ended. quiet: it was interrupted, which is no failure."""
         error, seconds = _error(ended), time.monotonic() - ended.began
-        if error and not ended.run.finished:  # a trial that diverged is finished
+        if not ended.run.finished:  # a trial that diverged is finished
             if not quiet:
-                self.fail(ended.run, error)
+                self.fail(ended.run, error or "trained, but not scored; is there text to score?")
             return
         self.done += 1
         self.seconds.setdefault(_kind(ended.run), []).append(seconds)

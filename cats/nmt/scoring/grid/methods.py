@@ -122,6 +122,8 @@ class Methods:
             return [*self._base(base, steps, within), *more[suffix]]
         if f"{name.partition(':')[0]}:NAME" in METHODS:
             return [f"method.name={name}"]
+        if found := re.fullmatch(r"[Tt]=?(inf|[0-9.]+)(r?)", name):
+            raise UserError(f"unknown method {name} (did you mean T={found[1]}{found[2]}?)")
         raise unknown("method", name, self.names())
 
     def _base(self, base: str, steps: int, within: tuple[str, ...]) -> list[str]:

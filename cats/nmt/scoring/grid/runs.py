@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cats.nmt.config.checks import replace_settings
+from cats.nmt.config.checks import format_value, replace_settings
+from cats.nmt.config.recipes import first_phase
 from cats.nmt.config.schema import FIELDS, Config, value_of
 from cats.nmt.config.toml import apply_overrides, read_config
 from cats.nmt.errors import UserError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Settings that do not make a run another one. The number of threads depends on --jobs and on the machine. The others
 # only decide what is scored beside what the table needs.
 _HARMLESS = {"train.threads", "evaluate.strata", "evaluate.baseline"}
+_PHASE = "train.pretrain_steps"
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,20 @@ def check_resumable(run: Run) -> None:
         config = read_config(run.directory.config_file)
         there, planned = _relevant_settings(config), _relevant_settings(run.config)
         searches = there.pop("evaluate.search"), planned.pop("evaluate.search")
-        other = [name for name, value in planned.items() if there.get(name) != value]
+        # A setting that is not in `there` has no effect on that run, because its method is another one, which is named.
+        other = {name: (there.get(name), value) for name, value in planned.items() if there.get(name, value) != value}
         untranslated = searches[0] == "none" != searches[1]
         # Without its last checkpoint, a finished run could not go on, and must not be removed.
         lost = untranslated and not run.started and run.directory.scores_file("valid").exists()
         if lost or ("none" not in searches and searches[0] != searches[1]):
-            other.append("evaluate.search")
+            other["evaluate.search"] = searches
         if other:
+            if "train.steps" in other:  # the recipes set the length of the first phase by that of the training
+                phases = tuple(first_phase(each.train.steps) for each in (config, run.config))
+                other = {name: values for name, values in other.items() if name != _PHASE or values != phases}
+            said = [f"{name} = {format_value(then)}, now {format_value(now)}" for name, (then, now) in other.items()]
             raise UserError(
-                f"{run.path} has a run with other settings ({', '.join(other)}); give another --out, or remove it"
+                f"{run.path} has a run with other settings ({'; '.join(said)}); give another --out, or remove it"
             )
         if untranslated:
             with run.directory.training_lock():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cats.nmt.scoring.compare.results import Comparison
-from cats.nmt.scoring.plots.style import label_points, method_style, new_grid, save_figure
+from cats.nmt.scoring.plots.style import begin_at_zero, label_points, method_style, new_grid, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,5 +48,6 @@ def comparison_figure(comparison: Comparison) -> Figure | None:
         axis.set_title(name, loc="left")
         axis.set_xlabel("LoRes chrF")
         axis.set_ylabel("HiRes chrF")
+        begin_at_zero(axis)
         label_points(axis, means)
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cats.nmt.scoring.pareto.results import METRICS, STATIC, Front, Fronts, is_loss
-from cats.nmt.scoring.plots.style import INK, TEXT, method_style, new_figure, place_texts, save_figure
+from cats.nmt.scoring.plots.style import INK, TEXT, begin_at_zero, method_style, new_figure, place_texts, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +57,7 @@ def _draw(axis: Axes, front: Front, metric: str) -> None:
     axis.set_xlabel(f"{front.high.name} {METRICS[metric]}")
     axis.set_ylabel(f"{front.low.name} {METRICS[metric]}")
     axis.margins(0.12)
+    begin_at_zero(axis)
     for point in front.methods[STATIC].points if STATIC in front.methods else ():
         axis.annotate(
             f"{point.ratio:g}",

@@ -19,7 +19,7 @@ from cats.nmt.scoring.plots.series import (
     training_nll,
     validation,
 )
-from cats.nmt.scoring.plots.style import INK, TEXT, label_ends, method_style, new_figure, short_numbers
+from cats.nmt.scoring.plots.style import INK, TEXT, begin_at_zero, label_ends, method_style, new_figure, short_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,6 +74,8 @@ def scores(runs: Runs, measure: str) -> Figure:
             _set_scale(axis, scale)
             if measure == "nll":
                 _leave_out_the_start(axis)
+            else:
+                begin_at_zero(axis)
         axes[columns * row].set_title(group, loc="left", color=INK)
         axes[columns * row].set_ylabel(MEASURES[measure])
     lacking = f"no run has a {MEASURES[measure]} in its metrics; train with train.validate_bleu"

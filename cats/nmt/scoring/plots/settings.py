@@ -62,6 +62,7 @@ def against(runs: Runs, key: str, measure: str) -> Figure:
         _set_ticks(axis, {x: _shown(value) for value, x in place.items()}, numeric)
     if not drawn:
         raise NothingToDraw(_LACKING[measure])
+    axes[0].set_ylim(bottom=max(0.0, axes[0].get_ylim()[0]))
     axes[0].set_ylabel(MEASURES[measure])
     label_ends(axes[-1])
     return figure

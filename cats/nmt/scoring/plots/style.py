@@ -320,6 +320,12 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [mean + i * gap for i, mean in enumerate(flat)]
 
 
+def begin_at_zero(axis: Axes) -> None:
+    """Cuts off what the axes show of numbers below 0, which no score and no loss can be."""
+    axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
+    axis.set_ylim(bottom=max(0.0, axis.get_ylim()[0]))
+
+
 def label_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Writes the name of each point beside it, in the colour of the method of this name, where there is room.
 

@@ -49,6 +49,8 @@ def write(run: Path) -> None:
 def verdict(scores: Scores) -> str:
     """One sentence on whether the model beats the nearest-neighbour baseline."""
     gains = {group: gain for group, gain in scores.gains.items() if gain is not None}
+    if all(cell.quality.chrf is None for cell in scores.model.groups.values()):
+        return f"Not compared with {_BASELINE}: nothing was translated."
     if not gains:
         return f"Not compared with {_BASELINE}: there is too much training text, or the settings leave it out."
     below = [group for group, gain in gains.items() if gain <= 0]

@@ -108,6 +108,8 @@ def read(paths: Sequence[Path]) -> Content:
     without_scores: set[Path] = set()
     with_comparison, with_fronts = list[Path](), list[Path]()
     for path in {path.resolve(): path for path in paths}.values():
+        if not path.exists():
+            raise UserError(f"{path}: no such folder; give a run directory, as printed by cats train")
         inside = [path] if RunDirectory(path).is_started else runs_in(path)
         if (path / FILE).is_file():
             with_fronts.append(path)

@@ -30,8 +30,11 @@ def _sample(sample: Sample, task: TaskSamples) -> Html:
         _text("reference", foreign(sample.reference, task.target), given=True),
     ]
     for name, translation in sample.translations.items():
-        pieces = difference(sample.reference, translation)
-        marked = element("p", *map(_piece, pieces), lang=language_tag(task.target), dir="auto")
+        if translation.strip():
+            pieces = difference(sample.reference, translation)
+            marked = element("p", *map(_piece, pieces), lang=language_tag(task.target), dir="auto")
+        else:
+            marked = element("p", "(empty)", class_="soft")
         texts.append(_text(f"{name}, chrF {sample.chrf[name]:.0f}", marked))
     return element("section", element("h4", title), element("dl", *texts, class_="texts"), class_="sample")
 

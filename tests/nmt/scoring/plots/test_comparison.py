@@ -48,6 +48,14 @@ def test_means_and_seeds_of_each_method(comparison: Comparison) -> None:
     assert {text.get_text() for text in axis.texts} == {"cats", "T=1"}
 
 
+def test_scores_of_zero_have_no_axis_below_it(comparison: Comparison) -> None:
+    nothing = replace(comparison.sets["ted"], methods={"cats": result([0.0, 0.0], [0.0, 0.0])})
+    figure = comparison_figure(replace(comparison, sets={"ted": nothing}))
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_xlim()[0] == axis.get_ylim()[0] == 0.0
+
+
 def test_at_most_two_sets_are_beside_each_other(comparison: Comparison) -> None:
     found = comparison.sets["ted"]
     figure = comparison_figure(replace(comparison, sets=dict.fromkeys(("ted", "wmt", "noisy"), found)))

@@ -71,7 +71,7 @@ def test_groups_are_those_of_the_scores(tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_drawn(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a run directory"):
+    with pytest.raises(UserError, match="none: no such folder"):
         read_runs([tmp_path / "none"])
     new, good = made_run(tmp_path / "new", steps=[]), made_run(tmp_path / "good")
     with pytest.raises(UserError, match="new has no metrics yet: there is nothing to draw"):

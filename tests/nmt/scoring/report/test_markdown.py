@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, to_toml
+from cats.nmt.quality import Quality
 from cats.nmt.scoring import tables
 from cats.nmt.scoring.report import markdown
 from cats.nmt.scoring.scores import Scores, from_json
@@ -65,6 +67,10 @@ def against(**chrf: float | None) -> Scores:
 def test_no_baseline_at_all() -> None:
     nothing = against(all=None, lores=None, hires=None)
     assert markdown.verdict(nothing).startswith("Not compared with the nearest-neighbour baseline")
+    assert markdown.verdict(nothing).endswith("the settings leave it out.")
+    groups = {name: replace(cell, quality=Quality()) for name, cell in nothing.model.groups.items()}
+    untranslated = replace(nothing, model=replace(nothing.model, groups=groups))
+    assert markdown.verdict(untranslated).endswith("numbers replaced): nothing was translated.")
 
 
 def test_verdict_names_every_group_that_is_not_trained() -> None:

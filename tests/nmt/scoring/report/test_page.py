@@ -22,7 +22,7 @@ from cats.nmt.training.landscape import TABLES, KindSimilarity, LandscapeRecord,
 from cats.nmt.training.run import RunDirectory
 from tests.nmt.scoring.comparisons import LINES, finished_runs
 from tests.nmt.scoring.pareto.made import made_fronts
-from tests.nmt.scoring.report.runs import HOSTILE, TASKS, page_of_three, write_run
+from tests.nmt.scoring.report.runs import HOSTILE, REFERENCES, TASKS, TRANSLATIONS, page_of_three, write_run
 from tests.nmt.scoring.samples import baseline
 
 VOID = {"meta", "link", "br"}
@@ -129,6 +129,12 @@ def test_what_the_page_says(document: Document) -> None:
     code = "\n".join(document.texts["code"])
     assert "cats report 'a b'" in code and "config.toml --out" in code and "sacrebleu" in code
     assert "seed = 4" in code
+
+
+def test_an_empty_translation_is_not_shown_as_the_reference(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", translations={**TRANSLATIONS, "ru": ["", " ", *REFERENCES["ru"][2:]]})
+    text = page(read([run]), "a", ["cats"], lines=12)
+    assert text.count('<p class="soft">(empty)</p>') == 2 and "<del>раз два три</del>" not in text
 
 
 def test_the_mean_over_seeds(document: Document) -> None:
