@@ -101,7 +101,8 @@ def evaluate(
             difference = other.origin.corpus_difference(corpus)
             raise UserError(f"{path} was trained on another corpus than {run} ({difference}); score it alone")
     members = task_groups(corpus.sizes, config.evaluate)
-    tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]
+    every = [_with_first_valid_pairs(task, config.data.valid_pairs) for task in [*corpus.tasks, *corpus.zero_shot]]
+    tasks = [task for task in every if _lines(task, split) is not None]
     # Language modelling has no test text.
     tasks = [task for task in tasks if task.source != task.target or _lines(task, split)]
     # A language may have been added to the corpus after the training.
@@ -175,6 +176,13 @@ def line_nll(
         sources = [[*before, *pairs.side(2 * i), *after] for i in range(len(pairs))]
         targets = [[*pairs.side(2 * i + 1), tokenizer.eos_id] for i in range(len(pairs))]
     return loss.line_nll(model, sources, targets, start=tokenizer.start(target), batch_tokens=settings.batch_tokens)
+
+
+def _with_first_valid_pairs(task: Task, most: int) -> Task:
+    """The task with the validation pairs that `data.valid_pairs` asks for, as in training. 0: all of them."""
+    lines, count = task.valid, most or len(task.valid)
+    meta = None if lines.meta is None else lines.meta[:count]
+    return replace(task, valid=Split(lines.source[:count], lines.target[:count], meta))
 
 
 def _lines(task: Task, split: str) -> Split | None:

@@ -161,6 +161,16 @@ def test_validation_nll_is_that_of_training(folder: Path) -> None:
         assert scores["languages"][name]["nll"] == pytest.approx(nll, rel=1e-5)  # float32 sums in another order
 
 
+def test_the_first_validation_pairs_are_scored_as_in_training(folder: Path) -> None:
+    set_config(folder / "run", "data.valid_pairs=2")
+    scores = evaluate.evaluate(folder / "run", split="valid")
+    every = read_corpus(folder / "toy")
+    for task in every.tasks:
+        assert scores.model.tasks[task.name].lines == 2
+        assert read_lines(folder / "run" / "hyp" / f"valid.{task.name}.ref") == task.valid.target[:2]
+    assert evaluate.evaluate(folder / "run").model.tasks["xa"].lines == 10  # the test lines are not cut
+
+
 def set_config(run: Path, *overrides: str) -> None:
     directory = RunDirectory(run)
     directory.write_config(apply_overrides(directory.read_config(), overrides))
