@@ -62,9 +62,11 @@ def translate(
     settings: schema.Decode,
     *,
     limit: LengthLimit | None = None,
+    task: str = "",
 ) -> list[str]:
     """The best translation of every line; see ``translations``."""
-    return [found[0].text for found in translations(model, tokenizer, lines, source, target, settings, limit=limit)]
+    found = translations(model, tokenizer, lines, source, target, settings, limit=limit, task=task)
+    return [best.text for best, *_ in found]
 
 
 def translations(
@@ -78,6 +80,7 @@ def translations(
     nbest: int = 1,
     lines_before: int = 0,
     limit: LengthLimit | None = None,
+    task: str = "",
 ) -> list[list[Translation]]:
     """The `nbest` best translations of every line, the best first. A blank line gets one, which is empty.
 
@@ -94,6 +97,7 @@ def translations(
         nbest: translations per line, at most `settings.beam` unless they are sampled.
         lines_before: the number of lines that came before these ones, if the text comes in blocks.
         limit: the longest translations, unless `settings.max_ratio` says it. None: ``LengthLimit()``.
+        task: what the message about a line that is too long begins with, if there are the lines of several tasks.
 
     Raises:
         UserError: the tokenizer does not know a language, or `nbest` is larger than the beam.
@@ -103,7 +107,7 @@ def translations(
             f"a beam of {settings.beam} is too small for the {nbest} best; set decode.beam (--beam) to {nbest}"
         )
     limit = LengthLimit(settings.max_ratio) if settings.max_ratio else limit or LengthLimit()
-    encoded = _encode(tokenizer, lines, source, target, settings.max_length, lines_before)
+    encoded = _encode(tokenizer, lines, source, target, settings.max_length, lines_before, task)
     # The longest lines come first, so that running out of memory shows at once.
     order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: -len(encoded[i]))
     device = next(model.parameters()).device
@@ -128,18 +132,32 @@ def translations(
 
 
 def _encode(
-    tokenizer: Tokenizer, lines: list[str], source: str, target: str, max_length: int, lines_before: int
+    tokenizer: Tokenizer, lines: list[str], source: str, target: str, max_length: int, lines_before: int, task: str
 ) -> list[list[int]]:
     """The source ids of every line, cut to `max_length` pieces. A message names each line that is cut."""
     encoded = tokenizer.encode_source(lines, source, target)
     before, after = (len(part) for part in tokenizer.frame(source, target))  # tags and eos around the pieces
-    for number, row in enumerate(encoded, start=lines_before + 1):
-        pieces = len(row) - before - after
-        if pieces > max_length:
-            what = f"only the first {max_length:,} of {pieces:,} pieces are translated (decode.max_length)"
-            print(f"cats: line {number} is too long: {what}", file=sys.stderr)
-            del row[before + max_length : len(row) - after]
+    lengths = [len(row) - before - after for row in encoded]
+    for i in sorted(cut(encoded, before, after, max_length)):
+        what = f"only the first {max_length:,} of {lengths[i]:,} pieces are translated (decode.max_length)"
+        where = f"{task}: line" if task else "line"
+        print(f"cats: {where} {lines_before + i + 1} is too long: {what}", file=sys.stderr)
     return encoded
+
+
+def cut(rows: list[list[int]], before: int, after: int, most: int) -> set[int]:
+    """Cuts the pieces of every row to `most`, and keeps what is around them.
+
+    Args:
+        before, after: tokens before and after the pieces, such as tags.
+
+    Returns:
+        The indices of the rows that were longer.
+    """
+    long = {i for i, row in enumerate(rows) if len(row) - before - after > most}
+    for i in long:
+        del rows[i][before + most : len(rows[i]) - after]
+    return long
 
 
 def _search(

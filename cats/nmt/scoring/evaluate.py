@@ -106,7 +106,8 @@ def evaluate(
             difference = other.origin.corpus_difference(corpus)
             raise UserError(f"{path} was trained on another corpus than {run} ({difference}); score it alone")
     members = task_groups(corpus.sizes, config.evaluate)
-    tasks = [task for task in [*corpus.tasks, *corpus.zero_shot] if _lines(task, split) is not None]
+    every = [_with_first_valid_pairs(task, config.data.valid_pairs) for task in [*corpus.tasks, *corpus.zero_shot]]
+    tasks = [task for task in every if _lines(task, split) is not None]
     # Language modelling has no test text.
     tasks = [task for task in tasks if task.source != task.target or _lines(task, split)]
     # A language may have been added to the corpus after the training.
@@ -159,31 +160,51 @@ def evaluate(
 
 
 def line_nll(
-    model: Transformer | Ensemble, tokenizer: Tokenizer, split: Split, source: str, target: str, settings: Decode
+    model: Transformer | Ensemble,
+    tokenizer: Tokenizer,
+    split: Split,
+    source: str,
+    target: str,
+    settings: Decode,
+    task: str = "",
 ) -> np.ndarray:
     """NLL of each line of a split, see ``cats.nmt.model.loss.line_nll``.
 
-    A line longer than `decode.max_length` tokens is cut to this length. If source and target are the same language, it
-    is that of the lost spans of language modelling, which are the same as in validation if that leaves no line out.
+    A side of more than `decode.max_length` pieces is cut to so many, and a message says how many lines are. If source
+    and target are the same language, it is that of the lost spans of language modelling, which are the same as in
+    validation if that leaves no line out.
 
     Args:
         source: the source language.
         target: the target language.
+        task: its name in the message; "": that of the target language.
 
     Returns:
         (lines, 2) float64: nats and number of target tokens.
     """
     sources = tokenizer.encode_source(split.source, source, target)
     targets = tokenizer.encode_target(split.target, target)
-    for row in (*sources, *targets):
-        del row[settings.max_length + 1 : -1]  # the last token is the end of the sentence
+    before, after = tokenizer.frame(source, target)
+    most = settings.max_length
+    long = decode.cut(targets, 0, 1, most)  # the end of the sentence is after the pieces
+    if source != target:  # otherwise the sources are made of the targets
+        long |= decode.cut(sources, len(before), len(after), most)
+    if long:
+        what = f"only the first {most:,} pieces of a side are scored (decode.max_length)"
+        print(f"cats: {task or target}: {len(long):,} of {len(targets):,} lines are too long: {what}", file=sys.stderr)
     if source == target:
-        before, after = tokenizer.frame(source, target)
         lines = pack([part for row in targets for part in ([], row[:-1])], tokenizer.vocab_size)
         pairs = CorruptedLines.of(lines, tokenizer.sentinels, VALIDATION_SEED)
         sources = [[*before, *pairs.side(2 * i), *after] for i in range(len(pairs))]
         targets = [[*pairs.side(2 * i + 1), tokenizer.eos_id] for i in range(len(pairs))]
     return loss.line_nll(model, sources, targets, start=tokenizer.start(target), batch_tokens=settings.batch_tokens)
+
+
+def _with_first_valid_pairs(task: Task, most: int) -> Task:
+    """The task with the validation pairs that `data.valid_pairs` asks for, as in training. 0: all of them."""
+    lines, count = task.valid, most or len(task.valid)
+    meta = None if lines.meta is None else lines.meta[:count]
+    return replace(task, valid=Split(lines.source[:count], lines.target[:count], meta))
 
 
 def _lines(task: Task, split: str) -> Split | None:
@@ -238,10 +259,12 @@ def _translate(
     for task in tqdm(tasks, desc=f"evaluating on {split}", unit="language", disable=hidden, leave=False):
         lines, chosen = _lines(task, split), rows[task.name]
         assert lines is not None
-        nll = line_nll(model, tokenizer, lines, task.source, task.target, settings)
+        nll = line_nll(model, tokenizer, lines, task.source, task.target, settings, task.name)
         sources = [lines.source[i] for i in chosen]
         limit = trained.origin.length_limit(task.name)
-        found = decode.translate(model, tokenizer, sources, task.source, task.target, search, limit=limit)
+        found = decode.translate(
+            model, tokenizer, sources, task.source, task.target, search, limit=limit, task=task.name
+        )
         # The scores are computed on what is written, so that they can be computed again.
         shown = Split([*map(one_line, lines.source)], [*map(one_line, lines.target)], lines.meta)
         columns = {

@@ -46,13 +46,14 @@ def adaptive_sampling(
     if find(name).family != SAMPLER:
         return None
     rule: SamplingRule = build(name, config.method.options)
-    without = [task for task, shard in data.validation.shards.items() if not len(shard)]
+    without = data.without_validation
+    lacking = f"needs validation pairs of {', '.join(without)}, and {data.why_without}"
     for wrong, problem in (
         (len(data.tasks) < 2, "needs at least two tasks; use static"),
         (config.sampling.temperature_end, "changes the probabilities itself; leave out sampling.temperature_end"),
         (train.finetune, "changes the probabilities itself; leave out train.finetune"),
         (rule.needs_gradients and is_sharded(train), "needs train.distributed = replicas"),
-        ((rule.needs_gradients or not rule.period) and without, f"needs validation pairs of {', '.join(without)}"),
+        ((rule.needs_gradients or not rule.period) and without, lacking),
     ):
         if wrong:
             raise UserError(f"method.name = {name} {problem}")

@@ -134,7 +134,9 @@ def average(paths: list[Path]) -> dict[str, Any]:
     for path in paths:
         state = load(path)
         try:
-            origin, model = Origin.of_state(state), state["model"]
+            # As RunDirectory.read_model: with train.ema, the model of last.pt is the average of its parameters.
+            model = (state.get("average") or {}).get("parameters", state["model"])
+            origin = Origin.of_state(state)
             shapes = {name: tensor.shape for name, tensor in model.items()}
         except (AttributeError, KeyError, TypeError):
             raise UserError(f"{path} has no model of a run") from None

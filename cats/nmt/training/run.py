@@ -177,7 +177,7 @@ class RunDirectory:
         return Tokenizer.load(self.tokenizer_file, Tags.from_settings(settings))
 
     def load_model(self, name: str = "best", *, quiet: bool = False) -> TrainedModel:
-        """The model of a checkpoint. An exported model has only one, so there ``name`` is ignored.
+        """The model of a checkpoint. An exported model has only one, which is called best.
 
         Args:
             quiet: no notice of changed settings.
@@ -206,6 +206,10 @@ class RunDirectory:
             UserError: there is no such file, or it is damaged.
         """
         if self.is_exported:
+            if name != "best":
+                raise UserError(
+                    f"{self.path} is an exported model, which has no checkpoint '{name}': its only one is best"
+                )
             return *export_file.read(self.weights_file), None
         path = self.checkpoint(name)
         if not path.exists():

@@ -31,8 +31,8 @@ def self_distillation(config: Config, data: TrainingData, device: torch.device) 
         return None
     if is_sharded(config.train):
         raise UserError("method.name = lssd needs train.distributed = replicas")
-    if without := [task for task, shard in data.validation.shards.items() if not len(shard)]:
-        raise UserError(f"method.name = lssd needs validation pairs of {', '.join(without)}")
+    if without := data.without_validation:
+        raise UserError(f"method.name = lssd needs validation pairs of {', '.join(without)}, and {data.why_without}")
     teacher = build_model(config.model, data.tokenizer).to(device).eval()
     return SelfDistillation(build("lssd", config.method.options), teacher, data.training, config.train.precision)
 

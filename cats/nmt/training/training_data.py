@@ -11,7 +11,7 @@ import torch
 
 from cats.nmt.config.schema import Config
 from cats.nmt.data.dataset import TokenDataset
-from cats.nmt.data.encode import EncodingSettings, Pairs, encode_tasks, kept_pairs
+from cats.nmt.data.encode import EncodingSettings, LengthFilter, Pairs, encode_tasks, kept_pairs
 from cats.nmt.data.groups import task_groups
 from cats.nmt.data.monolingual import VALIDATION_SEED, CorruptedLines
 from cats.nmt.data.prepare import training_tokens
@@ -58,6 +58,18 @@ class TrainingData:
     def tasks(self) -> list[str]:
         return list(self.training.shards)
 
+    @property
+    def without_validation(self) -> list[str]:
+        """The tasks without validation pairs."""
+        return [task for task, shard in self.validation.shards.items() if not len(shard)]
+
+    @property
+    def why_without(self) -> str:
+        """Why the tasks without validation pairs have none."""
+        if any(self.origin.corpus[task][1] for task in self.without_validation):
+            return "all were left out as too long; raise model.max_length"
+        return "the corpus has none"
+
 
 def load_training_data(
     config: Config, run: RunDirectory, device: torch.device, *, started_with: Origin | None, quiet: bool
@@ -95,7 +107,10 @@ def load_training_data(
         raise UserError("the processes have different text or settings; give all of them the same")
     most = config.data.valid_pairs or None
     valid_pairs = {task.name: list(task.valid)[:most] for task in corpus.tasks}
-    validation = encode_tasks(corpus.tasks, valid_pairs, tokenizer, encoding.length_filter)
+    # data.max_ratio cleans the training text. It must not choose what the model is judged on: runs that differ in it
+    # are compared by their validation.
+    short_enough = LengthFilter(encoding.max_length)
+    validation = encode_tasks(corpus.tasks, valid_pairs, tokenizer, short_enough)
     if not quiet:
         counts = [
             f"{task}: {count} {split} pairs left out, {reason}"
@@ -127,7 +142,7 @@ def load_training_data(
         task: ValidationText(*directions[task], kept, limit)
         for task, limit in limits.items()
         if config.train.validate_bleu
-        and (kept := kept_pairs(valid_pairs[task], tokenizer, directions[task], encoding.length_filter))
+        and (kept := kept_pairs(valid_pairs[task], tokenizer, directions[task], short_enough))
     }
     return TrainingData(
         tokenizer,

@@ -77,13 +77,13 @@ class TrainingState:
         needs = {"patience": has_validation, "analyse_every": has_validation, "validate_bleu": translated}
         for name, there in needs.items():
             if getattr(config.train, name) and not there:
-                raise UserError(f"train.{name} needs validation pairs, and the corpus has none")
+                raise UserError(f"train.{name} needs validation pairs, and {data.why_without}")
         self.landscape: Landscape | None = None
         if config.train.analyse_every:
             settings = LandscapeSettings(label_smoothing=config.train.label_smoothing)
             self.landscape = Landscape(data.validation, settings)
         if config.evaluate.search == "none" and not has_validation:
-            raise UserError("evaluate.search = none scores the validation pairs only, and the corpus has none")
+            raise UserError(f"evaluate.search = none scores the validation pairs only, and {data.why_without}")
 
         check_memory(config, self.vocab_size, self.device)
         self.sharded = sharding.is_sharded(config.train)

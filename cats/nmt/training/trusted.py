@@ -37,8 +37,8 @@ def split_validation(config: Config, validation: TokenDataset) -> tuple[TokenDat
         raise UserError("method.name = target-projection needs train.distributed = replicas")
     if few := [task for task, shard in validation.shards.items() if len(shard) < 2]:
         raise UserError(
-            f"method.name = target-projection needs at least two validation pairs of each task; {', '.join(few)} "
-            f"{'has' if len(few) == 1 else 'have'} fewer"
+            f"method.name = target-projection needs at least two validation pairs of each task that are no "
+            f"longer than model.max_length; {', '.join(few)} {'has' if len(few) == 1 else 'have'} fewer"
         )
     places = {task: np.arange(len(shard)) % KEPT == 0 for task, shard in validation.shards.items()}
     names = trusted_names(validation.shards)

@@ -76,11 +76,11 @@ def validation_scores(
     found = [0.0] * (len(SCORES) * len(text))
     if processes.is_main():
         found = []
-        for task in text.values():
+        for name, task in text.items():
             pairs = evenly_spread(task.pairs, lines)
             references = [target for _, target in pairs]
             sources = [source for source, _ in pairs]
-            output = translate(model, tokenizer, sources, task.source, task.target, greedy, limit=task.limit)
+            output = translate(model, tokenizer, sources, task.source, task.target, greedy, limit=task.limit, task=name)
             metrics = quality.metrics(task.target)
             found += [metrics[name].corpus_score(output, [references]).score for name in SCORES]
     found = processes.all_reduce_sum(found)

@@ -54,6 +54,15 @@ def test_export(
     assert refused("train", "--resume", out).startswith(f"{out} is an exported model, which cannot be resumed")
     shutil.rmtree(run)  # the exported model works without the run; with the corpus it can be scored too
     assert evaluate.evaluate(out).model.tasks.keys() == {"az", "be"}
+    # It does not say how long it was trained: no page must call it unfinished, or say that there were no updates.
+    assert main(["evaluate", str(out)]) == main(["report", str(out)]) == 0
+    for name in ("report.md", "report.html"):
+        page = (out / name).read_text(encoding="utf-8")
+        assert "0 updates" not in page and "not finished" not in page
+    capfd.readouterr()
+    for command in ("evaluate", out), ("translate", out, "--to", "az"), ("export", out, tmp_path / "again"):
+        message = refused(*command, "--checkpoint", "last")
+        assert message == f"{out} is an exported model, which has no checkpoint 'last': its only one is best"
 
     transformers = tmp_path / "transformers"
     transformers.mkdir()

@@ -234,6 +234,31 @@ def test_differences_are_to_the_method_with_the_best_validation_nll_that_is_not_
     assert "\nWhere a method has one seed, the intervals say nothing about other seeds.\n\n| method" in text
 
 
+@pytest.mark.parametrize(
+    "settings", ["method.name=target-projection", "model.max_length=20", "tokenizer.vocab_size=90"]
+)
+def test_a_method_that_is_validated_on_other_lines_is_not_the_baseline(finished, settings):
+    runs = [
+        dataclasses.replace(run, config=apply_overrides(run.config, [settings])) if run.method == "T=5" else run
+        for run in finished
+    ]
+    for run in runs:
+        low = {"T=1": 2.0, "T=5": 0.1, "cats": 1.0}[run.method]
+        record(run, {"xa": low, "xb": low}, {"xa": 1, "xb": 1})
+    summary = summarise(runs)
+    result = summary.sets["toy"]
+    assert (result.baseline, result.other_validation) == ("T=1", ["T=5"])
+    text = tables.comparison_tables(summary)
+    assert "| T=5 | 0.100 (other lines) |" in text and "The validation NLL of T=5 is of other lines" in text
+    values = {row["method"]: row["validation"] for row in csv.DictReader(tables.summary_csv(summary).splitlines())}
+    assert values.keys() == {"T=1", "T=5", "cats"} and values["T=5"] == ""
+    assert Comparison.from_json(summary.to_json()) == summary
+    # The settings of the text that is trained on change nothing.
+    cleaned = [dataclasses.replace(r, config=apply_overrides(r.config, ["data.max_ratio=2"])) for r in finished[:1]]
+    result = summarise([*cleaned, *finished[1:]]).sets["toy"]
+    assert (result.baseline, result.other_validation) == ("T=5", [])
+
+
 def test_the_table_of_bleu_has_marks_and_verdicts(finished, monkeypatch):
     for run in finished:
         nll = {"T=1": {"xa": 1.0, "xb": 3.0}, "T=5": {"xa": 1.5, "xb": 2.0}, "cats": {"xa": 0.5, "xb": 0.5}}[run.method]

@@ -28,6 +28,7 @@ from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.errors import UserError
 from cats.nmt.files import read_checked_json
+from cats.nmt.model import loss
 from cats.nmt.model.transformer import Transformer
 from cats.nmt.scoring import evaluate, hypotheses, nearest_neighbour
 from cats.nmt.scoring.off_target import train_identifier
@@ -78,6 +79,33 @@ def test_a_line_longer_than_the_batch_is_a_batch_of_its_own(tokenizer: Tokenizer
     np.testing.assert_allclose(
         one, evaluate.line_nll(model, tokenizer, split, "en", "xa", Decode(batch_tokens=10**6)), rtol=1e-5
     )
+
+
+def test_a_side_that_is_too_long_is_cut_to_as_many_pieces_as_said(
+    tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = Transformer(tokenizer.vocab_size, 16, 2, 32, 1, 1, 0.0)
+    short, long = "alpha", "alpha bravo carol delta echo"
+    pieces = {text: len(tokenizer.encode([text], "xb")[0]) for text in (short, long)}
+    most = pieces[short]
+    assert pieces[long] > most + 1
+    text = Split([short, long, short], [short, short, long])
+    found = evaluate.line_nll(model, tokenizer, text, "en", "xb", Decode(max_length=most), "en-xb")
+    assert found[:, 1].tolist() == [most + 1] * 3  # the pieces and the end
+    said = f"cats: en-xb: 2 of 3 lines are too long: only the first {most} pieces of a side are scored"
+    assert capsys.readouterr().err == f"{said} (decode.max_length)\n"
+    before, after = tokenizer.frame("en", "xb")
+    sources = [[*before, *tokenizer.encode([line], "en")[0][:most], *after] for line in text.source]
+    targets = [[*tokenizer.encode([line], "xb")[0][:most], tokenizer.eos_id] for line in text.target]
+    start = tokenizer.start("xb")
+    np.testing.assert_array_equal(found, loss.line_nll(model, sources, targets, start=start, batch_tokens=4000))
+    at_most = Decode(max_length=max(pieces.values()))  # nothing is cut
+    np.testing.assert_array_equal(
+        evaluate.line_nll(model, tokenizer, text, "en", "xb", at_most),
+        evaluate.line_nll(model, tokenizer, text, "en", "xb", Decode()),
+    )
+    assert capsys.readouterr().err == ""
 
 
 def split(count: int, seed: int) -> Split:
@@ -159,6 +187,25 @@ def test_validation_nll_is_that_of_training(folder: Path) -> None:
     logged = next(record["valid"]["nll"] for record in reversed(records) if "valid" in record)
     for name, nll in logged.items():
         assert scores["languages"][name]["nll"] == pytest.approx(nll, rel=1e-5)  # float32 sums in another order
+
+
+def test_the_first_validation_pairs_are_scored_as_in_training(folder: Path) -> None:
+    set_config(folder / "run", "data.valid_pairs=2")
+    scores = evaluate.evaluate(folder / "run", split="valid")
+    every = read_corpus(folder / "toy")
+    for task in every.tasks:
+        assert scores.model.tasks[task.name].lines == 2
+        assert read_lines(folder / "run" / "hyp" / f"valid.{task.name}.ref") == task.valid.target[:2]
+    assert evaluate.evaluate(folder / "run").model.tasks["xa"].lines == 10  # the test lines are not cut
+
+
+def test_messages_about_long_lines_name_the_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_config(folder / "run", "decode.max_length=2")
+    evaluate.evaluate(folder / "run")
+    err = capsys.readouterr().err
+    for task in ("xa", "xb"):
+        assert f"cats: {task}: line 9 is too long: only the first 2 of" in err
+        assert re.search(rf"^cats: {task}: \d+ of 10 lines are too long: only the first 2 pieces of a side", err, re.M)
 
 
 def set_config(run: Path, *overrides: str) -> None:

@@ -69,6 +69,9 @@ def test_the_average_is_what_is_validated_and_kept(corpus: Path, tmp_path: Path)
         assert torch.equal(value, kept[name]) and not torch.equal(value, state["model"][name])
     loaded = RunDirectory(tmp_path / "run").load_model("last").model
     assert_same(dict(loaded.named_parameters()), average)
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    mean = checkpoint.average([last])["model"]  # as cats average; no other command uses the parameters of last.pt
+    assert all(torch.equal(mean[name], value) for name, value in average.items())
     trainer = Trainer(short(corpus, "train.ema=0.9"), tmp_path / "run", resume=True, quiet=True)
     trainer.model.load_state_dict(kept)
     found = [line["valid"]["nll"] for line in metrics(tmp_path / "run") if "valid" in line][-1]

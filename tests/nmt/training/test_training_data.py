@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("sentencepiece")
 
+import torch
+
 from cats.nmt.data.corpus import Corpus, Split, Task
 from cats.nmt.data.corpus_files import read_corpus, write_corpus
 from cats.nmt.errors import UserError
+from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train
+from cats.nmt.training.training_data import load_training_data
 from tests.nmt.common import metrics, settings
 
 
@@ -30,6 +36,36 @@ def test_pairs_that_are_too_long_leave_a_clear_message(corpus, tmp_path):
         UserError, match=r"xa: every training pair is left out \(longer than 3 tokens\); raise model\.max_length"
     ):
         train(settings(corpus, "model.max_length=3"), tmp_path / "run", quiet=True)
+
+
+def test_the_ratio_of_lengths_leaves_no_validation_pair_out(corpus, tmp_path):
+    """Otherwise runs that differ in data.max_ratio would be validated on other lines."""
+    with (corpus / "valid.en-xa.en").open("a") as source, (corpus / "valid.en-xa.xa").open("a") as target:
+        source.write("alpha\n"), target.write("alpha bravo " * 20 + "\n")
+    for ratio in 0, 3:
+        config = settings(corpus, f"data.max_ratio={ratio}", "train.validate_bleu=1")
+        data = load_training_data(config, RunDirectory(tmp_path), torch.device("cpu"), started_with=None, quiet=True)
+        assert len(data.validation.shards["xa"]) == len(data.validation_text["xa"].pairs) == 21
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.patience=1", "train.patience needs validation pairs, and all"),
+        ("evaluate.search=none", "evaluate.search = none scores the validation pairs only, and all"),
+        ("method.name=lssd", "method.name = lssd needs validation pairs of xa, xb, and all"),
+        ("method.name=multidds", "method.name = multidds needs validation pairs of xa, xb, and all"),
+        ("method.name=target-projection", "needs at least two validation pairs of each task that are no longer than"),
+    ],
+)
+def test_validation_pairs_that_are_all_too_long_are_said_to_be_left_out(corpus, tmp_path, setting, message):
+    for path in corpus.glob("valid.*"):
+        path.write_text("alpha bravo " * 60 + "\n" + "bravo alpha " * 60 + "\n")
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        train(settings(corpus, "model.max_length=60", setting), tmp_path / "run", quiet=True)
+    assert "target-projection" in setting or str(error.value).endswith(
+        "all were left out as too long; raise model.max_length"
+    )
 
 
 def test_a_language_of_one_sentence(corpus, tmp_path):

@@ -38,6 +38,7 @@ class Model:
     )
     max_length: int = setting(
         256,
-        "longest side of a training pair in tokens, tag and end included; longer pairs are left out and counted",
+        "longest side of a training or validation pair in tokens, tag and end included; longer pairs are left out and "
+        "counted",
         need=LENGTH,
     )

@@ -126,6 +126,8 @@ class SetResult:
         baseline: the method that the others are compared with; "" if there is none.
         not_run: methods without a finished run.
         nearest_neighbour_tasks: the scores of the nearest-neighbour baseline on each task.
+        other_validation: methods that are validated on other lines or pieces than most, so that their validation NLL
+            must not be compared with that of the others.
     """
 
     pairs: dict[str, int]
@@ -135,6 +137,7 @@ class SetResult:
     baseline: str = ""
     not_run: list[str] = field(default_factory=list)
     nearest_neighbour_tasks: dict[str, Cell] = field(default_factory=dict)
+    other_validation: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ class Comparison:
                 "methods": {method: asdict(scores) for method, scores in result.methods.items()},
                 "baseline": result.baseline,
                 "not_run": result.not_run,
+                "other_validation": result.other_validation,
             }
             for name, result in self.sets.items()
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -31,7 +32,7 @@ from cats.nmt.scoring.compare.results import (
     TrialResult,
 )
 from cats.nmt.scoring.grid.methods import FIXED, is_fixed_temperature
-from cats.nmt.scoring.grid.runs import Run, chosen, trial_nlls
+from cats.nmt.scoring.grid.runs import Run, chosen, trial_nlls, validation_settings
 from cats.nmt.scoring.grid.trials import as_settings, group_mean
 from cats.nmt.scoring.scores import Cell, Scores, TaskCell, read_scores
 from cats.nmt.scoring.significance import line_bleu_counts
@@ -220,6 +221,7 @@ class _Set:
             methods=methods,
             baseline=baseline,
             not_run=[name for name in dict.fromkeys(run.method for run in self.planned) if name not in methods],
+            other_validation=self.other_validation,
         )
 
     def _method(self, method: str, samples: Mapping[str, np.ndarray]) -> MethodResult:
@@ -270,14 +272,24 @@ class _Set:
         value = group_mean([group_mean([best["valid"]["nll"].get(name) for name in names]) for names in chosen])
         return value if np.isfinite(value) else None
 
+    @cached_property
+    def other_validation(self) -> list[str]:
+        """The methods whose validation NLL is of other lines or other pieces than that of most methods."""
+        own = {run.method: validation_settings(run.config) for run in self.runs}
+        names = {run.method: run.config.method.name for run in self.runs}
+        # target-projection trains on a part of the validation pairs: the usual lines are those of the other methods.
+        usual = [each for method, each in own.items() if names[method] != "target-projection"] or [*own.values()]
+        most = Counter(usual).most_common(1)[0][0]
+        return [method for method, each in own.items() if each != most]
+
     def _baseline(self, methods: Mapping[str, MethodResult]) -> str:
         """The method with the best validation NLL among those that do not use the weights of cats; "" if none is known.
 
-        Only methods with the most seeds can be chosen.
+        Only methods with the most seeds can be chosen, and only those that are validated on the same lines.
         """
         others = {
             run.method for run in self.runs if run.config.method.name != "cats" and not run.method.endswith(FIXED)
-        }
+        }.difference(self.other_validation)
         most = max((len(methods[name].seeds) for name in others), default=0)
         known = {
             name: found.mean_validation

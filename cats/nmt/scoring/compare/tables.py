@@ -50,7 +50,8 @@ def comparison_csv(comparison: Comparison) -> str:
 def summary_csv(comparison: Comparison) -> str:
     """The content of compare-summary.csv: a row for each set, method, and group or task, with all that the tables say.
 
-    The columns from validation to regret_all are about groups only, as in the tables.
+    The columns from validation to regret_all are about groups only, as in the tables. validation is empty where it is
+    of other lines than that of most methods.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -65,6 +66,7 @@ def summary_csv(comparison: Comparison) -> str:
     for name, result in comparison.sets.items():
         cost = _relative_cost(result.methods)
         for method, found in result.methods.items():
+            comparable = method not in result.other_validation
             for group, scores in (found.groups | found.languages).items():
                 tasks = [group] if group in found.languages else result.groups.get(group, [*found.languages])
                 cell, apart = f"{name} {group}", found.differences.get(group)
@@ -75,7 +77,7 @@ def summary_csv(comparison: Comparison) -> str:
                         *found.chrf_interval.get(group, (None, None)),
                         _mean(scores.bleu),
                     ),
-                    _finite(found.mean_validation) if group in found.groups else None,
+                    _finite(found.mean_validation) if comparable and group in found.groups else None,
                 ]
                 against = [None] * 5 if apart is None else [apart.chrf, *apart.interval, apart.p, apart.p_holm]
                 bleu = found.bleu_differences.get(group)
@@ -173,7 +175,8 @@ def _differences(result: SetResult) -> list[str]:
         ]
     ]
     for method, found in result.methods.items():
-        row = [method, number(_finite(found.mean_validation), 3)]
+        other = " (other lines)" if method in result.other_validation else ""
+        row = [method, number(_finite(found.mean_validation), 3) + other]
         for group in groups:
             low, high = found.chrf_interval[group]
             row.append(f"{_mean(found.groups[group].chrf):.1f} ({low:.1f} to {high:.1f})")
@@ -188,6 +191,11 @@ def _differences(result: SetResult) -> list[str]:
         "bootstrap over seeds and clusters of test lines. p is corrected over the methods of this table (Holm), for",
         f"each group by itself, and * marks p < {SIGNIFICANT}.",
     ]
+    if result.other_validation:
+        lines += [
+            f"The validation NLL of {', '.join(result.other_validation)} is of other lines, or of other pieces, than",
+            "that of most methods. It must not be compared with theirs, and such a method cannot be the baseline.",
+        ]
     if single:
         lines.append(f"With one seed ({', '.join(single)}), intervals and p-values say nothing about other seeds.")
     return [*lines, "", *_markdown(rows)]

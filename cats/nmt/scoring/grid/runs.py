@@ -163,6 +163,14 @@ def check_resumable(run: Run) -> None:
             shutil.rmtree(run.path)
 
 
+def validation_settings(config: Config) -> tuple[object, ...]:
+    """What decides which lines of a corpus a run is validated on, and their pieces.
+
+    NLLs per piece are comparable only between runs that have the same of these.
+    """
+    return config.method.name == "target-projection", config.model.max_length, config.tokenizer
+
+
 def constant_weights(run: Run) -> dict[str, Any]:
     """The settings with which static training weights the tasks as a finished run of cats did, but constantly.
 

@@ -22,9 +22,9 @@ from cats.nmt.errors import UserError, unknown
 from cats.nmt.methods.catalogue import SAMPLER, find
 from cats.nmt.scoring.grid.methods import SHORT, Methods
 from cats.nmt.scoring.grid.plan import Grid, check_different
-from cats.nmt.scoring.grid.runs import Run
+from cats.nmt.scoring.grid.runs import Run, validation_settings
 from cats.nmt.scoring.grid.trials import as_settings
-from cats.nmt.scoring.pareto.results import NLL, STATIC, Side
+from cats.nmt.scoring.pareto.results import METRICS, NLL, STATIC, Side
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DEFAULT = ("restart", "pretrain", "cats")
@@ -89,10 +89,14 @@ def plan(
         if metric != NLL and start.evaluate.search == "none":
             raise UserError(f"evaluate.search = none leaves no {metric} to draw; set greedy or beam, or --metric {NLL}")
         own = {method: _settings(known, method, start.train.steps) for method in chosen}
-        for method in chosen:
-            apply_overrides(
-                start, [*own[method], "sampling.ratios=[0.5,0.5]"]
-            )  # finds errors before the corpus is read
+        for method in chosen:  # finds errors before the corpus is read
+            config = apply_overrides(start, [*own[method], "sampling.ratios=[0.5,0.5]"])
+            static = apply_overrides(start, [*own[STATIC], "sampling.ratios=[0.5,0.5]"])
+            if metric == NLL and validation_settings(config) != validation_settings(static):
+                raise UserError(
+                    f"method {method} is validated on other lines or pieces than static ratios, so its {METRICS[NLL]} "
+                    "says nothing beside theirs; leave it out, or give --metric bleu or chrf"
+                )
         sizes = load_corpus(start.data).sizes
         for pair in between:
             low, high = _sides(pair, sizes, task_groups(sizes, start.evaluate))

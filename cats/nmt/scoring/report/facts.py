@@ -30,7 +30,7 @@ def facts(run: ReportedRun) -> Facts:
         "parameters": "" if run.parameters is None else f"{run.parameters:,}",
         "batch": f"{config.sampling.batch_tokens:,} {config.sampling.budget} tokens",
         "learning rate": f"{train.lr:g}, {train.schedule}, warm-up of {train.warmup:,}",
-        "updates": f"{scores.run.steps:,}",
+        "updates": f"{scores.run.steps:,}" if scores.run.steps else "",  # an exported model does not say it
         **({chosen[0]: f"after {chosen[1]:,}"} if chosen else {}),
         "seed": str(train.seed),
         **_machine(run),

@@ -137,10 +137,11 @@ def _facts(scores: Scores, records: Sequence[Mapping[str, Any]], config: Config)
     """What was trained, how long and how fast."""
     run = scores.run
     chosen = chosen_model(records, config.train)
+    updates = f"{run.steps:,} updates" + (f", {chosen[0]} after {chosen[1]:,}" if chosen else "")
     facts = [
         f"corpus {run.corpus}",
         f"method {run.method}, temperature {run.temperature}",
-        f"{run.steps:,} updates" + (f", {chosen[0]} after {chosen[1]:,}" if chosen else ""),
+        *([updates] if run.steps else []),  # an exported model does not say how long it was trained
         f"seed {run.seed}",
     ]
     if run.seconds and run.tokens_per_second:

@@ -104,7 +104,8 @@ def _summary(content: Content) -> str:
     corpora = ", ".join(dict.fromkeys(run.scores.run.corpus for run in runs))
     if len(runs) == 1:
         scores = runs[0].scores.run
-        return f"A run of method {scores.method} on {corpora}, {scores.steps:,} updates, seed {scores.seed}."
+        updates = f"{scores.steps:,} updates, " if scores.steps else ""  # an exported model does not say it
+        return f"A run of method {scores.method} on {corpora}, {updates}seed {scores.seed}."
     return f"{len(runs)} runs of {len({run.method for run in runs})} methods on {corpora}."
 
 

@@ -109,7 +109,8 @@ def _training(run: ReportedRun) -> Iterator[Problem]:
     if diverged := divergence(run.records):
         yield Problem(*DIVERGED, diverged)
     steps, planned = run.scores.run.steps, run.config.train.steps
-    if steps < planned and not run.config.train.patience and not diverged:
+    exported = run.directory.is_exported  # it does not say how long it was trained, and cannot be continued
+    if steps < planned and not run.config.train.patience and not diverged and not exported:
         text = f"scored after {steps:,} of {planned:,} updates"
         yield Problem("not finished", "Continue with cats train --resume.", text)
     if skipped := max((record.get("skipped") or 0 for record in run.records), default=0):

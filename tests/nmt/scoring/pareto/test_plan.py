@@ -107,6 +107,15 @@ def test_scores_of_test_text_need_translations(words):
         planned(*words, "--metric", "bleu", "--set", "evaluate.search=none")
 
 
+def test_methods_that_are_validated_on_other_lines_have_no_front_of_their_validation_nll(words):
+    variants = ["--variant=short:T=1,model.max_length=20", "--variant=clean:T=1,data.max_ratio=2"]
+    for method, options in (("target-projection", ["--methods", "target-projection"]), ("short", variants)):
+        with pytest.raises(UserError, match=rf"^method {method} is validated on other lines .*--metric bleu or chrf$"):
+            planned(*words, *options)
+        assert planned(*words, *options, "--metric", "chrf")
+    assert planned(*words, variants[1])
+
+
 def test_runs_with_translations_also_have_the_validation_nll(corpus, tmp_path):
     on_a_front(corpus, tmp_path, "--metric", "bleu")
     for run in all_runs([planned_front(corpus, tmp_path)]):
