@@ -76,7 +76,8 @@ class _Evidence:
     def add(self, delta: Tensor, i: int) -> None:
         """delta: the gradient of the output with the i-th set of tasks."""
         nonzero = delta != 0  # nan too
-        self.finite &= bool(delta.sum().isfinite())  # isfinite() of each element takes as much memory again
+        # isfinite() of each element takes as much memory again. A sum in float16 may be infinite without any of them.
+        self.finite &= bool(delta.sum(dtype=torch.promote_types(delta.dtype, torch.float32)).isfinite())
         for key, view in self.views.items():
             hit = view.as_rows(nonzero).any(1).long() << i
             self.sets[key] = self.sets[key] | hit if key in self.sets else hit
