@@ -69,6 +69,10 @@ def add_to_grad(params: Sequence[Tensor], gradient: Gradient, *, alpha: float = 
         if g is None:
             continue
         if p.grad is None:
+            dtype = getattr(
+                p, "grad_dtype", None
+            )  # what torch lets p.grad be; None: any. torch 2.6 has no such attribute
+            g = g if dtype is None else g.to(dtype)
             # Fused optimizers read the gradient with the parameter's strides. backward() gives it these strides too.
             here = local(p)
             p.grad = _sharded_like(p, g if g.stride() == here.stride() else torch.empty_like(here).copy_(g))

@@ -150,9 +150,9 @@ class LayerDots:
         factor = _factor(found.values()) if record.delta.dtype == torch.float16 else None
         tangents = {}
         for i, source in use.inputs.items():
-            g = found[i]
-            g = torch.zeros_like(self.params[source.param]) if g is None else g
-            tangents[i] = source.view(g if factor is None else g * factor)
+            g, p = found[i], self.params[source.param]
+            g = torch.zeros_like(p) if g is None else g if factor is None else g * factor
+            tangents[i] = source.view(g.to(p.dtype))  # p.grad_dtype may be another one
         sums = record.dots(tangents, self.batch.total, self.backend, self.sizes)
         self._shares[use] = (sums if factor is None else sums / factor).to(self._none.device)
 
