@@ -15,6 +15,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from cats.engines.autograd import freed_graphs_explained
 from cats.engines.pending import UnsupportedError
 from cats.gradients import take_grads
 
@@ -142,7 +143,8 @@ def _masked_passes(
         hooks = [use.node.register_prehook(_observer(found, i)) for use, found in zip(uses, evidence, strict=True)]
         try:
             seeds = batch.seeds([float(n in tasks) for n in range(batch.total)])
-            torch.autograd.grad(batch.roots, params, seeds, retain_graph=True, allow_unused=True)
+            with freed_graphs_explained():
+                torch.autograd.grad(batch.roots, params, seeds, retain_graph=True, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()

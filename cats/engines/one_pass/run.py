@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cats import ops
-from cats.engines.autograd import add_gradients
+from cats.engines.autograd import add_gradients, freed_graphs_explained
 from cats.gradients import Gradient, power_of_two
 
 from .batch import Batch
@@ -222,7 +222,8 @@ class LayerDots:
         """Σ <g_n, ḡ> over some parameters, from their gradients of the task."""
         seeds = self.batch.seeds([float(n == task) for n in range(self.batch.total)])
         params = [self.params[i] for i in chosen]
-        gradient = torch.autograd.grad(self.batch.roots, params, seeds, retain_graph=True, allow_unused=True)
+        with freed_graphs_explained():
+            gradient = torch.autograd.grad(self.batch.roots, params, seeds, retain_graph=True, allow_unused=True)
         return ops.dots([list(gradient)], [direction[i] for i in chosen], backend=self.backend)[0]
 
 
