@@ -56,7 +56,9 @@ def power_of_two(size: Tensor) -> Tensor:
 
 def add(total: Gradient, new: Gradient) -> Gradient:
     """total + new, where None counts as zero. Not in place: autograd may return memory that tensors share."""
-    return [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]
+    pairs = zip(total, new, strict=True)
+    # torch adds a sparse tensor to a dense one, but not the other way round.
+    return [b if a is None else a if b is None else b + a if a.is_sparse else a + b for a, b in pairs]
 
 
 @torch.no_grad()
@@ -75,7 +77,10 @@ def add_to_grad(params: Sequence[Tensor], gradient: Gradient, *, alpha: float = 
             g = g if dtype is None else g.to(dtype)
             # Fused optimizers read the gradient with the parameter's strides. backward() gives it these strides too.
             here = local(p)
-            p.grad = _sharded_like(p, g if g.stride() == here.stride() else torch.empty_like(here).copy_(g))
+            same = g.is_sparse or g.stride() == here.stride()
+            p.grad = _sharded_like(p, g if same else torch.empty_like(here).copy_(g))
+        elif p.grad.is_sparse and not g.is_sparse:
+            p.grad = torch.add(p.grad.to_dense(), g, alpha=alpha)
         else:
             local(p.grad).add_(g, alpha=alpha)
 

@@ -110,7 +110,7 @@ class MultiTask(Wrapper):
       engines but "per_task"), it is all-reduced in buckets while that pass goes on. ‖g_n‖² is nan: it would need
       the mean of g_n over the processes. Weightings that need the Gram matrix or norms, and ``cross_batch``, need
       these means. There, K reduce-scatters give each process a share of the elements of all of them, and ḡ is
-      gathered from the shares.
+      gathered from the shares. All of this is dense, so a sparse gradient becomes dense, which SparseAdam refuses.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
       pass the losses of the same tasks in the same order. The engines are "per_task" and "two_pass".
       FullyShardedDataParallel and other DTensors are refused.
