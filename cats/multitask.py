@@ -132,10 +132,12 @@ class MultiTask(Wrapper):
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
     Only parameters of the base optimizer receive gradients. The engine "per_task" writes ḡ to ``p.grad`` directly, so
-    post-accumulate-grad hooks do not run in its steps. In graphs with functions written in Python, such as activation
-    checkpointing with ``use_reentrant=True``, gradients come from a plain backward pass. Then these hooks run, and
-    other parameters that such a function uses inside get gradients too. The graph of a model under ``torch.compile``
-    consists of such functions.
+    post-accumulate-grad hooks do not run in its steps. A hook of a parameter (``p.register_hook``) runs on each g_n
+    there; in all other steps, it runs on ḡ, or with callables on each w_n g_n. A linear hook, such as a factor, gives
+    the same ḡ everywhere. One that clips does not: clip ``p.grad`` between backward() and step() instead. In graphs
+    with functions written in Python, such as activation checkpointing with ``use_reentrant=True``, gradients come from
+    a plain backward pass. Then post-accumulate-grad hooks run, and other parameters that such a function uses inside
+    get gradients too. The graph of a model under ``torch.compile`` consists of such functions.
 
     step() has one host sync: it reads the losses, the inner products, the norms, and whether all of them are finite.
     Weightings that need the Gram matrix, or the losses before the backward pass (FAMO), have another host sync in each
