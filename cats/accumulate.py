@@ -104,6 +104,8 @@ class Accumulation:
             groups=index,
             group_count=count,
             rule=weighting.combine if weighting.combines else None,
+            # Several processes exchange dense gradients.
+            sparse=not (self._refuses_sparse or weighting.needs_gram or reducer.averages or reducer.whole_backward),
         )
         self._sqnorm: float | None = None  # ‖ḡ‖², if the weights differ between groups of parameters
         self._dots: Tensor | None = None  # (K,) float64 on the device
@@ -343,7 +345,8 @@ class Accumulation:
             weights = self._step_weights.checked_all(weights)
         values, gradients = task_gradients(losses, self.params, scale=self.scale, whole=self.reducer.whole_backward)
         self._check_sparse(gradients)
-        gradients = [list(map(dense, gradient)) for gradient in gradients]
+        if not self._gradients.sparse:
+            gradients = [list(map(dense, gradient)) for gradient in gradients]
         with torch.no_grad():
             exchanged = self.reducer.exchanged
             tasks, values, gradients = exchanged(self._gradients, losses.tasks, values, gradients, len(self.tasks))
@@ -373,10 +376,13 @@ class Accumulation:
         assert self.weights is not None
         return (self.weights[seen.tasks] @ seen.dots).item()
 
-    def _check_sparse(self, gradients: Iterable[Gradient]) -> None:
+    @property
+    def _refuses_sparse(self) -> bool:
         # Most steps of such a weighting may need no per-task gradients, but one of the next steps does.
-        needs = self.weighting.period and not self.weighting.losses_only
-        if needs and any(g is not None and g.is_sparse for gradient in gradients for g in gradient):
+        return self.weighting.period > 0 and not self.weighting.losses_only
+
+    def _check_sparse(self, gradients: Iterable[Gradient]) -> None:
+        if self._refuses_sparse and any(g is not None and g.is_sparse for gradient in gradients for g in gradient):
             raise TypeError(
                 f"a parameter has a sparse gradient, which steps with per-task gradients cannot use, and "
                 f"{type(self.weighting).__name__} needs such steps: use sparse=False in embeddings"

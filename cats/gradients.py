@@ -56,7 +56,9 @@ def power_of_two(size: Tensor) -> Tensor:
 
 def add(total: Gradient, new: Gradient) -> Gradient:
     """total + new, where None counts as zero. Not in place: autograd may return memory that tensors share."""
-    return [b if a is None else a if b is None else a + b for a, b in zip(total, new, strict=True)]
+    pairs = zip(total, new, strict=True)
+    # torch adds a sparse tensor to a dense one, but not the other way round.
+    return [b if a is None else a if b is None else b + a if a.is_sparse else a + b for a, b in pairs]
 
 
 @torch.no_grad()
@@ -69,9 +71,15 @@ def add_to_grad(params: Sequence[Tensor], gradient: Gradient, *, alpha: float = 
         if g is None:
             continue
         if p.grad is None:
+            dtype = getattr(p, "grad_dtype", None)  # what p.grad may be; None: anything. Not in torch 2.6
+            g = g if dtype is None else g.to(dtype)
+            g = g if alpha == 1 else g * alpha
             # Fused optimizers read the gradient with the parameter's strides. backward() gives it these strides too.
-            here, g = local(p), g if alpha == 1 else g * alpha
-            p.grad = _sharded_like(p, g if g.stride() == here.stride() else torch.empty_like(here).copy_(g))
+            here = local(p)
+            same = g.is_sparse or g.stride() == here.stride()
+            p.grad = _sharded_like(p, g if same else torch.empty_like(here, dtype=g.dtype).copy_(g))
+        elif p.grad.is_sparse and not g.is_sparse:
+            p.grad = torch.add(p.grad.to_dense(), g, alpha=alpha)
         else:
             local(p.grad).add_(g, alpha=alpha)
 

@@ -110,7 +110,7 @@ class MultiTask(Wrapper):
       engines but "per_task"), it is all-reduced in buckets while that pass goes on. ‖g_n‖² is nan: it would need
       the mean of g_n over the processes. Weightings that need the Gram matrix or norms, and ``cross_batch``, need
       these means. There, K reduce-scatters give each process a share of the elements of all of them, and ḡ is
-      gathered from the shares.
+      gathered from the shares. All of this is dense, so a sparse gradient becomes dense, which SparseAdam refuses.
     * Its shards of a model after ``fully_shard`` (FSDP2), also with several replicas of the shards. All processes must
       pass the losses of the same tasks in the same order. The engines are "per_task" and "two_pass".
       FullyShardedDataParallel and other DTensors are refused.
@@ -132,10 +132,12 @@ class MultiTask(Wrapper):
     * backward() has a host sync. Gradients that other code wrote to ``p.grad`` are not averaged.
 
     Only parameters of the base optimizer receive gradients. The engine "per_task" writes ḡ to ``p.grad`` directly, so
-    post-accumulate-grad hooks do not run in its steps. In graphs with functions written in Python, such as activation
-    checkpointing with ``use_reentrant=True``, gradients come from a plain backward pass. Then these hooks run, and
-    other parameters that such a function uses inside get gradients too. The graph of a model under ``torch.compile``
-    consists of such functions.
+    post-accumulate-grad hooks do not run in its steps. A hook of a parameter (``p.register_hook``) runs on each g_n
+    there; in all other steps, it runs on ḡ, or with callables on each w_n g_n. A linear hook, such as a factor, gives
+    the same ḡ everywhere. One that clips does not: clip ``p.grad`` between backward() and step() instead. In graphs
+    with functions written in Python, such as activation checkpointing with ``use_reentrant=True``, gradients come from
+    a plain backward pass. Then post-accumulate-grad hooks run, and other parameters that such a function uses inside
+    get gradients too. The graph of a model under ``torch.compile`` consists of such functions.
 
     step() has one host sync: it reads the losses, the inner products, the norms, and whether all of them are finite.
     Weightings that need the Gram matrix, or the losses before the backward pass (FAMO), have another host sync in each

@@ -16,6 +16,29 @@ def test_add_treats_none_as_zero_and_leaves_its_arguments():
     assert expanded.tolist() == [1, 1, 1]
 
 
+def test_sparse_and_dense_gradients_add_up_in_any_order():
+    kinds = [torch.ones(3, 2), torch.ones(3, 2).to_sparse(1)]
+    for a in kinds:
+        for b in kinds:
+            (total,) = gradients.add([a], [b])
+            (p,) = params_of((3, 2), dtype=torch.float32)
+            p.grad = a.clone()
+            gradients.add_to_grad([p], [b], alpha=2.0)
+            assert total.is_sparse == p.grad.is_sparse == (a.is_sparse and b.is_sparse)
+            assert (total.to_dense() == 2).all() and (p.grad.to_dense() == 3).all()
+    p.grad = None
+    gradients.add_to_grad([p], [kinds[1]])
+    assert p.grad.is_sparse
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="parameters of this torch have no grad_dtype")
+def test_add_to_grad_gives_a_gradient_the_dtype_that_it_must_have():
+    a, b = params_of(3, 3, dtype=torch.bfloat16)
+    a.grad_dtype, b.grad_dtype = torch.float32, None
+    gradients.add_to_grad([a, b], [torch.ones(3, dtype=torch.bfloat16), torch.ones(3)])
+    assert a.grad.dtype == b.grad.dtype == torch.float32
+
+
 def test_add_to_grad_adds_and_keeps_the_parameters_layout():
     a, b, c = params_of((2, 3), (2, 3), 2)
     b = b.detach().t().contiguous().t().requires_grad_()

@@ -42,10 +42,11 @@ def add_gradients(
     leaves = [] if whole else _leaves_of_python_functions(roots)
     if before is not None:
         before()
-    if leaves is None:
-        torch.autograd.backward(roots, seeds, inputs=params, retain_graph=retain_graph)
-    else:
-        _backward(roots, seeds, params, leaves, retain_graph=retain_graph)
+    with freed_graphs_explained():
+        if leaves is None:
+            torch.autograd.backward(roots, seeds, inputs=params, retain_graph=retain_graph)
+        else:
+            _backward(roots, seeds, params, leaves, retain_graph=retain_graph)
 
 
 def gradient(
@@ -57,10 +58,12 @@ def gradient(
     """
     leaves = [] if whole else _leaves_of_python_functions([root])
     if leaves is None:
-        return list(torch.autograd.grad(root, params, seed, retain_graph=retain_graph, allow_unused=True))
+        with freed_graphs_explained():
+            return list(torch.autograd.grad(root, params, seed, retain_graph=retain_graph, allow_unused=True))
     before = take_grads(params)
     try:
-        _backward([root], [seed], params, leaves, retain_graph=retain_graph)
+        with freed_graphs_explained():
+            _backward([root], [seed], params, leaves, retain_graph=retain_graph)
         return take_grads(params)
     finally:
         _set_grads(params, before)
@@ -154,6 +157,21 @@ def compiled_graphs_explained(what: str) -> Iterator[None]:
             f"{what}: torch.compile lets the backward pass of a graph run only once, and this step needs it "
             "again: pass each loss as a callable, or set torch._functorch.config.donated_buffer = False before the "
             "first compilation"
+        ) from error
+
+
+@contextmanager
+def freed_graphs_explained() -> Iterator[None]:
+    """Says what to do where a graph was freed too early. torch advises an argument that backward() has not."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "an earlier backward pass has freed a part of the graph of these losses. Pass losses that share a graph as "
+            "tensors in one backward() call, or compute all of it inside each callable. A backward() of your own comes "
+            "first, with retain_graph=True"
         ) from error
 
 

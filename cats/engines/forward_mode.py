@@ -199,6 +199,8 @@ def _factor(params: Sequence[Tensor], direction: Gradient) -> Tensor:
 @torch.no_grad()
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]
+    if not norms:  # ḡ, where no loss reaches a shared parameter
+        return torch.zeros((), dtype=torch.float64)
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 

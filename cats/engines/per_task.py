@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cats import ops
-from cats.gradients import Gradient, add, add_to_grad, position
+from cats.gradients import Gradient, add, add_to_grad, dense, position
 
 from .autograd import compiled_graphs_explained, gradient, needed_again
 from .examples import Examples
@@ -107,6 +107,8 @@ class TaskGradients:
         groups: the group of each parameter, counted from 0. None: all are in group 0.
         group_count: the number of groups. Some may have no parameter here.
         rule: computes ḡ, if it is no weighted sum: :meth:`cats.weighting.Weighting.combine`.
+        sparse: whether gradients may be sparse. ḡ of a parameter is sparse then if those of all tasks are, as after a
+            backward pass of Σ w_n L_n. Only without groups, layout and rule.
 
     Attributes:
         rows: {task index: its one or two gradients}, in the order of the tasks.
@@ -127,11 +129,13 @@ class TaskGradients:
         groups: Sequence[int] | None = None,
         group_count: int = 1,
         rule: Rule | None = None,
+        sparse: bool = False,
     ) -> None:
         self.params = params
         self.groups = [0] * len(params) if groups is None else groups
         self.group_count = group_count
         self.rule = rule
+        self.sparse = sparse
         self.shared = shared
         self.halves = 2 if cross_batch else 1
         self.backend = backend
@@ -175,7 +179,7 @@ class TaskGradients:
         weights = self.weights.repeat_interleave(self.halves, dim=-1) / self.halves
         rows = self._all()
         if weights.dim() == 1:
-            return self._whole(ops.combine(rows, weights, backend=self.backend))
+            return self._whole(self._sparse_again(ops.combine(rows, weights, backend=self.backend), weights))
         kept = self.groups if self.layout is None else self.layout.groups
         combined: Gradient = [None] * len(kept)
         for group, own in enumerate(weights):
@@ -197,7 +201,19 @@ class TaskGradients:
         assert self.weights is not None
         form = combine_dots_across if self.halves == 2 else combine_dots
         combined, dots, sqnorms = form(self._all(), self.weights, self._kept_shared, backend=self.backend)
+        combined = self._sparse_again(combined, self.weights.repeat_interleave(self.halves) / self.halves)
         return self._whole(combined), dots / square(self.scale), sqnorms / square(self.scale)
+
+    def _sparse_again(self, combined: Gradient, weights: Tensor) -> Gradient:
+        """ḡ with sparse tensors where it should have them: some optimizers take no others. weights: of all rows."""
+        if not self.sparse:
+            return combined
+        rows = [row for rows in self.rows.values() for row in rows]
+        result: Gradient = []
+        for g, *column in zip(combined, *rows, strict=True):
+            parts = [w * part for w, part in zip(weights.tolist(), column, strict=True) if part is not None]
+            result.append(sum(parts[1:], parts[0]) if parts and all(part.is_sparse for part in parts) else g)
+        return result
 
     def _by_rule(self, rule: Rule) -> Gradient:
         """ḡ as the gradients are kept."""
@@ -225,7 +241,9 @@ class TaskGradients:
         return nn.functional.pad(found, (0, 0, 0, 0, 0, self.group_count - len(found)))  # the last ones may be empty
 
     def _all(self) -> list[Gradient]:
-        return [row for rows in self.rows.values() for row in rows]
+        """All gradients as the operators take them: dense."""
+        rows = [row for rows in self.rows.values() for row in rows]
+        return [list(map(dense, row)) for row in rows] if self.sparse else rows
 
     def _all_shared(self) -> list[Gradient]:
         return [row[: self._kept_shared] for row in self._all()]

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+import cats
 from cats.engines.forward_mode import ForwardMode
 from cats.engines.losses import TaskLosses
 from cats.engines.pending import UnsupportedError
@@ -121,6 +122,18 @@ def test_layers_whose_fused_kernels_have_no_tangents():
     dot = dots_of(lambda: lstm(x[0].float())[0].square().mean(), *lstm.parameters())
     torch.testing.assert_close(dot, sum(p.grad.double().square().sum() for p in lstm.parameters()))
     assert torch.backends.mkldnn.enabled
+
+
+def test_no_loss_reaches_a_shared_parameter():
+    first, head = nn.Linear(4, 4), nn.Linear(4, 1)
+    base = torch.optim.SGD([*first.parameters(), *head.parameters()], lr=0.1)
+    x = torch.randn(8, 4)
+    for scaler in (None, torch.amp.GradScaler("cpu")):
+        opt = cats.CATS(base, 2, inner_steps=1, engine="forward_mode", shared=first.parameters())
+        opt.backward([lambda: head(first(x).detach()).square().mean()] * 2, scaler=scaler)
+        opt.step() if scaler is None else scaler.step(opt)
+        assert opt.statistics["dots"] == {0: 0.0, 1: 0.0} and opt.statistics["engine"] == "forward_mode"
+        opt.zero_grad()
 
 
 def test_what_is_refused():

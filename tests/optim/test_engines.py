@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
 
@@ -279,6 +280,81 @@ def test_a_task_of_weight_zero_has_numbers_too():
     assert 0 in seen[1]["alpha"].values() or 0 in seen[0]["alpha"].values()
     for a, b in zip(seen[:3], seen[3:], strict=True):
         assert_same(a, b, rtol=1e-8)
+
+
+@pytest.mark.parametrize("engine", ["per_task", "one_pass", "two_pass", "forward_mode"])
+def test_a_step_leaves_no_graph_to_the_collector_of_cycles(engine):
+    """One of the tasks has weight 0, and a parameter has a hook: one_pass keeps the graph for their gradients."""
+    model, x, y = Tiny(), *data()
+    model.layers[0].weight.register_hook(lambda g: g)
+    opt = optimizer(model, engine, prior=[1, 1, 0])
+    alive = []
+
+    def losses():
+        value = losses_of(model, x, y)
+        alive.append(weakref.ref(value))
+        return 2 * value.square()  # the node of the square saves the value
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            opt.zero_grad()
+            opt.backward(losses if engine == "forward_mode" else losses(), tasks=IDS)
+            opt.step()
+    finally:
+        gc.enable()
+    assert [each() for each in alive] == [None] * len(alive)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="parameters of this torch have no grad_dtype")
+def test_gradients_in_another_dtype_than_the_parameters(monkeypatch):
+    monkeypatch.setattr(segments, "_ROWS", 0)
+    for multiplications in (0, 2**40):  # both ways to compute a Linear layer
+        monkeypatch.setattr(segments, "_MULTIPLICATIONS", {"cpu": multiplications})
+        seen = []
+        for engine in ("per_task", "one_pass", "two_pass"):
+            model, x, y = Tiny().bfloat16(), *data()
+            for p in model.parameters():
+                p.grad_dtype = torch.float32
+            base = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
+            opt = cats.CATS(base, K, inner_steps=1, alpha_lr=0.5, engine=engine)
+            for _ in range(3):  # the first step checks its result, so it does not compute layers task by task
+                opt.zero_grad()
+                opt.backward(losses_of(model, x, y), tasks=IDS, last=True)
+            assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+            for p in model.parameters():  # torch's optimizers do not mix dtypes
+                p.grad_dtype, p.grad = None, p.grad.bfloat16()
+            opt.step()
+            seen.append(numbers(opt) | {"alpha": {}})
+        assert_same(seen[0], seen[1], rtol=0.05)
+        assert_same(seen[0], seen[2], rtol=0.05)
+
+
+def test_losses_that_share_a_graph_in_two_backward_passes():
+    match = (
+        "Pass losses that share a graph as tensors in one backward.. call, or compute all of it inside each callable"
+    )
+    model = nn.Linear(4, 1)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, ids = torch.ones(4, 4), torch.tensor([0, 1, 0, 1])
+    for engine in ("per_task", "one_pass", "two_pass", "auto"):
+        for inner_steps in (1, 100):
+            opt = cats.CATS(base, 2, inner_steps=inner_steps, engine=engine)
+            losses = model(x)[:, 0].square()
+            if engine != "one_pass":
+                with pytest.raises(RuntimeError, match=match):
+                    opt.backward([lambda losses=losses, n=n: losses[n] for n in range(2)])
+                assert model.weight.grad is None
+            losses = model(x)[:, 0].square()
+            with pytest.raises(RuntimeError, match=match):
+                for _ in range(2):
+                    opt.backward(losses, tasks=ids, last=True)
+            opt.zero_grad()
+            losses = model(x)[:, 0].square()
+            losses.mean().backward(retain_graph=True)  # a penalty that comes first
+            opt.backward(losses, tasks=ids)
+            opt.step()
+            opt.zero_grad()
 
 
 def test_compiled_layers_in_checkpoints_stay_uncompiled_in_the_backward_pass():

@@ -190,3 +190,58 @@ def test_sparse_gradients_with_fixed_weights():
     take_step(optimizer, losses_of(embedding, float("nan")))
     with pytest.raises(cats.NonFiniteError, match="of task 'az'"):
         take_step(optimizer, losses_of(embedding, float("nan")))
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.SparseAdam])
+def test_sparse_gradients_stay_sparse_at_the_last_attempt(base):
+    """It computes one gradient per task. Tasks have rows of their own, and one that they share."""
+    results = []
+    for sparse in (True, False):
+        embedding, plain = words(sparse, base if sparse else torch.optim.SGD)
+        optimizer = cats.MultiTask(plain, 2, cats.weighting.Static([1.0, 3.0]), max_nonfinite=2)
+        take_step(optimizer, losses_of(embedding, float("nan")))
+        assert optimizer.needs_task_gradients
+        optimizer.zero_grad()
+        for shift in range(2):  # two backward() calls
+            first, second = torch.tensor([1, 3]) + shift, torch.tensor([2, 3]) + shift
+            optimizer.backward([embedding(first).square().sum(), (embedding(second) - 1).square().sum()])
+        assert embedding.weight.grad.is_sparse == sparse
+        results.append(embedding.weight.grad.to_dense() if sparse else embedding.weight.grad.clone())
+        optimizer.step()
+        assert optimizer.statistics["step"] == 1
+    torch.testing.assert_close(*results)
+
+
+def test_a_table_with_sparse_and_dense_gradients():
+    """One task reads rows of a table, the other one all of it. Its gradient is dense then, as in torch."""
+    embedding, base = words(True, torch.optim.SGD)
+    losses = [lambda: embedding(torch.tensor([1, 3])).square().sum(), lambda: embedding.weight.exp().sum()]
+    for order in (1, -1):
+        optimizer = cats.MultiTask(base, 2, cats.weighting.Static([1.0, 3.0]), max_nonfinite=2)
+        optimizer.zero_grad()
+        optimizer.backward([factor * loss() for factor, loss in zip((float("nan"), 1.0), losses, strict=True)])
+        optimizer.step()
+        optimizer.zero_grad()
+        losses[0]().backward()  # of other code
+        for n in (0, 1)[::order]:  # two backward() calls
+            optimizer.backward({n: losses[n]()})
+        found, embedding.weight.grad = embedding.weight.grad, None
+        (2 * losses[0]() + 3 * losses[1]()).backward()
+        torch.testing.assert_close(found, embedding.weight.grad)
+
+
+def test_sparse_gradients_in_two_backward_calls_of_famo():
+    tables = []
+    for sparse in (True, False):
+        embedding, base = words(sparse, torch.optim.SparseAdam if sparse else torch.optim.Adam)
+        optimizer = cats.MultiTask(base, 2, cats.weighting.FAMO())
+        for _ in range(3):
+            optimizer.zero_grad()
+            for last in (False, True):
+                ids = torch.arange(6).split(3)[last]
+                losses = [lambda e=embedding, ids=ids, n=n: (e(ids) - n).square().sum() for n in range(2)]
+                optimizer.backward(losses, last=last)
+            assert embedding.weight.grad.is_sparse == sparse
+            optimizer.step()
+        tables.append(embedding.weight)
+    torch.testing.assert_close(*tables)

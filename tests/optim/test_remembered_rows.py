@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import cats
+from cats.engines.one_pass import plan, probe
+from cats.engines.one_pass.graph import find_uses
 
 K = 2
 
@@ -120,6 +122,55 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped():
     opt.backward((model(x) - y).square().mean(1).sqrt(), tasks=torch.tensor([0, 0, 1, 1]))
     opt.step()
     assert opt.statistics["skipped"] == 1 and opt.statistics["engine"] == "one_pass"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_shows_nothing(bad, monkeypatch):
+    """0 · nan is nan: then every row seems to belong to all tasks. Later steps must not check again for that reason."""
+    passes = []
+
+    def counted(*arguments, only=None, **options):
+        passes.append("one" if only is not None else "all")
+        return probe.masked_gradients_show(*arguments, only=only, **options)
+
+    monkeypatch.setattr(plan, "masked_gradients_show", counted)
+    seen = []
+    for first in (1.0, bad):
+        torch.manual_seed(0)
+        model = nn.Sequential(linear(3, 4), nn.Tanh(), linear(4, 4), Scaled(), linear(4, 1))
+        opt, ids = optimizer(model), torch.tensor([0, 1, 1, 0])
+        passes.clear()
+        for step in range(6):
+            x = torch.randn(4, 3, dtype=torch.float64)
+            x[1] *= first if step == 0 else 1.0
+            opt.zero_grad()
+            opt.backward(model(x)[:, 0].square(), tasks=ids)
+            opt.step()
+        seen.append(list(passes))
+    assert opt.statistics["skipped"] == 1
+    assert seen[0] == ["all", "one", "one"]  # in steps 1, 2 and 4
+    assert seen[1] == ["all", "all", "one"]  # step 2 checks what step 1 could not
+
+
+class Scaled(nn.Module):
+    """A parameter that is used by itself first: such a use has no rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.scale.exp()
+
+
+def test_float16_gradients_whose_sum_is_too_large_show_the_rows():
+    model = linear(2, 2)
+    use, *_ = find_uses([model(torch.ones(2, 2, dtype=torch.float64)).sum()], list(model.parameters())).uses
+    evidence = probe._Evidence(use, (2,))
+    evidence.add(torch.full((2, 2), 6e4, dtype=torch.float16), 0)
+    assert evidence.finite
+    evidence.add(torch.full((2, 2), float("inf"), dtype=torch.float16), 1)
+    assert not evidence.finite
 
 
 def test_small_shares_of_a_float16_loss():

@@ -82,23 +82,7 @@ def find_uses(roots: Sequence[Tensor], params: Sequence[Tensor]) -> Graph:
     written in Python can use a parameter out of sight, in a backward pass of their own.
     """
     number = {id(p): i for i, p in enumerate(params)}
-    graph, sources = Graph(), dict[tuple[Node, int], Input | None]()
-
-    def source(node: Node, output: int) -> Input | None:
-        """The parameter that this output of the node is, or is a view of."""
-        key = (node, output)
-        if key not in sources:
-            found = None
-            if not node.next_functions:
-                i = number.get(id(getattr(node, "variable", None)))
-                found = None if i is None else Input(i, ())
-            elif node.name() in VIEWS:
-                parent, nr = node.next_functions[0]
-                above = None if parent is None else source(parent, nr)
-                found = None if above is None else Input(above.param, (*above.views, (node, output)))
-            sources[key] = found
-        return sources[key]
-
+    graph = Graph()
     seen: set[Node] = {None}
     stack: list[Node] = [root.grad_fn for root in roots]
     while stack:
@@ -120,7 +104,7 @@ def find_uses(roots: Sequence[Tensor], params: Sequence[Tensor]) -> Graph:
                 continue
             stack.append(parent)
             graph.edges.add((name, parent.name()))
-            found = source(parent, nr)
+            found = _source(parent, nr, number)
             if found is not None:
                 inputs[i] = found
         if inputs and name not in VIEWS:
@@ -128,6 +112,20 @@ def find_uses(roots: Sequence[Tensor], params: Sequence[Tensor]) -> Graph:
     graph.uses.sort(key=lambda use: use.node._sequence_nr())
     graph.nodes = sorted(seen - {None}, key=lambda node: node._sequence_nr() if node.next_functions else -1)
     return graph
+
+
+def _source(node: Node, output: int, number: Mapping[int, int]) -> Input | None:
+    """The parameter that this output of the node is, or is a view of. number: {id of a parameter: its number}."""
+    views = []
+    while node.next_functions and node.name() in VIEWS:
+        views.append((node, output))
+        node, output = node.next_functions[0]
+        if node is None:
+            return None
+    if node.next_functions:
+        return None
+    i = number.get(id(getattr(node, "variable", None)))
+    return None if i is None else Input(i, tuple(reversed(views)))
 
 
 def needed(graph: Graph, without: Mapping[Use, set[int]]) -> set[Use]:

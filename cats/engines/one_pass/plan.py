@@ -96,7 +96,7 @@ class Planner:
         shown = dict(zip(uses, masked_gradients_show(uses, batch, params, names), strict=True)) if check else {}
         found = {use: self._place(use, keys[use], batch, shown.get(use)) for use in uses}
         for use in uses:
-            if found[use] is None and use.only_parameters and not graph.batch_norm:
+            if found[use] is None and use.only_parameters and not graph.batch_norm and shown[use].finite:
                 self._without_rows.add(keys[use])
                 others |= use.params
         for use in uses:
@@ -130,7 +130,7 @@ class Planner:
             return Measured(0, 1, torch.full((use.shape[0],), batch.tasks[0]))
         if shown is None:
             return self._known(use, key, batch)[0]
-        if shown.seen:
+        if shown.seen and shown.finite:  # 0 · nan is nan: such rows seem to belong to all tasks
             self._remember(use, key, batch, shown)
         return shown.placements[0] if shown.placements else shown.measured
 

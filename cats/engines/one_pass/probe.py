@@ -15,6 +15,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from cats.engines.autograd import freed_graphs_explained
 from cats.engines.pending import UnsupportedError
 from cats.gradients import take_grads
 
@@ -76,7 +77,8 @@ class _Evidence:
     def add(self, delta: Tensor, i: int) -> None:
         """delta: the gradient of the output with the i-th set of tasks."""
         nonzero = delta != 0  # nan too
-        self.finite &= bool(delta.sum().isfinite())  # isfinite() of each element takes as much memory again
+        # isfinite() of each element takes as much memory again. A sum in float16 may be infinite without any of them.
+        self.finite &= bool(delta.sum(dtype=torch.promote_types(delta.dtype, torch.float32)).isfinite())
         for key, view in self.views.items():
             hit = view.as_rows(nonzero).any(1).long() << i
             self.sets[key] = self.sets[key] | hit if key in self.sets else hit
@@ -141,7 +143,8 @@ def _masked_passes(
         hooks = [use.node.register_prehook(_observer(found, i)) for use, found in zip(uses, evidence, strict=True)]
         try:
             seeds = batch.seeds([float(n in tasks) for n in range(batch.total)])
-            torch.autograd.grad(batch.roots, params, seeds, retain_graph=True, allow_unused=True)
+            with freed_graphs_explained():
+                torch.autograd.grad(batch.roots, params, seeds, retain_graph=True, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()

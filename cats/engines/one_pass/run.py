@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cats import ops
-from cats.engines.autograd import add_gradients
+from cats.engines.autograd import add_gradients, freed_graphs_explained
 from cats.gradients import Gradient, power_of_two
 
 from .batch import Batch
@@ -150,9 +150,9 @@ class LayerDots:
         factor = _factor(found.values()) if record.delta.dtype == torch.float16 else None
         tangents = {}
         for i, source in use.inputs.items():
-            g = found[i]
-            g = torch.zeros_like(self.params[source.param]) if g is None else g
-            tangents[i] = source.view(g if factor is None else g * factor)
+            g, p = found[i], self.params[source.param]
+            g = torch.zeros_like(p) if g is None else g if factor is None else g * factor
+            tangents[i] = source.view(g.to(p.dtype))  # p.grad_dtype may be another one
         sums = record.dots(tangents, self.batch.total, self.backend, self.sizes)
         self._shares[use] = (sums if factor is None else sums / factor).to(self._none.device)
 
@@ -222,7 +222,8 @@ class LayerDots:
         """Σ <g_n, ḡ> over some parameters, from their gradients of the task."""
         seeds = self.batch.seeds([float(n == task) for n in range(self.batch.total)])
         params = [self.params[i] for i in chosen]
-        gradient = torch.autograd.grad(self.batch.roots, params, seeds, retain_graph=True, allow_unused=True)
+        with freed_graphs_explained():
+            gradient = torch.autograd.grad(self.batch.roots, params, seeds, retain_graph=True, allow_unused=True)
         return ops.dots([list(gradient)], [direction[i] for i in chosen], backend=self.backend)[0]
 
 
