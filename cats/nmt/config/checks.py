@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from cats.nmt.config.recipes import RECIPES, first_phase, recipe, two_phases
+from cats.nmt.config.recipes import RECIPES, first_phase, recipe
 from cats.nmt.config.schema import FIELDS, TYPES, Config
 from cats.nmt.errors import UserError, nearest
 
@@ -54,17 +54,17 @@ def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = 
 
 
 def _of_recipe(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that change because `given` names a recipe, or changes the length of one.
+    """The settings that change because `given` names a recipe, or changes the length of a training in two phases.
 
     They replace those of `config`. The settings in `given` win over them, and so does everything that is set later.
     """
-    method, steps = given.get("method.name", config.method.name), given.get("train.steps", config.train.steps)
-    if method not in RECIPES:
-        return {}
-    if "method.name" in given:
+    method, steps = given.get("method.name"), given.get("train.steps", config.train.steps)
+    if method in RECIPES:
         return recipe(method, steps)
+    # The method of a run with a recipe may have another name: cats for staged-cats, any weighting with train.restart.
+    two_phases = given.get("train.restart", config.train.restart) or given.get("train.pretrain", config.train.pretrain)
     unchanged = config.train.pretrain_steps == first_phase(config.train.steps)
-    return {"train.pretrain_steps": first_phase(steps)} if two_phases(method) and unchanged else {}
+    return {"train.pretrain_steps": first_phase(steps)} if two_phases and unchanged else {}
 
 
 def _check_combinations(config: Config, prefix: str) -> None:

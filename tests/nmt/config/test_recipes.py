@@ -60,6 +60,21 @@ def test_the_first_phase_follows_the_number_of_updates():
     assert apply_overrides(chosen, ["train.steps=100"]).train.pretrain_steps == 10
 
 
+@pytest.mark.parametrize("name", ["staged-cats", "restart", "pretrain-finetune"])
+@pytest.mark.parametrize("then", ["method.strength=1", "method.name=rlw"])
+def test_the_first_phase_follows_the_number_of_updates_of_any_method(name, then):
+    """The method of a run of staged-cats is cats, and another weighting may be trained in the order of a recipe."""
+    base = apply_overrides(apply_overrides(Config(), [f"method.name={name}"]), [then])
+    for steps, first in (3000, 1050), (400, 140):
+        assert apply_overrides(base, [then, f"train.steps={steps}"]).train.pretrain_steps == first
+    chosen = apply_overrides(base, ["train.pretrain_steps=10"])
+    assert apply_overrides(chosen, ["train.steps=400"]).train.pretrain_steps == 10
+    plain = apply_overrides(
+        base, ["train.restart=false", "train.pretrain=[]", "train.pretrain_steps=0", "sampling.first_temperature=0"]
+    )
+    assert apply_overrides(plain, ["train.steps=400"]).train.pretrain_steps == 0
+
+
 def test_ratios_need_ratios():
     with pytest.raises(UserError, match=r"method\.name = ratios needs sampling\.ratios"):
         apply_overrides(Config(), ["method.name=ratios"])

@@ -156,6 +156,23 @@ def test_suffixes_are_the_same_method_with_a_restart_at_the_same_update(tmp_path
     assert found["T=3"].sampling.temperature_end == 0 and found["cats-r"].method == found["cats"].method
 
 
+def test_all_methods_restart_at_the_same_update_if_the_base_is_staged_cats(tmp_path):
+    file = tmp_path / "base.toml"
+    file.write_text('[method]\nname = "staged-cats"\n', encoding="utf-8")
+    names = ["cats", "tokens", "rlw", "T=1r", "staged-cats", "pretrain"]
+    found = configs("--out", str(tmp_path), "--config", str(file), "--controls", "none", "--methods", *names)
+    assert {config.train.pretrain_steps for config in found.values()} == {945}  # 35 % of 2700
+
+
+def test_the_restart_of_a_variant_is_at_35_percent_of_its_own_updates(tmp_path):
+    variants = ["short:cats,train.steps=900", "shorter:short-r,train.steps=400", "late:T=1r,train.steps=1200"]
+    words = ["--methods", "T=1", "--controls", "fixed", "restart", *(f"--variant={variant}" for variant in variants)]
+    found = configs("--out", str(tmp_path), *words)
+    steps = {name: (config.train.pretrain_steps, config.train.steps) for name, config in found.items()}
+    assert steps["T=1r"] == (945, 2700) and steps["short"] == (0, 900) and steps["short-r"] == (315, 900)
+    assert steps["shorter"] == steps["shorter-fixed"] == (140, 400) and steps["late"] == (420, 1200)
+
+
 def test_staged_is_the_recipe_of_cats_train(monkeypatch):
     """Its runs differ only in the name of their method: finished ones have static there."""
     staged = apply_overrides(Config(), ["method.name=staged"])
