@@ -245,6 +245,15 @@ def test_settings_of_a_file_are_not_searched_unless_the_method_replaces_them(tmp
     assert searched["unimax"] == {"train.lr", "sampling.unimax_epochs"}
 
 
+@pytest.mark.parametrize("name", ["unimax", "temperature-schedule"])
+def test_trials_of_a_base_with_a_mixture(tmp_path, name):
+    file = tmp_path / "base.toml"
+    file.write_text(f'[method]\nname = "{name}"\n', encoding="utf-8")
+    words = ["--out", str(tmp_path), "--sets", "ted", "--seeds", "1", "--trials", "9", "--methods", "T=1", "cats", name]
+    runs = {run.method: run for run in planned(*words, "--config", str(file))}
+    assert runs[name].config.method.name == name and len(runs[name].trials) == 9
+
+
 def weights_of(run, lines):
     """What the control of a finished run of cats with these (alpha, prior, tokens) for every ten updates sets."""
     records = [
