@@ -187,7 +187,7 @@ def options_of_rule(name: str) -> list[str]:
 
 def _written(value: Any) -> str:
     """A value as it is written in an option."""
-    if value == ():
+    if value in ((), ""):
         return "empty"
     words = {id(word): text for text, word in _WORDS.items()}
     return words.get(id(value), str(value))
