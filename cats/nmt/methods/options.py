@@ -81,6 +81,8 @@ def parsed(name: str, options: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"method.options: {key} is given twice")
         kind = known[key][0] if key in known else Any
         value = _parse(text)
+        if _fits(text, kind) and not _fits(value, kind):  # a word that looks like a number, a date or none
+            value = text
         if _is_huge(value):
             raise UserError(f"method.options: {key} of {name} must be smaller: it has a whole number beyond 2^63")
         if not _fits(value, kind):
