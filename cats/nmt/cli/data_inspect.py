@@ -70,4 +70,4 @@ def table(corpus: Corpus) -> list[list[str]]:
 def entropy(sizes: Sequence[int]) -> float:
     """Return the entropy, in nats, of the distribution of the pairs over the tasks."""
     total = sum(sizes)
-    return -sum(size / total * math.log(size / total) for size in sizes)
+    return sum(size / total * math.log(total / size) for size in sizes)

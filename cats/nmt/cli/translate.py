@@ -135,10 +135,13 @@ def check(args: argparse.Namespace) -> None:
 
 def search_settings(args: argparse.Namespace, config: Config) -> Decode:
     """Return the section decode of the run's configuration, changed by the options of the same names."""
+    of_beam = [name for name in ("beam", "penalty", "length_penalty") if getattr(args, name) is not None]
+    if args.sample and of_beam:
+        option = f"--{of_beam[0].replace('_', '-')}"
+        raise UserError(f"{option} is for beam search, not for translations drawn at random; leave out it or --sample")
     names = [name for name in vars(args) if f"decode.{name}" in TYPES]
-    changes = []
-    if not args.sample and any(getattr(args, name) is not None for name in ("beam", "penalty", "length_penalty")):
-        changes = ["decode.sample=false"]  # options of beam search ask for it, even if the run is set to sample
+    # Options of beam search ask for it, even if the run is set to sample.
+    changes = ["decode.sample=false"] if of_beam else []
     search = apply_options(config, args, {name: f"decode.{name}" for name in names}, changes).decode
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not search.sample:

@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from cats.nmt.config.recipes import RECIPES, first_phase, recipe, two_phases
+from cats.nmt.config.recipes import MIXTURE_SETTINGS, RECIPES, first_phase, has_mixture, recipe
 from cats.nmt.config.schema import FIELDS, TYPES, Config
 from cats.nmt.errors import UserError, nearest
 
@@ -54,17 +54,17 @@ def replace_settings(config: Config, values: Mapping[str, Any], *, where: str = 
 
 
 def _of_recipe(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that change because `given` names a recipe, or changes the length of one.
+    """The settings that change because `given` names a recipe, or changes the length of a training in two phases.
 
     They replace those of `config`. The settings in `given` win over them, and so does everything that is set later.
     """
-    method, steps = given.get("method.name", config.method.name), given.get("train.steps", config.train.steps)
-    if method not in RECIPES:
-        return {}
-    if "method.name" in given:
+    method, steps = given.get("method.name"), given.get("train.steps", config.train.steps)
+    if method in RECIPES:
         return recipe(method, steps)
+    # The method of a run with a recipe may have another name: cats for staged-cats, any weighting with train.restart.
+    two_phases = given.get("train.restart", config.train.restart) or given.get("train.pretrain", config.train.pretrain)
     unchanged = config.train.pretrain_steps == first_phase(config.train.steps)
-    return {"train.pretrain_steps": first_phase(steps)} if two_phases(method) and unchanged else {}
+    return {"train.pretrain_steps": first_phase(steps)} if two_phases and unchanged else {}
 
 
 def _check_combinations(config: Config, prefix: str) -> None:
@@ -137,9 +137,27 @@ def _check_combinations(config: Config, prefix: str) -> None:
         raise UserError(f"{prefix}train.finetune has no effect without train.pretrain or train.restart")
     if train.pretrain_steps and not (train.pretrain or train.restart):
         raise UserError(f"{prefix}train.pretrain_steps has no effect without train.pretrain or train.restart")
-    sampling = config.sampling
-    if method.name == "ratios" and not sampling.ratios:
-        raise UserError(f"{prefix}method.name = ratios needs sampling.ratios, one number per task")
+    _check_mixture(config, prefix)
+
+
+def _check_mixture(config: Config, prefix: str) -> None:
+    """Raises an error if the tasks would be drawn in two ways, of which one would win, or not as `method.name` says."""
+    method, sampling = config.method.name, config.sampling
+    values = {
+        "sampling.ratios": sampling.ratios,
+        "sampling.unimax_epochs": sampling.unimax_epochs,
+        "sampling.temperature_end": sampling.temperature_end,
+    }
+    chosen = [name for name, value in values.items() if value]
+    own = MIXTURE_SETTINGS.get(method)
+    if own and not values[own]:
+        need = "one number per task" if own == "sampling.ratios" else "above 0"
+        raise UserError(f"{prefix}method.name = {method} needs {own}, {need}")
+    if own or has_mixture(method):
+        if others := [name for name in chosen if name != own]:
+            raise UserError(f"{prefix}method.name = {method} draws the tasks in its own way; leave out {others[0]}")
+    elif len(chosen) > 1:
+        raise UserError(f"{prefix}{chosen[0]} and {chosen[1]} both say how the tasks are drawn; leave one out")
 
 
 def suggest_setting(name: str) -> str:

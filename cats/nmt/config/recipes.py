@@ -43,6 +43,12 @@ _CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 RECIPES = tuple(_CHANGES)
+# The setting that says how some recipes draw the tasks. The others with a mixture draw them by temperatures.
+MIXTURE_SETTINGS = {
+    "ratios": "sampling.ratios",
+    "unimax": "sampling.unimax_epochs",
+    "temperature-schedule": "sampling.temperature_end",
+}
 
 
 def recipe(name: str, steps: int) -> dict[str, Any]:

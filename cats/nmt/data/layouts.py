@@ -281,9 +281,11 @@ def _split_pair(name: str, languages: set[str] | None) -> list[tuple[str, str]]:
     """[("en", "zh-Hans")] of "en-zh-Hans", or [] if the name cannot be split into two languages.
 
     Args:
-        languages: the suffixes of the files; one of the two parts must be one of them. None: split at the first hyphen.
+        languages: the suffixes of the files; both parts, or else one of them, must be among them. None: split at the
+            first hyphen.
     """
     cuts = [(name[:i], name[i + 1 :]) for i, letter in enumerate(name) if letter == "-"]
     if languages is not None:
-        cuts = [cut for cut in cuts if languages & set(cut)]
+        both = [cut for cut in cuts if set(cut) <= languages]  # pt-BR-pt is pt-BR and pt, not pt and BR-pt
+        cuts = both or [cut for cut in cuts if languages & set(cut)]
     return cuts[:1]

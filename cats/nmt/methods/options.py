@@ -81,6 +81,8 @@ def parsed(name: str, options: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"method.options: {key} is given twice")
         kind = known[key][0] if key in known else Any
         value = _parse(text)
+        if _fits(text, kind) and not _fits(value, kind):  # a word that looks like a number, a date or none
+            value = text
         if _is_huge(value):
             raise UserError(f"method.options: {key} of {name} must be smaller: it has a whole number beyond 2^63")
         if not _fits(value, kind):
@@ -187,7 +189,7 @@ def options_of_rule(name: str) -> list[str]:
 
 def _written(value: Any) -> str:
     """A value as it is written in an option."""
-    if value == ():
+    if value in ((), ""):
         return "empty"
     words = {id(word): text for text, word in _WORDS.items()}
     return words.get(id(value), str(value))

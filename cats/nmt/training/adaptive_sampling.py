@@ -109,9 +109,7 @@ class AdaptiveSampling:
         self.rule, self.begin, self.gradients, self.write = rule, begin, gradients, write
         self.tasks, self.lengths = sampler.tasks, sampler.mean_lengths
         configured = sampler.mixture
-        self.configured = np.array(
-            configured.probabilities(configured.phase(begin), sampler.sizes, sampler.mean_lengths, sampler.batch_tokens)
-        )
+        self.configured = np.array(sampler.probabilities(configured.phase(begin)))
         self.sizes = np.array([float(sampler.sizes[task]) for task in self.tasks])
         self.mixture = sampler.mixture = ChangingMixture(configured)
         self.unread: list[list[tuple[str, Tensor, int]]] = []  # the losses of updates, still on the device

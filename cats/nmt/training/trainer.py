@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -99,16 +99,13 @@ class Trainer(TrainingState):
                 progress.update()
                 done = self.step == config.steps
                 validating = done or self.step % config.validate_every == 0
-                facts = []
-                if self.landscape is not None and (done or self.step % config.analyse_every == 0):
-                    progress.bar.set_postfix_str("measuring the loss landscape")
-                    facts.append(self.analyse(self.landscape))
-                    clock, cpu_clock = self.clocks()  # the time of the training does not include this
-                if done or self.step % config.log_every == 0:
-                    record = self.log()
-                    facts.append(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s")
+                facts = self.measure(progress, lambda every: self.step == config.steps or self.step % every == 0)
+                if self.landscape is not None:
+                    clock, cpu_clock = self.clocks()  # the time of the training does not include measuring it
                 if validating and (means := self.validate()):
                     facts.append(f"validation {', '.join(SHOWN[name].format(mean) for name, mean in means.items())}")
+                if self.stopped_early and not done:  # by this validation, so this is the last update
+                    facts += self.measure(progress, lambda every: self.step % every != 0)
                 if facts:
                     progress.say(self.step, self.seconds, ", ".join(facts), now=validating)
                 saving = validating or bool(config.save_every and self.step % config.save_every == 0)
@@ -136,6 +133,21 @@ class Trainer(TrainingState):
             f"{self.out}: {len(self.tasks)} task{'s' * (len(self.tasks) > 1)}, {pairs:,} training pairs; "
             f"a model with {size:,} parameters; {steps - self.step:,} updates{after}"
         )
+
+    def measure(self, progress: Progress, due: Callable[[int], bool]) -> list[str]:
+        """Measures the loss landscape and writes the losses, each if it is due; returns what to tell of it.
+
+        Args:
+            due: whether something is due of which this is the number of updates between two times.
+        """
+        facts = []
+        if self.landscape is not None and due(self.config.train.analyse_every):
+            progress.bar.set_postfix_str("measuring the loss landscape")
+            facts.append(self.analyse(self.landscape))
+        if due(self.config.train.log_every):
+            record = self.log()
+            facts.append(f"loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s")
+        return facts
 
     def clocks(self) -> tuple[float, float]:
         """When the training would have started, on the two clocks, if it had gone on without a break."""

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
+from cats.nmt.cli.data_inspect import entropy
 from cats.nmt.cli.main import main
 
 
@@ -18,6 +19,10 @@ def test_data_inspect(trained: Path, capsys: pytest.CaptureFixture[str]) -> None
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert rows[0][:5] == ["task", "group", "train", "valid", "test"]
     assert [row[:5] for row in rows[2:4]] == [["be", "LoRes", "20", "8", "10"], ["az", "HiRes", "60", "8", "10"]]
+
+
+def test_the_entropy_of_one_task_is_zero() -> None:
+    assert f"{entropy([7]):.2f}" == "0.00"
 
 
 def test_data_inspect_lengths_entropy_and_zero_shot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

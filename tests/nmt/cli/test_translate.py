@@ -127,6 +127,18 @@ def test_translate_from(
         (["--nbest", "0"], "--nbest must be at least 1, not 0"),
         (["--nbest", "3"], "a beam of 2 is too small for the 3 best; set decode.beam (--beam) to 3"),
         (["--top-p", "0.5"], "--top-p is for translations drawn at random; add --sample"),
+        (
+            ["--sample", "--beam", "3"],
+            "--beam is for beam search, not for translations drawn at random; leave out it or --sample",
+        ),
+        (
+            ["--sample", "--length-penalty", "2"],
+            "--length-penalty is for beam search, not for translations drawn at random; leave out it or --sample",
+        ),
+        (
+            ["--sample", "--penalty", "google"],
+            "--penalty is for beam search, not for translations drawn at random; leave out it or --sample",
+        ),
         (["--sample", "--top-p", "0"], "--top-p: decode.top_p must be above 0 and at most 1, not 0.0"),
         (
             ["--penalty", "googel"],

@@ -88,6 +88,14 @@ def test_codes_with_hyphens_and_underscores(tmp_path):
     assert [task.target for task in read_corpus(tmp_path).tasks] == ["pt_BR", "zh-Hans"]
 
 
+def test_a_code_with_a_hyphen_that_begins_with_the_other_code(tmp_path):
+    for split in ("train", "test"):
+        put(tmp_path / f"{split}.pt-BR-pt.pt-BR", "a\n")
+        put(tmp_path / f"{split}.pt-BR-pt.pt", "b\n")
+    assert [task.target for task in read_corpus(tmp_path, source="pt-BR").tasks] == ["pt"]
+    assert [task.target for task in read_corpus(tmp_path, source="pt").tasks] == ["pt-BR"]
+
+
 def test_one_moses_pair(tmp_path):
     for split in ("train", "dev", "test"):
         put(tmp_path / f"{split}.en", f"{split} one\n{split} two\n")

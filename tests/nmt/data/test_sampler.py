@@ -159,6 +159,31 @@ def test_unimax_shares_are_of_tokens():
     assert 5 * counts["short"] == pytest.approx(20 * counts["long"], rel=0.05)
 
 
+@pytest.mark.parametrize(("epochs", "uniform"), [(16, True), (8, False)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_unimax_repeats_a_small_task_as_often_as_it_may(padded, epochs, uniform):
+    """Padding is no text: with a padded budget, there are fewer target tokens for the same cap."""
+    random = np.random.default_rng(0)
+    pairs = {
+        name: np.stack([random.integers(3, 30, n), random.integers(3, longest, n)], 1)
+        for name, n, longest in (("small", 30, 30), ("middle", 900, 50), ("large", 3000, 15))
+    }
+    mixture = Mixture(1.0, unimax_epochs=epochs, steps=100)
+    sampler = Sampler(pairs, mixture=mixture, batch_tokens=300 if padded else 200, seed=0, padded=padded)
+    tokens = dict.fromkeys(pairs, 0)
+    for step in range(100):
+        for task, rows in sampler.batch(step).items():
+            tokens[task] += int(pairs[task][rows, 1].sum())
+    passes = tokens["small"] / pairs["small"][:, 1].sum()
+    shares = {task: number / sum(tokens.values()) for task, number in tokens.items()}
+    assert shares == pytest.approx(sampler.token_shares(0), rel=0.1)
+    assert shares["middle"] == pytest.approx(shares["large"], rel=0.1)
+    if uniform:
+        assert shares["small"] == pytest.approx(1 / 3, rel=0.1) and passes < 16
+    else:
+        assert passes == pytest.approx(epochs, rel=0.1)
+
+
 def test_a_temperature_that_changes():
     sizes = {"a": 100, "b": 10_000}
     mixture = Mixture(1.0, temperature_end=math.inf, steps=101)

@@ -26,6 +26,7 @@ class Example:
         start: Sequence[float] | float | None = None,
         strict: bool = False,
         hook: Callable[[], None] | None = None,
+        run: str = "",
     ) -> None:
         if rate > 1:
             raise ValueError(f"rate must be at most 1, got {rate}")
@@ -51,6 +52,15 @@ def test_text_becomes_arguments():
         print,
     )
     assert options.build("example", ("start=none", "rate=1e-3")).start is None
+
+
+@pytest.mark.parametrize("text", ["2024-05-01", "3", "1e3", "true", "none", "9" * 30, "runs/a", "a=b"])
+def test_a_word_may_look_like_another_value(text: str):
+    assert options.build("example", (f"run={text}",)).run == text
+
+
+def test_a_word_may_have_quotes():
+    assert options.build("example", ('run="a b"',)).run == "a b"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +97,7 @@ def test_options_are_described(method: Any):
         "kind": "one or two, one by default",
         "start": "a list or a number or none, none by default",
         "strict": "true or false, false by default",
+        "run": "a word, empty by default",
     }
 
 

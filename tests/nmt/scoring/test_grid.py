@@ -156,6 +156,23 @@ def test_suffixes_are_the_same_method_with_a_restart_at_the_same_update(tmp_path
     assert found["T=3"].sampling.temperature_end == 0 and found["cats-r"].method == found["cats"].method
 
 
+def test_all_methods_restart_at_the_same_update_if_the_base_is_staged_cats(tmp_path):
+    file = tmp_path / "base.toml"
+    file.write_text('[method]\nname = "staged-cats"\n', encoding="utf-8")
+    names = ["cats", "tokens", "rlw", "T=1r", "staged-cats", "pretrain"]
+    found = configs("--out", str(tmp_path), "--config", str(file), "--controls", "none", "--methods", *names)
+    assert {config.train.pretrain_steps for config in found.values()} == {945}  # 35 % of 2700
+
+
+def test_the_restart_of_a_variant_is_at_35_percent_of_its_own_updates(tmp_path):
+    variants = ["short:cats,train.steps=900", "shorter:short-r,train.steps=400", "late:T=1r,train.steps=1200"]
+    words = ["--methods", "T=1", "--controls", "fixed", "restart", *(f"--variant={variant}" for variant in variants)]
+    found = configs("--out", str(tmp_path), *words)
+    steps = {name: (config.train.pretrain_steps, config.train.steps) for name, config in found.items()}
+    assert steps["T=1r"] == (945, 2700) and steps["short"] == (0, 900) and steps["short-r"] == (315, 900)
+    assert steps["shorter"] == steps["shorter-fixed"] == (140, 400) and steps["late"] == (420, 1200)
+
+
 def test_staged_is_the_recipe_of_cats_train(monkeypatch):
     """Its runs differ only in the name of their method: finished ones have static there."""
     staged = apply_overrides(Config(), ["method.name=staged"])
@@ -226,6 +243,15 @@ def test_settings_of_a_file_are_not_searched_unless_the_method_replaces_them(tmp
     }
     assert searched["cats"] == {"train.lr", "method.alpha_lr"}
     assert searched["unimax"] == {"train.lr", "sampling.unimax_epochs"}
+
+
+@pytest.mark.parametrize("name", ["unimax", "temperature-schedule"])
+def test_trials_of_a_base_with_a_mixture(tmp_path, name):
+    file = tmp_path / "base.toml"
+    file.write_text(f'[method]\nname = "{name}"\n', encoding="utf-8")
+    words = ["--out", str(tmp_path), "--sets", "ted", "--seeds", "1", "--trials", "9", "--methods", "T=1", "cats", name]
+    runs = {run.method: run for run in planned(*words, "--config", str(file))}
+    assert runs[name].config.method.name == name and len(runs[name].trials) == 9
 
 
 def weights_of(run, lines):

@@ -17,20 +17,19 @@ from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, final_state, settings
 
 
-def test_the_sampling_that_is_configured(corpus, tmp_path):
-    more = ["temperature=2", "temperature_end=7", "ratios=[1,3]", "unimax_epochs=4", "tasks_per_update=1"]
-    sampling = [f"sampling.{setting}" for setting in more]
+@pytest.mark.parametrize(
+    ("setting", "mixture"),
+    [
+        ("temperature_end=7", {"temperature_end": 7.0}),
+        ("ratios=[1,3]", {"ratios": (1.0, 3.0)}),
+        ("unimax_epochs=4", {"unimax_epochs": 4.0}),
+    ],
+)
+def test_the_sampling_that_is_configured(corpus, tmp_path, setting, mixture):
+    sampling = [f"sampling.{each}" for each in ("temperature=2", setting, "tasks_per_update=1")]
     late = ["train.pretrain=xa", "train.pretrain_steps=9", "train.steps=30", "data.valid_pairs=5"]
     trainer = Trainer(settings(corpus, *sampling, *late), tmp_path / "run", resume=False, quiet=True)
-    assert trainer.sampler.mixture == Mixture(
-        temperature=2.0,
-        temperature_end=7.0,
-        ratios=(1.0, 3.0),
-        unimax_epochs=4.0,
-        steps=30,
-        pretrain=("xa",),
-        pretrain_steps=9,
-    )
+    assert trainer.sampler.mixture == Mixture(temperature=2.0, steps=30, pretrain=("xa",), pretrain_steps=9, **mixture)
     assert trainer.sampler.tasks_per_update == 1 and not trainer.sampler.padded
     assert {len(shard) for shard in trainer.validation.shards.values()} == {5}
     with pytest.raises(UserError, match=r"sampling\.ratios has 3 numbers, the corpus 2 tasks \(xa, xb\)"):

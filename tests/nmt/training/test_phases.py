@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def test_patience_survives_a_resume(corpus: Path, tmp_path: Path, capsys: pytest
         assert_same_runs(tmp_path / "whole", run)
     train(config, tmp_path / "whole", resume=True, quiet=True)  # a run that stopped early is not continued
     assert final_state(tmp_path / "whole")["step"] == stop
+
+
+def test_the_last_updates_before_an_early_stop_are_logged(corpus: Path, tmp_path: Path) -> None:
+    more = ["train.lr=0.2", "train.validate_every=4", "train.patience=1", "train.log_every=1000"]
+    train(short(corpus, *more, "train.steps=400", "train.analyse_every=1000"), tmp_path / "run", quiet=True)
+    stop = final_state(tmp_path / "run")["step"]
+    assert stop < 400
+    (line,) = [line for line in metrics(tmp_path / "run") if "losses" in line]
+    assert line["step"] == stop and all(line["tokens"].values()) and all(line["examples"].values())
+    landscape = (tmp_path / "run" / "landscape.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(each)["step"] for each in landscape] == [stop]
 
 
 def test_patience_does_not_count_during_pretraining(corpus: Path, tmp_path: Path) -> None:

@@ -94,7 +94,11 @@ class Methods:
         Raises:
             UserError: no method has this name, or a variant is based on itself.
         """
-        return self._settings(name, steps, ())
+        found = self._settings(name, steps, ())
+        # A variant may have its own number of updates. The restart, also that of NAME-r, is at 35 % of these.
+        if own := [text for text in found if text.startswith("train.steps=")]:
+            return self._settings(name, apply_overrides(Config(), own).train.steps, ())
+        return found
 
     def _settings(self, name: str, steps: int, within: tuple[str, ...]) -> list[str]:
         """The same. within: the variants that are based on this method."""

@@ -191,7 +191,9 @@ def _space(start: Config, own: Sequence[str], overrides: Sequence[str]) -> dict[
     """
     config = apply_overrides(start, own)
     space = find(config.method.name).space
-    default = apply_overrides(replace_settings(start, {name: FIELDS[name].default for name in space}), own)
+    # `own` names the method. That of `start` may not allow the defaults: unimax needs a number of passes.
+    defaults = {"method.name": "static", **{name: FIELDS[name].default for name in space}}
+    default = apply_overrides(replace_settings(start, defaults), own)
     given = {
         *trials.as_settings([*overrides, *own]),
         *(name for name in space if value_of(config, name) != value_of(default, name)),

@@ -89,9 +89,10 @@ def plan(
         if metric != NLL and start.evaluate.search == "none":
             raise UserError(f"evaluate.search = none leaves no {metric} to draw; set greedy or beam, or --metric {NLL}")
         own = {method: _settings(known, method, start.train.steps) for method in chosen}
-        for method in chosen:  # finds errors before the corpus is read
-            config = apply_overrides(start, [*own[method], "sampling.ratios=[0.5,0.5]"])
-            static = apply_overrides(start, [*own[STATIC], "sampling.ratios=[0.5,0.5]"])
+        static = apply_overrides(start, _at_ratios(own[STATIC], [0.5, 0.5]))
+        for method, settings in own.items():  # finds errors before the corpus is read
+            mixed = _has_mixture(settings, start)
+            config = apply_overrides(start, settings if mixed else _at_ratios(settings, [0.5, 0.5]))
             if metric == NLL and validation_settings(config) != validation_settings(static):
                 raise UserError(
                     f"method {method} is validated on other lines or pieces than static ratios, so its {METRICS[NLL]} "
@@ -157,9 +158,7 @@ def _front(
     points: list[PlannedPoint] = []
     for ratio in sorted(ratios):
         share = _shares(ratio, low, high, sizes, start.sampling.temperature)
-        at_ratio = {
-            method: [*settings, f"sampling.ratios={share}"] for method, settings in own.items() if method not in mixed
-        }
+        at_ratio = {method: _at_ratios(settings, share) for method, settings in own.items() if method not in mixed}
         points += _by_method(grid.runs(name, folder / f"ratio-{ratio:g}", start, at_ratio), ratio)
     points += _by_method(grid.runs(name, folder, start, mixed), None)
     order = list(own)
@@ -168,12 +167,22 @@ def _front(
 
 
 def _has_mixture(settings: Sequence[str], start: Config) -> bool:
-    """Whether a method draws the tasks in its own way, so that there is no place for a ratio."""
+    """Whether a method draws the tasks in its own way, so that there is no place for a ratio.
+
+    Raises:
+        UserError: a setting is invalid.
+    """
     given = as_settings(settings)
     if any(f"sampling.{name}" in given for name in _MIXTURE) or has_mixture(given.get("method.name", "")):
+        apply_overrides(start, settings)
         return True
-    method = apply_overrides(start, [*settings, "sampling.ratios=[0.5,0.5]"]).method.name
+    method = apply_overrides(start, _at_ratios(settings, [0.5, 0.5])).method.name
     return find(method).family == SAMPLER
+
+
+def _at_ratios(settings: Sequence[str], share: Sequence[float]) -> list[str]:
+    """The settings of a method with the share of each task. They replace a mixture that all methods start from."""
+    return [*settings, "sampling.temperature_end=0", "sampling.unimax_epochs=0", f"sampling.ratios={share}"]
 
 
 def _shares(ratio: float, low: Side, high: Side, sizes: Mapping[str, int], temperature: float) -> list[float]:

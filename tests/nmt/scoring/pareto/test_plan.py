@@ -48,6 +48,15 @@ def test_a_method_is_trained_over_the_ratios_unless_it_has_a_mixture_of_its_own(
     assert found["cats-staged", 0.2].sampling.first_temperature == 1
 
 
+@pytest.mark.parametrize("mixture", ["sampling.ratios=1,2", "sampling.unimax_epochs=2", "sampling.temperature_end=5"])
+def test_ratios_replace_the_mixture_that_all_methods_start_from(words, mixture):
+    found = configs(*words, "--ratios", "0.2", "--methods", "cats", "unimax", "T=5", "--set", mixture)
+    for (method, ratio), config in found.items():
+        sampling = config.sampling
+        assert sampling.ratios == ((0.8, 0.2) if ratio else ()) and not sampling.temperature_end
+        assert bool(sampling.unimax_epochs) == (method == "unimax")
+
+
 def test_constant_weights_are_those_of_the_run_at_the_same_ratio(words):
     (front,) = planned(*words, "--ratios", "0.2", "0.7", "--methods", "cats", "cats-fixed")
     for point in front.points:
