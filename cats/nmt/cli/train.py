@@ -12,7 +12,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import is_utf8, replace_settings
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, describe
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import is_free
 from cats.nmt.screen import doing
 
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
                 split = "valid" if config.evaluate.search == "none" or modelling else "test"
                 score(path, split, quiet=args.quiet)
         except KeyboardInterrupt:
-            print(f"cats: trained but not scored; to score it: cats evaluate {path}", file=sys.stderr)
+            print(f"cats: trained but not scored; to score it: {command('evaluate', path)}", file=sys.stderr)
             raise
 
 
@@ -152,7 +152,9 @@ def new_run(out: str | None, config: Config) -> Path:
         if not is_utf8(out):
             raise UserError(f"{out!r} is not valid UTF-8; choose another --out")
         if not is_free(path) and not RunDirectory(path).is_of_job(config):
-            resume = f", or resume it with: cats train --resume {path}" if RunDirectory(path).is_started else ""
+            resume = (
+                f", or resume it with: {command('train', '--resume', path)}" if RunDirectory(path).is_started else ""
+            )
             raise UserError(f"{path} exists already; choose another --out{resume}")
         return path
     data = config.data

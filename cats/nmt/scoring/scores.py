@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import read_checked_json, write_checked_json
 from cats.nmt.quality import Quality
 
@@ -203,14 +203,14 @@ def read_scores(run: Path, name: str = "scores.json") -> Scores:
     try:
         return from_json(read_checked_json(run / name))
     except FileNotFoundError:
-        raise UserError(f"{run} holds no {name}; make it with: cats evaluate {run}") from None
+        raise UserError(f"{run} holds no {name}; make it with: {command('evaluate', run)}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged(run, name) from None
 
 
 def damaged(run: Path, name: str = "scores.json") -> UserError:
     """The error to raise for a file of scores that does not hold what `write_scores` writes."""
-    return UserError(f"{run}/{name} is damaged or of an older version; make it again with: cats evaluate {run}")
+    return UserError(f"{run}/{name} is damaged or of an older version; make it again with: {command('evaluate', run)}")
 
 
 def write_scores(path: Path, scores: Scores) -> None:

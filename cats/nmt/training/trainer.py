@@ -21,7 +21,7 @@ from torch import nn
 
 import cats
 from cats.nmt.config.schema import Config
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.model.clsr import MOST_NOISE
 from cats.nmt.screen import tell
 from cats.nmt.training import processes, sharding
@@ -255,7 +255,7 @@ class Trainer(TrainingState):
         """
         processes.barrier()  # the main process is still writing; when one process ends, torchrun ends the others
         if processes.is_main():
-            tell(f"cats: stopped after update {self.step}; to resume: cats train --resume {self.out}")
+            tell(f"cats: stopped after update {self.step}; to resume: {command('train', '--resume', self.out)}")
         raise KeyboardInterrupt
 
     # ---- logging and validation
@@ -379,5 +379,5 @@ class Trainer(TrainingState):
         if not processes.equal_numbers(numbers):
             raise UserError(
                 f"{self.out}: the processes no longer have the same model or task weights; resume from the last "
-                f"checkpoint with: cats train --resume {self.out}"
+                f"checkpoint with: {command('train', '--resume', self.out)}"
             )
