@@ -1,15 +1,22 @@
-"""Errors that are caused by the user's input."""
+"""Errors that are caused by the user's input, and the commands that messages name."""
 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 _SHOWN = 100  # the most names that a message lists
 
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and what to do. The exit status is 2."""
+
+
+def command(*words: str | Path) -> str:
+    """Return a command of `cats` as a shell reads it: with quotes around what has spaces or special characters."""
+    return shlex.join(["cats", *map(str, words)])
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cats.nmt.cli.options import apply_options
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import FIELDS, Config, Data
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.screen import doing
 
 SUMMARY = "write the built-in corpus as parallel text: train.en-xx.en, train.en-xx.xx, ..."
@@ -46,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
     pairs = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
     for notice in corpus.notices:
         print(notice)
-    print(f"{out}: training pairs {pairs}\nTrain on it: cats train --data {out}")
+    print(f"{out}: training pairs {pairs}\nTrain on it: {command('train', '--data', out)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from cats.nmt.cli.options import add_corpus, add_settings, base_config, corpus_config, require_trainer
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import apply_overrides
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.screen import doing
 
 SUMMARY = "turn text into tokens once, before training"
@@ -60,11 +60,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"{task}: {len(shard):,} pairs, {len(shard.tokens):,} tokens{reasons}")
     for notice in corpus.notices:
         print(notice)
-    print(f"Train on it: cats train --data {out}{settings_options(args)}")
+    print(f"Train on it: {command('train', '--data', out, *settings_options(args))}")
 
 
-def settings_options(args: argparse.Namespace) -> str:
-    """Return the options for settings as the user gave them, each with a space before it."""
+def settings_options(args: argparse.Namespace) -> list[str]:
+    """Return the options for settings as the user gave them."""
     names = [name for name in ("preset", "config", "init_from") if getattr(args, name)]
-    options = "".join(f" --{name.replace('_', '-')} {getattr(args, name)}" for name in names)
-    return options + "".join(f" --set {override}" for override in args.overrides or [])
+    options = [word for name in names for word in (f"--{name.replace('_', '-')}", getattr(args, name))]
+    return options + [word for override in args.overrides or [] for word in ("--set", override)]

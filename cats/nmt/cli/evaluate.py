@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cats.nmt.cli import translate
 from cats.nmt.cli.parser import Parser
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import is_free
 from cats.nmt.screen import doing
 
@@ -91,7 +91,7 @@ def score_together(runs: Sequence[Path], out: Path, split: str, checkpoint: str,
     scores = evaluate(runs[0], split=split, checkpoint=checkpoint, data=data, others=runs[1:], out=out)
     print(f"\n{scores_table(scores)}\n\n{verdict(scores)}")
     if (split, checkpoint) == ("test", "best"):
-        print(f"\n{out}: scores.json, scores.csv, hyp/\nCompare it: cats significance {runs[0]} {out}")
+        print(f"\n{out}: scores.json, scores.csv, hyp/\nCompare it: {command('significance', runs[0], out)}")
     return scores
 
 
@@ -116,6 +116,6 @@ def score(path: Path, split: str, *, checkpoint: str = "best", data: str | None 
     if reported and not quiet and checkpoint == "best":
         tokenizer = directory.load_tokenizer(directory.read_config().tokenizer)
         print(f"\n{path}: report.md, loss.png, alpha.png, scores.json")
-        print(f"Look at it: cats report {path}")
+        print(f"Look at it: {command('report', path)}")
         print(f"Try it: {translate.example(path, list(scores.model.tasks), tokenizer)}")
     return scores

@@ -14,7 +14,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import is_utf8, replace_settings
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import describe
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import is_free
 from cats.nmt.screen import announce, doing
 
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> None:
         except KeyboardInterrupt as error:
             if error.args:
                 raise
-            what = f"to resume: cats train --resume {path}" if RunDirectory(path).is_started else "no run was made yet"
+            again = command("train", "--resume", path)
+            what = f"to resume: {again}" if RunDirectory(path).is_started else "no run was made yet"
             announce(f"cats: stopped; {what}")
             raise KeyboardInterrupt(what) from None
         try:
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
                 print(f"\n{path}: trained, and nothing is scored: {error}")
                 print(f"Try it: {translate.example(path, trained, tokenizer)}")
         except KeyboardInterrupt:
-            what = f"trained but not scored; to score it: cats evaluate {path}"
+            what = f"trained but not scored; to score it: {command('evaluate', path)}"
             print(f"cats: {what}", file=sys.stderr)
             raise KeyboardInterrupt(what) from None
 
@@ -181,11 +182,12 @@ def _or_resume(directory: RunDirectory) -> str:
         done = max((record["step"] for record in read_metrics(directory.metrics_file)), default=0)
     except UserError:  # damaged, or the config.toml of another program
         return ""
+    resume = command("train", "--resume", directory.path)
     if done < steps:
-        return f", or resume it with: cats train --resume {directory.path}"
+        return f", or resume it with: {resume}"
     return (
         f"; all {steps:,} updates of that run are done: to train it further, raise train.steps in "
-        f"{directory.config_file}, then cats train --resume {directory.path}"
+        f"{directory.config_file}, then {resume}"
     )
 
 

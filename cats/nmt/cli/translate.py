@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cats.nmt.cli.options import add_checkpoint, apply_options
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.schema import TYPES, Config, Decode
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, command, nearest
 from cats.nmt.files import line_blocks, output_file
 from cats.nmt.screen import doing
 
@@ -223,4 +223,4 @@ def example(run: Path, tasks: Sequence[str], tokenizer: Tokenizer) -> str:
     directions = [direction(task, tokenizer.languages) for task in tasks] or [("", tokenizer.languages[0])]
     source, target = directions[0]
     ambiguous = tokenizer.needs_source and len(source_languages(directions, target)) > 1
-    return f"cats translate {run} {f'--from {source} ' if ambiguous else ''}--to {target}"
+    return command("translate", run, *(["--from", source] if ambiguous else []), "--to", target)

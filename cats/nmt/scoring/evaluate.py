@@ -117,8 +117,9 @@ def evaluate(
     if not any(_lines(task, split) for task in tasks if task.name not in zero_shot):
         advice = ""
         if split == "test" and any(_lines(task, "valid") for task in tasks):
-            runs, where = " ".join(map(str, [run, *others])), "" if out is None else f" --out {out}"
-            advice = f"; to score its validation lines: cats evaluate {runs}{where} --split valid"
+            where = [] if out is None else ["--out", out]
+            again = command("evaluate", run, *others, *where, "--split", "valid")
+            advice = f"; to score its validation lines: {again}"
         raise NothingToScoreError(f"the corpus {corpus.name} has no {split} lines to evaluate on{advice}")
     if not quiet:
         _print_notices(tasks, unknown)

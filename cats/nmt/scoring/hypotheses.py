@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cats.nmt.config.schema import Evaluate
 from cats.nmt.data.corpus import Split, evenly_spread
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import file_digest, one_line, read_output
 from cats.nmt.scoring.scores import Scores
 from cats.nmt.training.run import RunDirectory
@@ -43,7 +43,7 @@ def read(run: Path, scores: Scores, task: str, suffix: str) -> list[str]:
     path = RunDirectory(run).hypotheses_file(task, suffix)
     try:
         if scores.files.get(path.name) not in (None, file_digest(path)):
-            raise UserError(f"{path} has changed since it was scored; make it again with: cats evaluate {run}")
+            raise UserError(f"{path} has changed since it was scored; make it again with: {command('evaluate', run)}")
         return [*map(one_line, read_output(path))]  # older versions wrote carriage returns
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; make it with: cats evaluate {run}") from None
+        raise UserError(f"{path} is missing; make it with: {command('evaluate', run)}") from None

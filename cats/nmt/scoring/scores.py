@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import read_checked_json, write_checked_json
 from cats.nmt.quality import Quality
 
@@ -217,12 +217,12 @@ def _how_to_score(run: Path) -> str:
         counts = RunDirectory(run).read_model()[1].corpus.values()
         if counts and not any(test for _, _, test in counts):
             return f"its corpus has no test lines, so it cannot be scored; to see its losses: cats plot {run}"
-    return f"make it with: cats evaluate {run}"
+    return f"make it with: {command('evaluate', run)}"
 
 
 def damaged(run: Path, name: str = "scores.json") -> UserError:
     """The error to raise for a file of scores that does not hold what `write_scores` writes."""
-    return UserError(f"{run}/{name} is damaged or of an older version; make it again with: cats evaluate {run}")
+    return UserError(f"{run}/{name} is damaged or of an older version; make it again with: {command('evaluate', run)}")
 
 
 def write_scores(path: Path, scores: Scores) -> None:

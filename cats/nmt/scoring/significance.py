@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.bootstrap import bleu, bleu_counts, chrf, chrf_counts
 from cats.nmt.scoring.scores import TITLES, Scores, damaged, read_scores
@@ -244,7 +244,8 @@ def _read(first: Path, second: Path, task: str) -> Lines:
             columns[run, suffix] = hypotheses.read(run, scores, task, suffix)
         if len({len(columns[run, suffix]) for suffix in ("src", "ref", "txt")}) > 1:
             raise UserError(
-                f"{run}/hyp: the files of {task} have different line counts; make them again with: cats evaluate {run}"
+                f"{run}/hyp: the files of {task} have different line counts; make them again with: "
+                f"{command('evaluate', run)}"
             )
     for suffix, what in (("src", "sources"), ("ref", "references")):
         if columns[first, suffix] != columns[second, suffix]:

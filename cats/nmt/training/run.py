@@ -32,7 +32,7 @@ from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import read_config, to_toml
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.tokenizer import Tags, Tokenizer
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, command, nearest
 from cats.nmt.files import atomic_write, hard_link, locked, make_folder, read_file, remove_temporary_files
 from cats.nmt.training import checkpoint, export_file, processes
 from cats.nmt.training.device import default_device
@@ -220,7 +220,8 @@ class RunDirectory:
             if diverged := self.divergence():
                 raise UserError(f"{self.path}: {diverged}: lower train.lr and start a new run")
             raise UserError(
-                f"{self.path} has no trained model yet ({path.name}); resume it with: cats train --resume {self.path}"
+                f"{self.path} has no trained model yet ({path.name}); resume it with: "
+                f"{command('train', '--resume', self.path)}"
             )
         state = checkpoint.load(path)
         try:

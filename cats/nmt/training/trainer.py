@@ -21,7 +21,7 @@ from torch import nn
 
 import cats
 from cats.nmt.config.schema import Config
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.model.clsr import MOST_NOISE
 from cats.nmt.screen import tell
 from cats.nmt.training import processes, sharding
@@ -92,7 +92,7 @@ class Trainer(TrainingState):
         if self.device.type == "cuda":
             self.probe_largest_batch()
         with progress, deferred_interrupts() as interrupted:
-            while self.step < config.steps and not self.stopped_early:
+            while not self.finished:
                 with self.out_of_memory_advice(f"update {self.step + 1}"):
                     self.update()
                 self.seconds, self.cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu_clock
@@ -118,10 +118,15 @@ class Trainer(TrainingState):
         if self.stopped_early and not self.quiet:
             tell(f"stopped after update {self.step}: no improvement in {self.bad_validations} validations")
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.step >= self.config.train.steps or self.stopped_early
+
     def beginning(self) -> str:
         """One line about what is trained now."""
         steps = self.config.train.steps
-        if self.step >= steps or self.stopped_early:
+        if self.finished:
             what = f"all {self.step:,} updates are done" if self.step >= steps else f"stopped early at {self.step:,}"
             setting = "train.steps" if self.step >= steps else "train.patience"
             further = f"to train further, raise {setting} in {self.directory.config_file}"
@@ -273,7 +278,7 @@ class Trainer(TrainingState):
         """
         processes.barrier()  # the main process is still writing; when one process ends, torchrun ends the others
         if processes.is_main():
-            tell(f"cats: stopped after update {self.step}; to resume: cats train --resume {self.out}")
+            tell(f"cats: stopped after update {self.step}; to resume: {command('train', '--resume', self.out)}")
         raise KeyboardInterrupt("stopped, and the user knows how to resume")
 
     # ---- logging and validation
@@ -397,5 +402,5 @@ class Trainer(TrainingState):
         if not processes.equal_numbers(numbers):
             raise UserError(
                 f"{self.out}: the processes no longer have the same model or task weights; resume from the last "
-                f"checkpoint with: cats train --resume {self.out}"
+                f"checkpoint with: {command('train', '--resume', self.out)}"
             )

@@ -20,7 +20,7 @@ from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.prepared import TOKENIZER, is_prepared
 from cats.nmt.data.tokenizer import Tokenizer
 from cats.nmt.data.vocabulary import tagged_languages, train_language_tokenizers, vocabulary_text
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.training.origin import DEFINING
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trained_model import with_tied
@@ -113,7 +113,9 @@ def _prepared_with(folder: Path, old: Tokenizer, run: str) -> Tokenizer:
     """The tokenizer of a prepared folder. It must have all pieces of `old`, the tokenizer of `run`."""
     found = Tokenizer.load(folder / TOKENIZER, old.tags)
     if not old.pieces().keys() <= found.pieces().keys():
-        raise UserError(f"{folder}: prepared without the pieces of {run}; use cats data prepare --init-from {run}")
+        raise UserError(
+            f"{folder}: prepared without the pieces of {run}; use {command('data', 'prepare', '--init-from', run)}"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
+
+
+def test_printed_commands_can_be_pasted(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, more = tmp_path / "with a space", ["--set", 'data.tasks=["az", "be"]', "--set", "tokenizer.vocab_size=70"]
+    assert main(["data", "prepare", str(trained / "toy"), "--out", str(out), "--processes", "1", *more]) == 0
+    line = capfd.readouterr().out.splitlines()[-1].removeprefix("Train on it: ")
+    assert shlex.split(line) == ["cats", "train", "--data", str(out), *more]
 
 
 def test_prepared_with_the_settings_of_a_file(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
+from cats.nmt.cli import translate
 from cats.nmt.cli.main import main
 from cats.nmt.data.tokenizer import Tags, Tokenizer
 from cats.nmt.errors import UserError
@@ -230,3 +232,9 @@ def test_runs_with_other_vocabularies_or_tags_cannot_translate_together() -> Non
         check_vocabularies(["A", "C"], [first, tags])
     with pytest.raises(UserError, match="D has another vocabulary than A: "):
         check_vocabularies(["A", "B", "D"], [first, same, other])
+
+
+def test_the_example_can_be_pasted() -> None:
+    tokenizer = SimpleNamespace(languages=["az"], needs_source=False)
+    example = translate.example(Path("a run/b"), ["az"], tokenizer)  # type: ignore[arg-type]
+    assert example == "cats translate 'a run/b' --to az"

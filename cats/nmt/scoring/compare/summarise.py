@@ -14,7 +14,7 @@ from cats.nmt.config.toml import to_toml
 from cats.nmt.data.cldr.sets import NOISY
 from cats.nmt.data.corpus import Corpus
 from cats.nmt.data.groups import task_groups
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import one_line
 from cats.nmt.scoring import hypotheses
 from cats.nmt.scoring.bootstrap import bleu, cluster_counts, cluster_sums, resampled_scores
@@ -114,7 +114,7 @@ class _Set:
             if lacking := [name for name in names if name not in {**found.model.groups, **found.model.tasks}]:
                 names_lacking = ", ".join(lacking)
                 raise UserError(
-                    f"{run.path}/scores.json lacks {names_lacking}; make it again with: cats evaluate {run.path}"
+                    f"{run.path}/scores.json lacks {names_lacking}; make it again with: {command('evaluate', run.path)}"
                 )
 
     @cached_property
@@ -340,7 +340,7 @@ def _translated(run: Run, scores: Scores, corpus: Corpus) -> dict[str, Translate
         if len(translations) != len(references):
             raise UserError(
                 f"{run.directory.hypotheses_file(task.name, 'txt')} has {len(translations):,} lines instead of "
-                f"{len(references):,}: it was changed; make it again with: cats evaluate {run.path}"
+                f"{len(references):,}: it was changed; make it again with: {command('evaluate', run.path)}"
             )
         shown = [(i, text) for i, text in zip(rows, translations, strict=True) if i in known]
         result[task.name] = Translated(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cats.nmt.config.schema import Config
-from cats.nmt.errors import UserError
+from cats.nmt.errors import UserError, command
 from cats.nmt.files import read_file, short_names
 from cats.nmt.scoring.compare.results import Comparison
 from cats.nmt.scoring.compare.tables import comparison_tables
@@ -123,7 +123,9 @@ def read(paths: Sequence[Path]) -> Content:
     found = [*{path.resolve(): path for path in found}.values()]  # a run may be named twice
     scored = [path for path in found if path in given or RunDirectory(path).scores_file().exists()]
     if not scored and not with_fronts:
-        raise UserError(f"{found[0]} and the other runs are not scored yet; score one with: cats evaluate {found[0]}")
+        raise UserError(
+            f"{found[0]} and the other runs are not scored yet; score one with: {command('evaluate', found[0])}"
+        )
     comparisons = [_read_comparison(path, name) for path, name in _named(with_comparison)]
     fronts = [_read_fronts(path, name) for path, name in _named(with_fronts)]
     runs, not_read = list[ReportedRun](), list[UserError]()
