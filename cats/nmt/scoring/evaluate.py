@@ -22,7 +22,7 @@ from cats.nmt.data.groups import task_groups
 from cats.nmt.data.monolingual import VALIDATION_SEED, CorruptedLines
 from cats.nmt.data.shards import pack
 from cats.nmt.data.tokenizer import Tokenizer
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import UserError, command, nearest
 from cats.nmt.files import atomic_write, make_folder, one_line
 from cats.nmt.model import decode, loss
 from cats.nmt.model.ensemble import Ensemble
