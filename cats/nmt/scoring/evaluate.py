@@ -117,7 +117,7 @@ def evaluate(
     if not any(_lines(task, split) for task in tasks if task.name not in zero_shot):
         advice = ""
         if split == "test" and any(_lines(task, "valid") for task in tasks):
-            where = [] if out is None else ["--out", out]
+            where = [] if out is None else ["--out", str(out)]
             again = command("evaluate", run, *others, *where, "--split", "valid")
             advice = f"; to score its validation lines: {again}"
         raise NothingToScoreError(f"the corpus {corpus.name} has no {split} lines to evaluate on{advice}")
