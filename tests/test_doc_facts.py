@@ -117,7 +117,9 @@ def test_names_are_in_the_files_that_the_page_says(page: str) -> None:
     checked = 0
     for row in rows((folder / f"{page}.md").read_text(encoding="utf-8")):
         if link := re.search(r"\]\(([^)#]+)\)", row[0]):
-            code = (folder / link[1]).resolve().read_text(encoding="utf-8")
+            path = (folder / link[1]).resolve()
+            files = [path] if path.is_file() else path.glob("*.py")  # a folder: one of its files has the name
+            code = "".join(file.read_text(encoding="utf-8") for file in files)
             for name in in_backticks(row[1]):
                 if name.isidentifier() or name.startswith(("#include", "m.def", "row_dots(Tensor")):
                     assert name.partition(", ...")[0] in code, f"{name} is not in {link[1]}"
