@@ -47,7 +47,7 @@ def test_the_finished_comparison_is_written_without_training(
     summary = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     assert list(summary) == ["seeds", "settings", "sets", "regret", "regret_of_all"] and summary["seeds"] == [1, 2]
     assert list(summary["sets"]["toy"]) == [
-        *("pairs", "groups", "lookup", "lookup_languages", "methods", "baseline", "not_run")
+        *("pairs", "groups", "lookup", "lookup_languages", "methods", "baseline", "not_run", "other_validation")
     ]
     assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
         *("groups", "languages", "chrf_interval", "seeds", "seconds", "peak_memory", "untrained"),

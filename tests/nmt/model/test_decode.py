@@ -237,5 +237,6 @@ def test_no_translation_is_longer_than_the_limit(model, tokenizer, options):
         return len(tokenizer.encode(found, "ru")[0])
 
     assert longest() > 10
-    assert longest(limit=decode.LengthLimit(0.0, 6.0)) <= 5  # the sixth token is the end
+    # The sixth token is the end. Pieces drawn at random may be more when their text is encoded again.
+    assert longest(limit=decode.LengthLimit(0.0, 6.0)) <= (8 if options.get("sample") else 5)
     assert longest(limit=decode.LengthLimit(0.0, 6.0), max_ratio=3.0) == longest()  # the setting is preferred

@@ -82,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = [f"data.path={folder / 'toy'}", *TINY, "train.steps=2", "train.validate_every=2", "decode.max_length=4"]
     train(apply_overrides(Config(), settings), folder / "run", quiet=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.decode, "translate", lambda *_, limit: list(FOUND))
+        patch.setattr(evaluate.decode, "translate", lambda *_, limit, task: list(FOUND))
         evaluate.evaluate(folder / "run", quiet=True)
     markdown.write(folder / "run")
     return folder / "run"

@@ -140,14 +140,14 @@ def test_runs_without_translations_are_resumed_to_be_translated(corpus, tmp_path
         grid.check_resumable(run)
         assert run.started and not run.finished and run.directory.read_config().evaluate.search == "beam"
     other = planned_front(corpus, tmp_path, "--metric", "bleu", "--set", "evaluate.search=greedy")
-    with pytest.raises(UserError, match=r"other settings \(evaluate\.search\)"):
+    with pytest.raises(UserError, match=r"other settings \(evaluate\.search = .beam., now .greedy.\)"):
         grid.check_resumable(other.points[0].runs[0])
 
 
 def test_a_finished_run_without_its_last_checkpoint_is_not_removed_to_be_translated(corpus, tmp_path):
     on_a_front(corpus, tmp_path)
     run = planned_front(corpus, tmp_path, "--metric", "bleu").points[0].runs[0]
-    with pytest.raises(UserError, match=r"other settings \(evaluate\.search\)"):
+    with pytest.raises(UserError, match=r"other settings \(evaluate\.search = .none., now .beam.\)"):
         grid.check_resumable(run)
     assert run.directory.scores_file("valid").exists()
 
