@@ -208,9 +208,8 @@ class TaskGradients:
         """ḡ with sparse tensors where it should have them: some optimizers take no others. weights: of all rows."""
         if not self.sparse:
             return combined
-        rows = [row for rows in self.rows.values() for row in rows]
         result: Gradient = []
-        for g, *column in zip(combined, *rows, strict=True):
+        for g, *column in zip(combined, *self._kept(), strict=True):
             parts = [w * part for w, part in zip(weights.tolist(), column, strict=True) if part is not None]
             result.append(sum(parts[1:], parts[0]) if parts and all(part.is_sparse for part in parts) else g)
         return result
@@ -240,10 +239,12 @@ class TaskGradients:
         found = ops.gram(self._all_shared(), groups=groups, backend=self.backend) / square(self.scale)
         return nn.functional.pad(found, (0, 0, 0, 0, 0, self.group_count - len(found)))  # the last ones may be empty
 
+    def _kept(self) -> list[Gradient]:
+        return [row for rows in self.rows.values() for row in rows]
+
     def _all(self) -> list[Gradient]:
         """All gradients as the operators take them: dense."""
-        rows = [row for rows in self.rows.values() for row in rows]
-        return [list(map(dense, row)) for row in rows] if self.sparse else rows
+        return [list(map(dense, row)) for row in self._kept()] if self.sparse else self._kept()
 
     def _all_shared(self) -> list[Gradient]:
         return [row[: self._kept_shared] for row in self._all()]

@@ -216,10 +216,10 @@ class TrainerMixin(Trainer):
                 "accelerator_config={'dispatch_batches': False} in TrainingArguments"
             )
         tasks = self.multitask_optimizer.tasks
-        for task in [task for batch in batches for task in batch if task not in tasks]:
+        if unknown := [task for batch in batches for task in batch if task not in tasks]:
             raise ValueError(
-                f"a batch has the task {task!r}, but the tasks are {list(tasks)}: with ByTask, examples have the name "
-                "of their task, not its index"
+                f"a batch has the task {unknown[0]!r}, but the tasks are {list(tasks)}: with ByTask, examples have the "
+                "name of their task, not its index"
             )
         counts = [sum(self._count_items(batch[task]) for batch in batches if task in batch) for task in tasks]
         if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
