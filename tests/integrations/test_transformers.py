@@ -89,10 +89,9 @@ def trainer_of(folder, kind=ByBatches, model=None, max_steps=5, **settings):
     """A Trainer that reads the rows in order, without a schedule. Its losses are logged in each step."""
     usual = {"save_strategy": "no", "max_grad_norm": 0.5, "per_device_train_batch_size": 4, "logging_steps": 1}
     # The default optimizer is the fused one, which rounds in another way.
-    settings = usual | {"lr_scheduler_type": "constant", "optim": "adamw_torch"} | settings
+    settings = usual | {"lr_scheduler_type": "constant", "optim": "adamw_torch", "use_cpu": True} | settings
     args = transformers.TrainingArguments(
         output_dir=folder,
-        use_cpu=True,
         max_steps=max_steps,
         learning_rate=0.05,
         weight_decay=0.1,
