@@ -274,7 +274,7 @@ def test_losses_that_are_divided_already(tmp_path):
 
 @pytest.mark.parametrize("kind", [ByBatches, ByEntries])
 def test_a_trainer_that_cannot_say_whether_losses_are_divided(kind, tmp_path, monkeypatch):
-    """Versions of transformers before 5.24 do not have the attribute. It means the same as None."""
+    """Some versions of transformers, such as 5.17, do not have the attribute. It means the same as None."""
     trainers = [trainer_of(tmp_path / name, kind, gradient_accumulation_steps=2) for name in ("with", "without")]
     trainers[0].train()
     monkeypatch.delattr(transformers.Trainer, "loss_is_scaled_for_ga", raising=False)
