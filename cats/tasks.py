@@ -106,7 +106,7 @@ def split_examples(losses: Any, ids: Any, names: Sequence[Task], *, mean: bool) 
             if name not in index:
                 hint = "; pass indices as a tensor" if isinstance(name, int) else ""
                 raise ValueError(f"tasks=: unknown task {name!r}; the tasks are {list(names)}{hint}")
-        ids = torch.tensor([index[name] for name in ids], dtype=torch.int64)
+        ids = torch.tensor([index[name] for name in ids], dtype=torch.int64, device="cpu")
     if not isinstance(ids, Tensor):
         raise TypeError(f"tasks= must be an integer tensor or a sequence of task names, got {describe(ids)}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.dim() == 0:

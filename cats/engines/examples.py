@@ -75,7 +75,8 @@ class Examples:
         if value.dim() > ids.dim():
             entries = entries.flatten(ids.dim()).sum(-1)
         sums = entries.new_zeros(self.count + 1).index_add_(0, ids.flatten() % (self.count + 1), entries.flatten())
-        return list((sums / self._entries(value, ids))[self.tasks])
+        means = (sums / self._entries(value, ids)).unbind()
+        return [means[n] for n in self.tasks]  # not means[self.tasks]: the host would wait for a copy of the list
 
     def by_rows(self) -> list[Tensor]:
         """The tasks of the rows of a model that gave these losses, from its first dimension to all of those of ids.
@@ -92,11 +93,14 @@ class Examples:
         return lists
 
     def _ids(self, value: Tensor) -> Tensor:
-        return self.ids.to(value.device, non_blocking=value.is_cuda)
+        return self.ids.to(value.device, non_blocking=not value.is_cpu)
 
     def _entries(self, value: Tensor, ids: Tensor) -> Tensor | float:
         """(N + 1,) the number of entries of each task, or 1 for sums."""
         if not self.mean:
             return 1.0
         per_id = value.numel() // max(ids.numel(), 1)
-        return torch.bincount(ids.flatten() % (self.count + 1), minlength=self.count + 1).clamp(min=1) * per_id
+        # Not bincount, for which the host waits. The numbers are integers, so the order of the sums does not matter.
+        index = ids.flatten() % (self.count + 1)
+        counts = index.new_zeros(self.count + 1).index_add_(0, index, torch.ones_like(index))
+        return counts.clamp(min=1) * per_id

@@ -59,10 +59,14 @@ class BatchLosses:
             return torch.stack(list(self._values.values())).sum()
         entries, tasks = self._values["entries"], self._tasks
         if not isinstance(tasks, Tensor):
-            tasks = torch.tensor([optimizer.tasks.index(task) for task in tasks])
-        tasks = tasks.to(entries.device).reshape(*tasks.shape, *[1] * (entries.dim() - tasks.dim())).expand_as(entries)
-        entries, tasks = entries[tasks >= 0], tasks[tasks >= 0]
-        return (entries / torch.bincount(tasks)[tasks] if self._reduction == "mean" else entries).sum()
+            tasks = torch.tensor([optimizer.tasks.index(task) for task in tasks], dtype=torch.int64, device="cpu")
+        tasks = tasks.long().to(entries.device, non_blocking=entries.is_cuda)
+        tasks = tasks.reshape(*tasks.shape, *[1] * (entries.dim() - tasks.dim())).expand_as(entries)
+        if self._reduction == "mean":  # not bincount, for which the host waits
+            index = tasks.flatten() % (len(optimizer.tasks) + 1)
+            counts = index.new_zeros(len(optimizer.tasks) + 1).index_add_(0, index, torch.ones_like(index))
+            entries = entries / counts[index].view(entries.shape)
+        return torch.where(tasks >= 0, entries, 0.0).sum()
 
     def _noted(self, loss: Any, task: Any, share: float = 1.0) -> Any:
         """The same loss. Its value is noted as soon as it is known."""

@@ -96,6 +96,11 @@ class TrainerMixin(Trainer):
         return getattr(self.compute_losses, "__func__", None) is TrainerMixin.compute_losses
 
     @property
+    def _scaled_for_accumulation(self) -> bool | None:
+        """What the class says by ``loss_is_scaled_for_ga``, which the Trainer of older versions does not have."""
+        return getattr(self, "loss_is_scaled_for_ga", None)
+
+    @property
     def multitask_optimizer(self) -> MultiTask:
         """The optimizer, without what accelerate has put around it. It exists once training has begun."""
         optimizer = _inside(self.optimizer)
@@ -151,7 +156,7 @@ class TrainerMixin(Trainer):
             if num_items_in_batch is None:
                 return self.compute_loss(model, batch)
             total, own = num_items_in_batch[task], self._count_items(batch)
-            if self.loss_is_scaled_for_ga or not own:  # the mean over no items would be nan
+            if self._scaled_for_accumulation or not own:  # the mean over no items would be nan
                 return self.compute_loss(model, batch, num_items_in_batch=total)
             return self.compute_loss(model, batch) * (own * processes / total)
 
@@ -192,7 +197,7 @@ class TrainerMixin(Trainer):
         optimizer = self.multitask_optimizer
         if callable(train := getattr(optimizer, "train", None)):  # of a schedule-free base optimizer
             train()
-        scaled = self.loss_is_scaled_for_ga
+        scaled = self._scaled_for_accumulation
         if scaled is None:
             scaled = self._losses_are_by_task and num_items_in_batch is not None
         inputs = self._prepare_inputs(inputs)

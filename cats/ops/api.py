@@ -42,6 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .checks import Grads, RowMatrices, Tasks, Weights
 from .interface import AdamW
 from .library import call
@@ -131,6 +132,7 @@ def dots(
     vector = tasks.direction(direction)
     index = tasks.groups(groups)
     if tasks.device is None:
+        dispatch.check_asked("dots", backend)
         result = torch.zeros(max(index) + 1, tasks.count, dtype=torch.float64, device="cpu")
     else:
         result = call("dots", tasks.direct, grads=tasks.rows, direction=vector, groups=index, backend=backend)
@@ -145,6 +147,7 @@ def gram(grads: Grads, *, groups: Sequence[int] | None = None, backend: str | No
     tasks = Tasks(grads)
     index = tasks.groups(groups)
     if tasks.device is None:
+        dispatch.check_asked("gram", backend)
         result = torch.zeros(max(index) + 1, tasks.count, tasks.count, dtype=torch.float64, device="cpu")
     else:
         result = call("gram", tasks.direct, grads=tasks.rows, groups=index, backend=backend)

@@ -10,7 +10,7 @@ The choice: the argument `backend`, else the environment variable CATS_BACKEND, 
 the CPU native, reference; on a GPU cuda, triton, reference. The order does not depend on timings, so that all ranks of
 a distributed run choose alike. A default backend proves itself first (cats/ops/self_check.py), and gives way if it
 lacks the operator. A backend asked for by name is not checked. If it cannot be used or lacks the operator, the call
-raises.
+raises. A call without any gradient has no device, so there a backend for other devices will do: nothing is computed.
 
 A call goes to the reference as a whole if it has more tasks than the backend takes, or weights on the CPU that float32
 cannot hold. Otherwise the backend gets the dense parameters and the reference gets the rest (the fallback), and the
@@ -102,8 +102,7 @@ def graddrop(grads: Sequence[Row], leak: Tensor, out: Sequence[Row], draws: Draw
     others = [i for i, g in enumerate(first) if g is not None and not g.is_contiguous()]
     target: Sequence[Row] = out
     if others:
-        if backend:
-            load(backend)
+        check_asked("graddrop", backend)
         reference.graddrop(
             layout.select(grads, others), layout.select(out, others), [0] * len(others), leak, draws.select(others)
         )
@@ -146,10 +145,8 @@ def _run(
     arguments: the weights or leaks, if the operator has them, and the settings of AdamW or the random numbers.
     """
     device = layout.device_of(grads)
-    where = device or layout.device_of([arguments[:1]])
-    assert where is not None
     beyond = len(arguments) > 0 and _beyond_float32(arguments[0])
-    for name, module in _candidates(operator, backend, where, len(grads)):
+    for name, module in _candidates(operator, backend, device, len(grads)):
         # If no task has a gradient, there is nothing to compute: the reference returns zeros on the weights' device.
         if device is None or beyond:
             continue
@@ -246,15 +243,23 @@ def _mark_written(*rows: Row) -> None:
 # The choice
 
 
+def _asked(backend: str | None) -> str | None:
+    return backend or os.environ.get("CATS_BACKEND") or None
+
+
 def _candidates(
-    operator: str, backend: str | None, device: torch.device, tasks: int
+    operator: str, backend: str | None, device: torch.device | None, tasks: int
 ) -> Iterator[tuple[str | None, ModuleType]]:
-    """The backends to try before the reference, in order. One that was asked for has no name: it proves nothing."""
-    asked = backend or os.environ.get("CATS_BACKEND")
-    if asked:
+    """The backends to try before the reference, in order. One that was asked for has no name: it proves nothing.
+
+    device: of the gradients; None if there is none. Then there are no defaults.
+    """
+    if asked := _asked(backend):
         module = _asked_for(asked, device, operator)
         if module is not reference and _takes(module, tasks):
             yield None, module
+        return
+    if device is None:
         return
     for name in _order(device.type, operator, tasks):
         found = _load(name)
@@ -301,13 +306,24 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def _asked_for(name: str, device: torch.device, operator: str) -> ModuleType:
+def _asked_for(name: str, device: torch.device | None, operator: str) -> ModuleType:
+    """The backend with this name. It need not work on a device if that is None."""
     if name not in BACKENDS:
         raise ValueError(f"there is no backend {name!r}; the backends are {', '.join(BACKENDS)}")
     module = load(name)
     if (reason := unsuited(module, device, operator)) is not None:
-        raise RuntimeError(f"backend {name!r} cannot be used for gradients on {device}: {reason}")
+        where = "" if device is None else f" for gradients on {device}"
+        raise RuntimeError(f"backend {name!r} cannot be used{where}: {reason}")
     return module
+
+
+def check_asked(operator: str, backend: str | None) -> None:
+    """For a call without any gradient: raises if the backend that is asked for does not exist or cannot be used here.
+
+    torch.compile does not look at it.
+    """
+    if not torch.compiler.is_compiling() and (asked := _asked(backend)):
+        _asked_for(asked, None, operator)
 
 
 def _order(device_type: str, operator: str, tasks: int) -> tuple[str, ...]:
@@ -316,20 +332,20 @@ def _order(device_type: str, operator: str, tasks: int) -> tuple[str, ...]:
     return DEFAULTS.get(device_type, ())
 
 
-def unsuited(module: ModuleType | str, device: torch.device, operator: str | None = None) -> str | None:
+def unsuited(module: ModuleType | str, device: torch.device | None, operator: str | None = None) -> str | None:
     """Why a backend cannot be used for tensors on this device. module: as `_load` returns it.
 
-    A device without an index stands for all of its type: then only the type is looked at.
+    A device without an index stands for all of its type: then only the type is looked at. None: there are no tensors.
     """
     if isinstance(module, str):
         return module
     devices = module.LIMITS.devices
-    if devices is not None and device.type not in devices:
+    if device is not None and devices is not None and device.type not in devices:
         return f"it works only on {' and '.join(devices)}"
     if operator is not None and not hasattr(module, operator):
         return f"it has no {operator}"
     lacks: Callable[[torch.device], str | None] | None = getattr(module, "lacks", None)
-    return None if lacks is None or device.index is None else lacks(device)
+    return None if lacks is None or device is None or device.index is None else lacks(device)
 
 
 # What was chosen
@@ -364,8 +380,7 @@ def choices(device: torch.device) -> str:
     device: of the gradients. The text names the backends that can be used on it, in order, and the kernels that have
     failed their check in this process. It changes only when a check fails.
     """
-    asked = os.environ.get("CATS_BACKEND")
-    if asked:
+    if asked := _asked(None):
         return f"{asked} for all"
     module = {name: _load(name) for name in DEFAULTS.get(device.type, ())}
     usable = [name for name in module if unsuited(module[name], device) is None]

@@ -272,6 +272,16 @@ def test_losses_that_are_divided_already(tmp_path):
         torch.testing.assert_close(p, q)  # float32: the mean is computed in another order
 
 
+@pytest.mark.parametrize("kind", [ByBatches, ByEntries])
+def test_a_trainer_that_cannot_say_whether_losses_are_divided(kind, tmp_path, monkeypatch):
+    """Some versions of transformers, such as 5.17, do not have the attribute. It means the same as None."""
+    trainers = [trainer_of(tmp_path / name, kind, gradient_accumulation_steps=2) for name in ("with", "without")]
+    trainers[0].train()
+    monkeypatch.delattr(transformers.Trainer, "loss_is_scaled_for_ga", raising=False)
+    trainers[1].train()
+    check_same(trainers[1], trainers[0].model, trainers[0].multitask_optimizer)
+
+
 class Means(Heads):
     """Like BertForSequenceClassification: it takes the number of items, and returns the mean over its batch."""
 

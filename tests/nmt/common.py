@@ -70,9 +70,9 @@ def final_state(run: Path) -> dict[str, Any]:
 
 
 def assert_same(left: Any, right: Any, where: str = "state") -> None:
-    """Asserts equality bit for bit, through dicts and lists. nan equals nan."""
+    """Asserts equality bit for bit, through dicts and lists. nan equals nan. Tensors may be on different devices."""
     if isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype and torch.equal(left, right), where
+        assert left.dtype == right.dtype and torch.equal(left.cpu(), right.cpu()), where
     elif isinstance(left, dict):
         assert left.keys() == right.keys(), where
         for key in left:

@@ -232,6 +232,50 @@ def test_what_a_gpu_lacks_counts_where_the_choice_is_told(monkeypatch: pytest.Mo
     assert dispatch.explain_default("cuda") == "reference; not native: it is too old"
 
 
+def test_without_any_gradient_a_backend_for_another_device_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No gradient is on any device, so it is not known where the others will be.
+    module = Recorder(Limits(devices=("cuda",)))
+    use(module, monkeypatch)
+    nothing: list[list[Any]] = [[None, None]] * 2
+    ones = [[torch.ones(2), torch.ones(3)] for _ in range(3)]
+
+    def calls(**named: Any) -> list[Any]:
+        return [
+            ops.combine(nothing, [1.0, 1.0], **named),
+            *ops.combine_dots(nothing, [1.0, 1.0], **named),
+            ops.dots(nothing, ones[0], **named),
+            ops.gram(nothing, **named),
+            *ops.combine_adamw_(ones[0], nothing, [1.0, 1.0], *ones[1:], **ADAMW, **named),
+            ops.graddrop(nothing, seed=0, **named),
+        ]
+
+    expected = str(calls(backend="reference"))
+    assert str(calls(backend="native")) == expected and not module.pieces
+    monkeypatch.setenv("CATS_BACKEND", "native")
+    assert str(calls()) == expected and all(t.eq(1).all() for row in ones for t in row)
+    monkeypatch.setenv("CATS_BACKEND", "nativ")
+    with pytest.raises(ValueError, match="there is no backend 'nativ'"):
+        calls()
+    for call in (ops.gram, functools.partial(ops.dots, direction=ones[0]), functools.partial(ops.graddrop, seed=0)):
+        with pytest.raises(ValueError, match="there is no backend 'cudo'"):
+            call(nothing, backend="cudo")
+    lacking = Recorder(Limits(devices=("cuda",)), ("combine",))
+    use(lacking, monkeypatch)
+    with pytest.raises(RuntimeError, match=r"^backend 'native' cannot be used: it has no gram$"):
+        ops.gram(nothing, backend="native")
+
+
+@pytest.mark.parametrize("asked", ["argument", "environment"])
+def test_graddrop_refuses_an_unknown_backend_where_the_reference_computes(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transposed = [[torch.ones(3, 2).mT]] * 2
+    named: dict[str, Any] = {"backend": "nativ"} if asked == "argument" else {}
+    monkeypatch.setenv("CATS_BACKEND", "nativ")
+    with pytest.raises(ValueError, match="there is no backend 'nativ'"):
+        ops.graddrop(transposed, seed=0, **named)
+
+
 def test_a_backend_that_cannot_be_imported_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     log = tmp_path / "log"
     code = f"open({str(log)!r}, 'a').write('x')\nraise ImportError('not here')\n"

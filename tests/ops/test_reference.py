@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,6 +119,49 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     grown = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert grown < 64
+
+
+@pytest.mark.parametrize(
+    ("tasks", "size", "dtype"),
+    [
+        (2, 2_000_000, "float32"),
+        pytest.param(2, 2_000_000, "float64", marks=pytest.mark.slow),
+        pytest.param(1, 5_000_000, "float32", marks=pytest.mark.slow),
+        pytest.param(64, 200_000, "float32", marks=pytest.mark.slow),
+        pytest.param(200, 60_000, "float32", marks=pytest.mark.slow),
+        pytest.param(200, 60_000, "float64", marks=pytest.mark.slow),
+    ],
+)
+def test_the_long_blocks_of_a_gpu_take_less_than_64_MB(tasks: int, size: int, dtype: str) -> None:
+    # In its own process, so that the peak memory is the operators'. malloc gives freed blocks back at once, as a GPU's
+    # allocator does: kept ones would count, too.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    code = f"""
+import resource, torch
+from cats import ops
+from cats.ops.backends import reference
+reference._CPU_COLUMNS = 1 << 40
+torch.set_default_dtype(torch.{dtype})
+def run(tasks, size, combinations):
+    grads = [[torch.full((size,), float(n))] for n in range(tasks)]
+    out = [[torch.ones(size)] for _ in range(combinations)]
+    others = [[torch.ones(size)] for _ in range(3)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ops.combine(grads, torch.ones(combinations, tasks), out=out, backend="reference")
+    ops.combine_dots(grads, torch.ones(combinations, tasks), out=out, backend="reference")
+    ops.dots(grads, others[0], backend="reference")
+    ops.gram(grads, backend="reference")
+    ops.graddrop(grads, seed=1, out=out[0], backend="reference")
+    one = torch.ones(1)
+    ops.combine_adamw_(others[0], grads, [1.0] * tasks, *others[1:], step=1, lr=0.1, beta1=0.9, beta2=0.98, eps=1e-8,
+                       weight_decay=0.0, found_inf=one - 1, grad_scale=one, backend="reference")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+run(2, 10_000, 2)
+print(run({tasks}, {size}, min(8, {tasks})) * 1024)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert int(done.stdout) < 64e6
 
 
 def test_adamw_of_bfloat16_parameters_is_that_of_float32_rounded_once() -> None:

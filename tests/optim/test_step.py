@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import cats
 import cats.accumulate
@@ -218,6 +220,38 @@ def test_a_default_device_elsewhere_does_not_matter(options):
                 take_step(optimizer, losses)
         finals.append([problem.theta, optimizer.alpha, optimizer.statistics])
     assert same(*finals)
+
+
+class Waits(TorchFunctionMode):
+    """Refuses what makes the host wait for another device, beyond reading: indexing with a list, plain copies."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__getitem__ and not args[0].is_cpu:
+            assert not isinstance(args[1], list)
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.to and args[0].is_cpu and not result.is_cpu:
+            assert kwargs.get("non_blocking")
+        return result
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("form", ["indices", "indices of entries", "names", "callable", "tensors", "callables"])
+def test_backward_of_an_inner_step_reads_nothing_from_the_device(form, reduction):
+    """On "meta" there is nothing that could be read: bincount, nonzero, item() and copies to the CPU raise."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to("meta")
+    optimizer = cats.CATS(torch.optim.SGD(net.parameters(), lr=0.1), TASKS, inner_steps=2)
+    value = functools.partial(net, torch.empty(6, 4, device="meta"))
+    more = {} if form in ("tensors", "callables") else {"reduction": reduction, "tasks": torch.arange(6) % 4 - 1}
+    if form == "indices of entries":
+        more["tasks"] = more["tasks"][:, None].expand(6, 2)
+    elif form == "names":
+        more["tasks"] = [TASKS[n % len(TASKS)] for n in range(6)]
+    single = [lambda: value().mean() for _ in TASKS]
+    with Waits():
+        losses = {"callable": value, "callables": single, "tensors": [one() for one in single]}.get(form)
+        optimizer.backward(value() if losses is None else losses, **more)
+    assert all(p.grad.is_meta for p in net.parameters())
 
 
 def test_per_task_gradients_are_gone_when_the_base_optimizer_steps(monkeypatch):

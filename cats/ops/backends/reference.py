@@ -2,11 +2,11 @@
 
 They compute what other backends do not support (the fallback), and they are a baseline of the benchmarks.
 
-Parameters are processed in order, in blocks with a bounded number of elements; small parameters share a block. The
-gradients of a block are copied into one (k, c) float64 matrix, for the k tasks that have them. Products of float32
-numbers are exact in float64, and all sums over k or c are float64. The blocks depend on the tensors' layouts, on the
-groups and on which gradients are None, but never on threads: results have the same bits on every run and for every
-number of threads.
+Parameters are processed in order, in blocks so short that an operator takes less than 64 MB beyond its arguments and
+results; small parameters share a block. The gradients of a block are copied into one (k, c) float64 matrix, for the k
+tasks that have them. Products of float32 numbers are exact in float64, and all sums over k or c are float64. The blocks
+depend on the operator, on the tensors' layouts, on the groups and on which gradients are None, but never on threads:
+results have the same bits on every run and for every number of threads.
 
 All functions take grads, K lists of N tensors or None; others, lists of N tensors or None that the operator needs
 besides; groups, N ints; weights, (R, K) float64. Arguments have been checked by `cats.ops.checks`. Statistics are
@@ -29,10 +29,16 @@ from ..layout import device_of
 LIMITS = Limits()
 Key = tuple[tuple[int, ...], int, torch.dtype]  # what the pieces of a block have in common: tasks, group, dtype
 
-# A block has at most this many float64 elements (16 MiB), and on a CPU at most this many columns: torch uses one thread
-# for a sum of fewer than 32768 numbers. With several threads, the bits of a sum would depend on their number.
-_MATRIX = 1 << 21
+# What an operator needs for a block has at most this many float64 elements (48 MiB), and on a CPU a block has at most
+# this many columns: torch uses one thread for a sum of fewer than 32768 numbers. With several threads, the bits of a
+# sum would depend on their number.
+_MEMORY = 6 << 20
 _CPU_COLUMNS = 1 << 14
+# How many vectors of a block's length the operators need at a time, as float64, beyond what `_blocks` counts.
+_VECTORS = 2  # a combination, and the one before it; or a direction, and the same as float64
+_ADAMW_VECTORS, _ADAMW_VECTORS_FLOAT64 = 8, 13  # with float32 moments, and with float64 ones
+_GRADDROP_VECTORS = 11
+_ROWS = 1 << 21  # row_dots: elements of a block of one matrix, as float64 16 MiB
 
 
 @torch.no_grad()
@@ -53,11 +59,12 @@ def combine_dots(
     weights = weights.to(device, non_blocking=True)
     dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
     for block in _blocks(grads, groups, out):
-        combined = _combined(block, weights)
-        dots.add(block, torch.stack([block.products(values) for values in combined]))
-        sqnorms.add(block, block.products(block.matrix))
-        for r, values in enumerate(combined):
+        products = []
+        for r, values in enumerate(_combined(block, weights)):
+            products.append(block.products(values))
             _store(values, block.others(r))
+        dots.add(block, torch.stack(products))
+        sqnorms.add(block, block.products(block.matrix))
     return dots.total, sqnorms.total
 
 
@@ -96,27 +103,34 @@ def combine_adamw_(
     step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
     device = device_of(grads) or weights.device
     weights = weights.to(device, non_blocking=True)
-    step, lr = step.double(), lr.double()
+    # On the device, so that numbers and tensors give the same bits: to divide by a number of the CPU, torch multiplies
+    # by its inverse there.
+    step, lr = _on(device, step).double(), _on(device, lr).double()
     decay = 1 - lr * weight_decay
     step_size = lr / (1 - beta1**step)
     correction = (1 - beta2**step).sqrt()
-    skip = None if found_inf is None else found_inf.to(device, non_blocking=True) != 0
-    dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
-    for block in _blocks(grads, groups, others):
-        combined = _combined(block, weights)
-        dots.add(block, torch.stack([block.products(values) for values in combined]))
-        sqnorms.add(block, block.products(block.matrix))
+    skip = None if found_inf is None else _on(device, found_inf) != 0
+    scale = None if grad_scale is None else _on(device, grad_scale)
 
+    def update(block: _Block, combined: Tensor) -> None:
         before = _concatenate([block.others(j) for j in range(3)])
         param, exp_avg, exp_avg_sq = before
-        grad = combined[0].to(before.dtype)
-        if grad_scale is not None:
-            grad = grad / grad_scale.to(grad)
+        grad = combined.to(before.dtype)
+        if scale is not None:
+            grad = grad / scale.to(grad.dtype)
         exp_avg = exp_avg.lerp(grad, 1 - beta1)
         exp_avg_sq = (exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
         param = (param * decay).addcdiv_(exp_avg * -step_size, (exp_avg_sq.sqrt() / correction).add_(eps))
         for j, (old, new) in enumerate(zip(before, (param, exp_avg, exp_avg_sq), strict=True)):
             _store(new if skip is None else torch.where(skip, old, new), block.others(j))
+
+    dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
+    wide = any(t is not None and t.dtype == torch.float64 for t in others[1])
+    for block in _blocks(grads, groups, others, _ADAMW_VECTORS_FLOAT64 if wide else _ADAMW_VECTORS):
+        (combined,) = _combined(block, weights)
+        dots.add(block, block.products(combined).unsqueeze(0))
+        sqnorms.add(block, block.products(block.matrix))
+        update(block, combined)
     return dots.total, sqnorms.total
 
 
@@ -125,19 +139,25 @@ def graddrop(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int],
     """The gradients' sums of one sign. others: the result, one row. leak: (1, K) float64. groups: not used."""
     leaks = leak.to(device_of(grads) or leak.device, non_blocking=True)[0].unbind()
     positions = list(draws.positions)
-    for block in _blocks(grads, range(len(groups)), others):  # a parameter is a group, and its blocks come in order
-        position, width = positions[block.group], block.matrix.shape[1]
-        positions[block.group] += width
-        zero = block.matrix.new_zeros(())
-        above = block.matrix > 0  # not for NaN, which therefore gets into `negative`
-        positive, negative = torch.where(above, block.matrix, zero), torch.where(above, zero, block.matrix)
-        up, down = positive.sum(0), negative.sum(0)
+    for block in _blocks(grads, range(len(groups)), others, _GRADDROP_VECTORS):  # a parameter is a group
+        position = positions[block.group]
+        positions[block.group] += block.matrix.shape[1]  # its blocks come in order
         kept = torch.stack([leaks[n] for n in block.tasks]).unsqueeze(1)
-        size = up - down
-        # P > U, multiplied by the size. All of one sign are kept, even if their sum is so small that it is rounded.
-        chosen = (up + down > thresholds(draws, position, width, zero.device) * size) | (up + down == size)
-        result = torch.where(chosen, up + (kept * negative).sum(0), down + (kept * positive).sum(0))
-        _store(result + (size - size), block.others(0))  # NaN if the size is not finite
+        _store(_of_one_sign(block, kept, draws, position), block.others(0))
+
+
+def _of_one_sign(block: _Block, kept: Tensor, draws: Draws, position: int) -> Tensor:
+    """(c,) float64, the result of graddrop. kept: (k, 1), the leaks. position: of the block's first element."""
+    zero = block.matrix.new_zeros(())
+    above = block.matrix > 0  # not for NaN, which therefore gets into `down`
+    part = torch.where(above, block.matrix, zero, out=block.scratch)
+    up, kept_up = part.sum(0), part.mul_(kept).sum(0)
+    part = torch.where(above, zero, block.matrix, out=block.scratch)
+    down, kept_down = part.sum(0), part.mul_(kept).sum(0)
+    size = up - down
+    # P > U, multiplied by the size. All of one sign are kept, even if their sum is so small that it is rounded.
+    chosen = (up + down > thresholds(draws, position, len(size), zero.device) * size) | (up + down == size)
+    return torch.where(chosen, up.add_(kept_down), down.add_(kept_up)) + (size - size)  # NaN if it is not finite
 
 
 def thresholds(draws: Draws, position: int, count: int, device: torch.device) -> Tensor:
@@ -167,7 +187,7 @@ def row_dots(x: Tensor, y: Tensor, rows: Tensor, tasks: int) -> Tensor:
     total = torch.zeros(tasks, dtype=torch.float64, device=x.device)
     numbers = torch.arange(tasks, device=x.device).unsqueeze(1)
     # On a CPU, blocks that stay in a cache: new memory would cost more time than the arithmetic.
-    limit, most = (1 << 18, _CPU_COLUMNS) if x.device.type == "cpu" else (_MATRIX, _MATRIX)
+    limit, most = (1 << 18, _CPU_COLUMNS) if x.device.type == "cpu" else (_ROWS, _ROWS)
     columns = min(max(1, x.shape[1]), most)
     count = max(1, min(most, limit // max(columns, tasks)))
     for left, right, owners in zip(x.split(count), y.split(count), rows.split(count), strict=True):
@@ -210,8 +230,13 @@ class _Block(NamedTuple):
         return torch.mul(self.matrix[first:], other, out=self.scratch[first:]).sum(1)
 
 
-def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] = ()) -> Iterator[_Block]:
-    """The parameters in order, as blocks. Consecutive parameters with the same tasks, group and dtype share a block."""
+def _blocks(
+    grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row], vectors: int = _VECTORS
+) -> Iterator[_Block]:
+    """The parameters in order, as blocks. Consecutive parameters with the same tasks, group and dtype share a block.
+
+    vectors: how many of the length of a block the operator needs, as float64.
+    """
     columns: list[tuple[Key, list[Tensor]]] = []
     for i, group in enumerate(groups):
         tasks = tuple(n for n, row in enumerate(grads) if row[i] is not None)
@@ -221,7 +246,7 @@ def _blocks(grads: Sequence[Row], groups: Sequence[int], others: Sequence[Row] =
     if not columns:
         return
     device = columns[0][1][0].device
-    limit = max(1, _MATRIX // len(grads))
+    limit = max(1, _MEMORY // (3 * len(grads) + vectors))  # the matrix, the scratch, and the gradients side by side
     if device.type == "cpu":
         limit = min(limit, _CPU_COLUMNS)
     width = min(limit, sum(column[0].numel() for _, column in columns))
@@ -272,12 +297,20 @@ def _concatenate(rows: list[list[Tensor]]) -> Tensor:
 
 
 # Not a matrix product: in BLAS the order of the sums can depend on the number of threads.
-def _combined(block: _Block, weights: Tensor) -> list[Tensor]:
-    """R vectors (c,): the combinations of the block's gradients for (R, K) weights."""
+def _combined(block: _Block, weights: Tensor) -> Iterator[Tensor]:
+    """R vectors (c,), one at a time: the combinations of the block's gradients for (R, K) weights."""
     columns = weights.unbind(1)
     # Not weights[:, block.tasks]: the index would have to be copied to the device.
     chosen = torch.stack([columns[n] for n in block.tasks]).unsqueeze(-1)
-    return [torch.mul(block.matrix, column, out=block.scratch).sum(0) for column in chosen.unbind(1)]
+    for column in chosen.unbind(1):  # made when it is asked for: all of them would take R vectors of memory
+        yield torch.mul(block.matrix, column, out=block.scratch).sum(0)
+
+
+def _on(device: torch.device, t: Tensor) -> Tensor:
+    """A tensor without axes on this device. The host waits only if it needs a number of another device itself."""
+    if t.is_cpu and device.type != "cpu":  # not a copy: the replay of a CUDA graph would read memory that is freed
+        return torch.full((), t.item(), dtype=t.dtype, device=device)
+    return t.to(device)
 
 
 def _store(values: Tensor, targets: list[Tensor]) -> None:

@@ -164,7 +164,7 @@ def test_the_gradient_of_a_task(corpus: Path, tmp_path: Path) -> None:
             logits = trainer.model.logits(batch.source, batch.target_in, batch.source_cells, batch.target_cells)
             targets = batch.target_out.flatten()[batch.target_cells]
             smoothing, size = trainer.config.train.label_smoothing, logits.shape[-1]
-            wanted = torch.full(logits.shape, smoothing / (size - 1), dtype=torch.float64)
+            wanted = torch.full_like(logits, smoothing / (size - 1), dtype=torch.float64)
             wanted.scatter_(1, targets[:, None], 1 - smoothing)
             return float(-(wanted * logits.double().log_softmax(-1)).sum(-1).mean())
 

@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on(corpus: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=2e-3)
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("sharding", ["replicas", "fsdp", "hybrid"])
 def test_torchrun_with_nccl(corpus: Path, tmp_path: Path, sharding: str) -> None:
     """One process for each GPU of this machine."""
     count = torch.cuda.device_count()
