@@ -48,9 +48,6 @@ CATS_DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
 // Loads what no thread of this launch writes.
 CATS_DEVICE uint4 load_constant(const uint4* address) { return __ldg(address); }
 
-// Makes the compiler believe that the value is used.
-CATS_DEVICE void keep(uint32_t value) { asm volatile("" ::"r"(value)); }
-
 // c += a b on the matrix units: a is 16 x k, b is k x 8, c is 16 x 8. Which lane holds which element: PTX ISA, "Matrix
 // fragments for mma".
 CATS_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

@@ -227,7 +227,6 @@ inline uint4 load_once(const uint4* address) {
     return *address;
 }
 inline uint4 load_constant(const uint4* address) { return load_once(address); }
-inline void keep(uint32_t) {}
 
 // c += a b with the PTX ISA's layout of fragments. Let g = lane / 4, t = lane % 4, and P the number of operands in a register.
 // Register i of a holds row g + 8 (i % 2), P columns from P (t + 4 (i / 2)). Register i of b holds column g, P rows from

@@ -5,6 +5,8 @@ The emulator (tests/ops/conftest.py) also runs the tests of all backends.
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -291,6 +293,36 @@ def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
             found[match.groups()] = tuple(part.count("ld.global.nc.v4") for part in (before, after))
     assert len(found) == 3 * 3
     assert all(counts == (8, 8 * (int(pairs) - 1)) for (_, pairs), counts in found.items())
+
+
+def machine_code(root: Path, folder: Path, source: str, arch: str) -> dict[str, list[str]]:
+    """The instructions of each kernel in a source file, by its name in the object file."""
+    nvcc, disassembler = shutil.which("nvcc"), shutil.which("nvdisasm")
+    if disassembler is None and (triton := importlib.util.find_spec("triton")) and triton.origin:
+        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+        disassembler = str(bundled) if bundled.exists() else None
+    if nvcc is None or disassembler is None:
+        pytest.skip("no nvcc or no nvdisasm")
+    flags = [*NVCC[:-1], f"-gencode=arch=compute_80,code={arch}"]
+    for command in ([nvcc, *flags, "-cubin", root / "csrc" / source, "-o", "kernels"], [disassembler, "-c", "kernels"]):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    parts = re.split(r"^\.text\.(\w+):$", done.stdout, flags=re.MULTILINE)
+    return {
+        name: re.findall(r"/\*[0-9a-f]{4,}\*/ +(.+?) *;", text)
+        for name, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_probe_of_the_memory_reads(root: Path, tmp_path: Path, arch: str) -> None:
+    # The assembler removes loads whose results nothing uses, even if the PTX has them.
+    kernels = machine_code(root, tmp_path, "reduce.cu", arch)
+    (code,) = (code for name, code in kernels.items() if "traffic_kernel" in name)
+    assert sum(" STG." in f" {line}" for line in code) > 8
+    # In the main loop eight loads without a condition, one after the other: all are started before the first is used.
+    runs = [len(list(lines)) for load, lines in itertools.groupby(code, lambda line: line.startswith("LDG.")) if load]
+    assert 8 in runs
 
 
 @pytest.fixture
