@@ -6,6 +6,7 @@ import ctypes
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +94,10 @@ class DeviceClock:
     """Measures the GPU time of a call, between two CUDA events.
 
     The call is captured in a CUDA graph, so the host's time is not measured ("graph"). A call that cannot be captured
-    runs directly ("events"). In both cases the GPU is kept busy before the first event until the host has queued the
-    sample. Otherwise the GPU would pass the first event at once and wait for the first launch, and this wait would be
-    part of the result. Only if the host needs longer than MOST_AHEAD, or more launches than the queue of the GPU holds,
-    is the host's time a part of it.
+    runs directly ("events"); so does one of which nothing is captured. In both cases the GPU is kept busy before the
+    first event until the host has queued the sample. Otherwise the GPU would pass the first event at once and wait for
+    the first launch, and this wait would be part of the result. Only if the host needs longer than MOST_AHEAD, or more
+    launches than the queue of the GPU holds, is the host's time a part of it.
     """
 
     def __init__(self, call: Call, moved: int) -> None:
@@ -110,19 +111,28 @@ class DeviceClock:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self.kept = call()  # the graph writes to these tensors at every replay
-        except RuntimeError:
-            torch.cuda.synchronize()
-        else:
+        if (graph := self._capture(call)) is not None:
             self.run, self.name = graph.replay, "graph"
         self.run()
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         self.cycles = 0
         self.cycles = busy_cycles(self._queue())
         torch.cuda.synchronize()
+
+    def _capture(self, call: Call) -> torch.cuda.CUDAGraph | None:
+        """A graph of the call; None if it cannot be captured, or runs where the graph does not see it."""
+        graph = torch.cuda.CUDAGraph()
+        # torch.cuda.graph leaves its own stream as the current one if the capture fails.
+        with torch.cuda.stream(torch.cuda.current_stream()), warnings.catch_warnings(record=True) as empty:
+            warnings.simplefilter("ignore")  # the call has run before, so its warnings have been seen
+            warnings.filterwarnings("always", message="The CUDA Graph is empty")
+            try:
+                with torch.cuda.graph(graph):
+                    self.kept = call()  # the graph writes to these tensors at every replay
+            except RuntimeError:
+                torch.cuda.synchronize()
+                return None
+        return None if empty else graph
 
     def _queue(self) -> float:
         """Starts the calls between two events. Returns the seconds of the host."""

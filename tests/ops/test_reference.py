@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cats import ops
 from cats.ops.backends import reference
 from cats.ops.interface import AdamW
 
@@ -109,6 +110,7 @@ def test_expanded_gradients_take_no_memory() -> None:
     # In its own process, so that the peak memory is the operators'. Copied, 2^25 elements would take 128 MiB.
     code = """
 import resource, torch
+from cats import ops
 from cats.ops.backends import reference
 def rows(shape): return [[torch.full((1,), float(n)).expand(shape)] for n in (1, 2)]
 reference.gram(rows((1 << 16,)), [], [0])
@@ -185,3 +187,39 @@ def test_adamw_of_bfloat16_parameters_is_that_of_float32_rounded_once() -> None:
         for leaf, param in zip(leaves, params, strict=True):
             assert torch.equal(param, leaf.detach().bfloat16())
             leaf.data.copy_(param)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_graph() -> None:
+    # Weights and leaks of the host's memory, which may be free before the graph runs.
+    grads = [[g.cuda() for g in row] for row in random_grads(3, [(1000,), (20, 7)])]
+
+    def call() -> list[Tensor]:
+        combined, dots, sqnorms = ops.combine_dots(grads, [0.5, 0.25, 0.125], backend="reference")
+        signs = ops.graddrop(grads, seed=1, leak=[0.25, 0.0, 0.5], backend="reference")
+        return [*combined, dots, sqnorms, *signs]
+
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for factor in (1, 2):
+        torch._foreach_mul_([g for row in grads for g in row], factor)
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(captured, call(), strict=True))
+
+
+def test_numbers_of_the_host_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without a GPU: the device is one without data, and the numbers that were written to it are recorded.
+    written, full = [], torch.full
+
+    def record(size: Any, value: float, *, dtype: torch.dtype, device: Any) -> Tensor:
+        assert torch.device(device).type == "cuda"
+        written.append(value)
+        return full(size, value, dtype=dtype)
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch, "full", record)
+    numbers = torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64)
+    assert torch.equal(reference._on_device(numbers, torch.device("cuda")), numbers)
+    assert written == [0.1, 0.2, 0.3, 0.4]

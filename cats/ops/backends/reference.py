@@ -44,7 +44,7 @@ _ROWS = 1 << 21  # row_dots: elements of a block of one matrix, as float64 16 Mi
 @torch.no_grad()
 def combine(grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor) -> None:
     """out[r][i] = sum_n weights[r, n] * grads[n][i]. out: R rows; None where no task has a gradient."""
-    weights = weights.to(device_of(grads) or weights.device, non_blocking=True)
+    weights = _on_device(weights, device_of(grads))
     for block in _blocks(grads, groups, out):
         for r, values in enumerate(_combined(block, weights)):
             _store(values, block.others(r))
@@ -56,7 +56,7 @@ def combine_dots(
 ) -> tuple[Tensor, Tensor]:
     """`combine`; returns dots (G, R, K) with the combinations before rounding, and squared norms (G, K)."""
     device = device_of(grads) or weights.device
-    weights = weights.to(device, non_blocking=True)
+    weights = _on_device(weights, device)
     dots, sqnorms = _Sums(groups, weights.shape, device), _Sums(groups, weights.shape[1:], device)
     for block in _blocks(grads, groups, out):
         products = []
@@ -102,15 +102,15 @@ def combine_adamw_(
     """
     step, lr, beta1, beta2, eps, weight_decay, found_inf, grad_scale = settings
     device = device_of(grads) or weights.device
-    weights = weights.to(device, non_blocking=True)
+    weights = _on_device(weights, device)
     # On the device, so that numbers and tensors give the same bits: to divide by a number of the CPU, torch multiplies
     # by its inverse there.
-    step, lr = _on(device, step).double(), _on(device, lr).double()
+    step, lr = _on_device(step, device).double(), _on_device(lr, device).double()
     decay = 1 - lr * weight_decay
     step_size = lr / (1 - beta1**step)
     correction = (1 - beta2**step).sqrt()
-    skip = None if found_inf is None else _on(device, found_inf) != 0
-    scale = None if grad_scale is None else _on(device, grad_scale)
+    skip = None if found_inf is None else _on_device(found_inf, device) != 0
+    scale = None if grad_scale is None else _on_device(grad_scale, device)
 
     def update(block: _Block, combined: Tensor) -> None:
         before = _concatenate([block.others(j) for j in range(3)])
@@ -137,7 +137,7 @@ def combine_adamw_(
 @torch.no_grad()
 def graddrop(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int], leak: Tensor, draws: Draws) -> None:
     """The gradients' sums of one sign. others: the result, one row. leak: (1, K) float64. groups: not used."""
-    leaks = leak.to(device_of(grads) or leak.device, non_blocking=True)[0].unbind()
+    leaks = _on_device(leak, device_of(grads))[0].unbind()
     positions = list(draws.positions)
     for block in _blocks(grads, range(len(groups)), others, _GRADDROP_VECTORS):  # a parameter is a group
         position = positions[block.group]
@@ -296,6 +296,18 @@ def _concatenate(rows: list[list[Tensor]]) -> Tensor:
     return torch.cat([t.flatten() for row in rows for t in row]).view(len(rows), -1)
 
 
+def _on_device(numbers: Tensor, device: torch.device | None) -> Tensor:
+    """A few numbers on the device. The host does not wait for it.
+
+    A CUDA graph cannot copy them from the host, whose memory may be free by then: a kernel writes each number.
+    """
+    device = device or numbers.device
+    if numbers.is_cpu and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        filled = [torch.full((), x, dtype=numbers.dtype, device=device) for x in numbers.flatten().tolist()]
+        return torch.stack(filled).view(numbers.shape)
+    return numbers.to(device, non_blocking=True)
+
+
 # Not a matrix product: in BLAS the order of the sums can depend on the number of threads.
 def _combined(block: _Block, weights: Tensor) -> Iterator[Tensor]:
     """R vectors (c,), one at a time: the combinations of the block's gradients for (R, K) weights."""
@@ -304,13 +316,6 @@ def _combined(block: _Block, weights: Tensor) -> Iterator[Tensor]:
     chosen = torch.stack([columns[n] for n in block.tasks]).unsqueeze(-1)
     for column in chosen.unbind(1):  # made when it is asked for: all of them would take R vectors of memory
         yield torch.mul(block.matrix, column, out=block.scratch).sum(0)
-
-
-def _on(device: torch.device, t: Tensor) -> Tensor:
-    """A tensor without axes on this device. The host waits only if it needs a number of another device itself."""
-    if t.is_cpu and device.type != "cpu":  # not a copy: the replay of a CUDA graph would read memory that is freed
-        return torch.full((), t.item(), dtype=t.dtype, device=device)
-    return t.to(device)
 
 
 def _store(values: Tensor, targets: list[Tensor]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import types
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,36 @@ def test_the_gpu_is_busy_until_a_sample_is_queued(monkeypatch: pytest.MonkeyPatc
     cuda.log.clear()
     assert clock.sample() == pytest.approx(1.5e-3)
     assert cuda.log == ["busy", "event", "replay", "replay", "event"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_call_that_is_not_captured_runs_directly(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    # torch warns that the graph is empty: after an error in the call, and if the call runs on another stream.
+    cuda = FakeCuda(monkeypatch)
+    capturing: list[bool] = []
+
+    @contextlib.contextmanager
+    def capture(graph: object) -> Iterator[None]:
+        capturing.append(True)
+        try:
+            yield
+        finally:
+            capturing.clear()
+            warnings.warn("The CUDA Graph is empty. This usually means that ...", stacklevel=2)
+
+    def call() -> None:
+        if capturing and fails:
+            raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
+        cuda.log.append("call")
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clock = measure.DeviceClock(call, moved=measure.SAMPLE_BYTES)
+    assert clock.name == "events"
+    cuda.log.clear()
+    clock.sample()
+    assert cuda.log == ["busy", "event", "call", "event"]
 
 
 def test_how_long_the_gpu_is_kept_busy() -> None:
