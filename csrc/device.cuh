@@ -18,12 +18,18 @@
 
 namespace cats {
 
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+// shared: bytes, at most 99 KB, which every chip has.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared, int64_t stream,
             Arguments... arguments) {
+    if (shared > 48 * 1024)  // has to be asked for
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
     kernel<<<grid, threads, shared, reinterpret_cast<cudaStream_t>(stream)>>>(arguments...);
-    cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+    check(cudaGetLastError());
 }
 
 CATS_DEVICE char* shared_memory() {
@@ -47,6 +53,27 @@ CATS_DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
 
 // Loads what no thread of this launch writes.
 CATS_DEVICE uint4 load_constant(const uint4* address) { return __ldg(address); }
+
+// Starts a copy of 16 bytes to shared memory, which needs no registers. The copies that a thread has started since its last
+// call of end_of_copies form a group.
+CATS_DEVICE void start_copy(uint4* shared, const uint4* address) {
+    // 256 bytes are brought to the second-level cache: the tile after this one is there when its copies start.
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+                 "l"(__cvta_generic_to_global(address))
+                 : "memory");
+}
+CATS_DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until only the last COUNT groups of this thread may be unfinished. Other threads see the copies after a barrier.
+template <int COUNT> CATS_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(COUNT) : "memory"); }
+
+// Loads four matrices of 8 rows with 16 bytes. Lane l says where row l % 8 of matrix l / 8 is, in shared memory. Lane (g, t)
+// = (l / 4, l % 4) gets word t of row g of each matrix: the operands of mma.
+CATS_DEVICE void load_matrices(uint32_t (&words)[4], const uint4* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(uint32_t(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
 
 // c += a b on the matrix units: a is 16 x k, b is k x 8, c is 16 x 8. Which lane holds which element: PTX ISA, "Matrix
 // fragments for mma".

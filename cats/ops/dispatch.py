@@ -40,9 +40,6 @@ OPERATORS = ("combine", "combine_dots", "dots", "gram", "combine_adamw_", "gradd
 BACKENDS = {name: f"{__package__}.backends.{name}" for name in ("reference", "native", "triton", "cuda")}
 # Device type -> backends for calls that name none, in this order, then the reference.
 DEFAULTS: dict[str, tuple[str, ...]] = {"cpu": ("native",), "cuda": ("cuda", "triton")}
-# Gram matrices of more tasks: Triton's tiles of 64 tasks read a gradient once, those of 16 tasks in CUDA several times.
-GRAM_MANY_TASKS = 32
-GRAM_DEFAULTS = {"cuda": ("triton", "cuda")}
 
 
 # The operators
@@ -261,7 +258,7 @@ def _candidates(
         return
     if device is None:
         return
-    for name in _order(device.type, operator, tasks):
+    for name in DEFAULTS.get(device.type, ()):
         found = _load(name)
         if not isinstance(found, str) and unsuited(found, device, operator) is None and _takes(found, tasks):
             yield name, found
@@ -324,12 +321,6 @@ def check_asked(operator: str, backend: str | None) -> None:
     """
     if not torch.compiler.is_compiling() and (asked := _asked(backend)):
         _asked_for(asked, None, operator)
-
-
-def _order(device_type: str, operator: str, tasks: int) -> tuple[str, ...]:
-    if operator == "gram" and tasks > GRAM_MANY_TASKS and device_type in GRAM_DEFAULTS:
-        return GRAM_DEFAULTS[device_type]
-    return DEFAULTS.get(device_type, ())
 
 
 def unsuited(module: ModuleType | str, device: torch.device | None, operator: str | None = None) -> str | None:

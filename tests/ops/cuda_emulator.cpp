@@ -1,5 +1,5 @@
 // csrc/*.cu for a host compiler. The module cuda_emulator has the functions that cats/ops/backends/cuda.py calls, for
-// addresses of ordinary memory, and two kernels with mistakes that the emulator must find.
+// addresses of ordinary memory, and kernels with mistakes that the emulator must find.
 #include <pybind11/pybind11.h>
 
 #include "combine.cu"
@@ -19,6 +19,16 @@ static void neighbour_kernel(int64_t* target, bool with_barrier) {
     target[threadIdx.x] = shared[(threadIdx.x + 1) % blockDim.x];
 }
 
+// Copies 16 bytes per thread through shared memory.
+static void copied_kernel(const uint4* source, uint4* target, bool waits) {
+    uint4* shared = reinterpret_cast<uint4*>(cats::shared_memory());
+    cats::start_copy(shared + threadIdx.x, source + threadIdx.x);
+    cats::end_of_copies();
+    if (waits) cats::wait_for_copies<0>();
+    cats::barrier();
+    target[threadIdx.x] = shared[threadIdx.x];
+}
+
 static void divergent_kernel() {
     if (threadIdx.x > 0) cats::barrier();
 }
@@ -29,6 +39,10 @@ PYBIND11_MODULE(cuda_emulator, m) {
     m.def("set_order", [](int order) { cats::emulated_order = cats::Order(order); });
     m.def("neighbour", [](int64_t target, bool with_barrier) {
         cats::launch(neighbour_kernel, dim3(1), 64, 64 * 8, 0, reinterpret_cast<int64_t*>(target), with_barrier);
+    });
+    m.def("copied", [](int64_t source, int64_t target, bool waits) {
+        cats::launch(copied_kernel, dim3(1), 32, 32 * 16, 0, reinterpret_cast<const uint4*>(source),
+                     reinterpret_cast<uint4*>(target), waits);
     });
     m.def("divergent", [] { cats::launch(divergent_kernel, dim3(1), 64, 0, 0); });
 }

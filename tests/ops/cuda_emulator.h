@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -87,7 +88,28 @@ public:
         };
     }
 
+    void start_copy(uint4* target, const uint4& value) { copies().back().push_back({target, value}); }
+    void end_of_copies() { copies().emplace_back(); }
+    // The copies of all groups of this thread but the last `count`.
+    void finish_copies(size_t count) {
+        auto& groups = copies();
+        for (; groups.size() > count + 1; groups.pop_front())
+            for (const Copy& copy : groups.front()) *copy.target = copy.value;
+    }
+
 private:
+    struct Copy {
+        uint4* target;
+        uint4 value;
+    };
+    typedef std::deque<std::vector<Copy>> Copies;  // the last group is not ended
+
+    Copies& copies() {
+        Copies& groups = fibers_[threadIdx.x].copies;
+        if (groups.empty()) groups.emplace_back();
+        return groups;
+    }
+
     static constexpr size_t STACK = 1 << 16;
     enum class State { ready, at_barrier, at_exchange, done };
     struct Fiber {
@@ -96,6 +118,7 @@ private:
         bool begun = false;
         State state = State::ready;
         int parity = 0;
+        Copies copies;
     };
     struct Slot {
         char bytes[24];
@@ -173,7 +196,7 @@ inline Order emulated_order = Order::ascending;
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared, int64_t, Arguments... arguments) {
-    if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.y > 65535 || shared > 48 * 1024)
+    if (threads == 0 || threads > 1024 || grid.x == 0 || grid.y == 0 || grid.y > 65535 || shared > 99 * 1024)
         throw std::invalid_argument("not a valid launch");
     gridDim = grid;
     blockDim = dim3(threads);
@@ -227,6 +250,20 @@ inline uint4 load_once(const uint4* address) {
     return *address;
 }
 inline uint4 load_constant(const uint4* address) { return load_once(address); }
+
+// Copies are made as late as the device may make them: when they are waited for.
+inline void start_copy(uint4* shared, const uint4* address) { Block::current->start_copy(shared, load_once(address)); }
+inline void end_of_copies() { Block::current->end_of_copies(); }
+template <int COUNT> void wait_for_copies() { Block::current->finish_copies(COUNT); }
+
+inline void load_matrices(uint32_t (&words)[4], const uint4* row) {
+    const unsigned lane = threadIdx.x % 32;
+    const auto from = Block::current->exchange(load_once(row));
+    for (unsigned i = 0; i < 4; ++i) {
+        const uint4 source = from(8 * i + lane / 4);
+        words[i] = lane % 4 == 0 ? source.x : lane % 4 == 1 ? source.y : lane % 4 == 2 ? source.z : source.w;
+    }
+}
 
 // c += a b with the PTX ISA's layout of fragments. Let g = lane / 4, t = lane % 4, and P the number of operands in a register.
 // Register i of a holds row g + 8 (i % 2), P columns from P (t + 4 (i / 2)). Register i of b holds column g, P rows from

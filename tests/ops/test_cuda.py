@@ -52,7 +52,7 @@ def everything(backend: Backend, grads: list[list[Any]], rows: int = 1) -> list[
     ]
 
 
-def test_the_emulator_finds_missing_and_divergent_barriers(emulator: Any) -> None:
+def test_the_emulator_finds_missing_waits_and_divergent_barriers(emulator: Any) -> None:
     expected = [*range(1, 64), 0]
     seen = []
     for order, with_barrier in [(0, True), (1, True), (2, True), (0, False), (1, False)]:
@@ -62,6 +62,12 @@ def test_the_emulator_finds_missing_and_divergent_barriers(emulator: Any) -> Non
         seen.append(target.tolist() == expected)
     emulator.set_order(0)
     assert seen == [True, True, True, False, False]
+    source, seen = torch.arange(64), []
+    for waits in (True, False):  # for the copies to shared memory
+        target = torch.full((64,), -1)
+        emulator.copied(source.data_ptr(), target.data_ptr(), waits)
+        seen.append(torch.equal(source, target))
+    assert seen == [True, False]
     with pytest.raises(RuntimeError, match="wait at different places"):
         emulator.divergent()
 
@@ -76,6 +82,22 @@ def test_no_order_of_the_threads_changes_a_bit(backend: Backend, emulator: Any, 
         results.append(everything(backend, grads, rows=2))
     emulator.set_order(0)
     assert same(results[0], results[1]) and same(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tasks", [12, 31, 50, 70, 128])
+def test_tiles_of_gram_take_the_place_of_others(
+    backend: Backend, emulator: Any, tasks: int, dtype: torch.dtype
+) -> None:
+    # More tiles than shared memory holds, the last one not full, and a task without a gradient in one parameter.
+    grads = backend.integers(tasks, [(700,), (37,)], dtype)
+    grads[tasks // 2][0] = None
+    filled = [torch.cat([torch.zeros(700) if row[0] is None else row[0].double(), row[1].double()]) for row in grads]
+    expected = torch.stack(filled).double()
+    for order in (1, 2):
+        emulator.set_order(order)
+        assert torch.equal(backend.gram(grads), expected @ expected.T)
+    emulator.set_order(0)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])
@@ -198,9 +220,11 @@ THREADS = {
     "ELi8ELi4ELb": 256,
     "graddrop_kernel": 2 * 256,
     "gram_small_kernel": 256,
-    "ELi1EEEvNS_13GramArguments": 2 * 320,
-    "ELi3EEEvNS_13GramArguments": 2 * 224,
-    "ELi6EEEvNS_13GramArguments": 2 * 192,
+    "ELi16EEEvNS_13GramArguments": 5 * 128,
+    "ELi32EEEvNS_13GramArguments": 3 * 128,
+    "ELi64EEEvNS_13GramArguments": 2 * 192,
+    "ELi96EEEvNS_13GramArguments": 2 * 192,
+    "ELi128EEEvNS_13GramArguments": 320,
     "reduce_kernel": 1024,
     "row_dots_kernel": 10 * 128,
     "traffic_kernel": 1024,
@@ -285,14 +309,19 @@ def test_main_loops_load_16_bytes(compiled: dict[str, tuple[str, str]]) -> None:
     for (dtype, same_dtype), (loads, first) in found.items():
         assert loads == (8 if same_dtype else 6) and first == (2 if dtype == "Float64" else loads), (dtype, same_dtype)
 
-    # gram with matrix units: eight loads for each of a warp's pairs of blocks, all of them before the first product.
+    # gram with matrix units: copies of 16 bytes, for the first tiles and in the loop. A step of 32 x 32 products loads
+    # their rows and columns once, on the diagonal only the rows, and multiplies 16 x 8 of them at a time.
     found = {}
     for text in re.split(r"\.visible \.entry ", compiled["gram.cu"][1])[1:]:
-        if match := re.search(r"11gram_kernelINS_\d+(\w+?)ELi(\d)", text.split("(")[0]):
-            before, after = re.split("mma.sync", text, maxsplit=1)
-            found[match.groups()] = tuple(part.count("ld.global.nc.v4") for part in (before, after))
-    assert len(found) == 3 * 3
-    assert all(counts == (8, 8 * (int(pairs) - 1)) for (_, pairs), counts in found.items())
+        if match := re.search(r"11gram_kernelINS_\d+(\w+?)ELi(\d+)", text.split("(")[0]):
+            copies, loads, products = (text.count(name) for name in ("cp.async.cg", "ldmatrix", "mma.sync"))
+            found[match[1], int(match[2])] = copies, loads, products
+    assert len(found) == 3 * 5
+    for (dtype, size), counts in found.items():
+        steps, factor = (1, 3) if dtype == "Float32" else ({16: 2, 32: 2}.get(size, 4), 1)
+        diagonal, other = {16: ((1, 2), (0, 0)), 32: ((2, 6), (0, 0))}.get(size, ((2, 6), (4, 8)))
+        loads, products = (steps * (a + b) for a, b in zip(diagonal, other, strict=True))
+        assert counts == ({16: 4, 32: 8, 64: 12}.get(size, 8), loads, products * factor), (dtype, size)
 
 
 def machine_code(root: Path, folder: Path, source: str, arch: str) -> dict[str, list[str]]:

@@ -280,13 +280,6 @@ def test_the_cuda_kernels_are_a_default_that_proves_itself(
     assert {k.backend for k in self_check._found} == {"cuda"} and set(self_check._found.values()) == {None}
 
 
-def test_the_order_of_the_defaults() -> None:
-    assert dispatch._order("cpu", "gram", 100) == ("native",)
-    assert dispatch._order("cuda", "gram", 32) == dispatch._order("cuda", "combine_dots", 100) == ("cuda", "triton")
-    assert dispatch._order("cuda", "gram", 33) == ("triton", "cuda")
-    assert dispatch._order("xpu", "gram", 2) == ()
-
-
 def test_every_number_of_tasks_is_checked(
     wrong: ModuleType, native: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
