@@ -137,7 +137,7 @@ def test_numbers_of_the_operators_are_those_of_the_committed_run(page: str, coun
     measured = json.loads((RESULTS / OPERATORS).read_text(encoding="utf-8"))["cases"]
     checked, columns = 0, []
     for row in rows((ROOT / page).read_text(encoding="utf-8")):
-        if "of the roofline" in row:
+        if row[0] == "operator":
             columns = row
         if len(columns) != len(row) or row[:2] == columns[:2] or "of the roofline" not in columns:
             continue
@@ -161,6 +161,28 @@ def test_numbers_of_the_operators_are_those_of_the_committed_run(page: str, coun
             assert cells["GB/s"] == shown(own["gb_per_s"]), row
         checked += 1
     assert checked == count
+
+
+def test_numbers_of_the_gpu_are_those_of_the_committed_table() -> None:
+    measured = {}
+    for row in rows((RESULTS / "nvidia-h200-2026-11-29-operators.md").read_text(encoding="utf-8")):
+        if match := re.match(r"(\w+) K=(\d+) P=\S+ float32 flat", row[0]):
+            measured[match[1], match[2]] = [[float(x) for x in re.findall(r"[\d.]+", c.replace(",", ""))] for c in row]
+    checked, columns = 0, []
+    for row in rows((ROOT / "README.md").read_text(encoding="utf-8")):
+        if row[0] == "operator":
+            columns = row
+        if "CUDA, µs" not in columns or len(row) != len(columns) or row == columns or row[0].startswith("-"):
+            continue
+        cells = dict(zip(columns, row, strict=True))
+        _, cuda, triton, eager, stacked, compiled = measured[cells["operator"], cells["K"]]
+        assert [float(cells[name].replace(",", "")) for name in ("CUDA, µs", "Triton, µs")] == [cuda[0], triton[0]], row
+        assert cells["TB/s"] == f"{cuda[1]:.1f}", row
+        assert abs(float(cells["× best eager"]) - eager[0] / cuda[0]) < 0.1, row
+        if cells["× best compiled"]:
+            assert cells["× best compiled"] == f"{compiled[0] / cuda[0]:.1f}", row
+        checked += 1
+    assert checked == 7
 
 
 def test_operations_per_byte_are_those_of_the_benchmark() -> None:
@@ -187,11 +209,12 @@ def test_every_committed_result_is_in_the_index_with_its_commit() -> None:
     index, lists = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split("## What is in bench/results")
     listed = {in_backticks(row[0])[0]: row for row in rows(lists) if in_backticks(row[0])}
     for path in sorted(RESULTS.iterdir()):
-        entry = path.name if path.is_dir() else f"{path.stem}.json"
+        alone = not path.is_dir() and not path.with_suffix(".json").exists()
+        entry = path.name if path.is_dir() or alone else f"{path.stem}.json"
         assert entry in index or f"{path.stem}.md" in index, path.name
         if path.suffix == ".json":
             assert json.loads(path.read_text(encoding="utf-8"))["commit"][:7] in listed[entry][1], path.name
-        elif not path.is_dir():  # a picture or tables beside a JSON file
+        elif not path.is_dir() and not alone:  # a picture or tables beside a JSON file
             assert path.suffix in in_backticks(listed[entry][0]), path.name
     assert {name for name in listed if not (RESULTS / name).exists()} == set()
 
