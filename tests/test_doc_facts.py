@@ -175,7 +175,7 @@ def test_numbers_of_the_gpu_are_those_of_the_committed_table() -> None:
         if "CUDA, µs" not in columns or len(row) != len(columns) or row == columns or row[0].startswith("-"):
             continue
         cells = dict(zip(columns, row, strict=True))
-        _, cuda, triton, eager, stacked, compiled = measured[cells["operator"], cells["K"]]
+        _, cuda, triton, eager, _, compiled = measured[cells["operator"], cells["K"]]
         assert [float(cells[name].replace(",", "")) for name in ("CUDA, µs", "Triton, µs")] == [cuda[0], triton[0]], row
         assert cells["TB/s"] == f"{cuda[1]:.1f}", row
         assert abs(float(cells["× best eager"]) - eager[0] / cuda[0]) < 0.1, row
