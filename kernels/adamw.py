@@ -1,4 +1,8 @@
-"""combine_adamw_: the combined gradient, its statistics and the AdamW update in one pass."""
+"""combine_adamw_: the combined gradient, its statistics and the AdamW update in one pass.
+
+The tile is that of combine (common.py), with the parameter and its moments as three more vectors of a lane. With more
+than 32 tasks, a thread has registers for half a vector of 16 bits only.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +19,20 @@ from cats.ops.interface import AdamW
 from . import common
 from .common import (
     STAGES,
+    add_products,
+    add_squares,
     combination,
+    flush,
     load,
     load_tasks,
     load_weights,
     locate,
     offsets,
     other_pointer,
-    over_lanes,
-    products,
-    squares,
     store,
-    store_statistic,
+    store_sums,
     task_pointers,
+    zeros,
 )
 
 
@@ -44,21 +49,23 @@ def _sqrt(a):
 
 @triton.jit
 def _tile(
-    first, present, scale, state, settings, update, dots, norms, at, length,
-    SCALED: tl.constexpr, MASKED: tl.constexpr, PARAM: tl.constexpr, COMPUTE: tl.constexpr,
+    firsts, present, scale, state, settings, update, dots, norms, begin, length,
+    SCALED: tl.constexpr, EACH: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    PARAM: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Updates one tile of the parameter and its moments. Returns the accumulators with the tile's statistics added.
 
     All loads come first, so that none waits for the arithmetic on the others. Without `update` nothing is stored; a
     branch would keep the compiler from starting the loads of the next tiles.
     """
-    grads = load_tasks(first, present, at, length, MASKED, COMPUTE)
+    at = begin + offsets(LANES, WIDTH)
+    grads = load_tasks(firsts, present, begin, length, EACH, LANES, WIDTH, MASKED, COMPUTE)
     param = load(state[0], at, length, MASKED, COMPUTE)
     exp_avg = load(state[1], at, length, MASKED, COMPUTE)
     exp_avg_sq = load(state[2], at, length, MASKED, COMPUTE)
-    combined = combination(grads, scale)
-    dots += products(grads, combined)
-    norms += squares(grads)
+    combined = combination(grads, scale, EACH)
+    dots = add_products(dots, grads, combined, EACH)
+    norms = add_squares(norms, grads, EACH)
     decay, step_size, correction, rate1, beta2, rate2, eps, grad_scale = settings
     ones = tl.full(combined.shape, 1, COMPUTE)
     grad = _divide(combined, ones * grad_scale) if SCALED else combined
@@ -78,8 +85,8 @@ def _tile(
 @triton.jit(do_not_specialize=["base", "count"])
 def adamw_kernel(
     table, chunks, base, count, weights, partials, scalars, found_inf, grad_scale,
-    TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
-    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+    TASKS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr, SLOTS: tl.constexpr, LANES: tl.constexpr,
+    WIDTH: tl.constexpr, RUN: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One chunk: the update, unless found_inf is not 0, and dots and squared norms, which go to partials[:, chunk].
 
@@ -88,7 +95,7 @@ def adamw_kernel(
     index = tl.program_id(0) + base
     row, start, length = locate(chunks, index)
     columns: tl.constexpr = TASKS + 3
-    first, present = task_pointers(table, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    _, present = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
     state = (
         other_pointer(table, row, start, columns, TASKS, DTYPE, ALIGNED),
         other_pointer(table, row, start, columns, TASKS + 1, COMPUTE, ALIGNED),
@@ -99,38 +106,34 @@ def adamw_kernel(
         settings += (tl.load(scalars + i).to(COMPUTE),)
     scaled: tl.constexpr = grad_scale is not None
     settings += (tl.load(grad_scale).to(COMPUTE) if scaled else settings[0],)
-    scale = load_weights(weights, present, TASKS, ROWS, COMPUTE)
+    scale = load_weights(weights, present, TASKS, GROUPS, EACH, COMPUTE)
     update = True
     if found_inf is not None:
         update = tl.load(found_inf) == 0
-    zeros = tl.zeros([ROWS, LANES], COMPUTE)
-    dots = zeros
-    norms = zeros
-    dot_sums = tl.zeros([ROWS], tl.float64)
-    norm_sums = tl.zeros([ROWS], tl.float64)
+    dot_sums = tl.zeros([GROUPS, SLOTS], tl.float64)
+    norm_sums = dot_sums
 
     size: tl.constexpr = LANES * WIDTH
     full = length // size
-    inner = offsets(LANES, WIDTH)
-    for run in range(0, full, RUN):
+    for run in range(0, tl.cdiv(length, size), RUN):
+        firsts, present = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
+        dots = zeros([GROUPS, LANES], EACH, COMPUTE)
+        norms = dots
         for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
-            at = tl.cast(tile, tl.int64) * size + inner
             dots, norms = _tile(
-                first, present, scale, state, settings, update, dots, norms, at, length,
-                scaled, False, DTYPE, COMPUTE,
+                firsts, present, scale, state, settings, update, dots, norms, tl.cast(tile, tl.int64) * size, length,
+                scaled, EACH, LANES, WIDTH, False, DTYPE, COMPUTE,
             )  # fmt: skip
-        dot_sums += over_lanes(dots)
-        norm_sums += over_lanes(norms)
-        dots = zeros
-        norms = zeros
-    for rest in range(full * size, length, LANES):
-        at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
-        dots, norms = _tile(
-            first, present, scale, state, settings, update, dots, norms, at, length,
-            scaled, True, DTYPE, COMPUTE,
-        )  # fmt: skip
-    store_statistic(partials, 0, count, index, dot_sums + over_lanes(dots), TASKS, ROWS)
-    store_statistic(partials, 1, count, index, norm_sums + over_lanes(norms), TASKS, ROWS)
+        for rest in range(full * size, tl.minimum(length, (run + RUN) * size), LANES):
+            again = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
+            dots, norms = _tile(
+                again[0], again[1], scale, state, settings, update, dots, norms, tl.cast(rest, tl.int64), length,
+                scaled, EACH, LANES, 1, True, DTYPE, COMPUTE,
+            )  # fmt: skip
+        dot_sums = flush(dot_sums, dots, EACH)
+        norm_sums = flush(norm_sums, norms, EACH)
+    store_sums(partials, 0, count, index, dot_sums, TASKS, EACH)
+    store_sums(partials, 1, count, index, norm_sums, TASKS, EACH)
 
 
 def _scalars(
@@ -176,4 +179,4 @@ def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tu
 
 def options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of adamw_kernel and the launch options."""
-    return common.constants(tasks, [dtype], aligned, others=3)
+    return common.constants(tasks, [dtype], aligned, busy=True)

@@ -1,4 +1,8 @@
-"""combine and combine_dots. A launch reads the gradients once for up to MAX_COMBINATIONS combinations."""
+"""combine and combine_dots. A launch reads the gradients once for up to MAX_COMBINATIONS combinations.
+
+The vectors of a tile stay in registers from the combination to the products with it. The arithmetic of a combination
+does not depend on what else is computed, so all operators write the same bits. common.py has the shape of a tile.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,19 @@ from cats.ops.device_table import DevicePieces
 from . import common
 from .common import (
     STAGES,
+    add_products,
+    add_squares,
     combination,
+    flush,
     load_tasks,
     load_weights,
     locate,
     offsets,
     other_pointer,
-    over_lanes,
-    products,
-    squares,
     store,
-    store_statistic,
+    store_sums,
     task_pointers,
+    zeros,
 )
 
 # Every combination has its own accumulators: with more combinations, registers would spill.
@@ -34,20 +39,20 @@ MAX_COMBINATIONS = 2
 
 @triton.jit
 def _tile(
-    first, present, scales, outs, dots, norms, at, length,
-    RESULTS: tl.constexpr, STATISTICS: tl.constexpr, MASKED: tl.constexpr,
-    DTYPE: tl.constexpr, COMPUTE: tl.constexpr,
+    firsts, present, scales, outs, dots, norms, begin, length,
+    RESULTS: tl.constexpr, STATISTICS: tl.constexpr, EACH: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Writes the combinations of one tile. Returns the accumulators with the tile's statistics added."""
-    grads = load_tasks(first, present, at, length, MASKED, COMPUTE)
+    grads = load_tasks(firsts, present, begin, length, EACH, LANES, WIDTH, MASKED, COMPUTE)
     sums = ()
     for r in tl.static_range(RESULTS):
-        combined = combination(grads, scales[r])
-        store(outs[r], at, length, combined, MASKED, DTYPE)
+        combined = combination(grads, scales[r], EACH)
+        store(outs[r], begin + offsets(LANES, WIDTH), length, combined, MASKED, DTYPE)
         if STATISTICS:
-            sums += (dots[r] + products(grads, combined),)
+            sums += (add_products(dots[r], grads, combined, EACH),)
     if STATISTICS:
-        norms += squares(grads)
+        norms = add_squares(norms, grads, EACH)
     return sums, norms
 
 
@@ -55,72 +60,63 @@ def _tile(
 def combine_kernel(
     table, chunks, base, count, weights, partials,
     RESULTS: tl.constexpr, STATISTICS: tl.constexpr,
-    TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
-    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+    TASKS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr, SLOTS: tl.constexpr, LANES: tl.constexpr,
+    WIDTH: tl.constexpr, RUN: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One chunk: RESULTS combinations. If STATISTICS, their dots and the squared norms go to partials[:, chunk]."""
     index = tl.program_id(0) + base
     row, start, length = locate(chunks, index)
     columns: tl.constexpr = TASKS + RESULTS
-    first, present = task_pointers(table, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
-    zeros = tl.zeros([ROWS, LANES], COMPUTE)
+    _, present = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
     scales = ()
     outs = ()
-    dots = ()
-    dot_sums = ()
     for r in tl.static_range(RESULTS):
-        scales += (load_weights(weights + r * TASKS, present, TASKS, ROWS, COMPUTE),)
+        scales += (load_weights(weights + r * TASKS, present, TASKS, GROUPS, EACH, COMPUTE),)
         outs += (other_pointer(table, row, start, columns, TASKS + r, DTYPE, ALIGNED),)
-        if STATISTICS:
-            dots += (zeros,)
-            dot_sums += (tl.zeros([ROWS], tl.float64),)
-    norms = zeros
-    norm_sums = tl.zeros([ROWS], tl.float64)
+    sums = ()
+    for _ in tl.static_range(RESULTS + 1 if STATISTICS else 0):
+        sums += (tl.zeros([GROUPS, SLOTS], tl.float64),)
 
     size: tl.constexpr = LANES * WIDTH
     full = length // size
-    inner = offsets(LANES, WIDTH)
-    for run in range(0, full, RUN):
-        for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
-            at = tl.cast(tile, tl.int64) * size + inner
-            dots, norms = _tile(
-                first, present, scales, outs, dots, norms, at, length, RESULTS, STATISTICS, False, DTYPE, COMPUTE
-            )
+    for run in range(0, tl.cdiv(length, size), RUN):
+        firsts, present = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
+        dots = ()
+        norms = ()
         if STATISTICS:
-            dots, dot_sums = _flush(dots, dot_sums, RESULTS)
-            norm_sums += over_lanes(norms)
-            norms = zeros
-    for rest in range(full * size, length, LANES):
-        at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
-        dots, norms = _tile(
-            first, present, scales, outs, dots, norms, at, length, RESULTS, STATISTICS, True, DTYPE, COMPUTE
-        )
+            for _ in tl.static_range(RESULTS):
+                dots += (zeros([GROUPS, LANES], EACH, COMPUTE),)
+            norms = zeros([GROUPS, LANES], EACH, COMPUTE)
+        for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
+            begin = tl.cast(tile, tl.int64) * size
+            dots, norms = _tile(
+                firsts, present, scales, outs, dots, norms, begin, length,
+                RESULTS, STATISTICS, EACH, LANES, WIDTH, False, DTYPE, COMPUTE,
+            )  # fmt: skip
+        for rest in range(full * size, tl.minimum(length, (run + RUN) * size), LANES):
+            again = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
+            dots, norms = _tile(
+                again[0], again[1], scales, outs, dots, norms, tl.cast(rest, tl.int64), length,
+                RESULTS, STATISTICS, EACH, LANES, 1, True, DTYPE, COMPUTE,
+            )  # fmt: skip
+        if STATISTICS:
+            totals = ()
+            for r in tl.static_range(RESULTS):
+                totals += (flush(sums[r], dots[r], EACH),)
+            totals += (flush(sums[RESULTS], norms, EACH),)
+            sums = totals
     if STATISTICS:
-        dots, dot_sums = _flush(dots, dot_sums, RESULTS)
-        norm_sums += over_lanes(norms)
-        for r in tl.static_range(RESULTS):
-            store_statistic(partials, r, count, index, dot_sums[r], TASKS, ROWS)
-        store_statistic(partials, RESULTS, count, index, norm_sums, TASKS, ROWS)
-
-
-@triton.jit
-def _flush(values, sums, RESULTS: tl.constexpr):
-    """Returns new accumulators (zeros), and the float64 sums with the old accumulators added."""
-    zeros = ()
-    totals = ()
-    for r in tl.static_range(RESULTS):
-        totals += (sums[r] + over_lanes(values[r]),)
-        zeros += (tl.zeros_like(values[r]),)
-    return zeros, totals
+        for r in tl.static_range(RESULTS + 1):
+            store_sums(partials, r, count, index, sums[r], TASKS, EACH)
 
 
 def options(
     tasks: int, dtype: torch.dtype, aligned: bool, results: int, statistics: bool
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of combine_kernel and the launch options."""
-    constants, launch = common.constants(tasks, [dtype], aligned)
+    constants, launch = common.constants(tasks, [dtype], aligned, busy=results > 1)
     if results > 1:
-        launch["maxnreg"] = 255
+        launch["maxnreg"] = common.registers(launch["num_warps"], most=True)
     return {"RESULTS": results, "STATISTICS": statistics, **constants}, launch
 
 

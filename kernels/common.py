@@ -1,12 +1,21 @@
 """What the kernels share: tiles, access to addresses and chunks, statistics and their reduction, launches.
 
-Every program processes one chunk of one parameter (cats/ops/device_table.py), in tiles of ROWS tasks by LANES by WIDTH
-elements. The WIDTH elements are the 16 bytes that one thread loads at once, and a thread adds over them itself. So
-statistics are (ROWS, LANES) accumulators. After every RUN tiles they are added to float64 sums.
+Every program processes one chunk of one parameter (cats/ops/device_table.py), in tiles. The tasks are in GROUPS groups
+of at most EACH = 8 tasks, and every warp works for one group. So a thread has one vector of 16 bytes of each of its
+tasks, and their weights, addresses and sums, in registers. The kernels are written as loops over the tasks of a group;
+a variable is a (GROUPS, LANES, WIDTH) tensor, a tuple has one for each task. This shape is chosen because:
 
-The error bound of statistics: a lane adds WIDTH <= 8 rounded products, then RUN such sums. With u = 2^-24 and terms of
-one sign, which is the worst case, the error relative to the sum of absolute products is at most u (one product) + 4.4u
-(the partial sums of 8) + 16.5u (those of RUN = 32), in all 1.3e-6. By Cauchy-Schwarz this is <= 2e-6 |g_i| |g_j|.
+- Up to 8 tasks a thread adds the tasks itself. For more tasks, only the partial sums of the groups go through shared
+  memory, once for each tile; products with the result are again a thread's own.
+- Tiles are loaded as matrices (`load_rows`), so that the copies in shared memory, where tiles wait, have no conflicts.
+- A thread adds the WIDTH products of a vector, so statistics are (GROUPS, LANES) accumulators. After every RUN tiles
+  they are added to float64 sums, which are spread over a warp's threads.
+- Addresses are loaded again for every run and for the end of a chunk: kept, they would need 16 to 32 registers.
+
+The error bound of statistics: a lane adds WIDTH <= 8 rounded products, then RUN such sums. The last run of a chunk has
+less than RUN, and then up to 8 single products. With u = 2^-24 and terms of one sign and size, which is the worst case,
+the error relative to the sum of absolute products is at most u (one product) + 4.4u (the partial sums of 8) + 23.4u (31
+of these, then 8 of one), in all 1.8e-6. By Cauchy-Schwarz this is <= 2e-6 |g_i| |g_j|.
 """
 
 from __future__ import annotations
@@ -23,7 +32,7 @@ from torch import Tensor
 from cats.ops.device_table import Geometry
 from cats.ops.layout import VECTOR
 
-# A tile of more tasks would not fit into one program's registers.
+# A tile of more tasks would not fit into one multiprocessor's registers.
 MAX_TASKS = 128
 RUN = 32
 
@@ -36,51 +45,65 @@ TYPES = {
 
 
 class Tile(NamedTuple):
-    rows: int  # tasks, rounded up to a power of two
+    groups: int  # of tasks, a power of two; every warp works for one
+    each: int  # tasks in a group, the last may have fewer
     lanes: int
     width: int
+    warps: int
 
 
-WARPS = 4
-REGISTERS = 168  # per thread, so that three programs share a multiprocessor's 65536
+MOST_TASKS = 8  # in a group
+WARPS = 4  # at least
+REGISTERS = 168  # per thread, so that three programs of WARPS warps share a multiprocessor's 65536
 # The loop over tiles is a pipeline with this many stages: the next two tiles are on their way into shared memory while
-# the arithmetic of one is done. So at least eight vectors per thread are always in flight.
+# the arithmetic of one is done. With three programs of four warps, 96 KB are in flight on a multiprocessor.
 STAGES = tl.constexpr(3)
 
 
-def tile(tasks: int, dtype: torch.dtype, aligned: bool, others: int = 0) -> Tile:
-    """The tile for this number of tasks, dtype and alignment, in a kernel that updates `others` more tensors.
+def tile(tasks: int, dtype: torch.dtype, aligned: bool, busy: bool = False) -> Tile:
+    """The tile for this number of tasks, dtype and alignment. busy: the kernel needs registers for more than that.
 
     It depends on nothing else, so the bits of the results do neither.
 
-    A thread holds at most 32 registers of gradients, so several programs share a multiprocessor, and the arithmetic of
-    some hides the loads of others. 32 registers are eight vectors of float32, or four of the other dtypes, whose
-    elements or accumulators need more. With other tensors there are registers for four. A thread holds at most two
-    vectors per task. If there are more tasks than vectors, they are spread over the threads. Without alignment a vector
-    is one element.
+    A thread holds one vector of each task of its group, at most eight vectors. If there are few, it holds two of each.
+    A vector is 16 bytes. It is 8 if there are so many warps that a thread of a busy kernel has too few registers for
+    elements wider than the vector (16 bits) or accumulators of 8 bytes. Without alignment a vector is one element.
     """
-    rows = triton.next_power_of_2(tasks)
-    threads = 32 * WARPS
-    vectors = 8 if (dtype is torch.float32 and not others) or not aligned else 4
-    return Tile(rows, min(vectors * threads // rows, 2 * threads), VECTOR // dtype.itemsize if aligned else 1)
+    groups = triton.next_power_of_2(triton.cdiv(tasks, MOST_TASKS))
+    each = triton.cdiv(tasks, groups)
+    warps = max(WARPS, groups)
+    single = dtype is torch.float32
+    double = each * (1 if single or not aligned else 2) <= (2 if busy else 4)
+    size = VECTOR // 2 if busy and warps > WARPS and not single else VECTOR
+    lanes = 32 * warps // groups * (2 if double else 1)
+    return Tile(groups, each, lanes, size // dtype.itemsize if aligned else 1, warps)
 
 
 def constants(
-    tasks: int, dtypes: Sequence[torch.dtype], aligned: bool, others: int = 0
+    tasks: int, dtypes: Sequence[torch.dtype], aligned: bool, busy: bool = False
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments that all kernels over tiles have, and the launch options."""
-    rows, lanes, width = tile(tasks, dtypes[0], aligned, others)
+    groups, each, lanes, width, warps = tile(tasks, dtypes[0], aligned, busy)
     wide = torch.float64 in dtypes
     return {
         "TASKS": tasks,
-        "ROWS": rows,
+        "GROUPS": groups,
+        "EACH": each,
+        "SLOTS": triton.next_power_of_2(each),
         "LANES": lanes,
         "WIDTH": width,
         "RUN": RUN,
         "DTYPE": TYPES[dtypes[0]],
         "COMPUTE": tl.float64 if wide else tl.float32,
         "ALIGNED": aligned,
-    }, {"num_warps": WARPS, "maxnreg": 255 if wide else REGISTERS}
+    }, {"num_warps": warps, "maxnreg": registers(warps, most=wide)}
+
+
+def registers(warps: int, most: bool) -> int:
+    """Per thread. `most`: as many as there are, else so few that several programs share a multiprocessor."""
+    if most or warps > 2 * WARPS:
+        return min(255, 65536 // (32 * warps))
+    return REGISTERS if warps == WARPS else 128
 
 
 # On the device
@@ -105,11 +128,25 @@ def pointers(addresses, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def task_pointers(table, row, start, columns, TASKS: tl.constexpr, ROWS: tl.constexpr, DTYPE, ALIGNED: tl.constexpr):
-    """Addresses of the tasks' gradients at the start of this chunk, (ROWS,), and which tasks have a gradient."""
-    tasks = tl.arange(0, ROWS)
-    addresses = tl.load(table + row * columns + tasks, mask=tasks < TASKS, other=0)
-    return pointers(addresses, DTYPE, ALIGNED) + start, addresses != 0
+def tasks_of(NUMBER: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr):
+    """(GROUPS,): of every group, the task with this number in it."""
+    return tl.arange(0, GROUPS) * EACH + NUMBER
+
+
+@triton.jit
+def task_pointers(
+    table, row, start, columns, TASKS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr, DTYPE,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """EACH times (GROUPS,): addresses of the tasks' gradients at the start of this chunk, and which tasks have one."""
+    firsts = ()
+    present = ()
+    for n in tl.static_range(EACH):
+        tasks = tasks_of(n, GROUPS, EACH)
+        addresses = tl.load(table + row * columns + tasks, mask=tasks < TASKS, other=0)
+        firsts += (pointers(addresses, DTYPE, ALIGNED) + start,)
+        present += (addresses != 0,)
+    return firsts, present
 
 
 @triton.jit
@@ -144,16 +181,35 @@ def offsets(LANES: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_tasks(first, present, at, length, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
-    """(ROWS, LANES, WIDTH): the tasks' gradients at these elements, zero where a task has none.
+def load_rows(
+    firsts, wanted, begin, length, LANES: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """(ROWS, LANES, WIDTH): LANES * WIDTH elements from `begin` of the wanted rows, zeros for the others.
+
+    They are loaded as a matrix. Of a tile with three dimensions, Triton 3.6 and 3.7 would put the lanes of a row ROWS
+    vectors apart in shared memory, so that up to eight lanes of a warp would meet in the same banks.
 
     A mask that differs between neighbouring elements splits the 16-byte loads. So only the end of a chunk, after its
     last full tile, is MASKED. It is read in tiles of width 1, which also need fewer registers.
     """
-    mask = present[:, None, None]
+    at = begin + tl.arange(0, LANES * WIDTH)
+    mask = wanted[:, None]
     if MASKED:
-        mask = mask & (at < length)[None, :, :]
-    return widen(tl.load(first[:, None, None] + at[None, :, :], mask=mask, other=0.0), COMPUTE)
+        mask = mask & (at < length)[None, :]
+    values = tl.load(firsts[:, None] + at[None, :], mask=mask, other=0.0)
+    return widen(values.reshape(firsts.shape[0], LANES, WIDTH), COMPUTE)
+
+
+@triton.jit
+def load_tasks(
+    firsts, present, begin, length,
+    EACH: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """EACH times (GROUPS, LANES, WIDTH): the tasks' gradients, zero where a task has none. All loads come first."""
+    grads = ()
+    for n in tl.static_range(EACH):
+        grads += (load_rows(firsts[n], present[n], begin, length, LANES, WIDTH, MASKED, COMPUTE),)
+    return grads
 
 
 @triton.jit
@@ -172,27 +228,50 @@ def store(first, at, length, values, MASKED: tl.constexpr, DTYPE: tl.constexpr, 
 
 
 @triton.jit
-def load_weights(weights, present, TASKS: tl.constexpr, ROWS: tl.constexpr, COMPUTE: tl.constexpr):
-    """(ROWS,): the weights; zero where a task has no gradient."""
-    tasks = tl.arange(0, ROWS)
-    return tl.where(present, tl.load(weights + tasks, mask=tasks < TASKS, other=0.0), 0.0).to(COMPUTE)
+def load_weights(
+    weights, present, TASKS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """EACH times (GROUPS,): the weights; zero where a task has no gradient."""
+    values = ()
+    for n in tl.static_range(EACH):
+        tasks = tasks_of(n, GROUPS, EACH)
+        loaded = tl.load(weights + tasks, mask=tasks < TASKS, other=0.0)
+        values += (tl.where(present[n], loaded, 0.0).to(COMPUTE),)
+    return values
 
 
 @triton.jit
-def combination(grads, weights):
-    """(LANES, WIDTH): the weighted sum over tasks."""
-    return tl.sum(grads * weights[:, None, None], axis=0)
+def combination(grads, weights, EACH: tl.constexpr):
+    """(LANES, WIDTH): the weighted sum over tasks. A thread adds those of its group, then the groups are added."""
+    total = grads[0] * weights[0][:, None, None]
+    for n in tl.static_range(1, EACH):
+        total += grads[n] * weights[n][:, None, None]
+    return tl.sum(total, axis=0)
 
 
 @triton.jit
-def products(grads, vector):
-    """(ROWS, LANES): every task's inner product with a (LANES, WIDTH) vector, summed per lane."""
-    return tl.sum(grads * vector[None, :, :], axis=2)
+def add_products(lanes, grads, vector, EACH: tl.constexpr):
+    """EACH times (GROUPS, LANES): every task's inner product with a (LANES, WIDTH) vector is added, lane by lane."""
+    added = ()
+    for n in tl.static_range(EACH):
+        added += (lanes[n] + tl.sum(grads[n] * vector[None, :, :], axis=2),)
+    return added
 
 
 @triton.jit
-def squares(grads):
-    return tl.sum(grads * grads, axis=2)
+def add_squares(lanes, grads, EACH: tl.constexpr):
+    added = ()
+    for n in tl.static_range(EACH):
+        added += (lanes[n] + tl.sum(grads[n] * grads[n], axis=2),)
+    return added
+
+
+@triton.jit
+def zeros(shape: tl.constexpr, EACH: tl.constexpr, DTYPE: tl.constexpr):
+    values = ()
+    for _ in tl.static_range(EACH):
+        values += (tl.zeros(shape, DTYPE),)
+    return values
 
 
 @triton.jit
@@ -201,11 +280,21 @@ def over_lanes(values):
 
 
 @triton.jit
-def store_statistic(partials, statistic, count, index, values, TASKS: tl.constexpr, ROWS: tl.constexpr):
-    """Writes a chunk's TASKS partial sums into its column of partials, beginning at row statistic * TASKS."""
-    tasks = tl.arange(0, ROWS)
+def flush(sums, lanes, EACH: tl.constexpr):
+    """(GROUPS, SLOTS) float64 sums, a slot for each task of a group, with the sums over lanes added."""
+    slots = tl.arange(0, sums.shape[1])[None, :]
+    for n in tl.static_range(EACH):
+        sums += tl.where(slots == n, over_lanes(lanes[n])[:, None], 0.0)
+    return sums
+
+
+@triton.jit
+def store_sums(partials, statistic, count, index, sums, TASKS: tl.constexpr, EACH: tl.constexpr):
+    """Writes a chunk's partial sums of TASKS tasks into its column of partials, beginning at row statistic * TASKS."""
+    slots = tl.arange(0, sums.shape[1])[None, :]
+    tasks = tl.arange(0, sums.shape[0])[:, None] * EACH + slots
     at = tl.cast(statistic * TASKS + tasks, tl.int64) * count + index
-    tl.store(partials + at, values, mask=tasks < TASKS)
+    tl.store(partials + at, sums, mask=(slots < EACH) & (tasks < TASKS))
 
 
 @triton.jit(do_not_specialize=["count"])

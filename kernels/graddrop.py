@@ -1,4 +1,8 @@
-"""graddrop: the sum of the gradients with one of their two signs, in one read of them and one write of the result."""
+"""graddrop: the sum of the gradients with one of their two signs, in one read of them and one write of the result.
+
+The tile is that of combine (common.py). Both sums, and both leaks, are added before the sign is drawn: a thread adds
+them for its group of tasks, then the groups are added.
+"""
 
 from __future__ import annotations
 
@@ -50,32 +54,49 @@ def thresholds(first, seed, step, at, LANES: tl.constexpr, WIDTH: tl.constexpr, 
 
 
 @triton.jit
+def _signs(grads, leaks, EACH: tl.constexpr):
+    """(LANES, WIDTH) each: the sums of the positive and of the other gradients, and both with the leaks as weights."""
+    up = tl.zeros(grads[0].shape, grads[0].dtype)
+    down = up
+    leaked_up = up
+    leaked_down = up
+    for n in tl.static_range(EACH):
+        above = grads[n] > 0  # not for NaN, which therefore gets into `negative`
+        positive = tl.where(above, grads[n], 0.0)
+        negative = tl.where(above, 0.0, grads[n])
+        leak = leaks[n][:, None, None]
+        up += positive
+        down += negative
+        leaked_up += positive * leak
+        leaked_down += negative * leak
+    return tl.sum(up, axis=0), tl.sum(down, axis=0), tl.sum(leaked_up, axis=0), tl.sum(leaked_down, axis=0)
+
+
+@triton.jit
 def _tile(
-    grads_first, present, leak, out, position, seed, step, start, at, length,
-    LANES: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, MASKED: tl.constexpr,
+    firsts, present, leaks, out, position, seed, step, begin, length,
+    EACH: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, MASKED: tl.constexpr,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Writes the result of one tile, whose elements `at` begin with number `start` of the chunk."""
-    grads = load_tasks(grads_first, present, at, length, MASKED, COMPUTE)
-    above = grads > 0  # not for NaN, which therefore gets into `negative`
-    positive = tl.where(above, grads, 0.0)
-    negative = tl.where(above, 0.0, grads)
-    up, down = tl.sum(positive, axis=0), tl.sum(negative, axis=0)
-    leaks = leak[:, None, None]
+    """Writes the result of one tile."""
+    grads = load_tasks(firsts, present, begin, length, EACH, LANES, WIDTH, MASKED, COMPUTE)
+    inner = offsets(LANES, WIDTH)
+    up, down, leaked_up, leaked_down = _signs(grads, leaks, EACH)
     size = up - down
-    threshold = thresholds(position + start, seed, step, at - start, LANES, WIDTH, WHOLE, COMPUTE)
+    threshold = thresholds(position + begin, seed, step, inner, LANES, WIDTH, WHOLE, COMPUTE)
     # The second comparison is for subnormal numbers: threshold * size may be rounded to size.
     chosen = (up + down > threshold * size) | (up + down == size)
-    kept = tl.where(chosen, up + tl.sum(negative * leaks, axis=0), down + tl.sum(positive * leaks, axis=0))
+    kept = tl.where(chosen, up + leaked_down, down + leaked_up)
     # NaN if a gradient, or the sum of their sizes, is not finite.
-    store(out, at, length, kept + (size - size), MASKED, DTYPE)
+    store(out, begin + inner, length, kept + (size - size), MASKED, DTYPE)
 
 
 @triton.jit(do_not_specialize=["base"])
 def graddrop_kernel(
     table, chunks, base, leak, words,
-    TASKS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr,
-    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr, WHOLE: tl.constexpr,
+    TASKS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr, SLOTS: tl.constexpr, LANES: tl.constexpr,
+    WIDTH: tl.constexpr, RUN: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One chunk. words: seed, step, and the position of the first element of every row of the table.
 
@@ -83,31 +104,29 @@ def graddrop_kernel(
     """
     row, start, length = locate(chunks, tl.program_id(0) + base)
     columns: tl.constexpr = TASKS + 1
-    first, present = task_pointers(table, row, start, columns, TASKS, ROWS, DTYPE, ALIGNED)
+    firsts, present = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
     out = other_pointer(table, row, start, columns, TASKS, DTYPE, ALIGNED)
-    leaks = load_weights(leak, present, TASKS, ROWS, COMPUTE)
+    leaks = load_weights(leak, present, TASKS, GROUPS, EACH, COMPUTE)
     seed, step = tl.load(words), tl.load(words + 1)
     position = tl.load(words + 2 + row) + start
     size: tl.constexpr = LANES * WIDTH
     full = length // size
-    inner = offsets(LANES, WIDTH)
     for tile in tl.range(0, full, num_stages=STAGES):
-        begin = tl.cast(tile, tl.int64) * size
         _tile(
-            first, present, leaks, out, position, seed, step, begin, begin + inner, length,
-            LANES, WIDTH, WHOLE, False, DTYPE, COMPUTE,
+            firsts, present, leaks, out, position, seed, step, tl.cast(tile, tl.int64) * size, length,
+            EACH, LANES, WIDTH, WHOLE, False, DTYPE, COMPUTE,
         )  # fmt: skip
     for rest in range(full * size, length, LANES):
-        begin = tl.cast(rest, tl.int64)
+        again = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
         _tile(
-            first, present, leaks, out, position, seed, step, begin, begin + offsets(LANES, 1), length,
-            LANES, 1, False, True, DTYPE, COMPUTE,
+            again[0], again[1], leaks, out, position, seed, step, tl.cast(rest, tl.int64), length,
+            EACH, LANES, 1, False, True, DTYPE, COMPUTE,
         )  # fmt: skip
 
 
 def options(tasks: int, dtype: torch.dtype, aligned: bool, fours: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of graddrop_kernel and the launch options. fours: positions are multiples of 4."""
-    constants, launch = common.constants(tasks, [dtype], aligned)
+    constants, launch = common.constants(tasks, [dtype], aligned, busy=True)
     return {**constants, "WHOLE": fours and constants["WIDTH"] % 4 == 0}, launch
 
 

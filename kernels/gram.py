@@ -4,6 +4,11 @@ Up to UNROLLED tasks: one accumulator per pair, with multiply-adds. More tasks: 
 matrix units. These are exact for bfloat16 and float16. For float32 they are three TF32 products, which leave out only
 the product of the low halves, 2^-22 of the result.
 
+Up to BLOCK tasks, a program has one block of sums. More tasks are two blocks, so there are three products: inside each
+and of the pair. 16-bit gradients are read once for all three. For float32, three launches compute one product each:
+three blocks of sums and the halves of all operands would leave registers for one program on a multiprocessor, which
+waits at 27 barriers for each tile of 16 elements. The second block has no more rows than it needs.
+
 Matrix units truncate their sums, and a lane's float32 sum must be short so that the error stays below 2e-6 |g_i| |g_j|.
 So the product of a tile is at most 8 steps of the matrix unit. A lane adds TILES such products, rounded to the nearest;
 then the sum is added to a float64 sum. Terms of one sign are the worst case: with u = 2^-24 the error is at most 4u
@@ -24,11 +29,12 @@ from torch import Tensor
 from cats.ops.device_table import DevicePieces
 
 from . import common
-from .common import INTERPRETED, STAGES, locate, offsets, pointers, store_statistic, task_pointers, widen
+from .common import INTERPRETED, STAGES, locate, offsets, pointers, widen
 
 UNROLLED = 8
-BLOCK = 64  # at most this many tasks in a block; more tasks form two blocks, with products inside and between them
+BLOCK = 64  # at most this many tasks in a block; more tasks form two blocks, with products inside and of the pair
 TILES = 32  # products added in float32
+LENGTH = 64
 
 # For more than UNROLLED tasks, partial sums are matrices. This limits their memory and the time to add them.
 MAX_BYTES = 48 << 20
@@ -97,21 +103,23 @@ def gram_kernel(
             at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
             lanes = _add_pairs(firsts, present, lanes, at, length, TASKS, True)
         sums = _flush(lanes, sums, TASKS, SQUARE)
-    store_statistic(partials, 0, count, index, sums, TASKS * TASKS, SQUARE)
+    pairs = tl.arange(0, SQUARE)
+    at = tl.cast(pairs, tl.int64) * count + index
+    tl.store(partials + at, sums, mask=pairs < TASKS * TASKS)
 
 
 def unrolled_options(tasks: int, dtype: torch.dtype, aligned: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """The constexpr arguments of gram_kernel and the launch options."""
-    _, lanes, width = common.tile(tasks, dtype, aligned)
+    tile = common.tile(tasks, dtype, aligned)
     return {
         "TASKS": tasks,
         "SQUARE": triton.next_power_of_2(tasks * tasks),
-        "LANES": max(lanes, 32 * common.WARPS),
-        "WIDTH": width,
+        "LANES": tile.lanes,
+        "WIDTH": tile.width,
         "RUN": common.RUN,
         "DTYPE": common.TYPES[dtype],
         "ALIGNED": aligned,
-    }, {"num_warps": common.WARPS}
+    }, {"num_warps": tile.warps}
 
 
 # Many tasks. One program processes one slot: up to per_slot consecutive chunks of a group.
@@ -130,6 +138,14 @@ def _add_products(a, b, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _block_pointers(addresses, start, TASKS: tl.constexpr, ROWS: tl.constexpr, DTYPE, ALIGNED: tl.constexpr):
+    """(ROWS,): addresses of the gradients of at most TASKS tasks at the start of this chunk, which tasks have one."""
+    tasks = tl.arange(0, ROWS)
+    found = tl.load(addresses + tasks, mask=tasks < TASKS, other=0)
+    return pointers(found, DTYPE, ALIGNED) + start, found != 0
+
+
+@triton.jit
 def _load_block(first, present, at, length, MASKED: tl.constexpr):
     """(ROWS, LENGTH) in the gradients' dtype; in the interpreter float32, because it cannot multiply bfloat16."""
     mask = present[:, None]
@@ -142,67 +158,84 @@ def _load_block(first, present, at, length, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _store_sums(partials, sums, ROW: tl.constexpr, COLUMN: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr):
-    row = ROW * ROWS + tl.arange(0, ROWS)
-    column = COLUMN * ROWS + tl.arange(0, ROWS)
+def _store_sums(partials, sums, ROW: tl.constexpr, COLUMN: tl.constexpr, SIZE: tl.constexpr):
+    row = ROW + tl.arange(0, sums.shape[0])
+    column = COLUMN + tl.arange(0, sums.shape[1])
     at = partials + row[:, None] * SIZE + column[None, :]
     tl.store(at, tl.load(at) - sums.to(tl.float64))
+
+
+@triton.jit
+def _add_tile(
+    a_first, a_present, b_first, b_present, at, length, aa, ab, bb,
+    INSIDE: tl.constexpr, PAIR: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Returns the sums with the products of a tile added: inside the blocks, and of the pair of blocks."""
+    a = _load_block(a_first, a_present, at, length, MASKED)
+    if PAIR:
+        b = _load_block(b_first, b_present, at, length, MASKED)
+        ab = _add_products(a, b, ab, PRECISION)
+        if INSIDE:
+            bb = _add_products(b, b, bb, PRECISION)
+    if INSIDE:
+        aa = _add_products(a, a, aa, PRECISION)
+    return aa, ab, bb
 
 
 @triton.jit(do_not_specialize=["base", "last", "groups", "per_slot"])
 def gram_blocks_kernel(
     table, chunks, base, last, order, bounds, groups, per_slot, partials,
-    TASKS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, LENGTH: tl.constexpr, TILES: tl.constexpr,
-    TAIL: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
+    TASKS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, A_ROWS: tl.constexpr, B_ROWS: tl.constexpr,
+    SIZE: tl.constexpr, INSIDE: tl.constexpr, LENGTH: tl.constexpr, TILES: tl.constexpr, TAIL: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """One slot: adds the products of its chunks in [base, last) to the upper triangle of partials[slot]."""
+    """One slot: adds the products of its chunks in [base, last) to partials[slot], (SIZE, SIZE).
+
+    Block a is the A_ROWS tasks from A, b the B_ROWS tasks from B; B_ROWS is 0 if there is none. The products are those
+    of the pair, and those inside each block if INSIDE. They are in the upper triangle, seen as a matrix of blocks.
+    """
     slot = tl.program_id(0)
     group = 0
     while (group + 1 < groups) & (_first_slot(bounds, group + 1, per_slot) <= slot):
         group += 1
     begin = tl.load(bounds + group) + (slot - _first_slot(bounds, group, per_slot)) * per_slot
     end = tl.minimum(begin + per_slot, tl.load(bounds + group + 1))
-    size: tl.constexpr = ROWS * BLOCKS
-    partials += tl.cast(slot, tl.int64) * size * size
+    pair: tl.constexpr = B_ROWS > 0
+    partials += tl.cast(slot, tl.int64) * SIZE * SIZE
     inner = tl.arange(0, LENGTH)
     for position in range(begin, end):
         index = tl.load(order + position)
         if (index >= base) & (index < last):
             row, start, length = locate(chunks, index)
-            rows_of = table + row * TASKS
-            rows: tl.constexpr = TASKS if TASKS < ROWS else ROWS
-            a_first, a_present = task_pointers(rows_of, 0, start, 0, rows, ROWS, DTYPE, ALIGNED)
-            if BLOCKS == 2:
-                b_first, b_present = task_pointers(rows_of + ROWS, 0, start, 0, TASKS - ROWS, ROWS, DTYPE, ALIGNED)
+            addresses = table + row * TASKS
+            a_first, a_present = _block_pointers(addresses + A, start, TASKS - A, A_ROWS, DTYPE, ALIGNED)
+            b_first, b_present = a_first, a_present
+            if pair:
+                b_first, b_present = _block_pointers(addresses + B, start, TASKS - B, B_ROWS, DTYPE, ALIGNED)
             full = length // LENGTH
             for run in range(0, tl.cdiv(length, LENGTH), TILES):
-                aa = tl.zeros([ROWS, ROWS], tl.float32)
-                if BLOCKS == 2:
-                    ab = tl.zeros([ROWS, ROWS], tl.float32)
-                    bb = tl.zeros([ROWS, ROWS], tl.float32)
+                aa = tl.zeros([A_ROWS, A_ROWS] if INSIDE else [1, 1], tl.float32)
+                ab = tl.zeros([A_ROWS, B_ROWS] if pair else [1, 1], tl.float32)
+                bb = tl.zeros([B_ROWS, B_ROWS] if pair and INSIDE else [1, 1], tl.float32)
                 for tile in range(run, tl.minimum(run + TILES, full)):
                     at = tl.cast(tile, tl.int64) * LENGTH + inner
-                    a = _load_block(a_first, a_present, at, length, False)
-                    aa = _add_products(a, a, aa, PRECISION)
-                    if BLOCKS == 2:
-                        b = _load_block(b_first, b_present, at, length, False)
-                        ab = _add_products(a, b, ab, PRECISION)
-                        bb = _add_products(b, b, bb, PRECISION)
+                    aa, ab, bb = _add_tile(
+                        a_first, a_present, b_first, b_present, at, length, aa, ab, bb, INSIDE, pair, False, PRECISION
+                    )
                 # The end of the last run. Masks need registers, so the tiles are narrow.
                 for rest in range(full * LENGTH, tl.minimum(length, (run + TILES) * LENGTH), TAIL):
                     at = tl.cast(rest, tl.int64) + tl.arange(0, TAIL)
-                    a = _load_block(a_first, a_present, at, length, True)
-                    aa = _add_products(a, a, aa, PRECISION)
-                    if BLOCKS == 2:
-                        b = _load_block(b_first, b_present, at, length, True)
-                        ab = _add_products(a, b, ab, PRECISION)
-                        bb = _add_products(b, b, bb, PRECISION)
+                    aa, ab, bb = _add_tile(
+                        a_first, a_present, b_first, b_present, at, length, aa, ab, bb, INSIDE, pair, True, PRECISION
+                    )
                 # One thread may load what another has stored.
                 tl.debug_barrier()
-                _store_sums(partials, aa, 0, 0, ROWS, size)
-                if BLOCKS == 2:
-                    _store_sums(partials, ab, 0, 1, ROWS, size)
-                    _store_sums(partials, bb, 1, 1, ROWS, size)
+                if INSIDE:
+                    _store_sums(partials, aa, A, A, SIZE)
+                if pair:
+                    _store_sums(partials, ab, A, B, SIZE)
+                if pair and INSIDE:
+                    _store_sums(partials, bb, B, B, SIZE)
 
 
 @triton.jit(do_not_specialize=["per_slot"])
@@ -224,47 +257,75 @@ def reduce_slots_kernel(
     tl.store(result + tl.cast(group, tl.int64) * SIZE + columns, tl.sum(sums, axis=0))
 
 
-class Blocks(NamedTuple):
-    rows: int  # tasks in a block, rounded up to a power of two
-    count: int
-    length: int
+class Product(NamedTuple):
+    """A launch: the products of the pair of blocks, if there is a b, and those inside each block if `inside`."""
+
+    a: int  # the first task of the block
+    a_rows: int
+    b: int
+    b_rows: int  # 0: none
+    inside: bool
+    length: int  # elements of a tile
     warps: int
 
 
-def blocks(tasks: int, dtype: torch.dtype, aligned: bool) -> Blocks:
-    """The blocks of more than UNROLLED tasks, and the elements of a tile: at most 8 steps of the matrix unit.
+def block_rows(tasks: int) -> int:
+    """The rows of a block of this many tasks: a power of two, because Triton's tiles are, and at least 16."""
+    return max(16, triton.next_power_of_2(tasks))
 
-    The operands of three TF32 products are in registers, so with more tasks a tile is shorter.
+
+def size(tasks: int) -> int:
+    """The rows of the matrix of sums of more than UNROLLED tasks."""
+    return block_rows(tasks) if tasks <= BLOCK else 2 * BLOCK
+
+
+def products(tasks: int, dtype: torch.dtype, aligned: bool) -> list[Product]:
+    """The launches for more than UNROLLED tasks. A tile is at most 8 steps of the matrix unit long.
+
+    Of 16-bit gradients all products are computed in one launch, which reads once. A launch of float32 computes one
+    product: the operands of its three TF32 products are in registers, and with all three blocks of sums there would be
+    room for one program on a multiprocessor, which mostly waits. Reading twice takes less time than the arithmetic.
     """
-    rows = min(BLOCK, max(16, triton.next_power_of_2(tasks)))
-    count = triton.cdiv(tasks, rows)
-    length = max(16, 1024 // (rows * count)) if dtype is torch.float32 else 64
-    return Blocks(rows, count, length if aligned else 16, rows // 16 * count)
+
+    def length(rows: int) -> int:
+        if not aligned:
+            return 16
+        return max(16, 1024 // rows) if dtype is torch.float32 else 64
+
+    def inside(first: int, rows: int) -> Product:
+        return Product(first, rows, 0, 0, True, length(rows), rows // 16)
+
+    if tasks <= BLOCK:
+        return [inside(0, block_rows(tasks))]
+    if dtype is not torch.float32:
+        return [Product(0, BLOCK, BLOCK, BLOCK, True, length(BLOCK), 8)]
+    rest = block_rows(tasks - BLOCK)
+    return [inside(0, BLOCK), Product(0, BLOCK, BLOCK, rest, False, length(BLOCK), 4), inside(BLOCK, rest)]
 
 
 def blocks_options(
-    tasks: int, dtype: torch.dtype, aligned: bool, capability: int
+    tasks: int, dtype: torch.dtype, aligned: bool, product: Product
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """The constexpr arguments of gram_blocks_kernel and the launch options, for a GPU of this major capability.
+    """The constexpr arguments of gram_blocks_kernel and the launch options.
 
-    Prefetching needs registers. With two blocks of float32 there are enough only for capabilities 9 and 10, whose
-    matrix units read their operands from shared memory; those of 8 and 12 do not. Without alignment there are never
-    enough, and the compiler must be told that it may use all: it would rather spill a few and run another program. The
-    result depends on neither.
+    Prefetching needs registers. Without alignment there are never enough, and the compiler must be told that it may use
+    all: it would rather spill a few and run another program. The result does not depend on it.
     """
-    rows, count, length, warps = blocks(tasks, dtype, aligned)
-    crowded = (dtype is torch.float32 and count == 2 and capability not in (9, 10)) or not aligned
     return {
         "TASKS": tasks,
-        "ROWS": rows,
-        "BLOCKS": count,
-        "LENGTH": length,
+        "A": product.a,
+        "B": product.b,
+        "A_ROWS": product.a_rows,
+        "B_ROWS": product.b_rows,
+        "SIZE": size(tasks),
+        "INSIDE": product.inside,
+        "LENGTH": product.length,
         "TILES": TILES,
         "TAIL": 16,
         "PRECISION": "tf32x3" if dtype is torch.float32 and not INTERPRETED.value else "ieee",
         "DTYPE": common.TYPES[dtype],
         "ALIGNED": aligned,
-    }, {"num_warps": warps, "num_stages": 1 if crowded else 3, **({} if aligned else {"maxnreg": 255})}
+    }, {"num_warps": product.warps, "num_stages": 3 if aligned else 1, **({} if aligned else {"maxnreg": 255})}
 
 
 REDUCE_OPTIONS = {"SLOTS": 128, "COLUMNS": 32}, {"num_warps": 8}
@@ -290,22 +351,21 @@ def _unrolled(pieces: DevicePieces) -> Tensor:
 
 def _blocks(pieces: DevicePieces) -> Tensor:
     table, geometry, device, tasks, groups, _ = pieces
-    rows, count, *_ = blocks(tasks, torch.float32, True)
-    size = rows * count
-    slots = min(MAX_SLOTS, MAX_BYTES // (8 * size * size))
+    rows = size(tasks)
+    slots = min(MAX_SLOTS, MAX_BYTES // (8 * rows * rows))
     per_slot = max(1, triton.cdiv(geometry.chunk_count, slots))
     # The last slot of a group may not be full, so there is one more slot per group.
-    partials = torch.zeros(geometry.chunk_count // per_slot + groups, size, size, dtype=torch.float64, device=device)
-    capability = 9 if device.type == "cpu" else torch.cuda.get_device_capability(device)[0]
+    partials = torch.zeros(geometry.chunk_count // per_slot + groups, rows, rows, dtype=torch.float64, device=device)
     for dtypes, aligned, base, chunks in geometry.launches:
-        constants, launch = blocks_options(tasks, dtypes[0], aligned, capability)
         order, bounds = geometry.order, geometry.bounds
         arguments = (table, geometry.chunks, base, base + chunks, order, bounds, groups, per_slot, partials)
-        common.launch(gram_blocks_kernel, (len(partials),), device, *arguments, **constants, **launch)
-    result = partials.new_empty(groups, size, size)
+        for product in products(tasks, dtypes[0], aligned):
+            constants, launch = blocks_options(tasks, dtypes[0], aligned, product)
+            common.launch(gram_blocks_kernel, (len(partials),), device, *arguments, **constants, **launch)
+    result = partials.new_empty(groups, rows, rows)
     tiles, launch = REDUCE_OPTIONS
-    grid = (groups, size * size // tiles["COLUMNS"])
+    grid = (groups, rows * rows // tiles["COLUMNS"])
     arguments = (partials, geometry.bounds, per_slot, result)
-    common.launch(reduce_slots_kernel, grid, device, *arguments, SIZE=size * size, **tiles, **launch)
+    common.launch(reduce_slots_kernel, grid, device, *arguments, SIZE=rows * rows, **tiles, **launch)
     upper = result[:, :tasks, :tasks].triu()
     return upper + upper.triu(1).mT
