@@ -14,7 +14,7 @@ from .cases import ADAMW, GRADDROP, TWO_PASSES, Problem
 from .contender import BACKEND, COMPOSED, Contender
 from .oracle import Outcome
 
-REFERENCE_ELEMENTS = 10**7  # K P; on a CPU the reference backend would take most of a larger case's time
+REFERENCE_ELEMENTS = 10**7  # K P; the reference backend would take most of a larger case's time
 
 
 def usable(device: torch.device, operator: str = "") -> list[str]:
@@ -28,8 +28,7 @@ def usable(device: torch.device, operator: str = "") -> list[str]:
 def contenders(operator: str, problem: Problem) -> Iterator[Contender]:
     """The backends; for combine_adamw_ also each backend's combine followed by torch's AdamW."""
     backends = usable(problem.device, operator)
-    large = problem.device.type == "cpu" and problem.tasks * problem.elements > REFERENCE_ELEMENTS
-    if large and backends != ["reference"]:
+    if problem.tasks * problem.elements > REFERENCE_ELEMENTS and backends != ["reference"]:
         backends.remove("reference")
     for backend in backends:
         yield Contender(backend, BACKEND, call(operator, problem, backend))
