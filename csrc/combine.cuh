@@ -22,7 +22,7 @@ struct CombineArguments {
     const int64_t *pointers, *chunks;
     int64_t width, first;
     int tasks, row, rows;
-    int split;  // a power of two that divides the number of warps; larger than 1 only with CAP = MOST_TASKS
+    int split;  // divides the number of warps; larger than 1 only with CAP = MOST_TASKS
     bool aligned;
     bool direction;           // the direction is given, not combined
     bool direction_is_float;  // otherwise it has the gradients' type
@@ -275,8 +275,10 @@ void launch_one(const CombineArguments& a, int64_t count, int64_t stream) {
 }
 
 template <class T> void launch_combine(CombineArguments a, int64_t count, int64_t stream) {
+    // Up to 8 warps, split is a power of two, so that it divides their number. Beyond, it is their number.
     a.split = 1;
     while (a.split * MOST_TASKS < a.tasks) a.split *= 2;
+    if (a.split > 8) a.split = (a.tasks + MOST_TASKS - 1) / MOST_TASKS;
     if (a.rows > 1)
         launch_one<T, MOST_TASKS, MAX_ROWS, false>(a, count, stream);
     else if (a.tasks > 4)

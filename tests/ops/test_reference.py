@@ -223,3 +223,13 @@ def test_numbers_of_the_host_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None
     numbers = torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64)
     assert torch.equal(reference._on_device(numbers, torch.device("cuda")), numbers)
     assert written == [0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize("tasks", [2, 9])
+def test_blocks_are_powers_of_two(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the long ones of a GPU. So a list of tensors gives the bits of its flat view, if they have such sizes."""
+    monkeypatch.setattr(reference, "_CPU_COLUMNS", 1 << 40)
+    grads = [[torch.ones(3 << 18)] for _ in range(tasks)]
+    for vectors in (reference._VECTORS, reference._ADAMW_VECTORS, reference._GRADDROP_VECTORS):
+        first, *_ = (block.matrix.shape[1] for block in reference._blocks(grads, [0], (), vectors))
+        assert first == 3 << 18 or first & (first - 1) == 0

@@ -247,6 +247,7 @@ def _blocks(
         return
     device = columns[0][1][0].device
     limit = max(1, _MEMORY // (3 * len(grads) + vectors))  # the matrix, the scratch, and the gradients side by side
+    limit = 1 << limit.bit_length() - 1  # a power of two: then a list of tensors has the blocks of its flat view
     if device.type == "cpu":
         limit = min(limit, _CPU_COLUMNS)
     width = min(limit, sum(column[0].numel() for _, column in columns))
