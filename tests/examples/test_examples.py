@@ -30,8 +30,9 @@ PACKAGES = {
 }
 SEVERAL_PROCESSES = ["fsdp2.py", "torchrun_ddp.py"]
 # The last bits of a sum depend on the processor, the number of threads and the version of torch. Most programs print
-# the same digits everywhere. The scores of a translation model moved by up to 7 % between AVX2 and code without it.
-ROUNDING = {"own_corpus.py": 0.1}
+# the same digits everywhere. The scores of a translation model moved by up to 7 % between AVX2 and code without it, and
+# its smallest NLL, 0.157, by 20 % between two processors with AVX-512.
+ROUNDING = {"own_corpus.py": 0.3}
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 

@@ -36,7 +36,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PLACES = (
     *("cats", "T=1", "T=inf", "uniform", "staged", "T=5", "tokens"),
     *("multidds", "temperature", "rlw", "gradnorm", "pretrain-finetune", "T=3", "static"),
-    *("multidds-s", "restart", "famo", "group-dro", "lowres-finetune", "unimax", "ratios"),
+    *("multidds-s", "restart", "famo", "group-dro", "unimax", "lowres-finetune", "ratios"),
     *("mgda", "temperature-schedule", "pcgrad", "cvar-dro", "gradvac", "chi-square-dro", "uncertainty"),
     *("dwa", "graddrop", "target-projection", "adaptive", "bandit", "chi-square-ibr", "doremi"),
     *("double-power-law", "mirror", "lssd", "T=2", "T=10", "T=100", "T=20"),
