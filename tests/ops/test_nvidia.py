@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import shutil
 import sys
 import sysconfig
@@ -127,3 +128,14 @@ def test_asking_for_backends_does_not_initialise_cuda(root: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.6 comes with Triton 3.2, which does not compile the kernels."""
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", "3.2.0")
+    found = importlib.util.find_spec("cats.ops.backends.triton")
+    assert found is not None and found.origin is not None
+    spec = importlib.util.spec_from_file_location("cats.ops.backends.triton_once_more", found.origin)
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(ImportError, match=r"triton 3\.2\.0 is too old: 3\.6 or later is needed"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -18,6 +18,9 @@ try:
 except ImportError as error:
     raise ImportError(f"triton cannot be imported ({error}); pip install triton") from error
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):  # as in pyproject.toml: it does not compile the kernels
+    raise ImportError(f"triton {triton.__version__} is too old: 3.6 or later is needed")
+
 from cats.kernels import common
 from cats.kernels.adamw import combine_adamw_
 from cats.kernels.combine import MAX_COMBINATIONS, combine, combine_dots
