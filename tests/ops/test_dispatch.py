@@ -24,7 +24,8 @@ from tests.ops.small import ADAMW, GOOD
 def test_no_backend_is_missing_by_mistake() -> None:
     # Otherwise all of its tests would be skipped, and nothing would fail.
     if importlib.util.find_spec("triton"):
-        assert reasons()["triton"] is None
+        reason = reasons()["triton"]
+        assert reason is None or "is too old: 3.6" in reason  # torch 2.6 brings such a one
     if shutil.which("c++"):
         assert reasons()["native"] is None
 
