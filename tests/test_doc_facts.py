@@ -214,12 +214,11 @@ def test_every_committed_result_is_in_the_index_with_its_commit() -> None:
     index, lists = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split("## What is in bench/results")
     listed = {in_backticks(row[0])[0]: row for row in rows(lists) if in_backticks(row[0])}
     for path in sorted(RESULTS.iterdir()):
-        alone = not path.is_dir() and not path.with_suffix(".json").exists()
-        entry = path.name if path.is_dir() or alone else f"{path.stem}.json"
+        entry = path.name if path.is_dir() else f"{path.stem}.json"
         assert entry in index or f"{path.stem}.md" in index, path.name
         if path.suffix == ".json":
             assert json.loads(path.read_text(encoding="utf-8"))["commit"][:7] in listed[entry][1], path.name
-        elif not path.is_dir() and not alone:  # a picture or tables beside a JSON file
+        elif not path.is_dir():  # a picture or tables beside a JSON file
             assert path.suffix in in_backticks(listed[entry][0]), path.name
     assert {name for name in listed if not (RESULTS / name).exists()} == set()
 

@@ -100,7 +100,13 @@ class Examples:
         if not self.mean:
             return 1.0
         per_id = value.numel() // max(ids.numel(), 1)
-        # Not bincount, for which the host waits. The numbers are integers, so the order of the sums does not matter.
-        index = ids.flatten() % (self.count + 1)
-        counts = index.new_zeros(self.count + 1).index_add_(0, index, torch.ones_like(index))
-        return counts.clamp(min=1) * per_id
+        return entry_counts(ids, self.count).clamp(min=1) * per_id
+
+
+def entry_counts(ids: Tensor, count: int) -> Tensor:
+    """(N + 1,) int64: how many entries each of the N tasks has, and last those with the index -1.
+
+    The host does not wait for the device, as it would with bincount. Integers are added, so the order does not matter.
+    """
+    index = ids.flatten() % (count + 1)
+    return index.new_zeros(count + 1).index_add_(0, index, torch.ones_like(index))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cats.engines.examples import entry_counts
 from cats.multitask import MultiTask
 
 
@@ -62,10 +63,8 @@ class BatchLosses:
             tasks = torch.tensor([optimizer.tasks.index(task) for task in tasks], dtype=torch.int64, device="cpu")
         tasks = tasks.long().to(entries.device, non_blocking=entries.is_cuda)
         tasks = tasks.reshape(*tasks.shape, *[1] * (entries.dim() - tasks.dim())).expand_as(entries)
-        if self._reduction == "mean":  # not bincount, for which the host waits
-            index = tasks.flatten() % (len(optimizer.tasks) + 1)
-            counts = index.new_zeros(len(optimizer.tasks) + 1).index_add_(0, index, torch.ones_like(index))
-            entries = entries / counts[index].view(entries.shape)
+        if self._reduction == "mean":
+            entries = entries / entry_counts(tasks, len(optimizer.tasks))[tasks]
         return torch.where(tasks >= 0, entries, 0.0).sum()
 
     def _noted(self, loss: Any, task: Any, share: float = 1.0) -> Any:

@@ -315,7 +315,7 @@ def _asked_for(name: str, device: torch.device | None, operator: str) -> ModuleT
 
 
 def check_asked(operator: str, backend: str | None) -> None:
-    """For a call without any gradient: raises if the backend that is asked for does not exist or cannot be used here.
+    """For what the reference computes in any case: raises if the backend that is asked for cannot be used here.
 
     torch.compile does not look at it.
     """

@@ -31,8 +31,8 @@ PACKAGES = {
 SEVERAL_PROCESSES = ["fsdp2.py", "torchrun_ddp.py"]
 # The last bits of a sum depend on the processor, the number of threads and the version of torch. Most programs print
 # the same digits everywhere. The scores of a translation model moved by up to 7 % between AVX2 and code without it, and
-# its smallest NLL, 0.157, by 20 % between two processors with AVX-512.
-ROUNDING = {"own_corpus.py": 0.3}
+# its smallest NLL, 0.157, by 0.032 between two processors with AVX-512. So: a share of the number, and a part added.
+ROUNDING = {"own_corpus.py": (0.1, 0.03)}
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -49,21 +49,22 @@ def promised(program: str) -> str:
     return block[1]
 
 
-def differences(found: str, expected: str, rounding: float = 0.0) -> list[str]:
+def differences(found: str, expected: str, rounding: float = 0.0, added: float = 0.0) -> list[str]:
     """Where two outputs differ: the words, the whole numbers, and the others by more than 1 in the last digit.
 
-    rounding: what those others may differ by besides, relative to the expected number. See ROUNDING.
+    rounding, added: what those others may differ by besides, relative to the expected number and as a number. See
+        ROUNDING.
     """
     if NUMBER.sub("#", found).split() != NUMBER.sub("#", expected).split():
         return [f"printed:\n{found}\nexpected:\n{expected}"]
     pairs = zip(NUMBER.findall(found), NUMBER.findall(expected), strict=True)
-    return [f"{a} instead of {b}" for a, b in pairs if a != b and not is_near(a, b, rounding)]
+    return [f"{a} instead of {b}" for a, b in pairs if a != b and not is_near(a, b, rounding, added)]
 
 
-def is_near(a: str, b: str, rounding: float) -> bool:
-    """Whether they differ by at most 1 in the last digit and that share. Whole numbers must be equal."""
+def is_near(a: str, b: str, rounding: float, added: float) -> bool:
+    """Whether they differ by at most 1 in the last digit, that share and that number. Whole numbers must be equal."""
     decimals = len(b.partition(".")[2])
-    return decimals > 0 and abs(float(a) - float(b)) <= rounding * abs(float(b)) + 1.001 * 10**-decimals
+    return decimals > 0 and abs(float(a) - float(b)) <= rounding * abs(float(b)) + added + 1.001 * 10**-decimals
 
 
 def require(name: str) -> None:
@@ -76,7 +77,7 @@ def require(name: str) -> None:
 def test_a_program_prints_what_it_says(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     require(program)
     runpy.run_path(str(FOLDER / program), run_name="__main__")
-    assert not differences(capsys.readouterr().out, promised(program), ROUNDING.get(program, 0.0))
+    assert not differences(capsys.readouterr().out, promised(program), *ROUNDING.get(program, (0.0, 0.0)))
 
 
 @needs_gloo

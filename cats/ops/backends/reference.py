@@ -44,7 +44,7 @@ _ROWS = 1 << 21  # row_dots: elements of a block of one matrix, as float64 16 Mi
 @torch.no_grad()
 def combine(grads: Sequence[Row], out: Sequence[Row], groups: Sequence[int], weights: Tensor) -> None:
     """out[r][i] = sum_n weights[r, n] * grads[n][i]. out: R rows; None where no task has a gradient."""
-    weights = _on_device(weights, device_of(grads))
+    weights = _on_device(weights, device_of(grads) or weights.device)
     for block in _blocks(grads, groups, out):
         for r, values in enumerate(_combined(block, weights)):
             _store(values, block.others(r))
@@ -137,7 +137,7 @@ def combine_adamw_(
 @torch.no_grad()
 def graddrop(grads: Sequence[Row], others: Sequence[Row], groups: Sequence[int], leak: Tensor, draws: Draws) -> None:
     """The gradients' sums of one sign. others: the result, one row. leak: (1, K) float64. groups: not used."""
-    leaks = _on_device(leak, device_of(grads))[0].unbind()
+    leaks = _on_device(leak, device_of(grads) or leak.device)[0].unbind()
     positions = list(draws.positions)
     for block in _blocks(grads, range(len(groups)), others, _GRADDROP_VECTORS):  # a parameter is a group
         position = positions[block.group]
@@ -297,12 +297,11 @@ def _concatenate(rows: list[list[Tensor]]) -> Tensor:
     return torch.cat([t.flatten() for row in rows for t in row]).view(len(rows), -1)
 
 
-def _on_device(numbers: Tensor, device: torch.device | None) -> Tensor:
+def _on_device(numbers: Tensor, device: torch.device) -> Tensor:
     """A few numbers on the device. The host does not wait for it.
 
     A CUDA graph cannot copy them from the host, whose memory may be free by then: a kernel writes each number.
     """
-    device = device or numbers.device
     if numbers.is_cpu and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         filled = [torch.full((), x, dtype=numbers.dtype, device=device) for x in numbers.flatten().tolist()]
         return torch.stack(filled).view(numbers.shape)
