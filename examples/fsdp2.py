@@ -28,7 +28,6 @@ DEVICE = "cpu"  # "cuda" with a GPU for each process
 
 
 def main(steps=50):
-    dist.init_process_group("gloo" if DEVICE == "cpu" else "nccl")
     mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
     torch.manual_seed(0)  # all processes begin with the same parameters
     centres = {task: torch.randn(8) for task in TASKS}  # each task has other inputs
@@ -59,8 +58,9 @@ def main(steps=50):
         losses = optimizer.statistics["losses"]  # means over the processes
         print("loss of " + ", ".join(f"{task} {loss:.2f}" for task, loss in losses.items()))
         print("weights: " + ", ".join(f"{task} {weight:.2f}" for task, weight in optimizer.alpha.items()))
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
+    dist.init_process_group("gloo" if DEVICE == "cpu" else "nccl")
     main()
+    dist.destroy_process_group()

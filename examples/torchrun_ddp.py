@@ -28,7 +28,6 @@ ROWS = 16  # of each task in a batch, over all processes
 
 
 def main(steps=100):
-    dist.init_process_group("gloo")  # "nccl" with a GPU for each process
     torch.manual_seed(0)  # all processes draw the same whole batches, and take their part of them
     centres, answer = torch.randn(len(TASKS), 8), torch.randn(8, 2) / 8**0.5  # each task has other inputs
 
@@ -52,8 +51,11 @@ def main(steps=100):
         print(f"{dist.get_world_size()} processes, engine {statistics['engine']}")
         print("loss of " + ", ".join(f"{task} {loss:.2f}" for task, loss in statistics["losses"].items()))
         print("weights: " + ", ".join(f"{task} {weight:.2f}" for task, weight in optimizer.alpha.items()))
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
+    dist.init_process_group("gloo")  # "nccl" with a GPU for each process
     main()
+    # Only when main() has let go of the wrapper. If the wrapper is the last that holds the group, Python waits for a
+    # thread of gloo that waits for Python, and the process hangs.
+    dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import cats
+from tests.processes import spawn
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -25,7 +27,7 @@ WAIT = timedelta(minutes=1)
 
 def results_of(function: Callable[[int, int, Path], dict[str, Any]], count: int, folder: Path) -> list[dict[str, Any]]:
     """What ``function(rank, count, folder)`` returns in each of ``count`` processes."""
-    torch.multiprocessing.spawn(_run, (function, count, folder), nprocs=count)
+    spawn(_run, (function, count, folder), count)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
@@ -34,6 +36,7 @@ def _run(rank: int, function: Callable[[int, int, Path], dict[str, Any]], count:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count, timeout=WAIT)
     try:
         result = function(rank, count, folder)
+        gc.collect()  # wrappers must go before the group: see examples/torchrun_ddp.py
     finally:
         dist.destroy_process_group()
     torch.save(result, folder / f"{rank}.pt")

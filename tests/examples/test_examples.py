@@ -16,6 +16,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.distributed.common import needs_gloo
+from tests.processes import spawn
 
 FOLDER = ROOT / "examples"
 PROGRAMS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -86,7 +87,7 @@ def test_programs_of_several_processes_print_what_they_say(tmp_path: Path) -> No
         ports = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in SEVERAL_PROCESSES
         ]
-    torch.multiprocessing.spawn(run_all, (ports, tmp_path), nprocs=2)
+    spawn(run_all, (ports, tmp_path), 2)
     for program in SEVERAL_PROCESSES:
         found = "".join((tmp_path / f"{program}-{rank}").read_text(encoding="utf-8") for rank in range(2))
         assert not differences(found, promised(program))

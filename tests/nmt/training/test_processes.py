@@ -27,6 +27,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint, processes
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, final_state, metrics, settings, split
+from tests.processes import spawn
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -108,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Task("xb", "en", "xb", split(40, 4, True), split(21, 5, True), split(5, 6, True)),
     ]
     write_corpus(Corpus("toy", tasks), folder / "toy")
-    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
+    spawn(work, (folder,), 2)
     return folder
 
 

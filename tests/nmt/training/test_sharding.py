@@ -19,6 +19,7 @@ from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import Trainer, train
 from cats.nmt.training.validation import validation_nll
 from tests.nmt.common import final_state, metrics, settings, write_toy_corpus
+from tests.processes import spawn
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -83,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharding")
     write_toy_corpus(folder / "toy")
     (folder / "one").mkdir()
-    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
+    spawn(work, (folder,), 2)
     return folder
 
 
