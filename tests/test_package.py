@@ -212,7 +212,7 @@ def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
     main, tests = commands(root)
     install = 'python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[{}]" && '
     assert main == install.format("nmt") + ".venv/bin/cats train"
-    assert tests == install.format("all") + ".venv/bin/python -m pytest -q"
+    assert tests == install.format("all") + ".venv/bin/python -m pytest -q -n 2"
 
 
 STAND_IN = """#!/bin/sh
@@ -252,7 +252,7 @@ def test_ci_runs_the_readme_command_and_its_exit_status_is_the_truth(root: Path,
     calls = log.read_text().splitlines()
     assert calls[0] == "pip install -c constraints.txt -e .[all]"
     if fails != "pip":
-        assert calls[1] == "python -m pytest -q"
+        assert calls[1] == "python -m pytest -q -n 2"
     # the steps after a failed one still run
     *linters, site = calls[-5:]
     assert linters == ["ruff check .", "ruff format --check .", "mypy ", "lint-imports "]
