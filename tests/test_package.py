@@ -213,6 +213,8 @@ def test_each_readme_command_does_everything_by_itself(root: Path) -> None:
     install = 'python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[{}]" && '
     assert main == install.format("nmt") + ".venv/bin/cats train"
     assert tests == install.format("all") + ".venv/bin/python -m pytest -q -n 2"
+    pinned = re.search(r"^torch==\S+$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None and f"\n{pinned[0]} --index-url" in (root / "README.md").read_text()
 
 
 STAND_IN = """#!/bin/sh
