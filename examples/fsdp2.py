@@ -63,4 +63,5 @@ def main(steps=50):
 if __name__ == "__main__":
     dist.init_process_group("gloo" if DEVICE == "cpu" else "nccl")
     main()
+    dist.barrier()  # as in torchrun_ddp.py
     dist.destroy_process_group()

@@ -56,6 +56,7 @@ def main(steps=100):
 if __name__ == "__main__":
     dist.init_process_group("gloo")  # "nccl" with a GPU for each process
     main()
-    # Only when main() has let go of the wrapper. If the wrapper is the last that holds the group, Python waits for a
-    # thread of gloo that waits for Python, and the process hangs.
+    # A thread of gloo that frees a tensor waits for Python. If Python waits for that thread then, the process hangs. So
+    # main() has let go of the wrapper, which owns the group too, and barrier() gives the thread time.
+    dist.barrier()
     dist.destroy_process_group()

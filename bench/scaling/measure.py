@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import functools
 import json
 import tempfile
@@ -38,6 +39,7 @@ REPEATED_BYTES, MOST_REPEATS = 1 << 20, 20
 MEMORY_BYTES = 1 << 27  # of each of two tensors, so that no cache holds them
 LENGTH = 16  # tokens of a sentence, on each side
 NEVER = 10**9  # an outer step after so many steps
+LONGEST = 3600  # seconds; then processes that hang end, and say where
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def interleaved(calls: dict[Key, Call], rounds: int) -> list[tuple[Key, Summary]
 
 def work(rank: int, folder: Path, processes: int, settings: Settings) -> None:
     """What each process runs. The first one writes what it has measured to a file in the folder."""
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)  # it concerns in-place changes of logits
     if processes > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ class Wrapped(Processes):
 
     def __init__(self, communication: Communication, wrappers: list[nn.parallel.DistributedDataParallel]) -> None:
         super().__init__(communication)
-        self._wrappers = wrappers  # until they are checked
+        self._wrappers = [*map(weakref.ref, wrappers)]  # until they are checked
         self._checksum: Tensor | None = None  # of p.grad after the last backward() call, 0-d
 
     def check(
@@ -58,12 +59,13 @@ class Wrapped(Processes):
             self._check_wrappers(params)
 
     def _check_wrappers(self, params: Sequence[Tensor]) -> None:
-        for wrapper in self._wrappers:
+        wrappers = [wrapper for each in self._wrappers if (wrapper := each()) is not None]
+        for wrapper in wrappers:
             if dist.get_process_group_ranks(wrapper.process_group) != self.communication.ranks:
                 raise RuntimeError("process_group is not that of DistributedDataParallel: pass the same group")
-        wrapped = {id(p) for wrapper in self._wrappers for p in wrapper.parameters()}
+        wrapped = {id(p) for wrapper in wrappers for p in wrapper.parameters()}
         outside = [i for i, p in enumerate(params) if id(p) not in wrapped]
-        if outside:
+        if wrappers and outside:
             raise RuntimeError(
                 f"{len(outside)} of {len(params)} trained parameters are not in DistributedDataParallel, and the "
                 f"others are (the first one has shape {tuple(params[outside[0]].shape)}): wrap all of them, or none"

@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -101,6 +103,7 @@ def _child(waiting: Sequence[Check]) -> Iterator[Check]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a compiler that it has started is killed with it
     )
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     errors: list[str] = []
@@ -109,7 +112,7 @@ def _child(waiting: Sequence[Check]) -> Iterator[Check]:
     try:
         for check in waiting:
             started = time.perf_counter()
-            watchdog = threading.Timer(PATIENCE, process.kill)
+            watchdog = threading.Timer(PATIENCE, _kill, (process,))
             watchdog.start()
             try:
                 process.stdin.write(json.dumps(dataclasses.asdict(check)) + "\n")
@@ -117,7 +120,8 @@ def _child(waiting: Sequence[Check]) -> Iterator[Check]:
                 line = process.stdout.readline()
             except BrokenPipeError:
                 line = ""
-            watchdog.cancel()
+            finally:
+                watchdog.cancel()  # otherwise Python waits for it when it ends
             if not line:
                 status = process.wait()
                 reader.join()
@@ -129,8 +133,18 @@ def _child(waiting: Sequence[Check]) -> Iterator[Check]:
             if lost:
                 return
     finally:
-        process.kill()
+        _kill(process)
         process.wait()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kills it and what it has started."""
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
 
 
 def _end(status: int, errors: Sequence[str]) -> str:

@@ -34,11 +34,10 @@ def results_of(function: Callable[[int, int, Path], dict[str, Any]], count: int,
 def _run(rank: int, function: Callable[[int, int, Path], dict[str, Any]], count: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count, timeout=WAIT)
-    try:
-        result = function(rank, count, folder)
-        gc.collect()  # wrappers must go before the group: see examples/torchrun_ddp.py
-    finally:
-        dist.destroy_process_group()
+    result = function(rank, count, folder)
+    gc.collect()  # the wrappers of cycles, too: see examples/torchrun_ddp.py
+    dist.barrier()
+    dist.destroy_process_group()
     torch.save(result, folder / f"{rank}.pt")
 
 

@@ -6,10 +6,11 @@ import copy
 import functools
 import math
 import re
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import cats
+from cats.distributed.wrapped import Wrapped
 from tests.distributed.common import TASKS, Model, batch, needs_gloo, results_of, train, whole
 
 pytestmark = needs_gloo
@@ -300,6 +302,16 @@ def refused(rank: int, case: str, pair: Any) -> str:
 def test_what_cannot_be_exact_is_refused(found: list[dict[str, Any]], case: str) -> None:
     for each in found:
         assert re.search(REFUSED[case], each["refused"][case]), each["refused"][case]
+
+
+def test_a_wrapper_that_was_refused_can_be_deleted() -> None:
+    """As the errors advise. If the optimizer kept it, it would own the process group until the optimizer goes."""
+    wrapper: Any = nn.Linear(2, 2)
+    reducer = Wrapped(cast(Any, None), [wrapper])
+    found = weakref.ref(wrapper)
+    del wrapper
+    assert found() is None
+    reducer._check_wrappers([])
 
 
 VIEWS = ["p.grad was set to zero", "p.grad has the gradient of another loss"]

@@ -149,10 +149,10 @@ def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
 def test_an_output_that_is_a_pipe_or_a_device_stays_one(tmp_path: Path) -> None:
     pipe, read = tmp_path / "pipe", list[bytes]()
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
     reader.start()
     write_output(pipe, b"through")
-    reader.join()
+    reader.join(60)
     assert read == [b"through"] and stat.S_ISFIFO(pipe.stat().st_mode)
 
     link = tmp_path / "link"

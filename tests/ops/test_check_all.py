@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,33 @@ def test_a_process_that_ends_takes_only_one_check_with_it() -> None:
         None,
     ]
     assert all(check.seconds > 0 for check in found)
+
+
+def test_an_interruption_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread is left that Python would wait for."""
+
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check_all.json, "dumps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(check_all.run([check_all.Check("native", "cpu", "gram", "float32", 2, True)]))
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="groups of processes")
+def test_what_a_child_has_started_is_killed_with_it() -> None:
+    code = "import subprocess, sys; subprocess.Popen(['sleep', '600']); print(1, flush=True); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "1\n"
+    check_all._kill(child)
+    out, _ = child.communicate(timeout=60)  # until all of them have closed their end
+    assert (out, child.returncode) == ("", -9)
 
 
 def test_the_child_searches_modules_where_this_process_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -148,11 +148,12 @@ def test_threads_share_what_is_kept() -> None:
             if pieces([[torch.ones(size)]], [0]).geometry.chunks.tolist() != [[0, 0, size]]:
                 wrong.append(size)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
     assert not wrong and len(device_table._recent) <= device_table._RECENT
 
 

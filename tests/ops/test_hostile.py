@@ -275,15 +275,18 @@ def test_threads_and_a_forked_process_get_the_same_numbers() -> None:
 
     expected = results(0)
     found: list[list[list[float]]] = []
-    threads = [threading.Thread(target=lambda call=call: found.append(results(call))) for call in (1, 2, 3)]
+    threads = [
+        threading.Thread(target=lambda call=call: found.append(results(call)), daemon=True) for call in (1, 2, 3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert found == [expected] * 3
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=lambda: sender.send(results(4)), daemon=True)
     child.start()  # it has none of the threads that its parent has used
     assert receiver.poll(60) and receiver.recv() == expected
-    child.join()
+    child.join(60)
+    assert child.exitcode == 0

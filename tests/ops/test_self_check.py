@@ -229,11 +229,11 @@ def test_one_check_for_all_threads(fresh: None, native: ModuleType, monkeypatch:
     check = self_check.check
     monkeypatch.setattr(self_check, "check", lambda *a: checked.append(a[1]) or check(*a))  # type: ignore[func-returns-value]
     results: list[Any] = []
-    threads = [threading.Thread(target=lambda: results.append(ops.gram(GOOD).tolist())) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(ops.gram(GOOD).tolist()), daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert results == [[[5.0, 5.0], [5.0, 5.0]]] * 8 and len(checked) == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from cats.nmt.cli.main import main
 from cats.nmt.training.trainer import Trainer
 from tests.nmt.cli.common import SET, write_toy
 from tests.nmt.common import assert_same_runs
+from tests.processes import run_command
 
 MORE = [*SET, "--set", "train.save_every=4", "--set", "train.log_every=3", "--set", "model.dropout=0.1"]
 
@@ -53,7 +53,7 @@ def test_killed_processes_end_as_if_nothing_had_happened(tmp_path: Path, root: P
 
     def start(out: str, *program: str) -> str:
         command = [*torchrun, *program, "train", "--data", "toy", "--out", out, *MORE]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = run_command(command, 300, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stderr
 

@@ -305,6 +305,7 @@ def test_interrupt_then_resume(tmp_path: Path, root: Path) -> None:
     try:
         deadline = time.monotonic() + 300
         while not (tmp_path / "run" / "checkpoints" / "best.pt").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
             time.sleep(0.05)  # polls: the signal must arrive after training has begun
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=300)

@@ -341,7 +341,7 @@ def test_processes_agree_and_seeds_do_not():
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root), "LC_ALL": "tr_TR.UTF-8"}
         command = [sys.executable, "-c", program]
         running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    digests = [process.communicate()[0].split() for process in running]
+    digests = [process.communicate(timeout=120)[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert digests[0] == digests[1]
     assert digests[0][0] == DIGEST != digests[0][1]

@@ -182,17 +182,18 @@ def test_it_continues_after_a_kill(corpus, cache, tmp_path, files):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.toml"), str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     written: set[Path] = set()
-    while len(written) < files and process.poll() is None:
+    deadline = time.monotonic() + 120
+    while len(written) < files and process.poll() is None and time.monotonic() < deadline:
         written.update(tmp_path.glob("out/train/*"))
         time.sleep(0.001)  # the assertions below hold whenever the kill happens
     process.kill()
-    process.wait()
+    process.wait(60)
     # There are 45 + 12 + 2 blocks of 20 pairs. Blocks with a mark, or of finished tasks, are not encoded again.
     blocks = {"xa": 45, "xb": 12, "xc": 2}
     marks = [file.name.split(".") for file in tmp_path.glob("out/train/*.json")]
     finished = {name[0] for name in marks if len(name) == 2}
     done = sum(blocks[task] for task in finished) + sum(len(n) == 3 and n[0] not in finished for n in marks)
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert int(again.stdout) == (0 if is_prepared(tmp_path / "out") and not process.returncode else 59 - done)
     make(corpus, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -226,7 +227,7 @@ def test_two_processes_take_turns(corpus, cache, tmp_path):
         assert process.stderr is not None
         assert process.stderr.readline().endswith("out: waiting for another process that prepares it\n")
         assert list((tmp_path / "out").iterdir()) == []
-    assert process.wait() == 0
+    assert process.wait(120) == 0
     process.stderr.close()
     assert len(read_prepared(tmp_path / "out", encoding(settings(corpus))).shards) == 3
 

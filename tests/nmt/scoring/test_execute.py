@@ -222,11 +222,11 @@ def test_a_signal_to_the_comparison_stops_its_runs_and_each_saves(corpus, tmp_pa
             threading.Event().wait(0.01)
         os.kill(main, which)
 
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         execute.execute([run], jobs=1)
-    thread.join()
+    thread.join(60)
     assert (tmp_path / "signals").read_text() == "saved\n"
 
 

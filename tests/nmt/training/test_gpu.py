@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cats.nmt.training.landscape import analyse
 from cats.nmt.training.run import RunDirectory
 from cats.nmt.training.trainer import train
 from tests.nmt.common import metrics, settings, write_short_corpus
+from tests.processes import run_command
 
 pytestmark = pytest.mark.gpu
 
@@ -103,13 +103,7 @@ def test_torchrun_with_nccl(corpus: Path, tmp_path: Path, sharding: str) -> None
     shape = ["d_model=32", "heads=2", "ffn=64", "encoder_layers=1", "decoder_layers=1"]
     given += [f"--set=model.{text}" for text in shape]
     given += [f"--set=sampling.batch_tokens={chosen.sampling.batch_tokens}", "--set=tokenizer.vocab_size=60"]
-    done = subprocess.run(
-        [*command, "-m", "cats", "train", "--data", str(corpus), "--out", str(tmp_path / "run"), *given],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    words = [*command, "-m", "cats", "train", "--data", str(corpus), "--out", str(tmp_path / "run"), *given]
+    done = run_command(words, 300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(math.isfinite(x) for x in losses(tmp_path / "run")) and losses(tmp_path / "run")

@@ -27,7 +27,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.training import checkpoint, processes
 from cats.nmt.training.trainer import Trainer, train
 from tests.nmt.common import assert_same, final_state, metrics, settings, split
-from tests.processes import spawn
+from tests.processes import run_command, spawn, stop
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -214,16 +214,20 @@ def test_torchrun(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}}
     run = tmp_path / "runs" / "toy-cats-seed1"
     begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
-        assert begun.poll() is None
-        time.sleep(0.1)  # polls: the signal must arrive after training has begun
-    begun.send_signal(signal.SIGINT)
-    said = begun.communicate(timeout=120)[1]
+    deadline = time.monotonic() + 300
+    try:
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
+            assert begun.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)  # polls: the signal must arrive after training has begun
+        begun.send_signal(signal.SIGINT)
+        said = begun.communicate(timeout=120)[1]
+    finally:
+        stop(begun)
     assert begun.returncode != 0 and said.count("cats: stopped after update 1") == 1, said
     step = checkpoint.load(run / "checkpoints" / "last.pt")["step"]
     assert 100 <= step < 300
     command = [*cats, "train", "--resume", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    done = run_command(command, 300, **options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| xa ") == 1 and [each.name for each in (tmp_path / "runs").iterdir()] == [run.name]
     assert done.stderr.count("update 300 of 300") == 1
