@@ -79,7 +79,9 @@ class Tasks(_Values):
         self.first: list[Tensor | None] = [None] * self.size
         uniform = None if torch.compiler.is_compiling() else layout.uniform(self.rows)
         if uniform is None:
+            self.direct = not torch.compiler.is_compiling() and not _is_watched()
             self._check_rows()
+            self.direct = self.direct and self.device is not None and self.device.type in dispatch.DEFAULTS
             return
         self.rows, self.first, self.fast = uniform, uniform.first, True
         for first in uniform.first:
@@ -172,7 +174,7 @@ class Tasks(_Values):
 
         names: of the rows of `written`; None: they are the rows of out.
         """
-        found = layout.shared(self.rows, written)
+        found = layout.shared(self.rows, written) if self.fast or self.direct else None
         if found is not None:
             r, i, other, j = found
             names = names or [f"out[{r}]" for r in range(len(written))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -140,10 +141,37 @@ def shared(rows: list[list[Any]], written: Sequence[Row]) -> tuple[int, int, int
     """A tensor of `written` that shares memory with a gradient of its parameter or with another tensor of `written`.
 
     As (row of written, parameter, row, parameter). A row below K is a task, K + r is row r of `written`. None if there
-    is no such tensor, or if the compiled module has not read the gradients. Of tensors with gaps, only those that begin
-    at the same address are found.
+    is no such tensor. Of tensors with gaps, only those that begin at the same address are found.
     """
-    return _native.shared(rows.views, _lists(written)) if isinstance(rows, Uniform) else None
+    return _native.shared(rows.views, _lists(written)) if isinstance(rows, Uniform) else _shared(rows, written)
+
+
+def _shared(rows: Sequence[Row], written: Sequence[Row]) -> tuple[int, int, int, int] | None:
+    """`shared` in Python."""
+    places = []
+    for r, row in enumerate(written):
+        for i, t in enumerate(row):
+            if t is None or t.numel() == 0:
+                continue
+            begin, end = _extent(t)
+            for n, task in enumerate(rows):
+                g = task[i]
+                if g is not None:
+                    other, its_end = _extent(g)
+                    if begin < its_end and other < end:
+                        return r, i, n, i
+            places.append((begin, end, r, i))
+    places.sort()
+    for (_, end, r, i), (begin, _, other, j) in pairwise(places):
+        if begin < end:
+            return other, j, len(rows) + r, i
+    return None
+
+
+def _extent(t: Tensor) -> tuple[int, int]:
+    """The addresses of the tensor's first byte and after its last one; after its first element if it has gaps."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + (extent if extent <= t.numel() else 1) * t.element_size()
 
 
 def _one_layout(tensors: Sequence[Tensor]) -> bool:

@@ -12,7 +12,7 @@ from cats import curvature, ops, weighting
 
 
 def operators() -> None:
-    grads = [[torch.ones(3), torch.ones(2, 2)], [torch.zeros(3), None]]
+    grads: list[list[Tensor | None]] = [[torch.ones(3), torch.ones(2, 2)], [torch.zeros(3), None]]
     weights = torch.tensor([0.5, 0.5])
     combined, dots, sqnorms = ops.combine_dots(grads, weights)
     assert_type(combined, list[Any])  # tensors, and None where no task has a gradient
