@@ -51,7 +51,8 @@ def test_an_interruption_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="groups of processes")
 def test_what_a_child_has_started_is_killed_with_it() -> None:
-    code = "import subprocess, sys; subprocess.Popen(['sleep', '600']); print(1, flush=True); sys.stdin.read()"
+    sleep = "[sys.executable, '-c', 'import time; time.sleep(600)']"
+    code = f"import subprocess, sys; subprocess.Popen({sleep}); print(1, flush=True); sys.stdin.read()"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
