@@ -1,4 +1,4 @@
-"""Says which folders are packages, and compiles cats._native. Everything else is in pyproject.toml.
+"""Names the packages and the package's description, and compiles cats._native. Everything else is in pyproject.toml.
 
 cats._native is one C++ module that is built without torch. CUDA kernels are added if nvcc is found, with or without a
 GPU. If something cannot be built, the install succeeds without it, and the reason is written to cats/_build.py.
@@ -151,8 +151,17 @@ def first_error(text: str) -> str | None:
     return next((line.strip() for line in text.splitlines() if re.search(r"error|fatal", line, re.IGNORECASE)), None)
 
 
+def description() -> str:
+    """README.md without its links into the repository and its pictures: on the page of a package they lead nowhere."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[[^]]*\]\((?!https?:)[^)]*\)\n+", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
 # kernels/ is installed inside cats: the top-level name `kernels` belongs to another, widely used package.
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     packages=[*find_packages(include=["cats", "cats.*"]), "cats.kernels"],
     package_dir={"cats": "cats", "cats.kernels": "kernels"},
     package_data={

@@ -81,6 +81,14 @@ def test_one_version(root: Path, wheel: Path) -> None:
     assert wheel.name.startswith(f"cats_optim-{cats.__version__}-cp3")
 
 
+def test_the_description_of_the_package_has_no_links_into_the_repository(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as files:
+        [name] = [name for name in files.namelist() if name.endswith(".dist-info/METADATA")]
+        head, _, text = files.read(name).decode().partition("\n\n")
+    assert "\nDescription-Content-Type: text/markdown" in head and text.startswith("# CATS")
+    assert all(link.startswith(("https:", "#")) for link in re.findall(r"\]\(([^)]*)\)", text))
+
+
 def test_wheels_and_workflows_are_for_the_pythons_that_the_library_accepts(root: Path) -> None:
     settings = tomllib.loads((root / "pyproject.toml").read_text())
     named = [text.rpartition(" ")[2] for text in settings["project"]["classifiers"] if re.search(r":: 3\.\d", text)]
