@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def stop(process: subprocess.Popen[str]) -> None:
     """Ends a process that has not ended, and gives it a minute for that."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=60)
-        finally:
-            process.kill()
+        process.kill()
+        process.wait(60)

@@ -139,9 +139,10 @@ def _child(waiting: Sequence[Check]) -> Iterator[Check]:
 
 def _kill(process: subprocess.Popen[str]) -> None:
     """Kills it and what it has started."""
-    if process.poll() is None:
+    # Not poll(): a child that has died by itself may have left something that holds its end of a pipe.
+    if process.returncode is None:
         if hasattr(os, "killpg"):
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()

@@ -20,6 +20,7 @@ Grads = Iterable[Iterable[Tensor | None]]
 Weights = Tensor | Iterable[float] | Iterable[Iterable[float]]
 
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transform = torch._C._functorch.peek_interpreter_stack  # of torch.func; None outside of all transforms
 _MAX_GROUPS = 1 << 31
 _POSITIONS = 1 << 40  # between the first elements of two parameters, if positions are not given
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -29,6 +30,7 @@ class _Values:
     """Whether the values of the tensors of a call exist, and where."""
 
     direct = False  # call the backend without torch.library; see `library.call`
+    in_memory = True  # all tensors so far are plain ones, whose numbers are in memory
     fake: bool | None = None  # whether the tensors are FakeTensors; None if none has been seen
     first_ones = "the gradients"  # the tensors that all others are compared with
 
@@ -47,7 +49,7 @@ class _Values:
             kinds = ("a FakeTensor", "real tensors") if fake else ("a real tensor", "FakeTensors")
             raise TypeError(f"{where}: {kinds[0]}, but {self.first_ones} are {kinds[1]}")
         if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            self.direct = False
+            self.direct = self.in_memory = False
             return
         try:
             complete = t.device.type == "meta" or layout.in_storage(t)
@@ -57,7 +59,7 @@ class _Values:
         if not complete:
             raise ValueError(f"{where}: its storage is too small for its elements; was it freed by storage.resize_()?")
         if not in_memory or type(t) not in (Tensor, torch.nn.Parameter):
-            self.direct = False
+            self.direct = self.in_memory = False
 
 
 class Tasks(_Values):
@@ -174,7 +176,8 @@ class Tasks(_Values):
 
         names: of the rows of `written`; None: they are the rows of out.
         """
-        found = layout.shared(self.rows, written) if self.fast or self.direct else None
+        in_memory = self.fast or (self.fake is False and self.in_memory)
+        found = layout.shared(self.rows, written) if in_memory else None
         if found is not None:
             r, i, other, j = found
             names = names or [f"out[{r}]" for r in range(len(written))]
@@ -355,8 +358,8 @@ def _row(n: int, row: Any) -> list[Any]:
 
 
 def _is_watched() -> bool:
-    """Whether a mode is active that must see every call of an operator: fake tensors, tracing, counting, ..."""
-    return _dispatch_modes() > 0 or _function_modes() > 0
+    """Whether something must see every call of an operator: fake tensors, tracing, counting, torch.func, ..."""
+    return _dispatch_modes() > 0 or _function_modes() > 0 or _transform() is not None
 
 
 def _check_tensor(where: str, t: Any, device: torch.device | None) -> None:

@@ -149,18 +149,14 @@ def shared(rows: list[list[Any]], written: Sequence[Row]) -> tuple[int, int, int
 def _shared(rows: Sequence[Row], written: Sequence[Row]) -> tuple[int, int, int, int] | None:
     """`shared` in Python."""
     places = []
-    for r, row in enumerate(written):
-        for i, t in enumerate(row):
-            if t is None or t.numel() == 0:
-                continue
-            begin, end = _extent(t)
-            for n, task in enumerate(rows):
-                g = task[i]
-                if g is not None:
-                    other, its_end = _extent(g)
-                    if begin < its_end and other < end:
-                        return r, i, n, i
-            places.append((begin, end, r, i))
+    for i, column in enumerate(zip(*written, strict=True)):
+        own = [(*_extent(t), r, i) for r, t in enumerate(column) if t is not None and t.numel() > 0]
+        gradients = [(*_extent(g), n) for n, row in enumerate(rows) if (g := row[i]) is not None] if own else []
+        for begin, end, r, _ in own:
+            for other, its_end, n in gradients:
+                if begin < its_end and other < end:
+                    return r, i, n, i
+        places += own
     places.sort()
     for (_, end, r, i), (begin, _, other, j) in pairwise(places):
         if begin < end:
@@ -170,8 +166,8 @@ def _shared(rows: Sequence[Row], written: Sequence[Row]) -> tuple[int, int, int,
 
 def _extent(t: Tensor) -> tuple[int, int]:
     """The addresses of the tensor's first byte and after its last one; after its first element if it has gaps."""
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (extent if extent <= t.numel() else 1) * t.element_size()
+    begin = t.data_ptr()
+    return begin, begin + (t.nbytes if t.is_contiguous() or _one_layout([t]) else t.element_size())
 
 
 def _one_layout(tensors: Sequence[Tensor]) -> bool:

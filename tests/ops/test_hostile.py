@@ -230,6 +230,31 @@ def test_what_cannot_be_written_is_refused(operator: str, name: str) -> None:
     found[name][0] = found[name][1].view(4)
     with pytest.raises(ValueError, match="shares memory with"):
         run(operator, found)
+    with torch.device("cpu"), pytest.raises(ValueError, match="shares memory with"):  # a mode sees every call
+        run(operator, found)
+
+
+@pytest.mark.usefixtures("reader")
+def test_memory_between_the_elements_is_not_shared() -> None:
+    b = torch.arange(20.0)
+    for gradient, out in ((b[::2], b[1::2]), (b.view(5, 4)[:, 0], b.view(5, 4)[:, 1]), (b[:0], b[:0])):
+        expected = 2 * gradient.clone()
+        (found,) = ops.combine([[gradient]], [2.0], out=[out])
+        assert torch.equal(found, expected)
+    expanded = b.as_strided((4, 3), (0, 5))
+    (found,) = ops.combine([[expanded]], [2.0], out=[b.as_strided((4, 3), (0, 1), 1).clone()])
+    assert torch.equal(found, 2 * expanded)
+
+
+@pytest.mark.usefixtures("reader")
+def test_inside_a_transform_of_torch_func() -> None:
+    """Tensors that the transform does not see: the operators are constants to it."""
+    grads = [[torch.arange(4.0)], [torch.ones(4)]]
+    expected = torch.arange(4.0) + 2
+    x = torch.ones(4)
+    assert torch.equal(torch.func.grad(lambda x: (x * ops.combine(grads, [1.0, 2.0])[0]).sum())(x), expected)
+    assert torch.equal(torch.func.vmap(lambda x: x * ops.gram(grads)[0, 0])(x), torch.full((4,), 14.0))
+    assert torch.func.jvp(lambda x: x.sum() * ops.dots(grads, [x.new_ones(4)])[0], (x,), (x,))[1] == 24
 
 
 @pytest.mark.parametrize("operator", ARGUMENTS)
