@@ -62,7 +62,8 @@ class Runs:
         runs: at least one.
         groups: tasks of LoRes, MidRes and HiRes, as far as they are known and have tasks; else of "all".
         pairs: training pairs of each task; empty if they are not known.
-        notices: a line for each run that is left out, and for each whose scores cannot be read.
+        notices: a line for each run that is left out, for each whose scores cannot be read, and for settings that
+            follow from that of the axis.
     """
 
     runs: list[PlottedRun]
@@ -98,8 +99,9 @@ def read_runs(paths: Iterable[Path], *, against: str = "", named: Collection[Pat
 
     Args:
         paths: run directories.
-        against: a setting that a picture shows on its axis, "section.key". It makes no difference between methods, and
-            neither do the names of folders, which often show it.
+        against: a setting that a picture shows on its axis, "section.key". It makes no difference between methods, nor
+            do settings that follow from it, such as model.ffn from model.d_model, and the names of folders, which often
+            show it.
         named: those of `paths` that the user has named; the others were found in folders, and those that cannot be read
             are left out. None: all.
 
@@ -147,7 +149,10 @@ def read_runs(paths: Iterable[Path], *, against: str = "", named: Collection[Pat
                 f"({_some(first.tasks)}); draw them apart"
             )
     groups, pairs = _groups(runs)
-    return Runs(_with_settings(runs, against), groups, pairs, notices)
+    follow = _following(runs, against) if against else set()
+    if follow:
+        notices.append(f"{', '.join(sorted(follow))}: differ too where {against} does")
+    return Runs(_with_settings(runs, {against, *follow}), groups, pairs, notices)
 
 
 def recorded_tasks(records: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -190,13 +195,28 @@ def _method_name(config: Config) -> str:
     return name + ("-staged" if sampling.first_temperature else "-r") * restart
 
 
-def _with_settings(runs: Sequence[PlottedRun], against: str) -> list[PlottedRun]:
+def _following(runs: Sequence[PlottedRun], against: str) -> set[str]:
+    """The settings that differ, but among the runs of one name and one value of that setting do not."""
+    differ, free = set(), set()
+    for one in runs:
+        mine = _relevant(one.config, {against})
+        for other in runs:
+            if other.method == one.method:
+                rest = _relevant(other.config, {against})
+                keys = {key for key in FIELDS if mine.get(key) != rest.get(key)}
+                differ |= keys
+                if value_of(one.config, against) == value_of(other.config, against):
+                    free |= keys
+    return differ - free
+
+
+def _with_settings(runs: Sequence[PlottedRun], left_out: Collection[str]) -> list[PlottedRun]:
     """The runs, where runs of one name that differ in other settings than the seed have these in their names."""
     found = []
     for run in runs:
         others = [other for other in runs if other.method == run.method]
-        mine = _relevant(run.config, against)
-        rest = [_relevant(other.config, against) for other in others]
+        mine = _relevant(run.config, left_out)
+        rest = [_relevant(other.config, left_out) for other in others]
         differing = [name for name in FIELDS if any(each.get(name) != mine.get(name) for each in rest)]
         if len(differing) > _MOST_SHOWN:
             name = f"{run.method}, {as_text(run.path.resolve().name)}"
@@ -208,9 +228,9 @@ def _with_settings(runs: Sequence[PlottedRun], against: str) -> list[PlottedRun]
     return found
 
 
-def _relevant(config: Config, against: str) -> dict[str, Any]:
+def _relevant(config: Config, left_out: Collection[str]) -> dict[str, Any]:
     """The settings that make runs different methods."""
-    unused = {*_SEEDS, *unused_settings(config), against}
+    unused = {*_SEEDS, *unused_settings(config), *left_out}
     if not isinstance(config.method.weights, str):
         unused.add("method.weights")
     return {key: value_of(config, key) for key in FIELDS if key not in unused and not key.startswith(_NOT_TRAINING)}

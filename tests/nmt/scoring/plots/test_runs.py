@@ -56,6 +56,25 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     assert named(tmp_path, against="model.d_model") == ["cats", "cats", "cats", "T=3"]
 
 
+def test_settings_that_follow_from_that_of_the_axis(tmp_path: Path) -> None:
+    size = "model.d_model"
+    for folder, d_model, steps, simplex in (
+        ("a", 32, 100, "proximal"),
+        ("b", 64, 50, "proximal"),
+        ("c", 64, 50, "softmax"),
+    ):
+        made_run(tmp_path / folder, f"{size}={d_model}", f"train.steps={steps}", f"method.simplex={simplex}")
+    made_run(tmp_path / "d", STATIC, f"{size}=64", "train.steps=50")
+    runs = read_runs(sorted(tmp_path.iterdir()), against=size)
+    assert [run.method for run in runs.runs] == [
+        "cats, simplex=proximal",
+        "cats, simplex=proximal",
+        "cats, simplex=softmax",
+        "T=3",
+    ]
+    assert runs.notices == ["train.steps: differ too where model.d_model does"]
+
+
 def test_many_settings_that_differ_are_named_by_the_folder(tmp_path: Path) -> None:
     made_run(tmp_path / "a")
     made_run(tmp_path / "b", "model.d_model=32", "model.ffn=32", "model.encoder_layers=1")
