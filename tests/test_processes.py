@@ -12,7 +12,7 @@ from tests import processes
 
 def stay(rank: int, stays: int) -> None:
     if rank == stays:
-        time.sleep(1000)
+        time.sleep(1000)  # stands for a process that hangs; the watch ends it after 3 s, or the test takes too long
 
 
 @pytest.mark.parametrize("stays", [0, 1])

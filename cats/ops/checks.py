@@ -81,9 +81,9 @@ class Tasks(_Values):
         self.first: list[Tensor | None] = [None] * self.size
         uniform = None if torch.compiler.is_compiling() else layout.uniform(self.rows)
         if uniform is None:
-            self.direct = not torch.compiler.is_compiling() and not _is_watched()
             self._check_rows()
-            self.direct = self.direct and self.device is not None and self.device.type in dispatch.DEFAULTS
+            if self.device is not None and self.in_memory and not torch.compiler.is_compiling():
+                self.direct = self.device.type in dispatch.DEFAULTS and not _is_watched()
             return
         self.rows, self.first, self.fast = uniform, uniform.first, True
         for first in uniform.first:

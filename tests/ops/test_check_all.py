@@ -51,6 +51,7 @@ def test_an_interruption_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="groups of processes")
 def test_what_a_child_has_started_is_killed_with_it() -> None:
+    # Far longer than the limit of communicate() below: only if it is killed can the test pass.
     sleep = "[sys.executable, '-c', 'import time; time.sleep(600)']"
     code = f"import subprocess, sys; subprocess.Popen({sleep}); print(1, flush=True); sys.stdin.read()"
     child = subprocess.Popen(

@@ -102,8 +102,13 @@ IMPOSSIBLE = {**dict.fromkeys(WRITTEN, ("inference",)), "rows": ("imaginary part
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads the arguments: the compiled module, or Python where there is none."""
     if request.param == "Python":
-        monkeypatch.setattr(layout, "_reads_tensors", False)
-        monkeypatch.setattr(layout, "_reads_matrices", False)
+        read_in_python(monkeypatch)
+
+
+def read_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the compiled module."""
+    monkeypatch.setattr(layout, "_reads_tensors", False)
+    monkeypatch.setattr(layout, "_reads_matrices", False)
 
 
 @pytest.mark.usefixtures("reader")
@@ -203,8 +208,7 @@ def test_what_has_no_numbers_is_refused_and_nothing_is_written(operator: str, na
 
 @pytest.mark.parametrize("operator", ARGUMENTS)
 def test_without_the_compiled_reader_the_same_is_refused(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "_reads_tensors", False)
-    monkeypatch.setattr(layout, "_reads_matrices", False)
+    read_in_python(monkeypatch)
     for name in ARGUMENTS[operator]:
         for kind, change in REFUSED.items():
             with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)):
@@ -241,9 +245,10 @@ def test_memory_between_the_elements_is_not_shared() -> None:
         expected = 2 * gradient.clone()
         (found,) = ops.combine([[gradient]], [2.0], out=[out])
         assert torch.equal(found, expected)
+    b = torch.arange(100.0)  # an expanded gradient of the elements 0, 5, 10; written are 1, 6, 11, ...
     expanded = b.as_strided((4, 3), (0, 5))
-    (found,) = ops.combine([[expanded]], [2.0], out=[b.as_strided((4, 3), (0, 1), 1).clone()])
-    assert torch.equal(found, 2 * expanded)
+    (found,) = ops.combine([[expanded]], [2.0], out=[b.as_strided((4, 3), (15, 5), 1)])
+    assert torch.equal(found, 2 * torch.tensor([0.0, 5.0, 10.0]).expand(4, 3))
 
 
 @pytest.mark.usefixtures("reader")

@@ -218,7 +218,8 @@ def test_torchrun(folder: Path, tmp_path: Path) -> None:
     try:
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
             assert begun.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)  # polls: the signal must arrive after training has begun
+            # Polls a file until a deadline: the signal must arrive after training has begun. It decides no result.
+            time.sleep(0.1)
         begun.send_signal(signal.SIGINT)
         said = begun.communicate(timeout=120)[1]
     finally:

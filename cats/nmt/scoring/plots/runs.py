@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -197,16 +198,14 @@ def _method_name(config: Config) -> str:
 
 def _following(runs: Sequence[PlottedRun], against: str) -> set[str]:
     """The settings that differ, but among the runs of one name and one value of that setting do not."""
+    settings = [(run.method, value_of(run.config, against), _relevant(run.config, {against})) for run in runs]
     differ, free = set(), set()
-    for one in runs:
-        mine = _relevant(one.config, {against})
-        for other in runs:
-            if other.method == one.method:
-                rest = _relevant(other.config, {against})
-                keys = {key for key in FIELDS if mine.get(key) != rest.get(key)}
-                differ |= keys
-                if value_of(one.config, against) == value_of(other.config, against):
-                    free |= keys
+    for (method, value, mine), (other_method, other_value, rest) in combinations(settings, 2):
+        if method == other_method:
+            keys = {key for key in FIELDS if mine.get(key) != rest.get(key)}
+            differ |= keys
+            if value == other_value:
+                free |= keys
     return differ - free
 
 
