@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "draw the losses, scores, weights and examples of several runs, or a score against a setting"
 HELP = """\
-Draw several runs together, as PNG and SVG. Runs of one method, such as the seeds of cats compare, are drawn as thin
-lines, and their mean as a bold one, as far as all of them are trained. Runs that still train can be drawn, too. The
-folder of cats compare or cats pareto stands for the runs in it; those of each set are drawn for themselves.
+Draw several runs together, as PNG and SVG, with the numbers as CSV. Runs of one method, such as the seeds of cats
+compare, are drawn as thin lines, and their mean as a bold one, as far as all of them are trained. Runs that still
+train can be drawn, too. The folder of cats compare or cats pareto stands for the runs in it; those of each set are
+drawn for themselves.
 
 pictures over the updates:
   loss        training and validation loss, a column for LoRes and one for HiRes
@@ -82,7 +83,8 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     doing(f"reading {args.runs[0] if len(args.runs) == 1 else f'{len(args.runs)} runs or folders'}")
     from cats.nmt.config.schema import FIELDS
-    from cats.nmt.files import make_folder
+    from cats.nmt.files import atomic_write, make_folder
+    from cats.nmt.scoring.plots.numbers import figure_csv
     from cats.nmt.scoring.plots.runs import NothingToDraw
     from cats.nmt.scoring.plots.style import save_figure, without_formulas
 
@@ -103,8 +105,12 @@ def run(args: argparse.Namespace) -> None:
                 lacking.setdefault(name, error)
                 continue
             make_folder(path.parent)
-            png, svg = save_figure(figure, path)
-            print(f"{png}, {svg.name}", flush=True)
+            written = save_figure(figure, path)
+            if name != FRONT:  # the numbers of fronts are beside them, in front.csv
+                numbers = path.with_name(f"{path.name}.csv")
+                atomic_write(numbers, figure_csv(figure))
+                written.append(numbers)
+            print(f"{written[0]}, {', '.join(file.name for file in written[1:])}", flush=True)
             drawn.add(name)
     missing = {name: reason for name, reason in lacking.items() if name not in drawn}
     if missing and (args.pictures or not drawn):

@@ -24,9 +24,9 @@ def test_pictures_of_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     new, run, out = made_run(tmp_path / "new", steps=[]), made_run(tmp_path / "run"), tmp_path / "out"
     assert main(["plot", str(new), str(run), "--out", str(out), "--pictures", "loss"]) == 0
     printed = capfd.readouterr()
-    assert printed.out == f"{out}/loss.png, loss.svg\n"
+    assert printed.out == f"{out}/loss.png, loss.svg, loss.csv\n"
     assert printed.err == f"cats: {new} has no metrics yet; left out\n"
-    assert sorted(path.name for path in out.iterdir()) == ["loss.png", "loss.svg"]
+    assert sorted(path.name for path in out.iterdir()) == ["loss.csv", "loss.png", "loss.svg"]
     assert png_size(out / "loss.png")[0] > 900
 
 
@@ -42,7 +42,10 @@ def test_all_pictures_that_there_are_data_for(
     lacking = "bleu, chrf, forgetting, curvature, similarity, layers"
     assert printed.err == f"cats: the runs have no data for {lacking}; --pictures NAME says what it needs\n"
     assert main(["plot", str(run), "--out", str(out), "--against", "model.d_model"]) == 0
-    assert capfd.readouterr().out == f"{out}/nll-against-model.d_model, nll-against-model.d_model\n"
+    assert (
+        capfd.readouterr().out
+        == f"{out}/nll-against-model.d_model, nll-against-model.d_model, nll-against-model.d_model.csv\n"
+    )
 
 
 def test_folders(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from cats.nmt.scoring.plots.series import (
     training_nll,
     validation,
 )
-from cats.nmt.scoring.plots.style import INK, TEXT, label_ends, new_figure, new_grid, save_figure, short_numbers
+from cats.nmt.scoring.plots.style import HIDDEN, INK, TEXT, label_ends, new_figure, new_grid, save_figure, short_numbers
 from cats.nmt.scoring.scores import TITLES, Scores
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def draw_languages(axis: Axes, curves: Mapping[str, Curve], groups: Mapping[str,
         members = [name for name in names if group_of.get(name, "hires") == group]
         for i, name in enumerate(members):
             colour = colormaps[palette](0.95 - 0.45 * i / max(1, len(members) - 1))
-            # A label that starts with "_" is not shown.
-            width, opacity, label = (1.6, 1.0, name) if few else (0.7, 0.4, "_")
+            width, opacity, label = (1.6, 1.0, name) if few else (0.7, 0.4, HIDDEN + name)
             axis.plot(*_columns(curves[name]), style, color=colour, linewidth=width, alpha=opacity, label=label)
         if members and not few:
             means = mean(curves[name] for name in members)

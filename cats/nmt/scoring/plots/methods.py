@@ -19,7 +19,16 @@ from cats.nmt.scoring.plots.series import (
     training_nll,
     validation,
 )
-from cats.nmt.scoring.plots.style import INK, TEXT, begin_at_zero, label_ends, method_style, new_figure, short_numbers
+from cats.nmt.scoring.plots.style import (
+    HIDDEN,
+    INK,
+    TEXT,
+    begin_at_zero,
+    label_ends,
+    method_style,
+    new_figure,
+    short_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +36,6 @@ if TYPE_CHECKING:
 
 MEASURES = {"nll": "validation NLL, nats", "bleu": "validation BLEU", "chrf": "validation chrF"}
 _MARKS = 4  # on each line
-_SEED = "_seed"  # the label of the line of one seed; matplotlib does not show labels that start with "_"
 _START = 0.1  # the share of the updates whose high losses may leave the picture
 
 CurveOf = Callable[[PlottedRun, Sequence[str]], Curve]  # of a group's tasks: the mean over them
@@ -170,18 +178,18 @@ def draw_methods(axis: Axes, runs: Runs, tasks: Sequence[str], curve: CurveOf) -
     """Draws the runs as thin lines, and the mean of each method as a bold one with marks and the method's name."""
     for number, (method, seeds) in enumerate(runs.methods.items()):
         style = method_style(method)
-        curves = [found for run in seeds if (found := curve(run, tasks))]
-        for found in curves if len(curves) > 1 else ():
+        curves = [(run.config.train.seed, found) for run in seeds if (found := curve(run, tasks))]
+        for seed, found in curves if len(curves) > 1 else ():
             axis.plot(
                 *zip(*found, strict=True),
                 linestyle=style.dash,
                 color=style.colour,
                 linewidth=0.7,
                 alpha=0.4,
-                label=_SEED,
+                label=f"{HIDDEN}{method}, seed {seed}",
             )
         if curves:
-            means = mean_of_seeds(curves)
+            means = mean_of_seeds(found for _, found in curves)
             every = max(1, len(means) // _MARKS)
             # Methods have their marks at different places, so that none covers those of another one.
             marks = {**style.mark, "markevery": ((2 * number + 1) * every // (2 * len(runs.methods)), every)}
@@ -213,6 +221,6 @@ def finished(figure: Figure, axes: Sequence[Axes], columns: int, lacking: str) -
     if all(name.startswith("_") for name in names):
         raise NothingToDraw(lacking)
     label_ends(*axes[columns - 1 :: columns])
-    if _SEED in names:
+    if any(name.startswith(HIDDEN) for name in names):
         figure.supxlabel("thin lines: seeds; bold: their mean", fontsize=TEXT - 1, color=INK)
     return figure

@@ -11,7 +11,7 @@ from cats.nmt.config.checks import format_value
 from cats.nmt.config.schema import value_of
 from cats.nmt.scoring.plots.runs import NothingToDraw, PlottedRun, Runs, first_tasks
 from cats.nmt.scoring.plots.series import validation, validation_scores
-from cats.nmt.scoring.plots.style import INK, label_ends, method_style, new_figure
+from cats.nmt.scoring.plots.style import HIDDEN, INK, label_ends, method_style, new_figure
 from cats.nmt.training.metrics import best_validation
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def _draw(axis: Axes, method: str, found: dict[Any, list[float]]) -> None:
     means = [float(np.mean(found[x])) for x in xs]
     for x in xs:
         if len(found[x]) > 1:
-            axis.plot([x] * len(found[x]), found[x], ".", color=style.colour, alpha=0.4, label="_")
+            axis.plot(
+                [x] * len(found[x]), found[x], ".", color=style.colour, alpha=0.4, label=f"{HIDDEN}{method}, seeds"
+            )
     spread = [float(np.std(found[x], ddof=1)) if len(found[x]) > 1 else 0.0 for x in xs]
     axis.errorbar(xs, means, yerr=spread, fmt="none", ecolor=style.colour, elinewidth=1, capsize=3, label="_")
     axis.plot(xs, means, linestyle=style.dash, color=style.colour, linewidth=1.6, label=method, **style.mark)

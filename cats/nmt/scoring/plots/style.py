@@ -25,6 +25,7 @@ INK, GRID = "#333333", "#dddddd"
 WIDTH = 8.4  # inches
 TEXT = 11  # points, at this width
 _LINE = 1.3 * TEXT  # the height of a line of text
+HIDDEN = "_line: "  # starts the label of a line whose name is not drawn; matplotlib leaves out labels with "_"
 _LABEL = 1.06  # where names start beside axes, as a share of their width
 
 # The colours of Okabe and Ito (Color Universal Design, 2008, https://jfly.uni-koeln.de/color/), which people with any

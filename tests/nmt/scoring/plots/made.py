@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import apply_overrides, to_toml
+from cats.nmt.scoring.plots.style import HIDDEN
 from tests.nmt.scoring.samples import cell, content
 
 LOW, HIGH = ["az", "be"], ["ru"]
@@ -85,7 +86,7 @@ def lines_of(axis: Axes) -> dict[str, list[list[float]]]:
 
 def thin_lines(axis: Axes) -> int:
     """How many lines of single seeds there are."""
-    return sum(line.get_label() == "_seed" for line in axis.get_lines())
+    return sum(str(line.get_label()).startswith(HIDDEN) for line in axis.get_lines())
 
 
 def names_at_the_right(axis: Axes) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from cats.nmt.scoring.plots import settings
 from cats.nmt.scoring.plots.runs import NothingToDraw, Runs, read_runs
+from cats.nmt.scoring.plots.style import HIDDEN
 from tests.nmt.scoring.plots.made import lines_of, made_run, names_at_the_right
 
 SIZE = "model.d_model"
@@ -30,7 +31,7 @@ def test_mean_and_spread_over_seeds(runs: Runs) -> None:
     # The best validation is that after 20 updates: twice the level + 0.5.
     assert lines_of(high) == {"cats": [[16, 4.0], [64, 9.0]], "T=1": [[64, 3.0]]}
     assert lines_of(low)["cats"] == [[16, 6.0], [64, 11.0]]  # 1 more, twice
-    dots = [line.get_xydata().tolist() for line in high.get_lines() if line.get_label() == "_"]
+    dots = [line.get_xydata().tolist() for line in high.get_lines() if line.get_label() == f"{HIDDEN}cats, seeds"]
     assert [[16, 3.0], [16, 5.0]] in dots and [[64, 7.0], [64, 11.0]] in dots
     bars = [segment.tolist() for each in high.collections for segment in each.get_segments()]
     assert [[16, pytest.approx(4 - 2**0.5)], [16, pytest.approx(4 + 2**0.5)]] in bars  # ± the standard deviation
