@@ -131,6 +131,11 @@ class Front:
     not_run: list[str] = field(default_factory=list)
     lost: list[LostPoint] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """The set and the two sides."""
+        return f"{self.set}: {self.low.name} and {self.high.name}"
+
 
 @dataclass(frozen=True)
 class Fronts:
@@ -140,12 +145,15 @@ class Fronts:
         metric: a name in METRICS.
         seeds: all seeds, sorted.
         settings: the configuration of the first run, as TOML.
+        fronts: those with a score.
+        not_run: the others, as "SET: LOW and HIGH".
     """
 
     metric: str
     seeds: list[int]
     settings: str
     fronts: list[Front]
+    not_run: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The content of front.json."""
@@ -154,7 +162,7 @@ class Fronts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Fronts:
-        """The inverse of `to_json`. Files of earlier versions do not name the lost points.
+        """The inverse of `to_json`. Files of earlier versions do not name what was lost.
 
         Raises:
             ValueError, OverflowError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
@@ -164,7 +172,8 @@ class Fronts:
         fronts = [*map(_front, content["fronts"])]
         if not fronts:
             raise ValueError("no front")
-        return cls(content["metric"], _integers(content["seeds"]), as_text(content["settings"]), fronts)
+        seeds, settings = _integers(content["seeds"]), as_text(content["settings"])
+        return cls(content["metric"], seeds, settings, fronts, _texts(content.get("not_run", [])))
 
 
 def read_fronts(folder: Path) -> Fronts:

@@ -33,11 +33,12 @@ def summarise(fronts: Sequence[PlannedFront], metric: str) -> Fronts:
         UserError: no run is finished and has a score.
     """
     runs = all_runs(fronts)
-    found = [_Front(planned, metric).result() for planned in fronts]
-    found = [front for front in found if front.methods]
+    results = [_Front(planned, metric).result() for planned in fronts]
+    found = [front for front in results if front.methods]
+    not_run = [front.title for front in results if not front.methods]
     if not found:
         raise UserError(f"no run of {runs[0].path.parent} is finished and has a score: there is nothing to draw yet")
-    return Fronts(metric, sorted({run.seed for run in runs}), to_toml(runs[0].config), found)
+    return Fronts(metric, sorted({run.seed for run in runs}), to_toml(runs[0].config), found, not_run)
 
 
 def score(run: Run, metric: str) -> tuple[float, float] | None:

@@ -23,8 +23,13 @@ _MOST_SHOWN = 2  # of the points that dominate one
 
 
 def fronts_tables(fronts: Fronts) -> str:
-    """The content of front.md: for each front a table of the methods and a table of their points."""
-    return "\n".join(line for front in fronts.fronts for line in _front(front, fronts))
+    """The content of front.md: for each front a table of the methods and a table of their points.
+
+    Fronts without a score are named at the end.
+    """
+    lines = [line for front in fronts.fronts for line in _front(front, fronts)]
+    lines += [f"No run has a score: {title}.\n" for title in fronts.not_run]
+    return "\n".join(lines)
 
 
 def fronts_csv(fronts: Fronts) -> str:
@@ -42,9 +47,9 @@ def fronts_csv(fronts: Fronts) -> str:
 
 
 def _front(front: Front, fronts: Fronts) -> Iterator[str]:
-    low, high, metric = front.low.name, front.high.name, METRICS[fronts.metric]
+    low, metric = front.low.name, METRICS[fronts.metric]
     digits = DIGITS[fronts.metric]
-    yield f"## {front.set}: {low} and {high}, {metric}"
+    yield f"## {front.title}, {metric}"
     yield ""
     for side in (front.low, front.high):
         if side.tasks != [side.name]:

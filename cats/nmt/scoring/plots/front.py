@@ -53,7 +53,7 @@ def _draw(axis: Axes, front: Front, metric: str) -> None:
         curve = np.array(front.curve)[:, ::-1]
         axis.plot(*curve.T, color=method_style(STATIC).colour, linewidth=1.6, zorder=2)
     _shade(axis, front, better)
-    axis.set_title(f"{front.set}: {front.low.name} and {front.high.name}", loc="left")
+    axis.set_title(front.title, loc="left")
     axis.set_xlabel(f"{front.high.name} {METRICS[metric]}")
     axis.set_ylabel(f"{front.low.name} {METRICS[metric]}")
     axis.margins(0.12)

@@ -70,6 +70,20 @@ def test_with_one_seed_nothing_is_said_about_others(fronts):
     assert "| pretrain-finetune | n/a " in fronts_tables(found)
 
 
+def test_a_front_without_a_score_is_named(corpus, tmp_path):
+    options = ["--data", str(corpus), "--methods", "cats", "--ratios", "0.3", "0.6", "--between"]
+    one, two = (
+        planned(*options, "xb", "xa", "--out", str(tmp_path / "one")),
+        planned(*options, "xa", "xb", "--out", str(tmp_path / "two")),
+    )
+    finish_all(one, lambda method, ratio, seed: (1.0, 2.0))
+    finish_all(two, lambda method, ratio, seed: None)
+    found = summarise([*one, *two], "nll")
+    assert [front.title for front in found.fronts] == [f"{corpus.name}: xb and xa"]
+    assert found.not_run == [f"{corpus.name}: xa and xb"]
+    assert fronts_tables(found).endswith(f"\nNo run has a score: {corpus.name}: xa and xb.\n")
+
+
 def test_a_diverged_run_is_left_out_and_named(corpus, tmp_path):
     fronts = planned("--data", str(corpus), "--out", str(tmp_path), "--ratios", "0.3", "0.6", "--methods", "cats")
     finish_all(

@@ -239,6 +239,7 @@ def test_the_folder_of_fronts(tmp_path: Path) -> None:
     fronts = made_fronts()
     fronts.fronts[0].methods["T=3"].points[0].diverged.append(7)
     fronts.fronts[0].lost.extend([LostPoint("restart", 0.5, [], [1, 2]), LostPoint("cats", 0.2, [1], [])])
+    fronts.not_run.append("wmt: kk and de")
     (out / "front.json").write_text(json.dumps(fronts.to_json()), encoding="utf-8")
     content = read([out])
     assert not content.runs and not content.not_scored
@@ -249,4 +250,5 @@ def test_the_folder_of_fronts(tmp_path: Path) -> None:
     warned = dict(zip(document.texts["dt"], document.texts["dd"], strict=True))
     assert warned["ted/az-hires/T=3"] == "seed 7" and warned["ted/az-hires/restart"] == "ratio 0.5: seed 1, 2"
     assert warned["ted/az-hires/cats"] == "ratio 0.2: seed 1"
+    assert warned["wmt: kk and de"] == "none of its runs is finished and has a score"
     assert "Trade-off fronts on ted." in document.texts["p"]
