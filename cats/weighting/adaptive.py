@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from .checks import per_task, shares_of
+from .checks import check_finite, per_task, shares_of
 from .protocol import Weighting
 
 Reduction = Literal["sum", "mean"]
@@ -52,12 +51,7 @@ class Adaptive(Weighting):
             setattr(self, f"_{name}", value.detach().clone())
 
     def _check_finite(self, *numbers: Tensor) -> None:
-        for each in numbers:
-            if not torch.isfinite(each).all():
-                raise ValueError(
-                    f"{type(self).__name__}: a loss or norm is nan or infinite, and the weights would be too: "
-                    f"{each.tolist()}"
-                )
+        check_finite(f"{type(self).__name__}: a loss or norm", *numbers)
 
 
 class Robust(Adaptive):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .checks import numbers_of, shares_of
+from .checks import check_finite, numbers_of, shares_of
 from .protocol import Direction, Weighting
 from .simplex import Form, Lagrangian, Proximal, Softmax
 
@@ -158,6 +158,7 @@ class CATS(Weighting):
         return self._form.weights()
 
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:
+        check_finite("CATS: a loss or inner product", dots, *([losses] if self.loss_term else []))
         before = self._largest_multipliers()
         self._form.update(losses if self.loss_term else None, dots, list(present))
         self._warn_of_one_task(list(present))

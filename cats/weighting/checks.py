@@ -153,6 +153,13 @@ def shares_of(numbers: Sequence[float] | Tensor | None, tasks: int, what: str) -
     return values
 
 
+def check_finite(what: str, *numbers: Tensor) -> None:
+    """Raises ValueError if one of the numbers that weights are computed from is nan or infinite."""
+    for each in numbers:
+        if not torch.isfinite(each).all():
+            raise ValueError(f"{what} is nan or infinite, and the weights would be too: {each.tolist()}")
+
+
 def checked_grams(grams: Tensor, name: str) -> Tensor:
     """The Gram matrices, (..., K, K).
 

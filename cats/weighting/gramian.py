@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import checked_grams
 from .protocol import Weighting
-from .torchjd_rules import of_present, per_task, rule_of_gram
+from .torchjd_rules import of_present, of_unit_size, per_task, rule_of_gram
 
 # Attributes of a module that state_dict() saves if they have changed. TorchJD's rules keep such state beside buffers.
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
@@ -28,8 +29,9 @@ class Gramian(Weighting):
             errors of float64; see :func:`cats.weighting.rounding.without_rounding_noise`. If the rule is an
             ``nn.Module``, as TorchJD's are, its state is saved and restored with the optimizer: buffers, parameters,
             and plain attributes that have changed since it was given here. An ``Aggregator`` of TorchJD is replaced by
-            its ``Weighting`` of the Gram matrix. Where it has a number for each task (``weights``, ``pref_vector``), a
-            step uses those of the tasks present.
+            its ``Weighting`` of the Gram matrix. UPGrad, DualProj, CAGrad, GradVac and FairGrad get a matrix with a
+            trace of about 1, so that they do not take small gradients for zeros. Where a rule has a number for each
+            task (``weights``, ``pref_vector``), a step uses those of the tasks present.
         tolerance: eigenvalues of the matrix of cosines that are below ``tolerance`` times the largest one are rounding
             errors. At least 0 and below 1. None: K times the rounding error of inner products of gradients with the
             parameters' dtypes. That is too small under autocast, where the parameters are float32 but the gradients
@@ -74,8 +76,10 @@ class Gramian(Weighting):
         self.load_state_dict(self._given)
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
+        gram, factor = of_unit_size(self.rule, checked_grams(gram, type(self).__name__))
         with torch.no_grad():
-            return self.rule(gram)
+            weights: Tensor = self.rule(gram)
+        return weights if factor == 1 else weights * factor
 
     def weights_from_grams(self, grams: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor | list[Tensor]:
         try:

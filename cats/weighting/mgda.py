@@ -24,7 +24,8 @@ class MGDA(Weighting):
 
     Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, equation 3, after Désidéri
     2012. In these weights ḡ has <g_n, ḡ> ≥ 0 for every task: a small step along it increases no loss. ḡ = 0 means that
-    no direction decreases all losses. A task whose gradient is 0 is such a case, except with "l2", which leaves it out.
+    no direction decreases all losses. A task whose gradient is 0 is such a case, except with "l2" and "loss+", which
+    leave it out.
 
     The paper solves this with Frank-Wolfe (algorithm 2), which stops near the solution. Here it is solved exactly: two
     tasks in closed form, more by the active-set method of Lawson and Hanson. In the authors' code, w_n is the weight of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 _NASH = "_NashMTLWeighting"
+# Rules whose weights do not depend on the size of all gradients together, but which take gradients that are small for
+# zeros (norm_eps, eps). FairGrad's weights do depend on it, in a known way, and its solver stops early for small ones.
+_SCALED = {"UPGradWeighting", "DualProjWeighting", "CAGradWeighting", "GradVacWeighting", "FairGradWeighting"}
 
 
 def rule_of_gram(rule: Any) -> Any:
@@ -54,6 +58,26 @@ def _wants_jacobian(weighting: nn.Module) -> bool:
     parameters = list(inspect.signature(type(weighting).forward).parameters.values())
     kind = parameters[1].annotation if len(parameters) > 1 else None
     return bool(getattr(kind, "__name__", kind) == "Matrix")
+
+
+def of_unit_size(rule: Any, gram: Tensor) -> tuple[Tensor, float]:
+    """The Gram matrix as a rule of TorchJD needs it so that small gradients are not taken for zeros.
+
+    Returns:
+        The matrix divided by the power of two that is next to its trace, and the number that the weights for the given
+        matrix are larger by. Both are exact. The matrix as it is and 1 for other rules, and if it has no finite trace
+        above 0.
+    """
+    modules = rule.modules() if isinstance(rule, nn.Module) else ()
+    part: Any = next((module for module in modules if type(module).__name__ in _SCALED), None)
+    trace = float(gram.trace())
+    if part is None or not 0 < trace < math.inf:
+        return gram, 1.0
+    exponent = math.frexp(trace)[1]
+    factor = 1.0
+    if hasattr(part, "alpha") and part.alpha:  # FairGrad solves G w = w^(-1/alpha)
+        factor = 2.0 ** (-exponent * part.alpha / (1 + part.alpha))
+    return torch.ldexp(gram, torch.tensor(-exponent)), factor
 
 
 def per_task(rule: Any) -> list[Any]:

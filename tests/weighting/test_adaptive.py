@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cats
-from cats.weighting import DWA, FAMO, RLW, ChiSquareDRO, CVaRDRO, GradNorm, GroupDRO, Uncertainty
+from cats.weighting import CATS, DWA, FAMO, RLW, ChiSquareDRO, CVaRDRO, GradNorm, GroupDRO, Uncertainty
 from tests.optim.common import TASKS, Quadratics, same
 
 # Settings with which the weights move a lot in a few steps.
@@ -128,6 +128,20 @@ def test_state_in_the_middle_goes_on_exactly(name):
         with pytest.raises(ValueError, match=type(one).__name__):
             two.load_state_dict(wrong)
     assert same(one.state_dict(), two.state_dict())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("loss_term", [False, True])
+@pytest.mark.parametrize("simplex", ["proximal", "softmax", "lagrangian"])
+def test_numbers_of_cats_that_are_not_finite_raise(simplex, loss_term, bad):
+    weighting = CATS(simplex=simplex, loss_term=loss_term)
+    weighting.start(2)
+    state, good, spoiled = weighting.state_dict(), *(torch.tensor([1.0, x], dtype=torch.float64) for x in (2.0, bad))
+    for losses, dots in ((good, spoiled), *([(spoiled, good)] if loss_term else [])):
+        with pytest.raises(ValueError, match="CATS: a loss or inner product is nan or infinite"):
+            weighting.update(losses, dots, good, [0, 1])
+    assert same(weighting.state_dict(), state)
+    weighting.update(good if loss_term else spoiled, good, spoiled, [0, 1])  # these are not used
 
 
 @every

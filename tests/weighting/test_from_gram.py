@@ -77,7 +77,7 @@ def test_a_step_that_is_not_finite_changes_nothing(method, bad):
     assert all(map(torch.equal, net.parameters(), weights))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "TorchJD"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_scale_of_all_losses_does_not_matter(method):
     """In float32, from the losses to the weights."""
     found = []
@@ -91,7 +91,7 @@ def test_the_scale_of_all_losses_does_not_matter(method):
     torch.testing.assert_close(found[1:], [found[0]] * 2, rtol=1e-4, atol=1e-5)  # float32
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "TorchJD"])
+@pytest.mark.parametrize("method", METHODS)
 def test_weights_stay_finite_and_nan_raises(method):
     weighting = METHODS[method]()
     weighting.names = TASKS

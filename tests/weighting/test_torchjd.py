@@ -97,6 +97,32 @@ def test_random_rules_have_their_own_random_numbers(name):
 
 
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e5])
+@pytest.mark.parametrize(
+    "options", ["UPGrad", "DualProj", "CAGrad", "GradVac", "FairGrad", "MGDA", "IMTLG"], indirect=True
+)
+def test_the_size_of_the_gradients_does_not_matter(options, scale):
+    """TorchJD itself takes gradients with a squared norm below 1e-4 for zeros, and returns equal weights or none."""
+    name, given = options
+    rows = np.array([[1.0, 0, 0], [-3, 1, 0], [0, 0, 1]])
+    found = torchjd(name, **given).weights_from_gram(gram_of(scale * rows), None)
+    expected = torchjd(name, **given).weights_from_gram(gram_of(rows), None)
+    if name == "FairGrad":
+        expected = expected / scale  # with its alpha of 1 it solves G w = 1 / w
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+def test_fair_grad_solves_its_equation_at_any_size(alpha):
+    pytest.importorskip("scipy")
+    gram = gram_of(1e-4 * steps(1)[0])
+    weights = torchjd("FairGrad", alpha=alpha).weights_from_gram(gram, None)
+    if alpha == 0:
+        assert weights.tolist() == [0.25] * 4  # the mean, as in TorchJD
+    else:  # its solver stops when it is close enough
+        torch.testing.assert_close(gram @ weights, weights ** (-1 / alpha), rtol=1e-4, atol=0)
+
+
 def test_nash_mtl_takes_any_number_of_tasks():
     pytest.importorskip("ecos")
     weighting = torchjd("NashMTL", max_norm=0.0)

@@ -16,7 +16,8 @@ class ChiSquareIBR(SamplingRule):
     has `sampling.temperature = 1`.
 
     Differences from their code: the moving average starts from the first loss instead of 0 and is not cleared between
-    two decisions; it is of the nll without label smoothing; the period is a number of updates, not an epoch.
+    two decisions; it is of the nll without label smoothing; the period is a number of updates, not an epoch. Where all
+    losses are below their baselines, the code goes on with the losses themselves; here the baselines always count.
 
     Args:
         rho: radius of the ball, ½ Σ p_n (q_n/p_n − 1)² ≤ rho.

@@ -84,7 +84,8 @@ def regrets(
 
     In each resample the best rival and the worst cell are chosen again. A worst regret is too high on average, because
     it is the largest of several numbers with noise; `basic_interval` takes that into account. A method that is at least
-    as good as the best rival everywhere has a worst regret of zero or less; less only if it is not a rival itself.
+    as good as the best rival everywhere has a worst regret of zero or less; less only if it is not a rival itself. So
+    the interval of a rival ends at 0.
 
     Args:
         means, samples, groups: by set.
@@ -111,9 +112,10 @@ def regrets(
     for method in methods:
         worst = max(cells, key=lambda cell: lost[method][cell])
         above = lost[method][worst] - max(lost[least].values())
+        low, high = basic_interval(lost[method][worst], worst_resampled[method])
         result[method] = Regret(
             worst=lost[method][worst],
-            interval=basic_interval(lost[method][worst], worst_resampled[method]),
+            interval=(max(0.0, low), max(0.0, high)) if method in rivals else (low, high),
             where=f"{worst[0]} {worst[1]}",
             cells={f"{name} {group}": value for (name, group), value in lost[method].items()},
             above=above,
