@@ -101,8 +101,8 @@ def read_runs(paths: Iterable[Path], *, against: str = "", named: Collection[Pat
     Args:
         paths: run directories.
         against: a setting that a picture shows on its axis, "section.key". It makes no difference between methods, nor
-            do settings that follow from it, such as model.ffn from model.d_model, and the names of folders, which often
-            show it.
+            do settings that follow from it, such as model.ffn from model.d_model, and the names of folders where these
+            show it: pre70, pre245.
         named: those of `paths` that the user has named; the others were found in folders, and those that cannot be read
             are left out. None: all.
 
@@ -153,7 +153,8 @@ def read_runs(paths: Iterable[Path], *, against: str = "", named: Collection[Pat
     follow = _following(runs, against) if against else set()
     if follow:
         notices.append(f"{', '.join(sorted(follow))}: differ too where {against} does")
-    return Runs(_with_settings(runs, {against, *follow}), groups, pairs, notices)
+    runs = _with_settings(runs, {against, *follow})
+    return Runs(_with_names_of_compare(runs) if against else runs, groups, pairs, notices)
 
 
 def recorded_tasks(records: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -225,6 +226,19 @@ def _with_settings(runs: Sequence[PlottedRun], left_out: Collection[str]) -> lis
             )
         found.append(replace(run, method=name))
     return found
+
+
+def _with_names_of_compare(runs: Sequence[PlottedRun]) -> list[PlottedRun]:
+    """The runs, where a method has the name that `cats compare` gave its folders, if it has one and no other has it.
+
+    So a variant has the name, and with it the colour, that it has in the other pictures.
+    """
+    by_method: dict[str, set[str]] = {}
+    for run in runs:
+        by_method.setdefault(run.method, set()).add(_folder_name(run.path, run.config))
+    found = {method: names.pop() for method, names in by_method.items() if len(names) == 1}
+    found = {method: name for method, name in found.items() if name and [*found.values()].count(name) == 1}
+    return [replace(run, method=found.get(run.method, run.method)) for run in runs]
 
 
 def _relevant(config: Config, left_out: Collection[str]) -> dict[str, Any]:

@@ -56,6 +56,21 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     assert named(tmp_path, against="model.d_model") == ["cats", "cats", "cats", "T=3"]
 
 
+def test_variants_of_compare_keep_their_names_against_a_setting(tmp_path: Path) -> None:
+    """Unless the names of the folders show the setting, or are those of several methods."""
+    size, form = "model.d_model", "method.simplex=lagrangian"
+    for folder, d_model in (("small", 32), ("large", 64)):
+        for method, settings in (("cats", ()), ("eq4", (form,)), (f"w{d_model}", ("method.simplex=softmax",))):
+            made_run(tmp_path / folder / f"{method}-seed1", f"{size}={d_model}", *settings)
+    runs = read_runs(
+        [path for folder in ("small", "large") for path in sorted((tmp_path / folder).iterdir())], against=size
+    )
+    assert [run.method for run in runs.runs] == ["cats", "eq4", "cats, simplex=softmax"] * 2
+    mixed = [tmp_path / "large" / "cats-seed1", made_run(tmp_path / "other" / "cats-seed1", form, f"{size}=64")]
+    found = read_runs([tmp_path / "small" / "cats-seed1", *mixed], against=size)
+    assert [run.method for run in found.runs] == [*["cats, simplex=proximal"] * 2, "cats, simplex=lagrangian"]
+
+
 def test_settings_that_follow_from_that_of_the_axis(tmp_path: Path) -> None:
     size = "model.d_model"
     for folder, d_model, steps, simplex in (
