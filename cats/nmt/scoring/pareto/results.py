@@ -114,7 +114,7 @@ class Front:
 
     Attributes:
         reference: the point that hypervolumes are measured from, scores of the low and the high side: the worst scores
-            of all points, a tenth of the range further away.
+            of all points, a tenth of the range further away; (0, 0) without a score.
         methods: those with scores. Static ratios come first.
         curve: the front of static ratios between the tested ones, (low, high) in the order of the ratios; empty without
             static ratios.
@@ -145,15 +145,18 @@ class Fronts:
         metric: a name in METRICS.
         seeds: all seeds, sorted.
         settings: the configuration of the first run, as TOML.
-        fronts: those with a score.
-        not_run: the others, as "SET: LOW and HIGH".
+        fronts: all that are planned. At least one has a score.
     """
 
     metric: str
     seeds: list[int]
     settings: str
     fronts: list[Front]
-    not_run: list[str] = field(default_factory=list)
+
+    @property
+    def drawn(self) -> list[Front]:
+        """Those with a score."""
+        return [front for front in self.fronts if front.methods]
 
     def to_json(self) -> dict[str, Any]:
         """The content of front.json."""
@@ -162,7 +165,7 @@ class Fronts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Fronts:
-        """The inverse of `to_json`. Files of earlier versions do not name what was lost.
+        """The inverse of `to_json`. Files of earlier versions do not name the lost points.
 
         Raises:
             ValueError, OverflowError, KeyError, TypeError, AttributeError: `content` is not what `to_json` returns.
@@ -172,8 +175,9 @@ class Fronts:
         fronts = [*map(_front, content["fronts"])]
         if not fronts:
             raise ValueError("no front")
-        seeds, settings = _integers(content["seeds"]), as_text(content["settings"])
-        return cls(content["metric"], seeds, settings, fronts, _texts(content.get("not_run", [])))
+        if not any(front.methods for front in fronts):
+            raise ValueError("a front needs a method")
+        return cls(content["metric"], _integers(content["seeds"]), as_text(content["settings"]), fronts)
 
 
 def read_fronts(folder: Path) -> Fronts:
@@ -194,8 +198,6 @@ def read_fronts(folder: Path) -> Fronts:
 def _front(content: Mapping[str, Any]) -> Front:
     low, high = (Side(as_text(side["name"]), _texts(side["tasks"])) for side in (content["low"], content["high"]))
     methods = {as_text(name): _method(found) for name, found in content["methods"].items()}
-    if not methods:
-        raise ValueError("a front needs a method")
     if STATIC in methods and any(point.ratio is None for point in methods[STATIC].points):
         raise ValueError("a static point needs its ratio")
     return Front(

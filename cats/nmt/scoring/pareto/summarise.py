@@ -33,12 +33,10 @@ def summarise(fronts: Sequence[PlannedFront], metric: str) -> Fronts:
         UserError: no run is finished and has a score.
     """
     runs = all_runs(fronts)
-    results = [_Front(planned, metric).result() for planned in fronts]
-    found = [front for front in results if front.methods]
-    not_run = [front.title for front in results if not front.methods]
-    if not found:
+    found = [_Front(planned, metric).result() for planned in fronts]
+    if not any(front.methods for front in found):
         raise UserError(f"no run of {runs[0].path.parent} is finished and has a score: there is nothing to draw yet")
-    return Fronts(metric, sorted({run.seed for run in runs}), to_toml(runs[0].config), found, not_run)
+    return Fronts(metric, sorted({run.seed for run in runs}), to_toml(runs[0].config), found)
 
 
 def score(run: Run, metric: str) -> tuple[float, float] | None:

@@ -23,13 +23,8 @@ _MOST_SHOWN = 2  # of the points that dominate one
 
 
 def fronts_tables(fronts: Fronts) -> str:
-    """The content of front.md: for each front a table of the methods and a table of their points.
-
-    Fronts without a score are named at the end.
-    """
-    lines = [line for front in fronts.fronts for line in _front(front, fronts)]
-    lines += [f"No run has a score: {title}.\n" for title in fronts.not_run]
-    return "\n".join(lines)
+    """The content of front.md: for each front a table of the methods and a table of their points."""
+    return "\n".join(line for front in fronts.fronts for line in _front(front, fronts))
 
 
 def fronts_csv(fronts: Fronts) -> str:
@@ -54,6 +49,12 @@ def _front(front: Front, fronts: Fronts) -> Iterator[str]:
     for side in (front.low, front.high):
         if side.tasks != [side.name]:
             yield f"{side.name} is the mean of {', '.join(side.tasks)}."
+    if not front.methods:
+        yield "No run has a score:"
+        yield ""
+        yield from (f"- {lost.method}, ratio {_ratio(lost)}{_without_score(lost)}" for lost in front.lost)
+        yield ""
+        return
     yield from _explanation(front, fronts)
     yield ""
     yield _methods(front, digits)
@@ -82,12 +83,13 @@ def _explanation(front: Front, fronts: Fronts) -> Iterator[str]:
     yield "of static ratios, that is, how much it could lose on both sides until a static ratio is as good on both."
     yield "Between the tested ratios, the front is interpolated. Intervals are 95 %, by bootstrap over the seeds. Those"
     yield "of the margins of a method hold for all of its points at once; it is beyond the front if one lies above 0."
+    yield "*Surest margin*: that of the point whose interval has the highest lower end; other margins may be larger."
     if len(fronts.seeds) == 1:
         yield "With one seed there are no intervals, and nothing can be said about other seeds."
 
 
 def _methods(front: Front, digits: int) -> str:
-    rows = [["method", "beyond the front", "best margin", "at ratio", "hypervolume", "gain", "not dominated"]]
+    rows = [["method", "beyond the front", "surest margin", "at ratio", "hypervolume", "gain", "not dominated"]]
     for name, found in front.methods.items():
         best = _best(found)
         rows.append(
@@ -105,7 +107,7 @@ def _methods(front: Front, digits: int) -> str:
 
 
 def _best(found: MethodFront) -> Point | None:
-    """The point that shows best whether the method is beyond the front: the one whose interval reaches highest up."""
+    """The point that shows best whether a method is beyond the front: that whose interval has the highest lower end."""
 
     def lower_end(point: Point) -> float:
         assert point.margin is not None

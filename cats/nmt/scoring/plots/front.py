@@ -29,9 +29,13 @@ def draw_fronts(fronts: Fronts, path: Path) -> None:
 
 
 def fronts_figure(fronts: Fronts) -> Figure:
-    """The picture of `draw_fronts`. The panels are below each other, so that there is room for names."""
-    figure, axes = new_figure(len(fronts.fronts), rows=len(fronts.fronts))
-    for axis, front in zip(axes, fronts.fronts, strict=True):
+    """The picture of `draw_fronts`. The panels are below each other, so that there is room for names.
+
+    Fronts without a score have no panel.
+    """
+    drawn = fronts.drawn
+    figure, axes = new_figure(len(drawn), rows=len(drawn))
+    for axis, front in zip(axes, drawn, strict=True):
         _draw(axis, front, fronts.metric)
     return figure
 

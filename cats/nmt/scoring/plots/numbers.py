@@ -32,7 +32,7 @@ def figure_csv(figure: Figure) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    panels = [axis for axis in figure.axes if axis.get_lines() or axis.images]
+    panels = [axis for axis in figure.axes if axis.get_subplotspec()]
     titles = methodcaller("get_title", "left"), methodcaller("get_xlabel"), methodcaller("get_ylabel")
     for axis in panels:
         where = [_of_neighbours(axis, panels, title) for title in titles]
@@ -42,14 +42,14 @@ def figure_csv(figure: Figure) -> str:
 
 def _points(axis: Axes) -> Iterator[tuple[str, str, str]]:
     """The name of the line, x and y of all points that are drawn."""
-    places = {place: text for place, text in _ticks(axis, "x").items() if not _is_number(text)}
+    names = {place: text for place, text in _ticks(axis, "x").items() if not _shows(text, place)}
     for line in axis.get_lines():
         label = str(line.get_label())
         if label.startswith("_") and not label.startswith(HIDDEN):  # a mark or a guide of the picture
             continue
         for x, y in np.asarray(line.get_xydata()):
             if np.isfinite([x, y]).all():
-                yield label.removeprefix(HIDDEN), places.get(float(x), f"{x:.12g}"), f"{y:.6g}"
+                yield label.removeprefix(HIDDEN), names.get(float(x), f"{x:.12g}"), f"{y:.12g}"
 
 
 def _cells(axis: Axes) -> Iterator[tuple[str, str, str]]:
@@ -59,7 +59,7 @@ def _cells(axis: Axes) -> Iterator[tuple[str, str, str]]:
         values: np.ndarray = np.ma.filled(np.ma.asarray(image.get_array()), np.nan)
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                yield rows.get(i, str(i + 1)), columns.get(j, str(j + 1)), f"{value:.6g}"
+                yield rows.get(i, str(i + 1)), columns.get(j, str(j + 1)), f"{value:.12g}"
 
 
 def _ticks(axis: Axes, which: str) -> dict[float, str]:
@@ -74,12 +74,12 @@ def _ticks(axis: Axes, which: str) -> dict[float, str]:
     return dict(zip(places, one.get_major_formatter().format_ticks(places), strict=True))
 
 
-def _is_number(text: str) -> bool:
+def _shows(text: str, place: float) -> bool:
+    """Whether the text of a tick is the number that it stands at; else the tick stands for something else."""
     try:
-        float(text.replace(",", ""))
+        return float(text.replace(",", "")) == place
     except ValueError:
         return False
-    return True
 
 
 def _of_neighbours(axis: Axes, panels: Iterable[Axes], text: Callable[[Axes], str]) -> str:

@@ -49,11 +49,12 @@ def against(runs: Runs, key: str, measure: str) -> Figure:
     drawn = False
     for axis, (title, tasks) in zip(axes, panels.items(), strict=True):
         for method, seeds in runs.methods.items():
-            found: dict[Any, list[float]] = {}
+            found: dict[Any, list[tuple[int, float]]] = {}
             for run in seeds:
                 result = _result(run, tasks, measure)
                 if result is not None:
-                    found.setdefault(place[_sortable(value_of(run.config, key))[1]], []).append(result)
+                    where = place[_sortable(value_of(run.config, key))[1]]
+                    found.setdefault(where, []).append((run.config.train.seed, result))
             if found:
                 drawn = True
                 _draw(axis, method, found)
@@ -76,17 +77,16 @@ _LACKING = {
 }
 
 
-def _draw(axis: Axes, method: str, found: dict[Any, list[float]]) -> None:
-    """One method: a dot for each seed, and a line through the means."""
+def _draw(axis: Axes, method: str, found: dict[Any, list[tuple[int, float]]]) -> None:
+    """One method: a dot for each seed, and a line through the means. found: {value: (seed, result) of its runs}."""
     style = method_style(method)
     xs = sorted(found)
-    means = [float(np.mean(found[x])) for x in xs]
-    for x in xs:
-        if len(found[x]) > 1:
-            axis.plot(
-                [x] * len(found[x]), found[x], ".", color=style.colour, alpha=0.4, label=f"{HIDDEN}{method}, seeds"
-            )
-    spread = [float(np.std(found[x], ddof=1)) if len(found[x]) > 1 else 0.0 for x in xs]
+    results = [[result for _, result in found[x]] for x in xs]
+    means = [float(np.mean(each)) for each in results]
+    for x, each in zip(xs, results, strict=True):
+        for seed, result in found[x] if len(each) > 1 else ():
+            axis.plot([x], [result], ".", color=style.colour, alpha=0.4, label=f"{HIDDEN}{method}, seed {seed}")
+    spread = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in results]
     axis.errorbar(xs, means, yerr=spread, fmt="none", ecolor=style.colour, elinewidth=1, capsize=3, label="_")
     axis.plot(xs, means, linestyle=style.dash, color=style.colour, linewidth=1.6, label=method, **style.mark)
 

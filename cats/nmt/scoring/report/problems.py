@@ -21,13 +21,12 @@ _OFF_TARGET = 0.1  # more off-target lines than references that are taken for an
 _EMPTY = 0.05  # share of empty translations
 # What can be wrong, the worst first.
 KINDS = (
-    *("diverged", "not finished", "no front", "not trained", "empty translations", "off-target", "weight at its floor"),
+    *("diverged", "not finished", "not trained", "empty translations", "off-target", "weight at its floor"),
     *("updates skipped", "not scored", "not readable"),
 )
 # The first two fields of problems.
-DIVERGED = ("diverged", "Lower train.lr.")
+DIVERGED = ("diverged", "Lower train.lr; with other settings a run needs another --out.")
 MISSING = ("not finished", "Start cats pareto again with the same options.")
-NO_FRONT = ("no front", "Start cats pareto again with the same options; if its runs diverged, lower train.lr.")
 NOT_TRAINED = (
     "not trained",
     "A group is not better than the nearest-neighbour baseline, the translation of the nearest training sentence. "
@@ -72,8 +71,6 @@ def all_problems(content: Content) -> Iterator[tuple[str, Problem]]:
         folder = f"{fronts.name}/" if len(content.fronts) > 1 else ""
         for front in fronts.fronts.fronts:
             yield from _without_score(front, folder)
-        for title in fronts.fronts.not_run:
-            yield folder + title, Problem(*NO_FRONT, "none of its runs is finished and has a score")
     if content.not_read:
         yield f"{len(content.not_read)} runs", Problem(*NOT_READ, "; ".join(content.not_read))
     if content.not_scored:

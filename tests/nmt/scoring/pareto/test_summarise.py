@@ -13,6 +13,7 @@ from cats.nmt.errors import UserError
 from cats.nmt.scoring.pareto.results import LostPoint
 from cats.nmt.scoring.pareto.summarise import summarise
 from cats.nmt.scoring.pareto.tables import fronts_csv, fronts_tables
+from cats.nmt.scoring.plots.front import fronts_figure
 from tests.nmt.scoring.pareto.made import finish_all, on_a_front, planned
 
 
@@ -71,17 +72,17 @@ def test_with_one_seed_nothing_is_said_about_others(fronts):
 
 
 def test_a_front_without_a_score_is_named(corpus, tmp_path):
-    options = ["--data", str(corpus), "--methods", "cats", "--ratios", "0.3", "0.6", "--between"]
-    one, two = (
-        planned(*options, "xb", "xa", "--out", str(tmp_path / "one")),
-        planned(*options, "xa", "xb", "--out", str(tmp_path / "two")),
-    )
+    options = ["--data", str(corpus), "--methods", "cats", "--ratios", "0.3", "0.6", "--seeds", "1", "--between"]
+    one = planned(*options, "xb", "xa", "--out", str(tmp_path / "one"))
+    two = planned(*options, "xa", "xb", "--out", str(tmp_path / "two"))
     finish_all(one, lambda method, ratio, seed: (1.0, 2.0))
     finish_all(two, lambda method, ratio, seed: None)
     found = summarise([*one, *two], "nll")
-    assert [front.title for front in found.fronts] == [f"{corpus.name}: xb and xa"]
-    assert found.not_run == [f"{corpus.name}: xa and xb"]
-    assert fronts_tables(found).endswith(f"\nNo run has a score: {corpus.name}: xa and xb.\n")
+    assert [front.title for front in found.drawn] == [f"{corpus.name}: xb and xa"]
+    assert [front.title for front in found.fronts] == [f"{corpus.name}: xb and xa", f"{corpus.name}: xa and xb"]
+    text = fronts_tables(found).partition(f"## {corpus.name}: xa and xb")[2]
+    assert "No run has a score:" in text and "- cats, ratio 0.6 (diverged: seed 1)" in text
+    assert len(fronts_figure(found).axes) == 1
 
 
 def test_a_diverged_run_is_left_out_and_named(corpus, tmp_path):

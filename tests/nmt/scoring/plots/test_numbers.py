@@ -62,6 +62,21 @@ def test_settings_that_are_numbers(values: tuple[int, int], shown: list[str], tm
     assert [row[4:] for row in found if row[0] == "HiRes"] == [(x, "3") for x in shown]
 
 
+def test_numbers_beside_settings_that_are_none(tmp_path: Path) -> None:
+    """With one value that has no place on a scale, all are in a row; the file has the values, not their places."""
+    key = "sampling.temperature"
+    static = "method.name=static"
+    paths = [made_run(tmp_path / value, static, f"{key}={value}", chrf=50.0) for value in ("1", "5", "inf")]
+    found = rows(settings.against(read_runs(paths, against=key), key, "nll"))
+    assert [row[4] for row in found if row[0] == "HiRes"] == ["1.0", "5.0", "inf"]
+
+
+def test_titles_of_panels_without_lines(tmp_path: Path) -> None:
+    """A run without a validation has no lines in the row that has the title of the horizontal axis."""
+    found = rows(methods.losses(read_runs([made_run(tmp_path / "run", steps=[10])])))
+    assert {row[:3] for row in found} == {("All", "update", "training NLL, nats")}
+
+
 def test_settings_that_are_no_numbers(tmp_path: Path) -> None:
     key = "model.norm"
     paths = [made_run(tmp_path / value, f"{key}={value}", chrf=50.0) for value in ("layernorm", "rmsnorm")]
@@ -92,5 +107,5 @@ def test_cells_of_a_matrix(names: list[str], expected: tuple[str, str]) -> None:
 def test_points_that_are_not_drawn_have_no_row() -> None:
     figure = Figure()
     figure.subplots().plot([1, 2, 3], [1.0, float("nan"), 1 / 3], label="cats")
-    assert rows(figure) == [("", "", "", "cats", "1", "1"), ("", "", "", "cats", "3", "0.333333")]
+    assert rows(figure) == [("", "", "", "cats", "1", "1"), ("", "", "", "cats", "3", "0.333333333333")]
     assert figure_csv(Figure()) == ",".join(COLUMNS) + "\n"

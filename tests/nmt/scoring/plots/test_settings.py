@@ -31,8 +31,9 @@ def test_mean_and_spread_over_seeds(runs: Runs) -> None:
     # The best validation is that after 20 updates: twice the level + 0.5.
     assert lines_of(high) == {"cats": [[16, 4.0], [64, 9.0]], "T=1": [[64, 3.0]]}
     assert lines_of(low)["cats"] == [[16, 6.0], [64, 11.0]]  # 1 more, twice
-    dots = [line.get_xydata().tolist() for line in high.get_lines() if line.get_label() == f"{HIDDEN}cats, seeds"]
-    assert [[16, 3.0], [16, 5.0]] in dots and [[64, 7.0], [64, 11.0]] in dots
+    dots = [(line.get_label(), *line.get_xydata().tolist()) for line in high.get_lines()]
+    for seed, x, y in ((1, 16, 3.0), (2, 16, 5.0), (1, 64, 7.0), (2, 64, 11.0)):
+        assert (f"{HIDDEN}cats, seed {seed}", [x, y]) in dots
     bars = [segment.tolist() for each in high.collections for segment in each.get_segments()]
     assert [[16, pytest.approx(4 - 2**0.5)], [16, pytest.approx(4 + 2**0.5)]] in bars  # ± the standard deviation
     assert [high.get_xlabel(), low.get_ylabel()] == [SIZE, "validation NLL of the best model, nats"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -239,7 +240,8 @@ def test_the_folder_of_fronts(tmp_path: Path) -> None:
     fronts = made_fronts()
     fronts.fronts[0].methods["T=3"].points[0].diverged.append(7)
     fronts.fronts[0].lost.extend([LostPoint("restart", 0.5, [], [1, 2]), LostPoint("cats", 0.2, [1], [])])
-    fronts.not_run.append("wmt: kk and de")
+    lost = [LostPoint("static", 0.2, [], [1]), LostPoint("static", 0.8, [1], [])]
+    fronts.fronts.append(dataclasses.replace(fronts.fronts[0], set="wmt", methods={}, curve=[], lost=lost))
     (out / "front.json").write_text(json.dumps(fronts.to_json()), encoding="utf-8")
     content = read([out])
     assert not content.runs and not content.not_scored
@@ -247,8 +249,9 @@ def test_the_folder_of_fronts(tmp_path: Path) -> None:
     assert document.texts["h2"] == ["Warnings", "Trade-off fronts pareto", "Pictures", "To reproduce it"]
     assert "ted: az and hires, validation NLL" in document.texts["h3"]
     assert document.texts["figcaption"][0].startswith("Trade-off fronts, pareto")
-    warned = dict(zip(document.texts["dt"], document.texts["dd"], strict=True))
+    named = [*zip(document.texts["dt"], document.texts["dd"], strict=True)]
+    warned = dict(named)
     assert warned["ted/az-hires/T=3"] == "seed 7" and warned["ted/az-hires/restart"] == "ratio 0.5: seed 1, 2"
     assert warned["ted/az-hires/cats"] == "ratio 0.2: seed 1"
-    assert warned["wmt: kk and de"] == "none of its runs is finished and has a score"
-    assert "Trade-off fronts on ted." in document.texts["p"]
+    assert [dd for dt, dd in named if dt == "wmt/az-hires/static"] == ["ratio 0.2: seed 1", "ratio 0.8: seed 1"]
+    assert "Trade-off fronts on ted, wmt." in document.texts["p"]
