@@ -2,7 +2,8 @@
 
 Figures share experiments, so each is trained once. Both commands continue where they were stopped.
 
-tiny: the built-in corpus and the model of preset tiny. One run takes one to five minutes on a core, two run at a time.
+tiny: the built-in corpus and the model of preset tiny. A run takes one to two minutes of a core (`opus100` eight,
+`wide` five), and two run at a time.
 paper: the sizes and schedules of the papers, on text that the user has: {data} is the folder of --data. In it are
 ted-related, ted-diverse, wmt10, opus100, zh-fr, ro-fr, hi-fr and mc4, each in a layout that `cats data inspect` reads;
 docs/papers.md says which text is meant.
@@ -135,11 +136,22 @@ EXPERIMENTS = {
             f"--data {{data}}/hi-fr --between hi fr {_LATE} {_ORDER}",
         ),
         Experiment(
+            "low-ro-rate",  # Figures 10 to 19: as low-ro, with one other learning rate for all points
+            "pareto",
+            "--methods restart pretrain --seeds 11",
+            f"--sets wmt:train.steps=700 --between ro de --set train.lr=1.5e-3 {_TINY_FRONT}",
+            f"--data {{data}}/ro-fr --between ro fr --preset order-matters-3 --set train.steps=350000 {_RATIOS} "
+            f"--set train.lr=5e-4 {_PAPER}",
+        ),
+        Experiment(
             "forgetting",
             "compare",
-            "--methods T=1 pretrain-finetune lowres-finetune --controls none --seeds 11 12",
-            f"--sets wmt:train.steps=700,data.tasks=[hi,de] {_TINY} --set train.validate_every=50",
-            f"--data {{data}}/hi-fr {_ORDER}",
+            "--controls none --seeds 11 12",
+            f"--methods T=1 pretrain-finetune lowres-finetune {_TINY} --set train.validate_every=50 "
+            "--sets wmt:train.steps=700,data.tasks=[hi,de]",
+            f"--methods T=1 --data {{data}}/hi-fr {_ORDER} "
+            "--variant pretrain-finetune-300k:pretrain-finetune,train.pretrain_steps=300000 "
+            "--variant lowres-finetune-300k:lowres-finetune,train.pretrain_steps=300000",
         ),
         Experiment(
             "lengths",

@@ -213,7 +213,7 @@ FIGURES = {
             REPORTS,
             ("forgetting", "lengths"),
             (
-                _plot(_runs("forgetting", "pretrain-finetune", "lowres-finetune"), "--pictures forgetting"),
+                _plot(_runs("forgetting", "pretrain-finetune*", "lowres-finetune*"), "--pictures forgetting"),
                 _plot(_runs("lengths", "pre*"), "--against train.pretrain_steps --pictures nll"),
             ),
         ),
@@ -248,8 +248,14 @@ FIGURES = {
             ORDER,
             "The fronts of Figures 1 and 2 in BLEU, at other learning rates and for other pairs show the same.",
             REPORTS,
-            ("low-hi-bleu", "low-ro", "low-hi", "both-high"),
-            tables=(_front("low-hi-bleu"), _front("low-ro"), _front("low-hi"), _front("both-high")),
+            ("low-hi-bleu", "low-ro-rate", "low-ro", "low-hi", "both-high"),
+            tables=(
+                _front("low-hi-bleu"),
+                _front("low-ro-rate"),
+                _front("low-ro"),
+                _front("low-hi"),
+                _front("both-high"),
+            ),
         ),
         Figure(
             "order-20-25",

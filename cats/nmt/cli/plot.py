@@ -22,8 +22,8 @@ SUMMARY = "draw the losses, scores, weights and examples of several runs, or a s
 HELP = """\
 Draw several runs together, as PNG and SVG, with the numbers as CSV. Runs of one method, such as the seeds of cats
 compare, are drawn as thin lines, and their mean as a bold one, as far as all of them are trained. Runs that still
-train can be drawn, too. The folder of cats compare or cats pareto stands for the runs in it; those of each set are
-drawn for themselves.
+train can be drawn, too. The folder of cats compare or cats pareto stands for the runs in it; each set is drawn
+separately.
 
 pictures over the updates:
   loss        training and validation loss, a column for LoRes and one for HiRes
@@ -34,13 +34,13 @@ pictures over the updates:
   efficiency  validation loss against the sentence pairs that were seen
   alpha       the weights of the languages
   forgetting  validation loss of the languages that train.pretrain trains first, and of the others
-  curvature   top Hessian eigenvalue of the languages, and how well their gradients agree (after cats analyse)
+  curvature   largest Hessian eigenvalue of the languages, and how well their gradients agree (after cats analyse)
 
 pictures of the last measurement of cats analyse:
   similarity  how similar the gradients of each two languages are, in direction and in size
   layers      the same by kind of layer, mean over the pairs of languages
 
-picture of a folder of cats pareto:
+picture of a folder of cats pareto, which has the numbers in front.csv:
   front       the trade-off fronts
 
 pictures against a setting, with --against:

@@ -16,10 +16,13 @@ def landscape_tables(records: Sequence[LandscapeRecord]) -> str:
     Args:
         records: by step, with the same tasks; at least one.
     """
-    steps = [["updates", "checkpoint", "top eigenvalue", "lowest", "highest", "trace", "cosine", "interference"]]
+    steps = [
+        ["updates", "checkpoint", "largest eigenvalue", "lowest top", "highest top", "trace", "cosine", "interference"]
+    ]
     for each in records:
         tops = [*each.eigenvalues.values()]
-        numbers = [float(np.mean(tops)), min(tops), max(tops), float(np.mean([*each.traces.values()]))]
+        numbers = [float(np.mean([*each.largest.values()])), min(tops), max(tops)]
+        numbers += [float(np.mean([*each.traces.values()]))]
         numbers += [nan_mean(_pairs(each.kinds[ALL].cosine)), nan_mean(_pairs(each.interference))]
         steps.append([f"{each.step:,}", each.checkpoint, *map(_short, numbers)])
 
@@ -49,8 +52,9 @@ def landscape_tables(records: Sequence[LandscapeRecord]) -> str:
         f"Means over the tasks, and over their pairs:\n\n{aligned(steps, left=2)}\n\n"
         f"The tasks after {last.step:,} updates:\n\n{aligned(tasks, left=1)}\n\n"
         f"The similarity of two tasks' gradients, means over the pairs:\n\n{aligned(kinds, left=1)}\n\n"
-        f"Top eigenvalue: that of the Hessian which is largest in size. Interference: by how much the loss of a task\n"
-        f"changes by a step with learning rate {lr:g} for another one; below 0, the step helps."
+        f"Top eigenvalue: that of the Hessian which is largest in size, and may be negative. Largest: the most\n"
+        f"positive one. Interference: by how much the loss of a task changes by a step with learning rate {lr:g} for\n"
+        f"another one; below 0, the step helps."
     )
 
 

@@ -28,9 +28,11 @@ Matrices = dict[str, np.ndarray]  # {method: (K, K)}
 
 
 def curvature(runs: Runs) -> Figure:
-    """Top Hessian eigenvalue of each group's languages, and below it how well their gradients agree with the others'.
+    """Largest Hessian eigenvalue of each group's languages, and below it how well their gradients agree with others'.
 
     Figure 2 of the CATS paper. Both are means over the languages; the second is over the pairs with another language.
+    The eigenvalue is the most positive one, the sharpness: those of largest size have either sign, so that their mean
+    over the languages could be near 0 at a sharp place.
 
     Raises:
         NothingToDraw: no run was analysed.
@@ -48,7 +50,7 @@ def curvature(runs: Runs) -> Figure:
         return curve
 
     rows = {
-        "top Hessian eigenvalue": curve_of(lambda record, task: record.eigenvalues[task]),
+        "largest Hessian eigenvalue": curve_of(lambda record, task: record.largest[task]),
         "cosine with other gradients": curve_of(_agreement),
     }
     measured = {task for found in records.values() for record in found for task in record.tasks}

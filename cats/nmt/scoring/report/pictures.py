@@ -24,7 +24,7 @@ Draw = Callable[[Runs], "Figure"]
 _LANDSCAPE: list[tuple[str, str, Draw]] = [  # of runs that cats analyse has measured
     (
         "Curvature and alignment",
-        "The top Hessian eigenvalue of the languages, and the cosine of their gradients with those of the others.",
+        "The largest Hessian eigenvalue of the languages, and the cosine of their gradients with those of the others.",
         landscape.curvature,
     ),
     ("Similarity of the gradients", "Of each two languages, at the last measurement.", landscape.similarity),
