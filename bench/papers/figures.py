@@ -158,7 +158,7 @@ FIGURES = {
         Figure(
             "cats-table-5",
             CATS,
-            "The diverse set again, by its numbers many-to-one: what norms without gain and bias, and CATS, add to a "
+            "The diverse set again (the scores suggest many-to-one): what norms without gain and bias, and CATS, add to a "
             "baseline.",
             REPORTS,
             ("many-to-one",),

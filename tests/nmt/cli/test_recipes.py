@@ -18,6 +18,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import apply_overrides
 from cats.nmt.data.corpus_files import read_corpus
 from tests.conftest import ROOT
+from tests.processes import run_command
 
 LANGUAGES = {
     "related": ["aze", "bel", "glg", "slk", "tur", "rus", "por", "ces"],
@@ -151,3 +152,17 @@ def test_every_corpus_can_be_inspected(here: Path, capsys: pytest.CaptureFixture
         if words[:2] == ["data", "inspect"]:
             assert main(words) == 0
             assert "training pairs; entropy" in capsys.readouterr().out
+
+
+def test_links_to_the_corpora_of_the_papers(here: Path) -> None:
+    """docs/papers.md links the languages of each set, and leaves out what else is in the folders of docs/data.md."""
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "ln -s" in b)
+    *links, last = block.splitlines()
+    assert last.startswith("python -m bench.papers")
+    done = run_command(["bash", "-ec", "\n".join(links)], 60, cwd=here)
+    assert done.returncode == 0, done.stderr
+    for name, languages in {**LANGUAGES, "wmt10": ML50[:10], "opus100": ["af", "an", "fr"]}.items():
+        folder = name if name in ("wmt10", "opus100") else f"ted-{name}"
+        corpus = read_corpus(f"corpora/{folder}", direction="one-to-many", tasks=[])
+        assert sorted(task.name for task in corpus.tasks) == sorted(languages)
