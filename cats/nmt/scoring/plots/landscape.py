@@ -95,7 +95,7 @@ def similarity(runs: Runs) -> Figure:
         _draw_matrix(left, cosines[method], tasks, "PuOr_r", -largest, largest)
         _draw_matrix(right, magnitudes[method], tasks, "cividis", 0.0, 1.0)
         left.set_title(f"{method}: cosine", loc="left", color=INK)
-        right.set_title("magnitude similarity", loc="left", color=INK)
+        right.set_title(f"{method}: magnitude similarity", loc="left", color=INK)
     return figure
 
 

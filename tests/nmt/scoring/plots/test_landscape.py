@@ -92,7 +92,7 @@ def test_curvature_and_alignment(runs: Runs) -> None:
 def test_similarity_of_each_two_languages(runs: Runs) -> None:
     figure = landscape.similarity(runs)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["cats: cosine", "magnitude similarity", "T=1: cosine", "magnitude similarity"]
+    assert titles == [f"{method}: {what}" for method in ("cats", "T=1") for what in ("cosine", "magnitude similarity")]
     cats, _, t1, magnitude = figure.axes
     assert [label.get_text() for label in cats.get_yticklabels()] == TASKS  # the smallest first
     assert [text.get_text() for text in cats.texts] == [".15", ".30", ".15", ".45", ".30", ".45"]
