@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cats.nmt.cli import grid
 from cats.nmt.cli.parser import Parser
+from cats.nmt.errors import unknown
 from cats.nmt.screen import doing
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def add_arguments(parser: Parser) -> None:
         help="controls to add to the methods, or none (default: all): "
         + "; ".join(f"{name}: {what}" for name, what in CONTROLS.items()),
     )
+    parser.add_argument(
+        "--baseline",
+        default="",
+        metavar="METHOD",
+        help="the method that the others are compared with (default: in each set the one with the best validation NLL "
+        "that does not use the weights of cats)",
+    )
     grid.add_options(parser, Path("runs/compare"))
 
 
@@ -63,17 +71,20 @@ def run(args: argparse.Namespace) -> None:
     """Train the runs that are missing, then write compare.json, .csv, .md and .png of those that are finished."""
     doing(f"looking for finished runs in {args.out}")
     runs = planned(args)
-    grid.run(args, runs, lambda: write(args.out, runs))
+    methods = dict.fromkeys(run.method for run in runs)
+    if args.baseline and args.baseline not in methods:
+        raise unknown("method", args.baseline, methods, where="--baseline")
+    grid.run(args, runs, lambda: write(args.out, runs, args.baseline))
 
 
-def write(out: Path, runs: Sequence[Run]) -> str:
+def write(out: Path, runs: Sequence[Run], baseline: str = "") -> str:
     """Write the tables and the picture of the runs that are finished. Return the tables and the names of the files."""
     from cats.nmt.files import atomic_write
     from cats.nmt.scoring.compare import tables
     from cats.nmt.scoring.compare.summarise import summarise
     from cats.nmt.scoring.plots.comparison import draw_comparison
 
-    comparison = summarise(runs)
+    comparison = summarise(runs, baseline)
     text = tables.comparison_tables(comparison)
     atomic_write(out / "compare.json", json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n")
     atomic_write(out / "compare.csv", tables.comparison_csv(comparison))

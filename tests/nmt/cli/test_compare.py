@@ -47,7 +47,8 @@ def test_the_finished_comparison_is_written_without_training(
     summary = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     assert list(summary) == ["seeds", "settings", "sets", "regret", "regret_of_all"] and summary["seeds"] == [1, 2]
     assert list(summary["sets"]["toy"]) == [
-        *("pairs", "groups", "lookup", "lookup_languages", "methods", "baseline", "not_run", "other_validation")
+        *("pairs", "groups", "lookup", "lookup_languages", "methods", "baseline", "not_run", "other_validation"),
+        "named_baseline",
     ]
     assert list(summary["sets"]["toy"]["methods"]["cats"]) == [
         *("groups", "languages", "chrf_interval", "seeds", "seconds", "peak_memory", "untrained"),
@@ -66,6 +67,14 @@ def test_the_finished_comparison_is_written_without_training(
     assert list(summary["regret"]["cats"]) == [*("worst", "interval", "where", "cells", "above", "above_interval")]
     assert summary["sets"]["toy"]["lookup"]["lores"]["chrf"] == 0.0
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_named_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished_runs(write_repeating_corpus(tmp_path / "toy"), tmp_path / "out")
+    assert main([*comparison(tmp_path), "--baseline", "cats"]) == 0
+    assert "and the difference to cats.\n" in capsys.readouterr().out
+    assert main([*comparison(tmp_path), "--baseline", "cat"]) == 2
+    assert capsys.readouterr().err == "cats: --baseline: unknown method cat (did you mean cats?); known: T=1, T=5, cats\n"
 
 
 def test_text_without_test_lines_is_refused_before_anything_is_trained(

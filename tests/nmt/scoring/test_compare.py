@@ -234,6 +234,27 @@ def test_differences_are_to_the_method_with_the_best_validation_nll_that_is_not_
     assert "\nWhere a method has one seed, the intervals say nothing about other seeds.\n\n| method" in text
 
 
+def test_the_user_may_name_the_baseline(finished):
+    for run in finished:
+        record(
+            run, dict.fromkeys(("xa", "xb"), {"T=1": 1.0, "T=5": 2.0, "cats": 3.0}[run.method]), {"xa": 10, "xb": 10}
+        )
+    assert summarise(finished).sets["toy"].baseline == "T=1"
+    summary = summarise(finished, "cats")
+    result = summary.sets["toy"]
+    assert (result.baseline, result.methods["cats"].differences) == ("cats", {})
+    assert (
+        result.methods["T=1"].differences.keys()
+        == result.methods["T=5"].differences.keys()
+        == {"all", "lores", "hires"}
+    )
+    text = tables.comparison_tables(summary)
+    assert "and the difference to cats.\n" in text and "best validation NLL" not in text
+    assert Comparison.from_json(json.loads(json.dumps(summary.to_json()))).to_json() == summary.to_json()
+    without = [run for run in finished if run.method != "cats"]
+    assert summarise(without, "cats").sets["toy"].baseline == ""  # it is not finished there
+
+
 @pytest.mark.parametrize(
     "settings", ["method.name=target-projection", "model.max_length=20", "tokenizer.vocab_size=90"]
 )
@@ -282,7 +303,7 @@ def test_the_table_of_bleu_has_marks_and_verdicts(finished, monkeypatch):
 
     def rows() -> list[str]:
         _, _, after = tables.comparison_tables(summary).partition("BLEU by language. Bold: ")
-        assert "\n†: better than T=5, the best baseline, with p < 0.05" in after
+        assert "\n†: better than T=5, the baseline, with p < 0.05" in after
         assert "\nIn parentheses: chrF is below that of the nearest-neighbour baseline" in after
         return after.split("\n\n")[1].splitlines()
 

@@ -124,6 +124,7 @@ class SetResult:
         nearest_neighbour: the average of the nearest-neighbour baseline for each group, "all" included.
         methods: the result of each method with finished runs.
         baseline: the method that the others are compared with; "" if there is none.
+        named_baseline: whether the user has named it; else it is the best on validation text.
         not_run: methods without a finished run.
         nearest_neighbour_tasks: the scores of the nearest-neighbour baseline on each task.
         other_validation: methods that are validated on other lines or pieces than most, so that their validation NLL
@@ -138,6 +139,7 @@ class SetResult:
     not_run: list[str] = field(default_factory=list)
     nearest_neighbour_tasks: dict[str, Cell] = field(default_factory=dict)
     other_validation: list[str] = field(default_factory=list)
+    named_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class Comparison:
                 "baseline": result.baseline,
                 "not_run": result.not_run,
                 "other_validation": result.other_validation,
+                "named_baseline": result.named_baseline,
             }
             for name, result in self.sets.items()
         }

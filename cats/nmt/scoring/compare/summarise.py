@@ -54,8 +54,12 @@ class Translated(NamedTuple):
     clusters: list[str]
 
 
-def summarise(runs: Sequence[Run]) -> Comparison:
+def summarise(runs: Sequence[Run], baseline: str = "") -> Comparison:
     """Collects the results of the finished runs, and computes intervals, significance and regrets.
+
+    Args:
+        baseline: the method that the others are compared with, in each set where it is finished. "": the one with the
+            best validation NLL, see ``_Set.best_baseline``.
 
     Raises:
         UserError: no run is finished, the files of one do not fit, or a score is missing.
@@ -67,7 +71,7 @@ def summarise(runs: Sequence[Run]) -> Comparison:
     for number, name in enumerate(dict.fromkeys(run.set for run in runs if run.finished)):
         found = _Set([run for run in runs if run.set == name])
         samples[name] = found.samples(number)
-        sets[name] = found.result(samples[name], number)
+        sets[name] = found.result(samples[name], number, baseline)
     everywhere = [
         method
         for method in dict.fromkeys(run.method for run in runs)
@@ -193,11 +197,11 @@ class _Set:
             for method, values in samples.items()
         }
 
-    def result(self, samples: Samples, seed: int) -> SetResult:
+    def result(self, samples: Samples, seed: int, named: str) -> SetResult:
         methods = {
             method: self._method(method, samples[method]) for method in dict.fromkeys(run.method for run in self.runs)
         }
-        baseline = self._baseline(methods)
+        baseline = (named if named in methods else "") if named else self.best_baseline(methods)
         if baseline:
             compared = {
                 method: {group: float(np.mean(scores.chrf)) for group, scores in found.groups.items()}
@@ -222,6 +226,7 @@ class _Set:
             baseline=baseline,
             not_run=[name for name in dict.fromkeys(run.method for run in self.planned) if name not in methods],
             other_validation=self.other_validation,
+            named_baseline=bool(named),
         )
 
     def _method(self, method: str, samples: Mapping[str, np.ndarray]) -> MethodResult:
@@ -282,7 +287,7 @@ class _Set:
         most = Counter(usual).most_common(1)[0][0]
         return [method for method, each in own.items() if each != most]
 
-    def _baseline(self, methods: Mapping[str, MethodResult]) -> str:
+    def best_baseline(self, methods: Mapping[str, MethodResult]) -> str:
         """The method with the best validation NLL among those that do not use the weights of cats; "" if none is known.
 
         Only methods with the most seeds can be chosen, and only those that are validated on the same lines.

@@ -185,16 +185,20 @@ def _differences(result: SetResult) -> list[str]:
     counts = {method: len(found.seeds) for method, found in result.methods.items()}
     single = [method for method, count in counts.items() if count == 1]
     which = "all methods" if len({*counts.values()}) == 1 else f"the methods with {counts[result.baseline]} seeds"
-    lines = [
-        f"chrF with 95 % intervals, and the difference to {result.baseline}: it has the best validation NLL (mean over",
-        f"the groups and the seeds) of {which} that do not use the weights of cats. Intervals and p-values are by",
-        "bootstrap over seeds and clusters of test lines. p is corrected over the methods of this table (Holm), for",
-        f"each group by itself, and * marks p < {SIGNIFICANT}.",
+    lines = [f"chrF with 95 % intervals, and the difference to {result.baseline}."]
+    if not result.named_baseline:
+        lines = [
+            f"chrF with 95 % intervals, and the difference to {result.baseline}: it has the best validation NLL (mean",
+            f"over the groups and the seeds) of {which} that do not use the weights of cats.",
+        ]
+    lines += [
+        "Intervals and p-values are by bootstrap over seeds and clusters of test lines. p is corrected over the",
+        f"methods of this table (Holm), for each group by itself, and * marks p < {SIGNIFICANT}.",
     ]
     if result.other_validation:
         lines += [
             f"The validation NLL of {', '.join(result.other_validation)} is of other lines, or of other pieces, than",
-            "that of most methods. It must not be compared with theirs, and such a method cannot be the baseline.",
+            "that of most methods. It must not be compared with theirs, and none of them is chosen as the baseline.",
         ]
     if single:
         lines.append(f"With one seed ({', '.join(single)}), intervals and p-values say nothing about other seeds.")
@@ -235,8 +239,8 @@ def bleu_table(result: SetResult) -> list[str]:
     legend = ["BLEU by language. Bold: the highest of a column."]
     if result.baseline:
         legend += [
-            f"†: better than {result.baseline}, the best baseline, with p < {SIGNIFICANT} (by the same bootstrap,",
-            "corrected over the methods of the column).",
+            f"†: better than {result.baseline}, the baseline, with p < {SIGNIFICANT} (by the same bootstrap, corrected",
+            "over the methods of the column).",
         ]
     if any(cell.startswith("(") for row in rows[1:-1] for cell in row[1:]):
         legend.append("In parentheses: chrF is below that of the nearest-neighbour baseline, so this was not learnt.")
