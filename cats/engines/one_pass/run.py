@@ -123,7 +123,7 @@ class LayerDots:
     def __init__(
         self,
         batch: Batch,
-        uses: Iterable[Use],
+        uses: dict[Use, Placement | Measured],
         weights: Sequence[float],
         params: Sequence[Tensor],
         others: list[int],
@@ -133,7 +133,7 @@ class LayerDots:
         *,
         check: bool,
     ) -> None:
-        self.batch, self.weights, self.params = batch, weights, params
+        self.batch, self.uses, self.weights, self.params = batch, uses, weights, params
         self.others, self.missing = others, missing
         self.scale, self.backend = scale, backend
         self.waiting: dict[Use, Record] = {}
@@ -211,12 +211,28 @@ class LayerDots:
         scale = 1.0 if self.scale is None else self.scale.double().to(sums.device)
         weights = sums.new_tensor([w or 1.0 for w in self.weights])
         result = dict(enumerate((sums / weights / scale**2).unbind()))
+        if len(self.missing) > 1 and not self.others:
+            together = self._of_missing_tasks(direction) / scale**2
+            return {n: together[n] if n in self.missing else result[n] for n in self.batch.tasks}
         for n in self.batch.tasks if self.others else self.missing:
             if n in self.missing:
                 result[n] = self._from_gradient(n, range(len(self.params)), direction) / scale**2
             else:
                 result[n] = result[n] + self._from_gradient(n, self.others, direction) / scale**2
         return {n: result[n] for n in self.batch.tasks}
+
+    def _of_missing_tasks(self, direction: Gradient) -> Tensor:
+        """(N,) <g_n, ḡ> of the tasks with weight 0, from one more backward pass, of the sum of their losses."""
+        weights = [float(n in self.missing) for n in range(self.batch.total)]
+        dots = LayerDots(self.batch, self.uses, weights, self.params, [], [], None, self.backend, check=False)
+        recorder = _Recorder(self.uses, dots, [], set(), None, 0, direction)
+        seeds = self.batch.seeds(weights)
+        try:
+            with freed_graphs_explained():
+                torch.autograd.grad(self.batch.roots, self.params, seeds, retain_graph=True, allow_unused=True)
+        finally:
+            recorder.remove()
+        return dots._sums()
 
     def _from_gradient(self, task: int, chosen: Sequence[int], direction: Gradient) -> Tensor:
         """Σ <g_n, ḡ> over some parameters, from their gradients of the task."""

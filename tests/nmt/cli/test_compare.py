@@ -74,7 +74,9 @@ def test_a_named_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*comparison(tmp_path), "--baseline", "cats"]) == 0
     assert "and the difference to cats.\n" in capsys.readouterr().out
     assert main([*comparison(tmp_path), "--baseline", "cat"]) == 2
-    assert capsys.readouterr().err == "cats: --baseline: unknown method cat (did you mean cats?); known: T=1, T=5, cats\n"
+    assert (
+        capsys.readouterr().err == "cats: --baseline: unknown method cat (did you mean cats?); known: T=1, T=5, cats\n"
+    )
 
 
 def test_text_without_test_lines_is_refused_before_anything_is_trained(
