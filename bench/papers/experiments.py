@@ -138,10 +138,11 @@ EXPERIMENTS = {
         Experiment(
             "low-ro-rate",  # Figures 10 to 19: as low-ro, with one other learning rate for all points
             "pareto",
-            "--methods restart pretrain --seeds 11",
-            f"--sets wmt:train.steps=700 --between ro de --set train.lr=1.5e-3 {_TINY_FRONT}",
-            f"--data {{data}}/ro-fr --between ro fr --preset order-matters-3 --set train.steps=350000 {_RATIOS} "
-            f"--set train.lr=5e-4 {_PAPER}",
+            "--seeds 11",
+            "--sets wmt:train.steps=700 --between ro de --methods restart pretrain "
+            f"--set train.lr=1.5e-3 {_TINY_FRONT}",
+            f"--data {{data}}/ro-fr --between ro fr {_LATE} --preset order-matters-3 --set train.lr=5e-4 "
+            f"--set train.steps=350000 {_RATIOS} {_PAPER}",
         ),
         Experiment(
             "forgetting",

@@ -158,8 +158,8 @@ FIGURES = {
         Figure(
             "cats-table-5",
             CATS,
-            "The diverse set again (the scores suggest many-to-one): what norms without gain and bias, and CATS, add to a "
-            "baseline.",
+            "The diverse set again (the scores suggest many-to-one): what norms without gain and bias, and CATS, add "
+            "to a baseline.",
             REPORTS,
             ("many-to-one",),
             tables=("{out}/many-to-one/compare.md",),

@@ -7,12 +7,13 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cats.extras import install
 
 from .gramian import Gramian
-from .randomness import checked_seed, random_numbers
+from .randomness import checked_seed
+from .torchjd_rules import Seeded
 
 _BASES = {"Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Weighting"}
 
@@ -85,26 +86,3 @@ def class_of(name: str) -> type[nn.Module]:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, int | float) for each in value)
-
-
-class Seeded(nn.Module):
-    """A rule that draws from torch's random numbers, which here depend on a seed and the number of the step only.
-
-    Args:
-        rule: maps a Gram matrix to weights.
-        seed: any integer.
-    """
-
-    def __init__(self, rule: nn.Module, seed: int) -> None:
-        super().__init__()
-        self.rule = rule
-        self.seed = seed
-        self.step = 0
-
-    def forward(self, gram: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed() would also change the random numbers of GPUs.
-            torch.default_generator.manual_seed(random_numbers(self.seed, self.step).getrandbits(32))
-            weights: Tensor = self.rule(gram)
-        self.step += 1
-        return weights

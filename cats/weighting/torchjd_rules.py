@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .randomness import random_numbers
+
 _NASH = "_NashMTLWeighting"
 # Rules whose weights do not depend on the size of all gradients together, but which take gradients that are small for
 # zeros (norm_eps, eps). FairGrad's weights do depend on it, in a known way, and its solver stops early for small ones.
-_SCALED = {"UPGradWeighting", "DualProjWeighting", "CAGradWeighting", "GradVacWeighting", "FairGradWeighting"}
+_SCALED = ("UPGradWeighting", "DualProjWeighting", "CAGradWeighting", "GradVacWeighting", "FairGradWeighting")
 
 
 def rule_of_gram(rule: Any) -> Any:
@@ -63,20 +65,28 @@ def _wants_jacobian(weighting: nn.Module) -> bool:
 def of_unit_size(rule: Any, gram: Tensor) -> tuple[Tensor, float]:
     """The Gram matrix as a rule of TorchJD needs it so that small gradients are not taken for zeros.
 
+    Args:
+        rule: as :func:`rule_of_gram` returns it, or ``Seeded``. A rule that contains one of these, such as CR-MOGM's
+            mean over the steps, may depend on the size of the matrix, and so may a ``forward()`` of the user's own.
+
     Returns:
-        The matrix divided by the power of two that is next to its trace, and the number that the weights for the given
-        matrix are larger by. Both are exact. The matrix as it is and 1 for other rules, and if it has no finite trace
-        above 0.
+        The matrix divided by the power of two that is next to its trace, which is exact, and the number that the
+        weights for the given matrix are larger by. The matrix as it is and 1 for other rules, and if it has no finite
+        trace above 0.
     """
-    modules = rule.modules() if isinstance(rule, nn.Module) else ()
-    part: Any = next((module for module in modules if type(module).__name__ in _SCALED), None)
+    torchjd: Any = sys.modules.get("torchjd.aggregation")
+    part: Any = rule.rule if isinstance(rule, Seeded) else rule
+    kinds = [kind for name in _SCALED if (kind := getattr(torchjd, name, None))]
     trace = float(gram.trace())
-    if part is None or not 0 < trace < math.inf:
+    if (
+        not any(isinstance(part, kind) and type(part).forward is kind.forward for kind in kinds)
+        or not 0 < trace < math.inf
+    ):
         return gram, 1.0
     exponent = math.frexp(trace)[1]
     factor = 1.0
     if hasattr(part, "alpha") and part.alpha:  # FairGrad solves G w = w^(-1/alpha)
-        factor = 2.0 ** (-exponent * part.alpha / (1 + part.alpha))
+        factor = 2.0 ** (-exponent / (1 + 1 / part.alpha))
     return torch.ldexp(gram, torch.tensor(-exponent)), factor
 
 
@@ -97,6 +107,29 @@ def of_present(rule: Any, present: Sequence[int]) -> Iterator[None]:
     finally:
         for part, numbers in parts:
             part.weights = numbers
+
+
+class Seeded(nn.Module):
+    """A rule that draws from torch's random numbers, which here depend on a seed and the number of the step only.
+
+    Args:
+        rule: maps a Gram matrix to weights.
+        seed: any integer.
+    """
+
+    def __init__(self, rule: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.rule = rule
+        self.seed = seed
+        self.step = 0
+
+    def forward(self, gram: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed() would also change the random numbers of GPUs.
+            torch.default_generator.manual_seed(random_numbers(self.seed, self.step).getrandbits(32))
+            weights: Tensor = self.rule(gram)
+        self.step += 1
+        return weights
 
 
 class Nash(nn.Module):

@@ -161,6 +161,18 @@ def test_all_tasks_with_weight_0_take_one_more_backward_pass(name, weights, monk
     assert counts[1] == counts[0] + 1
 
 
+@pytest.mark.parametrize("name", ["scale and shift", "LoRA, merged", "product of parameters"])
+def test_tasks_with_weight_0_and_parameters_outside_of_layers(name):
+    """Such parameters need a pass for each task anyway."""
+    net = build(ARCHITECTURES[name], torch.float64)
+    weights = (0.0, 0.0, 1.0, 0.25, *WEIGHTS[4:])
+    opt = optimizer(net, "one_pass", weights)
+    batch = draw(ARCHITECTURES[name], BATCHES[0], torch.float64, seed=1)
+    batch.expected.weights = weights
+    backward(opt, net, batch, "one_pass")
+    check(opt, net, batch.expected)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_task_and_examples_of_no_task(engine):
     """Examples with the index -1 have no loss, and a batch may have one task."""

@@ -96,7 +96,6 @@ def test_random_rules_have_their_own_random_numbers(name):
     assert not torch.equal(first, second) and not torch.equal(other.weights_from_gram(gram, None), first)
 
 
-@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e5])
 @pytest.mark.parametrize(
     "options", ["UPGrad", "DualProj", "CAGrad", "GradVac", "FairGrad", "MGDA", "IMTLG"], indirect=True
@@ -112,6 +111,47 @@ def test_the_size_of_the_gradients_does_not_matter(options, scale):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
+def test_rules_that_depend_on_the_size_of_the_matrix_get_it_as_it_is():
+    """Those that a user has written around a rule of TorchJD, and TorchJD's own mean over the steps."""
+    pytest.importorskip("quadprog")
+    pytest.importorskip("scipy")
+
+    class Shrinking(rules.UPGradWeighting):
+        def forward(self, gram, /):
+            return super().forward(gram) / gram.trace().sqrt()
+
+    class Around(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = rules.UPGradWeighting()
+
+        def forward(self, gram):
+            return self.inner(gram) / gram.trace().sqrt()
+
+    gram = 1e4 * gram_of(steps(1)[0])
+    for rule in Shrinking(), Around():
+        assert torch.equal(cats.weighting.Gramian(rule).weights_from_gram(gram, None), rule(gram))
+    mean, ours = (rules.CRMOGMWeighting(rules.FairGradWeighting(alpha=1.0), alpha=0.9) for _ in range(2))
+    weighting = cats.weighting.Gramian(ours)
+    for size in 1, 16, 256:
+        assert torch.equal(weighting.weights_from_gram(size * gram, None), mean(size * gram))
+
+
+def test_subclasses_of_a_rule_do_not_take_small_gradients_for_zeros():
+    pytest.importorskip("quadprog")
+    mine = type("Mine", (rules.UPGradWeighting,), {})
+    gram = gram_of(np.array([[1.0, 0], [-1, 1]]))
+    found = cats.weighting.Gramian(mine()).weights_from_gram(1e-8 * gram, None)
+    torch.testing.assert_close(found, cats.weighting.Gramian(mine()).weights_from_gram(gram, None))
+
+
+def test_fair_grad_with_the_largest_alpha():
+    pytest.importorskip("scipy")
+    gram = gram_of(np.eye(4)[:3] + 0.1)
+    weights, small = (torchjd("FairGrad", alpha=np.inf).weights_from_gram(s * gram, None) for s in (1, 2.0**-30))
+    torch.testing.assert_close(small, weights * 2.0**30, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
 def test_fair_grad_solves_its_equation_at_any_size(alpha):
     pytest.importorskip("scipy")
@@ -123,6 +163,7 @@ def test_fair_grad_solves_its_equation_at_any_size(alpha):
         torch.testing.assert_close(gram @ weights, weights ** (-1 / alpha), rtol=1e-4, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")
 def test_nash_mtl_takes_any_number_of_tasks():
     pytest.importorskip("ecos")
     weighting = torchjd("NashMTL", max_norm=0.0)

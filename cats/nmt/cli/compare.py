@@ -61,8 +61,8 @@ def add_arguments(parser: Parser) -> None:
         "--baseline",
         default="",
         metavar="METHOD",
-        help="the method that the others are compared with (default: in each set the one with the best validation NLL "
-        "that does not use the weights of cats)",
+        help="the method that the others are compared with (default, and where it is not finished: the one of the set "
+        "with the best validation NLL that does not use the weights of cats)",
     )
     grid.add_options(parser, Path("runs/compare"))
 

@@ -85,7 +85,7 @@ def regrets(
     In each resample the best rival and the worst cell are chosen again. A worst regret is too high on average, because
     it is the largest of several numbers with noise; `basic_interval` takes that into account. A method that is at least
     as good as the best rival everywhere has a worst regret of zero or less; less only if it is not a rival itself. So
-    the interval of a rival ends at 0.
+    the interval of a rival does not go below 0.
 
     Args:
         means, samples, groups: by set.

@@ -58,8 +58,8 @@ def summarise(runs: Sequence[Run], baseline: str = "") -> Comparison:
     """Collects the results of the finished runs, and computes intervals, significance and regrets.
 
     Args:
-        baseline: the method that the others are compared with, in each set where it is finished. "": the one with the
-            best validation NLL, see ``_Set.best_baseline``.
+        baseline: the method that the others are compared with. "", and where it is not finished: the one with the best
+            validation NLL, see ``_Set.best_baseline``.
 
     Raises:
         UserError: no run is finished, the files of one do not fit, or a score is missing.
@@ -201,7 +201,7 @@ class _Set:
         methods = {
             method: self._method(method, samples[method]) for method in dict.fromkeys(run.method for run in self.runs)
         }
-        baseline = (named if named in methods else "") if named else self.best_baseline(methods)
+        baseline = named if named in methods else self.best_baseline(methods)
         if baseline:
             compared = {
                 method: {group: float(np.mean(scores.chrf)) for group, scores in found.groups.items()}
@@ -226,7 +226,7 @@ class _Set:
             baseline=baseline,
             not_run=[name for name in dict.fromkeys(run.method for run in self.planned) if name not in methods],
             other_validation=self.other_validation,
-            named_baseline=bool(named),
+            named_baseline=named in methods,
         )
 
     def _method(self, method: str, samples: Mapping[str, np.ndarray]) -> MethodResult:
