@@ -66,9 +66,9 @@ EXPERIMENTS = {
         Experiment(
             "diverse",
             "compare",
-            f"--methods T=1 T=5 T=inf gradnorm multidds {_CATS} {_SEEDS}",
-            f"--sets diverse:train.steps=1350 {_TINY}",
-            f"--data {{data}}/ted-diverse --preset ted {_PAPER}",
+            f"--methods T=1 T=5 T=inf gradnorm multidds {_CATS}",
+            f"--sets diverse:train.steps=1350 {_TINY} --seeds 11 12",
+            f"--data {{data}}/ted-diverse --preset ted {_PAPER} {_SEEDS}",
         ),
         Experiment(
             "wmt",
