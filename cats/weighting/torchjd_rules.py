@@ -77,11 +77,9 @@ def of_unit_size(rule: Any, gram: Tensor) -> tuple[Tensor, float]:
     torchjd: Any = sys.modules.get("torchjd.aggregation")
     part: Any = rule.rule if isinstance(rule, Seeded) else rule
     kinds = [kind for name in _SCALED if (kind := getattr(torchjd, name, None))]
+    is_one = any(isinstance(part, kind) and type(part).forward is kind.forward for kind in kinds)
     trace = float(gram.trace())
-    if (
-        not any(isinstance(part, kind) and type(part).forward is kind.forward for kind in kinds)
-        or not 0 < trace < math.inf
-    ):
+    if not is_one or not 0 < trace < math.inf:
         return gram, 1.0
     exponent = math.frexp(trace)[1]
     factor = 1.0
