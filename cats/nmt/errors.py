@@ -14,6 +14,10 @@ class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and what to do. The exit status is 2."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, when the user has been told how to go on: the command line says nothing more."""
+
+
 def command(*words: str | Path) -> str:
     """Return a command of `cats` as a shell reads it: with quotes around what has spaces or special characters."""
     return shlex.join(["cats", *map(str, words)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from cats.nmt.cli.options import add_corpus, add_settings, base_config, corpus_config, require_trainer
 from cats.nmt.cli.parser import Parser
 from cats.nmt.config.toml import apply_overrides
-from cats.nmt.errors import UserError, command
+from cats.nmt.errors import Stopped, UserError, command
 from cats.nmt.screen import doing
 
 SUMMARY = "turn text into tokens once, before training"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         prepare(corpus, encoding, out, tokenizer=tokenizer, processes=args.processes)
     except KeyboardInterrupt:
         print("cats: stopped; the same command continues from here", file=sys.stderr)
-        raise KeyboardInterrupt("stopped, and the user knows how to continue") from None
+        raise Stopped from None
     found = read_prepared(out, encoding)
     for task, shard in found.shards.items():
         reasons = "".join(f", {count:,} {reason}" for reason, count in found.left_out.get(task, {}).items())

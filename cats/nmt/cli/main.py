@@ -33,7 +33,7 @@ from cats.nmt.cli import (
     translate,
 )
 from cats.nmt.cli.parser import Parser
-from cats.nmt.errors import UserError, nearest
+from cats.nmt.errors import Stopped, UserError, nearest
 from cats.nmt.screen import announce
 
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
-        if not error.args:  # nothing has been said yet
+        if not isinstance(error, Stopped):
             announce("cats: stopped")
         return 130
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from cats.nmt.cli.parser import Parser
 from cats.nmt.config.checks import is_utf8, replace_settings
 from cats.nmt.config.schema import Config
 from cats.nmt.config.toml import describe
-from cats.nmt.errors import UserError, command
+from cats.nmt.errors import Stopped, UserError, command
 from cats.nmt.files import is_free
 from cats.nmt.screen import announce, doing
 
@@ -113,13 +113,13 @@ def run(args: argparse.Namespace) -> None:
         doing(f"reading {corpus}; the run {'is' if resume else 'will be'} in {path}", quiet=args.quiet)
         try:
             train(config, path, resume=resume, quiet=args.quiet)
-        except KeyboardInterrupt as error:
-            if error.args:
-                raise
+        except Stopped:
+            raise
+        except KeyboardInterrupt:
             again = command("train", "--resume", path)
             what = f"to resume: {again}" if RunDirectory(path).is_started else "no run was made yet"
             announce(f"cats: stopped; {what}")
-            raise KeyboardInterrupt(what) from None
+            raise Stopped from None
         try:
             if processes.is_main():
                 trained = RunDirectory(path).task_names()
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             what = f"trained but not scored; to score it: {command('evaluate', path)}"
             print(f"cats: {what}", file=sys.stderr)
-            raise KeyboardInterrupt(what) from None
+            raise Stopped from None
 
 
 def resumed(args: argparse.Namespace) -> Config:

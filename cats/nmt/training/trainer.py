@@ -21,7 +21,7 @@ from torch import nn
 
 import cats
 from cats.nmt.config.schema import Config
-from cats.nmt.errors import UserError, command
+from cats.nmt.errors import Stopped, UserError, command
 from cats.nmt.model.clsr import MOST_NOISE
 from cats.nmt.screen import tell
 from cats.nmt.training import processes, sharding
@@ -56,7 +56,7 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
 
     Raises:
         UserError: unusable data or settings, a full disk, or another process is training this run.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current update is finished and saved. The command that
+        Stopped: on Ctrl-C or SIGTERM, after the current update is finished and saved. The command that
             resumes the run is printed.
     """
     set_threads(config.train.threads, config.model.d_model)
@@ -274,12 +274,12 @@ class Trainer(TrainingState):
         """Ends the training after Ctrl-C or SIGTERM, when all is saved.
 
         Raises:
-            KeyboardInterrupt: always.
+            Stopped: always.
         """
         processes.barrier()  # the main process is still writing; when one process ends, torchrun ends the others
         if processes.is_main():
             tell(f"cats: stopped after update {self.step}; to resume: {command('train', '--resume', self.out)}")
-        raise KeyboardInterrupt("stopped, and the user knows how to resume")
+        raise Stopped
 
     # ---- logging and validation
 

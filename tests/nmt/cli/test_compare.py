@@ -14,6 +14,7 @@ pytest.importorskip("sentencepiece")
 pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
+from cats.nmt.errors import Stopped
 from cats.nmt.files import locked
 from cats.nmt.scoring.grid import execute
 from cats.nmt.scoring.grid.runs import Run
@@ -99,7 +100,7 @@ def test_after_an_interruption_the_tables_are_written_and_not_printed(
             shutil.rmtree(run.path)
 
     def interrupted(*_: object) -> dict[Path, str]:
-        raise KeyboardInterrupt("said")
+        raise Stopped
 
     monkeypatch.setattr(execute, "execute", interrupted)
     assert main(comparison(tmp_path)) == 130

@@ -19,6 +19,7 @@ import cats
 from cats.nmt.cli import info
 from cats.nmt.cli.main import COMMANDS, DATA_COMMANDS, main
 from cats.nmt.config.sections.method import METHODS
+from cats.nmt.errors import Stopped
 
 
 def test_help_imports_nothing_heavy_and_the_module_is_the_command(root: Path) -> None:
@@ -196,7 +197,7 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_exits_with_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    for error, said in (KeyboardInterrupt(), "cats: stopped\n"), (KeyboardInterrupt("the line is there already"), ""):
+    for error, said in (KeyboardInterrupt("a text"), "cats: stopped\n"), (Stopped(), ""):
         monkeypatch.setattr(info, "run", raising(error))
         assert main(["info"]) == 130
         assert capfd.readouterr() == ("", said)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("sacrebleu")
 
 from cats.nmt.cli.main import main
 from cats.nmt.config.toml import read_config
-from cats.nmt.errors import UserError
+from cats.nmt.errors import Stopped, UserError
 from cats.nmt.scoring.grid import execute
 from cats.nmt.scoring.grid.runs import check_all
 from cats.nmt.scoring.grid.trials import validation_nll
@@ -163,7 +164,7 @@ def test_after_an_interruption_the_rest_is_trained(
 
     with monkeypatch.context() as patch:
         patch.setattr(execute.time, "sleep", sleep)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             execute.execute(runs, jobs=1)
     assert 2 <= sum(run.finished for run in runs) < 4
     assert capsys.readouterr().err.count("cats: stopped; the same command continues from here") == 1
@@ -224,7 +225,7 @@ def test_a_signal_to_the_comparison_stops_its_runs_and_each_saves(corpus, tmp_pa
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         execute.execute([run], jobs=1)
     thread.join(60)
     assert (tmp_path / "signals").read_text() == "saved\n"
@@ -236,13 +237,18 @@ def test_a_run_that_is_killed_is_reported_with_the_signal(corpus, tmp_path, monk
     assert execute.execute([run], jobs=1) == {run.path: "the process was ended by signal 9; was there enough memory?"}
 
 
-def test_no_run_outlives_the_comparison(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", ["exec sleep 60", "trap '' TERM; : > $0.up; exec sleep 60"], ids=["", "deaf"])
+def test_no_run_outlives_the_comparison(corpus, tmp_path, monkeypatch, text):
+    """Not even one that does not listen to SIGTERM."""
     words = ["--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "2", "--methods", "T=1"]
-    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", "exec sleep 60"))
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "python", text))
+    monkeypatch.setattr(execute, "GRACE", 0.2)
     start, started = execute.start, []
 
     def second_fails(*arguments):
         if started:
+            while "trap" in text and not (tmp_path / "python.up").exists():
+                time.sleep(0.01)
             raise UserError("the disk is full")
         started.append(start(*arguments))
         return started[0]
@@ -250,4 +256,5 @@ def test_no_run_outlives_the_comparison(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "start", second_fails)
     with pytest.raises(UserError, match="the disk is full"):
         execute.execute(planned(*words), jobs=2)
-    assert started[0].process.returncode is not None
+    by = signal.SIGKILL if "trap" in text else signal.SIGTERM
+    assert started[0].process.returncode == -by

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from cats.nmt.errors import Stopped
 from cats.nmt.training.trainer import Trainer
 
 
@@ -22,6 +23,6 @@ def interrupted(step: int, by: signal.Signals = signal.SIGTERM) -> Iterator[None
             os.kill(os.getpid(), by)
         update(trainer)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "update", stopping)
         yield

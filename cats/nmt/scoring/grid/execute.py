@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from cats.nmt.config.toml import to_toml
-from cats.nmt.errors import UserError
+from cats.nmt.errors import Stopped, UserError
 from cats.nmt.files import atomic_write
 from cats.nmt.scoring.grid.runs import Run, check_resumable, everything
 from cats.nmt.screen import doing, tell
@@ -25,6 +25,7 @@ from cats.nmt.training.progress import duration
 from cats.nmt.training.signals import deferred_interrupts
 
 WAIT = 0.2  # seconds between two looks at the processes
+GRACE = 60.0  # seconds that a process gets to end before it is killed
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def execute(runs: Sequence[Run], jobs: int) -> dict[Path, str]:
 
     Raises:
         UserError: something else than a run failed, such as writing a file. No process is left behind.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when all processes have saved their checkpoints and ended. A second
-            signal ends them at once.
+        Stopped: after Ctrl-C or SIGTERM, when all processes have saved their checkpoints and ended. A second
+            signal ends them at once, and kills one that has not ended after a minute.
     """
     grid = _Grid(everything(runs), jobs)
     try:
@@ -61,7 +62,11 @@ def execute(runs: Sequence[Run], jobs: int) -> dict[Path, str]:
         for each in grid.working:
             each.process.terminate()
         for each in grid.working:
-            each.process.wait()
+            try:
+                each.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+                each.process.wait()
     return grid.failed
 
 
@@ -93,7 +98,7 @@ class _Grid:
                 self.working.remove(each)
                 self.end(each, quiet=stopping)
         if interrupted():
-            raise KeyboardInterrupt("stopped, and the user knows how to continue")
+            raise Stopped
 
     def next_ready(self) -> Run | None:
         """Takes the first waiting run that can start. Runs that need a failed one fail, too."""
