@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,7 @@ def test_differences_are_to_the_method_with_the_best_validation_nll_that_is_not_
     text = tables.comparison_tables(summarise(finished))
     assert "of the methods with 2 seeds that do not use" in text and "With one seed (T=1), intervals" in text
     assert "\nWhere a method has one seed, the intervals say nothing about other seeds.\n\n| method" in text
+    assert "| -100.0 (-100.0 to -100.0) | 0.001 |" in text  # not marked: it is of the test lines alone
 
 
 def test_the_user_may_name_the_baseline(finished):
@@ -327,6 +329,10 @@ def test_the_table_of_bleu_has_marks_and_verdicts(finished, monkeypatch):
     same = {"toy": replace(summary.sets["toy"], methods=dict.fromkeys(methods, methods["T=1"]))}
     _, _, after = tables.comparison_tables(replace(summary, sets=same)).partition("BLEU by language. Bold: ")
     assert "**" not in after.partition("chrF by language")[0]  # all methods are the best
+    single = {"toy": replace(summary.sets["toy"], methods={**methods, "T=1": replace(methods["T=1"], seeds=[1])})}
+    _, _, after = tables.comparison_tables(replace(summary, sets=single)).partition("BLEU by language. Bold: ")
+    of_one_seed, others = re.findall(r"\n\| (?:T=1|cats) \|.*", after.partition("chrF by language")[0])
+    assert "†" not in of_one_seed and "†" in others
 
     monkeypatch.setattr(tables, "_MOST_COLUMNS", 1)
     methods["T=1"].untrained.append(2)

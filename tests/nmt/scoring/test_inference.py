@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -58,11 +60,19 @@ def test_holm_by_hand() -> None:
     assert inference.holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0} and inference.holm({}) == {}
 
 
-def test_the_p_value_is_the_share_of_resamples_that_are_as_far_from_their_mean() -> None:
-    resampled = np.array([1.0, 2.0, 3.0, 4.0, 5.0])  # 2, 1, 0, 1, 2 from the mean
+def test_the_p_value_is_the_share_of_resamples_that_are_as_far_from_their_median() -> None:
+    resampled = np.array([1.0, 2.0, 3.0, 4.0, 5.0])  # 2, 1, 0, 1, 2 from the median
     assert inference.p_value(2.0, resampled) == 3 / 6
     assert inference.p_value(-1.0, resampled) == 5 / 6
     assert inference.p_value(9.0, resampled) == 1 / 6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_two_seeds_the_p_value_is_that_of_students_t(seed: int) -> None:
+    """With one degree of freedom it has no mean, and the largest resample decides where the mean of all is."""
+    resampled = 1.5 + 0.5 * np.random.default_rng(seed).standard_t(1, 2000)
+    expected = 1 - 2 / math.pi * math.atan(3)  # P(|t| >= 3)
+    assert inference.p_value(1.5, resampled) == pytest.approx(expected, abs=0.03)  # three standard errors
 
 
 def test_differences_are_corrected_within_each_group() -> None:

@@ -180,11 +180,12 @@ def _differences(result: SetResult) -> list[str]:
         for group in groups:
             low, high = found.chrf_interval[group]
             row.append(f"{_mean(found.groups[group].chrf):.1f} ({low:.1f} to {high:.1f})")
-            row += _difference(found.differences.get(group))
+            row += _difference(found.differences.get(group), marked=_has_seeds(result, method))
         rows.append(row)
-    counts = {method: len(found.seeds) for method, found in result.methods.items()}
-    single = [method for method, count in counts.items() if count == 1]
-    which = "all methods" if len({*counts.values()}) == 1 else f"the methods with {counts[result.baseline]} seeds"
+    counts = {len(found.seeds) for found in result.methods.values()}
+    which = (
+        "all methods" if len(counts) == 1 else f"the methods with {len(result.methods[result.baseline].seeds)} seeds"
+    )
     lines = [f"chrF with 95 % intervals, and the difference to {result.baseline}."]
     if not result.named_baseline:
         lines = [
@@ -195,22 +196,31 @@ def _differences(result: SetResult) -> list[str]:
         "Intervals and p-values are by bootstrap over seeds and clusters of test lines. p is corrected over the",
         f"methods of this table (Holm), for each group by itself, and * marks p < {SIGNIFICANT}.",
     ]
+    single = [method for method, found in result.methods.items() if len(found.seeds) == 1]
     if result.other_validation:
         lines += [
             f"The validation NLL of {', '.join(result.other_validation)} is of other lines, or of other pieces, than",
             "that of most methods. It must not be compared with theirs.",
         ]
     if single:
-        lines.append(f"With one seed ({', '.join(single)}), intervals and p-values say nothing about other seeds.")
+        lines += [
+            f"With one seed ({', '.join(single)}), intervals and p-values are of the test lines alone: they say",
+            "nothing about other seeds, and nothing is marked.",
+        ]
     return [*lines, "", *_markdown(rows)]
 
 
-def _difference(found: Difference | None) -> list[str]:
-    """The cells of a difference and its p-value."""
+def _has_seeds(result: SetResult, method: str) -> bool:
+    """Whether a method and the baseline have several seeds: then a difference may be one of the methods."""
+    return min(len(result.methods[each].seeds) for each in (method, result.baseline)) > 1
+
+
+def _difference(found: Difference | None, *, marked: bool) -> list[str]:
+    """The cells of a difference and its p-value. marked: with a star if it is significant."""
     if found is None:
         return ["", ""]
     low, high = found.interval
-    mark = "*" if found.p_holm < SIGNIFICANT else ""
+    mark = "*" if marked and found.p_holm < SIGNIFICANT else ""
     return [f"{found.chrf:+.1f} ({low:+.1f} to {high:+.1f}){mark}", f"{found.p_holm:.3f}"]
 
 
@@ -231,7 +241,7 @@ def bleu_table(result: SetResult) -> list[str]:
             text = f"{means[method][name]:.1f}"
             text = f"**{text}**" if text == best.get(name) else text
             apart = found.bleu_differences.get(name)
-            text += "†" if apart is not None and apart.is_better else ""
+            text += "†" if apart is not None and apart.is_better and _has_seeds(result, method) else ""
             cells.append(f"({text})" if _is_below(result, found, name) else text)
         rows.append([f"{method}{_verdict(found)}", *cells, *(number(value, 2) for value in cost.get(method, ()))])
     cells = [number(cell.quality.bleu, 1) if (cell := _baseline_cell(result, name)) else "n/a" for name in columns]
