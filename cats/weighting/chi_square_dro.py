@@ -10,7 +10,7 @@ from torch import Tensor
 from .adaptive import Reduction, Robust
 from .checks import check_count, check_number
 
-LARGEST = 1e3  # a step of q is clipped to this range: it leads to the edge of the ball anyway
+LARGEST = 1e3  # a longer step of q is shortened to this length: it leads to the edge of the ball anyway
 
 
 class ChiSquareDRO(Robust):
@@ -69,7 +69,8 @@ class ChiSquareDRO(Robust):
         if q.sum() <= 0:  # the batch has only tasks that have no weight now: there is no mean to compare with
             return
         moved = self._q.clone()
-        moved[here] += (self.step_size * (slopes - slopes @ q / q.sum())).clamp(-LARGEST, LARGEST)
+        step = self.step_size * (slopes - slopes @ q / q.sum())
+        moved[here] += step * (LARGEST / step.abs().max().clamp(min=LARGEST))
         self._q = projected(moved, self.shares, self.rho)
 
 

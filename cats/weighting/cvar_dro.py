@@ -63,12 +63,11 @@ class CVaRDRO(Robust):
             return self.shares * self.scale
         excess = self._means - self.baselines
         excess = torch.where(self._seen, excess, excess[self._seen].mean())
-        worst = torch.argsort(excess, descending=True, stable=True)
-        p = self.shares[worst]
-        earlier = p.cumsum(0) - p  # the share of those that are worse
-        q = torch.zeros_like(p)
-        q[worst] = torch.minimum((self.tail - earlier).clamp(min=0), p) / self.tail
-        q = torch.maximum(q, self.floor * self.shares)
+        p = self.shares
+        worse = (excess > excess[:, None]).to(p) @ p  # the share of the tasks that are worse than each one
+        tied = (excess == excess[:, None]).to(p) @ p  # of those that are as bad, itself among them: they share the rest
+        q = p * ((self.tail - worse) / torch.where(tied > 0, tied, 1.0)).clamp(0, 1) / self.tail
+        q = torch.maximum(q, self.floor * p)
         return q / q.sum() * self.scale
 
     def update(self, losses: Tensor, dots: Tensor, sqnorms: Tensor, present: Sequence[int]) -> None:

@@ -98,11 +98,18 @@ class GradVac(Weighting):
             targets[pairs] += np.where(both, self.beta * (r - targets[pairs]), 0.0)
         return c
 
+    @property
+    def _kind(self) -> str | None:
+        """What the groups are, for the state: with other groups, its targets would be those of something else."""
+        return self.groups if self.groups is None or isinstance(self.groups, str) else "own"
+
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step, "targets": self._targets.clone()}
+        return {"step": self._step, "targets": self._targets.clone(), "groups": self._kind}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        targets = state["targets"]
+        targets, kind = state["targets"], state.get("groups", self._kind)  # earlier versions did not save it
+        if kind != self._kind:
+            raise ValueError(f"GradVac: the state is of groups={kind!r}, not of groups={self._kind!r}")
         if targets.dim() != 3 or targets.shape[1:] != self._targets.shape[1:] or not targets.isfinite().all():
             raise ValueError(f"GradVac: 'targets' must be (groups, tasks, tasks) numbers, got {tuple(targets.shape)}")
         self._step, self._targets = int(state["step"]), targets.to(torch.float64, copy=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .checks import checked_grams
 from .protocol import Weighting
-from .torchjd_rules import of_present, of_unit_size, per_task, rule_of_gram
+from .torchjd_rules import of_present, of_unit_size, per_task, rule_of_gram, with_memory
 
 # Attributes of a module that state_dict() saves if they have changed. TorchJD's rules keep such state beside buffers.
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
@@ -30,8 +30,10 @@ class Gramian(Weighting):
             ``nn.Module``, as TorchJD's are, its state is saved and restored with the optimizer: buffers, parameters,
             and plain attributes that have changed since it was given here. An ``Aggregator`` of TorchJD is replaced by
             its ``Weighting`` of the Gram matrix. UPGrad, DualProj, CAGrad, GradVac and FairGrad get a matrix with a
-            trace of about 1, so that they do not take small gradients for zeros. Where a rule has a number for each
-            task (``weights``, ``pref_vector``), a step uses those of the tasks present.
+            trace of about 1, so that they do not take small gradients for zeros, and IMTL-G, so that it does not take
+            large ones for them. Where a rule has a number for each task (``weights``, ``pref_vector``), a step uses
+            those of the tasks present. GradVac, CR-MOGM and PCD remember numbers of the tasks, and need all tasks in
+            every step; :class:`cats.weighting.GradVac` does not.
         tolerance: eigenvalues of the matrix of cosines that are below ``tolerance`` times the largest one are rounding
             errors. At least 0 and below 1. None: K times the rounding error of inner products of gradients with the
             parameters' dtypes. That is too small under autocast, where the parameters are float32 but the gradients
@@ -77,11 +79,19 @@ class Gramian(Weighting):
 
     def weights_from_gram(self, gram: Tensor, losses: Tensor) -> Tensor:
         gram, factor = of_unit_size(self.rule, checked_grams(gram, type(self).__name__))
-        with torch.no_grad():
+        # Rules make tensors and draw random numbers on the default device, which may be another one.
+        with torch.no_grad(), torch.device("cpu"):
             weights: Tensor = self.rule(gram)
         return weights if factor == 1 else weights * factor
 
     def weights_from_grams(self, grams: Tensor, losses: Tensor, present: Sequence[int]) -> Tensor | list[Tensor]:
+        checked_grams(grams, type(self).__name__)  # here, because the rule's own errors get another text below
+        few = f"this step has {len(present)} of the {self._tasks} tasks, and"
+        if len(present) < self._tasks and (name := with_memory(self.rule)):
+            raise TooFewTasksError(
+                f"{few} {name} of TorchJD needs all of them in each step: it knows tasks from the step before by their "
+                "place alone"
+            )
         try:
             with of_present(self.rule, present):
                 return super().weights_from_grams(grams, losses, present)
@@ -89,9 +99,7 @@ class Gramian(Weighting):
             if len(present) == self._tasks:
                 raise
             text = " ".join(str(error).split())
-            raise TooFewTasksError(
-                f"this step has {len(present)} of the {self._tasks} tasks, and the rule does not take so few: {text}"
-            ) from error
+            raise TooFewTasksError(f"{few} the rule does not take so few: {text}") from error
 
     def state_dict(self) -> dict[str, Any]:
         if not isinstance(self.rule, nn.Module):

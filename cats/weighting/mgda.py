@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .checks import checked_grams
+from .checks import check_finite, checked_grams
 from .protocol import Weighting
 
 Normalisation = Literal["none", "l2", "loss", "loss+"]
@@ -59,6 +59,7 @@ class MGDA(Weighting):
             used = norms > 0
             sizes = torch.where(used, norms, 1.0)
         if self.normalisation in ("loss", "loss+"):
+            check_finite("MGDA: a loss", losses)
             if not (losses > 0).all():
                 raise ValueError(
                     f"MGDA: normalisation={self.normalisation!r} needs positive losses, got {losses.tolist()}"
@@ -84,9 +85,10 @@ def shortest(gram: Tensor) -> Tensor:
         return zero / zero.sum()
     if len(gram) == 2:
         between = gram[0, 0] + gram[1, 1] - 2 * gram[0, 1]  # ‖g_1 − g_2‖²
-        share = (gram[1, 1] - gram[0, 1]) / between if between > RIDGE * gram.diagonal().sum() else gram.new_tensor(0.5)
-        first = share.clamp(0, 1)
-        return torch.stack([first, 1 - first])
+        if not between > RIDGE * gram.diagonal().sum():
+            return torch.full_like(norms, 0.5)
+        # Not 1 minus the other one: that would lose a weight below 1e-16, which matters if its gradient is huge.
+        return ((gram.diagonal().flip(0) - gram[0, 1]) / between).clamp(0, 1)
     # With any m > 0, the y ≥ 0 that minimises ‖Σ y_n g_n‖² + m (Σ y_n − 1)² is a multiple of w: both have the same
     # conditions of optimality. In z_n = y_n ‖g_n‖ and with m = min ‖g_n‖², no number depends on the size of a gradient.
     u = norms.min() / norms

@@ -186,7 +186,9 @@ class Softmax:
         subset = len(present) < self._tasks
         if subset:
             mass = alpha.sum()
-            s, alpha, v = s / s.sum(), alpha / mass, v / mass
+            if mass == 0:  # their weights have become 0 by underflow: ḡ was 0, so nothing is known
+                return
+            s, alpha, v = torch.softmax(a, dim=0), alpha / mass, v / mass
         h = ((0.0 if losses is None else losses) + 2 * self._lambda_c * v) / (1 + 2 * self._lambda_c)
         moved = a - self.alpha_lr * (1 - self._floor) * s * (h - s @ h)
         if subset:  # the same log-sum-exp as before, so that the softmax of the other tasks does not change

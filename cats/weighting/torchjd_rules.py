@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from .randomness import random_numbers
 
 _NASH = "_NashMTLWeighting"
-# Rules whose weights do not depend on the size of all gradients together, but which take gradients that are small for
-# zeros (norm_eps, eps). FairGrad's weights do depend on it, in a known way, and its solver stops early for small ones.
-_SCALED = ("UPGradWeighting", "DualProjWeighting", "CAGradWeighting", "GradVacWeighting", "FairGradWeighting")
+# Rules whose weights do not depend on the size of all gradients together, but which take numbers that are small for
+# zeros (norm_eps, eps): small gradients, or for IMTL-G large ones, by whose norm it divides. FairGrad's weights do
+# depend on the size, in a known way, and its solver stops early for small gradients.
+_SCALED = (
+    "UPGradWeighting",
+    "DualProjWeighting",
+    "CAGradWeighting",
+    "GradVacWeighting",
+    "FairGradWeighting",
+    "IMTLGWeighting",
+)
 
 
 def rule_of_gram(rule: Any) -> Any:
@@ -85,13 +93,23 @@ def of_unit_size(rule: Any, gram: Tensor) -> tuple[Tensor, float]:
     factor = 1.0
     if hasattr(part, "alpha") and part.alpha:  # FairGrad solves G w = w^(-1/alpha)
         factor = 2.0 ** (-exponent / (1 + 1 / part.alpha))
-    return torch.ldexp(gram, torch.tensor(-exponent)), factor
+    return torch.ldexp(gram, torch.tensor(-exponent, device="cpu")), factor
 
 
 def per_task(rule: Any) -> list[Any]:
     """The parts of a rule of TorchJD that have a number for each task: weights, or a preference vector."""
     modules = rule.modules() if isinstance(rule, nn.Module) else ()
     return [module for module in modules if type(module).__name__ == "ConstantWeighting"]
+
+
+def with_memory(rule: Any) -> str | None:
+    """The name of the part of a rule of TorchJD that keeps numbers of the tasks from step to step, by their place.
+
+    Not NashMTL, see ``Nash``.
+    """
+    stateful: Any = getattr(sys.modules.get("torchjd"), "Stateful", ())
+    modules = rule.modules() if isinstance(rule, nn.Module) else ()
+    return next((type(module).__name__ for module in modules if isinstance(module, stateful)), None)
 
 
 @contextmanager

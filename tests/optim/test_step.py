@@ -107,6 +107,17 @@ def test_softmax_without_loss_term_reaches_the_min_norm_point():
     assert optimizer.statistics["sqnorm"] == pytest.approx(target @ gram @ target, rel=1e-9)
 
 
+def test_a_batch_of_tasks_whose_weights_are_0_by_underflow_changes_nothing():
+    weighting = cats.weighting.CATS(simplex="softmax", inner_steps=1, alpha_lr=0.1)
+    weighting.start(3)
+    numbers = torch.tensor([1.0, 2.0, 5.0]).double()
+    weighting.load_state_dict(weighting.state_dict() | {"a": torch.tensor([0.0, -1000.0, -900.0]).double()})
+    weights = weighting.weights()
+    assert weights[1:].tolist() == [0, 0]
+    weighting.update(numbers[:2], 0 * numbers[:2], numbers[:2], [1, 2])
+    assert torch.equal(weighting.weights(), weights)
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("form", ["tensors", "callables"])
 def test_one_task_is_the_base_optimizer_bit_for_bit(base, form):

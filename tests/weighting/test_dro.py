@@ -25,6 +25,24 @@ def update(weighting, losses, present):
     weighting.update(double(losses), nothing, nothing, present)
 
 
+def test_cvar_does_not_depend_on_the_order_of_tasks_that_are_as_bad():
+    weighting = CVaRDRO(floor=0)  # tail=0.5
+    weighting.start(4)
+    update(weighting, [1.0], [3])  # the others count as the mean of those that were seen
+    np.testing.assert_allclose(weighting.weights(), [0.25] * 4, **CLOSE)
+    update(weighting, [2.0, 1.0, 1.0], [0, 1, 2])  # the first is worst; the others share the rest of the tail
+    np.testing.assert_allclose(weighting.weights(), [0.5] + [1 / 6] * 3, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e20])
+def test_chi_square_dro_takes_a_long_step_in_its_direction(size):
+    weighting = ChiSquareDRO(step_size=1.0)
+    weighting.start(4)
+    update(weighting, size * np.array([1.0, 2.0, 3.0, 4.0]), [0, 1, 2, 3])
+    # The edge of the ball in the direction of the losses. Steps of 1e3 are not endless, hence the tolerance.
+    np.testing.assert_allclose(weighting.weights(), [0.1, 0.2, 0.3, 0.4], atol=1e-4)
+
+
 def test_group_dro_is_exponentiated_gradient():
     rng = np.random.default_rng(0)
     b = np.array([0.5, 0.0, 0.1, 0.2])

@@ -108,6 +108,10 @@ def test_weights_stay_finite_and_nan_raises(method):
 def test_one_task(method):
     net = Net()
     optimizer = optimizer_of(net, method)
+    if method == "TorchJD":  # it knows tasks from the step before by their place alone
+        with pytest.raises(cats.weighting.TooFewTasksError, match="GradVacWeighting of TorchJD needs all of them"):
+            optimizer.backward({"az": net.loss(0)})
+        return
     (slope,) = torch.autograd.grad(net.loss(0), [net.layers[2].bias])
     optimizer.backward({"az": net.loss(0)})
     torch.testing.assert_close(net.layers[2].bias.grad, slope)

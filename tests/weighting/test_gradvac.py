@@ -122,6 +122,8 @@ def test_a_state_of_other_tasks_or_groups():
     one.weights_from_grams(torch.ones(4, 2, 2).double(), None, [0, 1])
     with pytest.raises(ValueError, match="'targets' must be"):
         two.load_state_dict(one.state_dict())
+    with pytest.raises(ValueError, match="is of groups=None, not of groups='layer'"):
+        GradVac(groups="layer").load_state_dict(one.state_dict())
     with pytest.raises(ValueError, match="1 groups of parameters more"):
         one.weights_from_grams(torch.ones(3, 2, 2).double(), None, [0, 1])
 

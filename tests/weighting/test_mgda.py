@@ -80,6 +80,15 @@ def test_equal_gradients_have_equal_weights():
     np.testing.assert_allclose(weights_of(MGDA(), np.array([[1.0, 0], [0, 1], [0, 1]])), [0.5, 0.25, 0.25], rtol=1e-5)
 
 
+@pytest.mark.parametrize("small", [1.0, 1e-16, 1e-30, 1e30])
+def test_two_tasks_of_any_size_both_descend(small):
+    """The weight of the larger gradient is that much smaller, and 1 minus the other weight would be 0."""
+    rows = np.array([[small, 0.0], [-0.6, 0.8]])
+    along = rows @ (weights_of(MGDA(), rows) @ rows)
+    cosines = along / np.linalg.norm(rows, axis=1) / np.linalg.norm(weights_of(MGDA(), rows) @ rows)
+    assert (cosines > -1e-9).all()
+
+
 def test_a_task_without_a_gradient():
     rows = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     assert weights_of(MGDA(), rows).tolist() == [0, 1, 0]  # ḡ = 0 is the shortest of all
@@ -106,3 +115,5 @@ def test_wrong_arguments():
         MGDA("L2")
     with pytest.raises(ValueError, match=r"'loss\+' needs positive losses"):
         weights_of(MGDA("loss+"), np.eye(2), [1.0, -1.0])
+    with pytest.raises(ValueError, match="MGDA: a loss is nan or infinite"):
+        weights_of(MGDA("loss"), np.eye(2), [1.0, np.inf])

@@ -96,12 +96,15 @@ def test_random_rules_have_their_own_random_numbers(name):
     assert not torch.equal(first, second) and not torch.equal(other.weights_from_gram(gram, None), first)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e5])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e5, 1e15])
 @pytest.mark.parametrize(
     "options", ["UPGrad", "DualProj", "CAGrad", "GradVac", "FairGrad", "MGDA", "IMTLG"], indirect=True
 )
 def test_the_size_of_the_gradients_does_not_matter(options, scale):
-    """TorchJD itself takes gradients with a squared norm below 1e-4 for zeros, and returns equal weights or none."""
+    """TorchJD itself takes gradients with a squared norm below 1e-4 for zeros, and returns equal weights or none.
+
+    Its IMTL-G does the same with norms above 1e12.
+    """
     name, given = options
     rows = np.array([[1.0, 0, 0], [-3, 1, 0], [0, 0, 1]])
     found = torchjd(name, **given).weights_from_gram(gram_of(scale * rows), None)
@@ -234,6 +237,22 @@ def test_a_rule_that_does_not_take_so_few_tasks_says_so_in_one_line():
     with pytest.raises(ValueError, match=said) as error:
         weighting.weights_from_grams(gram[None, :2, :2], losses[:2], [1, 3])
     assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_nan_are_no_lack_of_tasks():
+    weighting = torchjd("MGDA")
+    weighting.start(3)
+    with pytest.raises(ValueError, match="Gramian: the Gram matrix has numbers that are nan"):
+        weighting.weights_from_grams(torch.full((1, 2, 2), torch.nan).double(), torch.ones(2).double(), [0, 2])
+
+
+@pytest.mark.parametrize("options", ["UPGrad", "CAGrad", "PCGrad", "IMTLG", "NashMTL"], indirect=True)
+def test_the_default_device_may_be_another_one(options):
+    name, given = options
+    gram = gram_of(steps(1)[0])
+    expected = torchjd(name, **given).weights_from_gram(gram, None)
+    with torch.device("meta"):
+        assert torch.equal(torchjd(name, **given).weights_from_gram(gram, None), expected)
 
 
 def test_without_torchjd(monkeypatch):

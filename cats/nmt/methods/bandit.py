@@ -16,8 +16,10 @@ class Bandit(SamplingRule):
     Every `period` updates, with τ_n the share of task n in the target tokens since the last decision:
         reward      (L_n before − L_n) / τ_n, where L_n is the training loss; it is scaled linearly so that the 20 and
                     80 % quantiles of the rewards so far become −1 and 1, and clipped to [−1, 1]: r_n
-        weights     w_n ← log[(1 − a) e^{w_n + η r̃_n} + a/(N−1) Σ_{m≠n} e^{w_m + η r̃_m}],  r̃_n = r_n + β/π_n,  a = 1/t
+        weights     w_n ← log[(1 − a) e^{w_n + η r̃_n} + a/(N−1) Σ_{m≠n} e^{w_m + η r̃_m}],  r̃_n = r_n + β/π_n
         probability π = (1 − ε) softmax(log p + w) + ε/N
+
+    Update t of the weights has a = 1/(t + 1): in the paper, w_1 is 0, and w_2 has a = 1/2.
 
     Differences from the paper. There one task is drawn per update, and only it has a reward: r̃_n = (r_n [n is drawn] +
     β)/π_n. Here every update has all tasks, so r_n [n is drawn]/π_n is replaced by its expectation r_n. p is what
@@ -60,7 +62,7 @@ class Bandit(SamplingRule):
         self.rewards = np.concatenate([self.rewards, progress[None]])[-REMEMBERED:]
         self.decisions = self.decisions + 1
         reward = scaled(progress, self.rewards) + self.bonus / np.maximum(seen.probabilities, 1e-12)
-        self.weights = exp3s(self.weights, self.rate * reward, 1.0 / float(self.decisions))
+        self.weights = exp3s(self.weights, self.rate * reward, 1.0 / (float(self.decisions) + 1))
         even = self.exploration / len(losses)
         return (1 - self.exploration) * softmax(log(self.prior) + self.weights) + even
 

@@ -46,9 +46,22 @@ def test_two_decisions_by_hand() -> None:
     found = decide(rule, p, updates([(3, 75), (3, 25)]))
     # Progress per share of the tokens: 1/.75 and 2/.25. The quantiles lie between them: rewards −1 and 1.
     first, second = math.exp(-0.3), math.exp(0.3)
-    first, second = 0 * first + 1 * second, 0 * second + 1 * first  # a = 1/1: all of it is shared
+    first, second = (first + second) / 2, (second + first) / 2  # a = 1/2: with two tasks, both are the mean
     q = np.array([0.75 * first, 0.25 * second])
     np.testing.assert_allclose(found, 0.9 * q / q.sum() + 0.05)
+    found = decide(rule, p, updates([(2, 75), (1, 25)]))  # 1/.75 and 2/.25 again
+    first, second = first * math.exp(-0.3), second * math.exp(0.3)
+    first, second = 2 / 3 * first + 1 / 3 * second, 2 / 3 * second + 1 / 3 * first  # a = 1/3
+    q = np.array([0.75 * first, 0.25 * second])
+    np.testing.assert_allclose(found, 0.9 * q / q.sum() + 0.05)
+
+
+def test_the_first_decision_already_prefers_the_task_that_learns() -> None:
+    rule, p = Bandit(), np.ones(4) / 4
+    rule.start(known(p))
+    assert decide(rule, p, updates([(4, 25)] * 4)) is None
+    found = decide(rule, p, updates([(4, 25), (4, 25), (4, 25), (3, 25)]))
+    assert found.argmax() == 3 and found[3] > 0.25
 
 
 @pytest.mark.filterwarnings("error")
