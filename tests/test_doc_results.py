@@ -204,31 +204,55 @@ def worst_regrets(runs: Runs, where: Iterable[str], methods: Iterable[str]) -> d
         ("README.md", "When to use it, and when not", ALL, SETS, 5),
         ("docs/results.md", "The comparison", ALL, SETS, 6),
         ("docs/results.md", "Each method once", ONCE, ("wmt", "ted"), 29),
+        ("docs/results.md", "Temperatures, restarts and weights", SEVERAL, ("wmt", "ted", "noisy"), 13),
     ],
-    ids=["README.md", "comparison", "once"],
+    ids=["README.md", "comparison", "once", "several"],
 )
 def test_worst_regrets(page: str, heading: str, runs: Runs, where: tuple[str, ...], rows: int) -> None:
     header, *found = tables(page, heading)[0]
-    exact = worst_regrets(runs, where, {method for _, method in runs})
+    exact = worst_regrets(runs, where, {method for _, method in runs if all((each, method) in runs for each in where)})
     assert len(found) == rows
     for row in found:
         (method,) = {row[0], row[0].partition(":")[0], row[0].partition(" (")[0]} & exact.keys()
         assert close(number(row[header.index("worst regret")]), exact[method]), row
 
 
-def test_differences_to_the_baseline() -> None:
+def read_summary() -> dict[tuple[str, str, str], dict[str, str]]:
+    """{(set, method, group): the row of compare-summary.csv}"""
     with (METHODS / "compare-summary.csv").open(encoding="utf-8", newline="") as lines:
-        summary = {(row["set"], row["group"]): row for row in csv.DictReader(lines) if row["method"] == "staged-cats"}
+        return {(row["set"], row["method"], row["group"]): row for row in csv.DictReader(lines)}
+
+
+def test_differences_to_the_baseline() -> None:
+    summary = read_summary()
     header, *rows = tables("docs/results.md", "The comparison")[2]
     assert [row[0] for row in rows] == list(SETS)
     for row in rows:
         for title, cell in zip(header[1:], row[1:], strict=True):
             metric, group = title.split(", ")
             prefix = "bleu_difference" if metric == "BLEU" else "difference"
-            of_group = summary[row[0], group]
+            of_group = summary[row[0], "staged-cats", group]
             exact = [float(of_group[f"{prefix}{part}"]) for part in ("", "_low", "_high")]
             given = [number(each) for each in re.findall(r"[+−][\d.]+", cell)]
             assert len(given) == 3 and all(map(close, given, exact)), (row[0], title)
+
+
+def test_what_the_restart_and_the_order_add() -> None:
+    text, summary = results_text(), read_summary()
+    steps = [
+        [score(ALL, where, method, "lores") - score(ALL, where, other, "lores") for where in SETS]
+        for method, other in (("T=3r", "T=3"), ("staged", "T=3r"))
+    ]
+    assert f"the restart gains {min(steps[0]):.1f} to {max(steps[0]):.1f} chrF" in text
+    assert f"the order another {min(steps[1]):.1f} to {max(steps[1]):.1f}" in text
+    # Of the two methods, one is the baseline of the set, and the other has the p-value.
+    p = [
+        float(summary[where, method, "LoRes"]["p_holm"])
+        for where in SETS
+        for method in ("T=3r", "staged")
+        if summary[where, method, "LoRes"]["baseline"] != method
+    ]
+    assert len(p) == 4 and f"(p = {min(p):.2f} to {max(p):.2f})" in text, p
 
 
 # Sentences: they are formed here and looked for in the text.
@@ -274,6 +298,9 @@ def test_difference_to_the_same_order_at_its_temperature() -> None:
         for each in (found["lores"], found["hires"])
     )
     assert f"the differences to that are {low} and {high} chrF." in results_text(), (low, high)
+    bleu = controls["methods"]["staged-cats"]["bleu_differences"]["all"]
+    text = f"{signed(bleu['bleu'])} ({signed(bleu['interval'][0])} to {signed(bleu['interval'][1])})"
+    assert f"against `staged` at T=4 that difference is {text}" in results_text(), text
 
 
 def test_gains_beside_those_of_the_paper() -> None:
