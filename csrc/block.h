@@ -15,7 +15,7 @@ constexpr int64_t MAX_BLOCK = 1024;      // elements
 constexpr int64_t CHAIN = 24 * 16;       // elements per float32 sum: 24 terms per lane, an error of at most 1.6e-6
 constexpr int64_t CACHE = 256 << 10;     // bytes of a block: it and the next block fit into a second-level cache of 512 KiB
 constexpr double SMALLEST = 0x1p-80;     // a block's sum of squares below this may have lost terms below 2^-126
-constexpr double SMALLEST_DOT = 0x1p-100;  // the same for a dot product whose squares are not computed
+constexpr double SMALLEST_DOT = 0x1p-100;  // the same for a dot product
 
 static inline size_t element_size(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
@@ -142,9 +142,10 @@ template <class T> static inline bool all_zero(const T* g, int64_t count) {
 // Computes again the sums that float32 could not hold. Without `square`, only the dot product.
 template <class T, class C> CATS_INLINE void check_products(const T* g, const C* c, int64_t count, double* dot, double* square) {
     if (sizeof(C) == sizeof(double)) return;
-    const bool vanished = square ? *square < SMALLEST : std::fabs(*dot) < SMALLEST_DOT;
     const bool finite = std::isfinite(*dot) && (!square || std::isfinite(*square));
-    if (finite && (!vanished || (*dot == 0 && (all_zero(g, count) || (!square && all_zero(c, count)))))) return;
+    const bool large = std::fabs(*dot) >= SMALLEST_DOT && (!square || *square >= SMALLEST);
+    if (finite && (large || (*dot == 0 && all_zero(g, count)))) return;
+    if (finite && *dot == 0 && (!square || *square >= SMALLEST) && all_zero(c, count)) return;
     double ignored;
     typedef typename Arithmetic<T>::Portable P;
     products_in_double(reinterpret_cast<const P*>(g), c, count, dot, square ? square : &ignored);

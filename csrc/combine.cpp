@@ -120,6 +120,13 @@ template <Instructions I, class T> CATS_INLINE void run(const Job& job) {
                     first_row<I, T, C>(c, rows.at.data(), w, tasks, padded, count < LANES ? 0 : job.block, found.data(), &found[size_t(tasks)]);
                 else
                     later_row<T, C>(c, rows.at.data(), w, tasks, padded, found.data());
+                if (job.statistics && count < LANES && c[count] != 0) {  // an infinite weight, times the padding's zeros
+                    std::fill(c + count, c + padded, C(0));
+                    if (r == 0)
+                        all_products<T, C, true>(rows.at.data(), c, tasks, padded, 0, found.data(), &found[size_t(tasks)]);
+                    else
+                        all_products<T, C, false>(rows.at.data(), c, tasks, padded, 0, found.data(), nullptr);
+                }
                 for (int64_t n = 0; job.statistics && n < tasks; n++) {
                     sums[r * all + present.tasks[size_t(n)]] += found[size_t(n)];
                     if (r == 0) sums[job.rows * all + present.tasks[size_t(n)]] += found[size_t(tasks + n)];

@@ -5,8 +5,12 @@
 #include <exception>
 #include <map>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
+#if defined(__SSE__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <dlfcn.h>
 #include <unistd.h>
@@ -65,14 +69,37 @@ namespace {
 typedef void (*GompParallel)(void (*)(void*), void*, unsigned, unsigned);
 GompParallel gomp_parallel = nullptr;
 
+// How this thread rounds, and whether it takes denormal numbers for 0 (torch.set_flush_denormal), which each thread has for
+// itself.
+#if defined(__SSE__) || defined(_M_X64)
+typedef unsigned FloatMode;
+FloatMode float_mode() { return _mm_getcsr(); }
+void set_float_mode(FloatMode mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__) && defined(__GNUC__)
+typedef uint64_t FloatMode;
+FloatMode float_mode() {
+    FloatMode mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+typedef int FloatMode;
+FloatMode float_mode() { return 0; }
+void set_float_mode(FloatMode) {}
+#endif
+
 struct Job {
     const std::function<void(int64_t)>* task;
     int64_t count;
+    FloatMode mode = float_mode();  // of the caller: the shares have the same bits in all threads
     std::atomic<int64_t> next{0};
     std::exception_ptr error;
     std::mutex guard;
 
     void work() {
+        const FloatMode own = float_mode();
+        set_float_mode(mode);
         try {
             for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) (*task)(i);
         } catch (...) {
@@ -80,6 +107,7 @@ struct Job {
             error = std::current_exception();
             next = count;
         }
+        set_float_mode(own);
     }
 };
 
@@ -113,7 +141,10 @@ void parallel(int64_t count, int threads, const std::function<void(int64_t)>& ta
         gomp_parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, unsigned(threads), 0);
     } else {
         std::vector<std::thread> others;
-        for (int t = 1; t < threads; t++) others.emplace_back([&job] { job.work(); });
+        try {
+            for (int t = 1; t < threads; t++) others.emplace_back([&job] { job.work(); });
+        } catch (const std::system_error&) {  // no more threads are allowed: those that there are do all
+        }
         job.work();
         for (std::thread& other : others) other.join();
     }

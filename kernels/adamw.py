@@ -23,6 +23,7 @@ from .common import (
     add_squares,
     combination,
     flush,
+    inside,
     load,
     load_tasks,
     load_weights,
@@ -64,6 +65,8 @@ def _tile(
     exp_avg = load(state[1], at, length, MASKED, COMPUTE)
     exp_avg_sq = load(state[2], at, length, MASKED, COMPUTE)
     combined = combination(grads, scale, EACH)
+    if MASKED:
+        combined = inside(combined, at, length)
     dots = add_products(dots, grads, combined, EACH)
     norms = add_squares(norms, grads, EACH)
     decay, step_size, correction, rate1, beta2, rate2, eps, grad_scale = settings
@@ -130,8 +133,9 @@ def adamw_kernel(
                 again[0], again[1], scale, state, settings, update, dots, norms, tl.cast(rest, tl.int64), length,
                 scaled, EACH, LANES, 1, True, DTYPE, COMPUTE,
             )  # fmt: skip
-        dot_sums = flush(dot_sums, dots, EACH)
-        norm_sums = flush(norm_sums, norms, EACH)
+        again = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
+        dot_sums = flush(dot_sums, dots, again[1], EACH)
+        norm_sums = flush(norm_sums, norms, again[1], EACH)
     store_sums(partials, 0, count, index, dot_sums, TASKS, EACH)
     store_sums(partials, 1, count, index, norm_sums, TASKS, EACH)
 
@@ -139,13 +143,14 @@ def adamw_kernel(
 def _scalars(
     step: Tensor, lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float, device: torch.device
 ) -> Tensor:
-    """Float64 on the device: decay, step size, correction of the second moment, 1 - beta1, beta2, 1 - beta2, eps."""
-    if step.device != lr.device:
-        step, lr = common.to_device(step, device), common.to_device(lr, device)
-    step, lr = step.double(), lr.double()
+    """Float64 on the device: decay, step size, correction of the second moment, 1 - beta1, beta2, 1 - beta2, eps.
+
+    The device computes them wherever step and lr are, because its powers may differ in the last bit from the host's.
+    """
+    constant = common.to_device(torch.tensor([1 - beta1, beta2, 1 - beta2, eps], dtype=torch.float64), device)
+    step, lr = common.to_device(step, device), common.to_device(lr, device)
     varying = (1 - lr * weight_decay, lr / (1 - beta1**step), (1 - beta2**step).sqrt())
-    constant = (lr.new_full((), value) for value in (1 - beta1, beta2, 1 - beta2, eps))
-    return common.to_device(torch.stack([*varying, *constant]), device)
+    return torch.cat([torch.stack(varying), constant])
 
 
 def combine_adamw_(pieces: DevicePieces, weights: Tensor, settings: AdamW) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from .common import (
     add_squares,
     combination,
     flush,
+    inside,
     load_tasks,
     load_weights,
     locate,
@@ -50,6 +51,8 @@ def _tile(
         combined = combination(grads, scales[r], EACH)
         store(outs[r], begin + offsets(LANES, WIDTH), length, combined, MASKED, DTYPE)
         if STATISTICS:
+            if MASKED:
+                combined = inside(combined, begin + offsets(LANES, WIDTH), length)
             sums += (add_products(dots[r], grads, combined, EACH),)
     if STATISTICS:
         norms = add_squares(norms, grads, EACH)
@@ -100,10 +103,11 @@ def combine_kernel(
                 RESULTS, STATISTICS, EACH, LANES, 1, True, DTYPE, COMPUTE,
             )  # fmt: skip
         if STATISTICS:
+            again = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
             totals = ()
             for r in tl.static_range(RESULTS):
-                totals += (flush(sums[r], dots[r], EACH),)
-            totals += (flush(sums[RESULTS], norms, EACH),)
+                totals += (flush(sums[r], dots[r], again[1], EACH),)
+            totals += (flush(sums[RESULTS], norms, again[1], EACH),)
             sums = totals
     if STATISTICS:
         for r in tl.static_range(RESULTS + 1):

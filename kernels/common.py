@@ -250,6 +250,12 @@ def combination(grads, weights, EACH: tl.constexpr):
 
 
 @triton.jit
+def inside(combined, at, length):
+    """The combination with zeros behind the end. Infinite weights make nan of the zeros that the gradients have there."""
+    return tl.where(at < length, combined, 0.0)
+
+
+@triton.jit
 def add_products(lanes, grads, vector, EACH: tl.constexpr):
     """EACH times (GROUPS, LANES): every task's inner product with a (LANES, WIDTH) vector is added, lane by lane."""
     added = ()
@@ -280,11 +286,14 @@ def over_lanes(values):
 
 
 @triton.jit
-def flush(sums, lanes, EACH: tl.constexpr):
-    """(GROUPS, SLOTS) float64 sums, a slot for each task of a group, with the sums over lanes added."""
+def flush(sums, lanes, present, EACH: tl.constexpr):
+    """(GROUPS, SLOTS) float64 sums, a slot for each task of a group, with the sums over lanes added.
+
+    Not those of tasks without a gradient: they are products of the zeros in its place, which are nan with infinities.
+    """
     slots = tl.arange(0, sums.shape[1])[None, :]
     for n in tl.static_range(EACH):
-        sums += tl.where(slots == n, over_lanes(lanes[n])[:, None], 0.0)
+        sums += tl.where((slots == n) & present[n][:, None], over_lanes(lanes[n])[:, None], 0.0)
     return sums
 
 
@@ -303,7 +312,7 @@ def reduce_kernel(
     COLUMNS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Sums over the chunks of a group in the order of the table: (G, SPLIT) to left, the other statistics to right."""
-    group = tl.program_id(0)
+    group = tl.cast(tl.program_id(0), tl.int64)  # group * SPLIT may be more than 2^31
     statistics = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = statistics < TOTAL
     begin = tl.load(bounds + group)

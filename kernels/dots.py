@@ -59,7 +59,8 @@ def dots_kernel(
             grads = load_tasks(again[0], again[1], begin, length, EACH, LANES, 1, True, COMPUTE)
             vector = load(direction, begin + offsets(LANES, 1), length, True, COMPUTE)
             lanes = add_products(lanes, grads, vector, EACH)
-        sums = flush(sums, lanes, EACH)
+        again = task_pointers(table, row, start, columns, TASKS, GROUPS, EACH, DTYPE, ALIGNED)
+        sums = flush(sums, lanes, again[1], EACH)
     store_sums(partials, 0, count, index, sums, TASKS, EACH)
 
 

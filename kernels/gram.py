@@ -59,13 +59,17 @@ def _add_pairs(firsts, present, lanes, at, length, TASKS: tl.constexpr, MASKED: 
 
 
 @triton.jit
-def _flush(lanes, sums, TASKS: tl.constexpr, SQUARE: tl.constexpr):
-    """Returns the float64 sums of all pairs, (SQUARE,), with these accumulators added."""
+def _flush(lanes, sums, present, TASKS: tl.constexpr, SQUARE: tl.constexpr):
+    """Returns the float64 sums of all pairs, (SQUARE,), with these accumulators added.
+
+    Not those of tasks without a gradient: they are products of the zeros in its place, which are nan with infinities.
+    """
     at = tl.arange(0, SQUARE)
     for i in tl.static_range(TASKS):
         for j in tl.static_range(i, TASKS):
             total = tl.sum(lanes[i * TASKS - i * (i - 1) // 2 + j - i].to(tl.float64), axis=0)
-            sums += tl.where((at == i * TASKS + j) | (at == j * TASKS + i), total, 0.0)
+            pair = (at == i * TASKS + j) | (at == j * TASKS + i)
+            sums += tl.where(pair & present[i] & present[j], total, 0.0)
     return sums
 
 
@@ -96,13 +100,13 @@ def gram_kernel(
         for tile in tl.range(run, tl.minimum(run + RUN, full), num_stages=STAGES):
             at = tl.cast(tile, tl.int64) * size + inner
             lanes = _add_pairs(firsts, present, lanes, at, length, TASKS, False)
-        sums = _flush(lanes, sums, TASKS, SQUARE)
+        sums = _flush(lanes, sums, present, TASKS, SQUARE)
     if full * size < length:
         lanes = zeros
         for rest in range(full * size, length, LANES):
             at = tl.cast(rest, tl.int64) + offsets(LANES, 1)
             lanes = _add_pairs(firsts, present, lanes, at, length, TASKS, True)
-        sums = _flush(lanes, sums, TASKS, SQUARE)
+        sums = _flush(lanes, sums, present, TASKS, SQUARE)
     pairs = tl.arange(0, SQUARE)
     at = tl.cast(pairs, tl.int64) * count + index
     tl.store(partials + at, sums, mask=pairs < TASKS * TASKS)
@@ -158,11 +162,15 @@ def _load_block(first, present, at, length, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _store_sums(partials, sums, ROW: tl.constexpr, COLUMN: tl.constexpr, SIZE: tl.constexpr):
+def _store_sums(
+    partials, sums, rows_present, columns_present, ROW: tl.constexpr, COLUMN: tl.constexpr, SIZE: tl.constexpr
+):
+    """Subtracts the sums of the pairs of tasks that both have a gradient from the partial sums; see `_flush`."""
     row = ROW + tl.arange(0, sums.shape[0])
     column = COLUMN + tl.arange(0, sums.shape[1])
     at = partials + row[:, None] * SIZE + column[None, :]
-    tl.store(at, tl.load(at) - sums.to(tl.float64))
+    both = rows_present[:, None] & columns_present[None, :]
+    tl.store(at, tl.load(at) - tl.where(both, sums, 0.0).to(tl.float64))
 
 
 @triton.jit
@@ -231,11 +239,11 @@ def gram_blocks_kernel(
                 # One thread may load what another has stored.
                 tl.debug_barrier()
                 if INSIDE:
-                    _store_sums(partials, aa, A, A, SIZE)
+                    _store_sums(partials, aa, a_present, a_present, A, A, SIZE)
                 if pair:
-                    _store_sums(partials, ab, A, B, SIZE)
+                    _store_sums(partials, ab, a_present, b_present, A, B, SIZE)
                 if pair and INSIDE:
-                    _store_sums(partials, bb, B, B, SIZE)
+                    _store_sums(partials, bb, b_present, b_present, B, B, SIZE)
 
 
 @triton.jit(do_not_specialize=["per_slot"])

@@ -183,8 +183,8 @@ def combine_adamw_(
         grads, groups, backend: as for all operators.
         weights: (K,).
         step, lr: numbers or tensors of one element. step is the number of this update, which the caller counts from 1.
-            A step below 1 or a negative lr is a ValueError. On a GPU they are not looked at: such a step makes the
-            parameters NaN.
+            A step below 1 or a negative lr is a ValueError. On a GPU they are not looked at: a step of 0 or less makes
+            the parameters NaN.
         beta1, beta2, eps, weight_decay: as in torch.optim.AdamW.
         found_inf, grad_scale: tensors of one element, as in torch's fused optimizers. The combined gradient is divided
             by grad_scale. If found_inf is not 0, nothing is updated.

@@ -303,9 +303,12 @@ def _row_dots(module: ModuleType, kernel: Kernel) -> str | None:
         owners = torch.randint(-1, tasks, (count,), generator=generator, device="cpu")
         found = module.row_dots(RowPieces(left, right, owners.to(kernel.device), tasks))
         x, y = (matrix.cpu().double().numpy() for matrix in (left, right))
-        own = owners.numpy() == np.arange(tasks)[:, None]  # (K, R)
-        dots, lengths, widths = (np.einsum("rw,rw->r", a, b) for a, b in ((x, y), (x, x), (y, y)))
-        expected, squares, others = (np.where(own, values, 0.0).sum(1) for values in (dots, lengths, widths))
+        numbers = owners.numpy()
+        has_owner = numbers >= 0
+        expected, squares, others = (
+            np.bincount(numbers[has_owner], np.einsum("rw,rw->r", a, b)[has_owner], minlength=tasks)
+            for a, b in ((x, y), (x, x), (y, y))
+        )
         wrong = differs("the sums", found.cpu().numpy(), expected, relative * np.sqrt(squares * others))
         if wrong is not None:
             return wrong

@@ -53,6 +53,45 @@ def test_rows_of_zeros_are_told_from_tiny_numbers(backend: Backend, dtype: torch
         assert torch.equal(found, expected), (place, found)
 
 
+@pytest.mark.parametrize("tasks", [3, 16])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy, in Triton's interpreter
+def test_what_is_not_there_has_no_product_with_infinity(backend: Backend, tasks: int) -> None:
+    # For tasks without a gradient and beyond the end of a tensor, registers hold zeros; and 0 times infinity is NaN.
+    grads = backend.integers(tasks, [(5,), (3,)])
+    expected = backend.gram([[row[1]] for row in grads])[0]
+    grads[0][0] = None
+    grads[1][0][2] = float("inf")
+    weights, direction = [0.5] * tasks, [torch.ones_like(t) for t in grads[1]]
+    direction[0][2] = float("inf")
+    state = State(backend, shapes=[(5,), (3,)])
+    for dots in backend.combine_dots(grads, weights)[1], state.update(grads, weights)[0]:
+        assert dots[0] == expected.sum() * 0.5 and not dots[1:].isfinite().any()
+    assert torch.equal(backend.gram(grads)[0], expected)
+    assert backend.dots(grads, direction)[0] == grads[0][1].sum()
+
+
+@pytest.mark.parametrize("size", [5, 20, 70])
+@pytest.mark.parametrize("tasks", [1, 3, 16])
+@pytest.mark.long_interpreted
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_an_infinite_weight_meets_no_zeros_behind_the_end(backend: Backend, tasks: int, size: int) -> None:
+    ones, infinite = [[torch.ones(size, device=backend.device)] for _ in range(tasks)], [float("inf")] * tasks
+    state = State(backend, shapes=[(size,)])
+    for dots in backend.combine_dots(ones, infinite)[1], state.update(ones, infinite)[0]:
+        assert dots.tolist() == infinite
+    two = torch.tensor([[1.0] * tasks, infinite])  # two combinations of one read
+    assert backend.combine_dots(ones, two)[1].tolist() == [[float(tasks * size)] * tasks, infinite]
+
+
+@pytest.mark.parametrize(("size", "weight"), [(1e-8, 1e-28), (1e-4, 1e-35), (1e-3, 1e-36)])
+@pytest.mark.parametrize("tasks", [2, 9])
+def test_weights_near_the_end_of_the_range(backend: Backend, tasks: int, size: float, weight: float) -> None:
+    if backend.name not in ("reference", "native"):
+        pytest.skip("only backends of the CPU promise products beyond float32's range")
+    grads = backend.rows(tasks, [(4096,)], lambda shape: size * torch.randn(shape))
+    check_combine_dots(backend, grads, [weight] * tasks)
+
+
 @pytest.mark.parametrize("tasks", [3, 33])
 @pytest.mark.parametrize(
     ("value", "weight"), [(float("nan"), 0.0), (float("inf"), 0.0), (float("inf"), 0.5), (-float("inf"), 0.5)]

@@ -297,6 +297,21 @@ def test_the_operator_holds_its_tensors(operator: str, monkeypatch: pytest.Monke
     assert all(torch.equal(a, b) for a, b in zip(run(operator, found), expected, strict=True))
 
 
+def test_all_threads_take_denormal_numbers_for_zero_where_the_caller_does() -> None:
+    small = torch.full((1 << 19,), 1e-39)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot do that")
+    try:
+        for _ in range(5):
+            combined, *_ = ops.combine_dots([[small], [small]], [0.5, 0.5])
+            assert not combined[0].view(torch.int32).any()  # a comparison with 0.0 would flush, too
+        torch.set_flush_denormal(False)
+        combined, *_ = ops.combine_dots([[small], [small]], [0.5, 0.5])
+        assert combined[0].view(torch.int32).all()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_threads_and_a_forked_process_get_the_same_numbers() -> None:
     size, calls = 200_000, 5  # large enough for several threads
