@@ -243,14 +243,15 @@ def _measuring(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
         raise ValueError("the model has no parameters that require a gradient")
     if any(map(is_sharded, params.values())):
         raise ValueError("the model has sharded parameters: measure it before they are sharded, or gathered")
-    training = [module for module in model.modules() if module.training]
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), uncompiled():
             yield params
     finally:
-        for module in training:  # a parent may have another mode than its children
-            module.training = True
+        for module, training in modes:  # a child may have another mode than its parents, which come first
+            if module.training != training:
+                module.train(training)  # not the flag alone: some layers do more, such as taking LoRA's product out
 
 
 class _Hessian:
@@ -264,7 +265,7 @@ class _Hessian:
     def random(self, generator: torch.Generator) -> Tensor:
         """A normal vector (P,), of the widest dtype. It is drawn on the CPU, so that it is the same on all devices."""
         like = torch.cat([p.detach().new_empty(0) for p in self.params])
-        return torch.randn(sum(p.numel() for p in self.params), generator=generator).to(like)
+        return torch.randn(sum(p.numel() for p in self.params), generator=generator, device="cpu").to(like)
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)

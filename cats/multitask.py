@@ -134,7 +134,9 @@ class MultiTask(Wrapper):
     Only parameters of the base optimizer receive gradients. The engine "per_task" writes ḡ to ``p.grad`` directly, so
     post-accumulate-grad hooks do not run in its steps. A hook of a parameter (``p.register_hook``) runs on each g_n
     there; in all other steps, it runs on ḡ, or with callables on each w_n g_n. A linear hook, such as a factor, gives
-    the same ḡ everywhere. One that clips does not: clip ``p.grad`` between backward() and step() instead. In graphs
+    the same ḡ everywhere. One that clips does not: clip ``p.grad`` between backward() and step() instead. The engine
+    "one_pass" may form the gradient of a layer's weight itself: then hooks of a view of it (``w.t()``), or of its
+    ``AccumulateGrad`` node, do not run in that step. In graphs
     with functions written in Python, such as activation checkpointing with ``use_reentrant=True``, gradients come from
     a plain backward pass. Then post-accumulate-grad hooks run, and other parameters that such a function uses inside
     get gradients too. The graph of a model under ``torch.compile`` consists of such functions.

@@ -339,6 +339,35 @@ def test_what_is_not_finite_is_refused() -> None:
         curvature.similarities({"a": model.loss, "b": steep}, model)
 
 
+class Merging(nn.Module):
+    """As LoRA layers do: a product is part of the weight in evaluation, and has its own parameters in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+        self.a, self.b = nn.Parameter(torch.ones(2, 1)), nn.Parameter(torch.ones(1, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if self.merged == mode:
+            with torch.no_grad():
+                self.weight += (-1 if mode else 1) * self.a @ self.b
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self) -> Tensor:
+        return (self.weight if self.merged else self.weight + self.a @ self.b).square().sum()
+
+
+def test_layers_that_do_more_in_train_are_as_before() -> None:
+    layer = Merging()
+    model = nn.Sequential(layer, nn.Linear(2, 2)).train()
+    model[1].eval()
+    curvature.trace(lambda: layer() + model[1].weight.square().sum(), model, samples=2)
+    assert layer.training and not layer.merged and not model[1].training
+    assert torch.equal(layer.weight, torch.ones(2, 2))
+
+
 def test_wrong_arguments() -> None:
     model = Quadratic(1.0, 2.0)
     with pytest.raises(ValueError, match="no parameters"):

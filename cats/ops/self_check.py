@@ -306,7 +306,7 @@ def _row_dots(module: ModuleType, kernel: Kernel) -> str | None:
         numbers = owners.numpy()
         has_owner = numbers >= 0
         expected, squares, others = (
-            np.bincount(numbers[has_owner], np.einsum("rw,rw->r", a, b)[has_owner], minlength=tasks)
+            np.bincount(numbers[has_owner], np.einsum("rw,rw->r", a, b)[has_owner], minlength=tasks).astype(np.float64)
             for a, b in ((x, y), (x, x), (y, y))
         )
         wrong = differs("the sums", found.cpu().numpy(), expected, relative * np.sqrt(squares * others))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cats.engines.checkpoints import read_saved
+from cats.engines.pending import UnsupportedError
 
 from .graph import Node, signed
 
@@ -42,8 +43,14 @@ class Data:
         self._versions: list[tuple[Tensor, int]] = []
 
     def __getitem__(self, name: str) -> Any:
-        """A tensor, or a tuple of them, that the node keeps for its backward pass. The node can read it once more."""
+        """A tensor, or a tuple of them, that the node keeps for its backward pass. The node can read it once more.
+
+        Raises:
+            UnsupportedError: it is sparse.
+        """
         value = read_saved(self._node, name)
+        if any(t is not None and t.layout != torch.strided for t in (value if isinstance(value, tuple) else [value])):
+            raise UnsupportedError("engine one_pass: a layer has a sparse input: use engine='per_task'")
         self._versions += [(t, t._version) for t in (value if isinstance(value, tuple) else [value]) if t is not None]
         return value.detach() if isinstance(value, Tensor) else value
 
@@ -85,16 +92,20 @@ def _matrix_product(node: Node, inputs: Collection[int], data: Data, left: int, 
 def _addmm(node: Node, inputs: Collection[int], data: Data) -> Derivative:
     """beta * input + alpha * left @ right: the Linear layer with a bias."""
     beta, alpha = node._saved_beta, node._saved_alpha
+
+    def bias(tangents: Tangents, part: slice) -> Tensor:
+        found = tangents[0]
+        return data.select(found)[part] if found.dim() > 1 and len(found) > 1 else found  # a row for each row, or one
+
     if inputs == {0, 2} and beta == alpha == 1:
         a = data.rows("mat1")
-        return lambda tangents, part=_ALL: torch.addmm(tangents[0], a[part], tangents[2])
+        return lambda tangents, part=_ALL: torch.addmm(bias(tangents, part), a[part], tangents[2])
     product = _matrix_product(node, inputs, data, 1, ("mat1", "mat2")) if {1, 2} & set(inputs) else None
 
     def derivative(tangents: Tangents, part: slice = _ALL) -> Tensor:
         terms = [] if product is None else [alpha * product(tangents, part)]
         if 0 in inputs:
-            bias = beta * tangents[0]
-            terms.append(bias[part] if bias.dim() > 1 and len(bias) > 1 else bias)
+            terms.append(beta * bias(tangents, part))
         return _sum(terms)
 
     return derivative
@@ -247,4 +258,4 @@ def supported(node: Node, inputs: Collection[int]) -> bool:
     known, _ = DERIVATIVES.get(node.name(), (set[int](), None))
     # An embedding that scales gradients by the frequency of the ids has another derivative than its output suggests.
     special = getattr(node, "_saved_scale_grad_by_freq", False) or getattr(node, "_saved_sparse", False)
-    return set(inputs) <= known and not special
+    return set(inputs) <= known and not special and not node._input_metadata[0].dtype.is_complex

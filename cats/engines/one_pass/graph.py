@@ -128,19 +128,22 @@ def _source(node: Node, output: int, number: Mapping[int, int]) -> Input | None:
     return None if i is None else Input(i, tuple(reversed(views)))
 
 
-def needed(graph: Graph, without: Mapping[Use, set[int]]) -> set[Use]:
-    """The uses whose nodes run in a backward pass for all leaves but theirs.
+def needed(graph: Graph, without: Mapping[Use, set[int]], params: Sequence[Tensor]) -> set[Use]:
+    """The uses whose nodes run in a backward pass for all of ``params`` but theirs.
+
+    A node does not run for leaves that are no parameters here, such as an input that requires a gradient, or a layer of
+    another optimizer.
 
     Args:
         without: {use: ids of the parameters that it alone reads}. A use that is not returned keeps its parameters.
     """
     at = {use.node: use for use in without}
-    left_out = {leaf for leaves in without.values() for leaf in leaves}
+    wanted = {id(p) for p in params}.difference(*without.values())
     runs: set[Node] = set()
     result = set()
     for node in graph.nodes:
         if not node.next_functions:
-            if id(getattr(node, "variable", None)) not in left_out:
+            if id(getattr(node, "variable", None)) in wanted:
                 runs.add(node)
         elif any(parent in runs for parent, _ in node.next_functions):
             runs.add(node)
@@ -156,6 +159,11 @@ def signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
+def _bound(value: int | None) -> int | None:
+    """The same for the bound of a slice, which may be missing."""
+    return None if value is None else signed(value)
+
+
 def _reshape(node: Node, x: Tensor, output: int) -> Tensor:
     return x.reshape(node._input_metadata[output].shape)
 
@@ -165,8 +173,8 @@ def _convert(node: Node, x: Tensor, output: int) -> Tensor:
 
 
 def _slice(node: Node, x: Tensor, output: int) -> Tensor:
-    first, last, step = (signed(v) for v in (node._saved_start, node._saved_end, node._saved_step))
-    return cast(Tensor, torch.ops.aten.slice(x, signed(node._saved_dim), first, last, step))
+    first, last = _bound(node._saved_start), _bound(node._saved_end)
+    return cast(Tensor, torch.ops.aten.slice(x, signed(node._saved_dim), first, last, signed(node._saved_step)))
 
 
 def _split_with_sizes(node: Node, x: Tensor, output: int) -> Tensor:

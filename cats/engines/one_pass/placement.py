@@ -84,8 +84,9 @@ def candidates(shape: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[Placem
             if length and size and size % length == 0:
                 exact = size == length
                 found.append((not exact, dim, 1, number, False))
-                if not exact and length > 1:
-                    found.append((True, dim, 1, number, True))
+                # Of the exact size, both are the same rows. Which one it is may show only when the size is a multiple.
+                if length > 1:
+                    found.append((not exact, dim, 1, number, True))
             for dims in range(2, len(shape) - dim + 1):
                 if length and prod(shape[dim : dim + dims]) == length:
                     found.append((False, dim, dims, number, False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -79,7 +79,7 @@ class Planner:
         others = {
             i
             for use in graph.uses
-            if keys[use] in self._without_rows or not use.shape or not supported(use.node, use.inputs)
+            if keys[use] in self._without_rows or not _has_rows(use.shape) or not supported(use.node, use.inputs)
             for i in use.params
         }
         # The hook of a tensor changes its gradient, which then is no sum over the rows of layers.
@@ -145,6 +145,11 @@ class Planner:
             self._moving.add(key)
 
 
+def _has_rows(shape: Sequence[int]) -> bool:
+    """Whether a tensor has dimensions, and all of them have a size: not those of a nested tensor."""
+    return len(shape) > 0 and all(isinstance(size, int) for size in shape)
+
+
 def _refuse(graph: Graph, names: Sequence[str]) -> None:
     why = "batch normalisation in training" if graph.batch_norm else "batch statistics or a shared loss"
     raise UnsupportedError(
@@ -184,9 +189,12 @@ def _keys(uses: Sequence[Use]) -> dict[Use, Key]:
 
 def _agree(placements: Sequence[Placement], use: Use, batch: Batch) -> bool:
     """Whether there are any, and all of them give every element of the use's output the same task."""
-    if len(placements) < 2:
-        return len(placements) == 1
-    first, *rest = (_by_element(p, use.shape, batch) for p in placements)
+    lengths = tuple(map(len, batch.lists))
+    # Of the exact size, a list is not repeated, so it does not matter how.
+    different = {replace(p, tiled=p.tiled and p.rows(use.shape) > lengths[p.ids]) for p in placements}
+    if len(different) < 2:
+        return len(different) == 1
+    first, *rest = (_by_element(p, use.shape, batch) for p in different)
     return all(bool((first == each).all()) for each in rest)
 
 

@@ -11,7 +11,7 @@ backward() calls or other processes add to it. Until then the layer's data and �
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cats import ops
 from cats.engines.autograd import add_gradients, freed_graphs_explained
+from cats.engines.pending import UnsupportedError
 from cats.gradients import Gradient, power_of_two
 
 from .batch import Batch
@@ -72,28 +73,30 @@ class OnePass:
             whole, before_last_pass: see :func:`cats.engines.weighted.weighted_backward`.
 
         Raises:
-            UnsupportedError: see :meth:`Planner.plan`. Nothing has changed then.
+            UnsupportedError: see :meth:`Planner.plan`; or the check has shown that a use of a parameter was missed.
             RuntimeError: a parameter got its gradient from a function that uses it out of sight of autograd.
         """
         plan = self._planner.plan(batch, params, shared, names)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
         # The check needs the gradient of this call alone in p.grad. A wrapper has averaged it after the backward pass.
-        alone = not whole and all(p.grad is None for p in params[:shared])
-        check = plan.check and alone and self.share is None and not (plan.others or missing)
+        check = plan.check and not whole and all(p.grad is None for p in params[:shared])
+        share = None if check else self.share
         dots = LayerDots(
             batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend, check=check
         )
         segments: set[Use] = set()
-        if immediate and not whole and self.share is None and not (missing or plan.graph.opaque or plan.check):
+        if immediate and not whole and share is None and not (missing or plan.graph.opaque or plan.check):
             segments = by_segments(plan.graph, plan.uses, params, plan.others, len(batch.tasks))
         done = {i for use in segments for i in use.params}
         final = params[:shared] if immediate and direction is None else []
         known = None if check else direction  # the check takes ḡ
-        recorder = _Recorder(plan.uses, dots, final, segments, self.share, seed, known)
+        # As in x + p, a δ may be the gradient of a parameter, too, to which a later call adds.
+        copied = set() if final or known is not None else {p.shape for p in params}
+        recorder = _Recorder(plan.uses, dots, final, segments, share, seed, known, copied)
         seen = {i for use in plan.uses for i in use.params} | set(plan.others)
         unseen = [i for i, p in enumerate(params[:shared]) if i not in seen and p.grad is None]
         try:
-            retain = bool(plan.others or missing)
+            retain = bool(plan.others or missing or check)
             seeds = batch.seeds(weights)
             rest = [p for i, p in enumerate(params) if i not in done]
             add_gradients(batch.roots, seeds, rest, retain_graph=retain, whole=whole, before=before_last_pass)
@@ -182,20 +185,22 @@ class LayerDots:
     def compare_with(self, params: Sequence[Tensor]) -> None:
         """Checks that Σ w_n <g_n, ḡ> is ‖ḡ‖², as it must be if no use of a parameter was missed.
 
-        Here ḡ is that of this call and this process. That shows as much as the final ḡ, which may come later.
+        Here ḡ is that of this call and this process. That shows as much as the final ḡ, which may come later. The
+        parameters that the gradient of each task is computed of are not counted.
 
         Raises:
-            RuntimeError: it is not.
+            UnsupportedError: it is not.
         """
         assert self.sizes is not None
         self._add_waiting([p.grad for p in self.params])
         found = self._sums().sum().item()
-        expected = sum(p.grad.double().square().sum().item() for p in params if p.grad is not None)
+        grads = [p.grad for i, p in enumerate(params) if p.grad is not None and i not in self.others]
+        expected = sum(g.double().square().sum().item() for g in grads)
         size, precision = expected + sum(x.item() for x, _ in self.sizes), max([0.0, *(eps for _, eps in self.sizes)])
         self.sizes = None
         # Rounding errors are far below this. Where the tasks' gradients cancel, ‖ḡ‖² is, too, but not the sum of sizes.
         if math.isfinite(found) and math.isfinite(size) and abs(found - expected) > precision**0.5 * size:
-            raise RuntimeError(
+            raise UnsupportedError(
                 f"engine one_pass: Σ w_n <g_n, ḡ> is {found:g}, but ‖ḡ‖² is {expected:g}: a use of a parameter was "
                 "missed; use engine='per_task'"
             )
@@ -314,7 +319,8 @@ class Record:
 class _Recorder:
     """Hooks that record the uses in the backward pass.
 
-    With ``final`` parameters, or with a ``direction`` that is known, they also compute the dots there.
+    With ``final`` parameters, or with a ``direction`` that is known, they also compute the dots there. A δ of a shape
+    in ``copied`` is copied.
     """
 
     def __init__(
@@ -326,9 +332,10 @@ class _Recorder:
         share: float | None,
         seed: int,
         direction: Gradient | None,
+        copied: Collection[torch.Size] = (),
     ) -> None:
         self.uses, self.dots, self.share, self.direction = uses, dots, share, direction
-        self.params, self.segments = final, segments
+        self.params, self.segments, self.copied = final, segments, copied
         self._sorted: dict[Any, Segments] = {}
         self._lists: dict[Any, Tensor] = {}
         self._samples: dict[Any, Sample] = {}
@@ -354,7 +361,8 @@ class _Recorder:
                 if use in self.segments:
                     self._add_segments(use, self.uses[use], delta.detach())
                     return
-                record = self._read(use, self.uses[use], delta.detach())
+                delta = delta.detach()
+                record = self._read(use, self.uses[use], delta.clone() if delta.shape in self.copied else delta)
                 if self.direction is None:
                     self.dots.waiting[use] = record
                 else:

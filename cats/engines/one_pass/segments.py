@@ -50,14 +50,19 @@ def by_segments(
         use: {id(params[i]) for i in use.params}
         for use, placement in uses.items()
         if placement.first
-        and all(count[i] == 1 and i not in others for i in use.params)
+        and all(count[i] == 1 and i not in others and not _has_hooks(params[i]) for i in use.params)
         and _is_linear(use)
         and _worth_it(use.shape[0] // tasks, [params[i] for i in use.params])
     }
     if not chosen:
         return set()
     # The node of a layer runs only if the backward pass needs the gradient of its input.
-    return needed(graph, chosen)
+    return needed(graph, chosen, params)
+
+
+def _has_hooks(param: Tensor) -> bool:
+    """Whether code of the user waits for the gradient, which autograd would not form."""
+    return bool(getattr(param, "_post_accumulate_grad_hooks", None))
 
 
 def _worth_it(rows: int, params: Sequence[Tensor]) -> bool:
