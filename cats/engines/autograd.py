@@ -12,7 +12,7 @@ graph in any case.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +20,25 @@ import torch
 from torch import Tensor
 
 from cats.gradients import Gradient, take_grads
+
+_FREED = (
+    "an earlier backward pass has freed a part of the graph of these losses. Pass losses that share a graph as tensors "
+    "in one backward() call, or compute all of it inside each callable. A backward() of your own comes first, with "
+    "retain_graph=True"
+)
+_USED = "cats: used in a backward pass"
+
+
+def mark_used(nodes: Iterable[Any]) -> None:
+    """Notes that these nodes would be freed now, if an engine had not kept their graph for a purpose of its own."""
+    for node in nodes:
+        node.metadata[_USED] = True
+
+
+def check_unused(nodes: Iterable[Any]) -> None:
+    """Raises RuntimeError if a node is marked so, as torch does if it is freed: this must not depend on the engine."""
+    if any(_USED in node.metadata for node in nodes):
+        raise RuntimeError(_FREED)
 
 
 def add_gradients(
@@ -39,6 +58,7 @@ def add_gradients(
         whole: whether this is a plain backward pass in any case, in which other leaves get gradients too.
         before: called before the backward pass.
     """
+    check_unused(root.grad_fn for root in roots)
     leaves = [] if whole else _leaves_of_python_functions(roots)
     if before is not None:
         before()
@@ -168,11 +188,7 @@ def freed_graphs_explained() -> Iterator[None]:
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise
-        raise RuntimeError(
-            "an earlier backward pass has freed a part of the graph of these losses. Pass losses that share a graph as "
-            "tensors in one backward() call, or compute all of it inside each callable. A backward() of your own comes "
-            "first, with retain_graph=True"
-        ) from error
+        raise RuntimeError(_FREED) from error
 
 
 def _leaves_of_python_functions(roots: Sequence[Tensor]) -> list[Tensor] | None:

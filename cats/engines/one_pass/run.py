@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cats import ops
-from cats.engines.autograd import add_gradients, freed_graphs_explained
+from cats.engines.autograd import add_gradients, check_unused, freed_graphs_explained, mark_used
 from cats.engines.pending import UnsupportedError
 from cats.gradients import Gradient, power_of_two
 
@@ -77,6 +77,7 @@ class OnePass:
             RuntimeError: a parameter got its gradient from a function that uses it out of sight of autograd.
         """
         plan = self._planner.plan(batch, params, shared, names)
+        check_unused(use.node for use in plan.uses)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
         # The check needs the gradient of this call alone in p.grad. A wrapper has averaged it after the backward pass.
         check = plan.check and not whole and all(p.grad is None for p in params[:shared])
@@ -112,6 +113,8 @@ class OnePass:
             dots.finish()
         if check:
             dots.compare_with(params[:shared])
+        if retain:
+            mark_used([*(root.grad_fn for root in batch.roots), *(use.node for use in plan.uses)])
         return dots
 
 
