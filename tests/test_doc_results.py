@@ -137,7 +137,8 @@ GRADIENTS = read_csv("gradients-and-earlier-runs/wmt.csv", "gradients-and-earlie
 RESTARTS = read_csv("restarts/wmt.csv", "restarts/ted.csv")
 
 TABLES = [
-    Table("README.md", "When to use it, and when not", ALL, 5),
+    Table("README.md", "When to use it, and when not", ALL, 6),
+    Table("docs/guide/should-i-use-cats.md", "The measured tables", ALL, 6),
     Table("docs/results.md", "The comparison", ALL, 6),
     Table(
         "docs/results.md", "The comparison", read_json("controls/compare.json"), 4, 1, {"staged at T=4": "staged4"},
@@ -201,12 +202,13 @@ def worst_regrets(runs: Runs, where: Iterable[str], methods: Iterable[str]) -> d
 @pytest.mark.parametrize(
     ("page", "heading", "runs", "where", "rows"),
     [
-        ("README.md", "When to use it, and when not", ALL, SETS, 5),
+        ("README.md", "When to use it, and when not", ALL, SETS, 6),
+        ("docs/guide/should-i-use-cats.md", "The measured tables", ALL, SETS, 6),
         ("docs/results.md", "The comparison", ALL, SETS, 6),
         ("docs/results.md", "Each method once", ONCE, ("wmt", "ted"), 29),
         ("docs/results.md", "Temperatures, restarts and weights", SEVERAL, ("wmt", "ted", "noisy"), 13),
     ],
-    ids=["README.md", "comparison", "once", "several"],
+    ids=["README.md", "guide", "comparison", "once", "several"],
 )
 def test_worst_regrets(page: str, heading: str, runs: Runs, where: tuple[str, ...], rows: int) -> None:
     header, *found = tables(page, heading)[0]
