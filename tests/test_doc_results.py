@@ -257,6 +257,8 @@ def test_what_the_restart_and_the_order_add() -> None:
     assert len(p) == 4 and f"(p = {min(p):.2f} to {max(p):.2f})" in text, p
 
 
+ORDERS = ("T=3r", "staged", "staged-cats")  # with a restart
+
 # Sentences: they are formed here and looked for in the text.
 
 T_QUANTILE = {2: 4.303, 4: 2.776}  # of Student's t, 97.5 %, by degrees of freedom
@@ -345,6 +347,39 @@ def test_average_of_the_parameters(index: int, file: str, where: tuple[str, ...]
             (own,), (gain,) = pairs(row[1 + n]), pairs(row[1 + len(where) + n])
             assert all(map(close, own, with_it)), (row[0], each)
             assert all(map(close, gain, [a - b for a, b in zip(with_it, without, strict=True)])), (row[0], each)
+
+
+HELP8 = read_csv("help8/compare.csv", "help8/temperatures.csv", "help8/seeds-12-13.csv")
+
+
+def test_free_text() -> None:
+    _, *rows = tables("docs/results.md", "Free text")[0]
+    assert len(rows) == 6
+    for method, nll, chrf in rows:
+        assert len(HELP8["help8", method]) == 3
+        for cell, metric, digits in (nll, "nll", 2), (chrf, "chrf", 1):
+            (given,) = pairs(cell)
+            exact = both(HELP8, "help8", method, metric)
+            assert all(close(a, b, digits) for a, b in zip(given, exact, strict=True)), (method, metric, exact)
+
+
+def test_losses_of_free_text_beside_each_other() -> None:
+    text = results_text()
+    mean_loss = {method: mean(both(HELP8, "help8", method, "nll")) for method in ("T=3", "T=5", *ORDERS)}
+    gaps = [mean_loss[each] - mean_loss[order] for each in ("T=3", "T=5") for order in ORDERS]
+    assert f"by {min(gaps):.2f} to {max(gaps):.2f} nats over T=3 and T=5" in text, gaps
+    for group, words in ("lores", "less on the small languages"), ("hires", "more on the large ones"):
+        own, other = (of_seeds(HELP8, "help8", method, group, "nll") for method in ("staged-cats", "staged"))
+        differences = [abs(own[seed] - other[seed]) for seed in own]
+        assert f"0.03 nats {words}" in text or f"0.03 {words}" in text
+        assert close(0.03, mean(differences), 2)
+        assert all((own[seed] < other[seed]) == (group == "lores") for seed in own)
+    for seed in (11, 12, 13):
+        of_seed = {
+            method: mean(of_seeds(HELP8, "help8", method, group, "nll")[seed] for group in ("lores", "hires"))
+            for method in ("T=1", "T=3", "T=5", *ORDERS)
+        }
+        assert {*sorted(of_seed, key=of_seed.__getitem__)[:3]} == {*ORDERS}
 
 
 def test_when_alpha_moves_and_its_other_settings() -> None:
