@@ -331,22 +331,54 @@ def test_gains_beside_those_of_the_paper() -> None:
     assert sentence in text, sentence
 
 
-@pytest.mark.parametrize(
-    ("index", "file", "where", "rows"),
-    [(0, "ema/compare.csv", ("wmt", "ted"), 3), (1, "ema/noisy-diverse.csv", ("noisy", "diverse"), 2)],
-)
-def test_average_of_the_parameters(index: int, file: str, where: tuple[str, ...], rows: int) -> None:
-    runs = read_csv(file)
+EMA = read_csv("ema/compare.csv", "ema/noisy-diverse.csv", "ema/noisy-diverse-13.csv")
+
+
+def averaged(where: str, method: str) -> str:
+    """The name of a method with the average of the parameters, in the runs of this set."""
+    names = f"{method}-ema", f"{method.removeprefix('staged-')}-ema"
+    return next(name for name in names if (where, name) in EMA)
+
+
+@pytest.mark.parametrize(("index", "where", "rows"), [(0, ("wmt", "ted"), 3), (1, ("noisy", "diverse"), 2)])
+def test_average_of_the_parameters(index: int, where: tuple[str, ...], rows: int) -> None:
     header, *found = tables("docs/results.md", "The average of the parameters")[index]
     assert [title.rpartition(", ")[2] for title in header] == ["method", *where, *where]
     assert len(found) == rows
     for row in found:
-        (average,) = {f"{row[0]}-ema", f"{row[0].removeprefix('staged-')}-ema"} & {method for _, method in runs}
         for n, each in enumerate(where):
-            with_it, without = both(runs, each, average), both(runs, each, row[0])
+            with_it, without = both(EMA, each, averaged(each, row[0])), both(EMA, each, row[0])
             (own,), (gain,) = pairs(row[1 + n]), pairs(row[1 + len(where) + n])
+            assert len(EMA[each, row[0]]) == len(EMA[each, averaged(each, row[0])]) == 3
             assert all(map(close, own, with_it)), (row[0], each)
             assert all(map(close, gain, [a - b for a, b in zip(with_it, without, strict=True)])), (row[0], each)
+
+
+def test_differences_with_the_average_of_the_parameters() -> None:
+    _, *rows = tables("docs/results.md", "The average of the parameters")[2]
+    assert [row[0] for row in rows] == list(SETS)
+    lost: dict[str, list[float]] = {"staged": [], "staged-cats": []}
+    for where, *cells in rows:
+        own, other = averaged(where, "staged-cats"), averaged(where, "staged")
+        for cell, group in zip(cells, ("lores", "hires"), strict=True):
+            assert cell == paired(EMA, where, own, other, group), (where, group)
+            difference = score(EMA, where, own, group) - score(EMA, where, other, group)
+            lost["staged"].append(difference)
+            lost["staged-cats"].append(-difference)
+    text = results_text()
+    assert f"its worst regret is {max(lost['staged-cats']):.1f}, on the large languages of `noisy`" in text
+    assert f"that of `staged` is {max(lost['staged']):.1f}, on the small ones of `diverse`" in text
+
+
+def test_the_comparison_repeated_on_other_machines() -> None:
+    text = results_text()
+    for where in ("noisy", "diverse"):
+        gains = [
+            score(EMA, where, "staged-cats", group) - score(EMA, where, "staged", group) for group in ("lores", "hires")
+        ]
+        assert f"{signed(gains[0])} / {signed(gains[1])} on `{where}`" in text, gains
+    first, _, rest = paired(EMA, "noisy", "staged-cats", "staged", "lores").partition(" ")
+    assert f"and {first.removeprefix('+')} {rest} when the same seeds were trained again" in text
 
 
 HELP8 = read_csv("help8/compare.csv", "help8/temperatures.csv", "help8/seeds-12-13.csv")
