@@ -370,15 +370,16 @@ def test_differences_with_the_average_of_the_parameters() -> None:
     assert f"that of `staged` is {max(lost['staged']):.1f}, on the small ones of `diverse`" in text
 
 
-def test_the_comparison_repeated_on_other_machines() -> None:
-    text = results_text()
+def test_the_comparison_repeated_on_another_machine() -> None:
+    text, runs = results_text(), read_csv("ema/noisy-diverse.csv")  # seeds 11 and 12
     for where in ("noisy", "diverse"):
         gains = [
-            score(EMA, where, "staged-cats", group) - score(EMA, where, "staged", group) for group in ("lores", "hires")
+            score(runs, where, "staged-cats", group) - score(runs, where, "staged", group)
+            for group in ("lores", "hires")
         ]
         assert f"{signed(gains[0])} / {signed(gains[1])} on `{where}`" in text, gains
-    first, _, rest = paired(EMA, "noisy", "staged-cats", "staged", "lores").partition(" ")
-    assert f"and {first.removeprefix('+')} {rest} when the same seeds were trained again" in text
+        if where == "noisy":
+            assert f"but {gains[0]:.1f} when two of these were trained again" in text
 
 
 HELP8 = read_csv("help8/compare.csv", "help8/temperatures.csv", "help8/seeds-12-13.csv")
