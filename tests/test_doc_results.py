@@ -162,6 +162,23 @@ TABLES = [
 ]  # fmt: skip
 
 
+def test_seed_11_of_the_unseen_set() -> None:
+    _, *rows = tables("docs/results.md", "Temperatures, restarts and weights")[1]
+    runs = read_csv("compare.csv", "temperatures-and-weights/diverse.csv")
+    found = {
+        method: [of_seeds(runs, "diverse", method, group)[11] for group in ("lores", "hires")] for method, _ in rows
+    }
+    assert len(found) == 12
+    for method, cell in rows:
+        assert all(map(close, pairs(cell)[0], found[method])), method
+    gains = [[b - a for a, b in zip(found[t], found[f"{t}r"], strict=True)] for t in ("T=1", "T=3", "T=5", "T=inf")]
+    low, high = ([gain[i] for gain in gains] for i in range(2))
+    sentence = (
+        f"{min(low):.1f} to {max(low):.1f} on the small languages and {min(high):.1f} to {max(high):.1f} on the large"
+    )
+    assert sentence in results_text(), sentence
+
+
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: f"{table.heading} {table.index}")
 def test_scores_are_the_means_of_the_runs(table: Table) -> None:
     header, *rows = tables(table.page, table.heading)[table.index]
