@@ -80,20 +80,20 @@ class OnePass:
         check_unused(use.node for use in plan.uses)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
         # The check needs the gradient of this call alone in p.grad. A wrapper has averaged it after the backward pass.
-        check = plan.check and not whole and all(p.grad is None for p in params[:shared])
-        share = None if check else self.share
+        # It also needs all rows. A run that goes on from a checkpoint checks more, and must draw the same sample of them.
+        check = plan.check and self.share is None and not whole and all(p.grad is None for p in params[:shared])
         dots = LayerDots(
             batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend, check=check
         )
         segments: set[Use] = set()
-        if immediate and not whole and share is None and not (missing or plan.graph.opaque or plan.check):
+        if immediate and not whole and self.share is None and not (missing or plan.graph.opaque or plan.check):
             segments = by_segments(plan.graph, plan.uses, params, plan.others, len(batch.tasks))
         done = {i for use in segments for i in use.params}
         final = params[:shared] if immediate and direction is None else []
         known = None if check else direction  # the check takes ḡ
         # As in x + p, a δ may be the gradient of a parameter, too, to which a later call adds.
         copied = set() if final or known is not None else {p.shape for p in params}
-        recorder = _Recorder(plan.uses, dots, final, segments, share, seed, known, copied)
+        recorder = _Recorder(plan.uses, dots, final, segments, self.share, seed, known, copied)
         seen = {i for use in plan.uses for i in use.params} | set(plan.others)
         unseen = [i for i, p in enumerate(params[:shared]) if i not in seen and p.grad is None]
         try:
