@@ -80,7 +80,7 @@ class OnePass:
         check_unused(use.node for use in plan.uses)
         missing = [n for n in batch.tasks if weights[n] == 0]  # no δ shows their gradient
         # The check needs the gradient of this call alone in p.grad. A wrapper has averaged it after the backward pass.
-        # It also needs all rows. A run that goes on from a checkpoint checks more, and must draw the same sample of them.
+        # It needs all rows, too. A run that goes on from a checkpoint checks more, and must draw the same sample.
         check = plan.check and self.share is None and not whole and all(p.grad is None for p in params[:shared])
         dots = LayerDots(
             batch, plan.uses, weights, params[:shared], plan.others, missing, scale, self.backend, check=check
