@@ -23,7 +23,6 @@ from .common import (
     add_squares,
     combination,
     flush,
-    inside,
     load,
     load_tasks,
     load_weights,
@@ -33,6 +32,7 @@ from .common import (
     store,
     store_sums,
     task_pointers,
+    without_padding,
     zeros,
 )
 
@@ -66,7 +66,7 @@ def _tile(
     exp_avg_sq = load(state[2], at, length, MASKED, COMPUTE)
     combined = combination(grads, scale, EACH)
     if MASKED:
-        combined = inside(combined, at, length)
+        combined = without_padding(combined, at, length)
     dots = add_products(dots, grads, combined, EACH)
     norms = add_squares(norms, grads, EACH)
     decay, step_size, correction, rate1, beta2, rate2, eps, grad_scale = settings

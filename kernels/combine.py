@@ -22,7 +22,6 @@ from .common import (
     add_squares,
     combination,
     flush,
-    inside,
     load_tasks,
     load_weights,
     locate,
@@ -31,6 +30,7 @@ from .common import (
     store,
     store_sums,
     task_pointers,
+    without_padding,
     zeros,
 )
 
@@ -52,7 +52,7 @@ def _tile(
         store(outs[r], begin + offsets(LANES, WIDTH), length, combined, MASKED, DTYPE)
         if STATISTICS:
             if MASKED:
-                combined = inside(combined, begin + offsets(LANES, WIDTH), length)
+                combined = without_padding(combined, begin + offsets(LANES, WIDTH), length)
             sums += (add_products(dots[r], grads, combined, EACH),)
     if STATISTICS:
         norms = add_squares(norms, grads, EACH)

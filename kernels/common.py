@@ -250,7 +250,7 @@ def combination(grads, weights, EACH: tl.constexpr):
 
 
 @triton.jit
-def inside(combined, at, length):
+def without_padding(combined, at, length):
     """The combination with zeros behind the end: infinite weights make nan of the zeros that gradients have there."""
     return tl.where(at < length, combined, 0.0)
 

@@ -49,9 +49,10 @@ class Data:
             UnsupportedError: it is sparse.
         """
         value = read_saved(self._node, name)
-        if any(t is not None and t.layout != torch.strided for t in (value if isinstance(value, tuple) else [value])):
+        tensors = [t for t in (value if isinstance(value, tuple) else [value]) if t is not None]
+        if any(t.layout != torch.strided for t in tensors):
             raise UnsupportedError("engine one_pass: a layer has a sparse input: use engine='per_task'")
-        self._versions += [(t, t._version) for t in (value if isinstance(value, tuple) else [value]) if t is not None]
+        self._versions += [(t, t._version) for t in tensors]
         return value.detach() if isinstance(value, Tensor) else value
 
     def rows(self, name: str) -> Tensor:

@@ -200,6 +200,14 @@ def program(path: Path, text: str) -> str:
     return str(path)
 
 
+def wait_for(path: Path) -> None:
+    """Waits until a program that was started has made this file, and fails if it does not."""
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} was not made"
+        threading.Event().wait(0.01)  # some tests replace time.sleep
+
+
 def test_a_run_may_write_more_errors_than_a_pipe_holds(corpus, tmp_path, monkeypatch):
     (run,) = planned("--data", str(corpus), "--out", str(tmp_path), "--seeds", "1", "--methods", "T=1")
     text = "yes 'a warning' | head -c 1000000 >&2; echo the end >&2; exit 3"
@@ -219,8 +227,7 @@ def test_a_signal_to_the_comparison_stops_its_runs_and_each_saves(corpus, tmp_pa
     main, up = os.getpid(), tmp_path / "up"
 
     def send() -> None:
-        while not up.exists():
-            threading.Event().wait(0.01)
+        wait_for(up)
         os.kill(main, which)
 
     thread = threading.Thread(target=send, daemon=True)
@@ -247,8 +254,8 @@ def test_no_run_outlives_the_comparison(corpus, tmp_path, monkeypatch, text):
 
     def second_fails(*arguments):
         if started:
-            while "trap" in text and not (tmp_path / "python.up").exists():
-                time.sleep(0.01)
+            if "trap" in text:
+                wait_for(tmp_path / "python.up")
             raise UserError("the disk is full")
         started.append(start(*arguments))
         return started[0]
